@@ -1,0 +1,38 @@
+"""Files that are whole or absent, and the one kind of error that users see.
+
+Everything that `minids` writes goes to a neighbour first and is renamed when it is complete, so that an
+interrupt, a crash or a full disk never leaves half a file under the real name.
+"""
+
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class MinidsError(ValueError):
+    """A mistake of the input, told in one message: what was expected, what was found, what to do."""
+
+
+@contextmanager
+def atomic_write(path):
+    """Yield a temporary path beside `path`; on success it replaces `path`, on any error it is removed.
+
+    Raises `MinidsError` where the operating system refuses (no such folder, no space, no permission).
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise MinidsError(f"could not write {path}: {error.strerror or error}. Nothing was changed.") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path, text: str) -> None:
+    """Write `text` as UTF-8, atomically."""
+    with atomic_write(path) as part:
+        part.write_text(text, encoding="utf-8")
