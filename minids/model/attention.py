@@ -1,0 +1,140 @@
+"""Attention with one shared key-value head, a sliding window, compressed entries and sinks.
+
+Report 2.3. All three kinds of layer are here: window only (ratio 0), compressed sparse attention (CSA, ratio 4: the
+entries that the indexer picks) and heavily compressed attention (HCA, larger ratios: all entries). `compressor.py` makes
+the entries, `indexer.py` scores them, `state.py` remembers them between calls.
+"""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from minids.config import CSA_RATE
+from minids.model.compressor import Compressor
+from minids.model.indexer import Indexer
+from minids.model.norm import RMSNorm, rms
+from minids.model.rope import rotation, turn
+
+
+class Attention(nn.Module):
+    """p = exp(q.k / sqrt(c)) / (sum exp(q.k / sqrt(c)) + exp(sink)); keys are values, and the output is turned back."""
+
+    def __init__(self, config, ratio: int):
+        super().__init__()
+        d, H, c, g = config.dim, config.n_heads, config.head_dim, config.o_groups
+        self.config, self.ratio = config, ratio
+        self.wq_a = nn.Linear(d, config.q_lora_rank, bias=False)
+        self.q_norm = RMSNorm(config.q_lora_rank, config.norm_eps)
+        self.wq_b = nn.Linear(config.q_lora_rank, H * c, bias=False)
+        self.wkv = nn.Linear(d, c, bias=False)
+        self.kv_norm = RMSNorm(c, config.norm_eps)
+        self.attn_sink = nn.Parameter(torch.zeros(H, dtype=torch.float32))
+        self.wo_a = nn.Linear(H * c // g, g * config.o_lora_rank, bias=False)       # g blocks, one below the other
+        self.wo_b = nn.Linear(g * config.o_lora_rank, d, bias=False)
+        if ratio:
+            self.compressor = Compressor(config, ratio, c)
+        if ratio == CSA_RATE:
+            self.indexer = Indexer(config)
+
+    def forward(self, x, pos: int = 0, state=None):
+        """x: B T d at positions pos, pos + 1, ... -> B T d. With a `LayerState`, x continues what it has seen."""
+        cfg = self.config
+        B, T, _ = x.shape
+        rot = rotation(cfg, self.ratio, pos, T, x.device)                                # T r/2
+        qr = self.q_norm(self.wq_a(x))                                                   # B T q_lora_rank
+        q = rms(self.wq_b(qr).unflatten(-1, (cfg.n_heads, cfg.head_dim)), cfg.norm_eps)
+        q = turn(q, rot[:, None])                                                        # B T H c
+        kv = turn(self.kv_norm(self.wkv(x)), rot)                                        # B T c
+        kv = F.pad(kv, (0, 0, cfg.window_size, 0)) if state is None else state.extend(kv)   # B w+T c
+        entries, seen = self.compressed(x, qr, rot, pos, state) if self.ratio else (None, None)
+        o = attend(q, kv, pos, cfg.window_size, entries, seen, self.attn_sink)           # B T H c
+        o = turn(o, rot[:, None].conj())
+        o = o.reshape(B * T, cfg.o_groups, -1).transpose(0, 1)                           # g BT Hc/g
+        o = torch.bmm(o, self.wo_a.weight.unflatten(0, (cfg.o_groups, -1)).mT)           # g BT o_lora_rank
+        return self.wo_b(o.transpose(0, 1).reshape(B, T, -1))
+
+    def compressed(self, x, qr, rot, pos, state):
+        """The entries that queries may read, and which ones each query sees (a mask, or None: all of them).
+
+        Either all entries, B S c, with a mask T S or B T S; or each query's own picks, B T k c, with a mask B T k.
+        """
+        T, k = x.shape[1], self.config.index_topk
+        entries = self.compressor(x, state and state.compressor)                         # B S c
+        S = entries.shape[1]
+        seen = complete(pos, T, S, self.ratio, x.device)                                 # T S, or None
+        if self.ratio != CSA_RATE:
+            return entries, seen
+        with torch.no_grad():                                                            # picking has no gradient
+            if state is not None or S > k:
+                keys = self.indexer.keys(x, state and state.indexer)
+            if S <= k:
+                return entries, seen
+            scores = self.indexer(x, qr, rot, keys)                                      # B T S
+            if seen is not None:
+                scores = scores.masked_fill(~seen, float("-inf"))
+            best = scores.topk(k, sorted=False)                                          # B T k
+            picked = best.values > float("-inf")
+            if S <= 8 * k and T > 1:    # few entries: masking them is faster than copying each query's own
+                mask = torch.zeros(scores.shape, dtype=torch.bool, device=x.device)
+                return entries, mask.scatter(2, best.indices, picked)
+        rows = torch.arange(x.shape[0], device=x.device)[:, None, None]
+        return entries[rows, best.indices], picked
+
+
+def attend(q, kv, pos: int, w: int, entries, seen, sink):
+    """Softmax attention over the window, the compressed entries and the sink. q: B T H c -> B T H c.
+
+    kv: B w+T c, the w keys before the first query and then the queries' own. entries, seen: see `Attention.compressed`.
+    Queries are cut into blocks of w; a block needs only the keys of its own and of the block before.
+    """
+    B, T, H, c = q.shape
+    b = min(w, T)                                                                        # queries in a block
+    n = -(-T // b)
+    pad = n * b - T
+    qb = F.pad(q, (0, 0, 0, 0, 0, pad)) if pad else q
+    qb = qb.reshape(B * n, b * H, c)                                                     # one block after another
+    kb = F.pad(kv, (0, 0, 0, pad)) if pad else kv
+    if n > 1:                                                                            # here b = w
+        kb = kb.view(B, n + 1, b, c)
+        kb = torch.cat([kb[:, :-1], kb[:, 1:]], dim=2)                                   # B n 2w c
+    kb = kb.reshape(B * n, w + b, c)
+    scale = c ** -0.5
+
+    s = torch.bmm(qb, kb.mT).float().view(B, n * b, H, w + b)
+    s = (s[:, :T] * scale).masked_fill(outside(pos, n, b, w, q.device)[:T, None], float("-inf"))   # B T H w+b
+    parts = [s, sink[:, None].expand(B, T, H, 1)]
+    if entries is not None:
+        own = entries.ndim == 4                                                          # each query has its own picks
+        eq, et = (q, entries) if own else (q.flatten(1, 2), entries)                     # B T H c or B TH c
+        e = (torch.matmul(eq, et.mT).float() * scale).view(B, T, H, -1)                  # B T H S
+        if seen is not None:
+            e = e.masked_fill(~seen.unsqueeze(-2), float("-inf"))
+        parts.append(e)
+    p = torch.cat(parts, dim=-1).softmax(-1).to(q.dtype)                                 # B T H w+b+1+S
+
+    pw = p[..., :w + b]
+    pw = F.pad(pw, (0, 0, 0, 0, 0, pad)) if pad else pw
+    o = torch.bmm(pw.reshape(B * n, b * H, w + b), kb).view(B, n * b, H, c)[:, :T]
+    if entries is not None:
+        pe = p[..., w + b + 1:]
+        o = o + torch.matmul(pe if own else pe.flatten(1, 2), entries).view(B, T, H, c)
+    return o
+
+
+@lru_cache(maxsize=64)
+def outside(pos: int, n: int, b: int, w: int, device) -> torch.Tensor:
+    """nb x w+b: True where a key of the block is not among the last w before the query (itself included), or before 0."""
+    query = torch.arange(n * b, device=device).view(n, b, 1)                             # from pos
+    key = torch.arange(w + b, device=device) - w + b * torch.arange(n, device=device).view(n, 1, 1)
+    return ((key > query) | (key <= query - w) | (key < -pos)).view(n * b, w + b)
+
+
+@lru_cache(maxsize=64)
+def complete(pos: int, T: int, S: int, ratio: int, device):
+    """T x S: True where entry s is complete for the query at pos + t, s < floor((pos + t + 1) / ratio). None: everywhere."""
+    if (pos + 1) // ratio >= S:
+        return None
+    query = torch.arange(pos + 1, pos + T + 1, device=device)
+    return torch.arange(S, device=device) < (query // ratio)[:, None]

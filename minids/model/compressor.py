@@ -1,0 +1,65 @@
+"""The compressor: m tokens become one key-value entry, a softmax-weighted mean per channel.
+
+Report 2.3.2 (heavily compressed attention, HCA: no overlap) and 2.3.1 (compressed sparse attention, CSA: with
+overlap, at ratio 4). The indexer has a narrower compressor of the same kind. Which entries a query may see is decided
+in `attention.py`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from minids.config import CSA_RATE
+from minids.model.norm import RMSNorm
+from minids.model.rope import rotation, turn
+
+
+class Compressor(nn.Module):
+    """Entry i = RMS(sum_t softmax_t(z)_t * kv_t) * norm, turned to position i m; `width` channels wide.
+
+    Without overlap t runs over window i. With overlap each token gives two halves: the first ("a") serves the next
+    window's entry, the second ("b") its own, and the softmax runs over these 2m slots.
+    """
+
+    def __init__(self, config, ratio: int, width: int):
+        super().__init__()
+        self.config, self.ratio, self.width = config, ratio, width
+        self.overlap = ratio == CSA_RATE
+        out = (2 if self.overlap else 1) * width
+        self.wkv = nn.Linear(config.dim, out, bias=False)
+        self.wgate = nn.Linear(config.dim, out, bias=False)
+        self.ape = nn.Parameter(torch.zeros(ratio, out, dtype=torch.float32))
+        self.norm = RMSNorm(width, config.norm_eps)
+
+    def forward(self, x, state=None):
+        """x: B T d -> all entries so far, B S width. With a `CompressorState`, x continues what it has seen."""
+        m = self.ratio
+        x32 = x.float()                                                                  # a float32 product, in every model
+        kv, z = F.linear(x32, self.wkv.weight.float()), F.linear(x32, self.wgate.weight.float())   # B T fc
+        first, before = 0, None
+        if state is not None:
+            first, before = state.count, state.before
+            kv, z = state.resume(kv, z)
+        n = kv.shape[1] // m
+        if state is not None:
+            state.keep(kv[:, n * m:], z[:, n * m:])
+            if n == 0:
+                return state.all()
+        kv = kv[:, :n * m].unflatten(1, (n, m))                                          # B n m fc
+        z = z[:, :n * m].unflatten(1, (n, m)) + self.ape
+        if self.overlap:
+            if state is not None:
+                state.before = kv[:, -1, :, :self.width], z[:, -1, :, :self.width]
+            kv_before, z_before = before or (None, None)
+            kv, z = self.overlapped(kv, kv_before, 0.0), self.overlapped(z, z_before, float("-inf"))  # B n 2m c
+        entries = self.norm((z.softmax(2) * kv).sum(2)).to(x.dtype)                      # B n c
+        entries = turn(entries, rotation(self.config, m, first * m, n, x.device, step=m))
+        return entries if state is None else state.append(entries)
+
+    def overlapped(self, t, before, missing: float):
+        """B n m 2c -> B n 2m c: the previous window's a-half, then this window's b-half.
+
+        The first window's predecessor is `before` (B m c), or `missing` where there is none."""
+        a, b = t.split(self.width, dim=-1)
+        before = torch.full_like(a[:, 0], missing) if before is None else before
+        return torch.cat([torch.cat([before[:, None], a[:, :-1]], dim=1), b], dim=2)

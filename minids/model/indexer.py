@@ -1,0 +1,37 @@
+"""The lightning indexer: a small, cheap attention that decides which compressed entries a query reads.
+
+Report 2.3.1. Used by CSA layers. The choice of the top k has no gradient: the language-model loss does not train the
+indexer. The real model rounds queries and keys to FP4 after a Hadamard turn; without rounding that turn cancels out.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from minids.config import CSA_RATE
+from minids.model.compressor import Compressor
+from minids.model.rope import turn
+
+
+class Indexer(nn.Module):
+    """score[t, s] = sum_h w[t, h] * relu(q[t, h] . k[s])."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.wq_b = nn.Linear(config.q_lora_rank, config.index_n_heads * config.index_head_dim, bias=False)
+        self.weights_proj = nn.Linear(config.dim, config.index_n_heads, bias=False)
+        self.compressor = Compressor(config, CSA_RATE, config.index_head_dim)
+
+    def keys(self, x, state=None):
+        """x: B T d -> the index keys so far, B S ci."""
+        return self.compressor(x, state)
+
+    def forward(self, x, qr, rot, keys):
+        """x: B T d, qr: B T q_lora_rank, keys: B S ci -> scores B T S, float32, future entries included."""
+        Hi, ci = self.config.index_n_heads, self.config.index_head_dim
+        q = turn(self.wq_b(qr).unflatten(-1, (Hi, ci)), rot[:, None])                    # B T Hi ci
+        w = self.weights_proj(x).float() * (ci ** -0.5 * Hi ** -0.5)                     # B T Hi
+        B, T = w.shape[:2]
+        s = torch.bmm(q.flatten(1, 2), keys.mT).view(B, T, Hi, -1)                       # B T Hi S
+        return torch.matmul(w[:, :, None], F.relu(s).float()).squeeze(2)                 # B T S

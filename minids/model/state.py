@@ -1,0 +1,74 @@
+"""What decoding remembers: the state of a batch of sequences, all at the same position.
+
+Report 3.6.1. For each layer: the last w window keys, the compressed entries so far, the tokens whose window is not
+complete, and with overlap the previous window's a-half. Its size is what `minids.cost.kv_bytes` counts, apart from the
+small tails. States carry no gradient.
+"""
+
+import torch
+
+from minids.config import CSA_RATE
+from minids.files import MinidsError
+
+
+class CompressorState:
+    """Entries so far (room for `max_len / ratio` of them), and what the next entry needs."""
+
+    def __init__(self, batch, max_len, ratio, width, dtype, device):
+        self.entries = torch.zeros(batch, max_len // ratio, width, dtype=dtype, device=device)
+        self.count = 0
+        self.tail = None      # (kv, z) of the tokens after the last complete window: B <m fc
+        self.before = None    # (kv, z) of the last complete window's a-half, ape added: B m c
+
+    def resume(self, kv, z):
+        """Put the waiting tokens in front of new ones."""
+        if self.tail is None:
+            return kv, z
+        return torch.cat([self.tail[0], kv], dim=1), torch.cat([self.tail[1], z], dim=1)
+
+    def keep(self, kv, z):
+        self.tail = (kv, z) if kv.shape[1] else None
+
+    def append(self, new):
+        self.entries[:, self.count:self.count + new.shape[1]] = new.detach()
+        self.count += new.shape[1]
+        return self.all()
+
+    def all(self):
+        return self.entries[:, :self.count]
+
+
+class LayerState:
+    """One layer's state: window keys, and for layers with compression the entries and (CSA) the index keys."""
+
+    def __init__(self, config, ratio, batch, max_len, dtype, device):
+        make = lambda width: CompressorState(batch, max_len, ratio, width, dtype, device)
+        self.window = torch.zeros(batch, config.window_size, config.head_dim, dtype=dtype, device=device)
+        self.compressor = make(config.head_dim) if ratio else None
+        self.indexer = make(config.index_head_dim) if ratio == CSA_RATE else None
+
+    def extend(self, kv):
+        """The last w window keys with new ones behind them: B w+T c. Remembers the last w of these."""
+        kv = torch.cat([self.window, kv], dim=1)
+        self.window = kv[:, kv.shape[1] - self.window.shape[1]:].detach()
+        return kv
+
+
+class State:
+    """The decode state of `batch` sequences of at most `max_len` tokens. `pos` counts the tokens seen so far."""
+
+    def __init__(self, config, batch: int, max_len: int, dtype, device):
+        if not 0 < max_len <= config.max_seq_len:
+            raise MinidsError(f"max_len: expected 1 to {config.max_seq_len} (the model's max_seq_len), found {max_len}")
+        self.batch, self.max_len, self.pos = batch, max_len, 0
+        self.layers = [LayerState(config, ratio, batch, max_len, dtype, device)
+                       for ratio in config.compress_ratios[:config.n_layers]]
+
+    def check(self, ids):
+        """Raise `MinidsError` unless `ids` (B T) can follow what this state has seen."""
+        B, T = ids.shape
+        if B != self.batch:
+            raise MinidsError(f"the state holds {self.batch} sequences, found a batch of {B}")
+        if self.pos + T > self.max_len:
+            raise MinidsError(f"the state has room for {self.max_len} tokens: {self.pos} seen and {T} more do not fit. "
+                              f"Ask new_state for a larger max_len (at most the model's max_seq_len).")
