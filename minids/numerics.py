@@ -1,0 +1,180 @@
+"""FP8 and FP4: encode, decode, pack, and round with straight-through gradients.
+
+Report: the part on FP4 quantisation-aware training; the rest follows the released files. A number is a small code times the
+scale of its block, and every scale is a power of two (E8M0: the byte b is 2^(b-127)):
+
+    FP8 weight   float8_e4m3fn, one scale for 128 x 128 numbers
+    FP4 weight   e2m1, two codes in a byte, one scale for 32 columns of a row
+    activations  rounded in place while training, along the last axis: see `KINDS`
+
+The scale is 2^ceil(log2(amax / largest code)), so nothing ever saturates; codes round to nearest, ties to even.
+Which tensor of a checkpoint has which format is `minids.cost`'s business, files are `minids.checkpoint`'s.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from minids.files import MinidsError
+
+FP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)  # by code
+STRIPE = 1 << 24  # how many numbers are encoded or decoded at a time, so that scratch memory stays small
+
+# kind: (rows of a block, columns of a block, largest code, least amax)
+KINDS = {
+    "fp8": (128, 128, 448.0, 0.0),              # weights
+    "fp4": (1, 32, 6.0, 0.0),                   # weights of the routed experts
+    "fp8_act": (1, 128, 448.0, 1e-4),           # inputs of FP8 and FP4 linears
+    "fp8_kv": (1, 64, 448.0, 1e-4),             # the unturned channels of window and compressed keys
+    "fp4_act": (1, 32, 6.0, 6 * 2.0**-126),     # the indexer's queries and keys
+}
+
+
+def fp8_encode(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Encode a matrix [o, i]: codes float8_e4m3fn [o, i], scale float8_e8m0fnu [ceil(o/128), ceil(i/128)].
+
+    A block at the edge may be smaller. Raises `MinidsError` for what is not a matrix of finite numbers.
+    Encoding decoded numbers gives the same numbers again, at times as twice the code with half the scale.
+    """
+    _check_matrix(w)
+    rows, columns, _, _ = KINDS["fp8"]
+    codes = torch.empty(w.shape, dtype=torch.float8_e4m3fn, device=w.device)
+    scale = torch.empty(_blocks(w.shape, rows, columns), dtype=torch.float8_e8m0fnu, device=w.device)
+    for part, blocks in _stripes(w.shape, rows):
+        x, s = _divide(w[part], "fp8")
+        codes[part], scale[blocks] = x.to(torch.float8_e4m3fn), s
+    return codes, scale
+
+
+def fp8_decode(codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The numbers of an FP8 matrix: codes [o, i] times the scale of their 128 x 128 block, E8M0 or float32."""
+    rows, columns, _, _ = KINDS["fp8"]
+    _check_scale(codes, scale, _blocks(codes.shape, rows, columns), torch.float8_e4m3fn)
+    out = torch.empty(codes.shape, dtype=dtype, device=codes.device)
+    for part, blocks in _stripes(codes.shape, rows):
+        x = codes[part].float()
+        out[part] = x.mul_(_spread(scale[blocks].float(), x.shape, rows, columns))
+    return out
+
+
+def fp4_encode(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Encode a matrix [o, i], i a multiple of 32: packed int8 [o, i/2], scale float8_e8m0fnu [o, i/32].
+
+    The low nibble of byte j is column 2j, the high nibble column 2j+1. Raises `MinidsError` as `fp8_encode` does.
+    """
+    _check_matrix(w)
+    rows, columns, _, _ = KINDS["fp4"]
+    o, i = w.shape
+    if i % columns:
+        raise MinidsError(f"FP4 needs a multiple of {columns} columns, found a matrix of {o} x {i}")
+    packed = torch.empty(o, i // 2, dtype=torch.uint8, device=w.device)
+    scale = torch.empty(o, i // columns, dtype=torch.float8_e8m0fnu, device=w.device)
+    for part, blocks in _stripes(w.shape, rows):
+        x, s = _divide(w[part], "fp4")
+        codes = _fp4_codes(x)
+        packed[part], scale[blocks] = codes[:, 0::2] | codes[:, 1::2] << 4, s
+    return packed.view(torch.int8), scale
+
+
+def fp4_decode(packed: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The numbers [o, i] of an FP4 matrix: packed int8 [o, i/2], scale [o, i/32] in E8M0 or float32."""
+    rows, columns, _, _ = KINDS["fp4"]
+    shape = (packed.shape[0], 2 * packed.shape[-1])
+    _check_scale(packed, scale, _blocks(shape, rows, columns), torch.int8)
+    values = torch.tensor(FP4_VALUES, device=packed.device)
+    pairs = torch.stack([values.repeat(16), values.repeat_interleave(16)], dim=1)  # both numbers of every byte: 256 2
+    out = torch.empty(shape, dtype=dtype, device=packed.device)
+    for part, blocks in _stripes(shape, rows):
+        x = F.embedding(packed[part].view(torch.uint8).int(), pairs).flatten(1)  # o i/2 -> o i/2 2 -> o i
+        out[part] = x.mul_(_spread(scale[blocks].float(), x.shape, rows, columns))
+    return out
+
+
+def fake_quant(x: torch.Tensor, kind: str) -> torch.Tensor:
+    """`x` rounded to the numbers that a format can hold; the gradient passes as if nothing had been rounded.
+
+    `kind` is a key of `KINDS`. Shape and dtype stay. Weights may be stacked in leading dimensions; activations are
+    cut into blocks along the last axis. Raises `MinidsError` for an unknown kind and for NaN or infinity.
+    """
+    if kind not in KINDS:
+        raise MinidsError(f"no number format {kind!r}: expected one of {', '.join(KINDS)}")
+    if not x.is_floating_point():
+        raise MinidsError(f"only floating-point numbers can be rounded to {kind}, found {x.dtype}")
+    return _StraightThrough.apply(x, kind) if x.numel() else x
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, kind):
+        rows, columns, largest, _ = KINDS[kind]
+        flat = x.unsqueeze(0) if x.dim() < 2 else x
+        y, scale = _divide(flat, kind)
+        if largest == 448.0:
+            y = y.to(torch.float8_e4m3fn).float()
+        else:
+            y = F.embedding(_fp4_codes(y).int(), torch.tensor(FP4_VALUES, device=x.device).unsqueeze(1)).squeeze(-1)
+        return (y * _spread(scale.float(), y.shape, rows, columns)).view(x.shape).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None
+
+
+def _divide(w: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """`w` in float32 divided by its blocks' scales, and the scales (E8M0)."""
+    rows, columns, largest, least = KINDS[kind]
+    w = w.float()
+    o, i = w.shape[-2:]
+    a = F.pad(w.abs(), (0, -i % columns, 0, -o % rows))                    # ... o i, whole blocks
+    a = a.unflatten(-1, (-1, columns)).unflatten(-3, (-1, rows))           # ... o/rows rows i/columns columns
+    amax = a.amax((-3, -1))
+    if not amax.isfinite().all():
+        raise MinidsError(f"numbers to be rounded to {kind} must be finite, found NaN or infinity")
+    # amax = m 2^e with 1/2 <= m < 1, and so is the largest code: the logarithm's ceiling without a logarithm
+    m, e = torch.frexp(amax.clamp(min=least))
+    largest_m, largest_e = math.frexp(largest)
+    exponent = (e - largest_e + (m > largest_m)).clamp(-127, 127)
+    exponent = torch.where(m == 0, 0, exponent)                            # a block of zeros: scale 1
+    scale = (exponent + 127).to(torch.uint8).view(torch.float8_e8m0fnu)
+    return w / _spread(scale.float(), w.shape, rows, columns), scale
+
+
+def _fp4_codes(x: torch.Tensor) -> torch.Tensor:
+    """The code (uint8) of the nearest FP4 number; at a tie, the even code."""
+    a, codes = x.abs(), torch.signbit(x).to(torch.uint8) << 3
+    for middle in (0.25, 1.25, 2.5, 5.0):     # between codes 0|1, 2|3, 4|5, 6|7: the tie goes down
+        codes += a > middle
+    for middle in (0.75, 1.75, 3.5):          # between codes 1|2, 3|4, 5|6: the tie goes up
+        codes += a >= middle
+    return codes
+
+
+def _blocks(shape, rows: int, columns: int) -> tuple[int, int]:
+    return math.ceil(shape[0] / rows), math.ceil(shape[1] / columns)
+
+
+def _spread(scale: torch.Tensor, shape, rows: int, columns: int) -> torch.Tensor:
+    """One scale for each number: ... o/rows i/columns -> ... o i. Rows stay unexpanded in blocks of one row."""
+    scale = scale.repeat_interleave(columns, -1)[..., : shape[-1]]
+    return scale if rows == 1 else scale.repeat_interleave(rows, -2)[..., : shape[-2], :]
+
+
+def _stripes(shape, rows: int):
+    """Slices of rows, and of rows of blocks, that cut a matrix into stripes of about `STRIPE` numbers."""
+    height = max(STRIPE // max(shape[1], 1) // rows, 1) * rows
+    for start in range(0, shape[0], height):
+        yield slice(start, start + height), slice(start // rows, math.ceil(min(start + height, shape[0]) / rows))
+
+
+def _check_matrix(w: torch.Tensor) -> None:
+    if w.dim() != 2 or not w.is_floating_point() or not w.numel():
+        raise MinidsError(f"expected a matrix of floating-point numbers, found shape {tuple(w.shape)} of {w.dtype}")
+
+
+def _check_scale(codes: torch.Tensor, scale: torch.Tensor, blocks, dtype: torch.dtype) -> None:
+    if codes.dim() != 2 or codes.dtype != dtype:
+        raise MinidsError(f"expected a matrix of {dtype}, found shape {tuple(codes.shape)} of {codes.dtype}")
+    if tuple(scale.shape) != blocks or scale.dtype not in (torch.float8_e8m0fnu, torch.float32):
+        raise MinidsError(f"codes of shape {tuple(codes.shape)} need scales of shape {blocks} in float8_e8m0fnu or float32, "
+                          f"found {tuple(scale.shape)} of {scale.dtype}")
