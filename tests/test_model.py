@@ -1,0 +1,152 @@
+"""Parts that transformers does not have, or that need a closer look: MTP, the gate, Sinkhorn's gradient, names."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_parity import SMALL
+from twin import lively
+
+from minids import Config, Model
+from minids.config import ConfigError
+from minids.model import hyper
+from minids.model.moe import balance, sqrt_softplus
+
+
+def plain_norm(x, weight, eps):
+    return x / torch.sqrt((x * x).mean(-1, keepdim=True) + eps) * weight
+
+
+def plain_sinkhorn(M, iters, eps):
+    M = M / (M.sum(-2, keepdim=True) + eps)
+    for _ in range(iters - 1):
+        M = M / (M.sum(-1, keepdim=True) + eps)
+        M = M / (M.sum(-2, keepdim=True) + eps)
+    return M
+
+
+def test_mtp_is_its_equations():
+    """X0 and the head from V4_SPEC's equations, written out for each token and stream; the block itself is the model's."""
+    from minids.model.transformer import Block
+    model = lively(SMALL, 0)
+    w, eps, n = model.state_dict(), SMALL.norm_eps, SMALL.hc_mult
+    ids = torch.randint(0, SMALL.vocab_size, (2, 40))
+    with torch.no_grad():
+        X = model.features(ids[:, :-1])
+        X0 = torch.empty_like(X)
+        for b in range(2):
+            for t in range(39):
+                e = w["embed.weight"][ids[b, t + 1]]
+                for j in range(n):
+                    X0[b, t, j] = (w["mtp.0.e_proj.weight"] @ plain_norm(e, w["mtp.0.enorm.weight"], eps)
+                                   + w["mtp.0.h_proj.weight"] @ plain_norm(X[b, t, j], w["mtp.0.hnorm.weight"], eps))
+        block = Block(SMALL, ratio=0, is_hash=False).eval()
+        block.load_state_dict({k[6:]: v for k, v in w.items() if k.startswith("mtp.0.")}, strict=False)
+        Y = block(X0, ids[:, 1:])
+        x = Y.flatten(2)
+        a = (x @ w["mtp.0.hc_head_fn"].T) / torch.sqrt((x * x).mean(-1, keepdim=True) + eps)
+        g = torch.sigmoid(a * w["mtp.0.hc_head_scale"] + w["mtp.0.hc_head_base"]) + SMALL.hc_eps
+        y = sum(g[..., j, None] * Y[..., j, :] for j in range(n))
+        logits = plain_norm(y, w["mtp.0.norm.weight"], eps) @ w["head.weight"].T
+        torch.testing.assert_close(model.mtp_logits(X, ids[:, 1:]), logits, atol=1e-5, rtol=1e-5)
+
+
+def test_affinity_gradient_is_finite_everywhere():
+    x = torch.tensor([-1e4, -200.0, -104.0, -100.0, -88.0, -50.0, 0.0, 30.0, 1e4], requires_grad=True)
+    y = sqrt_softplus(x)
+    y.sum().backward()
+    assert torch.isfinite(x.grad).all() and torch.isfinite(y).all()
+    wide = x.detach().double().requires_grad_()
+    expected = torch.nn.functional.softplus(wide).sqrt()
+    torch.testing.assert_close(y[4:], expected[4:].float())
+    torch.testing.assert_close(x.grad[5:], torch.autograd.grad(expected[5:].sum(), wide)[0][5:].float())
+
+
+@pytest.mark.parametrize("iters", [1, 2, 20])
+def test_sinkhorn_gradient_is_autograd(iters):
+    M = torch.rand(5, 4, 4, dtype=torch.float64).add_(0.01).requires_grad_()
+    weigh = torch.randn(5, 4, 4, dtype=torch.float64)
+    plain = plain_sinkhorn(M, iters, 1e-6)
+    expected = torch.autograd.grad((plain * weigh).sum(), M)[0]
+    ours = hyper.Sinkhorn.apply(M.permute(1, 2, 0), iters, 1e-6).permute(2, 0, 1)
+    torch.testing.assert_close(ours, plain)
+    torch.testing.assert_close(torch.autograd.grad((ours * weigh).sum(), M)[0], expected)
+
+
+def test_hyper_connections_are_their_equations():
+    torch.manual_seed(0)
+    B, T, n, d = 2, 3, 4, SMALL.dim
+    X, f = torch.randn(B, T, n, d), torch.randn(B, T, d)
+    fn, scale, base = torch.randn(24, n * d) / 16, torch.tensor([0.7, 1.1, 1.3]), torch.randn(24) / 2
+    pre, post, comb = hyper.maps(X, fn, scale, base, SMALL)
+    u, Y = hyper.read(X, pre), hyper.write(X, f, post, comb)
+    for b in range(B):
+        for t in range(T):
+            x = X[b, t].flatten()
+            a = fn @ x / torch.sqrt((x * x).mean() + SMALL.norm_eps)
+            A = torch.sigmoid(a[:n] * scale[0] + base[:n]) + SMALL.hc_eps
+            C = 2 * torch.sigmoid(a[n:2 * n] * scale[1] + base[n:2 * n])
+            M = torch.softmax((a[2 * n:] * scale[2] + base[2 * n:]).view(n, n), -1) + SMALL.hc_eps
+            M = plain_sinkhorn(M, SMALL.hc_sinkhorn_iters, SMALL.hc_eps)
+            torch.testing.assert_close(u[b, t], A @ X[b, t], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(Y[b, t], C[:, None] * f[b, t] + M.T @ X[b, t], atol=1e-5, rtol=1e-5)
+
+
+def test_balance_moves_bias_against_load():
+    config = SMALL.replace(n_hash_layers=0)
+    model = lively(config, 0).train()
+    gate = model.layers[0].ffn.gate
+    before = gate.bias.clone()
+    model(torch.randint(0, config.vocab_size, (2, 30)))
+    load = gate.load.float()
+    assert load.sum() == 60 * config.n_activated_experts
+    balance(model, 0.001)
+    torch.testing.assert_close(gate.bias - before, -0.001 * torch.sign(load - load.mean()))
+    assert gate.load is None
+
+
+def test_every_parameter_of_the_loss_gets_a_gradient():
+    """The indexer aside, which picks and is trained by a loss of its own, nothing is left out of the graph."""
+    torch.manual_seed(0)
+    model = Model(Config.nano()).train()
+    ids = torch.randint(0, 1024, (1, 65))
+    X = model.features(ids[:, :-1])
+    (F.cross_entropy(model.logits(X)[0], ids[0, 1:]) + F.cross_entropy(model.mtp_logits(X[:, :-1], ids[:, 1:-1])[0], ids[0, 2:])).backward()
+    without = {name for name, p in model.named_parameters() if p.grad is None}
+    assert without == {name for name, _ in model.named_parameters() if ".indexer." in name}
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(o_groups=3), "o_groups: expected a divisor of n_heads = 4, found 3"),
+    (dict(rope_head_dim=15), "rope_head_dim: expected even"),
+    (dict(compress_ratios=(0, 4)), "compress_ratios: expected one entry for each of 5 layers and 1 MTP blocks, found 2"),
+    (dict(compress_ratios=(0, 4, 2, 4, 16, 0)), "compress_ratios: expected 0"),
+    (dict(n_activated_experts=9), "n_activated_experts: expected at most n_routed_experts = 8, found 9"),
+    (dict(dim=0), "dim: expected above 0, found 0"),
+    (dict(dim=-64), "dim must be a whole number of at least 0, found -64"),
+    (dict(dim="64"), "dim must be a whole number"),
+    (dict(norm_eps=float("nan")), "norm_eps must be a number"),
+])
+def test_impossible_sizes(change, message):
+    with pytest.raises(ConfigError, match=message):
+        SMALL.replace(**change)
+
+
+def test_config_round_trip(tmp_path):
+    from transformers import DeepseekV4Config
+    for name in ("nano", "mini", "flash", "pro"):
+        config = Config.preset(name)
+        config.to_json(tmp_path / "config.json")
+        assert Config.from_json(tmp_path) == config
+        assert Config.from_json(DeepseekV4Config(**config.to_json()).to_dict()) == config
+
+
+@pytest.mark.parametrize("text, message", [
+    ("[1, 2]", "expected a JSON object"), ("{", "not readable JSON"), ("{}", "no vocab_size"),
+    ('{"model_type": "llama"}', 'model_type: expected "deepseek_v4", found \'llama\''),
+])
+def test_foreign_configs(tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        Config.from_json(tmp_path / "config.json")
+    with pytest.raises(ConfigError, match="no configuration at"):
+        Config.from_json(tmp_path / "nowhere.json")

@@ -1,0 +1,71 @@
+"""minids equals transformers' DeepSeek-V4: logits and gradients, float32."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from twin import lively, to_hf, twin
+
+from minids import Config
+
+SMALL = Config(vocab_size=97, dim=64, n_layers=5, compress_ratios=(0, 4, 16, 4, 16, 0), n_heads=4, head_dim=32, rope_head_dim=16,
+               q_lora_rank=48, o_groups=2, o_lora_rank=24, window_size=8, index_n_heads=16, index_head_dim=24, index_topk=6,
+               moe_inter_dim=40, n_routed_experts=8, n_activated_experts=3, n_hash_layers=2, swiglu_limit=0.5,
+               original_seq_len=64, max_seq_len=1024)
+
+
+def one_layer(ratio, **changes):
+    return SMALL.replace(n_layers=1, compress_ratios=(ratio, 0), n_hash_layers=0, **changes)
+
+
+CASES = {
+    "window only": one_layer(0),
+    "CSA, sparse": one_layer(4),
+    "CSA, each query its own picks": one_layer(4, index_topk=2),
+    "CSA, all entries": one_layer(4, index_topk=500),
+    "HCA": one_layer(16),
+    "hash layer": SMALL.replace(n_layers=1, compress_ratios=(0, 0), n_hash_layers=1),
+    "without YaRN": one_layer(16, original_seq_len=0),
+    "whole": SMALL,
+    "nano": Config.nano().replace(vocab_size=97),
+}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("case", CASES)
+def test_logits_and_gradients(case, seed):
+    config = CASES[case]
+    model = lively(config, seed)
+    hf = twin(model)
+    ids = torch.randint(0, config.vocab_size, (2, 150))     # beyond original_seq_len = 64
+    targets = torch.randint(0, config.vocab_size, (2 * 150,))
+
+    ours, theirs = model(ids), hf(ids, use_cache=False).logits
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+    F.cross_entropy(ours.flatten(0, 1), targets).backward()
+    F.cross_entropy(theirs.flatten(0, 1), targets).backward()
+    grads = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
+    grads = to_hf(grads, config)
+    for name, p in hf.named_parameters():
+        theirs = torch.zeros_like(p) if p.grad is None else p.grad
+        torch.testing.assert_close(grads.pop(name), theirs, atol=1e-4 * max(1.0, theirs.abs().max().item()), rtol=1e-3, msg=lambda m: f"{name}: {m}")
+    assert not grads
+
+
+def test_beyond_four_times_the_yarn_length():
+    model = lively(SMALL, 3)
+    ids = torch.randint(0, SMALL.vocab_size, (1, 4 * SMALL.original_seq_len + 44))
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids), twin(model)(ids, use_cache=False).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_real_yarn_ramp():
+    """The published bounds of the ramp: pairs below 15 keep their speed, pairs from 25 on slow down by the factor."""
+    from minids.model.rope import frequencies
+    flash = Config.flash()
+    w = flash.compress_rope_theta ** (-torch.arange(0, 64, 2) / 64)
+    ratio = w / frequencies(flash, 4)
+    torch.testing.assert_close(ratio[:16], torch.ones(16))
+    torch.testing.assert_close(ratio[25:], torch.full((7,), 16.0))
+    assert ((ratio[16:25] > 1) & (ratio[16:25] < 16)).all()
+    torch.testing.assert_close(frequencies(flash, 0), 10000.0 ** (-torch.arange(0, 64, 2) / 64))

@@ -1,0 +1,69 @@
+"""The independent judge: transformers' DeepSeek-V4 with a minids model's weights."""
+
+import re
+
+import torch
+from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
+
+import minids
+
+RENAMES = [
+    (r"^embed\.", "model.embed_tokens."), (r"^head\.", "lm_head."), (r"^norm\.", "model.norm."),
+    (r"^hc_head_", "model.hc_head.hc_"), (r"^layers\.", "model.layers."),
+    (r"\.hc_(attn|ffn)_(fn|base|scale)", r".\1_hc.\2"),
+    (r"\.attn_norm\.", ".input_layernorm."), (r"\.ffn_norm\.", ".post_attention_layernorm."),
+    (r"\.attn\.attn_sink", ".self_attn.sinks"),
+    (r"\.attn\.indexer\.compressor\.norm", ".self_attn.compressor.indexer.kv_norm"),
+    (r"\.attn\.indexer\.compressor\.", ".self_attn.compressor.indexer."),
+    (r"\.attn\.indexer\.weights_proj", ".self_attn.compressor.indexer.scorer.weights_proj"),
+    (r"\.attn\.indexer\.wq_b", ".self_attn.compressor.indexer.q_b_proj"),
+    (r"\.attn\.compressor\.norm", ".self_attn.compressor.kv_norm"),
+    (r"\.attn\.", ".self_attn."), (r"\.ffn\.", ".mlp."),
+    (r"\.wq_a\.", ".q_a_proj."), (r"\.wq_b\.", ".q_b_proj."), (r"\.q_norm\.", ".q_a_norm."), (r"\.wkv\.", ".kv_proj."),
+    (r"\.wgate\.", ".gate_proj."), (r"\.ape$", ".position_bias"), (r"\.wo_a\.", ".o_a_proj."), (r"\.wo_b\.", ".o_b_proj."),
+    (r"\.gate\.bias", ".gate.e_score_correction_bias"),
+    (r"\.shared_experts\.w1", ".shared_experts.gate_proj"), (r"\.shared_experts\.w2", ".shared_experts.down_proj"),
+    (r"\.shared_experts\.w3", ".shared_experts.up_proj"),
+]
+
+
+def hf_name(name: str) -> str:
+    for pattern, new in RENAMES:
+        name = re.sub(pattern, new, name)
+    return name
+
+
+def to_hf(tensors: dict, config) -> dict:
+    """The same tensors (weights, or their gradients) under transformers' names, experts stacked. MTP is left out."""
+    out = {hf_name(k): v for k, v in tensors.items() if not k.startswith("mtp.") and ".experts." not in k}
+    for i in range(config.n_layers):
+        w1, w2, w3 = ([tensors[f"layers.{i}.ffn.experts.{e}.{w}.weight"] for e in range(config.n_routed_experts)]
+                      for w in ("w1", "w2", "w3"))
+        out[f"model.layers.{i}.mlp.experts.gate_up_proj"] = torch.stack([torch.cat(pair) for pair in zip(w1, w3)])
+        out[f"model.layers.{i}.mlp.experts.down_proj"] = torch.stack(w2)
+    return out
+
+
+def twin(model: minids.Model) -> DeepseekV4ForCausalLM:
+    """transformers' model with the same weights, in eval mode, eager everything."""
+    config = {**model.config.to_json(), "pad_token_id": None}    # transformers freezes the embedding of a padding id
+    hf = DeepseekV4ForCausalLM(DeepseekV4Config(**config, experts_implementation="eager")).eval()
+    hf.load_state_dict(to_hf(model.state_dict(), model.config))
+    return hf
+
+
+def lively(config, seed: int) -> minids.Model:
+    """A model in which every parameter matters: nothing zero, nothing one, scales and biases large enough to see."""
+    torch.manual_seed(seed)
+    model = minids.Model(config)
+    with torch.no_grad():
+        for name, t in model.state_dict().items():
+            if name.endswith("tid2eid"):
+                continue
+            elif name.endswith("norm.weight"):
+                t.uniform_(0.5, 1.5)
+            elif name.endswith(("scale", "base", "sink", "ape", "bias")):
+                t.copy_(torch.randn_like(t) * 0.5)
+            else:
+                t.copy_(torch.randn_like(t) * (1.5 * t.shape[-1] ** -0.5))
+    return model.eval()
