@@ -1,0 +1,1 @@
+"""The plots and the widgets that notebooks share."""

@@ -1,0 +1,108 @@
+"""The look of every figure, figures with a description, and the slider that notebooks use.
+
+Colours are Okabe and Ito's, which the colour-blind can tell apart; fields of numbers use cividis.
+"""
+
+import base64
+import io
+from collections.abc import Callable
+
+import ipywidgets
+import matplotlib
+import matplotlib.pyplot as plt
+from IPython.display import display
+
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = PALETTE = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+
+STYLE = {
+    "axes.prop_cycle": matplotlib.cycler(color=[BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, BLACK, YELLOW]),
+    "image.cmap": "cividis",
+    "figure.figsize": (7.0, 3.6),  # inches
+    "figure.dpi": 100,
+    "figure.constrained_layout.use": True,
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+}
+
+
+def use() -> None:
+    """Make matplotlib draw in the course's style from here on."""
+    plt.rcParams.update(STYLE)
+
+
+def png(figure) -> bytes:
+    """The figure as PNG bytes; the figure is closed."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    plt.close(figure)
+    return file.getvalue()
+
+
+def show(figure, alt: str) -> None:
+    """Show a figure with its description, in words, of what is to be seen.
+
+    The description is the picture's `alt` metadata, which exported pages use, and a caption under it, since JupyterLab
+    gives pictures no alternative text. It is compared by nbval: no measured numbers in it, ASCII only.
+    """
+    if not alt.strip() or not alt.isascii():
+        raise ValueError(f"a figure needs a description in ASCII, found {alt!r}")
+    picture = base64.b64encode(png(figure)).decode()
+    display({"image/png": picture, "text/plain": f"[figure] {alt}"}, metadata={"image/png": {"alt": alt}}, raw=True)
+    display({"text/markdown": f"*Figure: {alt}*", "text/plain": f"Figure: {alt}"}, raw=True)
+
+
+class SliderImage(ipywidgets.VBox):
+    """Sliders above a picture which is drawn anew when a slider moves; made by `slider_image`.
+
+    `sliders[name].value = ...` moves a slider in code; `shown` holds the values of the picture that is shown.
+    """
+
+    def __init__(self, draw: Callable, ranges: dict, alt: str):
+        self.draw, self.alt, self.shown, self._cache = draw, alt, {}, {}
+        self.sliders = {
+            name: ipywidgets.SelectionSlider(options=list(values), value=list(values)[0], description=name.replace("_", " "),
+                                             continuous_update=False, style={"description_width": "initial"})
+            for name, values in ranges.items()}
+        self.image = ipywidgets.Image(format="png")
+        for slider in self.sliders.values():
+            slider.observe(lambda change: self._update(), names="value")
+        self._update()
+        super().__init__([*self.sliders.values(), self.image, ipywidgets.Label(f"Figure: {alt}")])
+
+    def _update(self) -> None:
+        key = tuple(slider.value for slider in self.sliders.values())
+        values = dict(zip(self.sliders, key))
+        if key not in self._cache:
+            self._cache[key] = png(self.draw(**values))
+        self.image.value, self.shown = self._cache[key], values
+
+    def __repr__(self) -> str:
+        return f"[sliders: {', '.join(self.sliders)}] {self.alt}"
+
+    def _repr_mimebundle_(self, **kwargs):
+        """The live widget, and for readers without a kernel the picture as it stands."""
+        bundle = super()._repr_mimebundle_(**kwargs)
+        bundle |= {"text/plain": repr(self), "image/png": base64.b64encode(self.image.value).decode()}
+        return bundle, {"image/png": {"alt": self.alt}}
+
+
+def slider_image(draw: Callable, alt: str, **ranges) -> SliderImage:
+    """A widget with a slider for each of `ranges` (name = the values it can take), above the figure that `draw` makes.
+
+        box = slider_image(draw, "Which keys a query sees", window=[4, 8, 16])
+        display(box)
+
+    `draw(**values)` returns a new matplotlib figure. All happens in the kernel: nothing is drawn ahead of time.
+    """
+    if not ranges or not all(len(list(values)) for values in ranges.values()):
+        raise ValueError("slider_image needs at least one named list of values")
+    return SliderImage(draw, ranges, alt)
