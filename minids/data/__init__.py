@@ -1,0 +1,1 @@
+"""Corpora and tasks: the English text of `data/text/`, and what is made from it."""
