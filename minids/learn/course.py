@@ -106,7 +106,7 @@ def execute(notebook, folder: Path, strict=False, name="notebook"):
     Progress is kept in a throw-away folder. Raises `MinidsError` that names the cell and the error.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        env = {**os.environ, "MINIDS_HOME": scratch, "MINIDS_STRICT": "1" if strict else "0", "MINIDS_CHECKING": "1"}
+        env = {**os.environ, "MINIDS_HOME": scratch, "MINIDS_STRICT": "1" if strict else "0"}
         env.pop("MPLBACKEND", None)
         client = NotebookClient(notebook, timeout=CELL_TIMEOUT, kernel_name="python3", record_timing=False,
                                 store_widget_state=False, extra_arguments=["--log-level=ERROR"],

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from minids import paths
 from minids.files import MinidsError
+from minids.learn import journal
 
 PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "matplotlib", "jupyterlab", "ipykernel", "ipywidgets", "jupytext", "nbclient")
 DISK_GB, MEMORY_GB = 1.0, 2.0  # below these something in the course fails
@@ -35,10 +36,10 @@ def doctor() -> bool:
     def line(name: str, value: str) -> None:
         print(f"{name:12} {value}")
 
-    line("Python", f"{platform.python_version()} at {sys.executable}")
+    line("Python", f"{platform.python_version()} ({_short(sys.executable)})")
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
         problems.append(f"Python {platform.python_version()} is untested: install 3.11, 3.12 or 3.13, then `make clean lab`")
-    line("minids", f"{_version('minids') or 'not installed'} in {paths.ROOT}")
+    line("minids", _version("minids") or "not installed")
     if _version("minids") is None:
         problems.append("minids is not installed: run `pip install -e .` in the clone, or `make lab`")
     found = {name: _version(name) for name in PACKAGES}
@@ -100,7 +101,7 @@ def _room(line) -> list[str]:
         probe = paths.home() / ".probe"
         probe.write_text("")
         probe.unlink()
-        line("progress", str(paths.home()))
+        line("progress", f"{len(journal.read())} exercises passed")
     except (MinidsError, OSError) as error:
         problems.append(f"progress cannot be saved ({error}): set MINIDS_HOME to a folder you can write to")
     return problems
@@ -110,17 +111,17 @@ def _shipped(line) -> list[str]:
     """Tokenizer and checkpoint: that they are there, and load."""
     if not paths.DATA.is_dir():
         return [f"no data folder at {paths.DATA}: run minids from a clone, or set MINIDS_DATA to the clone's data folder"]
-    line("data", str(paths.DATA))
+    line("data", _short(paths.DATA))
     problems = []
     tokenizer, checkpoint = paths.DATA / "tokenizer" / "tokenizer.json", paths.DATA / "checkpoints" / "nano"
     for name, path, load in (("tokenizer", tokenizer, _load_tokenizer), ("checkpoint", checkpoint, _load_checkpoint)):
         if not path.exists():
-            problems.append(f"{path} is missing: bring it back with `git checkout -- {_relative(path)}`")
+            problems.append(f"{_short(path)} is missing: bring it back with `git checkout -- {_short(path)}`")
             continue
         try:
             line(name, load(path))
         except Exception as error:  # whatever a damaged file makes a reader raise
-            problems.append(f"{path} does not load ({error}): bring it back with `git checkout -- {_relative(path)}`")
+            problems.append(f"{_short(path)} does not load ({error}): bring it back with `git checkout -- {_short(path)}`")
     return problems
 
 
@@ -131,8 +132,10 @@ def _load_tokenizer(path: Path) -> str:
 
 def _load_checkpoint(path: Path) -> str:
     from minids.checkpoint import load
-    return f"{sum(p.numel() for p in load(path).parameters()):,} parameters in {_relative(path)}"
+    return f"{sum(p.numel() for p in load(path).parameters()):,} parameters in {_short(path)}"
 
 
-def _relative(path: Path) -> str:
-    return path.relative_to(paths.ROOT).as_posix() if path.is_relative_to(paths.ROOT) else str(path)
+def _short(path) -> str:
+    """A path as seen from the clone; elsewhere only its name, so that a stored output names nobody's folders."""
+    path = Path(path)
+    return path.relative_to(paths.ROOT).as_posix() if path.is_relative_to(paths.ROOT) else path.name

@@ -1,0 +1,219 @@
+"""Checks, hints, progress, the doctor, and what the figures carry."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from minids import paths, threads
+from minids.files import MinidsError
+from minids.learn import exercise, journal
+from minids.learn.doctor import doctor
+from minids.learn.exercise import CheckFailed, check, find, hint
+from minids.learn.journal import progress
+
+NAMES = list(itertools.chain.from_iterable(exercise.lessons().values()))
+MISTAKES = [(name, message) for name in NAMES for message in find(name).mistakes]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_reference_passes_and_is_recorded(name, capsys):
+    reference = find(name).reference
+
+    def attempt(*args):
+        return reference(*args)
+    assert check(name, attempt) is attempt
+    assert f"[passed] {name}. The notebook goes on with your version." in capsys.readouterr().out
+    assert list(journal.read()) == [name]
+    assert len(find(name).hints) == 3
+
+
+@pytest.mark.parametrize("name, message", MISTAKES)
+def test_every_known_mistake_is_named(name, message, capsys):
+    this = find(name)
+    assert check(name, this.mistakes[message]) is this.reference
+    out = capsys.readouterr().out
+    assert out.startswith(f"[not yet] {name}. Likely: {message}.") and "goes on with the reference" in out
+    assert journal.read() == {}
+
+
+def not_written(x):
+    raise NotImplementedError("your turn")
+
+
+@pytest.mark.parametrize("attempt", [None, ..., not_written, lambda x: None, lambda x: ...])
+def test_an_empty_attempt_gets_the_first_hint(attempt, capsys):
+    this = find("whole.sqrtsoftplus")
+    assert check("whole.sqrtsoftplus", attempt) is this.reference
+    assert capsys.readouterr().out.startswith(f"[not attempted] whole.sqrtsoftplus. Hint 1 of 3: {this.hints[0]}")
+
+
+@pytest.mark.parametrize("attempt, message", [
+    (lambda x: x[0], "expected shape (7,), found ()"),
+    (lambda x: torch.nn.functional.softplus(x).sqrt().double(), "expected dtype torch.float32, found torch.float64"),
+    (lambda x: [1.0], "expected a tensor of shape (7,), found 1 values in a list"),
+    (lambda x: torch.nn.functional.softplus(x).sqrt() + 0.25, "the largest difference is 0.25"),
+    (lambda x: x + missing, "it raised NameError: name 'missing' is not defined"),  # noqa: F821
+    (lambda x, y: x, "it raised TypeError"),
+    (lambda x: torch.nn.functional.softplus(x).sqrt() / 0, "inf or nan"),
+    (torch.ones(3), "Expected a function, found Tensor"),
+])
+def test_any_other_mistake_is_described(attempt, message, capsys):
+    check("whole.sqrtsoftplus", attempt)
+    out = capsys.readouterr().out
+    assert out.startswith("[not yet] whole.sqrtsoftplus. ") and message in out
+
+
+def test_changing_the_input_is_a_mistake(capsys):
+    def attempt(x):
+        result = torch.nn.functional.softplus(x).sqrt()
+        x.zero_()
+        return result
+    check("whole.sqrtsoftplus", attempt)
+    assert "changes its own input" in capsys.readouterr().out
+
+
+def test_another_order_of_operations_passes_in_bfloat16():
+    def attempt(x, weight, eps):
+        return (weight * (x.float() / (x.float().pow(2).sum(-1, keepdim=True) / x.shape[-1] + eps).sqrt())).to(x.dtype)
+    assert check("whole.rms_norm", attempt) is attempt
+
+
+def test_the_random_state_is_left_alone():
+    torch.manual_seed(5)
+    want = torch.rand(3)
+    torch.manual_seed(5)
+    check("whole.sqrtsoftplus", lambda x: torch.rand(x.shape))
+    assert torch.equal(torch.rand(3), want)
+
+
+def test_strict_raises_unless_it_passes(monkeypatch):
+    monkeypatch.setenv("MINIDS_STRICT", "1")
+    check("whole.sqrtsoftplus", find("whole.sqrtsoftplus").reference)
+    for attempt in (not_written, torch.sigmoid):
+        with pytest.raises(CheckFailed, match="whole.sqrtsoftplus"):
+            check("whole.sqrtsoftplus", attempt)
+
+
+def test_a_check_that_is_not_there():
+    for name in ("whole.nothing", "nothing.at.all", "", "../x"):
+        with pytest.raises(MinidsError, match="expected one of .*whole.rms_norm"):
+            check(name, None)
+
+
+def test_hints_come_one_after_another(capsys, monkeypatch):
+    monkeypatch.setattr(exercise, "_given", {})
+    for _ in range(4):
+        hint("whole.rms_norm")
+    a, b, c = find("whole.rms_norm").hints
+    assert capsys.readouterr().out.splitlines() == [f"[hint 1 of 3] {a}", f"[hint 2 of 3] {b}", f"[hint 3 of 3] {c}", f"[hint 1 of 3] {a}"]
+
+
+def test_progress_counts_and_keeps_the_first_date(own_home, capsys):
+    file = own_home / "progress.json"
+    file.write_text(json.dumps({"passed": {"whole.rms_norm": "2020-01-01", "of.another.version": "2020-01-01"}}))
+    check("whole.rms_norm", find("whole.rms_norm").reference)
+    check("whole.sqrtsoftplus", find("whole.sqrtsoftplus").reference)
+    passed = json.loads(file.read_text())["passed"]
+    assert passed["whole.rms_norm"] == "2020-01-01" and set(passed) == {"whole.rms_norm", "of.another.version", "whole.sqrtsoftplus"}
+    of = len(exercise.lessons()["08_whole_model"])
+    assert progress()["08_whole_model"] == (2, of)
+    assert f"2 of {of}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "null", '{"passed": 3}', '{"passed": {"a": {}}}', "\udcff"])
+def test_damaged_progress_is_set_aside_and_never_lost(own_home, damage, capsys):
+    file = own_home / "progress.json"
+    raw = damage.encode("utf-8", "surrogateescape")
+    file.write_bytes(raw)
+    check("whole.rms_norm", find("whole.rms_norm").reference)
+    assert "was not readable. It is kept as progress.damaged-1.json" in capsys.readouterr().out
+    assert (own_home / "progress.damaged-1.json").read_bytes() == raw
+    assert list(journal.read()) == ["whole.rms_norm"]
+    file.write_bytes(raw)
+    assert journal.read() == {} and (own_home / "progress.damaged-2.json").read_bytes() == raw
+
+
+def test_a_home_that_cannot_be_written_does_not_stop_the_lesson(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MINIDS_HOME", str(tmp_path / "file" / "below"))
+    reference = find("whole.rms_norm").reference
+    assert check("whole.rms_norm", reference) is reference
+    assert "[progress] not saved: cannot make the folder" in capsys.readouterr().out
+
+
+def test_the_doctor_names_each_problem_and_its_remedy(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(paths, "DATA", tmp_path)
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("{")
+    assert doctor() is False
+    problems = [line for line in capsys.readouterr().out.splitlines() if line.startswith("PROBLEM")]
+    assert any("tokenizer.json does not load" in line and "git checkout" in line for line in problems)
+    assert any("nano is missing" in line and "git checkout" in line for line in problems)
+    monkeypatch.setattr(paths, "DATA", tmp_path / "nothing")
+    assert doctor() is False
+    assert "set MINIDS_DATA" in capsys.readouterr().out
+
+
+def test_shipped_data_that_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "DATA", tmp_path)
+    with pytest.raises(MinidsError, match="expected it in the clone"):
+        paths.data("nothing.json")
+    monkeypatch.setattr(paths, "DATA", tmp_path / "nothing")
+    with pytest.raises(MinidsError, match="MINIDS_DATA"):
+        paths.data("nothing.json")
+    environment = {**os.environ, "MINIDS_DATA": str(tmp_path)}
+    out = subprocess.run([sys.executable, "-c", "from minids import paths; print(paths.DATA)"], env=environment, capture_output=True, text=True)
+    assert out.stdout.strip() == str(tmp_path)
+
+
+def test_the_users_choice_of_threads_stays():
+    mine = {"GOMP_SPINCOUNT": "5"}
+    threads.set_defaults(mine)
+    assert mine == {"GOMP_SPINCOUNT": "5"}
+    free = {}
+    threads.set_defaults(free)
+    assert free == {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def test_threads_are_set_before_torch_is_loaded():
+    program = ("import sys, builtins\nreal = builtins.__import__\nimport os\n"
+             "def spy(name, *a, **k):\n"
+             "    if name == 'torch' and 'OMP_WAIT_POLICY' not in os.environ: print('late')\n"
+             "    return real(name, *a, **k)\n"
+             "builtins.__import__ = spy\nimport minids\nprint('torch' in sys.modules)")
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    out = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert out.stdout.split() == ["True"]
+
+
+def test_a_figure_carries_its_description(monkeypatch):
+    from minids.show import style
+    shown = []
+    monkeypatch.setattr(style, "display", lambda data, metadata=None, raw=None: shown.append((data, metadata)))
+    style.show(style.plt.figure(), "a rising line")
+    assert shown[0][1] == {"image/png": {"alt": "a rising line"}} and "a rising line" in shown[1][0]["text/markdown"]
+    assert not style.plt.get_fignums()
+    with pytest.raises(ValueError, match="description"):
+        style.show(style.plt.figure(), " ")
+
+
+def test_a_slider_draws_what_it_says(monkeypatch):
+    from minids.show import style
+    drawn = []
+
+    def draw(width, height):
+        drawn.append((width, height))
+        return style.plt.figure(figsize=(width, height))
+    box = style.slider_image(draw, "an empty figure", width=[1, 2, 3], height=[1, 2])
+    first = box.image.value
+    box.sliders["width"].value = 3
+    assert box.shown == {"width": 3, "height": 1} and box.image.value != first and first[:4] == b"\x89PNG"
+    box.sliders["width"].value = 1
+    assert box.image.value == first and drawn == [(1, 1), (3, 1)]  # what was drawn once is kept
+    data, metadata = box._repr_mimebundle_()
+    assert data["text/plain"] == "[sliders: width, height] an empty figure" and metadata["image/png"]["alt"] == "an empty figure"

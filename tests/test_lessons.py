@@ -1,0 +1,211 @@
+"""The built lessons: lint, drift from their sources, every solution against its check; and the machinery itself."""
+
+import ast
+import json
+
+import nbformat
+import pytest
+
+from minids import paths
+from minids.files import MinidsError
+from minids.learn import course, exercise, lint
+
+LESSONS = course.sources()
+each_lesson = pytest.mark.parametrize("source", LESSONS, ids=[path.stem for path in LESSONS])
+
+
+@each_lesson
+def test_a_built_lesson_has_no_findings(source):
+    assert lint.lint([source.stem]) == []
+
+
+@each_lesson
+def test_solutions_pass_their_checks(source, monkeypatch):
+    """Definitions and imports of the solved edition run in order; each `check(name, attempt)` is made strictly."""
+    monkeypatch.setenv("MINIDS_STRICT", "1")
+    space = {"__name__": source.stem}
+    for cell in course.edition(source, "teacher").cells:
+        if cell.cell_type != "code":
+            continue
+        for statement in ast.parse(cell.source).body:
+            checks = [node for node in ast.walk(statement) if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "check"]
+            if checks or isinstance(statement, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)):
+                exec(compile(ast.Module([statement], []), source.name, "exec"), space)
+
+
+def test_every_check_belongs_to_a_lesson_that_makes_it():
+    for lesson, names in exercise.lessons().items():
+        source = paths.NOTEBOOKS / "source" / f"{lesson}.py"
+        if source.exists():
+            text = source.read_text(encoding="utf-8")
+            assert [name for name in names if f'check("{name}"' not in text] == []
+
+
+TINY = '''# %% [markdown]
+# # A tiny lesson
+# After this you can build a lesson.
+
+# %%
+import minids
+import torch
+
+print("torch", torch.arange(3).sum().item())
+
+# %%
+def double(x):
+    """Twice x."""
+    ### BEGIN SOLUTION
+    return 2 * x
+    ### END SOLUTION
+
+
+# %% tags=["solution"]
+print(double(21))
+
+# %%
+print("one", end=" ")
+print("two")
+
+# %% tags=["nbval-ignore-output"] jupyter={"source_hidden": true}
+import ipywidgets
+
+ipywidgets.IntSlider(3)
+
+# %%
+print("one", end=" ")
+print("two")
+
+# %% [markdown]
+# ## Key points
+'''
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """A function that writes the source of lesson 99 into an empty course and returns its path."""
+    (tmp_path / "notebooks" / "source").mkdir(parents=True)
+    monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path / "notebooks")
+
+    def write(text, name="99_tiny"):
+        path = tmp_path / "notebooks" / "source" / f"{name}.py"
+        path.write_text(text, encoding="utf-8")
+        return path
+    return write
+
+
+def test_editions_differ_in_solutions_only(write):
+    learner, teacher = (course.edition(write(TINY), which) for which in course.EDITIONS)
+    assert [cell.id for cell in teacher.cells if "solution" not in cell.metadata.get("tags", [])] == [c.id for c in learner.cells]
+    assert len({cell.id for cell in teacher.cells}) == len(teacher.cells)  # the same cell twice: two ids
+    assert "2 * x" not in json.dumps(learner) and "double(21)" not in json.dumps(learner)
+    space = {}
+    exec(next(cell.source for cell in learner.cells if "def double" in cell.source), space)
+    with pytest.raises(NotImplementedError):
+        space["double"](1)
+    exec(next(cell.source for cell in teacher.cells if "def double" in cell.source), space)
+    assert space["double"](4) == 8
+    assert learner.cells[4].metadata == {"jupyter": {"source_hidden": True}, "tags": ["nbval-ignore-output"]}
+
+
+def test_building_twice_gives_the_same_files_which_pass_the_lint(write):
+    write(TINY)
+    first = {path: path.read_bytes() for path in course.build()}
+    assert {path: path.read_bytes() for path in course.build()} == first and len(first) == 2
+    assert lint.lint() == []
+    teacher = nbformat.read(paths.NOTEBOOKS / "solutions" / "99_tiny.ipynb", as_version=4)
+    outputs = [cell.outputs for cell in teacher.cells if cell.cell_type == "code"]
+    assert [out.text for out in outputs[0]] == ["torch 3\n"] and [out.text for out in outputs[2]] == ["42\n"]
+    assert [out.text for out in outputs[3]] == ["one two\n"]
+    assert dict(outputs[4][0].data) == {"text/plain": "IntSlider(value=3)"}  # no handle of a widget that is gone
+
+
+def test_a_change_of_the_source_is_drift(write):
+    source = write(TINY)
+    learner = course.target(source, "learner")
+    course.build(run=False)
+    assert lint.drift(source, "learner", learner) == []
+    for changed in (TINY.replace("Twice", "Double"), TINY.replace('tags=["nbval-ignore-output"] ', ""), TINY + "# more\n"):
+        write(changed)
+        assert "course build 99_tiny" in lint.drift(source, "learner", learner)[0]
+
+
+def test_a_failing_cell_is_named_and_nothing_is_written(write):
+    write("# %% [markdown]\n# # Fails\n\n# %%\nx = 1\n\n# %%\ny = x / 0\n")
+    with pytest.raises(MinidsError, match=r"99_tiny .*cell 3 failed: ZeroDivisionError: division by zero.*'y = x / 0'"):
+        course.build()
+    assert list(paths.NOTEBOOKS.rglob("*.ipynb")) == []
+
+
+@pytest.mark.parametrize("text, message", [
+    ("# %%\n### BEGIN SOLUTION\nx = 1\n", "each '### BEGIN SOLUTION' needs its"),
+    ('# %% tags=["soluton"]\nx = 1\n', "unknown tag 'soluton'"),
+    ("", "has no cells"),
+])
+def test_a_source_with_a_mistake_is_refused(write, text, message):
+    with pytest.raises(MinidsError, match=message):
+        course.edition(write(text), "learner")
+
+
+def test_a_name_that_no_lesson_has_is_refused(write):
+    source = write(TINY)
+    assert course.sources(["99"]) == course.sources(["notebooks/99_tiny.ipynb"]) == [source]
+    with pytest.raises(MinidsError, match="no lesson '42': expected one of 99_tiny"):
+        course.sources(["42"])
+
+
+def code(source, *outputs, **metadata):
+    return nbformat.v4.new_code_cell(source, execution_count=1, outputs=list(outputs), metadata=metadata)
+
+
+def stream(text, name="stdout"):
+    return nbformat.v4.new_output("stream", name=name, text=text)
+
+
+def data(mime, value, **metadata):
+    return nbformat.v4.new_output("display_data", data={mime: value}, metadata=metadata)
+
+
+@pytest.mark.parametrize("cell, finding", [
+    (code("print('\u00e9')"), "not ASCII in the code"),
+    (code("f(x)", stream("\u00e9")), "not ASCII in the output"),
+    (code("!pip install x"), "shell commands"),
+    (code("%time f()"), "shell commands"),
+    (code("x = 1\n" * 26), "26 lines"),
+    (code("plt.plot([1])"), "ends in the plot call"),
+    (code("ax.plot([1]);"), "semicolon"),
+    (code("out = widgets.Output()"), "Output is not for lessons"),
+    (code("interact(f, x=3)"), "interact is not for lessons"),
+    (code("open('/home/someone/x')"), "a path of one machine: '/home/someone'"),
+    (code("f()", stream("saved in /tmp/xyz/model")), "a path of one machine in the output"),
+    (code("f()", stream("<object at 0x7f12345678>")), "an object's address"),
+    (code("f()", stream("careful", "stderr")), "stderr"),
+    (code("f()", stream("x.py:3: UserWarning: old")), "a warning"),
+    (code("f()", data("image/svg+xml", "<svg/>")), "SVG"),
+    (code("f()", data("image/png", "AAAA")), "without alt text"),
+    (code("f()", data("image/png", "A" * 1_500_001, **{"image/png": {"alt": "a"}})), "outputs take 1.5 MB"),
+    (code("f()", nbformat.v4.new_output("error", ename="ValueError", evalue="", traceback=[])), "error output: ValueError"),
+    (code("import torch\nimport minids"), "import minids before torch"),
+    (code("def f("), "does not parse"),
+    (nbformat.v4.new_markdown_cell("![](x.png)"), "no alt text"),
+    (nbformat.v4.new_markdown_cell("### Exercise 1"), "three or more"),
+])
+def test_the_lint_finds(cell, finding):
+    head = nbformat.v4.new_markdown_cell("# T\n\nAfter this you can x.\n\n## Key points\n")
+    spec = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    findings = lint.check_notebook(nbformat.v4.new_notebook(cells=[head, cell], metadata=spec))
+    assert any(finding in text for text in findings)
+    assert lint.check_notebook(nbformat.v4.new_notebook(cells=[head, code("x = 1 / 3", stream("0.333\n"))], metadata=spec)) == []
+
+
+def test_the_environments_have_the_same_pins():
+    """environment.yml has no pins of its own; the package's bounds admit the pinned versions; torch is exact."""
+    import tomllib
+
+    from packaging.requirements import Requirement
+    pins = dict(line.split("==") for line in (paths.ROOT / "requirements.txt").read_text().split() if "==" in line)
+    environment = (paths.ROOT / "environment.yml").read_text()
+    assert "- -r requirements.txt" in environment and "==" not in environment and "- -e ." in environment
+    project = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [Requirement(text) for text in sum(project["optional-dependencies"].values(), project["dependencies"])]
+    assert {r.name for r in wanted} == set(pins)
+    assert [str(r) for r in wanted if not r.specifier.contains(pins[r.name])] == []
