@@ -40,5 +40,6 @@ def home() -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise MinidsError(f"cannot make the folder {path}: {error.strerror}. Set MINIDS_HOME to a folder you can write to") from error
+        raise MinidsError(f"cannot make the folder {path}: {error.strerror}. "
+                          f"Set MINIDS_HOME to a folder you can write to") from error
     return path

@@ -1,7 +1,8 @@
 """Shared by all tests: minids before torch (see minids/threads.py), and a folder of their own for progress."""
 
-import minids  # noqa: F401
 import pytest
+
+import minids  # noqa: F401
 
 
 @pytest.fixture(autouse=True)

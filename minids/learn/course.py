@@ -69,9 +69,9 @@ def edition(source: Path, which: str):
     })
     seen = {}
     for number, cell in enumerate(lesson.cells):
-        where = f"{source.name}, cell {number + 1} ({cell.source.strip().splitlines()[0][:60]!r})" if cell.source.strip() else ""
-        if not where:
-            continue  # an empty cell at the end of a file
+        if not cell.source.strip():
+            continue
+        where = f"{source.name}, cell {number + 1} ({cell.source.strip().splitlines()[0][:60]!r})"
         tags = cell.metadata.get("tags", [])
         if unknown := set(tags) - TAGS:
             raise MinidsError(f"{where}: unknown tag {sorted(unknown)[0]!r}: expected {', '.join(sorted(TAGS))}")
@@ -129,7 +129,7 @@ def execute(notebook, folder: Path, strict=False, name="notebook"):
 
 
 def _normalise(notebook) -> None:
-    """Keep of the outputs what says something: streams in one piece, no widget handles, no metadata but `alt` and sizes."""
+    """Keep of the outputs what says something: streams in one piece, no widget handles, no metadata but `alt`."""
     count = 0
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
@@ -146,8 +146,8 @@ def _normalise(notebook) -> None:
                 streams[out.name] = out
             elif "data" in out:
                 out.data.pop("application/vnd.jupyter.widget-view+json", None)  # dead without its kernel
-                out.metadata = nbformat.from_dict({mime: {key: value for key, value in out.metadata[mime].items() if key == "alt"}
-                                                   for mime in out.data if "alt" in out.metadata.get(mime, {})})
+                out.metadata = nbformat.from_dict({mime: {"alt": out.metadata[mime]["alt"]} for mime in out.data
+                                                   if "alt" in out.metadata.get(mime, {})})
                 if out.output_type == "execute_result":
                     out.execution_count = count
             outputs.append(out)

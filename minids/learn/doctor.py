@@ -12,7 +12,8 @@ from minids import paths
 from minids.files import MinidsError
 from minids.learn import journal
 
-PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "matplotlib", "jupyterlab", "ipykernel", "ipywidgets", "jupytext", "nbclient")
+PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "matplotlib", "jupyterlab", "ipykernel", "ipywidgets", "jupytext",
+            "nbclient")
 DISK_GB, MEMORY_GB = 1.0, 2.0  # below these something in the course fails
 
 
@@ -79,7 +80,8 @@ def _torch(line) -> list[str]:
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     line("device", str(device) if device else "CPU (all lessons run on it)")
     cores = os.cpu_count()
-    line("threads", f"torch uses {torch.get_num_threads()} of {cores} cores, OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY', 'unset')}")
+    policy = os.environ.get("OMP_WAIT_POLICY", "unset")
+    line("threads", f"torch uses {torch.get_num_threads()} of {cores} cores, OMP_WAIT_POLICY={policy}")
     if cores and torch.get_num_threads() > cores:
         return [f"torch uses {torch.get_num_threads()} threads on {cores} cores, which slows it down: unset OMP_NUM_THREADS"]
     return []

@@ -190,7 +190,7 @@ def _difference(found, expected, this: Check) -> str | None:
         return _apart(torch.tensor(float(found)), torch.tensor(float(expected)), this)
     else:
         try:
-            return None if bool(found == expected) else f"expected {_kind(expected)} like the reference's, found {_kind(found)}."
+            return None if bool(found == expected) else f"expected what the reference gives, found another {_kind(found)}."
         except (RuntimeError, TypeError, ValueError):
             return None  # objects that cannot be compared, such as a module among the arguments
     return next((f"{name}{text}" for name, a, b in pairs if (text := _difference(a, b, this))), None)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import nbformat
 
-from minids import paths
 from minids.learn import course
 
 MAX_LINES = 25  # of a code cell that is not folded
@@ -17,12 +16,12 @@ MAX_OUTPUT = 1_500_000  # bytes of outputs in one notebook
 TEXT_MIMES = ("text/plain", "text/html", "text/markdown", "text/latex", "application/json")
 ADDRESS = re.compile(r"\bat 0x[0-9a-fA-F]{6,}|<[^<>\n]*0x[0-9a-fA-F]{6,}[^<>\n]*>")
 MACHINE_PATH = re.compile(r"(?<![\w.:/])(?:/(?:home|root|Users|tmp|work|usr|opt|var|mnt|private)/[\w.-]+|[A-Z]:\\\\?[\w.-]+)")
-PLOT_CALLS = {"plot", "imshow", "bar", "barh", "hist", "scatter", "step", "fill_between", "pcolormesh", "contour", "contourf", "matshow",
-              "errorbar", "semilogx", "semilogy", "loglog", "axhline", "axvline", "legend", "title", "suptitle", "xlabel", "ylabel",
-              "set_title", "set_xlabel", "set_ylabel", "set_xscale", "set_yscale", "set_xlim", "set_ylim", "xlim", "ylim", "text",
-              "annotate", "colorbar", "grid", "set", "subplots", "figure", "stackplot", "violinplot", "boxplot", "eventplot"}
-BANNED_NAMES = {"interact": "a slider whose observe sets an Image", "interactive": "a slider whose observe sets an Image",
-                "Output": "a slider whose observe sets an Image", "clear_output": "no display updates", "update_display": "no display updates"}
+PLOT_CALLS = set("""
+    plot imshow bar barh hist scatter step fill_between pcolormesh contour contourf matshow errorbar semilogx semilogy loglog
+    axhline axvline legend title suptitle xlabel ylabel set_title set_xlabel set_ylabel set_xscale set_yscale set_xlim set_ylim
+    xlim ylim text annotate colorbar grid set subplots figure stackplot violinplot boxplot eventplot""".split())
+SLIDER, UPDATES = "use minids.show.style.slider_image", "nbval does not follow updates of a display"
+BANNED_NAMES = {"interact": SLIDER, "interactive": SLIDER, "Output": SLIDER, "clear_output": UPDATES, "update_display": UPDATES}
 SECTIONS = (r"^#{1,3} .*After this|^\*{0,2}After this", r"^#{1,3} .*Key points|^\*{0,2}Key points")
 EXERCISE = re.compile(r"^#{2,4} Exercise\b", re.MULTILINE)
 
@@ -37,7 +36,8 @@ def lint(names=None, folder=None) -> list[str]:
             if not path.is_file():
                 findings.append(f"{label}: not built: run `minids course build {source.stem}`")
                 continue
-            findings += [f"{label}: {text}" for text in drift(source, which, path) + check_notebook(nbformat.read(path, as_version=4))]
+            texts = drift(source, which, path) + check_notebook(nbformat.read(path, as_version=4))
+            findings += [f"{label}: {text}" for text in texts]
     for finding in findings:
         print(finding)
     return findings
@@ -125,9 +125,9 @@ def _code(cell) -> list[str]:
         if name in BANNED_NAMES:
             found.append(f"{name} is not for lessons: {BANNED_NAMES[name]}")
     last = tree.body[-1] if tree.body else None
-    if isinstance(last, ast.Expr) and isinstance(last.value, ast.Call) and isinstance(last.value.func, ast.Attribute) \
-            and last.value.func.attr in PLOT_CALLS:
-        found.append(f"ends in the plot call {last.value.func.attr}(...), whose result is printed: end with plt.show() or style.show(figure, alt)")
+    call = last.value if isinstance(last, ast.Expr) and isinstance(last.value, ast.Call) else None
+    if call and isinstance(call.func, ast.Attribute) and call.func.attr in PLOT_CALLS:
+        found.append(f"ends in the plot call {call.func.attr}(...), whose result is printed: end with style.show(figure, alt)")
     if lines and lines[-1].rstrip().endswith(";"):
         found.append("the last line ends in a semicolon")
     return found
@@ -141,7 +141,7 @@ def _outputs(cell) -> list[str]:
             found.append(f"error output: {out.ename}")
             continue
         if out.output_type == "stream" and out.name == "stderr":
-            found.append(f"output on stderr: {out.text.strip().splitlines()[0][:80]!r}" if out.text.strip() else "output on stderr")
+            found.append(f"output on stderr: {out.text.strip()[:80]!r}")
         data = {"text/plain": out.text} if out.output_type == "stream" else out.data
         if "image/svg+xml" in data:
             found.append("an SVG picture: nbval compares it; show a PNG")

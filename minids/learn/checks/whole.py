@@ -55,11 +55,11 @@ CHECKS = [
             "the mean is over all axes: it belongs over the last axis only":
                 lambda x, weight, eps: (x.float() * torch.rsqrt(x.float().square().mean() + eps) * weight).to(x.dtype),
             "this divides by the root of the sum; RMS takes the mean of the squares":
-                lambda x, weight, eps: (x.float() * torch.rsqrt(x.float().square().sum(-1, keepdim=True) + eps) * weight).to(x.dtype),
+                lambda x, weight, eps: (x.float() / (x.float().square().sum(-1, True) + eps).sqrt() * weight).to(x.dtype),
             "the mean was subtracted first, as LayerNorm does; RMS leaves it":
                 lambda x, weight, eps: rms_norm(x.float() - x.float().mean(-1, keepdim=True), weight, eps).to(x.dtype),
             "eps stands outside the square root; the report has it inside":
-                lambda x, weight, eps: (x.float() / (x.float().square().mean(-1, keepdim=True).sqrt() + eps) * weight).to(x.dtype),
+                lambda x, weight, eps: (x.float() / (x.float().square().mean(-1, True).sqrt() + eps) * weight).to(x.dtype),
             "eps is not used": lambda x, weight, eps: rms_norm(x, weight, 0.0),
             "the result has another dtype than x: compute in float32, then go back with .to(x.dtype)":
                 lambda x, weight, eps: rms_norm(x.float(), weight, eps),
