@@ -1,0 +1,171 @@
+"""The command `minids`: one subcommand for each job. Nothing heavy is imported before a job needs it.
+
+Exit status: 0 done, 1 done and something is not in order (`doctor`, `course lint`), 2 bad input, told in one line on
+stderr, 130 interrupted.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from minids.files import MinidsError
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells a wrong argument in one line."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(argv=None) -> int:
+    """Run one command; returns the exit status."""
+    args = parser().parse_args(argv)
+    try:
+        return args.run(args) or 0
+    except MinidsError as error:
+        print(f"minids: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        print(f"minids: {interrupt or 'interrupted'}", file=sys.stderr)
+        return 130
+
+
+def parser() -> Parser:
+    p = Parser(prog="minids", description="Build, train and run DeepSeek-V4, scaled down.")
+    commands = p.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name, run, help):
+        c = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".",
+                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        c.set_defaults(run=run)
+        return c
+
+    command("doctor", doctor, "say whether this machine and this clone are ready for the course, and what to do if not")
+    command("lab", lab, "open the course in JupyterLab")
+
+    c = command("train", train, "train a model on the shipped text, or go on with a run that was stopped")
+    c.add_argument("--preset", default="nano", help="size of the model: nano or mini")
+    c.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/PRESET)")
+    c.add_argument("--steps", type=int, metavar="N", help="optimiser steps (default: the preset's)")
+    c.add_argument("--seed", type=int, default=0, metavar="S", help="for the first weights and the order of the text")
+    c.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    again = c.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", default=True, help="go on where the run in DIR stopped")
+    again.add_argument("--fresh", action="store_true", help="delete the run in DIR and start again")
+
+    c = command("generate", generate, "continue a prompt")
+    c.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint, or the folder of a run (default: the shipped nano model)")
+    c.add_argument("--prompt", default="", help="text to continue; without it a text is begun")
+    c.add_argument("--max-new-tokens", type=int, default=200, metavar="N", help="stop after N tokens")
+    c.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0 takes the likeliest token each time")
+    c.add_argument("--top-p", type=float, default=0.95, metavar="P", help="sample among the likeliest tokens that reach P")
+    c.add_argument("--seed", type=int, metavar="S", help="the same seed gives the same text")
+    c.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+
+    c = command("course", None, "build or check the notebooks")
+    jobs = c.add_subparsers(title="jobs", metavar="JOB", required=True)
+    c = jobs.add_parser("build", help="make both editions of lessons from notebooks/source, and run them")
+    c.add_argument("names", nargs="*", metavar="NAME", help="lessons, such as 00_start_here (default: all)")
+    c.set_defaults(run=course_build)
+    c = jobs.add_parser("lint", help="check that the notebooks keep the rules")
+    c.set_defaults(run=course_lint)
+    return p
+
+
+def doctor(args) -> int:
+    from minids.learn.doctor import doctor
+
+    return 0 if doctor() else 1
+
+
+def lab(args) -> int:
+    from minids.paths import notebooks
+
+    return subprocess.call([sys.executable, "-m", "jupyterlab", str(notebooks() / "00_start_here.ipynb")])
+
+
+def course_build(args) -> None:
+    from minids.learn.course import build
+
+    for path in build(args.names or None):
+        print(path)
+
+
+def course_lint(args) -> int:
+    from minids.learn.lint import lint
+
+    findings = lint()
+    print("\n".join(findings) if findings else "all notebooks keep the rules")
+    return 1 if findings else 0
+
+
+def train(args) -> None:
+    from minids import Config
+    from minids.ngram import Trigram
+    from minids.train import TrainConfig, corpus
+    from minids.train import train as run
+
+    changes = {"seed": args.seed} | ({} if args.steps is None else {"steps": args.steps})
+    settings = TrainConfig.preset(args.preset, **changes)
+    use_threads(args.threads)
+    out = args.out or Path("runs") / args.preset
+    config = Config.preset(args.preset)
+    log = run(config, settings, out, resume=not args.fresh)
+    end = next(record for record in log if "heldout_loss" in record)
+    baseline = Trigram(corpus()["train"], config.vocab_size).loss(corpus()["heldout"])
+    print(f"held-out text: {end['heldout_loss']:.3f} nats per token, {end['heldout_bits_per_byte']:.3f} bits per byte; "
+          f"a trigram model of the training text: {baseline:.3f} nats per token")
+    print(f"the model is in {out / 'model'}; try: minids generate --model {out} --prompt \"In the beginning\"")
+
+
+def generate(args) -> None:
+    import codecs
+
+    import minids  # noqa: F401  (before torch)
+    from minids.checkpoint import load
+    from minids.generate import stream
+    from minids.tokenizer import Tokenizer
+
+    use_threads(args.threads)
+    if args.seed is not None and not 0 <= args.seed < 2**63:
+        raise MinidsError(f"seed: expected 0 to 2^63 - 1, found {args.seed}")
+    folder = find_model(args.model)
+    tokenizer, model = Tokenizer.load(folder), load(folder)
+    prompt = tokenizer.encode(args.prompt, bos=True)
+    print(args.prompt, end="", flush=True)
+    text = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for (token,) in stream(model, [prompt], args.max_new_tokens, args.temperature, args.top_p, args.seed):
+        if token != tokenizer.eos_id:
+            print(text.decode(tokenizer.to_bytes([token])), end="", flush=True)
+    print(text.decode(b"", final=True))
+
+
+def find_model(path: Path | None) -> Path:
+    """The checkpoint folder that `path` means: itself, or a run's `model/`, or a run's newest step; None is the shipped model."""
+    from minids.paths import data
+    from minids.train import newest
+
+    if path is None:
+        return data("checkpoints", "nano")
+    if (path / "run.json").exists():
+        found = path / "model" if (path / "model").is_dir() else newest(path)
+        if found is None:
+            raise MinidsError(f"the run in {path} has no checkpoint yet: train it first (minids train --out {path})")
+        return found
+    if not path.is_dir():
+        raise MinidsError(f"no model at {path}: expected a folder with config.json and safetensors, or a run of minids train")
+    return path
+
+
+def use_threads(n: int | None) -> None:
+    """Compute with `n` CPU threads."""
+    if n is None:
+        return
+    if n < 1:
+        raise MinidsError(f"threads: expected at least 1, found {n}")
+    import minids  # noqa: F401  (before torch)
+    import torch
+
+    torch.set_num_threads(n)

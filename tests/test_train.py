@@ -1,0 +1,231 @@
+import dataclasses
+import json
+import math
+import os
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from minids import Config, Model
+from minids import train as module
+from minids.checkpoint import load
+from minids.files import MinidsError
+from minids.train import Interrupted, TrainConfig, batch_of, evaluate, learning_rate, make_optimiser, newest, read_log, train
+
+TINY = Config.nano().replace(dim=32, n_layers=3, compress_ratios=(0, 4, 16, 0), n_heads=2, head_dim=16, rope_head_dim=8, q_lora_rank=16,
+                             o_lora_rank=16, index_head_dim=8, moe_inter_dim=16, n_routed_experts=4, hc_sinkhorn_iters=3, max_seq_len=64)
+SETTINGS = TrainConfig(steps=7, batch=2, seq_len=32, warmup=2, eval_every=3, save_every=3, seed=5)
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    rng = np.random.default_rng(0)
+    return {split: (rng.zipf(1.2, n) % 1024).astype(np.uint16) for split, n in (("train", 2000), ("valid", 200), ("heldout", 300))}
+
+
+def losses(log):
+    return [(r["step"], r["loss"], r["mtp_loss"], r["grad_norm"]) for r in log if "loss" in r]
+
+
+def looks(log):
+    return [{k: v for k, v in r.items()} for r in log if "loss" not in r]
+
+
+@pytest.fixture(scope="module")
+def whole(tokens, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return out, train(TINY, SETTINGS, out, tokens=tokens)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [1, 3, 5])
+def test_a_killed_run_goes_on_exactly(tokens, tmp_path, whole, at):
+    def kill(record):
+        if record["step"] == at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(TINY, SETTINGS, tmp_path / "run", on_step=kill, tokens=tokens)
+    log = train(TINY, SETTINGS, tmp_path / "run", tokens=tokens)
+    assert losses(log) == losses(whole[1]) and looks(log) == looks(whole[1])
+    assert read_log(tmp_path / "run") == log
+    a, b = (load(newest(p)).state_dict() for p in (tmp_path / "run", whole[0]))
+    assert all(torch.equal(a[name], b[name]) for name in b)
+
+
+def test_interrupt_saves_and_goes_on_exactly(tokens, tmp_path, whole):
+    def press(record):
+        if record["step"] == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="interrupted after step 3 of 7.*again to go on"):
+        train(TINY, SETTINGS, tmp_path / "run", on_step=press, tokens=tokens)
+    assert newest(tmp_path / "run").name == "step-000003"
+    assert losses(train(TINY, SETTINGS, tmp_path / "run", tokens=tokens)) == losses(whole[1])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_what_a_run_leaves(tokens, whole):
+    out, log = whole
+    assert sorted(p.name for p in out.iterdir()) == ["log.jsonl", "model", "run.json", "step-000007"]
+    assert [r["step"] for r in log if "loss" in r] == list(range(1, 8))
+    assert [r["step"] for r in log if "valid_loss" in r] == [3, 6, 7]
+    model = load(newest(out))
+    assert evaluate(model, tokens["heldout"], 32)[0] == pytest.approx(log[-1]["heldout_loss"], rel=1e-6)
+    assert json.loads((out / "run.json").read_text())["settings"] == dataclasses.asdict(SETTINGS)
+    trained, in_bf16 = model.state_dict(), load(out / "model").state_dict()
+    assert all(torch.allclose(trained[name].float(), t.float(), rtol=0.01) for name, t in in_bf16.items())
+
+
+def test_a_finished_run_is_left_alone_and_fresh_starts_again(tokens, whole, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(whole[0], out)
+    assert train(TINY, SETTINGS, out, tokens=tokens) == whole[1]
+    steps = []
+    train(TINY, SETTINGS, out, resume=False, on_step=lambda r: steps.append(r["step"]), tokens=tokens)
+    assert steps == list(range(1, 8))
+
+
+def test_training_learns(tokens, tmp_path):
+    """Text that repeats: the loss falls far below that of the unigram distribution."""
+    repeated = {split: np.tile(np.arange(7, 27, dtype=np.uint16), 100) for split in tokens}
+    settings = dataclasses.replace(SETTINGS, steps=40, lr=1e-2)
+    log = train(TINY, settings, tmp_path / "run", tokens=repeated)
+    assert log[-1]["heldout_loss"] < math.log(20) / 3
+
+
+def test_loss_is_next_token_plus_weighted_mtp(tokens):
+    torch.manual_seed(0)
+    model = Model(TINY).train()
+    optimiser = make_optimiser(model, SETTINGS)
+    ids = torch.from_numpy(batch_of(tokens["train"], SETTINGS, 0))
+    with torch.no_grad():
+        X = model.features(ids[:, :-1])
+        logp = model.logits(X).log_softmax(-1)
+        loss = -logp.gather(-1, ids[:, 1:, None]).mean()
+        logp = model.mtp_logits(X[:, :-1], ids[:, 1:-1]).log_softmax(-1)   # streams at t, token t + 1: token t + 2
+        mtp = -logp.gather(-1, ids[:, 2:, None]).mean()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    record = module.train_step(model, optimiser, ids, SETTINGS, 0)
+    assert record["loss"] == pytest.approx(loss.item(), rel=1e-5) and record["mtp_loss"] == pytest.approx(mtp.item(), rel=1e-5)
+    moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert {n for n in before if ".indexer." not in n} <= moved | {n for n in before if n.endswith("sink")}
+
+
+def test_gate_biases_move_against_the_load(tokens, tmp_path):
+    train(TINY, SETTINGS, tmp_path / "run", tokens=tokens)
+    bias = load(newest(tmp_path / "run")).state_dict()["layers.1.ffn.gate.bias"]
+    assert bias.abs().max() > 0 and torch.allclose(bias / 0.001, (bias / 0.001).round(), atol=1e-3) and bias.abs().max() < 0.00701
+
+
+def test_decay_only_where_it_belongs():
+    model = Model(TINY)
+    decayed, others = (set(map(id, group["params"])) for group in make_optimiser(model, SETTINGS).param_groups)
+    names = {id(p): n for n, p in model.named_parameters()}
+    assert decayed | others == set(names) and not decayed & others
+    ends = ("norm.weight", "sink", "ape", "_base", "_scale")
+    assert {n.endswith(ends) for n in (names[i] for i in others)} == {True}
+    assert not any(names[i].endswith(ends) for i in decayed)
+
+
+def test_an_epoch_sees_every_window_once(tokens):
+    stream = np.arange(2000)
+    windows = (len(stream) - 1) // SETTINGS.seq_len - 1
+    first = np.concatenate([batch_of(stream, SETTINGS, s)[:, 0] for s in range(math.ceil(windows / 2))])[:windows]
+    assert len(set(first)) == windows and set(np.diff(np.sort(first))) == {SETTINGS.seq_len}
+    again = batch_of(stream, SETTINGS, 10_000)
+    assert np.array_equal(again, batch_of(stream, SETTINGS, 10_000)) and not np.array_equal(again, batch_of(stream, SETTINGS, 10_001))
+    assert not np.array_equal(again, batch_of(stream, dataclasses.replace(SETTINGS, seed=6), 10_000))
+    assert (np.diff(again) == 1).all() and again.shape == (2, 33)
+
+
+def test_learning_rate_rises_then_falls_to_a_tenth():
+    s = TrainConfig(steps=100, warmup=10, lr=1.0)
+    rates = [learning_rate(s, i) for i in range(101)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1.0 and rates[100] == pytest.approx(0.1)
+    assert rates[10:] == sorted(rates[10:], reverse=True) and rates[55] == pytest.approx(0.55)
+
+
+def test_evaluate_counts_every_token_once(tokens):
+    torch.manual_seed(1)
+    model = Model(TINY).eval()
+    ids = tokens["heldout"].astype(np.int64)                 # 300 ids: 9 windows of 32 and a rest
+    with torch.no_grad():
+        total = sum(torch.nn.functional.cross_entropy(model(torch.tensor(ids[None, i:j]))[0], torch.tensor(ids[i + 1:j + 1]), reduction="sum")
+                    for i, j in ((i, min(i + 32, 299)) for i in range(0, 299, 32)))
+    assert evaluate(model, ids, 32, batch=4)[0] == pytest.approx(total.item() / 299, rel=1e-5)
+
+
+def test_other_settings_are_told_apart(tokens, whole):
+    with pytest.raises(MinidsError, match="other settings .settings.lr, settings.seed.*fresh"):
+        train(TINY, dataclasses.replace(SETTINGS, lr=1e-4, seed=6), whole[0], tokens=tokens)
+    with pytest.raises(MinidsError, match="config.sliding_window"):
+        train(TINY.replace(window_size=16), SETTINGS, whole[0], tokens=tokens)
+
+
+def test_foreign_folder_is_left_alone(tokens, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    for resume in (True, False):
+        with pytest.raises(MinidsError, match="holds no training run"):
+            train(TINY, SETTINGS, tmp_path, resume=resume, tokens=tokens)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+    with pytest.raises(MinidsError, match="cannot use the folder"):
+        train(TINY, SETTINGS, tmp_path / "thesis.txt", tokens=tokens)
+
+
+def test_full_disk_keeps_the_checkpoint_before(tokens, tmp_path, monkeypatch, whole):
+    out = tmp_path / "run"
+    real = module.save_file
+
+    def full(state, path):
+        if module.newest(out) is not None:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        real(state, path)
+
+    monkeypatch.setattr(module, "save_file", full)
+    with pytest.raises(MinidsError, match="No space left on device"):
+        train(TINY, SETTINGS, out, tokens=tokens)
+    assert [p.name for p in out.glob("*step*")] == ["step-000003"]
+    monkeypatch.undo()
+    assert losses(train(TINY, SETTINGS, out, tokens=tokens)) == losses(whole[1])
+
+
+@pytest.mark.parametrize("file", ["optimizer.safetensors", "model.safetensors", "config.json"])
+def test_truncated_checkpoint_is_refused(tokens, tmp_path, file):
+    def kill(record):
+        if record["step"] == 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(TINY, SETTINGS, tmp_path / "run", on_step=kill, tokens=tokens)
+    path = tmp_path / "run" / "step-000003" / file
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(MinidsError, match=file):
+        train(TINY, SETTINGS, tmp_path / "run", tokens=tokens)
+
+
+def test_impossible_settings_are_refused(tokens, tmp_path):
+    bad = [(TINY.replace(vocab_size=500), SETTINGS, "token ids from 0 to 499"),
+           (TINY, dataclasses.replace(SETTINGS, seq_len=65), "context of 64"),
+           (TINY.replace(max_seq_len=512), dataclasses.replace(SETTINGS, seq_len=100), "three sequences")]
+    for config, settings, message in bad:
+        with pytest.raises(MinidsError, match=message):
+            train(config, settings, tmp_path / "run", tokens=tokens)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(MinidsError, match="steps: expected at least 1"):
+        TrainConfig(steps=0)
+    with pytest.raises(MinidsError, match="nano or mini"):
+        TrainConfig.preset("flash")
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tokens, tmp_path):
+    with pytest.raises(MinidsError, match="expected finite numbers"):
+        train(TINY, dataclasses.replace(SETTINGS, lr=1e30, warmup=0), tmp_path / "run", tokens=tokens)
+    assert newest(tmp_path / "run") is None or newest(tmp_path / "run").name != "step-000007"
