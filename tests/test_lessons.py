@@ -199,6 +199,11 @@ def test_the_lint_finds(cell, finding):
     assert lint.check_notebook(good) == []
 
 
+@each_lesson
+def test_the_readme_links_each_lesson(source):
+    assert f"[{source.stem}](notebooks/{source.stem}.ipynb)" in (paths.ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_environments_have_the_same_pins():
     """environment.yml has no pins of its own; the package's bounds admit the pinned versions; torch is exact."""
     import tomllib
