@@ -114,6 +114,14 @@ def test_hints_come_one_after_another(capsys, monkeypatch):
     assert capsys.readouterr().out.splitlines() == lines
 
 
+def test_an_empty_attempt_counts_as_the_first_hint(capsys, monkeypatch):
+    monkeypatch.setattr(exercise, "_given", {})
+    check("whole.rms_norm", None)
+    check("whole.rms_norm", None)
+    hint("whole.rms_norm")
+    assert capsys.readouterr().out.splitlines()[-1] == f"[hint 2 of 3] {find('whole.rms_norm').hints[1]}"
+
+
 def test_progress_counts_and_keeps_the_first_date(own_home, capsys):
     file = own_home / "progress.json"
     file.write_text(json.dumps({"passed": {"whole.rms_norm": "2020-01-01", "of.another.version": "2020-01-01"}}))
@@ -122,7 +130,8 @@ def test_progress_counts_and_keeps_the_first_date(own_home, capsys):
     passed = json.loads(file.read_text())["passed"]
     assert passed["whole.rms_norm"] == passed["of.another.version"] == "2020-01-01" < passed["whole.sqrtsoftplus"]
     of = len(exercise.lessons()["08_whole_model"])
-    assert progress()["08_whole_model"] == (2, of)
+    assert journal.summary()["08_whole_model"] == (2, of)
+    progress()
     assert f"2 of {of}" in capsys.readouterr().out
 
 

@@ -83,6 +83,7 @@ def check(name: str, attempt):
     try:
         complaint = _judge(this, attempt)
     except NotAttempted:
+        _given[name] = max(_given.get(name, 0), 1)
         first = f" Hint 1 of {len(this.hints)}: {this.hints[0]}" if this.hints else ""
         return _fail(this, "not attempted", first.strip())
     if complaint:
