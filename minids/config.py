@@ -215,7 +215,7 @@ class Config:
                 raise ConfigError(f"{path}: expected a JSON object, found {type(source).__name__}")
         try:
             return cls._from_hf(source)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             if isinstance(error, ConfigError):
                 raise
             raise ConfigError(f"not a DeepSeek-V4 configuration: {type(error).__name__}: {error}") from None

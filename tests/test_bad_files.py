@@ -7,7 +7,7 @@ import struct
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -225,6 +225,7 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | WO
 
 @FUZZ
 @given(key=st.sampled_from(sorted(TINY.to_json())), value=JSON)
+@example(key="rope_scaling", value=1)
 def test_fuzzed_configuration(folders, tmp_path, key, value):
     (tmp_path / SINGLE).write_bytes((folders / "single" / SINGLE).read_bytes())
     (tmp_path / "config.json").write_text(json.dumps(TINY.to_json() | {key: value}))
