@@ -43,8 +43,8 @@ class Compressor(nn.Module):
         n = kv.shape[1] // m
         if state is not None:
             state.keep(kv[:, n * m:], z[:, n * m:])
-            if n == 0:
-                return state.all()
+        if n == 0:
+            return x.new_zeros(x.shape[0], 0, self.width) if state is None else state.all()
         kv = kv[:, :n * m].unflatten(1, (n, m))                                          # B n m fc
         z = z[:, :n * m].unflatten(1, (n, m)) + self.ape
         if self.overlap:
