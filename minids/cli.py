@@ -28,7 +28,7 @@ def main(argv=None) -> int:
         print(f"minids: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        print(f"minids: {interrupt or 'interrupted'}", file=sys.stderr)
+        print(f"minids: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 130
 
 

@@ -1,0 +1,145 @@
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from minids import Config, Model, cli
+from minids.checkpoint import save
+from minids.files import MinidsError
+from minids.paths import ROOT
+from minids.tokenizer import Tokenizer
+
+TINY = Config.nano().replace(dim=32, n_layers=2, compress_ratios=(0, 4, 0), n_heads=2, head_dim=16, rope_head_dim=8, q_lora_rank=16,
+                             o_lora_rank=16, index_head_dim=8, moe_inter_dim=16, n_routed_experts=4, hc_sinkhorn_iters=3, max_seq_len=64)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "model"
+    torch.manual_seed(0)
+    save(Model(TINY), path, format="fp32", tokenizer=Tokenizer.load())
+    return path
+
+
+@pytest.fixture
+def copy(model, tmp_path):
+    return shutil.copytree(model, tmp_path / "copy")
+
+
+def refused(capsys, *argv) -> str:
+    """The one line that a bad command prints, with exit status 2."""
+    try:
+        status = cli.main([str(a) for a in argv])
+    except SystemExit as end:
+        status = end.code
+    captured = capsys.readouterr()
+    assert status == 2 and captured.err.count("\n") == 1 and "Traceback" not in captured.err, captured.err
+    return captured.err
+
+
+@pytest.mark.parametrize("argv", [[], ["doctor"], ["lab"], ["train"], ["generate"], ["course"], ["course", "build"], ["course", "lint"]])
+def test_each_command_has_help(argv, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main([*argv, "--help"])
+    assert end.value.code == 0 and "usage: minids " + " ".join(argv) in capsys.readouterr().out
+
+
+def test_generate_continues_the_prompt(model, capsys):
+    argv = ["generate", "--model", str(model), "--prompt", "In the beginning", "--max-new-tokens", "20", "--seed", "1"]
+    assert cli.main(argv) == 0
+    first = capsys.readouterr().out
+    assert first.startswith("In the beginning") and len(first) > 25
+    assert cli.main(argv) == 0 and capsys.readouterr().out == first
+
+
+def test_generate_refuses_bad_input(model, copy, tmp_path, capsys):
+    assert "no model at" in refused(capsys, "generate", "--model", tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "tokenizer.json" in refused(capsys, "generate", "--model", tmp_path / "empty")
+    assert "context is 64" in refused(capsys, "generate", "--model", model, "--prompt", "a b c d e f g " * 20)
+    assert "at most" in refused(capsys, "generate", "--model", model, "--max-new-tokens", 100)
+    assert "temperature" in refused(capsys, "generate", "--model", model, "--max-new-tokens", 5, "--temperature", "-1")
+    assert "top_p" in refused(capsys, "generate", "--model", model, "--max-new-tokens", 5, "--top-p", "2")
+    assert "seed" in refused(capsys, "generate", "--model", model, "--seed", "-4")
+    assert "--max-new-tokens" in refused(capsys, "generate", "--model", model, "--max-new-tokens", "many")
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    assert "model.safetensors" in refused(capsys, "generate", "--model", copy)
+    (copy / "config.json").write_text('{"model_type": "llama"}')
+    assert "deepseek_v4" in refused(capsys, "generate", "--model", copy)
+
+
+def test_a_tokenizer_that_knows_more_ids_than_the_model(copy, tmp_path, capsys):
+    save(Model(TINY.replace(vocab_size=100)), copy, tokenizer=Tokenizer.load())
+    assert "expected token ids from 0 to 99" in refused(capsys, "generate", "--model", copy, "--prompt", "the zebra", "--max-new-tokens", 5)
+
+
+def test_train_refuses_bad_input(tmp_path, capsys):
+    assert "nano or mini" in refused(capsys, "train", "--preset", "giga", "--out", tmp_path / "run")
+    assert "steps" in refused(capsys, "train", "--steps", "0", "--out", tmp_path / "run")
+    assert "threads" in refused(capsys, "train", "--threads", "0", "--out", tmp_path / "run")
+    assert "--steps" in refused(capsys, "train", "--steps", "ten", "--out", tmp_path / "run")
+    assert "not allowed with" in refused(capsys, "train", "--resume", "--fresh", "--out", tmp_path / "run")
+    assert "invalid choice" in refused(capsys, "fly")
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "file").write_text("")
+    assert "cannot use the folder" in refused(capsys, "train", "--out", tmp_path / "file")
+
+
+def test_train_then_generate(tmp_path, capsys, monkeypatch):
+    """The real command on the real text with a tiny model and one step."""
+    monkeypatch.setattr(Config, "preset", classmethod(lambda cls, name: TINY.replace(max_seq_len=256)))
+    from minids import train
+    small = {split: ids[:2000] for split, ids in train.corpus().items()}
+    monkeypatch.setattr(train, "corpus", lambda: small)
+    assert cli.main(["train", "--steps", "1", "--out", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr().out
+    assert "held-out text: 6.9" in printed and "trigram" in printed
+    assert cli.main(["generate", "--model", str(tmp_path / "run"), "--max-new-tokens", "5"]) == 0
+    assert "other settings (settings.seed)" in refused(capsys, "train", "--steps", "1", "--seed", "7", "--out", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "model")
+    assert cli.main(["generate", "--model", str(tmp_path / "run"), "--max-new-tokens", "5"]) == 0
+    shutil.rmtree(tmp_path / "run" / "step-000001")
+    capsys.readouterr()
+    assert "no checkpoint yet" in refused(capsys, "generate", "--model", tmp_path / "run")
+
+
+def test_interrupt_is_one_line_and_130(monkeypatch, capsys):
+    def press(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("minids.train.train", press)
+    assert cli.main(["train"]) == 130
+    assert capsys.readouterr().err == "minids: interrupted\n"
+
+
+def test_doctor_and_lint_decide_the_exit_status(monkeypatch, capsys):
+    for healthy in (True, False):
+        monkeypatch.setattr("minids.learn.doctor.doctor", lambda: healthy)
+        assert cli.main(["doctor"]) == (0 if healthy else 1)
+    for findings in ([], ["a: is wrong"]):
+        monkeypatch.setattr("minids.learn.lint.lint", lambda: findings)
+        assert cli.main(["course", "lint"]) == len(findings)
+    assert "a: is wrong" in capsys.readouterr().out
+
+
+def test_course_build_passes_names_on(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr("minids.learn.course.build", lambda names: asked.append(names) or ["notebooks/a.ipynb"])
+    assert cli.main(["course", "build", "00_start_here"]) == cli.main(["course", "build"]) == 0
+    assert asked == [["00_start_here"], None] and "notebooks/a.ipynb" in capsys.readouterr().out
+
+    def fail(names):
+        raise MinidsError("no lesson 99")
+
+    monkeypatch.setattr("minids.learn.course.build", fail)
+    assert refused(capsys, "course", "build", "99") == "minids: no lesson 99\n"
+
+
+def test_module_runs_without_a_traceback(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "minids", "generate", "--model", str(tmp_path / "nowhere")], cwd=ROOT, text=True,
+                          capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 2 and done.stderr.startswith("minids: no model at") and done.stderr.count("\n") == 1

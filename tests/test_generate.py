@@ -1,0 +1,101 @@
+import pytest
+import torch
+
+from minids import Config, Model
+from minids.files import MinidsError
+from minids.generate import generate, sample, stream
+
+TINY = Config.nano().replace(dim=32, n_layers=3, compress_ratios=(0, 4, 8, 0), n_heads=2, head_dim=16, rope_head_dim=8, q_lora_rank=16,
+                             window_size=8, o_lora_rank=16, index_head_dim=8, moe_inter_dim=16, n_routed_experts=4, vocab_size=60,
+                             hc_sinkhorn_iters=3, max_seq_len=64)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(3)
+    model = Model(TINY).eval()
+    torch.nn.init.normal_(model.head.weight)  # so that the likeliest id changes from place to place
+    return model
+
+
+def greedy(model, prompt, n):
+    """As the definition says: the whole text again for each new id."""
+    ids = list(prompt)
+    with torch.no_grad():
+        for _ in range(n):
+            ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    return ids[len(prompt):]
+
+
+def test_greedy_equals_full_passes(model):
+    prompt = [5, 9, 33, 2]
+    assert generate(model, prompt, 40, temperature=0, stop=()) == greedy(model, prompt, 40)
+
+
+def test_ragged_prompts_equal_each_alone(model):
+    prompts = [[7], [7, 8, 9, 10, 11, 12, 13, 14, 15], [50, 3, 3, 8]]
+    together = generate(model, prompts, 20, temperature=0, stop=())
+    assert together == [greedy(model, p, 20) for p in prompts]
+    assert generate(model, torch.tensor([[5, 6], [7, 8]]), 5, temperature=0, stop=()) == [greedy(model, p, 5) for p in ([5, 6], [7, 8])]
+
+
+def test_a_row_ends_with_a_stop_id_and_the_others_go_on(model):
+    prompts = [[5, 9, 33, 2], [7]]
+    free = generate(model, prompts, 20, temperature=0, stop=())
+    end = free[0][4]
+    expected = [row[: row.index(end) + 1] if end in row else row for row in free]
+    assert generate(model, prompts, 20, temperature=0, stop=(end,)) == expected
+    assert len(expected[0]) <= 5
+
+
+def test_the_context_can_be_filled(model):
+    assert len(generate(model, [4] * 40, 25, stop=())) == 25        # the last new id is not read: 40 + 24 = 64
+    assert len(generate(model, [4] * 64, 1, stop=())) == 1
+
+
+def test_a_seed_fixes_the_text_and_the_modes_are_kept(model):
+    a, b, c = (generate(model, [[1], [2, 3]], 15, seed=s, stop=()) for s in (1, 1, 2))
+    assert a == b != c
+    model.train()
+    generate(model, [4], 3)
+    assert model.training and all(m.load is None for m in model.modules() if hasattr(m, "load"))
+    model.eval()
+
+
+def test_streaming_yields_what_generate_collects(model):
+    rows = list(stream(model, [[7], [7, 8, 9]], 4, temperature=0, stop=()))
+    assert [[new[i] for new in rows if new[i] is not None] for i in (0, 1)] == generate(model, [[7], [7, 8, 9]], 4, temperature=0, stop=())
+    assert [new[1] for new in rows[:2]] == [None, None] and [new[0] for new in rows[4:]] == [None, None]
+
+
+def test_sampling_follows_temperature_and_top_p():
+    p = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    logits = p.log().expand(20000, 4)
+
+    def shares(temperature, top_p):
+        drawn = sample(logits, temperature, top_p, torch.Generator().manual_seed(0))
+        return torch.bincount(drawn, minlength=4) / len(drawn)
+
+    assert torch.allclose(shares(1.0, 1.0), p, atol=0.015)
+    assert torch.allclose(shares(0.5, 1.0), p**2 / (p**2).sum(), atol=0.015)
+    assert torch.allclose(shares(1.0, 0.75), torch.tensor([5 / 8, 3 / 8, 0, 0]), atol=0.015)
+    assert shares(1.0, 0.81)[3] == 0 < shares(1.0, 0.81)[2]
+    assert shares(1.0, 1e-6)[0] == shares(0, 1.0)[0] == 1
+
+
+@pytest.mark.parametrize("prompt, options, message", [
+    ([], {}, "prompt is empty"),
+    ([[3], []], {}, "prompt is empty"),
+    ([3, 60], {}, "60: expected token ids from 0 to 59"),
+    ([[3], [-1]], {}, "-1: expected token ids from 0 to 59"),
+    ([3] * 65, {}, "65 tokens, and the model's context is 64"),
+    ([3] * 60, {"max_new_tokens": 10}, "at most 5 new tokens"),
+    ([3], {"max_new_tokens": 0}, "max_new_tokens"),
+    ([3], {"temperature": -1.0}, "temperature"),
+    ([3], {"temperature": float("nan")}, "temperature"),
+    ([3], {"top_p": 0.0}, "top_p"),
+    ([3], {"top_p": 1.5}, "top_p"),
+])
+def test_bad_input_is_told(model, prompt, options, message):
+    with pytest.raises(MinidsError, match=message):
+        generate(model, prompt, **options)
