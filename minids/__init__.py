@@ -1,8 +1,11 @@
 """minids: DeepSeek-V4, scaled down, to read, train and compare with the real one."""
 
-from minids import threads  # noqa: F401  (first of all: before torch is loaded)
+from minids import threads  # noqa: F401  first: it sets defaults that torch reads when it is loaded
+from minids import cost, numerics
+from minids.checkpoint import load, save
 from minids.config import Config
 from minids.files import MinidsError
+from minids.generate import generate
 from minids.model import Model
 
-__all__ = ["Config", "MinidsError", "Model"]
+__all__ = ["Config", "MinidsError", "Model", "cost", "generate", "load", "numerics", "save"]

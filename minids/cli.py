@@ -56,7 +56,7 @@ def parser() -> Parser:
     again.add_argument("--fresh", action="store_true", help="delete the run in DIR and start again")
 
     c = command("generate", generate, "continue a prompt")
-    c.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint, or the folder of a run (default: the shipped nano model)")
+    c.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint or a run (default: the shipped nano model)")
     c.add_argument("--prompt", default="", help="text to continue; without it a text is begun")
     c.add_argument("--max-new-tokens", type=int, default=200, metavar="N", help="stop after N tokens")
     c.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0 takes the likeliest token each time")
@@ -123,7 +123,6 @@ def train(args) -> None:
 def generate(args) -> None:
     import codecs
 
-    import minids  # noqa: F401  (before torch)
     from minids.checkpoint import load
     from minids.generate import stream
     from minids.tokenizer import Tokenizer
@@ -143,7 +142,7 @@ def generate(args) -> None:
 
 
 def find_model(path: Path | None) -> Path:
-    """The checkpoint folder that `path` means: itself, or a run's `model/`, or a run's newest step; None is the shipped model."""
+    """The checkpoint that `path` means: itself, or a run's `model/`, or a run's newest step; None is the shipped model."""
     from minids.paths import data
     from minids.train import newest
 
@@ -165,7 +164,7 @@ def use_threads(n: int | None) -> None:
         return
     if n < 1:
         raise MinidsError(f"threads: expected at least 1, found {n}")
-    import minids  # noqa: F401  (before torch)
+    import minids.threads  # noqa: F401, I001  (before torch)
     import torch
 
     torch.set_num_threads(n)

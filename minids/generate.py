@@ -97,5 +97,5 @@ def check(model, prompts, max_new_tokens, temperature, top_p) -> None:
     if longest > context:
         raise MinidsError(f"the prompt has {longest} tokens, and the model's context is {context}: shorten the prompt")
     if longest + max_new_tokens - 1 > context:
-        raise MinidsError(f"a prompt of {longest} tokens and {max_new_tokens} new ones outgrow the model's context of {context}: "
+        raise MinidsError(f"{longest} tokens of prompt and {max_new_tokens} new ones outgrow the model's context of {context}: "
                           f"ask for at most {context - longest + 1} new tokens")

@@ -14,7 +14,8 @@ from minids.files import MinidsError, write_text
 from minids.paths import DATA
 
 # ids 0, 1, 2, ...: V4's names, with its full-width bars
-SPECIAL = ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>", "<｜User｜>", "<｜Assistant｜>", "<think>", "</think>")
+SPECIAL = ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>",
+           "<｜User｜>", "<｜Assistant｜>", "<think>", "</think>")
 # Pieces that merges never cross: a word with the space before it, one digit, a run of signs, white space.
 PIECES = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 

@@ -77,7 +77,7 @@ def train(config: Config, settings: TrainConfig, out, resume: bool = True, on_st
 
     `out` gets log.jsonl, a checkpoint folder step-NNNNNN (the newest only), and at the end `model/`, the trained model
     in BF16. With `resume=False` a former run in `out` is deleted. `on_step(record)` is called after each step. `tokens`
-    is a dict of id streams for "train", "valid" and "heldout"; by default the shipped text (`corpus`).
+    is a dict of the shipped tokenizer's id streams for "train", "valid" and "heldout"; by default the shipped text (`corpus`).
     Records: {"step", "loss", "mtp_loss", "grad_norm", "lr", "seconds"} each step, losses in nats per token;
     {"step", "valid_loss", "valid_bits_per_byte"} now and then; {"step", "heldout_loss", "heldout_bits_per_byte"} last.
     Raises `MinidsError` for what cannot be trained or written, `Interrupted` on Ctrl-C, when all is saved.
@@ -109,7 +109,7 @@ def train(config: Config, settings: TrainConfig, out, resume: bool = True, on_st
             with open(out / "log.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
-            raise MinidsError(f"could not write {out / 'log.jsonl'}: {error.strerror}. The last checkpoint is whole.") from error
+            raise MinidsError(f"could not write {out / 'log.jsonl'}: {error.strerror}; the last checkpoint is whole") from error
 
     def look(split, ids):
         loss, per_byte = evaluate(model, ids, settings.seq_len, tokenizer)
@@ -138,9 +138,9 @@ def train(config: Config, settings: TrainConfig, out, resume: bool = True, on_st
             if interrupted() and saved == step:
                 raise Interrupted(f"interrupted after step {step} of {settings.steps}; the checkpoint is in {out}: "
                                   f"run the same command again to go on")
-    if not any("heldout_loss" in record for record in log):
-        look("valid", tokens["valid"])
-        look("heldout", tokens["heldout"])
+    for split in ("valid", "heldout"):
+        if not any(f"{split}_loss" in record and record["step"] == step for record in log):
+            look(split, tokens[split])
     save(model, out / "model", format="bf16", tokenizer=tokenizer)
     return log
 
@@ -161,8 +161,8 @@ def train_step(model, optimiser, ids, settings: TrainConfig, step: int) -> dict:
     total.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
     if not math.isfinite(total.item()) or not math.isfinite(norm.item()):
-        raise MinidsError(f"the loss is {total.item()} and the gradient's norm {norm.item()} at step {step + 1}: expected finite "
-                          f"numbers. The last checkpoint is whole; try a lower learning rate than {settings.lr}.")
+        raise MinidsError(f"the loss is {total.item()} and the gradient's norm {norm.item()} at step {step + 1}: expected "
+                          f"finite numbers. The last checkpoint is whole; try a lower learning rate than {settings.lr}.")
     optimiser.step()
     balance(model, settings.balance)
     record = {"loss": loss.item(), "grad_norm": norm.item(), "lr": lr}
@@ -182,8 +182,9 @@ def make_optimiser(model, settings: TrainConfig) -> torch.optim.AdamW:
     decayed = {n: p for n, p in model.named_parameters() if p.ndim == 2 and not n.endswith("ape")}
     others = [p for n, p in model.named_parameters() if n not in decayed]
     fused = next(model.parameters()).device.type in ("cpu", "cuda", "mps", "xpu")
-    return torch.optim.AdamW([{"params": list(decayed.values()), "weight_decay": settings.weight_decay},
-                              {"params": others, "weight_decay": 0.0}], lr=settings.lr, betas=(0.9, 0.95), eps=1e-8, fused=fused)
+    groups = [{"params": list(decayed.values()), "weight_decay": settings.weight_decay},
+              {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95), eps=1e-8, fused=fused)
 
 
 # ---- the text ----
@@ -244,7 +245,8 @@ def check(config: Config, settings: TrainConfig, tokens) -> None:
         if low < 0 or high >= config.vocab_size:
             raise MinidsError(f"{split}: expected token ids from 0 to {config.vocab_size - 1}, found {low} to {high}")
         if len(tokens[split]) < 3 * settings.seq_len + 1:
-            raise MinidsError(f"{split}: expected at least {3 * settings.seq_len + 1} tokens (three sequences), found {len(tokens[split])}")
+            raise MinidsError(f"{split}: expected at least {3 * settings.seq_len + 1} tokens (three sequences), "
+                              f"found {len(tokens[split])}")
 
 
 def start(out: Path, run: dict, resume: bool) -> None:
@@ -291,7 +293,7 @@ def read_log(out) -> list[dict]:
     try:
         lines = (Path(out) / "log.jsonl").read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise MinidsError(f"cannot read {Path(out) / 'log.jsonl'}: {error.strerror}; expected the log of a training run") from None
+        raise MinidsError(f"cannot read {Path(out) / 'log.jsonl'}: {error.strerror}; expected a run's log") from None
     for i, line in enumerate(lines):
         try:
             records.append(json.loads(line))

@@ -78,7 +78,8 @@ def test_hyper_connections_are_their_equations():
     X, f = torch.randn(B, T, n, d), torch.randn(B, T, d)
     fn, scale, base = torch.randn(24, n * d) / 16, torch.tensor([0.7, 1.1, 1.3]), torch.randn(24) / 2
     pre, post, comb = hyper.maps(X, fn, scale, base, SMALL)
-    u, Y = hyper.read(X, pre), hyper.write(X, f, post, comb)
+    u, carried = hyper.read(X, pre, comb)
+    Y = hyper.write(carried, f, post)
     for b in range(B):
         for t in range(T):
             x = X[b, t].flatten()

@@ -45,7 +45,7 @@ def documents(split: str | None = None) -> tuple[Document, ...]:
 
 
 def encode(docs, tokenizer) -> np.ndarray:
-    """The documents as one stream of token ids, uint16: before each the id that begins a text, after each the one that ends it."""
+    """The documents as one stream of token ids, uint16, each between the ids that begin and end a text."""
     ids = tokenizer.encode_all(d.text for d in docs)
     return np.concatenate([np.array([tokenizer.bos_id, *i, tokenizer.eos_id], dtype=np.uint16) for i in ids])
 

@@ -8,6 +8,8 @@ The parameters of a site live in `transformer.Block`, under the checkpoint's fla
 import torch
 import torch.nn.functional as F
 
+from minids.model.norm import inverse_rms
+
 
 class Sinkhorn(torch.autograd.Function):
     """Turn positive n x n matrices into nearly doubly stochastic ones, with a gradient that keeps no recorded steps.
@@ -34,20 +36,39 @@ class Sinkhorn(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
+        grad = grad.contiguous()
         for M, s, axis in reversed(list(Sinkhorn.steps(*ctx.saved_tensors, ctx.iters, ctx.eps))):
             grad = (grad - (grad * M).sum(axis, keepdim=True)).div_(s)
         return grad, None, None
 
 
+class Write(torch.autograd.Function):
+    """carried + post (outer) f, for N tokens: the sum that autograd would take apart into five passes over N n d."""
+
+    @staticmethod
+    def forward(ctx, carried, post, f):
+        ctx.save_for_backward(post, f)
+        return torch.addcmul(carried, post[:, :, None], f[:, None])                      # N n d
+
+    @staticmethod
+    def backward(ctx, grad):
+        post, f = ctx.saved_tensors
+        return grad, torch.bmm(grad, f[:, :, None]).squeeze(2), torch.bmm(post[:, None], grad).squeeze(1)
+
+
+def affinities(X, fn, config):
+    """fn @ x / sqrt(mean(x^2) + norm_eps) with x = all of a token's streams, float32: N rows for N = B T tokens."""
+    x = X.flatten(2).flatten(0, 1).float()                                               # N nd
+    return F.linear(x, fn) * inverse_rms(x, config.norm_eps)
+
+
 def maps(X, fn, scale, base, config):
-    """The three maps of one site: pre and post, N x n, and comb, N x n x n, for N = B T tokens. All float32.
+    """The three maps of one site, float32, for N = B T tokens: pre N x n, post N x n, comb N x n x n.
 
     X: B T n d; fn: (2+n)n x nd; scale: 3; base: (2+n)n.
     """
     n, eps = config.hc_mult, config.hc_eps
-    x = X.flatten(2).float()                                                             # B T nd
-    a = F.linear(x, fn) * torch.rsqrt(x.square().mean(-1, keepdim=True) + config.norm_eps)
-    pre, post, comb = a.flatten(0, 1).split([n, n, n * n], dim=-1)                       # N n, N n, N nn
+    pre, post, comb = affinities(X, fn, config).split([n, n, n * n], dim=-1)             # N n, N n, N nn
     base_pre, base_post, base_comb = base.split([n, n, n * n])
     pre = torch.sigmoid(pre * scale[0] + base_pre) + eps
     post = 2 * torch.sigmoid(post * scale[1] + base_post)
@@ -56,24 +77,24 @@ def maps(X, fn, scale, base, config):
     return pre, post, comb.permute(2, 0, 1)
 
 
-def read(X, pre):
-    """The layer's input, u = sum_j pre[j] X[j]: B T d."""
+def read(X, pre, comb):
+    """The layer's input, sum_j pre[j] X[j]: B T d, and the streams carried past it, sum_j comb[j, k] X[j]: B T n d.
+
+    Both are sums over the streams, so one product does: N n+1 n times N n d.
+    """
     B, T, n, d = X.shape
-    u = torch.bmm(pre[:, None].to(X.dtype), X.view(-1, n, d))                            # N 1 d
-    return u.view(B, T, d)
+    both = torch.cat([pre[:, None], comb.mT], dim=1).to(X.dtype)                         # N n+1 n
+    u, carried = torch.bmm(both, X.view(-1, n, d)).split([1, n], dim=1)
+    return u.reshape(B, T, d), carried.view(B, T, n, d)
 
 
-def write(X, f, post, comb):
-    """The streams after a layer with output f, X'[k] = post[k] f + sum_j comb[j, k] X[j]: B T n d."""
-    B, T, n, d = X.shape
-    new = torch.bmm(post[:, :, None].to(X.dtype), f.view(-1, 1, d))                      # N n d
-    new = torch.baddbmm(new, comb.mT.to(X.dtype), X.view(-1, n, d))
-    return new.view(B, T, n, d)
+def write(carried, f, post):
+    """The streams after a layer with output f, X'[k] = post[k] f + carried[k]: B T n d."""
+    return Write.apply(carried.flatten(0, 1), post.to(f.dtype), f.flatten(0, 1)).view_as(carried)
 
 
 def head(X, fn, scale, base, config):
     """One vector per token out of the streams, y = sum_j g[j] X[j]: B T d. fn: n x nd; scale: 1; base: n."""
-    x = X.flatten(2).float()
-    a = F.linear(x, fn) * torch.rsqrt(x.square().mean(-1, keepdim=True) + config.norm_eps)
-    g = torch.sigmoid(a * scale + base) + config.hc_eps                                  # B T n
-    return read(X, g.flatten(0, 1))
+    g = torch.sigmoid(affinities(X, fn, config) * scale + base) + config.hc_eps          # N n
+    B, T, n, d = X.shape
+    return torch.bmm(g[:, None].to(X.dtype), X.view(-1, n, d)).view(B, T, d)

@@ -85,11 +85,11 @@ class MoE(nn.Module):
         N, K = chosen.shape
         order = chosen.flatten().argsort(stable=True)                                    # NK: choices, expert by expert
         counts = torch.bincount(chosen.flatten(), minlength=len(self.experts)).tolist()
-        rows = flat[order // K]                                                          # NK d
+        rows = flat.index_select(0, order // K)                                          # NK d
         h = swiglu(self.each(rows, counts, "w1").float(), self.each(rows, counts, "w3").float(), self.limit)
         h = (h * g.flatten()[order, None]).to(x.dtype)                                   # NK I: weighed before w2
-        y = self.each(h, counts, "w2")[order.argsort()].view(N, K, -1).sum(1)            # N d
-        return y.view_as(x) + self.shared_experts(x)
+        y = self.each(h, counts, "w2").index_select(0, order.argsort())                  # NK d: token by token
+        return y.view(N, K, -1).sum(1).view_as(x) + self.shared_experts(x)
 
     def each(self, rows, counts, name: str):
         """Each expert's matrix `name` on its own run of rows. Unused experts are skipped, except in training,

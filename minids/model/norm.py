@@ -1,13 +1,19 @@
 """RMS normalisation, computed in float32 whatever comes in."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+
+
+def inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """1 / sqrt(mean(x^2) + eps) over the last axis, kept as an axis of 1. Float32 in and out."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return torch.rsqrt(norm * norm / x.shape[-1] + eps)
 
 
 def rms(x: torch.Tensor, eps: float) -> torch.Tensor:
     """x / sqrt(mean(x^2) + eps) over the last axis, in x's type."""
-    return F.rms_norm(x.float(), x.shape[-1:], eps=eps).to(x.dtype)
+    x32 = x.float()
+    return (x32 * inverse_rms(x32, eps)).to(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -19,4 +25,5 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim, dtype=torch.float32))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x.float(), x.shape[-1:], self.weight, self.eps).to(x.dtype)
+        x32 = x.float()
+        return (x32 * inverse_rms(x32, self.eps) * self.weight).to(x.dtype)

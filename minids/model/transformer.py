@@ -34,11 +34,11 @@ class Block(nn.Module):
     def forward(self, X, ids, pos: int = 0, state=None):
         """X: B T n d, ids: B T -> B T n d."""
         pre, post, comb = hyper.maps(X, self.hc_attn_fn, self.hc_attn_scale, self.hc_attn_base, self.config)
-        f = self.attn(self.attn_norm(hyper.read(X, pre)), pos, state)
-        X = hyper.write(X, f, post, comb)
+        u, X = hyper.read(X, pre, comb)
+        X = hyper.write(X, self.attn(self.attn_norm(u), pos, state), post)
         pre, post, comb = hyper.maps(X, self.hc_ffn_fn, self.hc_ffn_scale, self.hc_ffn_base, self.config)
-        f = self.ffn(self.ffn_norm(hyper.read(X, pre)), ids)
-        return hyper.write(X, f, post, comb)
+        u, X = hyper.read(X, pre, comb)
+        return hyper.write(X, self.ffn(self.ffn_norm(u), ids), post)
 
 
 class Model(nn.Module):
@@ -74,7 +74,7 @@ class Model(nn.Module):
         if state is not None:
             state.check(ids)
             pos = state.pos
-        X = self.embed(ids).unsqueeze(2).expand(-1, -1, self.config.hc_mult, -1)         # B T n d
+        X = self.embed(ids).unsqueeze(2).repeat(1, 1, self.config.hc_mult, 1)            # B T n d
         for i, block in enumerate(self.layers):
             X = block(X, ids, pos, state and state.layers[i])
         if state is not None:
