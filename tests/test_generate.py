@@ -5,9 +5,10 @@ from minids import Config, Model
 from minids.files import MinidsError
 from minids.generate import generate, sample, stream
 
-TINY = Config.nano().replace(dim=32, n_layers=3, compress_ratios=(0, 4, 8, 0), n_heads=2, head_dim=16, rope_head_dim=8, q_lora_rank=16,
-                             window_size=8, o_lora_rank=16, index_head_dim=8, moe_inter_dim=16, n_routed_experts=4, vocab_size=60,
-                             hc_sinkhorn_iters=3, max_seq_len=64)
+TINY = Config.nano().replace(
+    dim=32, n_layers=3, compress_ratios=(0, 4, 8, 0), n_heads=2, head_dim=16, rope_head_dim=8, q_lora_rank=16,
+    window_size=8, o_lora_rank=16, index_head_dim=8, moe_inter_dim=16, n_routed_experts=4, vocab_size=60,
+    hc_sinkhorn_iters=3, max_seq_len=64)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,8 @@ def test_ragged_prompts_equal_each_alone(model):
     prompts = [[7], [7, 8, 9, 10, 11, 12, 13, 14, 15], [50, 3, 3, 8]]
     together = generate(model, prompts, 20, temperature=0, stop=())
     assert together == [greedy(model, p, 20) for p in prompts]
-    assert generate(model, torch.tensor([[5, 6], [7, 8]]), 5, temperature=0, stop=()) == [greedy(model, p, 5) for p in ([5, 6], [7, 8])]
+    equal = torch.tensor([[5, 6], [7, 8]])
+    assert generate(model, equal, 5, temperature=0, stop=()) == [greedy(model, p, 5) for p in equal.tolist()]
 
 
 def test_a_row_ends_with_a_stop_id_and_the_others_go_on(model):
@@ -64,7 +66,8 @@ def test_a_seed_fixes_the_text_and_the_modes_are_kept(model):
 
 def test_streaming_yields_what_generate_collects(model):
     rows = list(stream(model, [[7], [7, 8, 9]], 4, temperature=0, stop=()))
-    assert [[new[i] for new in rows if new[i] is not None] for i in (0, 1)] == generate(model, [[7], [7, 8, 9]], 4, temperature=0, stop=())
+    collected = [[new[i] for new in rows if new[i] is not None] for i in (0, 1)]
+    assert collected == generate(model, [[7], [7, 8, 9]], 4, temperature=0, stop=())
     assert [new[1] for new in rows[:2]] == [None, None] and [new[0] for new in rows[4:]] == [None, None]
 
 
