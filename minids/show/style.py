@@ -26,9 +26,7 @@ STYLE = {
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.grid": True,
     "grid.alpha": 0.25,
-    "axes.axisbelow": True,
     "lines.linewidth": 1.8,
     "legend.frameon": False,
 }
@@ -72,7 +70,7 @@ class SliderImage(ipywidgets.VBox):
             name: ipywidgets.SelectionSlider(options=list(values), value=list(values)[0], description=name.replace("_", " "),
                                              continuous_update=False, style={"description_width": "initial"})
             for name, values in ranges.items()}
-        self.image = ipywidgets.Image(format="png")
+        self.image = ipywidgets.Image(format="png", layout={"align_self": "flex-start", "max_width": "100%"})
         for slider in self.sliders.values():
             slider.observe(lambda change: self._update(), names="value")
         self._update()
