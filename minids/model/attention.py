@@ -48,93 +48,101 @@ class Attention(nn.Module):
         q = turn(q, rot[:, None])                                                        # B T H c
         kv = turn(self.kv_norm(self.wkv(x)), rot)                                        # B T c
         kv = F.pad(kv, (0, 0, cfg.window_size, 0)) if state is None else state.extend(kv)   # B w+T c
-        entries, seen = self.compressed(x, qr, rot, pos, state) if self.ratio else (None, None)
-        o = attend(q, kv, pos, cfg.window_size, entries, seen, self.attn_sink)           # B T H c
+        entries, unseen = self.compressed(x, qr, rot, pos, state) if self.ratio else (None, None)
+        o = attend(q, kv, pos, cfg.window_size, entries, unseen, self.attn_sink)         # B T H c
         o = turn(o, rot[:, None].conj())
         o = o.reshape(B * T, cfg.o_groups, -1).transpose(0, 1)                           # g BT Hc/g
         o = torch.bmm(o, self.wo_a.weight.unflatten(0, (cfg.o_groups, -1)).mT)           # g BT o_lora_rank
         return self.wo_b(o.transpose(0, 1).reshape(B, T, -1))
 
     def compressed(self, x, qr, rot, pos, state):
-        """The entries that queries may read, and which ones each query sees (a mask, or None: all of them).
+        """The entries that queries may read, and which of them a query does not see (a mask, or None: it sees all).
 
         Either all entries, B S c, with a mask T S or B T S; or each query's own picks, B T k c, with a mask B T k.
         """
         T, k = x.shape[1], self.config.index_topk
         entries = self.compressor(x, state and state.compressor)                         # B S c
         S = entries.shape[1]
-        seen = complete(pos, T, S, self.ratio, x.device)                                 # T S, or None
+        unseen = incomplete(pos, T, S, self.ratio, x.device)                             # T S, or None
         if self.ratio != CSA_RATE:
-            return entries, seen
+            return entries, unseen
         with torch.no_grad():                                                            # picking has no gradient
             if state is not None or S > k:
                 keys = self.indexer.keys(x, state and state.indexer)
             if S <= k:
-                return entries, seen
+                return entries, unseen
             scores = self.indexer(x, qr, rot, keys)                                      # B T S
-            if seen is not None:
-                scores = scores.masked_fill(~seen, float("-inf"))
+            if unseen is not None:
+                scores = scores.masked_fill(unseen, float("-inf"))
             best = scores.topk(k, sorted=False)                                          # B T k
-            picked = best.values > float("-inf")
+            unseen = None if unseen is None else best.values == float("-inf")
             if S <= 8 * k and T > 1:    # few entries: masking them is faster than copying each query's own
-                mask = torch.zeros(scores.shape, dtype=torch.bool, device=x.device)
-                return entries, mask.scatter(2, best.indices, picked)
+                mask = torch.ones(scores.shape, dtype=torch.bool, device=x.device)
+                return entries, mask.scatter_(2, best.indices, False if unseen is None else unseen)
         rows = torch.arange(x.shape[0], device=x.device)[:, None, None]
-        return entries[rows, best.indices], picked
+        return entries[rows, best.indices], unseen
 
 
-def attend(q, kv, pos: int, w: int, entries, seen, sink):
+def attend(q, kv, pos: int, w: int, entries, unseen, sink):
     """Softmax attention over the window, the compressed entries and the sink. q: B T H c -> B T H c.
 
-    kv: B w+T c, the w keys before the first query and then the queries' own. entries, seen: see `Attention.compressed`.
+    kv: B w+T c, the w keys before the first query and then the queries' own. entries, unseen: see `Attention.compressed`.
     Queries are cut into blocks of w; a block needs only the keys of its own and of the block before.
     """
     B, T, H, c = q.shape
+    if T == 1:
+        kv = kv[:, 1:]                                                                   # decoding: just the window
+    before = kv.shape[1] - T
     b = min(w, T)                                                                        # queries in a block
     n = -(-T // b)
     pad = n * b - T
+    q = q * c ** -0.5
     qb = F.pad(q, (0, 0, 0, 0, 0, pad)) if pad else q
     qb = qb.reshape(B * n, b * H, c)                                                     # one block after another
     kb = F.pad(kv, (0, 0, 0, pad)) if pad else kv
-    if n > 1:                                                                            # here b = w
+    if n > 1:                                                                            # here before = b = w
         kb = kb.view(B, n + 1, b, c)
         kb = torch.cat([kb[:, :-1], kb[:, 1:]], dim=2)                                   # B n 2w c
-    kb = kb.reshape(B * n, w + b, c)
-    scale = c ** -0.5
+    kb = kb.reshape(B * n, before + b, c)
 
-    s = torch.bmm(qb, kb.mT).float().view(B, n * b, H, w + b)
-    s = (s[:, :T] * scale).masked_fill(outside(pos, n, b, w, q.device)[:T, None], float("-inf"))   # B T H w+b
+    s = torch.bmm(qb, kb.mT).float().view(B, n * b, H, -1)[:, :T]                        # B T H before+b
+    out = outside(pos, n, b, before, w, q.device)
+    if out is not None:
+        s = s.masked_fill(out[:T, None], float("-inf"))
     parts = [s, sink[:, None].expand(B, T, H, 1)]
     if entries is not None:
         own = entries.ndim == 4                                                          # each query has its own picks
-        eq, et = (q, entries) if own else (q.flatten(1, 2), entries)                     # B T H c or B TH c
-        e = (torch.matmul(eq, et.mT).float() * scale).view(B, T, H, -1)                  # B T H S
-        if seen is not None:
-            e = e.masked_fill(~seen.unsqueeze(-2), float("-inf"))
+        flat = q if own else q.flatten(1, 2)                                             # B T H c or B TH c
+        e = torch.matmul(flat, entries.mT).float().view(B, T, H, -1)                     # B T H S
+        if unseen is not None:
+            e = e.masked_fill(unseen.unsqueeze(-2), float("-inf"))
         parts.append(e)
-    p = torch.cat(parts, dim=-1).softmax(-1).to(q.dtype)                                 # B T H w+b+1+S
+    p = torch.cat(parts, dim=-1).softmax(-1).to(q.dtype)                                 # B T H before+b+1+S
 
-    pw = p[..., :w + b]
+    pw = p[..., :before + b]
     pw = F.pad(pw, (0, 0, 0, 0, 0, pad)) if pad else pw
-    o = torch.bmm(pw.reshape(B * n, b * H, w + b), kb).view(B, n * b, H, c)[:, :T]
+    o = torch.bmm(pw.reshape(B * n, b * H, -1), kb).view(B, n * b, H, c)[:, :T]
     if entries is not None:
-        pe = p[..., w + b + 1:]
+        pe = p[..., before + b + 1:]
         o = o + torch.matmul(pe if own else pe.flatten(1, 2), entries).view(B, T, H, c)
     return o
 
 
 @lru_cache(maxsize=64)
-def outside(pos: int, n: int, b: int, w: int, device) -> torch.Tensor:
-    """nb x w+b: True where a key of the block is not among the last w before the query (itself included), or before 0."""
+def outside(pos: int, n: int, b: int, before: int, w: int, device):
+    """nb x before+b: True where a key of the block is not among the w up to its query, or lies before position 0.
+    None: nowhere."""
+    if b == 1 and before == w - 1 <= pos:
+        return None
     query = torch.arange(n * b, device=device).view(n, b, 1)                             # from pos
-    key = torch.arange(w + b, device=device) - w + b * torch.arange(n, device=device).view(n, 1, 1)
-    return ((key > query) | (key <= query - w) | (key < -pos)).view(n * b, w + b)
+    key = torch.arange(before + b, device=device) - before + b * torch.arange(n, device=device).view(n, 1, 1)
+    return ((key > query) | (key <= query - w) | (key < -pos)).view(n * b, before + b)
 
 
 @lru_cache(maxsize=64)
-def complete(pos: int, T: int, S: int, ratio: int, device):
-    """T x S: True where entry s is complete for the query at pos + t, s < floor((pos + t + 1) / ratio). None: everywhere."""
+def incomplete(pos: int, T: int, S: int, ratio: int, device):
+    """T x S: True where entry s is not complete for the query at pos + t, s >= floor((pos + t + 1) / ratio). None: nowhere."""
     if (pos + 1) // ratio >= S:
         return None
     query = torch.arange(pos + 1, pos + T + 1, device=device)
-    return torch.arange(S, device=device) < (query // ratio)[:, None]
+    return torch.arange(S, device=device) >= (query // ratio)[:, None]

@@ -5,40 +5,55 @@ three maps that a site computes from its streams, and how a layer reads from the
 The parameters of a site live in `transformer.Block`, under the checkpoint's flat names.
 """
 
+import math
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 
 from minids.model.norm import inverse_rms
 
 
-class Sinkhorn(torch.autograd.Function):
-    """Turn positive n x n matrices into nearly doubly stochastic ones, with a gradient that keeps no recorded steps.
+@lru_cache(maxsize=8)
+def sums(n: int, device):
+    """Matrices that replace each entry of an n x n matrix, laid flat, by the sum of its column, or of its row: nn x nn."""
+    one, eye = torch.ones(n, n, device=device), torch.eye(n, device=device)
+    return torch.kron(one, eye), torch.kron(eye, one)
 
-    Input and output: n x n x N, the tokens last, so that each of the small divisions runs over contiguous memory.
-    One step is M' = M / s with s = sum(M) + eps along an axis; its gradient is dM = (dM' - sum(dM' * M')) / s. The
-    backward pass runs the steps again to have each M' and s.
+
+class Sinkhorn(torch.autograd.Function):
+    """Turn positive n x n matrices, laid flat (N x nn), into nearly doubly stochastic ones.
+
+    One step is M' = M / s with s = eps + the sums of the columns (or rows); its gradient is
+    dM = (dM' - sums of dM' * M') / s. The backward pass runs the steps again to have each M' and s, so that a training
+    step keeps only the input. As a product with a constant matrix, a step is two operations on contiguous memory.
     """
 
     @staticmethod
-    def steps(M, iters, eps):
-        for axis in [0] + [1, 0] * (iters - 1):     # columns first: axis 0 is summed away, then rows, columns, ...
-            s = M.sum(axis, keepdim=True).add_(eps)
-            M = M / s
-            yield M, s, axis
+    def steps(M, iters):
+        columns, rows = sums(math.isqrt(M.shape[1]), M.device)
+        return [columns] + [rows, columns] * (iters - 1)
 
     @staticmethod
     def forward(ctx, M, iters, eps):
         ctx.save_for_backward(M)
-        ctx.iters, ctx.eps = iters, eps
-        for M, _, _ in Sinkhorn.steps(M, iters, eps):
-            pass
+        ctx.iters, ctx.eps = iters, torch.full_like(M[0], eps)
+        M, s = M.clone(), torch.empty_like(M)
+        for total in Sinkhorn.steps(M, iters):
+            torch.addmm(ctx.eps, M, total, out=s)
+            M.div_(s)
         return M
 
     @staticmethod
     def backward(ctx, grad):
-        grad = grad.contiguous()
-        for M, s, axis in reversed(list(Sinkhorn.steps(*ctx.saved_tensors, ctx.iters, ctx.eps))):
-            grad = (grad - (grad * M).sum(axis, keepdim=True)).div_(s)
+        M, = ctx.saved_tensors
+        done = []
+        for total in Sinkhorn.steps(M, ctx.iters):
+            s = torch.addmm(ctx.eps, M, total)
+            M = M / s
+            done.append((M, s, total))
+        for M, s, total in reversed(done):
+            grad = torch.addmm(grad, grad * M, total, alpha=-1).div_(s)
         return grad, None, None
 
 
@@ -72,9 +87,9 @@ def maps(X, fn, scale, base, config):
     base_pre, base_post, base_comb = base.split([n, n, n * n])
     pre = torch.sigmoid(pre * scale[0] + base_pre) + eps
     post = 2 * torch.sigmoid(post * scale[1] + base_post)
-    comb = (comb * scale[2] + base_comb).T.reshape(n, n, -1)                             # n n N, for Sinkhorn
-    comb = Sinkhorn.apply(torch.softmax(comb, dim=1) + eps, config.hc_sinkhorn_iters, eps)
-    return pre, post, comb.permute(2, 0, 1)
+    comb = torch.softmax((comb * scale[2] + base_comb).unflatten(1, (n, n)), dim=-1) + eps
+    comb = Sinkhorn.apply(comb.flatten(1), config.hc_sinkhorn_iters, eps)                # N nn
+    return pre, post, comb.unflatten(1, (n, n))
 
 
 def read(X, pre, comb):
