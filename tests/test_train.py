@@ -165,6 +165,9 @@ def test_evaluate_counts_every_token_once(tokens):
             logp = model(torch.tensor(ids[None, i : min(i + 32, 299)]))[0].log_softmax(-1)
             total -= sum(logp[k, token].item() for k, token in enumerate(ids[i + 1 : i + 33]))
     assert evaluate(model, ids, 32, batch=4)[0] == pytest.approx(total / 299, rel=1e-5)
+    third = np.concatenate([ids[:33], ids[96:129], ids[192:225], ids[288:]])       # windows 0, 3, 6 and the rest
+    parts = [(evaluate(model, third[i : i + 33], 32)[0], n) for i, n in ((0, 32), (33, 32), (66, 32), (99, 11))]
+    assert evaluate(model, ids, 32, every=3)[0] == pytest.approx(sum(loss * n for loss, n in parts) / 107, rel=1e-5)
 
 
 def test_other_settings_are_told_apart(tokens, whole):
