@@ -62,7 +62,7 @@ class TrainConfig:
     @classmethod
     def preset(cls, name: str, **changes) -> "TrainConfig":
         """The settings that belong to `Config.preset(name)`: "nano" or "mini". `changes` replace fields."""
-        settings = {"nano": dict(steps=1000), "mini": dict(steps=6000, batch=16, lr=2e-3, warmup=200)}
+        settings = {"nano": dict(steps=1000, batch=4, lr=5e-3), "mini": dict(steps=6000, batch=16, lr=2e-3, warmup=200)}
         if name not in settings:
             raise MinidsError(f"no training settings for {name!r}: expected nano or mini; larger models need a cluster")
         return cls(**(settings[name] | changes))
