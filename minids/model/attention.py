@@ -15,7 +15,7 @@ from minids.config import CSA_RATE
 from minids.model.compressor import Compressor
 from minids.model.indexer import Indexer
 from minids.model.norm import RMSNorm, rms
-from minids.model.rope import rotation, turn
+from minids.model.rope import Rotary, turn
 
 
 class Attention(nn.Module):
@@ -33,6 +33,7 @@ class Attention(nn.Module):
         self.attn_sink = nn.Parameter(torch.zeros(H, dtype=torch.float32))
         self.wo_a = nn.Linear(H * c // g, g * config.o_lora_rank, bias=False)       # g blocks, one below the other
         self.wo_b = nn.Linear(g * config.o_lora_rank, d, bias=False)
+        self.rotary = Rotary(config, ratio, c)
         if ratio:
             self.compressor = Compressor(config, ratio, c)
         if ratio == CSA_RATE:
@@ -42,20 +43,20 @@ class Attention(nn.Module):
         """x: B T d at positions pos, pos + 1, ... -> B T d. With a `LayerState`, x continues what it has seen."""
         cfg = self.config
         B, T, _ = x.shape
-        rot = rotation(cfg, self.ratio, pos, T, x.device)                                # T r/2
+        rot = self.rotary(pos, T, x.device)                                              # T c/2
         qr = self.q_norm(self.wq_a(x))                                                   # B T q_lora_rank
-        q = rms(self.wq_b(qr).unflatten(-1, (cfg.n_heads, cfg.head_dim)), cfg.norm_eps)
+        q = rms(self.wq_b(qr).view(B, T, cfg.n_heads, cfg.head_dim), cfg.norm_eps)
         q = turn(q, rot[:, None])                                                        # B T H c
         kv = turn(self.kv_norm(self.wkv(x)), rot)                                        # B T c
         kv = F.pad(kv, (0, 0, cfg.window_size, 0)) if state is None else state.extend(kv)   # B w+T c
-        entries, unseen = self.compressed(x, qr, rot, pos, state) if self.ratio else (None, None)
+        entries, unseen = self.compressed(x, qr, pos, state) if self.ratio else (None, None)
         o = attend(q, kv, pos, cfg.window_size, entries, unseen, self.attn_sink)         # B T H c
         o = turn(o, rot[:, None].conj())
         o = o.reshape(B * T, cfg.o_groups, -1).transpose(0, 1)                           # g BT Hc/g
         o = torch.bmm(o, self.wo_a.weight.unflatten(0, (cfg.o_groups, -1)).mT)           # g BT o_lora_rank
         return self.wo_b(o.transpose(0, 1).reshape(B, T, -1))
 
-    def compressed(self, x, qr, rot, pos, state):
+    def compressed(self, x, qr, pos, state):
         """The entries that queries may read, and which of them a query does not see (a mask, or None: it sees all).
 
         Either all entries, B S c, with a mask T S or B T S; or each query's own picks, B T k c, with a mask B T k.
@@ -71,7 +72,7 @@ class Attention(nn.Module):
                 keys = self.indexer.keys(x, state and state.indexer)
             if S <= k:
                 return entries, unseen
-            scores = self.indexer(x, qr, rot, keys)                                      # B T S
+            scores = self.indexer(x, qr, pos, keys)                                      # B T S
             if unseen is not None:
                 scores = scores.masked_fill(unseen, float("-inf"))
             best = scores.topk(k, sorted=False)                                          # B T k
@@ -129,6 +130,7 @@ def attend(q, kv, pos: int, w: int, entries, unseen, sink):
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)     # kept masks serve training too, whoever asks first
 def outside(pos: int, n: int, b: int, before: int, w: int, device):
     """nb x before+b: True where a key of the block is not among the w up to its query, or lies before position 0.
     None: nowhere."""
@@ -140,6 +142,7 @@ def outside(pos: int, n: int, b: int, before: int, w: int, device):
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)     # kept masks serve training too, whoever asks first
 def incomplete(pos: int, T: int, S: int, ratio: int, device):
     """T x S: True where entry s is not complete for the query at pos + t, s >= floor((pos + t + 1) / ratio). None: nowhere."""
     if (pos + 1) // ratio >= S:

@@ -11,7 +11,7 @@ from torch import nn
 
 from minids.config import CSA_RATE
 from minids.model.norm import RMSNorm
-from minids.model.rope import rotation, turn
+from minids.model.rope import Rotary, turn
 
 
 class Compressor(nn.Module):
@@ -23,13 +23,14 @@ class Compressor(nn.Module):
 
     def __init__(self, config, ratio: int, width: int):
         super().__init__()
-        self.config, self.ratio, self.width = config, ratio, width
+        self.ratio, self.width = ratio, width
         self.overlap = ratio == CSA_RATE
         out = (2 if self.overlap else 1) * width
         self.wkv = nn.Linear(config.dim, out, bias=False)
         self.wgate = nn.Linear(config.dim, out, bias=False)
         self.ape = nn.Parameter(torch.zeros(ratio, out, dtype=torch.float32))
         self.norm = RMSNorm(width, config.norm_eps)
+        self.rotary = Rotary(config, ratio, width)
 
     def forward(self, x, state=None):
         """x: B T d -> all entries so far, B S width. With a `CompressorState`, x continues what it has seen."""
@@ -39,10 +40,8 @@ class Compressor(nn.Module):
         first, before = 0, None
         if state is not None:
             first, before = state.count, state.before
-            kv, z = state.resume(kv, z)
+            kv, z = state.resume(kv, z, m)
         n = kv.shape[1] // m
-        if state is not None:
-            state.keep(kv[:, n * m:], z[:, n * m:])
         if n == 0:
             return x.new_zeros(x.shape[0], 0, self.width) if state is None else state.all()
         kv = kv[:, :n * m].unflatten(1, (n, m))                                          # B n m fc
@@ -53,7 +52,7 @@ class Compressor(nn.Module):
             kv_before, z_before = before or (None, None)
             kv, z = self.overlapped(kv, kv_before, 0.0), self.overlapped(z, z_before, float("-inf"))  # B n 2m c
         entries = self.norm((z.softmax(2) * kv).sum(2)).to(x.dtype)                      # B n c
-        entries = turn(entries, rotation(self.config, m, first * m, n, x.device, step=m))
+        entries = turn(entries, self.rotary(first * m, n, x.device, step=m))
         return entries if state is None else state.append(entries)
 
     def overlapped(self, t, before, missing: float):

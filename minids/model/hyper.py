@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
-from minids.model.norm import inverse_rms
+from minids.model.norm import constant, inverse_rms
 
 
 @lru_cache(maxsize=8)
@@ -37,11 +37,10 @@ class Sinkhorn(torch.autograd.Function):
     @staticmethod
     def forward(ctx, M, iters, eps):
         ctx.save_for_backward(M)
-        ctx.iters, ctx.eps = iters, torch.full_like(M[0], eps)
+        ctx.iters, ctx.eps = iters, constant(eps, M.device)
         M, s = M.clone(), torch.empty_like(M)
         for total in Sinkhorn.steps(M, iters):
-            torch.addmm(ctx.eps, M, total, out=s)
-            M.div_(s)
+            M.div_(torch.mm(M, total, out=s).add_(ctx.eps))
         return M
 
     @staticmethod
@@ -49,7 +48,7 @@ class Sinkhorn(torch.autograd.Function):
         M, = ctx.saved_tensors
         done = []
         for total in Sinkhorn.steps(M, ctx.iters):
-            s = torch.addmm(ctx.eps, M, total)
+            s = torch.mm(M, total).add_(ctx.eps)
             M = M / s
             done.append((M, s, total))
         for M, s, total in reversed(done):
@@ -71,25 +70,31 @@ class Write(torch.autograd.Function):
         return grad, torch.bmm(grad, f[:, :, None]).squeeze(2), torch.bmm(post[:, None], grad).squeeze(1)
 
 
-def affinities(X, fn, config):
-    """fn @ x / sqrt(mean(x^2) + norm_eps) with x = all of a token's streams, float32: N rows for N = B T tokens."""
+def affinities(X, fn, scale, base, eps):
+    """a * scale + base for a = fn @ x / sqrt(mean(x^2) + eps), with x = all of a token's streams: N rows for N = B T tokens."""
     x = X.flatten(2).flatten(0, 1).float()                                               # N nd
-    return F.linear(x, fn) * inverse_rms(x, config.norm_eps)
+    return torch.addcmul(base, F.linear(x, fn) * inverse_rms(x, eps), scale)
 
 
 def maps(X, fn, scale, base, config):
     """The three maps of one site, float32, for N = B T tokens: pre N x n, post N x n, comb N x n x n.
 
-    X: B T n d; fn: (2+n)n x nd; scale: 3; base: (2+n)n.
+    X: B T n d; fn: (2+n)n x nd; scale: 3, for pre, post and comb; base: (2+n)n.
     """
-    n, eps = config.hc_mult, config.hc_eps
-    pre, post, comb = affinities(X, fn, config).split([n, n, n * n], dim=-1)             # N n, N n, N nn
-    base_pre, base_post, base_comb = base.split([n, n, n * n])
-    pre = torch.sigmoid(pre * scale[0] + base_pre) + eps
-    post = 2 * torch.sigmoid(post * scale[1] + base_post)
-    comb = torch.softmax((comb * scale[2] + base_comb).unflatten(1, (n, n)), dim=-1) + eps
-    comb = Sinkhorn.apply(comb.flatten(1), config.hc_sinkhorn_iters, eps)                # N nn
-    return pre, post, comb.unflatten(1, (n, n))
+    n, eps = config.hc_mult, constant(config.hc_eps, X.device)
+    scale = scale.index_select(0, owners(n, X.device))                                   # (2+n)n
+    pre, post, comb = affinities(X, fn, scale, base, config.norm_eps).split([n, n, n * n], dim=-1)
+    pre = pre.sigmoid() + eps                                                            # N n
+    post = post.sigmoid() * constant(2.0, X.device)                                      # N n
+    comb = comb.view(-1, n, n).softmax(-1).view(-1, n * n) + eps                         # N nn
+    comb = Sinkhorn.apply(comb, config.hc_sinkhorn_iters, config.hc_eps)
+    return pre, post, comb.view(-1, n, n)
+
+
+@lru_cache(maxsize=8)
+def owners(n: int, device):
+    """Which of the three scales each of the (2+n)n outputs takes."""
+    return torch.tensor([0] * n + [1] * n + [2] * n * n, device=device)
 
 
 def read(X, pre, comb):
@@ -110,6 +115,6 @@ def write(carried, f, post):
 
 def head(X, fn, scale, base, config):
     """One vector per token out of the streams, y = sum_j g[j] X[j]: B T d. fn: n x nd; scale: 1; base: n."""
-    g = torch.sigmoid(affinities(X, fn, config) * scale + base) + config.hc_eps          # N n
+    g = affinities(X, fn, scale, base, config.norm_eps).sigmoid() + config.hc_eps        # N n
     B, T, n, d = X.shape
     return torch.bmm(g[:, None].to(X.dtype), X.view(-1, n, d)).view(B, T, d)

@@ -10,7 +10,7 @@ from torch import nn
 
 from minids.config import CSA_RATE
 from minids.model.compressor import Compressor
-from minids.model.rope import turn
+from minids.model.rope import Rotary, turn
 
 
 class Indexer(nn.Module):
@@ -22,16 +22,18 @@ class Indexer(nn.Module):
         self.wq_b = nn.Linear(config.q_lora_rank, config.index_n_heads * config.index_head_dim, bias=False)
         self.weights_proj = nn.Linear(config.dim, config.index_n_heads, bias=False)
         self.compressor = Compressor(config, CSA_RATE, config.index_head_dim)
+        self.rotary = Rotary(config, CSA_RATE, config.index_head_dim)
+        self.scale = (config.index_head_dim * config.index_n_heads) ** -0.5
 
     def keys(self, x, state=None):
         """x: B T d -> the index keys so far, B S ci."""
         return self.compressor(x, state)
 
-    def forward(self, x, qr, rot, keys):
-        """x: B T d, qr: B T q_lora_rank, keys: B S ci -> scores B T S, float32, future entries included."""
+    def forward(self, x, qr, pos: int, keys):
+        """x: B T d from position pos, qr: B T q_lora_rank, keys: B S ci -> scores B T S, float32, future entries included."""
         Hi, ci = self.config.index_n_heads, self.config.index_head_dim
-        q = turn(self.wq_b(qr).unflatten(-1, (Hi, ci)), rot[:, None])                    # B T Hi ci
-        w = self.weights_proj(x).float() * (ci ** -0.5 * Hi ** -0.5)                     # B T Hi
-        B, T = w.shape[:2]
+        B, T, _ = x.shape
+        q = turn(self.wq_b(qr).view(B, T, Hi, ci), self.rotary(pos, T, x.device)[:, None])   # B T Hi ci
+        w = self.weights_proj(x).float() * self.scale                                    # B T Hi
         s = torch.bmm(q.flatten(1, 2), keys.mT).view(B, T, Hi, -1)                       # B T Hi S
         return torch.matmul(w[:, :, None], F.relu(s).float()).squeeze(2)                 # B T S

@@ -64,8 +64,10 @@ class Expert(nn.Module):
         self.w2 = nn.Linear(config.moe_inter_dim, config.dim, bias=False)
         self.w3 = nn.Linear(config.dim, config.moe_inter_dim, bias=False)
 
-    def forward(self, x):
-        return self.w2(swiglu(self.w1(x).float(), self.w3(x).float(), self.limit).to(x.dtype))
+    def forward(self, x, g=None):
+        """x: ... d -> ... d. A weight g, ... 1 and float32, multiplies before w2."""
+        h = swiglu(self.w1(x).float(), self.w3(x).float(), self.limit)
+        return self.w2((h if g is None else h * g).to(x.dtype))
 
 
 class MoE(nn.Module):
@@ -83,19 +85,26 @@ class MoE(nn.Module):
         flat = x.flatten(0, 1)                                                           # N d
         g, chosen = self.gate(flat, ids.flatten())                                       # N K, N K
         N, K = chosen.shape
+        if N == 1 and not self.training:                                                 # decoding: nothing to sort
+            y = sum(self.experts[e](flat, w) for e, w in zip(chosen[0].tolist(), g[0]))
+            return y.view_as(x) + self.shared_experts(x)
         order = chosen.flatten().argsort(stable=True)                                    # NK: choices, expert by expert
         counts = torch.bincount(chosen.flatten(), minlength=len(self.experts)).tolist()
+        # unused experts are skipped, except in training: there they take zero rows, and their gradient is zero, not missing
+        used = [(expert, count) for expert, count in zip(self.experts, counts) if count or self.training]
+        experts, counts = zip(*used)
         rows = flat.index_select(0, order // K)                                          # NK d
-        h = swiglu(self.each(rows, counts, "w1").float(), self.each(rows, counts, "w3").float(), self.limit)
-        h = (h * g.flatten()[order, None]).to(x.dtype)                                   # NK I: weighed before w2
-        y = self.each(h, counts, "w2").index_select(0, order.argsort())                  # NK d: token by token
+        h1 = grouped(rows, counts, [e.w1.weight for e in experts])
+        h3 = grouped(rows, counts, [e.w3.weight for e in experts])                       # NK I
+        h = swiglu(h1.float(), h3.float(), self.limit) * g.view(-1, 1).index_select(0, order)
+        y = grouped(h.to(x.dtype), counts, [e.w2.weight for e in experts])               # NK d: weighed before w2
+        y = y.index_select(0, order.argsort())                                           # token by token again
         return y.view(N, K, -1).sum(1).view_as(x) + self.shared_experts(x)
 
-    def each(self, rows, counts, name: str):
-        """Each expert's matrix `name` on its own run of rows. Unused experts are skipped, except in training,
-        where they take zero rows so that their gradient is zero and not missing."""
-        runs = zip(self.experts, rows.split(counts))
-        return torch.cat([getattr(expert, name)(run) for expert, run in runs if len(run) or self.training])
+
+def grouped(rows, counts, weights):
+    """Each matrix of `weights` on its own run of `counts[i]` rows."""
+    return torch.cat([F.linear(run, weight) for run, weight in zip(rows.split(counts), weights)])
 
 
 def balance(model: nn.Module, rate: float = 0.001) -> None:

@@ -1,13 +1,21 @@
 """RMS normalisation, computed in float32 whatever comes in."""
 
+from functools import lru_cache
+
 import torch
 from torch import nn
+
+
+@lru_cache(maxsize=32)
+def constant(value: float, device) -> torch.Tensor:
+    """A float32 tensor of one number, made once: an operation with it is cheaper than with a Python number."""
+    return torch.tensor(value, dtype=torch.float32, device=device)
 
 
 def inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
     """1 / sqrt(mean(x^2) + eps) over the last axis, kept as an axis of 1. Float32 in and out."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return torch.rsqrt(norm * norm / x.shape[-1] + eps)
+    return torch.addcmul(constant(eps, x.device), norm, norm, value=1 / x.shape[-1]).rsqrt()
 
 
 def rms(x: torch.Tensor, eps: float) -> torch.Tensor:

@@ -6,14 +6,12 @@ which position, is decided in `attention.py`, `compressor.py` and `indexer.py`.
 """
 
 import math
-from functools import lru_cache
 
 import torch
 
 
-@lru_cache(maxsize=32)
-def frequencies(config, ratio: int, device=None) -> torch.Tensor:
-    """Radians per position of each pair of channels, float32, shape `rope_head_dim / 2`."""
+def frequencies(config, ratio: int) -> torch.Tensor:
+    """Radians per position of each turning pair of channels in a layer with this compression ratio: float32, r / 2."""
     r = config.rope_head_dim
     base, original_seq_len = config.rope(ratio)
     w = 1.0 / base ** (torch.arange(0, r, 2, dtype=torch.float32) / r)
@@ -23,22 +21,32 @@ def frequencies(config, ratio: int, device=None) -> torch.Tensor:
         low, high = max(math.floor(at(config.beta_fast)), 0), min(math.ceil(at(config.beta_slow)), r - 1)
         ramp = ((torch.arange(r // 2) - low) / max(high - low, 1e-3)).clamp(0, 1)
         w = w / config.rope_factor * ramp + w * (1 - ramp)
-    return w.to(device)
+    return w
 
 
-def rotation(config, ratio: int, start: int, count: int, device, step: int = 1) -> torch.Tensor:
-    """Unit complex numbers for positions start, start + step, ...: complex64, shape `count x rope_head_dim / 2`."""
-    positions = torch.arange(start, start + count * step, step, dtype=torch.float32, device=device)
-    angles = positions[:, None] * frequencies(config, ratio, device)
-    return torch.polar(torch.ones_like(angles), angles)
+class Rotary:
+    """The turns of vectors `width` channels wide: one unit complex number for each pair of channels and position.
+
+    Only the last `rope_head_dim` channels turn: the pairs before them have frequency 0, so their number is 1.
+    """
+
+    def __init__(self, config, ratio: int, width: int):
+        still = torch.zeros((width - config.rope_head_dim) // 2)
+        with torch.device("cpu"):
+            self.w = torch.cat([still, frequencies(config, ratio)])                      # width/2
+
+    def __call__(self, start: int, count: int, device, step: int = 1) -> torch.Tensor:
+        """Complex64, count x width/2, for positions start, start + step, ..."""
+        self.w = self.w.to(device)
+        positions = torch.arange(start, start + count * step, step, dtype=torch.float32, device=device)
+        angles = positions[:, None] * self.w                                             # float32 products, as in V4
+        return torch.complex(angles.cos(), angles.sin())
 
 
 def turn(x: torch.Tensor, rot: torch.Tensor) -> torch.Tensor:
-    """Turn the last channels of `x` (... T c, or ... T H c with `rot` unsqueezed): pairs (2i, 2i+1) times rot[i].
+    """Turn each pair of channels (2i, 2i+1) of `x` (... T c; or ... T H c with rot[:, None]) by rot[i].
 
     Turning back is turning with the conjugate: `turn(x, rot.conj())`.
     """
-    r = 2 * rot.shape[-1]
-    still, pairs = x[..., :-r], x[..., -r:].float().unflatten(-1, (-1, 2))
-    turned = torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * rot).flatten(-2)
-    return torch.cat([still, turned.to(x.dtype)], dim=-1)
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))                      # ... T c/2
+    return torch.view_as_real(pairs * rot).flatten(-2).to(x.dtype)

@@ -20,14 +20,13 @@ class CompressorState:
         self.tail = None      # (kv, z) of the tokens after the last complete window: B <m fc
         self.before = None    # (kv, z) of the last complete window's a-half, ape added: B m c
 
-    def resume(self, kv, z):
-        """Put the waiting tokens in front of new ones."""
-        if self.tail is None:
-            return kv, z
-        return torch.cat([self.tail[0], kv], dim=1), torch.cat([self.tail[1], z], dim=1)
-
-    def keep(self, kv, z):
-        self.tail = (kv, z) if kv.shape[1] else None
+    def resume(self, kv, z, m: int):
+        """Put the waiting tokens in front of new ones, and let those wait that do not fill a window of m."""
+        if self.tail is not None:
+            kv, z = torch.cat([self.tail[0], kv], dim=1), torch.cat([self.tail[1], z], dim=1)
+        full = kv.shape[1] // m * m
+        self.tail = (kv[:, full:], z[:, full:]) if full else (kv, z)
+        return kv, z
 
     def append(self, new):
         self.entries[:, self.count:self.count + new.shape[1]] = new.detach()
