@@ -31,8 +31,8 @@ class Rotary:
     """
 
     def __init__(self, config, ratio: int, width: int):
-        still = torch.zeros((width - config.rope_head_dim) // 2)
-        with torch.device("cpu"):
+        with torch.device("cpu"):    # also where the model is built without memory ("meta"), to be loaded
+            still = torch.zeros((width - config.rope_head_dim) // 2)
             self.w = torch.cat([still, frequencies(config, ratio)])                      # width/2
 
     def __call__(self, start: int, count: int, device, step: int = 1) -> torch.Tensor:
