@@ -43,8 +43,9 @@ class TrainConfig:
     batch: int = 8
     seq_len: int = 256
     lr: float = 3e-3            # after `warmup` steps; a cosine brings it to a tenth at the end
+    vector_lr: float = 5.0      # times that for vectors: norms, sinks, ape, and the scales and bases of mHC
     warmup: int = 50
-    weight_decay: float = 0.1   # of matrices; norms, sinks, ape, and the scales and bases of mHC have none
+    weight_decay: float = 0.1   # of matrices; vectors have none
     clip: float = 1.0           # largest norm of the gradient
     mtp_weight: float = 0.3     # weight of the MTP loss
     balance: float = 0.001      # how far a gate's bias moves in a step
@@ -151,7 +152,7 @@ def train_step(model, optimiser, ids, settings: TrainConfig, step: int) -> dict:
     """One update from `ids`, B x T+1; returns what the log says of it."""
     lr = learning_rate(settings, step)
     for group in optimiser.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["times"]
     x, y = ids[:, :-1], ids[:, 1:]                                                                   # B T
     X = model.features(x)                                                                            # B T n d
     loss = F.cross_entropy(model.logits(X).flatten(0, 1), y.flatten())
@@ -180,12 +181,13 @@ def learning_rate(settings: TrainConfig, step: int) -> float:
 
 
 def make_optimiser(model, settings: TrainConfig) -> torch.optim.AdamW:
-    """AdamW in two groups: matrices, and what does not decay (norms, sinks, ape, scales and bases of mHC)."""
+    """AdamW in two groups: matrices; and vectors (norms, sinks, ape, scales and bases of mHC), which do not decay and learn
+    faster: they start near one value, and have to move far in a run as short as ours."""
     decayed = {n: p for n, p in model.named_parameters() if p.ndim == 2 and not n.endswith("ape")}
     others = [p for n, p in model.named_parameters() if n not in decayed]
     fused = next(model.parameters()).device.type in ("cpu", "cuda", "mps", "xpu")
-    groups = [{"params": list(decayed.values()), "weight_decay": settings.weight_decay},
-              {"params": others, "weight_decay": 0.0}]
+    groups = [{"params": list(decayed.values()), "weight_decay": settings.weight_decay, "times": 1.0},
+              {"params": others, "weight_decay": 0.0, "times": settings.vector_lr}]
     return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95), eps=1e-8, fused=fused)
 
 
