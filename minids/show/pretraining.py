@@ -1,0 +1,175 @@
+"""Figures of lesson 10: samples side by side, a loss that is drawn while it falls, a run's log, the next-token distribution."""
+
+import html
+
+import ipywidgets
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from IPython.display import HTML
+
+from minids.show import style
+
+LINES = {"unigram": (style.PURPLE, ":"), "bigram": (style.ORANGE, "--"), "trigram": (style.VERMILION, "-.")}
+
+
+def columns(texts: dict[str, str]) -> HTML:
+    """Texts side by side, each under its title."""
+    cells = "".join(f'<td style="vertical-align: top; text-align: left; width: {100 // len(texts)}%; padding: 0 1em;">'
+                    f"<b>{html.escape(title)}</b><pre style=\"white-space: pre-wrap;\">{html.escape(text)}</pre></td>"
+                    for title, text in texts.items())
+    return HTML(f'<table style="width: 100%;"><tr>{cells}</tr></table>')
+
+
+def visible(tokenizer, token: int) -> str:
+    """A token's text on one line: spaces as _, line ends as \\n, odd bytes escaped."""
+    text = tokenizer.to_bytes([token]).decode("utf-8", errors="replace").replace(" ", "_")
+    return text.encode("unicode_escape").decode("ascii")
+
+
+def _baselines(ax, baselines, right) -> None:
+    for name, loss in baselines.items():
+        colour, dash = LINES[name]
+        ax.axhline(loss, color=colour, linestyle=dash, linewidth=1.4)
+        ax.text(right, loss, f" {name}", color=colour, va="bottom", ha="right", fontsize=10)
+
+
+def smooth(values, width: int = 10):
+    """Running mean over the last `width` values (fewer at the start)."""
+    total = np.cumsum(np.insert(np.asarray(values, dtype=float), 0, 0.0))
+    end = np.arange(1, len(values) + 1)
+    begin = np.maximum(end - width, 0)
+    return (total[end] - total[begin]) / (end - begin)
+
+
+def falling(steps: int, losses, looks, baselines):
+    """The loss of a run of `steps` so far: losses, one a step; looks, (step, loss) on held-out text; baselines as lines."""
+    figure, ax = plt.subplots()
+    ax.set(xlim=(0, steps), ylim=(3, 7.2), xlabel="step", ylabel="loss (nats per token)", title="Loss while training")
+    ax.plot(range(1, len(losses) + 1), losses, color=style.SKY, linewidth=0.8, label="training batches")
+    ax.plot(range(1, len(losses) + 1), smooth(losses), color=style.BLUE, label="mean of the last 10")
+    if looks:
+        ax.plot(*zip(*looks), "o", color=style.BLACK, markersize=5, label="validation text")
+    _baselines(ax, baselines, steps)
+    ax.legend(loc="upper right", ncol=3, fontsize=9)
+    return figure
+
+
+class LiveLoss(ipywidgets.Image):
+    """A picture of `falling` that is drawn anew while a model trains: display it, then `add` what was measured."""
+
+    def __init__(self, steps: int, baselines: dict[str, float]):
+        self.steps, self.baselines, self.losses, self.looks = steps, baselines, [], []
+        super().__init__(format="png")
+        self.draw()
+
+    def add(self, loss: float, look: float | None = None, every: int = 10) -> None:
+        """Note a step's loss, and the loss on validation text where there was a look; draw every so many steps."""
+        self.losses.append(loss)
+        if look is not None:
+            self.looks.append((len(self.losses), look))
+        if look is not None or len(self.losses) % every == 0:
+            self.draw()
+
+    def draw(self) -> None:
+        self.value = style.png(self.figure())
+
+    def figure(self):
+        return falling(self.steps, self.losses, self.looks, self.baselines)
+
+    def __repr__(self) -> str:
+        return "[live figure] the loss while training; the figure below shows the same at the end"
+
+
+def load_over_time(loads, title: str = "Experts of one layer"):
+    """loads: steps x experts, tokens that each expert got. A field: share of the choices, step by step."""
+    share = np.asarray(loads, dtype=float)
+    share = 100 * share / share.sum(1, keepdims=True)
+    figure, ax = plt.subplots(figsize=(7.0, 2.8))
+    extent = (0.5, len(share) + 0.5, share.shape[1] - 0.5, -0.5)
+    field = ax.imshow(share.T, aspect="auto", interpolation="nearest", vmin=0, extent=extent)
+    ax.set(xlabel="step", ylabel="expert", title=title)
+    ax.grid(False)
+    figure.colorbar(field, label="share of choices (%)")
+    return figure
+
+
+def run_log(log, tokens_per_step: int, baselines):
+    """A run's records in four panels over tokens read: loss, learning rate, gradient norm, speed."""
+    steps = [r for r in log if "loss" in r]
+    looks = [r for r in log if "valid_loss" in r]
+    tokens = np.array([r["step"] for r in steps]) * tokens_per_step / 1e6
+    seconds = np.array([r["seconds"] for r in steps])
+    figure, axes = plt.subplots(2, 2, figsize=(9.0, 6.0), sharex=True)
+    (loss, rate), (norm, speed) = axes
+    loss.plot(tokens, [r["loss"] for r in steps], color=style.SKY, linewidth=0.6)
+    loss.plot(tokens, smooth([r["loss"] for r in steps], 20), color=style.BLUE, label="training batches")
+    loss.plot([r["step"] * tokens_per_step / 1e6 for r in looks], [r["valid_loss"] for r in looks], "o", color=style.BLACK,
+              markersize=4, label="validation text")
+    _baselines(loss, baselines, tokens[-1])
+    loss.set(title="Loss", ylabel="nats per token", ylim=(min(3.0, min(r["loss"] for r in steps) - 0.1), 7.2))
+    loss.legend(fontsize=9)
+    rate.plot(tokens, [1e3 * r["lr"] for r in steps])
+    rate.set(title="Learning rate", ylabel="thousandths", ylim=(0, None))
+    norm.plot(tokens, [r["grad_norm"] for r in steps], linewidth=0.8)
+    norm.axhline(1.0, color=style.VERMILION, linestyle="--", linewidth=1.2)
+    norm.set(title="Gradient norm (dashed: clipped above)", ylabel="norm", yscale="log", xlabel="million tokens read")
+    pace = np.diff(seconds)
+    median = np.median(pace)
+    speed.plot(tokens[1:], smooth(tokens_per_step / np.maximum(pace, 0.2 * median), 10) / 1e3)
+    speed.set(title="Speed (dips: looks and saves)", ylabel="thousand tokens a second", ylim=(0, None),
+              xlabel="million tokens read")
+    return figure
+
+
+def _bars(ax, logits, tokenizer, temperature: float, top_p: float, rows: int) -> str:
+    p = torch.softmax(logits.double() / temperature, -1)
+    ranked, order = p.sort(descending=True, stable=True)
+    kept = (ranked.cumsum(0) - ranked) < top_p
+    ax.barh(range(rows), 100 * ranked[:rows].numpy(), color=[style.BLUE if k else "#C8C8C8" for k in kept[:rows].tolist()])
+    ax.set_yticks(range(rows), [visible(tokenizer, i) for i in order[:rows].tolist()], family="monospace")
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    ax.set(xlabel="probability (%)", xlim=(0, 100))
+    return f"{int(kept.sum())} of {len(p)} tokens can be drawn"
+
+
+def next_tokens(logits, tokenizer, temperature: float, top_p: float, prompt: str, rows: int = 15):
+    """What may come next: the likeliest tokens after temperature; those that top-p cuts off are grey."""
+    figure, ax = plt.subplots(figsize=(7.0, 4.4))
+    count = _bars(ax, logits, tokenizer, temperature, top_p, rows)
+    ax.set_title(f'"{prompt} ..."   temperature {temperature:g}, top-p {top_p:g}\n{count}', fontsize=11)
+    return figure
+
+
+def temperatures(logits, tokenizer, values, top_p: float, prompt: str, rows: int = 12):
+    """`next_tokens` for several temperatures side by side."""
+    figure, axes = plt.subplots(1, len(values), figsize=(3.1 * len(values), 3.8))
+    for ax, temperature in zip(axes, values):
+        count = _bars(ax, logits, tokenizer, temperature, top_p, rows)
+        ax.set_title(f"temperature {temperature:g}\n{count}", fontsize=10)
+    figure.suptitle(f'"{prompt} ..."   top-p {top_p:g}, x-axis to 100 %', fontsize=11, x=0.01, ha="left")
+    return figure
+
+
+def schedule(rates, peak: float):
+    """Learning rate over steps."""
+    figure, ax = plt.subplots(figsize=(7.0, 2.6))
+    ax.plot(range(len(rates)), [1e3 * r for r in rates])
+    ax.axhline(1e2 * peak, color=style.VERMILION, linestyle="--", linewidth=1.2)
+    ax.set(xlabel="step", ylabel="rate (thousandths)", ylim=(0, None), title="Warm-up, then a cosine to a tenth (dashed)")
+    return figure
+
+
+def sabotage(curves: dict[str, list[list[float]]], floor: float):
+    """Training losses of several runs of each kind, thin lines, over steps; `floor` is the trigram's loss."""
+    figure, ax = plt.subplots()
+    colours = (style.BLUE, style.VERMILION, style.GREEN, style.ORANGE)
+    for (name, runs), colour in zip(curves.items(), colours):
+        for i, losses in enumerate(runs):
+            ax.plot(range(1, len(losses) + 1), losses, color=colour, linewidth=1.3, label=None if i else name)
+    ax.axhline(floor, color=style.BLACK, linestyle=":", linewidth=1.3)
+    ax.text(1, floor, " trigram, fitted to all of the text", va="bottom", fontsize=9)
+    ax.set(xlabel="step", ylabel="training loss (nats per token)", title="The recipe, and three ways to break it")
+    ax.legend(fontsize=9)
+    return figure
