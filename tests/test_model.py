@@ -61,15 +61,38 @@ def test_affinity_gradient_is_finite_everywhere():
     torch.testing.assert_close(x.grad[5:], torch.autograd.grad(expected[5:].sum(), wide)[0][5:].float())
 
 
-@pytest.mark.parametrize("iters", [1, 2, 20])
-def test_sinkhorn_gradient_is_autograd(iters):
-    M = torch.rand(5, 4, 4).add_(0.05).requires_grad_()
-    weigh = torch.randn(5, 4, 4)
-    plain = plain_sinkhorn(M, iters, 1e-6)
-    expected = torch.autograd.grad((plain * weigh).sum(), M)[0]
-    ours = hyper.Sinkhorn.apply(M.flatten(1), iters, 1e-6).unflatten(1, (4, 4))
-    torch.testing.assert_close(ours, plain)
-    torch.testing.assert_close(torch.autograd.grad((ours * weigh).sum(), M)[0], expected)
+def plain_affinity(x, fn, eps):
+    return (x @ fn.T / torch.sqrt((x * x).mean(-1, keepdim=True) + eps)).T
+
+
+def plain_mix(w, X):
+    return torch.einsum("kjn,njd->nkd", w, X)
+
+
+def plain_write(carried, post, f):
+    return carried + torch.einsum("kn,nd->nkd", post, f)
+
+
+BY_HAND = {
+    "affinity": (hyper.Affinity, plain_affinity, [(70, 32), (24, 32)], [1e-2]),
+    "one Sinkhorn step": (hyper.Sinkhorn, lambda M, *a: plain_sinkhorn(M.permute(2, 0, 1), *a).permute(1, 2, 0), [(4, 4, 70)], [1, 1e-2]),
+    "20 Sinkhorn steps": (hyper.Sinkhorn, lambda M, *a: plain_sinkhorn(M.permute(2, 0, 1), *a).permute(1, 2, 0), [(4, 4, 70)], [20, 1e-2]),
+    "mix, many tokens": (hyper.Mix, plain_mix, [(5, 4, 70), (70, 4, 16)], []),
+    "mix, few tokens": (hyper.Mix, plain_mix, [(5, 4, 3), (3, 4, 16)], []),
+    "write": (hyper.Write, plain_write, [(70, 4, 16), (4, 70), (70, 16)], []),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_gradients_by_hand_are_autograd(name):
+    function, plain, shapes, constants = BY_HAND[name]
+    torch.manual_seed(0)
+    inputs = [torch.rand(shape).add_(0.05).requires_grad_() for shape in shapes]
+    ours, expected = function.apply(*inputs, *constants), plain(*inputs, *constants)
+    torch.testing.assert_close(ours, expected)
+    weigh = torch.randn_like(expected)
+    for a, b in zip(torch.autograd.grad((ours * weigh).sum(), inputs), torch.autograd.grad((expected * weigh).sum(), inputs)):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
 def test_hyper_connections_are_their_equations():
@@ -151,3 +174,13 @@ def test_foreign_configs(tmp_path, text, message):
         Config.from_json(tmp_path / "config.json")
     with pytest.raises(ConfigError, match="no configuration at"):
         Config.from_json(tmp_path / "nowhere.json")
+
+
+def test_a_model_trains_on_lengths_that_it_has_seen_in_inference():
+    """Masks are kept from call to call: those made in inference mode must serve a backward pass as well."""
+    model = Model(Config.nano())
+    ids = torch.randint(0, 1024, (1, 53))
+    with torch.inference_mode():
+        model(ids)
+    model(ids).sum().backward()
+    assert model.embed.weight.grad.isfinite().all()
