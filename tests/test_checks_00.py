@@ -1,0 +1,83 @@
+"""Checks and pictures of lesson 00."""
+
+import pytest
+
+from minids import Config, cost
+from minids.learn.checks import start as checks
+from minids.learn.exercise import check
+from minids.show import start, style
+
+CASES = [(one, message) for one in checks.CHECKS for message in one.mistakes]
+
+
+@pytest.mark.parametrize("one", checks.CHECKS, ids=lambda one: one.name)
+def test_the_reference_passes(one, capsys):
+    assert check(one.name, lambda *args: one.reference(*args)) is not one.reference
+    assert capsys.readouterr().out.startswith(f"[passed] {one.name}")
+
+
+@pytest.mark.parametrize("one, message", CASES, ids=[f"{one.name}-{i}" for i, (one, _) in enumerate(CASES)])
+def test_each_mistake_is_named(one, message, capsys):
+    assert check(one.name, one.mistakes[message]) is one.reference
+    assert f"Likely: {message}." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("config", [Config.flash(), Config.pro()])
+@pytest.mark.parametrize("n", [0, 1, 100, 127, 128, 1003, 1 << 20])
+def test_the_cache_reference_counts_as_cost_does(config, n):
+    assert checks.cache_bytes(config.compress_ratios[: config.n_layers], n) == cost.kv_bytes(config, n)["total"]
+
+
+def test_a_demonstration_is_not_strict_and_leaves_the_setting(monkeypatch, capsys):
+    monkeypatch.setenv("MINIDS_STRICT", "1")
+    start.demonstrate("start.active_share", lambda *args: 0.5)
+    assert capsys.readouterr().out.startswith("[not yet]") and start.os.environ["MINIDS_STRICT"] == "1"
+
+
+def test_what_was_not_published_is_missing_and_not_zero():
+    scores = start.scores()
+    assert len(scores) == 22 and scores["LiveCodeBench (Pass@1)"]["GPT-5.4"] is None
+    for row in scores.values():
+        assert set(row) == set(start.MODELS) and all(value is None or value > 0 for value in row.values())
+        assert row[start.PRO] is not None and row[start.FLASH] is not None
+
+
+def test_both_tables_agree_where_they_name_the_same_model():
+    modes = {row["benchmark"]: row["V4-Pro Max"] for row in start.published("benchmarks_modes")}
+    for benchmark, row in start.scores().items():
+        assert modes[start.OTHER_NAMES.get(benchmark, benchmark)] == row[start.PRO]
+
+
+def test_prices_have_a_date_and_a_source():
+    rows = start.published("prices")
+    assert {row["model"] for row in rows} == set(start.MODELS)
+    assert all(row["as_of"] and row["source"] and row["input_usd_per_mtok"] < row["output_usd_per_mtok"] for row in rows)
+    assert start.blended({"input_usd_per_mtok": 2.5, "output_usd_per_mtok": 15.0}, 3) == 5.625
+
+
+def test_the_map_knows_each_lesson_and_the_way_to_it():
+    numbers = [name[:2] for name, *_ in start.LESSONS]
+    assert numbers == [f"{i:02d}" for i in range(16)]
+    for name, *_, before in start.LESSONS:
+        assert all(number < name[:2] for number in before)
+    assert start.chain("00") == [] and start.chain("15") == ["00", "08", "10", "11"]
+    box = start.CourseMap()
+    for name, *_ in start.LESSONS:
+        box.chosen.value = name
+        assert name in box.card.value and ("in preparation" in box.card.value) != start.is_there(name)
+
+
+def test_a_table_escapes_its_cells_and_links_notebooks(monkeypatch):
+    shown = []
+    monkeypatch.setattr(start, "display", lambda data, raw=None: shown.append(data))
+    start.table(["a", "b"], [["x < y", "01_some.ipynb"]], "a note")
+    assert "x &lt; y" in shown[0]["text/html"] and '<a href="01_some.ipynb">01_some</a>' in shown[0]["text/html"]
+    assert shown[0]["text/plain"].splitlines()[-1] == "a note"
+
+
+def test_every_picture_draws():
+    flash, pro = Config.flash(), Config.pro()
+    worst = max(start.scores(), key=lambda name: sum(value is None for value in start.scores()[name].values()))
+    for figure in (start.architecture(), start.layers({"Flash": flash, "Pro": pro}), start.context_cost(flash, pro),
+                   start.lifecycle(), start.modes(), start.price_quality(worst, 30)):
+        assert style.png(figure)[:4] == b"\x89PNG"
