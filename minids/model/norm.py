@@ -7,6 +7,7 @@ from torch import nn
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)     # what is kept serves training too, whoever asks first
 def constant(value: float, device) -> torch.Tensor:
     """A float32 tensor of one number, made once: an operation with it is cheaper than with a Python number."""
     return torch.tensor(value, dtype=torch.float32, device=device)
