@@ -236,7 +236,7 @@ style.show(start.architecture(),
 # | tokens | cut text into pieces with ids | 01 | - |
 # | window, sinks | every layer sees the last 128 tokens exactly | 02 | 2.3.3 |
 # | HCA | sums up 128 tokens in one entry, reads all entries | 03 | 2.3.2 |
-# | CSA and its indexer | sums up stretches of 4 tokens (with overlap), reads the few that matter | 04 | 2.3.1 |
+# | CSA, its indexer | sums up stretches of 4 tokens (each entry also looks at the 4 before), reads the few that matter | 04 | 2.3.1 |
 # | cache | what one token leaves for the next | 05 | 2.3.4, 3.6.1 |
 # | experts | many small networks, of which a router wakes six | 06 | 2.1 |
 # | four streams (mHC) | a wider road past the layers that cannot blow up | 07 | 2.2 |
@@ -330,10 +330,9 @@ for name, c in (("Flash", flash), ("Pro", pro), ("nano", nano)):
     print(f"{name:6} {100 * share:5.2f} % of a layer's experts work for one token")
 
 # %% [markdown]
-# **Start again.** Empty one exercise: delete your lines and write `raise NotImplementedError`. The whole notebook: *Kernel
-# > Restart*; `git checkout -- notebooks/00_start_here.ipynb`
-# in a terminal brings back the shipped file. Progress: delete `progress.json` in the folder `.minids` of your home (or
-# where `MINIDS_HOME` points).
+# **Start again.** Empty one exercise: delete your lines and write `raise NotImplementedError`. The whole notebook: *Restart*
+# in the menu *Kernel*; `git checkout -- notebooks/00_start_here.ipynb` in a terminal brings back the shipped file. Progress:
+# delete `progress.json` in the folder `.minids` of your home (or where `MINIDS_HOME` points).
 
 # %% [markdown]
 # ## 8. Quality against price
@@ -422,7 +421,13 @@ for benchmark, row in start.scores().items():
     if best == start.PRO:
         missing = [name for name in row if name not in known]
         print(f"V4-Pro is first on {benchmark}; without a figure: {', '.join(missing) or 'nobody'}")
-print({name: wins.get(name, 0) for name in start.MODELS})
+print("first on:", {name: wins.get(name, 0) for name in start.MODELS})
+
+# %%
+last = [benchmark for benchmark, row in start.scores().items()
+        if row[start.FLASH] == min(score for score in row.values() if score is not None)]
+print(f"V4-Flash, the cheapest, is last on {len(last)} of {len(start.scores())}:")
+print(textwrap.fill(", ".join(last), 96))
 
 # %% [markdown]
 # V4-Pro has the highest of these scores three times in 22, and on two of the three a rival has no figure. The picture that
