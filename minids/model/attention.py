@@ -74,12 +74,12 @@ class Attention(nn.Module):
                 return entries, unseen
             scores = self.indexer(x, qr, pos, keys)                                      # B T S
             if unseen is not None:
-                scores = scores.masked_fill(unseen, float("-inf"))
+                scores = scores + unseen
             best = scores.topk(k, sorted=False)                                          # B T k
-            unseen = None if unseen is None else best.values == float("-inf")
+            unseen = None if unseen is None else forbid(best.values == float("-inf"))
             if S <= 8 * k and T > 1:    # few entries: masking them is faster than copying each query's own
-                mask = torch.ones(scores.shape, dtype=torch.bool, device=x.device)
-                return entries, mask.scatter_(2, best.indices, False if unseen is None else unseen)
+                mask = torch.full_like(scores, float("-inf"))
+                return entries, mask.scatter_(2, best.indices, 0.0 if unseen is None else unseen)
         rows = torch.arange(x.shape[0], device=x.device)[:, None, None]
         return entries[rows, best.indices], unseen
 
@@ -109,14 +109,14 @@ def attend(q, kv, pos: int, w: int, entries, unseen, sink):
     s = torch.bmm(qb, kb.mT).float().view(B, n * b, H, -1)[:, :T]                        # B T H before+b
     out = outside(pos, n, b, before, w, q.device)
     if out is not None:
-        s = s.masked_fill(out[:T, None], float("-inf"))
+        s = s + out[:T, None]
     parts = [s, sink[:, None].expand(B, T, H, 1)]
     if entries is not None:
         own = entries.ndim == 4                                                          # each query has its own picks
         flat = q if own else q.flatten(1, 2)                                             # B T H c or B TH c
         e = torch.matmul(flat, entries.mT).float().view(B, T, H, -1)                     # B T H S
         if unseen is not None:
-            e = e.masked_fill(unseen.unsqueeze(-2), float("-inf"))
+            e = e + unseen.unsqueeze(-2)
         parts.append(e)
     p = torch.cat(parts, dim=-1).softmax(-1).to(q.dtype)                                 # B T H before+b+1+S
 
@@ -132,20 +132,26 @@ def attend(q, kv, pos: int, w: int, entries, unseen, sink):
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)     # kept masks serve training too, whoever asks first
 def outside(pos: int, n: int, b: int, before: int, w: int, device):
-    """nb x before+b: True where a key of the block is not among the w up to its query, or lies before position 0.
-    None: nowhere."""
+    """nb x before+b: -inf where a key of the block is not among the w up to its query, or lies before position 0; else 0.
+    None: 0 everywhere."""
     if b == 1 and before == w - 1 <= pos:
         return None
     query = torch.arange(n * b, device=device).view(n, b, 1)                             # from pos
     key = torch.arange(before + b, device=device) - before + b * torch.arange(n, device=device).view(n, 1, 1)
-    return ((key > query) | (key <= query - w) | (key < -pos)).view(n * b, before + b)
+    return forbid((key > query) | (key <= query - w) | (key < -pos)).view(n * b, before + b)
 
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)     # kept masks serve training too, whoever asks first
 def incomplete(pos: int, T: int, S: int, ratio: int, device):
-    """T x S: True where entry s is not complete for the query at pos + t, s >= floor((pos + t + 1) / ratio). None: nowhere."""
+    """T x S: -inf where entry s is not complete for the query at pos + t, s >= floor((pos + t + 1) / ratio); else 0.
+    None: 0 everywhere."""
     if (pos + 1) // ratio >= S:
         return None
     query = torch.arange(pos + 1, pos + T + 1, device=device)
-    return torch.arange(S, device=device) >= (query // ratio)[:, None]
+    return forbid(torch.arange(S, device=device) >= (query // ratio)[:, None])
+
+
+def forbid(mask):
+    """-inf where the mask holds, else 0: to be added to scores."""
+    return torch.zeros(mask.shape, device=mask.device).masked_fill(mask, float("-inf"))
