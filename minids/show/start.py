@@ -388,16 +388,17 @@ def price_quality(benchmark: str, read_per_written: float):
         prices = [blended(row, read_per_written) for row in rows]
         value = values[model]
         y = floor if value is None else value
+        near = any(abs(math.log10(x / prices[-1])) < 0.55 and 0 <= other - y < 0.17 * room for x, other in placed)
+        placed.append((prices[-1], y))
         if value is None:
             ax.plot(prices[-1], y, marker="x", color=colour, ms=9, mew=2, ls="", clip_on=False)
-            ax.annotate(f"{model}: no figure", (prices[-1], y), (0, 9), textcoords="offset points", ha="center", size=8.5)
+            dy = -17 if near else 8
+            ax.annotate(f"{model}: no figure", (prices[-1], y), (0, dy), textcoords="offset points", ha="center", size=8.5)
             continue
         if len(prices) > 1 and not math.isclose(*prices):
             ax.plot(prices[0], y, marker=marker, mfc="white", mec=colour, mew=1.8, ms=9, ls="")
             _arrow(ax, (prices[0], y), (prices[-1], y), color=colour, shrinkA=7, shrinkB=7)
         ax.plot(prices[-1], y, marker=marker, color=colour, mec=BLACK, mew=0.6, ms=10, ls="")
-        near = any(abs(math.log10(x / prices[-1])) < 0.55 and 0 <= high_y - y < 0.12 * room for x, high_y in placed)
-        placed.append((prices[-1], y))
         dy = -17 if near else 10
         ax.annotate(f"{model} {value:g}", (prices[-1], y), (0, dy), textcoords="offset points", ha="center", size=9.5)
     ax.axhspan(floor - 0.14 * room, floor + 0.2 * room, color="#EEEEEE", zorder=0)
@@ -405,7 +406,7 @@ def price_quality(benchmark: str, read_per_written: float):
     ax.set(xscale="log", xlim=(0.08, 40), ylim=(floor - 0.14 * room, high + 0.25 * room),
            xlabel="US dollars for a million tokens", ylabel=f"score ({unit})",
            xticks=[0.1, 0.3, 1, 3, 10, 30], xticklabels=["0.1", "0.3", "1", "3", "10", "30"],
-           title=f"{benchmark}; {read_per_written:g} tokens read for each one written")
+           title=f"{benchmark}; tokens read for each one written: {read_per_written:g}")
     ax.minorticks_off()
     ticks = [t for t in ax.get_yticks() if low - 0.15 * room <= t <= high + 0.25 * room]
     ax.set_yticks(ticks)
