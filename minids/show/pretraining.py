@@ -130,7 +130,7 @@ def _bars(ax, logits, tokenizer, temperature: float, top_p: float, rows: int) ->
     ax.set_yticks(range(rows), [visible(tokenizer, i) for i in order[:rows].tolist()], family="monospace")
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
-    ax.set(xlabel="probability (%)", xlim=(0, 100))
+    ax.set(xlabel="probability (%)", xlim=(0, max(10, 105 * ranked[0].item())))
     return f"{int(kept.sum())} of {len(p)} tokens can be drawn"
 
 
@@ -145,10 +145,12 @@ def next_tokens(logits, tokenizer, temperature: float, top_p: float, prompt: str
 def temperatures(logits, tokenizer, values, top_p: float, prompt: str, rows: int = 12):
     """`next_tokens` for several temperatures side by side."""
     figure, axes = plt.subplots(1, len(values), figsize=(3.1 * len(values), 3.8))
+    widest = 105 * torch.softmax(logits.double() / min(values), -1).max().item()
     for ax, temperature in zip(axes, values):
         count = _bars(ax, logits, tokenizer, temperature, top_p, rows)
+        ax.set_xlim(0, max(10, widest))
         ax.set_title(f"temperature {temperature:g}\n{count}", fontsize=10)
-    figure.suptitle(f'"{prompt} ..."   top-p {top_p:g}, x-axis to 100 %', fontsize=11, x=0.01, ha="left")
+    figure.suptitle(f'"{prompt} ..."   top-p {top_p:g}', fontsize=11, x=0.01, ha="left")
     return figure
 
 
@@ -172,4 +174,17 @@ def sabotage(curves: dict[str, list[list[float]]], floor: float):
     ax.text(1, floor, " trigram, fitted to all of the text", va="bottom", fontsize=9)
     ax.set(xlabel="step", ylabel="training loss (nats per token)", title="The recipe, and three ways to break it")
     ax.legend(fontsize=9)
+    return figure
+
+
+def race(read, losses, fitted: dict[float, float], floor: float):
+    """The network's validation losses over tokens read, against trigrams fitted to as many tokens, or to all (`floor`)."""
+    figure, ax = plt.subplots(figsize=(7.0, 3.2))
+    ax.plot([r / 1e6 for r in read], losses, "o-", color=style.BLUE, markersize=4, label="the network")
+    ax.plot([r / 1e6 for r in fitted], list(fitted.values()), "s--", color=style.VERMILION, markersize=4,
+            label="a trigram fitted to the same tokens")
+    ax.axhline(floor, color=style.BLACK, linestyle=":", linewidth=1.3)
+    ax.text(max(read) / 1e6, floor, "trigram, fitted to all of the text", va="bottom", ha="right", fontsize=9)
+    ax.set(xlabel="million tokens read", ylabel="nats per token", title="The same data for both")
+    ax.legend(fontsize=10)
     return figure

@@ -12,7 +12,7 @@
 # - kill a run, resume it exactly, and estimate what a run costs: memory, operations, years.
 #
 # **Time:** about 45 minutes, of which training takes one. **Before:** you have seen PyTorch's `backward` and `step`. Lesson 08
-# helps, but the model is only used here.
+# helps, but the model is only used here. Terms in bold are also in the course's glossary, `notebooks/GLOSSARY.md`.
 
 # %%
 import math
@@ -99,11 +99,11 @@ for split in text.SPLITS:
 
 # %% [markdown]
 # **Targets are the inputs, one place to the left.** A window of $T + 1$ tokens gives $T$ questions: after each of its first $T$ tokens,
-# what comes next? Here is a window with $T = 6$.
+# what comes next? Here is a window with $T = 5$.
 
 # %%
 line = np.array(tokenizer.encode("Let there be light", bos=True))
-T = 6
+T = 5
 window = line[: T + 1]                       # T+1
 x, y = window[:-1], window[1:]               # T, T
 for t in range(len(x)):
@@ -203,17 +203,19 @@ for a in (1, 10, 100, 1000):
 # %%
 best = bigram(p, pairs, 100)
 
-def yardsticks(ids, which=slice(None)):
+def yardsticks(ids, which=slice(None), fitted=None):
     """Losses of the three in nats per token, means over the targets ids[1:], or over some of them."""
     ids = ids.astype(np.int64)
-    each = {"unigram": -np.log(p[ids[1:]]), "bigram": -np.log(best[ids[:-1], ids[1:]]), "trigram": trigram.nll(ids)}
+    each = {"unigram": -np.log(p[ids[1:]]), "bigram": -np.log(best[ids[:-1], ids[1:]]),
+            "trigram": (fitted or trigram).nll(ids)}
     return {name: float(nll[which].mean()) for name, nll in each.items()}
 
 # while a model trains, each eighth window of the validation text is looked at: the same targets for all
 place = np.arange(len(tokens["valid"]) - 1)
 baselines = yardsticks(tokens["valid"], place // 256 % 8 == 0)
-for name, losses in (("looks", baselines), ("valid", yardsticks(tokens["valid"])), ("heldout", yardsticks(tokens["heldout"]))):
-    print(f"{name:8}", "  ".join(f"{name} {loss:.3f}" for name, loss in losses.items()))
+table = {"looks": baselines} | {split: yardsticks(tokens[split]) for split in ("valid", "heldout")}
+for where, losses in table.items():
+    print(f"{where:8}", "  ".join(f"{name} {loss:.3f}" for name, loss in losses.items()))
 
 # %% [markdown]
 # From 6.93 (nothing known) to 5.8 (frequencies), 4.0 (one token of context) and 3.4 (two): each step is large. These are no weak opponents.
@@ -226,14 +228,15 @@ for name, losses in (("looks", baselines), ("valid", yardsticks(tokens["valid"])
 # loss per symbol? Which is the better model of the text?
 
 # %%
-raw = {split: np.frombuffer("".join(d.text for d in text.documents(split)).encode(), np.uint8) for split in ("train", "valid")}
+raw = {split: np.frombuffer("".join(d.text for d in text.documents(split)).encode(), np.uint8)
+       for split in ("train", "valid")}
 p_byte, _ = counts(raw["train"], V=256)
 per_byte = -np.log(p_byte[raw["valid"]]).mean()
 per_token = yardsticks(tokens["valid"])["unigram"]
 print(f"nats per symbol: bytes {per_byte:.2f}, tokens {per_token:.2f}")
 
 # %% [markdown]
-# The byte model looks far better: 3.1 against 5.8. But it is asked an easier question 2.5 times as often. A loss per token depends on how
+# The byte model looks far better: 3.3 against 5.8. But it is asked an easier question 2.5 times as often. A loss per token depends on how
 # large the tokens are. The fair unit pays for the whole text and divides by what no tokenizer can change, its bytes:
 #
 # $$ \text{bits per byte} = \frac{\text{nats per token} \times \text{tokens}}{\log 2 \times \text{bytes}} $$
@@ -259,7 +262,7 @@ for name, loss in yardsticks(tokens["valid"]).items():
     print(f"{name:8} tokens: {bits_per_byte(loss, len(tokens['valid']) - 1, size):.2f} bits per byte")
 
 # %% [markdown]
-# Per byte the order is reversed: the token unigram needs a quarter less. Bits per byte is also a file size: a text coded with this model and an arithmetic
+# Per byte the order is reversed: the token unigram needs more than a quarter less. Bits per byte is also a file size: a text coded with this model and an arithmetic
 # coder takes that many bits for each of its 8-bit bytes.
 
 # %% [markdown]
@@ -290,8 +293,9 @@ def learning_rate(step, steps, peak, warmup):
 learning_rate = check("pretrain.learning_rate", learning_rate)
 
 # %%
-rates = [learning_rate(step, 240, 4e-3, 20) for step in range(240)]
-style.show(pretraining.schedule(rates, 4e-3), "The rate rises in a straight line for 20 steps, then falls along a cosine to a tenth of its peak")
+rates = [learning_rate(step, 160, 5e-3, 20) for step in range(160)]
+style.show(pretraining.schedule(rates, 5e-3),
+           "The rate rises in a straight line for 20 steps, then falls along a cosine to a tenth of its peak")
 
 # %% [markdown]
 # V4 keeps the rate constant for most of the run and decays only near the end (report, section 4.2.2). For a short run the plain cosine
@@ -307,7 +311,8 @@ style.show(pretraining.schedule(rates, 4e-3), "The rate rises in a straight line
 
 # %%
 def total_loss(logits, mtp_logits, ids, weight):
-    """logits: B T V, mtp_logits: B T-1 V, ids: B T+1, int64 -> (total, main loss, MTP loss), means in nats per token."""
+    """logits: B T V, mtp_logits: B T-1 V, ids: B T+1, int64
+    -> (total, main loss, MTP loss), means in nats per token."""
     ### BEGIN SOLUTION
     loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())             # t predicts t + 1
     mtp = F.cross_entropy(mtp_logits.flatten(0, 1), ids[:, 2:].flatten())          # t predicts t + 2
@@ -331,7 +336,7 @@ total_loss = check("pretrain.total_loss", total_loss)
 
 # %%
 def adamw(p, g, state, lr, decay, betas=(0.9, 0.95), eps=1e-8):
-    """One step for a tensor p with gradient g; state is a dict that keeps m, v and the number of steps. Changes p."""
+    """One step for a tensor p with gradient g; the dict `state` keeps m, v and the number of steps. Changes p."""
     s = state["step"] = state.get("step", 0) + 1
     m = state["m"] = betas[0] * state.get("m", 0) + (1 - betas[0]) * g
     v = state["v"] = betas[1] * state.get("v", 0) + (1 - betas[1]) * g**2
@@ -362,15 +367,20 @@ print("five steps equal torch.optim.AdamW")
 # %% [markdown]
 # ### Who decays, and clipping
 # Decay keeps matrices small. Norm weights, attention sinks, and the scales and biases of the hyper-connections are no matrices: pulling a norm's weight of 1 towards
-# 0 would only shut its channel. So there are two groups. **Clipping** bounds one step's damage: if the norm $\lVert g \rVert$ of all
+# 0 would only shut its channel. So there are two groups. `minids` also lets the second group learn five times as fast: these numbers start near one value, and a
+# short run leaves them little time to move. **Clipping** bounds one step's damage: if the norm $\lVert g \rVert$ of all
 # gradients together exceeds 1, all are scaled by $1 / \lVert g \rVert$. The direction stays.
 
 # %%
-def two_groups(model, decay):
-    """Parameters for AdamW: matrices with decay, all others without. (`ape`, a position table, is no matrix.)"""
-    is_matrix = lambda name, p: p.ndim == 2 and not name.endswith("ape")
-    return [{"params": [p for n, p in model.named_parameters() if is_matrix(n, p)], "weight_decay": decay},
-            {"params": [p for n, p in model.named_parameters() if not is_matrix(n, p)], "weight_decay": 0.0}]
+def two_groups(model, settings):
+    """Parameters for AdamW: matrices with decay; all others without, and faster.
+
+    (`ape`, a table of positions, counts among the others.)"""
+    matrices, others = [], []
+    for name, p_ in model.named_parameters():
+        (matrices if p_.ndim == 2 and not name.endswith("ape") else others).append(p_)
+    return [{"params": matrices, "weight_decay": settings.weight_decay, "times": 1.0},
+            {"params": others, "weight_decay": 0.0, "times": settings.vector_lr}]
 
 def clip(model, largest):
     """Scale all gradients so that their common norm is at most `largest`. Returns the norm before."""
@@ -380,8 +390,9 @@ def clip(model, largest):
         g *= (largest / norm).clamp(max=1.0)
     return norm
 
-for group in two_groups(untrained, 0.1):
-    print(f"decay {group['weight_decay']}: {len(group['params']):3} tensors, {sum(p.numel() for p in group['params']):9,} numbers")
+for group in two_groups(untrained, TrainConfig(steps=1)):
+    numbers = sum(p_.numel() for p_ in group["params"])
+    print(f"decay {group['weight_decay']}, rate x {group['times']:.0f}: {len(group['params']):3} tensors, {numbers:9,} numbers")
 
 # %% [markdown]
 # ### The step, and the proof
@@ -410,7 +421,7 @@ for _ in range(2):
     torch.manual_seed(1)
     models.append(Model(SMALL).train())
 plain, ready = models
-groups, states = two_groups(plain, settings.weight_decay), {}
+groups, states = two_groups(plain, settings), {}
 optimiser = train.make_optimiser(ready, settings)
 
 # %%
@@ -421,10 +432,11 @@ for step in range(settings.steps):
     for group in groups:
         for p_ in group["params"]:
             if p_.grad is not None:
-                rate = learning_rate(step, settings.steps, settings.lr, settings.warmup)
+                rate = learning_rate(step, settings.steps, settings.lr, settings.warmup) * group["times"]
                 adamw(p_.data, p_.grad, states.setdefault(p_, {}), rate, group["weight_decay"])
     balance(plain, settings.balance)                             # experts: lesson 06
-    torch.testing.assert_close((loss, mtp, norm), (theirs["loss"], theirs["mtp_loss"], theirs["grad_norm"]), rtol=1e-4, atol=1e-4)
+    expected = theirs["loss"], theirs["mtp_loss"], theirs["grad_norm"]
+    torch.testing.assert_close((loss, mtp, norm), expected, rtol=1e-4, atol=1e-4)
     print(f"step {step}: loss {loss:.3f}, MTP loss {mtp:.3f}: equal to minids.train within 1e-4")
 
 # %% [markdown]
@@ -443,37 +455,45 @@ print(len(silent), "tensors, all of the indexer:", all(".indexer." in name for n
 # Now for real: `Config.nano()`, 2.1 million parameters, five layers with all three kinds of attention, eight experts, four streams, one MTP
 # block. Each step reads 4 windows of 256 tokens. Watch the blue curve meet the dotted lines.
 #
-# *Predict before you run*: which yardsticks will it pass within 240 steps, about 246,000 tokens? And what will it learn first?
+# *Predict before you run*: which yardsticks will it pass within 160 steps, about 164,000 tokens? And what will it learn first?
 
 # %%
-settings = TrainConfig(steps=60, batch=4, lr=4e-3, warmup=20)
+settings = TrainConfig(steps=160, batch=4, lr=5e-3, warmup=20)
 torch.manual_seed(settings.seed)
 live = Model(Config.nano()).train()
-optimiser = torch.optim.AdamW(two_groups(live, settings.weight_decay), betas=(0.9, 0.95), fused=True)
+optimiser = torch.optim.AdamW(two_groups(live, settings), betas=(0.9, 0.95), fused=True)
 picture = pretraining.LiveLoss(settings.steps, baselines)
 loads, seconds, early = [], [], None
+
+def continued(model):
+    """The prompt, and how the model goes on."""
+    new = generate(model, tokenizer.encode(prompt, bos=True), 60, temperature=0.8, top_p=0.9, seed=4)
+    return prompt + tokenizer.decode(new)
+
 print(f"{settings.steps} steps of {settings.batch * settings.seq_len:,} tokens")
 
 # %% tags=["nbval-ignore-output"]
 display(picture)
 for step in tqdm(range(settings.steps), desc="training", unit="step"):
     began = perf_counter()
+    rate = learning_rate(step, settings.steps, settings.lr, settings.warmup)
     for group in optimiser.param_groups:
-        group["lr"] = learning_rate(step, settings.steps, settings.lr, settings.warmup)
+        group["lr"] = rate * group["times"]
     ids = torch.from_numpy(batch_of(tokens["train"], settings, step))            # B T+1
     loss, mtp, norm = backward_step(live, ids, settings)
     optimiser.step()
     loads.append(live.layers[2].ffn.gate.load.tolist())                          # E: tokens that each expert got
     balance(live, settings.balance)
     seconds.append(perf_counter() - began)
-    look_now = (step + 1) % (settings.steps // 6) == 0
+    look_now = (step + 1) % (settings.steps // 4) == 0
     picture.add(loss, train.evaluate(live, tokens["valid"], 256, every=8)[0] if look_now else None)
-    if step + 1 == settings.steps // 6:
-        early = tokenizer.decode(generate(live, tokenizer.encode(prompt, bos=True), 60, temperature=0.8, top_p=0.9, seed=4))
+    if step + 1 == settings.steps // 4:
+        early = continued(live)
 
 # %%
-style.show(picture.figure(), "The training loss falls from near 6.9, quickly at first; dots on validation text stay close to it; "
-                             "three lines mark unigram, bigram and trigram")
+style.show(picture.figure(),
+           "The training loss falls from near 6.9, quickly at first; dots on validation text stay close to it; "
+           "three lines mark unigram, bigram and trigram")
 
 # %%
 final = picture.looks[-1][1]
@@ -483,31 +503,29 @@ print("It beats the unigram clearly, and does about as well on unseen documents 
 
 # %% [markdown]
 # Three things to see in the figure:
-# - The first hundred steps go to the *unigram*: which tokens are frequent at all. Only then does context pay.
+# - The first steps go to the *unigram*: which tokens are frequent at all. Then the curve bends: context is harder to learn.
 # - Batches and validation text agree. No batch came twice, so nothing can be memorised yet: each training loss is measured on text the model has not
 #   learned from.
 # - The curve is still falling at the end. A minute is too short for the trigram.
 
 # %% tags=["nbval-ignore-output"]
-sample = tokenizer.decode(generate(live, tokenizer.encode(prompt, bos=True), 60, temperature=0.8, top_p=0.9, seed=4))
-pretraining.columns({"after a sixth of the steps": prompt + early, "after all steps": prompt + sample})
+pretraining.columns({"after a quarter of the steps": early, "after all steps": continued(live)})
 
 # %% [markdown]
 # **Do all experts work?** A gate's bias moves by 0.001 a step against the load, without a loss (lesson 06). With eight experts and two of them for each
-# token, an even share is 12.5 %.
+# token, an even share is 12.5 %, and 50 % is the most that one expert can get.
 
 # %%
 style.show(pretraining.load_over_time(loads, "Layer 2: what share of its tokens each expert gets"),
            "A field of eight rows, one for each expert, over the steps: bright rows are busy experts")
 
 # %%
-share = np.array(loads[-40:]).sum(0) / np.array(loads[-40:]).sum()
-assert share.min() > 0 and abs(share.sum() - 1) < 1e-9
-print("No expert is idle in the last 40 steps.")
+assert all(sum(load) == 2 * 1024 for load in loads)
+print("Two experts for each of 1,024 tokens, in every step.")
 
 # %% [markdown]
-# A bias that moves by 0.001 a step has moved by 0.24 at most in this run. At this length we cannot show what balancing brings; lesson 06 looks at it on longer
-# runs.
+# Nobody told the gates to be fair, and at first they are not: a few experts take most tokens. A bias that moves by 0.001 a step has moved by 0.16 at most in
+# this run. At this length we cannot show what balancing brings; lesson 06 looks at it on longer runs.
 
 # %% [markdown]
 # ## The shipped run, from its log
@@ -519,7 +537,8 @@ log = train.read_log(paths.data("checkpoints", "nano"))
 preset = TrainConfig.preset("nano")
 per_step = preset.batch * preset.seq_len
 style.show(pretraining.run_log(log, per_step, baselines),
-           "Four panels over tokens read: the loss with three yardsticks, the learning rate, the norm of the gradient, the speed")
+           "Four panels over tokens read: the loss with three yardsticks, the learning rate, "
+           "the norm of the gradient, the speed")
 
 # %% [markdown]
 # ### Exercise 4: when did it beat what? (medium, 10 minutes)
@@ -550,8 +569,8 @@ read, losses = [float(r["step"] * per_step) for r in looks], [r["valid_loss"] fo
 for name, loss in baselines.items():
     print(f"{name:8} {loss:.3f} nats: beaten after {tokens_to_beat(read, losses, loss):9,.0f} tokens")
 heldout = next(r for r in log if "heldout_loss" in r)
-print(f"heldout text: {heldout['heldout_loss']:.3f} nats per token, {heldout['heldout_bits_per_byte']:.3f} bits per byte; "
-      f"trigram {trigram.loss(tokens['heldout']):.3f}")
+print(f"heldout text: {heldout['heldout_loss']:.3f} nats per token, "
+      f"{heldout['heldout_bits_per_byte']:.3f} bits per byte; trigram {trigram.loss(tokens['heldout']):.3f}")
 
 # %%
 passed = [tokens_to_beat(read, losses, baselines[name]) for name in ("unigram", "bigram", "trigram")]
@@ -561,7 +580,23 @@ print("The shipped run passes the yardsticks in the order of their strength, and
 # %% [markdown]
 # Why is the trigram so hard to pass? It has counted *every* token of the training text, and it uses each count at once. Gradient steps need many examples
 # for one fact. What the network has on its side are the other 254 tokens of context, and that similar words share what is learned.
-# At our scale the margin is a fraction of a nat. The gap grows with tokens and parameters; no counting model follows it there.
+#
+# So there is a second question, of equal data: fit a trigram to *only* the tokens that the run had read by then. *Predict before you run*: who leads after the
+# first 50,000 tokens?
+
+# %%
+windows = [batch_of(tokens["train"], preset, step).ravel() for step in range(int(looks[-1]["step"]))]
+read_text, race = np.concatenate(windows), {}
+place = np.arange(len(tokens["valid"]) - 1)
+for count in read[:: max(1, len(read) // 6)] + read[-1:]:
+    fitted = Trigram(read_text[: int(count)], 1024)
+    race[count] = yardsticks(tokens["valid"], place // 256 % 8 == 0, fitted)["trigram"]
+style.show(pretraining.race(read, losses, race, baselines["trigram"]),
+           "Validation loss over tokens read, for the network and for a trigram fitted to the same tokens")
+
+# %% [markdown]
+# Counting is the quicker start: each count is used at once. The network's curve is the steeper one. How they stand at the end of this run is in the figure; at our
+# scale the distance is a fraction of a nat. Counting trigrams also has a floor, since more text cannot give it a third token of context.
 
 # %% [markdown]
 # ## Sabotage: three broken recipes
@@ -573,15 +608,18 @@ print("The shipped run passes the yardsticks in the order of their strength, and
 # 3. **No warm-up, ten times the rate.**
 
 # %%
-def short_run(seed, leak=False, pile_up=False, rush=False, steps=40):
+TWO_LAYERS = SMALL.replace(dim=64, n_layers=2, compress_ratios=(0, 4), n_mtp_layers=0, head_dim=32, q_lora_rank=32,
+                           o_lora_rank=32, moe_inter_dim=32)
+
+def short_run(seed, leak=False, pile_up=False, lr=8e-3, warmup=8, steps=40):
     """Train a small model with a broken recipe; returns training losses and the honest loss on validation text."""
-    settings = TrainConfig(steps=steps, batch=8, seq_len=64, lr=4e-2 if rush else 4e-3, warmup=0 if rush else 8, seed=seed)
+    settings = TrainConfig(steps=steps, batch=8, seq_len=64, lr=lr, warmup=warmup, seed=seed)
     torch.manual_seed(seed)
-    model = Model(SMALL.replace(n_layers=2, compress_ratios=(0, 4), n_mtp_layers=0)).train()
-    optimiser, losses = torch.optim.AdamW(two_groups(model, 0.1), betas=(0.9, 0.95), fused=True), []
+    model = Model(TWO_LAYERS).train()
+    optimiser, losses = train.make_optimiser(model, settings), []
     for step in range(steps):
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, steps, settings.lr, settings.warmup)
+            group["lr"] = learning_rate(step, steps, lr, warmup) * group["times"]
         ids = torch.from_numpy(batch_of(tokens["train"], settings, step))                  # B T+1
         targets = ids[:, :-1] if leak else ids[:, 1:]
         loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), targets.flatten())
@@ -595,32 +633,32 @@ def short_run(seed, leak=False, pile_up=False, rush=False, steps=40):
 
 # %% tags=["nbval-ignore-output"]
 recipes = {"as it is": {}, "answer leaks": {"leak": True}, "gradients pile up": {"pile_up": True},
-           "10 x rate, no warm-up": {"rush": True}}
+           "10 x rate, no warm-up": {"lr": 8e-2, "warmup": 0}}
 curves, honest = {}, {}
 for name, change in recipes.items():
     runs = [short_run(seed, **change) for seed in (0, 1)]
     curves[name], honest[name] = [run[0] for run in runs], [run[1] for run in runs]
-    print(f"{name:22} last training losses {', '.join(f'{np.mean(c[-5:]):.2f}' for c in curves[name])}   "
-          f"validation {', '.join(f'{v:.2f}' for v in honest[name])}")
+    ends = ", ".join(f"{np.mean(curve[-5:]):.2f}" for curve in curves[name])
+    print(f"{name:22} last losses {ends}   validation {', '.join(f'{loss:.2f}' for loss in honest[name])}")
 
 # %%
 style.show(pretraining.sabotage(curves, baselines["trigram"]),
-           "Losses over 40 steps: the leaking recipe falls far below all others, which stay near each other")
+           "Losses over 40 steps: the leaking recipe falls far below all others")
 
 # %%
-assert max(np.mean(c[-5:]) for c in curves["answer leaks"]) < min(np.mean(c[-5:]) for c in curves["as it is"]) - 1
-assert min(honest["answer leaks"]) > max(honest["as it is"]) + 0.5
-print("The leaking recipe has by far the lowest training loss, and is worse than the control on the honest question.")
+assert max(np.mean(curve[-5:]) for curve in curves["answer leaks"]) < baselines["trigram"]
+assert min(honest["answer leaks"]) > even and max(honest["as it is"]) < even - 1
+print("The leaking recipe passes the trigram in training; asked the honest question, it is worse than an even bet.")
 
 # %% [markdown]
 # - **The answer leaks.** The most dangerous one, since its curve is the best. A loss that falls below a strong yardstick within a few steps is
-#   no triumph: look for the leak. The honest question (next token, unseen text) shows it at once. The control with the same seeds shows that
-#   the question itself is fair.
-# - **Gradients pile up.** Nothing crashes. Clipping hides the growing norm, and what remains is a slow, stale direction. Compare its
-#   numbers with the spread between the two seeds of the control: a few hundredths to tenths of a nat, easily overlooked. A fixed yardstick and fixed seeds are how such a bug is found.
-# - **Ten times the rate without a warm-up.** You may have expected a catastrophe. At this scale and length it is hard to tell from the control: clipping,
-#   norms on queries and keys, and a small depth forgive much. We cannot show the instabilities that V4's report fights (section 4.2.3) with two
-#   layers and 40 steps.
+#   no triumph: look for the leak. The honest question (next token, unseen text) shows it at once: the model bets on repetition, and loses more than one that
+#   knows nothing. The control, with the same seeds and the same question, shows that the question itself is fair.
+# - **Gradients pile up.** Nothing crashes. Clipping hides the growing norm, and what remains is a slow, stale direction. The loss falls, only less far. Compare the
+#   distance to the control with the spread between its two seeds: alone, without a control, nobody would notice.
+# - **Ten times the rate without a warm-up.** You may have expected a catastrophe. Look at the first steps, and then at the last: it stumbles, recovers, and ends behind.
+#   Clipping, norms on queries and keys, and a small depth forgive much. We cannot show the instabilities that V4's report fights (section 4.2.3) with two layers and
+#   40 steps.
 
 # %% [markdown]
 # ### Exercise 5: a loss that lies (debug, 10 minutes)
@@ -710,7 +748,7 @@ flash = minids.cost.params(Config.flash())
 print(f"V4-Flash at 16 bytes a parameter: {16 * (flash['total'] + flash['mtp']) / 1e12:.2f} TB")
 
 # %% [markdown]
-# A quarter: to use a model you need the weights alone. Flash at this rate would take 4.65 TB, before a single activation. V4 does better than our plain recipe: Muon keeps one running
+# A quarter: to use a model you need the weights alone. Flash at this rate would take 4.66 TB, before a single activation. V4 does better than our plain recipe: Muon keeps one running
 # mean where AdamW keeps two, and the states are spread over the machines (section 3.5.1).
 #
 # **Operations.** A matrix with $N$ numbers times a vector takes $N$ multiplications and $N$ additions: $2N$. Backward does this twice, for the gradient of the input and of the matrix.
@@ -719,7 +757,8 @@ print(f"V4-Flash at 16 bytes a parameter: {16 * (flash['total'] + flash['mtp']) 
 # %%
 nano = minids.cost.params(Config.nano())
 for name, cost in (("nano", nano), ("Flash", flash)):
-    print(f"{name:5} {cost['total']:15,} parameters, {cost['active']:14,} active: {6 * cost['active']:.2e} operations a token")
+    print(f"{name:5} {cost['total']:15,} parameters, {cost['active']:14,} active: "
+          f"{6 * cost['active']:.2e} operations a token")
 total = 6 * flash["active"] * 32e12
 print(f"Flash, 32T tokens: {total:.2e} operations")
 
@@ -740,7 +779,8 @@ print(f"Flash's pre-training at this speed: {years:,.0f} years")
 
 # %%
 assert useful < peak and years > 1000
-print("The model uses a part of what the machine could do; and Flash's pre-training would take it thousands of years at least.")
+print("The model uses a part of what the machine could do; "
+      "and Flash's pre-training would take it thousands of years at least.")
 
 # %% [markdown]
 # On two cores of a laptop it is of the order of a million years. MTP, the scores of attention and the hyper-connections are left out of $6N$ and keep the processor busy too; at
@@ -754,7 +794,7 @@ print("The model uses a part of what the machine could do; and Flash's pre-train
 # *One question to answer by playing*: find the setting with the most tokens to draw from, and then cut it back to one token with top-p alone.
 
 # %%
-question = "And God said, Let there be"
+question = "And the LORD said unto"
 with torch.inference_mode():
     last = shipped(torch.tensor([tokenizer.encode(question, bos=True)]))[0, -1]           # V
 
@@ -787,10 +827,10 @@ print("A higher temperature lowers the largest probability; the order of the tok
 # | | our live run | V4-Flash | V4-Pro |
 # | --- | ---: | ---: | ---: |
 # | parameters (active) | 1.8 M (0.95 M) | 284 B (13 B) | 1.6 T (49 B) |
-# | tokens | 0.25 M | 32 T | 33 T |
+# | tokens | 0.16 M | 32 T | 33 T |
 # | tokens in a step, at most | 1,024 | 75.5 M | 94.4 M |
 # | length of a window | 256 | 4K, 16K, 64K, then 1M | the same |
-# | peak rate | $4 \cdot 10^{-3}$ | $2.7 \cdot 10^{-4}$ | $2.0 \cdot 10^{-4}$ |
+# | peak rate | $5 \cdot 10^{-3}$ | $2.7 \cdot 10^{-4}$ | $2.0 \cdot 10^{-4}$ |
 # | warm-up | 20 steps | 2,000 steps | as Flash |
 # | decay of the rate | cosine from the start | constant, cosine to a tenth near the end | the same |
 # | optimiser | AdamW | Muon for most matrices, AdamW for embedding, head, norms | the same |
