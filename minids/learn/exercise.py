@@ -188,12 +188,18 @@ def _difference(found, expected, this: Check) -> str | None:
     elif isinstance(expected, (int, float)) and isinstance(found, (int, float, torch.Tensor)):
         if isinstance(found, torch.Tensor) and found.numel() != 1:
             return f"expected one number, found {_kind(found)}."
+        if isinstance(found, int) and isinstance(expected, int):  # counts are exact, and too large for float32
+            return None if found == expected else f"the number is off by {found - expected:+,}."
         return _apart(torch.tensor(float(found)), torch.tensor(float(expected)), this)
+    elif isinstance(expected, torch.nn.Module):
+        if not isinstance(found, torch.nn.Module):
+            return f"expected a module, found {_kind(found)}."
+        return _difference(dict(found.state_dict()), dict(expected.state_dict()), this)
     else:
         try:
             return None if bool(found == expected) else f"expected what the reference gives, found another {_kind(found)}."
         except (RuntimeError, TypeError, ValueError):
-            return None  # objects that cannot be compared, such as a module among the arguments
+            return None  # objects that cannot be compared
     return next((f"{name}{text}" for name, a, b in pairs if (text := _difference(a, b, this))), None)
 
 

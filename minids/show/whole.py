@@ -1,0 +1,215 @@
+"""Figures of lesson 08: the path through the model, what MTP predicts, faults against tests, depth, where parameters are."""
+
+import matplotlib.pyplot as plt
+from matplotlib.patches import FancyBboxPatch
+
+from minids.config import Config
+from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
+
+COLOURS = {"routed experts": BLUE, "shared experts": SKY, "attention": ORANGE, "embedding": YELLOW, "head": PURPLE,
+           "compressors": GREEN, "all others": VERMILION}
+BYTES = {"FP4": 0.5 + 1 / 32, "FP8": 1 + 1 / 128**2, "BF16": 2.0}    # of a number, scales included
+
+
+def _canvas(width, height):
+    figure, axis = plt.subplots(figsize=(width, height))
+    axis.set_xlim(0, width)
+    axis.set_ylim(0, height)
+    axis.axis("off")
+    return figure, axis
+
+
+def _box(axis, x, y, text, width=1.05, height=0.62, colour=SKY):
+    axis.add_patch(FancyBboxPatch((x - width / 2, y - height / 2), width, height, boxstyle="round,pad=0.02,rounding_size=0.08",
+                                  facecolor=colour, edgecolor=BLACK, alpha=0.45, linewidth=1))
+    axis.text(x, y, text, ha="center", va="center", fontsize=10)
+
+
+def _arrow(axis, start, end, lines=1, colour=BLACK, **style):
+    """An arrow, or `lines` parallel ones: the residual streams."""
+    for i in range(lines):
+        shift = 0.09 * (i - (lines - 1) / 2)
+        axis.annotate("", (end[0], end[1] + shift), (start[0], start[1] + shift),
+                      arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 1.1, "shrinkA": 0, "shrinkB": 0, **style})
+
+
+def pipeline():
+    """From ids to logits, and below it one of a block's two sites."""
+    figure, axis = _canvas(9.6, 4.6)
+    y, names = 3.95, ["ids", "embed", "copy\nn times", "block 1", "...", "block L", "mHC\nhead", "norm", "head\nmatrix"]
+    colours = [YELLOW, SKY, ORANGE, GREEN, GREEN, GREEN, ORANGE, SKY, SKY]
+    xs = [0.55 + 1.06 * i for i in range(len(names))]
+    for x, name, colour in zip(xs, names, colours):
+        _box(axis, x, y, name, 0.74, 0.72, colour)
+    for i in range(len(xs) - 1):
+        _arrow(axis, (xs[i] + 0.4, y), (xs[i + 1] - 0.4, y), 4 if 2 <= i <= 5 else 1)
+    axis.text(xs[4], y + 0.5, "n = 4 residual streams:  B T n d", ha="center", fontsize=10)
+    axis.text(xs[1] + 0.53, y + 0.5, "B T d", ha="center", fontsize=10)
+    axis.text(9.55, y - 0.62, "logits B T V", ha="right", fontsize=10)
+    axis.plot([xs[3] - 0.4, 0.3], [y - 0.45, 2.85], color=BLACK, linewidth=0.7, linestyle=":")
+    axis.plot([xs[3] + 0.4, 9.3], [y - 0.45, 2.85], color=BLACK, linewidth=0.7, linestyle=":")
+    axis.text(0.3, 2.62, "one site; a block has two: attention, then the experts", fontsize=10)
+    low, top = 1.0, 2.05
+    for x, text, width, colour in ((0.75, "X\nB T n d", 0.9, ORANGE), (2.35, "read\nsum pre[j] X[j]", 1.45, ORANGE),
+                                   (4.05, "norm", 0.8, SKY), (5.55, "layer\nB T d", 1.0, GREEN),
+                                   (7.2, "write\npost[k] f", 1.15, ORANGE), (8.95, "X'\nB T n d", 0.9, ORANGE)):
+        _box(axis, x, low, text, width, 0.72, colour)
+    for a, b, lines in ((1.22, 1.6, 4), (3.1, 3.62, 1), (4.48, 5.02, 1), (6.08, 6.6, 1), (7.8, 8.47, 4)):
+        _arrow(axis, (a, low), (b, low), lines)
+    _box(axis, 4.8, top, "carry   sum_j comb[j, k] X[j]", 2.7, 0.42, ORANGE)
+    _arrow(axis, (0.75, low + 0.55), (3.42, top), 4)
+    _arrow(axis, (6.18, top), (8.2, low + 0.45), 4)
+    axis.text(8.28, low + 0.28, "+", fontsize=17, ha="center", va="center")
+    axis.text(0.3, 0.3, "pre, post and comb are computed from X itself, at each site anew (lesson 07).", fontsize=10)
+    return figure
+
+
+def mtp_alignment(words=("In", "the", "beginning", "God", "created"), t=1):
+    """Which token the model and its MTP block are given at position t, and which they predict."""
+    figure, axis = _canvas(8.2, 3.5)
+    xs = [0.9 + 1.6 * i for i in range(len(words))]
+    for i, (x, word) in enumerate(zip(xs, words)):
+        _box(axis, x, 0.5, word, 1.3, 0.5, YELLOW if i <= t + 1 else "white")
+        axis.text(x, 0.02, f"t = {i}", ha="center", fontsize=10, weight="bold" if i == t else None)
+    _box(axis, xs[t], 1.75, "blocks", 1.2, 0.5, GREEN)
+    _box(axis, xs[t + 1], 2.75, "MTP block", 1.3, 0.5, ORANGE)
+    for i in range(t + 1):
+        _arrow(axis, (xs[i], 0.78), (xs[t] - 0.1 * (t - i), 1.47))
+    _arrow(axis, (xs[t] + 0.2, 2.03), (xs[t + 1] - 0.7, 2.72), 4)
+    axis.text(xs[t] - 0.75, 2.5, "streams X at t", fontsize=10)
+    _arrow(axis, (xs[t + 1], 0.78), (xs[t + 1], 2.47))
+    axis.text(xs[t + 1] + 0.1, 1.95, "embedding of\ntoken t + 1", fontsize=10, va="center")
+    _arrow(axis, (xs[t] + 0.63, 1.7), (xs[t + 1] - 0.35, 0.8), colour=BLUE, linestyle="--")
+    _arrow(axis, (xs[t + 1] + 0.68, 2.75), (xs[t + 2] + 0.1, 0.8), colour=VERMILION, linestyle="--")
+    axis.text(xs[t] + 0.72, 1.47, "predicts t + 1", fontsize=10, color=BLUE)
+    axis.text(xs[t + 2] + 0.12, 1.7, "predicts t + 2", fontsize=10, color=VERMILION)
+    return figure
+
+
+def faults(rows, columns, values, bounds):
+    """A table of numbers: rows are faults, columns are tests. A test sees the faults whose number is above its bound."""
+    figure, axis = plt.subplots(figsize=(7.6, 0.46 * len(rows) + 1.3))
+    axis.grid(False)
+    for i, line in enumerate(values):
+        for j, value in enumerate(line):
+            seen = value > bounds[j]
+            axis.add_patch(plt.Rectangle((j - 0.48, i - 0.46), 0.96, 0.92, facecolor=ORANGE if seen else BLUE))
+            axis.text(j, i, f"{value:.0e}   {'seen' if seen else 'not seen'}", ha="center", va="center", fontsize=10,
+                      color=BLACK if seen else "white")
+    axis.set_xlim(-0.5, len(columns) - 0.5)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set_xticks(range(len(columns)), columns)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.xaxis.tick_top()
+    axis.tick_params(length=0)
+    for side in axis.spines.values():
+        side.set_visible(False)
+    return figure
+
+
+def depth(curves, spreads, by_hand=None):
+    """Left: size of the streams after each block. Right: how far they are from each other. {name: list over blocks}."""
+    figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.7))
+    styles = ["-", "--", "-.", ":", (0, (5, 1))]
+    for axis, lines in zip(axes, (curves, spreads)):
+        for style, (name, line) in zip(styles, lines.items()):
+            axis.plot(range(1, len(line) + 1), line, linestyle=style, label=name, linewidth=2.2)
+        axis.set_xlabel("block")
+    if by_hand is not None:
+        axes[1].plot(range(1, len(by_hand) + 1), by_hand, color=BLACK, linewidth=0.9, label="by hand")
+    axes[0].set_ylabel("RMS of the streams")
+    axes[0].set_ylim(bottom=0)
+    axes[1].set_ylabel("differences, as a share of the start")
+    axes[1].set_yscale("log")
+    axes[1].set_ylim(1e-5, 2)
+    axes[0].set_title("how large the streams grow")
+    axes[1].set_title("how different the streams stay")
+    axes[0].legend(fontsize=9)
+    axes[1].legend(fontsize=9, loc="upper right", bbox_to_anchor=(1.0, 0.88))
+    return figure
+
+
+def leak(runs, chance):
+    """Loss against training step for {name: losses}, with the loss of a guess at random."""
+    figure, axis = plt.subplots(figsize=(7.4, 3.5))
+    for (name, losses), style in zip(runs.items(), ("-", "--", "-.")):
+        axis.plot(losses, linestyle=style, label=name)
+    axis.axhline(chance, color=BLACK, linewidth=0.8, linestyle=":")
+    axis.text(0, chance - 0.28, "guessing: ln(vocabulary)", fontsize=10)
+    axis.set_xlabel("training step")
+    axis.set_ylabel("loss (nats per token)")
+    axis.set_ylim(0, chance + 0.5)
+    axis.legend(loc="center right")
+    return figure
+
+
+def _grouped(counts):
+    groups = dict.fromkeys(COLOURS, 0)
+    for part, number in counts.items():
+        groups[part if part in groups else "all others"] += number
+    return groups
+
+
+def where(models):
+    """Stacked bars in percent. models: {label: {part: parameters}}."""
+    figure, axis = plt.subplots(figsize=(9.0, 0.62 * len(models) + 1.5))
+    axis.grid(False)
+    for row, counts in enumerate(models.values()):
+        groups, left = _grouped(counts), 0.0
+        total = sum(groups.values())
+        for part, number in groups.items():
+            share = 100 * number / total
+            axis.barh(row, share, left=left, color=COLOURS[part], edgecolor="white", label=part if row == 0 else None)
+            if share > 4.5:
+                axis.text(left + share / 2, row, f"{share:.0f} %", ha="center", va="center", fontsize=10,
+                          color="white" if part in ("routed experts",) else BLACK)
+            left += share
+    axis.set_yticks(range(len(models)), models)
+    axis.invert_yaxis()
+    axis.set_xlim(0, 100)
+    axis.set_xlabel("share of the parameters (%)")
+    axis.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.45, 1.0), fontsize=9)
+    return figure
+
+
+def scaled(layers, dim, experts, active) -> Config:
+    """Flash with other sizes: the same pattern of layers, everything else as released."""
+    pattern = ((0, 0) + (4, 128) * layers)[:layers]
+    return Config.flash().replace(n_layers=layers, compress_ratios=(*pattern, 0), dim=dim, n_routed_experts=experts,
+                                  n_activated_experts=active)
+
+
+def sizes(total, used, title):
+    """Parameters, and the bytes they take in three formats; the scales of a fixed axis let pictures be compared."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.0, 2.9))
+    bars = left.barh(["total", "active"], [total / 1e9, used / 1e9], color=[BLUE, ORANGE])
+    left.bar_label(bars, [f"{total / 1e9:,.1f}", f"{used / 1e9:,.1f}"], padding=4)
+    left.set_xscale("log")
+    left.set_xlim(0.3, 5000)
+    left.set_xlabel("parameters (billions)")
+    stored = [total * size / 1e9 for size in BYTES.values()]
+    bars = right.barh(list(BYTES), stored, color=[GREEN, SKY, PURPLE])
+    right.bar_label(bars, [f"{size:,.0f}" for size in stored], padding=4)
+    right.set_xscale("log")
+    right.set_xlim(0.3, 20000)
+    right.set_xlabel("gigabytes, all numbers in this format")
+    for axis in (left, right):
+        axis.invert_yaxis()
+        axis.grid(False, axis="y")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+    return figure
+
+
+def sweeps(experts, picks):
+    """Static twin of the widget. experts, picks: {number: (total, active)}: over the experts stored, over those used."""
+    figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.4), sharey=True)
+    for axis, points, name in zip(axes, (experts, picks), ("routed experts in a layer, E", "experts used by a token, K")):
+        for i, (label, colour, style) in enumerate((("total", BLUE, "o-"), ("active", ORANGE, "s--"))):
+            values = [point[i] / 1e9 for point in points.values()]
+            axis.plot(list(points), values, style, color=colour, label=label)
+        axis.set_xlabel(name)
+        axis.set_yscale("log")
+        axis.set_xticks(list(points))
+    axes[0].set_ylabel("parameters (billions)")
+    axes[0].legend(loc="center right")
+    return figure
