@@ -31,7 +31,8 @@ def _baselines(ax, baselines, right) -> None:
     for name, loss in baselines.items():
         colour, dash = LINES[name]
         ax.axhline(loss, color=colour, linestyle=dash, linewidth=1.4)
-        ax.text(right, loss, f" {name}", color=colour, va="bottom", ha="right", fontsize=10)
+        ax.text(right, loss, f" {name}", color=colour, va="bottom", ha="right", fontsize=10,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1})
 
 
 def smooth(values, width: int = 10):
