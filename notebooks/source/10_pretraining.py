@@ -437,7 +437,7 @@ for step in range(settings.steps):
     balance(plain, settings.balance)                             # experts: lesson 06
     expected = theirs["loss"], theirs["mtp_loss"], theirs["grad_norm"]
     torch.testing.assert_close((loss, mtp, norm), expected, rtol=1e-4, atol=1e-4)
-    print(f"step {step}: loss {loss:.2f}, MTP loss {mtp:.2f}: equal to minids.train within 1e-4")
+    print(f"step {step}: loss {loss:.2f}; both losses and the norm equal minids.train's within 1e-4")
 
 # %% [markdown]
 # Did every number get a gradient? Count those that got none.
