@@ -51,8 +51,8 @@ def loss_of(logits):
 
 def transposed_maps(*args, original=hyper.maps):
     """The maps of a site, the mixing matrix comb transposed."""
-    pre, post, comb = original(*args)
-    return pre, post, comb.mT
+    pre, post, comb = original(*args)                   # comb: n n BT
+    return pre, post, comb.transpose(0, 1)
 
 
 torch.manual_seed(0)
@@ -106,7 +106,7 @@ style.show(whole.pipeline(), "The path from token ids to logits through four res
 # | --- | --- | --- |
 # | `embed` | looks up one row of d numbers for each token id | here |
 # | residual streams X | n copies of a token's state, B T n d, that layers read from and write to | here, 07 |
-# | `hyper.maps` | computes from X the three small maps `pre`, `post`, `comb` of a site | 07 |
+# | `maps` | computes from X the three small maps `pre`, `post`, `comb` of a site | 07 |
 # | `RMSNorm` | scales a vector to mean square 1 | here |
 # | `Attention` | lets a token look at the last 128 tokens and at compressed older ones | 02 - 05 |
 # | `MoE` | sends a token through a shared expert and K of E routed ones (mixture of experts) | 06 |
@@ -240,17 +240,38 @@ print("wrong:", (post * f + comb @ X).tolist())
 # Right: stream 2's 11 arrives in stream 0, where 18 is written on top: 29, 2, 5. The transposed matrix turns the round trip backwards. (With *two* streams you would
 # not see it: a 2 x 2 matrix whose rows and columns all sum to 1 is symmetric. Tests with n = 2 cannot find this fault.)
 #
-# ### Exercise 3: the site and the block
-# *Medium, 10 minutes.* `maps` gives you the three maps of a site. Write the site as the equation reads, then the block: attention first, then the experts, each behind
-# its norm. The second site works on what the first one wrote, its maps too.
+# The next cell computes the three maps of a site from its parameters. Lesson 07 derives it; today it is a black box.
 
-# %%
+# %% jupyter={"source_hidden": true}
 def maps(block, X, at):
     """pre (B T n), post (B T n) and comb (B T n n) of the site `at`, "attn" or "ffn", from the streams X: B T n d."""
     fn, scale, base = (getattr(block, f"hc_{at}_{name}") for name in ("fn", "scale", "base"))
-    return [m.unflatten(0, X.shape[:2]) for m in hyper.maps(X, fn, scale, base, block.config)]
+    x, n, eps = X.flatten(2), X.shape[2], block.config.hc_eps                           # B T nd
+    a = rms_norm(x, torch.ones(x.shape[-1]), block.config.norm_eps) @ fn.T              # B T (2+n)n
+    pre, post, comb = a.split([n, n, n * n], dim=-1)
+    base_pre, base_post, base_comb = base.split([n, n, n * n])
+    comb = (comb * scale[2] + base_comb).unflatten(-1, (n, n)).softmax(-1) + eps        # B T n n
+    comb = comb / (comb.sum(-2, keepdim=True) + eps)                                    # columns sum to 1
+    for _ in range(block.config.hc_sinkhorn_iters - 1):
+        comb = comb / (comb.sum(-1, keepdim=True) + eps)                                # rows
+        comb = comb / (comb.sum(-2, keepdim=True) + eps)                                # columns
+    return torch.sigmoid(pre * scale[0] + base_pre) + eps, 2 * torch.sigmoid(post * scale[1] + base_post), comb
 
+# %%
+pre, post, comb = (m[0, 0] for m in maps(living.layers[0], living.embed(ids)[:, :, None].repeat(1, 1, 4, 1), "attn"))
+print("pre ", [round(v, 2) for v in pre.tolist()])
+print("post", [round(v, 2) for v in post.tolist()])
+print("comb", *[[round(v, 2) for v in row] for row in comb.tolist()], sep="\n    ")
+print("rows sum to", [round(v, 2) for v in comb.sum(1).tolist()], "columns to", [round(v, 2) for v in comb.sum(0).tolist()])
 
+# %% [markdown]
+# pre lies between 0 and 1, post between 0 and 2; the rows and the columns of comb sum to 1, and it is not symmetric.
+#
+# ### Exercise 3: the site and the block
+# *Medium, 10 minutes.* `maps(block, X, "attn")` gives the three maps of a site. Write the site as the equation reads, then the block: attention first, then the experts, each behind
+# its norm. The second site works on what the first one wrote, its maps too.
+
+# %%
 def site(X, layer, pre, post, comb):
     """The streams after one site: B T n d.
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from minids import cost
 from minids.config import Config
 from minids.learn.exercise import Check
-from minids.model import Model, hyper
+from minids.model import Model
 
 LESSON = "08_whole_model"
 
@@ -62,7 +62,7 @@ def lively(rng, config=TINY):
 
 
 def site(X, layer, pre, post, comb):
-    """One mHC site: read with pre, apply the layer, write with post, carry with comb transposed. Same names as V4_SPEC."""
+    """One mHC site: read with pre, apply the layer, write with post, carry with comb transposed."""
     return post[..., None] * layer(torch.einsum("btj,btjd->btd", pre, X))[:, :, None] + torch.einsum("btjk,btjd->btkd", comb, X)
 
 
@@ -95,9 +95,18 @@ def _mixed(X, comb):
 
 
 def _maps(block, X, at):
-    names = (f"hc_{at}_fn", f"hc_{at}_scale", f"hc_{at}_base")
-    pre, post, comb = hyper.maps(X, *(getattr(block, name) for name in names), block.config)
-    return pre.unflatten(0, X.shape[:2]), post.unflatten(0, X.shape[:2]), comb.unflatten(0, X.shape[:2])
+    """pre, post (B T n) and comb (B T n n) of a site as the equations read: plainer and slower than `hyper.maps`."""
+    fn, scale, base = (getattr(block, f"hc_{at}_{name}") for name in ("fn", "scale", "base"))
+    n, eps = X.shape[2], block.config.hc_eps
+    a = rms_norm(X.flatten(2), torch.tensor(1.0), block.config.norm_eps) @ fn.mT                 # B T (2+n)n
+    a = a * torch.cat([scale[0].expand(n), scale[1].expand(n), scale[2].expand(n * n)]) + base
+    pre, post, comb = a.split([n, n, n * n], dim=-1)
+    comb = comb.unflatten(-1, (n, n)).softmax(-1) + eps
+    comb = comb / (comb.sum(-2, keepdim=True) + eps)
+    for _ in range(block.config.hc_sinkhorn_iters - 1):
+        comb = comb / (comb.sum(-1, keepdim=True) + eps)
+        comb = comb / (comb.sum(-2, keepdim=True) + eps)
+    return pre.sigmoid() + eps, 2 * post.sigmoid(), comb
 
 
 def block_forward(block, X, ids, site=site, norm="ffn_norm"):
