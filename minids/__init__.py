@@ -1,6 +1,6 @@
 """minids: DeepSeek-V4, scaled down, to read, train and compare with the real one."""
 
-from minids import threads  # noqa: F401  first: it sets defaults that torch reads when it is loaded
+from minids import process  # noqa: F401  first: it sets defaults that torch reads when it is loaded
 from minids import cost, numerics
 from minids.checkpoint import load, save
 from minids.config import Config

@@ -164,7 +164,7 @@ def use_threads(n: int | None) -> None:
         return
     if n < 1:
         raise MinidsError(f"threads: expected at least 1, found {n}")
-    import minids.threads  # noqa: F401, I001  (before torch)
+    import minids.process  # noqa: F401, I001  (before torch)
     import torch
 
     torch.set_num_threads(n)

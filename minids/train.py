@@ -1,8 +1,7 @@
-"""Pre-training: AdamW, a warm-up and a cosine, resumable to the bit.
+"""Pre-training: AdamW or Muon, a warm-up and a cosine, resumable to the bit.
 
 Report sections 4.1 and 4.2, scaled down: next-token loss, the multi-token-prediction loss beside it, experts balanced
-without a loss. Left to others: Muon (`minids.optim`), the sequence-wise balance loss, packing with masks between
-documents. Step s of a run depends on (settings, seed, s) and the weights alone: there is no other randomness.
+without a loss. Muon is in `minids.optim`. Not here: the sequence-wise balance loss, masks between packed documents. Step s of a run depends on (settings, seed, s) and the weights alone: there is no other randomness.
 """
 
 import dataclasses
@@ -32,6 +31,7 @@ from minids.data import text
 from minids.files import MinidsError, write_text
 from minids.model.moe import balance
 from minids.model.transformer import Model
+from minids.optim import Joined, Muon, for_muon
 from minids.tokenizer import Tokenizer
 
 
@@ -40,6 +40,7 @@ class TrainConfig:
     """How to train. One step takes `batch` sequences of `seq_len` tokens."""
 
     steps: int
+    optimiser: str = "adamw"    # or "muon": Muon for the matrices, AdamW for the rest
     batch: int = 8
     seq_len: int = 256
     lr: float = 3e-3            # after `warmup` steps; a cosine brings it to a tenth at the end
@@ -57,13 +58,15 @@ class TrainConfig:
         for name in ("steps", "batch", "seq_len", "eval_every", "save_every"):
             if getattr(self, name) < 1:
                 raise MinidsError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        if self.optimiser not in ("adamw", "muon"):
+            raise MinidsError(f"optimiser: expected adamw or muon, found {self.optimiser!r}")
         if not 0 <= self.seed < 2**63:
             raise MinidsError(f"seed: expected 0 to 2^63 - 1, found {self.seed}")
 
     @classmethod
     def preset(cls, name: str, **changes) -> "TrainConfig":
         """The settings that belong to `Config.preset(name)`: "nano" or "mini". `changes` replace fields."""
-        settings = {"nano": dict(steps=1000, batch=4, lr=5e-3), "mini": dict(steps=6000, batch=16, lr=2e-3, warmup=200)}
+        settings = {"nano": dict(steps=700, optimiser="muon", lr=5e-3), "mini": dict(steps=6000, optimiser="muon", batch=16, lr=2e-3, warmup=200)}
         if name not in settings:
             raise MinidsError(f"no training settings for {name!r}: expected nano or mini; larger models need a cluster")
         return cls(**(settings[name] | changes))
@@ -180,15 +183,20 @@ def learning_rate(settings: TrainConfig, step: int) -> float:
     return settings.lr * (0.55 + 0.45 * math.cos(math.pi * done))
 
 
-def make_optimiser(model, settings: TrainConfig) -> torch.optim.AdamW:
-    """AdamW in two groups: matrices; and vectors (norms, sinks, ape, scales and bases of mHC), which do not decay and learn
-    faster: they start near one value, and have to move far in a run as short as ours."""
-    decayed = {n: p for n, p in model.named_parameters() if p.ndim == 2 and not n.endswith("ape")}
-    others = [p for n, p in model.named_parameters() if n not in decayed]
+def make_optimiser(model, settings: TrainConfig) -> Joined:
+    """AdamW, or Muon for most matrices and AdamW for the rest. Norms, sinks, ape, and the scales and bases of mHC do not
+    decay and learn faster than matrices: they start near one value, and have to move far in a run as short as ours."""
+    named = dict(model.named_parameters())
+    matrices = [n for n, p in named.items() if p.ndim == 2 and not n.endswith("ape")]
+    muon = [n for n in matrices if settings.optimiser == "muon" and for_muon(n, named[n])]
+    adam = [n for n in matrices if n not in set(muon)]
+    vectors = [n for n in named if n not in set(matrices)]
+    group = lambda names, decay, times: {"params": [named[n] for n in names], "weight_decay": decay, "times": times}
     fused = next(model.parameters()).device.type in ("cpu", "cuda", "mps", "xpu")
-    groups = [{"params": list(decayed.values()), "weight_decay": settings.weight_decay, "times": 1.0},
-              {"params": others, "weight_decay": 0.0, "times": settings.vector_lr}]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95), eps=1e-8, fused=fused)
+    eps = 1e-20 if settings.optimiser == "muon" else 1e-8                                            # V4's, or the usual one
+    adamw = torch.optim.AdamW([group(adam, settings.weight_decay, 1.0), group(vectors, 0.0, settings.vector_lr)],
+                              lr=settings.lr, betas=(0.9, 0.95), eps=eps, fused=fused)
+    return Joined(Muon([group(muon, settings.weight_decay, 1.0)], lr=settings.lr), adamw) if muon else Joined(adamw)
 
 
 # ---- the text ----
@@ -313,8 +321,9 @@ def save_step(model, optimiser, out: Path, step: int, tokenizer=None) -> None:
     try:
         shutil.rmtree(part, ignore_errors=True)
         save(model, part, format="fp32", tokenizer=tokenizer)
+        states = optimiser.state
         state = {f"{name}.{key}": value.contiguous() for name, p in model.named_parameters()
-                 for key, value in optimiser.state.get(p, {}).items()}
+                 for key, value in states.get(p, {}).items()}
         save_file(state, part / "optimizer.safetensors")
         shutil.rmtree(final, ignore_errors=True)
         os.replace(part, final)
@@ -335,12 +344,14 @@ def read_optimiser(optimiser, model, folder: Path) -> None:
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
             for name, p in model.named_parameters():
-                if f"{name}.exp_avg" not in names:
+                keys = [key for key in ("step", "exp_avg", "exp_avg_sq", "momentum") if f"{name}.{key}" in names]
+                if not keys:
                     continue  # never had a gradient
-                state = {key: file.get_tensor(f"{name}.{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
-                if state["exp_avg"].shape != p.shape:
-                    raise MinidsError(f"{path}: {name} has shape {tuple(state['exp_avg'].shape)}, expected {tuple(p.shape)}")
-                optimiser.state[p] = {key: value.to(p.device) for key, value in state.items()}
+                state = {key: file.get_tensor(f"{name}.{key}").to(p.device) for key in keys}
+                for key in set(keys) - {"step"}:
+                    if state[key].shape != p.shape:
+                        raise MinidsError(f"{path}: {name}.{key} has shape {tuple(state[key].shape)}, expected {tuple(p.shape)}")
+                optimiser.put(p, state)
     except (OSError, SafetensorError) as error:
         raise MinidsError(f"cannot read {path}: {error}; start afresh (--fresh)") from None
 

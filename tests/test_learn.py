@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from minids import paths, threads
+from minids import paths, process
 from minids.files import MinidsError
 from minids.learn import exercise, journal
 from minids.learn.doctor import doctor
@@ -184,20 +184,20 @@ def test_shipped_data_that_is_missing(tmp_path, monkeypatch):
 
 def test_the_users_choice_of_threads_stays():
     mine = {"GOMP_SPINCOUNT": "5"}
-    threads.set_defaults(mine)
+    process.sleeping_threads(mine)
     assert mine == {"GOMP_SPINCOUNT": "5"}
     free = {}
-    threads.set_defaults(free)
-    assert free == {"OMP_WAIT_POLICY": "PASSIVE"}
+    process.sleeping_threads(free)
+    assert set(free) == {"GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
 
 
 def test_threads_are_set_before_torch_is_loaded():
     program = ("import sys, builtins\nreal = builtins.__import__\nimport os\n"
              "def spy(name, *a, **k):\n"
-             "    if name == 'torch' and 'OMP_WAIT_POLICY' not in os.environ: print('late')\n"
+             "    if name == 'torch' and 'GOMP_SPINCOUNT' not in os.environ: print('late')\n"
              "    return real(name, *a, **k)\n"
              "builtins.__import__ = spy\nimport minids\nprint('torch' in sys.modules)")
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")}
     out = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert out.stdout.split() == ["True"]
 
