@@ -18,7 +18,7 @@ from minids.train import Interrupted, TrainConfig, batch_of, evaluate, learning_
 TINY = Config.nano().replace(
     dim=32, n_layers=3, compress_ratios=(0, 4, 16, 0), n_heads=2, head_dim=16, rope_head_dim=8, q_lora_rank=16,
     o_lora_rank=16, index_head_dim=8, moe_inter_dim=16, n_routed_experts=4, hc_sinkhorn_iters=3, max_seq_len=64)
-SETTINGS = TrainConfig(steps=7, batch=2, seq_len=32, warmup=2, eval_every=3, save_every=3, seed=5)
+SETTINGS = TrainConfig(steps=7, batch=2, seq_len=32, warmup=2, eval_every=3, save_every=3, seed=5, optimiser="muon")
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_a_finished_run_is_left_alone_and_fresh_starts_again(tokens, whole, tmp_
 def test_training_learns(tokens, tmp_path):
     """Text that repeats: the loss falls far below that of the unigram distribution."""
     repeated = {split: np.tile(np.arange(7, 27, dtype=np.uint16), 10) for split in tokens}
-    settings = dataclasses.replace(SETTINGS, steps=30, lr=1e-2, eval_every=30, save_every=30)
+    settings = dataclasses.replace(SETTINGS, optimiser="adamw", steps=30, lr=1e-2, eval_every=30, save_every=30)
     log = train(TINY, settings, tmp_path / "run", tokens=repeated)
     assert log[-1]["heldout_loss"] < math.log(20) / 3
 
@@ -126,9 +126,11 @@ def test_gate_biases_move_against_the_load(tokens, tmp_path):
     assert torch.allclose(moves, moves.round(), atol=1e-3) and 0 < moves.abs().max() < 7.01
 
 
-def test_decay_only_where_it_belongs():
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+def test_decay_only_where_it_belongs(optimiser):
     model = Model(TINY)
-    decayed, others = (set(map(id, group["params"])) for group in make_optimiser(model, SETTINGS).param_groups)
+    groups = make_optimiser(model, dataclasses.replace(SETTINGS, optimiser=optimiser)).param_groups
+    decayed, others = ({id(p) for g in groups if bool(g["weight_decay"]) == yes for p in g["params"]} for yes in (True, False))
     names = {id(p): n for n, p in model.named_parameters()}
     assert decayed | others == set(names) and not decayed & others
     ends = ("norm.weight", "sink", "ape", "_base", "_scale")
