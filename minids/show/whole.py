@@ -78,11 +78,11 @@ def mtp_alignment(words=("In", "the", "beginning", "God", "created"), t=1):
     _arrow(axis, (xs[t] + 0.2, 2.03), (xs[t + 1] - 0.7, 2.72), 4)
     axis.text(xs[t] - 0.75, 2.5, "streams X at t", fontsize=10)
     _arrow(axis, (xs[t + 1], 0.78), (xs[t + 1], 2.47))
-    axis.text(xs[t + 1] + 0.1, 1.95, "embedding of\ntoken t + 1", fontsize=10, va="center")
-    _arrow(axis, (xs[t] + 0.63, 1.7), (xs[t + 1] - 0.35, 0.8), colour=BLUE, linestyle="--")
-    _arrow(axis, (xs[t + 1] + 0.68, 2.75), (xs[t + 2] + 0.1, 0.8), colour=VERMILION, linestyle="--")
-    axis.text(xs[t] + 0.72, 1.47, "predicts t + 1", fontsize=10, color=BLUE)
-    axis.text(xs[t + 2] + 0.12, 1.7, "predicts t + 2", fontsize=10, color=VERMILION)
+    axis.text(xs[t + 1] + 0.1, 1.35, "embedding of\ntoken t + 1", fontsize=10, va="center")
+    _arrow(axis, (xs[t] + 0.63, 1.7), (xs[t + 1] - 0.25, 0.8), colour=BLUE, linestyle="--")
+    _arrow(axis, (xs[t + 1] + 0.68, 2.75), (xs[t + 2] + 0.3, 0.8), colour=VERMILION, linestyle="--")
+    axis.text(xs[t] + 0.06, 1.02, "predicts t + 1", fontsize=10, color=BLUE)
+    axis.text(xs[t + 2] - 0.05, 1.9, "predicts t + 2", fontsize=10, color=VERMILION)
     return figure
 
 
@@ -109,7 +109,7 @@ def faults(rows, columns, values, bounds):
 
 def depth(curves, spreads, by_hand=None):
     """Left: size of the streams after each block. Right: how far they are from each other. {name: list over blocks}."""
-    figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.7))
+    figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.0))
     styles = ["-", "--", "-.", ":", (0, (5, 1))]
     for axis, lines in zip(axes, (curves, spreads)):
         for style, (name, line) in zip(styles, lines.items()):
@@ -124,8 +124,7 @@ def depth(curves, spreads, by_hand=None):
     axes[1].set_ylim(1e-5, 2)
     axes[0].set_title("how large the streams grow")
     axes[1].set_title("how different the streams stay")
-    axes[0].legend(fontsize=9)
-    axes[1].legend(fontsize=9, loc="upper right", bbox_to_anchor=(1.0, 0.88))
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=9)
     return figure
 
 
@@ -135,7 +134,7 @@ def leak(runs, chance):
     for (name, losses), style in zip(runs.items(), ("-", "--", "-.")):
         axis.plot(losses, linestyle=style, label=name)
     axis.axhline(chance, color=BLACK, linewidth=0.8, linestyle=":")
-    axis.text(0, chance - 0.28, "guessing: ln(vocabulary)", fontsize=10)
+    axis.text(len(next(iter(runs.values()))) / 2, chance - 0.3, "guessing: ln(vocabulary)", fontsize=10)
     axis.set_xlabel("training step")
     axis.set_ylabel("loss (nats per token)")
     axis.set_ylim(0, chance + 0.5)

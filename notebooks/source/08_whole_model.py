@@ -11,7 +11,8 @@
 # - compute total and active parameters of V4-Flash and V4-Pro from their configuration, to the last digit,
 # - say where these parameters are, and how many bytes they take.
 #
-# *Time (estimated): 45 minutes to read, predict and run. The seven exercises take 5 to 15 minutes each on top; none is needed for the next cell to run.*
+# *Time (estimated): 45 minutes to read, predict and run. The seven exercises take 5 to 15 minutes each on top; none is needed for the next
+# cell to run. The code itself runs in about half a minute.*
 # *Before this: PyTorch modules. Lessons 02 to 07 open the parts that stay closed here; you can take this one first.*
 
 # %%
@@ -116,6 +117,7 @@ style.show(whole.pipeline(), "The path from token ids to logits through four res
 #
 # mHC is short for *manifold-constrained hyper-connections*, the report's section 2.2. A *site* is a place where a layer reads from the streams and writes to
 # them. A block has two: one for attention, one for the experts.
+# New words are in the [glossary](GLOSSARY.md).
 #
 # ## 2. Two small functions
 #
@@ -880,7 +882,7 @@ def draw(layers, dim, experts, active_experts):
     return whole.sizes(sum(count(config).values()), active(config), title)
 
 
-box = style.slider_image(draw, "Total and active parameters, and the bytes they take in FP4, FP8 and BF16, for the sizes that the sliders say",
+box = style.slider_image(draw, "Total and active parameters, and the bytes they take in FP4, FP8 and BF16",
                          layers=[43, 8, 16, 32, 61], dim=[4096, 1024, 2048, 7168], experts=[256, 64, 128, 384, 512],
                          active_experts=[6, 1, 2, 4, 8, 16])
 box
@@ -901,7 +903,9 @@ def point(experts, picks):
     return sum(count(config).values()), active(config)
 
 
-style.show(whole.sweeps({e: point(e, 6) for e in (64, 128, 256, 384, 512)}, {k: point(256, k) for k in (1, 2, 4, 6, 8, 16)}),
+by_experts = {e: point(e, 6) for e in (64, 128, 256, 384, 512)}
+by_picks = {k: point(256, k) for k in (1, 2, 4, 6, 8, 16)}
+style.show(whole.sweeps(by_experts, by_picks),
            "Left: with more experts the total rises in proportion, the active parameters hardly. Right: with more experts per "
            "token only the active rise")
 
