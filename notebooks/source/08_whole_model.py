@@ -764,10 +764,6 @@ for name, (_, shape) in cost.layout(Config.nano()).items():
 # The lists of shapes above tell all; with `ratio` 4 a compressor is twice as wide (f = 2), and an indexer comes with a narrower compressor of its own.
 
 # %%
-PARTS = ("embedding", "attention", "compressors", "indexers", "routers", "routed experts", "shared experts",
-         "hyper-connections", "norms", "head")
-
-
 def compressor(d, ratio, width):
     """Numbers in wkv, wgate, ape and norm of one compressor."""
     f = 2 if ratio == 4 else 1
@@ -776,10 +772,11 @@ def compressor(d, ratio, width):
 
 # %%
 def count(config):
-    """{part: parameters} without the MTP block, for each name in PARTS. The tables tid2eid do not count."""
+    """{part: parameters} without the MTP block, with the names below. The tables tid2eid do not count."""
     c, d, n, E = config, config.dim, config.hc_mult, config.n_routed_experts
     heads, ranks = c.n_heads * c.head_dim, c.o_groups * c.o_lora_rank
-    parts = dict.fromkeys(PARTS, 0)
+    parts = dict.fromkeys(("embedding", "attention", "compressors", "indexers", "routers", "routed experts", "shared experts",
+                           "hyper-connections", "norms", "head"), 0)
     parts["embedding"] = parts["head"] = c.vocab_size * d
     parts["norms"], parts["hyper-connections"] = d, n * n * d + n + 1           # the last norm, the mHC head
     for i in range(c.n_layers):
@@ -827,7 +824,7 @@ active = check("whole.active", active)
 flash, pro = (Config.from_json(paths.data("v4", f"{name}.config.json")) for name in ("flash", "pro"))
 parts = {"Flash": count(flash), "Pro": count(pro)}
 print(f"{'':18}{'Flash':>18}{'Pro':>21}")
-for part in PARTS:
+for part in parts["Flash"]:
     print(f"{part:18}{parts['Flash'][part]:18,}{parts['Pro'][part]:21,}")
 totals = [sum(counts.values()) for counts in parts.values()]
 used = [active(flash), active(pro)]
