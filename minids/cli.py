@@ -104,7 +104,7 @@ def course_lint(args) -> int:
 def train(args) -> None:
     from minids import Config
     from minids.ngram import Trigram
-    from minids.train import TrainConfig, corpus
+    from minids.train import TrainConfig, corpus, tokens_read
     from minids.train import train as run
 
     changes = {"seed": args.seed} | ({} if args.steps is None else {"steps": args.steps})
@@ -114,9 +114,11 @@ def train(args) -> None:
     config = Config.preset(args.preset)
     log = run(config, settings, out, resume=not args.fresh)
     end = next(record for record in log if "heldout_loss" in record)
-    baseline = Trigram(corpus()["train"], config.vocab_size).loss(corpus()["heldout"])
-    print(f"held-out text: {end['heldout_loss']:.3f} nats per token, {end['heldout_bits_per_byte']:.3f} bits per byte; "
-          f"a trigram model of the training text: {baseline:.3f} nats per token")
+    text = corpus()
+    same, all_ = (Trigram(ids, config.vocab_size).loss(text["heldout"])
+                  for ids in (tokens_read(text["train"], settings), text["train"]))
+    print(f"held-out text: {end['heldout_loss']:.3f} nats per token, {end['heldout_bits_per_byte']:.3f} bits per byte")
+    print(f"a trigram model of the tokens that this run read: {same:.3f} nats per token; of all training text: {all_:.3f}")
     print(f"the model is in {out / 'model'}; try: minids generate --model {out} --prompt \"In the beginning\"")
 
 

@@ -152,8 +152,8 @@ class Config:
 
     @classmethod
     def nano(cls) -> "Config":
-        """About 2 M parameters: Flash's layout in five layers, for notebooks and tests."""
-        return cls(vocab_size=1024, dim=128, n_layers=5, compress_ratios=(0, 0, 4, 16, 4, 0),
+        """About 2 M parameters: Flash's layout in four layers, for notebooks and tests."""
+        return cls(vocab_size=1024, dim=128, n_layers=4, compress_ratios=(0, 4, 16, 4, 0),
                    n_heads=4, head_dim=32, rope_head_dim=16, q_lora_rank=64, o_groups=2, o_lora_rank=64,
                    window_size=32, index_n_heads=16, index_head_dim=16, index_topk=64,
                    moe_inter_dim=64, n_routed_experts=8, n_activated_experts=2, n_hash_layers=1,

@@ -5,6 +5,8 @@ position all the time: a prompt is never padded, because compression windows are
 Drafts with multi-token prediction are left for later; text is `minids.tokenizer`'s business.
 """
 
+from contextlib import contextmanager
+
 import torch
 
 from minids.files import MinidsError
@@ -60,10 +62,23 @@ def stream(model, prompts, max_new_tokens: int = 100, temperature: float = 1.0, 
             yield new
             if not any(left):
                 return
-            logits = model(torch.tensor(sampled, device=device)[:, None], state)[:, -1]
+            with enough_threads(model, B):
+                logits = model(torch.tensor(sampled, device=device)[:, None], state)[:, -1]
             pos += 1
     finally:
         model.train(training)
+
+
+@contextmanager
+def enough_threads(model, batch: int):
+    """On a CPU the operations of a small step are over before a second thread has woken up: compute those with one."""
+    threads = torch.get_num_threads()
+    if model.embed.weight.device.type == "cpu" and batch * model.config.dim <= 1024:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def sample(logits, temperature: float, top_p: float, generator=None):

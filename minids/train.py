@@ -49,6 +49,7 @@ class TrainConfig:
     weight_decay: float = 0.1   # of matrices; vectors have none
     clip: float = 1.0           # largest norm of the gradient
     mtp_weight: float = 0.3     # weight of the MTP loss
+    mtp_share: float = 1.0      # of the sequences of a step that the MTP loss is computed on: less is cheaper and noisier
     balance: float = 0.001      # how far a gate's bias moves in a step
     eval_every: int = 100       # steps between looks at the validation text
     save_every: int = 200       # steps between checkpoints
@@ -58,6 +59,8 @@ class TrainConfig:
         for name in ("steps", "batch", "seq_len", "eval_every", "save_every"):
             if getattr(self, name) < 1:
                 raise MinidsError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        if not 0 < self.mtp_share <= 1:
+            raise MinidsError(f"mtp_share: expected above 0 and at most 1, found {self.mtp_share}")
         if self.optimiser not in ("adamw", "muon"):
             raise MinidsError(f"optimiser: expected adamw or muon, found {self.optimiser!r}")
         if not 0 <= self.seed < 2**63:
@@ -66,7 +69,7 @@ class TrainConfig:
     @classmethod
     def preset(cls, name: str, **changes) -> "TrainConfig":
         """The settings that belong to `Config.preset(name)`: "nano" or "mini". `changes` replace fields."""
-        settings = {"nano": dict(steps=700, optimiser="muon", lr=5e-3), "mini": dict(steps=6000, optimiser="muon", batch=16, lr=2e-3, warmup=200)}
+        settings = {"nano": dict(steps=520, optimiser="muon", lr=1e-2, vector_lr=4.0, warmup=30, mtp_share=0.25), "mini": dict(steps=6000, optimiser="muon", batch=16, lr=2e-3, warmup=200)}
         if name not in settings:
             raise MinidsError(f"no training settings for {name!r}: expected nano or mini; larger models need a cluster")
         return cls(**(settings[name] | changes))
@@ -161,7 +164,8 @@ def train_step(model, optimiser, ids, settings: TrainConfig, step: int) -> dict:
     loss = F.cross_entropy(model.logits(X).flatten(0, 1), y.flatten())
     total, mtp_loss = loss, None
     if model.config.n_mtp_layers:  # from the streams at t and the token at t + 1: the token at t + 2
-        mtp_loss = F.cross_entropy(model.mtp_logits(X[:, :-1], x[:, 1:]).flatten(0, 1), y[:, 1:].flatten())
+        some = slice(math.ceil(settings.mtp_share * len(x)))
+        mtp_loss = F.cross_entropy(model.mtp_logits(X[some, :-1], x[some, 1:]).flatten(0, 1), y[some, 1:].flatten())
         total = loss + settings.mtp_weight * mtp_loss
     optimiser.zero_grad(set_to_none=True)
     total.backward()
@@ -220,6 +224,11 @@ def batch_of(stream, settings: TrainConfig, step: int):
     return np.stack(rows).astype(np.int64)
 
 
+def tokens_read(stream, settings: TrainConfig) -> np.ndarray:
+    """All that a run reads, batch after batch: what a baseline of equal data is fitted to."""
+    return np.concatenate([batch_of(stream, settings, step).ravel() for step in range(settings.steps)])
+
+
 @cache
 def epoch_order(seed: int, epoch: int, windows: int, seq_len: int):
     rng = np.random.default_rng((seed, epoch))
@@ -228,18 +237,23 @@ def epoch_order(seed: int, epoch: int, windows: int, seq_len: int):
 
 @torch.inference_mode()
 def evaluate(model, stream, seq_len: int, tokenizer=None, every: int = 1, batch: int = 16) -> tuple[float, float | None]:
-    """Mean loss in nats per token on the stream, cut into windows of `seq_len` of which each `every`-th counts.
+    """Mean loss in nats per token on the stream; with a tokenizer also in bits per byte.
 
-    A window's first tokens have little to go by, so this says a little too much. With a tokenizer also bits per byte."""
+    The stream is cut into windows of `seq_len` that overlap by a quarter, so that each token but the first is counted once
+    and, past the first window, has at least that much to go by. Of the windows each `every`-th counts.
+    """
     training, device = model.training, model.embed.weight.device
     model.eval()
-    stream = np.asarray(stream).astype(np.int64)
-    windows = [stream[i : i + seq_len + 1] for i in range(0, len(stream) - 1, seq_len * every)]
-    total, targets = 0.0, np.concatenate([w[1:] for w in windows])
-    for length in sorted({len(w) for w in windows}):  # the last one may be shorter
-        group = np.stack([w for w in windows if len(w) == length])
+    stream, overlap = np.asarray(stream).astype(np.int64), seq_len // 4
+    starts = range(0, max(len(stream) - 1 - overlap, 1), seq_len - overlap)[::every]
+    windows = [(stream[s : s + seq_len + 1], overlap if s else 0) for s in starts]                   # ids, targets not counted
+    targets = np.concatenate([ids[1 + skip :] for ids, skip in windows])
+    total = 0.0
+    for alike in sorted({(len(ids), skip) for ids, skip in windows}):
+        group = np.stack([ids for ids, skip in windows if (len(ids), skip) == alike])
         for ids in torch.from_numpy(group).to(device).split(batch):
-            total += F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").item()
+            logits = model(ids[:, :-1])[:, alike[1] :]                                               # B T vocab
+            total += F.cross_entropy(logits.flatten(0, 1), ids[:, 1 + alike[1] :].flatten(), reduction="sum").item()
     model.train(training)
     return total / len(targets), tokenizer and total / math.log(2) / len(tokenizer.to_bytes(targets))
 

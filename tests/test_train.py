@@ -160,16 +160,18 @@ def test_learning_rate_rises_then_falls_to_a_tenth():
 def test_evaluate_counts_every_token_once(tokens):
     torch.manual_seed(1)
     model = Model(TINY).eval()
-    ids = tokens["heldout"].astype(np.int64)                 # 300 ids: 9 windows of 32 and a rest
-    total = 0.0
-    with torch.no_grad():
-        for i in range(0, 299, 32):
-            logp = model(torch.tensor(ids[None, i : min(i + 32, 299)]))[0].log_softmax(-1)
-            total -= sum(logp[k, token].item() for k, token in enumerate(ids[i + 1 : i + 33]))
-    assert evaluate(model, ids, 32, batch=4)[0] == pytest.approx(total / 299, rel=1e-5)
-    third = np.concatenate([ids[:33], ids[96:129], ids[192:225], ids[288:]])       # windows 0, 3, 6 and the rest
-    parts = [(evaluate(model, third[i : i + 33], 32)[0], n) for i, n in ((0, 32), (33, 32), (66, 32), (99, 11))]
-    assert evaluate(model, ids, 32, every=3)[0] == pytest.approx(sum(loss * n for loss, n in parts) / 107, rel=1e-5)
+    ids = tokens["heldout"].astype(np.int64)                 # 300 ids: windows of 32 from 0, 24, 48, ... and a shorter last one
+
+    def window(begin):
+        """Losses of the targets that count: past the first window, all but the first 8."""
+        with torch.no_grad():
+            logp = model(torch.tensor(ids[None, begin : min(begin + 32, 299)]))[0].log_softmax(-1)
+        return [-logp[k, token].item() for k, token in enumerate(ids[begin + 1 : begin + 33])][8 if begin else 0 :]
+
+    losses = [window(begin) for begin in range(0, 291, 24)]
+    assert sum(map(len, losses)) == 299
+    assert evaluate(model, ids, 32, batch=4)[0] == pytest.approx(np.mean(sum(losses, [])), rel=1e-5)
+    assert evaluate(model, ids, 32, every=3)[0] == pytest.approx(np.mean(sum(losses[::3], [])), rel=1e-5)
 
 
 def test_other_settings_are_told_apart(tokens, whole):

@@ -36,7 +36,7 @@ versions()
 
 # %% [markdown]
 # ## 1. It talks
-# `data/checkpoints/nano` holds a DeepSeek-V4 with all of its mechanisms, in five layers. It was trained on a CPU, on the
+# `data/checkpoints/nano` holds a DeepSeek-V4 with all of its mechanisms, in four layers. It was trained on a CPU, on the
 # King James Bible, Shakespeare and Milton.
 #
 # **Predict before you run.** It has 2 million parameters. How will it go on after *The robot said unto the king,* - a word
@@ -92,7 +92,7 @@ print("On a book that the model never saw, training saves more than 1.5 bits a t
 print("The untrained control saves nothing.")
 
 # %% [markdown]
-# Lesson 10 trains this model in front of you. The command is `minids train --preset nano`.
+# Lesson 10 trains such a model in front of you. The command is `minids train --preset nano --steps 1600`.
 #
 # ## 2. The doctor
 # One call says whether this machine is ready, and what to do if not. In a terminal it is `minids doctor`.
