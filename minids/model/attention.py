@@ -129,7 +129,7 @@ def attend(q, kv, pos: int, w: int, entries, unseen, sink):
     return o
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4)      # layers and steps share masks; long chunks make large ones
 @torch.inference_mode(False)     # kept masks serve training too, whoever asks first
 def outside(pos: int, n: int, b: int, before: int, w: int, device):
     """nb x before+b: -inf where a key of the block is not among the w up to its query, or lies before position 0; else 0.
@@ -141,7 +141,7 @@ def outside(pos: int, n: int, b: int, before: int, w: int, device):
     return forbid((key > query) | (key <= query - w) | (key < -pos)).view(n * b, before + b)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4)      # layers and steps share masks; long chunks make large ones
 @torch.inference_mode(False)     # kept masks serve training too, whoever asks first
 def incomplete(pos: int, T: int, S: int, ratio: int, device):
     """T x S: -inf where entry s is not complete for the query at pos + t, s >= floor((pos + t + 1) / ratio); else 0.
