@@ -80,8 +80,8 @@ def _torch(line) -> list[str]:
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     line("device", str(device) if device else "CPU (all lessons run on it)")
     cores = os.cpu_count()
-    policy = os.environ.get("OMP_WAIT_POLICY", "unset")
-    line("threads", f"torch uses {torch.get_num_threads()} of {cores} cores, OMP_WAIT_POLICY={policy}")
+    waiting = [f"{name}={os.environ[name]}" for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT") if name in os.environ]
+    line("threads", ", ".join([f"torch uses {torch.get_num_threads()} of {cores} cores", *waiting]))
     if cores and torch.get_num_threads() > cores:
         return [f"torch uses {torch.get_num_threads()} threads on {cores} cores, which slows it down: unset OMP_NUM_THREADS"]
     return []

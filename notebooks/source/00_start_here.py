@@ -87,8 +87,8 @@ print(f"before training  {untrained_bits:5.2f} bits")
 print(f"after training   {trained_bits:5.2f} bits")
 
 # %%
-assert trained_bits < 8 < 9.5 < untrained_bits
-print("On a book that the model never saw, training saves more than 1.5 bits a token.")
+assert trained_bits < 5 < 9.5 < untrained_bits
+print("On a book that the model never saw, training saves more than half of the bits.")
 print("The untrained control saves nothing.")
 
 # %% [markdown]
@@ -594,7 +594,7 @@ print(f"Flash has {ratio:,.0f} times the parameters of nano")
 # best question: each number is in the tables.
 # </details>
 #
-# <details><summary>4. Our model needs fewer than 8 bits for a token of Ecclesiastes. Has it understood anything?</summary>
+# <details><summary>4. Our model needs fewer than 5 bits for a token of Ecclesiastes. Has it understood anything?</summary>
 #
 # It predicts, which is all we measured. Part of it is spelling: after `q` comes `u`. A table of token triples predicts too;
 # lesson 10 compares the two.
