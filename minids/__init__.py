@@ -1,4 +1,5 @@
 """minids: DeepSeek-V4, scaled down, to read, train and compare with the real one."""
+# ruff: noqa: I001
 
 from minids import process  # noqa: F401  first: it sets defaults that torch reads when it is loaded
 from minids import cost, numerics

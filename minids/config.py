@@ -133,7 +133,8 @@ class Config:
         _require(self.n_activated_experts <= self.n_routed_experts, "n_activated_experts",
                  f"at most n_routed_experts = {self.n_routed_experts}", self.n_activated_experts)
         _require(self.n_shared_experts == 1, "n_shared_experts", "1, as in every V4 model", self.n_shared_experts)
-        _require(self.n_hash_layers <= self.n_layers, "n_hash_layers", f"at most n_layers = {self.n_layers}", self.n_hash_layers)
+        _require(self.n_hash_layers <= self.n_layers, "n_hash_layers", f"at most n_layers = {self.n_layers}",
+                 self.n_hash_layers)
         _require(self.expert_dtype in ("fp4", "fp8"), "expert_dtype", '"fp4" or "fp8"', self.expert_dtype)
 
     def is_hash(self, layer: int) -> bool:
@@ -241,7 +242,8 @@ class Config:
 
         n_layers, n_mtp = fields["n_layers"], fields.setdefault("n_mtp_layers", 0)
         for key in ("n_layers", "n_mtp_layers"):  # before they size anything
-            _require(isinstance(fields[key], int) and 0 <= fields[key] <= 4096, HF_KEYS[key], "a whole number up to 4096", fields[key])
+            _require(isinstance(fields[key], int) and 0 <= fields[key] <= 4096, HF_KEYS[key], "a whole number up to 4096",
+                     fields[key])
         if d.get("layer_types") is not None:
             rates = {SLIDING: 0, CSA: CSA_RATE, HCA: 128, **(d.get("compress_rates") or {})}
             unknown = set(d["layer_types"]) - {SLIDING, CSA, HCA}
@@ -301,7 +303,8 @@ class Config:
             "pad_token_id": self.pad_token_id,
         }
         if self.original_seq_len:
-            d["rope_scaling"] = {"type": "yarn", "factor": self.rope_factor, "beta_fast": self.beta_fast, "beta_slow": self.beta_slow,
+            d["rope_scaling"] = {"type": "yarn", "factor": self.rope_factor,
+                                 "beta_fast": self.beta_fast, "beta_slow": self.beta_slow,
                                  "original_max_position_embeddings": self.original_seq_len}
         if path is not None:
             write_text(path, json.dumps(d, indent=2) + "\n")

@@ -1,7 +1,8 @@
 """Pre-training: AdamW or Muon, a warm-up and a cosine, resumable to the bit.
 
 Report sections 4.1 and 4.2, scaled down: next-token loss, the multi-token-prediction loss beside it, experts balanced
-without a loss. Muon is in `minids.optim`. Not here: the sequence-wise balance loss, masks between packed documents. Step s of a run depends on (settings, seed, s) and the weights alone: there is no other randomness.
+without a loss. Muon is in `minids.optim`. Not here: the sequence-wise balance loss, masks
+between packed documents. Step s of a run depends on (settings, seed, s) and the weights alone: there is no other randomness.
 """
 
 import dataclasses
@@ -69,7 +70,8 @@ class TrainConfig:
     @classmethod
     def preset(cls, name: str, **changes) -> "TrainConfig":
         """The settings that belong to `Config.preset(name)`: "nano" or "mini". `changes` replace fields."""
-        settings = {"nano": dict(steps=520, optimiser="muon", lr=1e-2, vector_lr=4.0, warmup=30, mtp_share=0.25), "mini": dict(steps=6000, optimiser="muon", batch=16, lr=2e-3, warmup=200)}
+        settings = {"nano": dict(steps=520, optimiser="muon", lr=1e-2, vector_lr=4.0, warmup=30, mtp_share=0.25),
+                    "mini": dict(steps=6000, optimiser="muon", lr=5e-3, batch=16, warmup=200)}
         if name not in settings:
             raise MinidsError(f"no training settings for {name!r}: expected nano or mini; larger models need a cluster")
         return cls(**(settings[name] | changes))
@@ -364,7 +366,8 @@ def read_optimiser(optimiser, model, folder: Path) -> None:
                 state = {key: file.get_tensor(f"{name}.{key}").to(p.device) for key in keys}
                 for key in set(keys) - {"step"}:
                     if state[key].shape != p.shape:
-                        raise MinidsError(f"{path}: {name}.{key} has shape {tuple(state[key].shape)}, expected {tuple(p.shape)}")
+                        raise MinidsError(f"{path}: {name}.{key} has shape {tuple(state[key].shape)}, "
+                                          f"expected {tuple(p.shape)}")
                 optimiser.put(p, state)
     except (OSError, SafetensorError) as error:
         raise MinidsError(f"cannot read {path}: {error}; start afresh (--fresh)") from None

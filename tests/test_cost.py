@@ -76,7 +76,7 @@ def test_totals_are_the_sums_of_the_terms_and_grow_with_the_context():
     assert cost.kv_bytes(FLASH, 0)["total"] == 0
 
 
-WITHOUT_MTP = Config.nano().replace(n_mtp_layers=0, compress_ratios=(0, 0, 4, 16, 4))
+WITHOUT_MTP = Config.nano().replace(n_mtp_layers=0, compress_ratios=Config.nano().compress_ratios[:-1])
 
 
 @pytest.mark.parametrize("config", [Config.nano(), Config.mini(), WITHOUT_MTP])

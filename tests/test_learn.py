@@ -197,7 +197,8 @@ def test_threads_are_set_before_torch_is_loaded():
              "    if name == 'torch' and 'GOMP_SPINCOUNT' not in os.environ: print('late')\n"
              "    return real(name, *a, **k)\n"
              "builtins.__import__ = spy\nimport minids\nprint('torch' in sys.modules)")
-    environment = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")}
+    chosen = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    environment = {name: value for name, value in os.environ.items() if name not in chosen}
     out = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert out.stdout.split() == ["True"]
 

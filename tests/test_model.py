@@ -73,10 +73,14 @@ def plain_write(carried, post, f):
     return carried + torch.einsum("kn,nd->nkd", post, f)
 
 
+def tokens_last(M, iters, eps):
+    return plain_sinkhorn(M.permute(2, 0, 1), iters, eps).permute(1, 2, 0)
+
+
 BY_HAND = {
     "affinity": (hyper.Affinity, plain_affinity, [(70, 32), (24, 32)], [1e-2]),
-    "one Sinkhorn step": (hyper.Sinkhorn, lambda M, *a: plain_sinkhorn(M.permute(2, 0, 1), *a).permute(1, 2, 0), [(4, 4, 70)], [1, 1e-2]),
-    "20 Sinkhorn steps": (hyper.Sinkhorn, lambda M, *a: plain_sinkhorn(M.permute(2, 0, 1), *a).permute(1, 2, 0), [(4, 4, 70)], [20, 1e-2]),
+    "one Sinkhorn step": (hyper.Sinkhorn, tokens_last, [(4, 4, 70)], [1, 1e-2]),
+    "20 Sinkhorn steps": (hyper.Sinkhorn, tokens_last, [(4, 4, 70)], [20, 1e-2]),
     "mix, many tokens": (hyper.Mix, plain_mix, [(5, 4, 70), (70, 4, 16)], []),
     "mix, few tokens": (hyper.Mix, plain_mix, [(5, 4, 3), (3, 4, 16)], []),
     "write": (hyper.Write, plain_write, [(70, 4, 16), (4, 70), (70, 16)], []),
@@ -134,7 +138,9 @@ def test_every_parameter_of_the_loss_gets_a_gradient():
     model = Model(Config.nano()).train()
     ids = torch.randint(0, 1024, (1, 65))
     X = model.features(ids[:, :-1])
-    (F.cross_entropy(model.logits(X)[0], ids[0, 1:]) + F.cross_entropy(model.mtp_logits(X[:, :-1], ids[:, 1:-1])[0], ids[0, 2:])).backward()
+    loss = F.cross_entropy(model.logits(X)[0], ids[0, 1:])
+    mtp_loss = F.cross_entropy(model.mtp_logits(X[:, :-1], ids[:, 1:-1])[0], ids[0, 2:])
+    (loss + mtp_loss).backward()
     without = {name for name, p in model.named_parameters() if p.grad is None}
     assert without == {name for name, _ in model.named_parameters() if ".indexer." in name}
 

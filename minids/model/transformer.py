@@ -50,7 +50,7 @@ class Model(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        from minids.model.mtp import MTP    # an MTP block is a Block: it comes after this file
+        from minids.model.mtp import MTP  # an MTP block is a Block: it comes after this file
         d, n = config.dim, config.hc_mult
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, d)
@@ -118,7 +118,7 @@ def initialise(model: Model) -> None:
     """
     config, n = model.config, model.config.hc_mult
     for name, p in model.named_parameters():
-        if name.endswith("hc_head_fn") or name.endswith(("hc_attn_fn", "hc_ffn_fn")) or (p.ndim == 2 and not name.endswith("ape")):
+        if p.ndim == 2 and not name.endswith("ape"):
             nn.init.normal_(p, std=0.02)
         elif name.endswith("scale"):
             nn.init.constant_(p, 0.01)
