@@ -35,7 +35,7 @@ $(READY): requirements.txt pyproject.toml
 	@touch $@
 
 lab: $(READY) ## open the course in JupyterLab (ARGS="--no-browser" and the like are passed on)
-	@OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE} $(PY) -m jupyterlab --ServerApp.root_dir=. notebooks/00_start_here.ipynb $(ARGS)
+	@$(PY) -m jupyterlab --ServerApp.root_dir=. notebooks/00_start_here.ipynb $(ARGS)
 
 test: $(READY) ## unit tests, then every notebook under strict nbval
 	@$(PYTEST) $(NBVAL) tests $(wildcard notebooks/[0-9]*.ipynb)

@@ -83,7 +83,8 @@ def doctor(args) -> int:
 def lab(args) -> int:
     from minids.paths import notebooks
 
-    return subprocess.call([sys.executable, "-m", "jupyterlab", str(notebooks() / "00_start_here.ipynb")])
+    first = notebooks() / "00_start_here.ipynb"
+    return subprocess.call([sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={first.parent.parent}", str(first)])
 
 
 def course_build(args) -> None:
