@@ -185,7 +185,7 @@ def race(read, losses, fitted: dict[float, float], floor: float):
     ax.plot([r / 1e6 for r in fitted], list(fitted.values()), "s--", color=style.VERMILION, markersize=4,
             label="a trigram fitted to the same tokens")
     ax.axhline(floor, color=style.BLACK, linestyle=":", linewidth=1.3)
-    ax.text(max(read) / 1e6, floor, "trigram, fitted to all of the text", va="bottom", ha="right", fontsize=9)
+    ax.text(min(read) / 1e6, floor, "trigram, fitted to all of the text", va="top", fontsize=9)
     ax.set(xlabel="million tokens read", ylabel="nats per token", title="The same data for both")
     ax.legend(fontsize=10)
     return figure
