@@ -1,4 +1,4 @@
-"""The command `minids`: one subcommand for each job. Nothing heavy is imported before a job needs it.
+"""The command `minids`: one subcommand for each job. Beyond the package itself, which brings torch, a job imports its own.
 
 Exit status: 0 done, 1 done and something is not in order (`doctor`, `course lint`), 2 bad input, told in one line on
 stderr, 130 interrupted.
@@ -167,7 +167,6 @@ def use_threads(n: int | None) -> None:
         return
     if n < 1:
         raise MinidsError(f"threads: expected at least 1, found {n}")
-    import minids.process  # noqa: F401, I001  (before torch)
     import torch
 
     torch.set_num_threads(n)
