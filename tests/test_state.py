@@ -67,6 +67,8 @@ def test_bad_states_and_ids():
     model = lively(SMALL, 0)
     with pytest.raises(MinidsError, match="max_len: expected 1 to 1024"):
         model.new_state(1, 1025)
+    with pytest.raises(MinidsError, match="max_len: expected 1 to 1024.*found 0"):
+        model.new_state(1, 0)
     state = model.new_state(2, 10)
     with pytest.raises(MinidsError, match="holds 2 sequences, found a batch of 1"):
         model(torch.zeros(1, 4, dtype=torch.int64), state)

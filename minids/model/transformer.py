@@ -95,8 +95,8 @@ class Model(nn.Module):
 
     def new_state(self, batch: int = 1, max_len: int | None = None) -> State:
         """An empty decode state for `batch` sequences of at most `max_len` tokens (default: the model's context)."""
-        weight = self.embed.weight
-        return State(self.config, batch, max_len or self.config.max_seq_len, weight.dtype, weight.device)
+        weight, max_len = self.embed.weight, self.config.max_seq_len if max_len is None else max_len
+        return State(self.config, batch, max_len, weight.dtype, weight.device)
 
     def check(self, ids):
         """Raise `MinidsError` unless `ids` is a B x T tensor of token ids that fits the context."""
