@@ -11,6 +11,7 @@ means what it means in Python. Python's own parser reads the text; nothing is ev
 import ast
 import operator
 import re
+from functools import lru_cache
 
 STEPS = 10_000          # nodes visited and list elements touched, in one run
 LONGEST_PROGRAM = 600   # characters
@@ -62,6 +63,7 @@ def run(source: str, argument):
     return found
 
 
+@lru_cache(maxsize=256)     # a judge runs one program on many inputs
 def parse(source: str) -> ast.Expr | ast.FunctionDef:
     """The syntax tree of a program, or `ProgramError`. Length and characters are checked before Python's parser reads it."""
     source = source.strip()
@@ -151,7 +153,8 @@ class _Machine:
             case ast.ListComp(generators=[clause]):
                 return self.checked(list(self.elements(node, clause, names)))
             case ast.Subscript(value=of, slice=ast.Slice(lower=lower, upper=upper, step=step)):
-                of, ends = self.value(of, names), (None if end is None else self.value(end, names) for end in (lower, upper, step))
+                of = self.value(of, names)
+                ends = [None if end is None else self.value(end, names) for end in (lower, upper, step)]
                 return self.checked(of[slice(*ends)])
             case ast.Subscript(value=of, slice=index):
                 return self.value(of, names)[self.value(index, names)]
