@@ -14,7 +14,8 @@ from minids.data.tasks import Problem
 NUMBERS = (0, 1, 2, 3, 4, 5, 7, 8, 10, 13, 18, 31, -1, -2, -7, -20)
 LISTS = ((3, 1, 2), (8, 5, 12, 7, 7, 20, 1), (4,), (0, -3, 6, -8), (9, 30, 2, 15, 14, 11), (10, 6, 16, 18))
 
-# what to do with a number: words, code, how tightly the code binds (1 sums, 2 products, 3 powers, 4 calls; a half: what it takes must bind closer)
+# What to do with a number: words, code, how tightly the code binds: 1 sums, 2 products, 3 powers, 4 calls. A half more where
+# what it acts on must bind closer still.
 OPERATIONS = (
     ("add {k} to {it}", "{e} + {k}", 1),
     ("subtract {k} from {it}", "{e} - {k}", 1),
@@ -67,12 +68,14 @@ def _frozen(value):
 
 
 def _cases(rng, answer: str, common: tuple) -> tuple:
-    """(input, output) pairs: the common inputs, the neighbours of each number in the program, and some random ones."""
-    near = [int(c) + step for c in re.findall("[0-9]+", answer) for step in (-1, 0, 1)]
+    """(input, output) pairs: the common inputs, neighbours and multiples of each number in the program, random ones."""
+    constants = [int(c) for c in re.findall("[0-9]+", answer)]
+    near = [c + step for c in constants for step in (-1, 0, 1)]
     if common is NUMBERS:
-        extra = near + [rng.randint(-50, 99) for _ in range(4)]
+        extra = near + [c * m for c in constants for m in (-7, -3, 3, 5, 8)] + [rng.randint(-150, 150) for _ in range(8)]
     else:
-        extra = [()] + [tuple(rng.sample(near + [rng.randint(-20, 40) for _ in range(5)], 5)) for _ in range(3)] + [tuple(near)]
+        pool = near + [c * m for c in constants for m in (2, 3)] + [rng.randint(-20, 50) for _ in range(8)]
+        extra = [(), tuple(near)] + [tuple(rng.sample(pool, 8)) for _ in range(5)]
     cases = []
     for given in dict.fromkeys((*common, *extra)):
         try:
@@ -100,7 +103,7 @@ def _chain(rng, difficulty: int, count: int, code: str = "x") -> tuple[list[str]
 
 def _arithmetic(rng, difficulty):
     words, codes = _chain(rng, difficulty, (1, 2, 2, 3, 3)[difficulty - 1])
-    asked = rng.choice(("Write f(x): {}.", "Write a program f(x): {}.", "f(x) should {}. Write f(x).", "Given x, {}. Write f(x)."))
+    asked = rng.choice(("Write f(x): {}.", "Write a program f(x): {}.", "f(x) should {}. Write f(x).", "Write f: {}."))
     steps = "; ".join(f"{word}: {code}" for word, code in zip(words, codes, strict=True))
     return asked.format(", then ".join(words)), steps, codes[-1]
 
@@ -144,7 +147,7 @@ def _list(rng, difficulty):
         comma = "," if "map" in parts and words.startswith("{}") else ""
         what, answer = words.format(what + comma), form.format(answer)
         steps.append(f"{words.format('them')}: {form.format('')}")
-    asked = rng.choice(("x is a list. Write f(x): {}.", "Write f(x) for a list x: {}.", "Write f(x). It gives {}. x is a list."))
+    asked = rng.choice(("x is a list. Write f(x): {}.", "Write f(x) for a list x: {}.", "x is a list. f(x) gives {}. Write f."))
     return asked.format(what), "; ".join(steps), answer
 
 
