@@ -49,10 +49,11 @@ class Fact:
 class Question:
     """A question with its one answer."""
 
-    kind: str       # a relation of a fact, or "where", "who", "gave", "secret", "number", "hidden"
+    kind: str       # a relation of a fact, or a key of `minids.data.world.ASK`
     text: str
     answer: str     # a whole sentence
     accepted: str   # the word (of a thing: two words) that a right answer names
+    about: str = ""  # the person, thing, door or subject of a fact
     back: int = 0   # characters from the furthest sentence needed to the question; 0 where the story is not needed
 
     @property
@@ -183,7 +184,7 @@ def statement(rng: random.Random, fact: Fact, named: bool = True) -> str:
 def ask_fact(rng: random.Random, fact: Fact) -> Question:
     """The fact as a question."""
     question = fill(rng.choice(QUESTIONS[fact.relation]), fact)
-    return Question(fact.relation, question, fill(ANSWERS[fact.relation], fact), fact.value)
+    return Question(fact.relation, question, fill(ANSWERS[fact.relation], fact), fact.value, fact.subject)
 
 
 def portrait(rng: random.Random, subject: str) -> str:

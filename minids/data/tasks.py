@@ -7,6 +7,7 @@ domains: mathematics, coding, reasoning, knowledge. Each is a module beside this
     verify(problem, text) -> bool         is `text` a right answer? Code decides, and never raises
     identity(problem) -> str              what is asked, the same for problems that are trivially equal; may be left
                                           out where the kind and the words of the prompt say it
+    split(problem) -> str                 only where something other than the hash of the identity decides the split
 
 This file numbers the problems and keeps the splits apart. Special tokens, rewards and training are left to others.
 """
@@ -75,6 +76,9 @@ def identity(problem: Problem) -> str:
 
 def split_of(problem: Problem) -> str:
     """The one split that a problem can be in: its identity's hash decides, so splits cannot overlap."""
+    module = _module(problem.family)
+    if hasattr(module, "split"):
+        return module.split(problem)
     slot = _hash("split of " + identity(problem)) % 10
     return "valid" if slot == 8 else "test" if slot == 9 else "train"
 

@@ -37,7 +37,8 @@ HIDING = {"well": "in", "oak": "under", "chimney": "in", "statue": "behind", "fe
 
 # What one answer may name: `correct` accepts an answer that names one word of the accepted word's pool, and no other.
 POOLS = (PLACES + CHESTS, PEOPLE + ["Nobody"], COLOURED, SECRETS, NUMBERS, list(HIDING), facts.TOWNS, facts.JOBS, facts.PETS,
-         facts.FOODS, facts.GOODS, facts.LANDMARKS, facts.REGIONS, sorted(set(facts.MATERIALS.values())), ["yes", "no"])
+         facts.FOODS, facts.GOODS, facts.LANDMARKS, facts.REGIONS, sorted(set(facts.MATERIALS.values())),
+         ["yes", "no", "not known"])
 
 # Sentences of the story. {S} does it, {O} is the other person, {T} a thing with its colour, {P} a place, {C} a chest.
 EVENTS = {
@@ -64,7 +65,7 @@ EVENTS = {
 WHY = ("to look around", "to have some rest", "without a word", "with a smile", "with slow steps", "by the long way",
        "to see what was new", "in a hurry")
 WHEN = ("In the morning", "One day", "The next day", "At noon", "In the evening", "After breakfast", "Later that day",
-        "On a cold day", "At last", "Some time later", "Early in the morning", "Late in the evening")
+        "On market day", "After lunch", "Some time later", "Early in the morning", "Late in the evening")
 THEN = ("Then", "Soon", "After that", "A little later", "Next", "A moment later")
 WEATHER = ("The sun was shining.", "It began to rain.", "A cold wind blew.", "The sky was grey.", "It was a warm day.",
            "Clouds came over the hills.", "The birds were singing.", "It was very quiet.", "Snow fell on the fields.",
@@ -163,13 +164,13 @@ class Story:
         self._emit("\n" if self.length else "")
         self.mentioned, self.used = (), set()
         there = [self.where[p] for p in people[1:] if p in self.where and self.where[p] != self.where.get(people[0])]
-        self._enter(people[0], rng.choice(WHEN), rng.choice(there) if there and rng.random() < 0.5 else None)
+        self.enter(people[0], rng.choice(WHEN), rng.choice(there) if there and rng.random() < 0.5 else None)
         if rng.random() < 0.4:
             self._say(rng.choice(WEATHER))
         for _ in range(rng.randint(4, 9)):
             if self.words + 6 > end:
                 break
-            self._step(people)
+            self.step(people)
         self._emit("\n")
 
     def open(self, kinds) -> list[Question]:
@@ -196,7 +197,8 @@ class Story:
         position = self._say(rng.choice(PLANTS[kind]), None if kind == "number" else about, **words)
         self.open_ended = False
         told.add(about)
-        question = Question(kind, rng.choice(ASK[kind]).format(S=about, **words), REPLY[kind].format(S=about, **words), value)
+        words["S"] = about
+        question = Question(kind, rng.choice(ASK[kind]).format(**words), REPLY[kind].format(**words), value, about)
         self.planted.append((position, question))
         return question
 
@@ -269,21 +271,21 @@ class Story:
         self.used.add(template := self.rng.choice(fresh))
         return template
 
-    def _enter(self, person: str, when: str = "", place: str | None = None) -> None:
+    def enter(self, person: str, when: str = "", place: str | None = None) -> None:
         """The person comes to a place, for the first time in this story or from elsewhere."""
         known = person in self.where
         place = place or self.rng.choice([p for p in self.places if p != self.where.get(person)])
         self._event("move" if known or self.rng.random() < 0.3 else "appear", person, when, P=place)
 
-    def _step(self, people: list[str]) -> None:
-        """One sentence: something that one of the people does, or talk between events."""
+    def step(self, people: list[str], talk: bool = True) -> None:
+        """One sentence: something that one of the people does or, with `talk`, what is said between events."""
         rng = self.rng
         absent = [p for p in people if p not in self.where]
         person = rng.choice(people)
         if self.mentioned and self.mentioned[0] in people and rng.random() < 0.6:
             person = self.mentioned[0]
         if person in absent:
-            return self._enter(person, place=self.where[people[0]] if people[0] in self.where and rng.random() < 0.8 else None)
+            return self.enter(person, place=self.where[people[0]] if people[0] in self.where and rng.random() < 0.8 else None)
         place = self.where[person]
         near = [p for p in people if p != person and self.where.get(p) == place]
         far = [p for p in people if p in self.where and self.where[p] != place]
@@ -295,11 +297,11 @@ class Story:
         room = len(held) < 2
         new_thing = len(self.things) < 20 and not lying
         weights = {
-            "talk": 2.6, "plant": 0.7, "remember": 0.5, "fact": 0.12,
-            "join": 3 * (bool(far) and person not in self.used), "move": 0.6 * (person not in self.used),
+            "talk": 2.6 * talk, "plant": 0.7 * talk, "remember": 0.5 * talk, "fact": 0.12 * talk,
+            "join": 3 * (bool(far) and person not in self.used), "move": (0.6 if talk else 2) * (person not in self.used),
             "take": 2 * bool(lying and room), "drop": 0.6 * bool(free), "give": 1.6 * bool(free and near),
             "find": 1.0 * (new_thing and room), "see": 0.4 * new_thing,
-            "stand": 0.4 * (not chests and len(self.chests) < len(CHESTS)),
+            "stand": (0.4 if talk else 0.2) * (not chests and len(self.chests) < len(CHESTS)),
             "put": 1.2 * bool(free and chests), "out": 0.6 * bool(stored and room),
         }
         verb = rng.choices(list(weights), list(weights.values()))[0]
@@ -353,7 +355,7 @@ class Story:
         found = found[2 * third:] if far else found[:len(found) - 2 * third]
         kind = self.rng.choice(sorted({q.kind for q in found}))
         question = self.rng.choice([q for q in found if q.kind == kind])
-        self.asked.add((question.text, self.length - question.back))
+        self.asked.add((question.kind, question.accepted, question.about, self.length - question.back))
         return question
 
     def askable(self) -> list[Question]:
@@ -361,7 +363,8 @@ class Story:
         found = []
 
         def add(kind, position, answer, accepted, **words):
-            found.append(Question(kind, ASK[kind][0].format(**words), answer, accepted, self.length - position))
+            text = self.rng.choice(ASK[kind]).format(**words)
+            found.append(Question(kind, text, answer, accepted, words.get("T") or words["S"], self.length - position))
 
         for person, place in self.where.items():
             add("where_person", self.since[person], f"{person} is in the {place}.", place, S=person)
@@ -378,7 +381,7 @@ class Story:
                 thing, position = gifts[0]
                 add("gave", position, f"{giver} gave {other} the {thing}.", thing, S=giver, O=other)
         found += [replace(q, back=self.length - position) for position, q in self.planted]
-        return [q for q in found if (q.text, self.length - q.back) not in self.asked]
+        return [q for q in found if (q.kind, q.accepted, q.about, self.length - q.back) not in self.asked]
 
     def write(self, question: Question) -> None:
         """Add a question with its answer to the text."""
