@@ -24,7 +24,7 @@ UNIQUE = [f for f in WORLD if f.relation in REVERSE and sum((g.relation, g.value
 
 
 def draw(rng: random.Random, difficulty: int) -> Problem:
-    """Difficulty 1 asks for a fact's value, 2 for its subject, 3 goes through two facts, 4 compares two, 5 goes through three."""
+    """Difficulty 1 asks for a fact's value, 2 for its subject, 3 takes two facts in a row, 4 compares two, 5 takes three."""
     return (one_hop, reverse, lambda r: hops(r, 2), comparison, lambda r: hops(r, 3))[difficulty - 1](rng)
 
 

@@ -44,6 +44,9 @@ def tracking(rng: random.Random, difficulty: int) -> Problem:
             told.step(people, talk=False)
         places = {words["P"] for verb, _, words in told.events if verb in ("appear", "move")}
     asked = [q for q in told.askable() if q.kind in ("where_person", "where_thing", "who_has")]
+    last = max((q.accepted for q in asked), key=told.text.rfind)     # whoever or whatever is named last is seldom the answer
+    easy = rng.random() < 0.25
+    asked = [q for q in asked if (q.accepted == last) == easy] or asked
     wanted = rng.choice(sorted({q.kind for q in asked}))
     asked = rng.choice([q for q in asked if q.kind == wanted])
     happened = "; ".join(" ".join((verb, person or "", *(v for _, v in sorted(w.items())))) for verb, person, w in told.events)

@@ -141,6 +141,7 @@ class Story:
         self.events = []
         self.places = rng.sample(PLACES, rng.randint(4, 8))
         self.mentioned = ()                 # the people that the last sentence with people named, for pronouns
+        self.named_at = 0                   # where the last name stands in the text
         self.open_ended = False             # may the last sentence go on after "and"?
         self.used = set()                   # this paragraph's wordings, who moved, what changed hands, whose feeling was told
         self.cast = rng.sample(PEOPLE, 2)   # the first two, for the title
@@ -186,8 +187,9 @@ class Story:
         No value is used twice, and nobody gets two. None if nothing is left to plant.
         """
         rng, told, left = self.rng, self.told[kind], self.left[kind]
-        close = self.where if kind != "number" and rng.random() < 0.5 else ()
-        free = [x for x in close or (DOORS if kind == "number" else PEOPLE) if x not in told]
+        free = [x for x in (DOORS if kind == "number" else PEOPLE) if x not in told]
+        if rng.random() < 0.5:
+            free = [x for x in free if x in self.where] or free
         if not free or not left:
             return None
         about = rng.choice(free)
@@ -218,9 +220,10 @@ class Story:
         return rng.sample(people, len(people))
 
     def _say(self, template: str, person: str | None = None, others=(), when: str = "", **words) -> int:
-        """Add a sentence about a person, with the names of `others` in it, and give its position.
+        """Add a sentence about a person, with the names of `others` in it.
 
         Where the last sentence was about the same person and nobody else, this one may say "she" or "he", or go on after "and".
+        Returns where the text begins that one has to read: this sentence, or an earlier one that says who "she" is.
         """
         rng, plain = self.rng, template.startswith("{S} ") and " and " not in template
         same = person is not None and self.mentioned == (person,)
@@ -229,6 +232,7 @@ class Story:
             self.text_parts[-1] = self.text_parts[-1].removesuffix(".")
             self.length -= 1
             sentence, self.open_ended = " and" + template.removeprefix("{S}").format(**words), False
+            words["S"] = None
         else:
             if plain and same and rng.random() < 0.15:
                 when = rng.choice(THEN)
@@ -242,7 +246,8 @@ class Story:
         self._emit(sentence)
         if person:
             self.mentioned = (person, *others)
-        return position
+            self.named_at = position if words["S"] == person else self.named_at
+        return self.named_at if person else position
 
     def _event(self, verb: str, person: str | None = None, when: str = "", **words) -> None:
         """Tell one event and change the state accordingly."""
@@ -259,6 +264,8 @@ class Story:
             kept = {"see": ("at", place), "drop": ("at", place), "put": ("in", chest), "give": ("with", other)}
             self.things[thing] = kept.get(verb, ("with", person))
             self.since[thing] = position
+            if verb == "drop" and place not in self.text_parts[-1]:     # where, is said where the person came
+                self.since[thing] = min(position, self.since[person])
         if verb in ("give", "drop", "put", "out"):
             self.used.add(thing)
         if verb == "give":
@@ -308,7 +315,7 @@ class Story:
         if verb == "talk":
             self._talk(person, near)
         elif verb == "plant":
-            if not self.plant(rng.choice(("secret", "number", "hidden"))):
+            if not self.plant(rng.choice(KINDS)):
                 self._talk(person, near)
         elif verb == "remember":
             fact = rng.choice([f for f in FACTS[person] if f.relation in MEMORIES])
@@ -418,13 +425,11 @@ def document(rng: random.Random, words: int) -> str:
 
 
 def _write_question(told: Story) -> None:
+    """Ask for what was told recently or long ago or, one time in eight, for a fixed fact of the train split."""
     rng = told.rng
-    if rng.random() < 0.12:
-        subject = rng.choice(list(told.where) if rng.random() < 0.5 else SUBJECTS)
-        known = [f for f in FACTS[subject] if facts.split(f) == "train"]
-        question = ask_fact(rng, rng.choice(known)) if known else None
-    else:
-        question = told.ask(far=rng.random() < 0.5)
+    subject = rng.choice(list(told.where) if rng.random() < 0.5 else SUBJECTS)
+    known = [f for f in FACTS[subject] if facts.split(f) == "train"]
+    question = ask_fact(rng, rng.choice(known)) if known and rng.random() < 0.12 else told.ask(far=rng.random() < 0.5)
     if question:
         told.write(question)
 
