@@ -15,7 +15,7 @@ from minids.files import MinidsError
 
 OURS = ("mathematics", "coding")
 KINDS = {"mathematics": set(mathematics.KINDS), "coding": set(coding.KINDS)}
-SAMPLE = {(family, level): problems(family, "train", 150, level) for family in OURS for level in range(1, 6)}
+SAMPLE = {(family, level): problems(family, "train", 100, level) for family in OURS for level in range(1, 6)}
 EVERY = [p for sample in SAMPLE.values() for p in sample]
 MATHS, CODE = ([p for p in EVERY if p.family == family] for family in OURS)
 
@@ -33,7 +33,7 @@ def test_another_process_finds_the_same_problems():
     assert other.stdout == f"{[problems(family, 'test', 5) for family in OURS]}\n"
 
 
-@pytest.mark.parametrize("family, count", [("mathematics", 1500), ("coding", 300)])
+@pytest.mark.parametrize("family, count", [("mathematics", 1500), ("coding", 150)])
 def test_splits_share_no_problem(family, count):
     drawn = {split: problems(family, split, count * (1 + 2 * (split == "train"))) for split in tasks.SPLITS}
     for one, other in (("train", "valid"), ("train", "test"), ("valid", "test")):
@@ -57,7 +57,7 @@ def test_a_sum_asked_another_way_stays_in_its_split():
 @pytest.mark.parametrize("family", OURS)
 def test_about_a_tenth_of_what_can_be_asked_is_for_testing(family):
     rng, draw = random.Random(0), {"mathematics": mathematics.draw, "coding": coding.draw}[family]
-    asked = {identity(p): split_of(p) for p in (draw(rng, rng.randint(3, 5)) for _ in range(1500))}
+    asked = {identity(p): split_of(p) for p in (draw(rng, rng.randint(3, 5)) for _ in range(1000))}
     for split, share in (("train", 0.8), ("valid", 0.1), ("test", 0.1)):
         assert abs(list(asked.values()).count(split) / len(asked) - share) < 0.04
 
@@ -81,7 +81,7 @@ def test_every_equation_in_the_steps_of_mathematics_is_true():
             assert run(f"{a} {sign} {b}", 0) is True and kept in (a, b)
         last = re.findall(r"\d+", re.sub(r", (carry|borrow) 1$", "", p.steps))[-1]
         assert p.kind == "missing" and "/" in p.steps or last == p.answer, p
-    assert count > 1000
+    assert count > 700
 
 
 def test_answers_of_mathematics_are_those_of_the_question():
@@ -111,9 +111,9 @@ def test_wrong_numbers_and_lists_of_numbers_are_wrong():
     for p in MATHS:
         n = int(p.answer)
         every = " ".join(map(str, range(300)))
-        for text in (str(n + 1), str(n - 1), f"-{n}", f"- {n}", f"{n}{n}", f"{n} {n}", f"{n + 1} or {n}", f"{n}, {n + 1}",
-                     f"{n}.0", f"0{n}", f"{n}?", f"not {n}", f"{n}-0", f"{n}\n{n}", f"{n + 1}. {n}", every, f"{every} {n}", "", " ", "?", ".",
-                     f"{n},000", f"\u2212{n}", p.steps + f" = {n} {n}"):
+        for text in (str(n + 1), str(n - 1), f"-{n}", f"- {n}", f"{n}{n}", f"{n} {n}", f"{n + 1} or {n}", f"{n}, {n + 1}", f"{n}.0",
+                     f"0{n}", f"{n}?", f"not {n}", f"{n}-0", f"{n}\n{n}", f"{n + 1}. {n}", every, f"{every} {n}", f"{n},000",
+                     f"\u2212{n}", "", " ", "?", ".", p.steps + f" = {n} {n}"):
             assert not verify(p, text), (text, p.answer)
 
 
@@ -148,7 +148,7 @@ def test_perturbed_programs_fail():
             if verify(p, text):     # then it does the same; but for very few
                 others = lists if p.kind == "list" else inputs
                 passed += any(outcome(text, given) != outcome(p.answer, given) for given in others)
-    assert tried > 4000 and passed < 0.002 * tried
+    assert tried > 2500 and passed < 0.002 * tried
 
 
 def outcome(source, given):
@@ -167,10 +167,9 @@ def test_a_table_of_the_shown_examples_fails():
         assert len({given for given, _ in p.facts} - set(shown)) >= 10
 
 
-@pytest.mark.parametrize("text", ["x", "0", "1", "5", "[]", "[0]", "True", "x == x", "None", "f(x)", "", "while 1: pass", "x" * 10**6],
-                         ids=lambda text: text[:9])
-def test_programs_that_ignore_the_question_fail(text):
-    assert not any(verify(p, text) for p in CODE)
+def test_programs_that_ignore_the_question_fail():
+    for text in ("x", "0", "1", "5", "[]", "[0]", "True", "x == x", "None", "f(x)", "", "while 1: pass", "x" * 10**6):
+        assert not any(verify(p, text) for p in CODE), text[:20]
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

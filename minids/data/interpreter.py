@@ -122,12 +122,12 @@ class _Machine:
         """The value of an expression."""
         self.spend()
         match node:
-            case ast.Constant(value=int() as value):
-                return self.checked(value)
             case ast.Name(id=name):
                 if name not in names:
                     raise ProgramError(f"{name} has no value")
                 return names[name]
+            case ast.Constant(value=int() as value):
+                return self.checked(value)
             case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
                 return self.binary(op, self.value(left, names), self.value(right, names), OPERATORS)
             case ast.UnaryOp(op=op, operand=operand) if type(op) in SIGNS:
