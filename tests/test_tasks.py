@@ -111,9 +111,9 @@ def test_wrong_numbers_and_lists_of_numbers_are_wrong():
     for p in MATHS:
         n = int(p.answer)
         every = " ".join(map(str, range(300)))
-        for text in (str(n + 1), str(n - 1), f"-{n}", f"- {n}", f"{n}{n}", f"{n} {n}", f"{n + 1} or {n}", f"{n}, {n + 1}", f"{n}.0",
-                     f"0{n}", f"{n}?", f"not {n}", f"{n}-0", f"{n}\n{n}", f"{n + 1}. {n}", every, f"{every} {n}", f"{n},000",
-                     f"\u2212{n}", "", " ", "?", ".", p.steps + f" = {n} {n}"):
+        for text in (str(n + 1), str(n - 1), f"-{n}", f"- {n}", f"{n}{n}", f"{n} {n}", f"{n + 1} or {n}", f"{n}, {n + 1}",
+                     f"{n}.0", f"0{n}", f"{n}?", f"not {n}", f"{n}-0", f"{n}\n{n}", f"{n + 1}. {n}", every, f"{every} {n}",
+                     f"{n},000", f"\u2212{n}", "", " ", "?", ".", p.steps + f" = {n} {n}"):
             assert not verify(p, text), (text, p.answer)
 
 
