@@ -133,6 +133,7 @@ class Story:
         self.rng = rng
         self.text_parts, self.length, self.words = [], 0, 0
         self.where, self.things, self.chests, self.gifts = {}, {}, {}, {}
+        self.carried = set()                # things that somebody has had
         self.since = {}                     # person or thing -> where in the text its state was last told
         self.planted = []                   # (position, Question)
         self.told = {"secret": set(), "number": set(), "hidden": set()}   # who or what has its planted fact
@@ -231,6 +232,8 @@ class Story:
         if plain and same and self.open_ended and rng.random() < 0.3:
             self.text_parts[-1] = self.text_parts[-1].removesuffix(".")
             self.length -= 1
+            if (words.get("T") or "?") in self.text_parts[-1] and not re.search("(up|down) the {T}", template):
+                template = template.replace("the {T}", "it")
             sentence, self.open_ended = " and" + template.removeprefix("{S}").format(**words), False
             words["S"] = None
         else:
@@ -266,6 +269,8 @@ class Story:
             self.since[thing] = position
             if verb == "drop" and place not in self.text_parts[-1]:     # where, is said where the person came
                 self.since[thing] = min(position, self.since[person])
+        if person and thing:
+            self.carried.add(thing)
         if verb in ("give", "drop", "put", "out"):
             self.used.add(thing)
         if verb == "give":
@@ -380,7 +385,7 @@ class Story:
             if how == "with":
                 add("who_has", since, f"{which} has the {thing}.", which, T=thing)
                 place, since = self.where[which], min(since, self.since[which])
-            elif how == "at":
+            elif how == "at" and thing in self.carried:
                 add("who_has", since, f"Nobody has the {thing}.", "Nobody", T=thing)
             add("where_thing", since, f"The {thing} is in the {place}.", place, T=thing)
         for (giver, other), gifts in self.gifts.items():
