@@ -1,4 +1,4 @@
-"""Figures of lesson 02: the layer's path, caches, which channels turn, compass needles, reach, sinks, groups, periods, faults."""
+"""Figures of lesson 02: the layer's path, caches, channels that turn, needles, reach, sinks, groups, periods, faults."""
 
 import math
 
@@ -63,8 +63,8 @@ def path():
     _arrow(axis, (7.95, top), (8.32, top))
     _arrow(axis, (8.85, top - 0.34), (8.85, mid + 0.3))
     _arrow(axis, (8.85, mid - 0.3), (8.85, low + 0.2))
-    for x, y, text in ((3.55, top + 0.42, "B T H c"), (3.2, low - 0.5, "B T c: one vector for all heads"), (8.1, top + 0.5, "B T H c"),
-                       (8.85, low, "B T d")):
+    for x, y, text in ((3.55, top + 0.42, "B T H c"), (3.2, low - 0.5, "B T c: one vector for all heads"),
+                       (8.1, top + 0.5, "B T H c"), (8.85, low, "B T d")):
         axis.text(x, y, text, ha="center", fontsize=10)
     return figure
 
@@ -172,7 +172,7 @@ def reach(maps, window):
 
 
 def sinks(mass, cost, shifts):
-    """Left: how much of its attention each head spends on tokens. Middle: loss when one sink is removed. Right: all sinks moved.
+    """Left: the share of attention that each head spends on tokens. Middle: one sink removed. Right: all sinks moved.
 
     mass, cost: one list of heads for each layer; shifts: {added to all sinks: loss}.
     """

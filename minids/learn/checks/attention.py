@@ -200,8 +200,8 @@ def _output_cases(rng):
 
 # ---- the layer ----
 
-def window_attention(attn, x, start=0, base=None, turn=turn, q=queries, kv_norm=None, keys=turn, values=None, scale=None, more=0, w=None,
-                     weights=sink_weights, back=-1, output=grouped_output, added=None):
+def window_attention(attn, x, start=0, base=None, turn=turn, q=queries, kv_norm=None, keys=turn, values=None, scale=None,
+                     more=0, w=None, weights=sink_weights, back=-1, output=grouped_output, added=None):
     """The whole layer, x: B T d at positions start, start + 1, ... -> B T d, from the parameters of a window-only
     `Attention`. The other arguments make mistakes."""
     c = attn.config
