@@ -118,7 +118,7 @@ def train(args) -> None:
     if rank():
         return          # of several processes the first one reports
     end = next(record for record in log if "heldout_loss" in record)
-    text = streams(settings.data)
+    text = streams(settings)
     same, all_ = (Trigram(ids, config.vocab_size).loss(text["heldout"])
                   for ids in (tokens_read(text["train"], settings), text["train"]))
     print(f"held-out text: {end['heldout_loss']:.3f} nats per token, {end['heldout_bits_per_byte']:.3f} bits per byte")

@@ -278,7 +278,7 @@ def test_impossible_settings_are_refused(tokens, tmp_path):
 
 
 def test_the_mixture_is_read_where_settings_say_so(tokens, tmp_path, monkeypatch):
-    monkeypatch.setattr(mixture, "streams", lambda: tokens)
+    monkeypatch.setattr(mixture, "streams", lambda size, tokenizer: tokens)
     log = train(TINY, change(data="mix", steps=1), tmp_path / "run")
     expected, _ = evaluate(load(newest(tmp_path / "run")), tokens["heldout"], 32)
     assert log[-1]["heldout_loss"] == pytest.approx(expected, rel=1e-5)
