@@ -116,8 +116,9 @@ def test_the_separate_layer_is_right():
     assert check("attention.layer", layer) is layer
 
 
-@pytest.mark.parametrize("name, moves", [("no inverse turn", True), ("inverse turn forwards", True), ("rotary on halves", False),
-                                         ("values not turned", False), ("sink left out", False), (None, False)])
+@pytest.mark.parametrize("name, moves", [
+    ("no inverse turn", True), ("inverse turn forwards", True), ("rotary on halves", False), ("values not turned", False),
+    ("sink left out", False), (None, False)])
 def test_only_a_missing_inverse_turn_lets_the_place_out(name, moves):
     """The claim of the lesson's table: shifted by 1000 positions, these layers answer otherwise and no others."""
     attn = checks.lively(torch.Generator().manual_seed(1))
@@ -129,11 +130,12 @@ def test_only_a_missing_inverse_turn_lets_the_place_out(name, moves):
 
 def test_the_figures_draw():
     line = torch.rand(40, 40).tril()
-    for figure in (figures.path(), figures.by_position({"a": [1.0] * 40}), figures.cache({"a": 10, "V4": 20}), figures.channels(),
-                   figures.needles([0.0, 1.0], [1.0, 1.0], [2, 3]), figures.distance({"a": [[1.0, 0.5]]}, [0, 5], 0.1),
-                   figures.reach({1: line, 2: line}, 8), figures.sinks([[0.1, 0.9]], [[0.0, 0.1]], {"none": 1.0, 0: 0.5}),
-                   figures.groups(line, 2, {"Flash": (10, 5)}), figures.periods({"a": torch.rand(8)}, {"w": 128}),
-                   figures.faults(["a"], ["x", "y"], [[0.1, 0.2]], [0.5, 0.5])):
+    for figure in (
+            figures.path(), figures.by_position({"a": [1.0] * 40, "b": [2.0] * 40}), figures.cache({"a": 10, "V4": 20}),
+            figures.channels(), figures.needles([0.0, 1.0], [1.0, 1.0], [2, 3]), figures.reach({1: line, 2: line}, 8),
+            figures.distance({"a": [[1.0, 0.5]]}, [0, 5], 0.1), figures.groups(line, 2, {"Flash": (10, 5)}),
+            figures.sinks([[0.1, 0.9]], [[0.0, 0.1]], {"none": 1.0, 0: 0.5}), figures.periods({"a": torch.rand(8)}, {"w": 128}),
+            figures.faults(["a"], ["x", "y"], [[0.1, 0.2]], [0.5, 0.5])):
         assert figure.axes
         figure.canvas.draw()
         plt.close(figure)

@@ -70,14 +70,22 @@ def path():
 
 
 def by_position(curves):
-    """Mean loss by position in the text, for {name: losses}."""
-    figure, axis = plt.subplots(figsize=(7.4, 3.3))
-    for (name, losses), style in zip(curves.items(), ("-", "--", "-.")):
-        smooth = [sum(losses[max(0, i - 7):i + 8]) / len(losses[max(0, i - 7):i + 8]) for i in range(len(losses))]
-        axis.plot(smooth, style, label=name)
-    axis.set_xlabel("position (tokens), smoothed over 15")
-    axis.set_ylabel("loss (nats per token)")
-    axis.legend()
+    """Left: what the second of two curves adds to the first at the first positions. Right: both, smoothed. {name: losses}."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.4, 3.4), width_ratios=[1, 1.8])
+    first, second = curves.values()
+    left.bar(range(8), [b - a for a, b in zip(first[:8], second[:8])], color=ORANGE)
+    left.axhline(0, color=BLACK, linewidth=0.8)
+    left.set_xticks(range(8))
+    left.set_xlabel("position")
+    left.set_ylabel("loss added (nats per token)")
+    left.set_title("the first eight tokens")
+    for (name, losses), style in zip(curves.items(), ("-", "--")):
+        smooth = [sum(losses[i - 8:i + 8]) / 16 for i in range(8, len(losses) - 8)]
+        right.plot(range(8, len(losses) - 8), smooth, style, label=name)
+    right.set_xlabel("position, mean over 16")
+    right.set_ylabel("loss (nats per token)")
+    right.set_title("the whole text")
+    right.legend(loc="lower center", bbox_to_anchor=(0.5, -0.42), ncols=2)
     return figure
 
 
@@ -158,14 +166,14 @@ def reach(maps, window):
     """Heat maps of how much each output (row) moves when one input (column) changes. maps: {number of layers: T x T}."""
     figure, axes = plt.subplots(1, len(maps), figsize=(3.05 * len(maps) + 0.6, 3.6), sharey=True, squeeze=False)
     for axis, (layers, moved) in zip(axes[0], maps.items()):
-        image = axis.imshow(torch.where(moved > 1e-6, moved, torch.nan), norm=LogNorm(1e-4, 10), interpolation="nearest")
+        shown = torch.where(moved > 1e-6, moved, torch.nan).numpy()
+        image = axis.imshow(shown, norm=LogNorm(1e-4, 10), interpolation="nearest")
         axis.set_title(f"{layers} layer{'s' if layers > 1 else ''}, w = {window}")
         axis.set_xlabel("token that is changed")
         axis.grid(False)
-        t, back = len(moved) - 1, layers * (window - 1)
-        if back < t:
-            axis.plot([t - back] * 2, [t - 0.5, t - 9], color=VERMILION, linewidth=1.5)
-            axis.text(t - back, t - 9.5, f"{back} back", ha="center", fontsize=10, color=VERMILION)
+        back = layers * (window - 1)
+        text = f"reaches\n{back} back" if back < len(moved) - 1 else "reaches\nthe beginning"
+        axis.text(0.95, 0.92, text, transform=axis.transAxes, ha="right", va="top", fontsize=10)
     axes[0][0].set_ylabel("output at")
     figure.colorbar(image, ax=axes[0].tolist(), label="change (norm)", shrink=0.8)
     return figure
@@ -181,7 +189,7 @@ def sinks(mass, cost, shifts):
                                      (middle, cost, "loss added by removing a sink", "{:+.3f}")):
         table = torch.tensor(values)
         low, high = (0, 1) if axis is left else (0, max(float(table.max()), 0.01))
-        axis.imshow(table, vmin=low, vmax=high, aspect="auto")
+        axis.imshow(table.numpy(), vmin=low, vmax=high, aspect="auto")
         for i, line in enumerate(values):
             for h, value in enumerate(line):
                 dark = value < (low + high) / 2
@@ -207,7 +215,7 @@ def groups(matrix, g, savings):
     savings: {model: (plain, grouped)} for one layer.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.4, 3.0), width_ratios=[1, 1.2])
-    left.imshow(torch.where(matrix == 0, torch.nan, matrix), interpolation="nearest")
+    left.imshow(torch.where(matrix == 0, torch.nan, matrix).numpy(), interpolation="nearest")
     left.set_title(f"wo_a as one matrix, {g} groups")
     left.set_xlabel("channel of all heads")
     left.set_ylabel("rank")
@@ -227,7 +235,7 @@ def periods(lines, marks):
     """How many positions each pair takes for a full turn: {name: frequencies}; marks: {name: number of positions}."""
     figure, axis = plt.subplots(figsize=(8.0, 3.8))
     for (name, w), style in zip(lines.items(), ("-", "--", "-.")):
-        axis.plot(2 * math.pi / w, style, label=name)
+        axis.plot((2 * math.pi / w).numpy(), style, label=name)
     for name, length in marks.items():
         axis.axhline(length, color=BLACK, linewidth=0.8, linestyle=":")
         axis.text(0, length * 1.15, name, fontsize=10)

@@ -53,7 +53,7 @@ versions()
 shipped = minids.load(paths.data("checkpoints", "nano")).eval().requires_grad_(False)
 stream = torch.tensor(Tokenizer.load().encode("\n".join(d.text for d in text.documents("valid"))[:120_000]))
 rows = stream[:len(stream) // 257 * 257].view(-1, 257)
-rows = rows[:: len(rows) // 16][:16]                                # 16 pieces of text, B T+1
+rows = rows[:: len(rows) // 32][:32]                                # 32 pieces of text, B T+1
 
 
 def losses(model, rows):
@@ -75,7 +75,7 @@ with mock.patch.object(attention, "turn", forwards_only):
 print(f"loss, mean over 256 positions: with the line {whole.mean():.2f}, without {cut.mean():.2f}")
 print(f"added at position 0: {(cut - whole)[0].abs():.5f}; from position 1 on: {(cut - whole)[1:].mean():.2f}")
 style.show(figures.by_position({"as released": whole.tolist(), "output not turned back": cut.tolist()}),
-           "Loss by position: without the inverse turn the loss is higher everywhere but at the very beginning")
+           "Without the inverse turn the first position is as before, all others are worse, all through the text")
 
 # %%
 assert (cut - whole)[0].abs() < 1e-4 and (cut - whole)[1:].mean() > 0.1
@@ -195,7 +195,7 @@ style.show(figures.channels(), "Which channels turn together: V4 turns the last 
 # Both slips turn *something*, lengths stay right, and products still depend on distance only. A model trained with them is as good. But with released weights it is wrong, and nothing crashes.
 #
 # ### Exercise 1: angles and turn
-# *Easy, 10 minutes.* The turn of a pair (a, b) by the angle $\alpha$ is $(a \cos\alpha - b \sin\alpha,\; a \sin\alpha + b \cos\alpha)$.
+# *Easy, 10 minutes.* `hint("attention.turn")` gives a hint, and another one when called again. The turn of a pair (a, b) by the angle $\alpha$ is $(a \cos\alpha - b \sin\alpha,\; a \sin\alpha + b \cos\alpha)$.
 
 # %%
 def angles(positions, r, base):
@@ -296,7 +296,7 @@ queries = check("attention.queries", queries)
 # heads?
 
 # %%
-loud = lively(Attention(WINDOW_ONLY, 0).requires_grad_(False))
+loud = Attention(WINDOW_ONLY, 0).requires_grad_(False)
 loud.load_state_dict(attn.state_dict())
 loud.wq_b.weight[:32] *= 100                                                    # the rows of head 0
 x = torch.randn(2, 40, 128, generator=torch.Generator().manual_seed(1))         # B T d
@@ -448,9 +448,9 @@ for line in sees(6, 3):
 def influence(layers, window, T=40):
     """How much each output (row) moves when one input (column) changes, through a stack with residuals: T T."""
     stack = [lively(Attention(WINDOW_ONLY.replace(window_size=window), 0).requires_grad_(False), seed) for seed in range(layers)]
-    x = torch.randn(1, T, 128, generator=torch.Generator().manual_seed(2))      # 1 T d
-    x = x + torch.cat([torch.zeros(1, T, T), torch.eye(T)[None]]).sum(0)[:, :, None] * 0.5   # T T d: row s, token s changed
-    x = torch.cat([x, torch.randn(1, T, 128, generator=torch.Generator().manual_seed(2))])   # and the unchanged text
+    text = torch.randn(1, T, 128, generator=torch.Generator().manual_seed(2))   # 1 T d
+    changed = text + 0.5 * torch.eye(T)[:, :, None]                             # T T d: in row s, token s is changed
+    x = torch.cat([changed, text])                                              # T+1 T d
     for layer in stack:
         x = x + layer(rms(x))
     return (x[:-1] - x[-1]).norm(dim=-1).T                                      # output, changed input
@@ -590,16 +590,17 @@ moved = {name: with_sinks(shipped, some, lambda i, sinks, step=step: sinks + ste
 # %% tags=["nbval-ignore-output"]
 print(f"loss {as_it_is:.2f}, without any sink {moved['none']:.2f}")
 print("sinks of layer 0:", [round(v, 1) for v in shipped.layers[0].attn.attn_sink.tolist()])
-style.show(figures.sinks(mass, price, moved), "Left: sum of the weights of each head, most far below 1. Middle: the loss that the "
+style.show(figures.sinks(mass, price, moved), "Left: sum of the weights of each head, some well below 1. Middle: the loss that the "
            "removal of one head's sink adds. Right: the loss with all sinks moved, lowest where they are")
 
 # %%
-assert min(min(line) for line in mass) < 0.5 and moved["none"] > as_it_is
+assert min(min(line) for line in mass) < 0.8 and moved["none"] > as_it_is
 assert moved[2] > as_it_is < moved[-2] and moved[4] > moved[1]
-print("Some heads spend less than half of their attention on tokens. Moved either way, or removed, the sinks raise the loss.")
+print("Some heads spend less than 80 % of their attention on tokens. Moved by 2 either way, or removed, the sinks raise the loss.")
 
 # %% [markdown]
-# The trained sinks are where they should be: the loss has its lowest point at 0, both ways uphill (the control). They matter most where the left panel is dark: heads that mostly keep silent and speak now and then.
+# The trained sinks are where they should be: both ways it goes uphill (the control). Up is steeper: heads fall silent. Compare the left panels: a head whose weights sum to nearly 1 has no use for its sink and does not miss it.
+# Among the others, how silent a head is says little about the price.
 #
 # **What this does not show.** Taking a part from a *trained* model shows what that model relies on. A model trained without sinks would arrange itself in another way, and at this size it might end as well. The report claims no
 # number for sinks; it says that they let a head's "total attention scores" be "not equal to 1, and even to be near 0" (2.3.3). That we have seen.
@@ -720,6 +721,8 @@ else:
 # - **shift**: the same 80 tokens at position 0 and at 1000. Needs no reference at all!
 # - **trained**: the fault in layer 0 of the shipped nano model; the change of its loss.
 #
+# A difference counts as seen above 0.0001, for the shift above 0.001 (float32 angles of a thousand radians are rounded), for the loss above 0.003 nats.
+#
 # **Predict before you run:** which faults does a fresh, short test miss? Which does the shift find?
 
 # %%
@@ -756,10 +759,9 @@ print("missed by fresh, short: ", *[name for name, line in seen.items() if not l
 print("found by the shift: ", *[name for name, line in seen.items() if line[2]], sep="\n    ")
 
 # %% [markdown]
-# - **Window one too wide** cannot show in a text shorter than the window. **Sink fixed at 0** cannot show while sinks are 0.
+# - A **window off by one** cannot show in a text shorter than the window. A **sink fixed at 0** cannot show while sinks are 0.
 # - The shift needs no reference. It finds exactly the faults that let absolute position out, and is blind to all others: wrong, but wrong in the same way everywhere.
-# - The last column says what a fault *costs* a trained model in one of its four layers, and it is not the order of the other columns. A fault that is large in a relative difference may cost little,
-#   or the other way round. Never judge an implementation by "the loss looks fine".
+# - The last column says what a fault *costs* a trained model in one of its layers. Some faults cost next to nothing there, and are faults all the same. Never judge an implementation by "the loss looks fine".
 #
 # ### Exercise 7: find the faults
 # *Hard, 15 minutes.* A colleague's layer passes the fresh, short test. With trained weights it fails. There are **two** faults. Find them by experiment or by reading, then write the repaired version.
@@ -848,7 +850,7 @@ style.show(figures.periods(plain, {"window, 128": 128, "65,536": 65536, "1,048,5
            "from pair 25 on with YaRN")
 
 # %% [markdown]
-# A window of 128 needs no slow hands, so window-only layers keep base 10,000 and no YaRN. One base for all layers is a fault that short texts hardly show: it is in the table above as "the other base".
+# A window of 128 needs no slow hands, so window-only layers keep base 10,000 and no YaRN. One base for all layers is a usual slip; the table above has it as "the other base".
 #
 # ## In the real V4
 #
@@ -891,7 +893,7 @@ style.show(figures.periods(plain, {"window, 128": 128, "65,536": 65536, "1,048,5
 #
 # <details><summary>3. Usual attention turns keys and leaves values alone. Why does V4 not do the same and skip the inverse turn?</summary>
 #
-# It would need both versions of each vector in the cache (or turn all keys anew at every step): the one that is turned, for scores, and the one that is not, for sums. Only r = 64 of 512 channels differ, so it would be 64 numbers more, as in MLA, which keeps them apart.
+# It would need both versions of each vector in the cache (or turn all keys anew at every step): the one that is turned, for scores, and the one that is not, for sums. Only r = 64 of 512 channels differ, so it would be 64 numbers more, much as MLA keeps 64 turned numbers apart.
 # V4 turns the output once instead, which costs nothing that grows with the context. *"Because the model needs absolute positions"* is wrong: the inverse turn removes them.
 # </details>
 #
