@@ -1,0 +1,53 @@
+"""Lesson 09's checks: each usual mistake is named; the references are the package's optimiser, and V4's own coefficients."""
+
+import pytest
+import torch
+
+from minids import optim
+from minids.learn import exercise
+from minids.learn.checks import muon as checks
+
+MISTAKES = [(one, message) for one in checks.CHECKS for message in one.mistakes]
+
+
+@pytest.fixture(autouse=True)
+def learner(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIDS_HOME", str(tmp_path))
+    monkeypatch.setenv("MINIDS_STRICT", "0")
+
+
+@pytest.mark.parametrize("one, message", MISTAKES, ids=[f"{one.name}-{i}" for i, (one, _) in enumerate(MISTAKES)])
+def test_each_mistake_is_named(one, message, capsys):
+    assert exercise.check(one.name, one.mistakes[message]) is one.reference
+    out = capsys.readouterr().out
+    assert f"[not yet] {one.name}. Likely: {message}." in out
+
+
+@pytest.mark.parametrize("one", checks.CHECKS, ids=[one.name for one in checks.CHECKS])
+def test_the_reference_passes(one, capsys):
+    assert exercise.check(one.name, one.reference) is one.reference
+    assert f"[passed] {one.name}" in capsys.readouterr().out
+
+
+def test_the_references_are_what_the_package_computes():
+    rng = torch.Generator().manual_seed(1)
+    for shape in ((5, 9), (9, 5), (6, 6)):
+        W, G, M = (torch.randn(shape, generator=rng) for _ in range(3))
+        torch.testing.assert_close(checks.orthogonalise(G), optim.orthogonalise(G[None])[0], atol=1e-5, rtol=1e-4)
+        p = torch.nn.Parameter(W.clone())
+        optimiser = optim.Muon([p], lr=0.1)
+        optimiser.state[p]["momentum"], p.grad = M.clone(), G.clone()
+        optimiser.step()
+        new, momentum = checks.muon_step(W, G, M, 0.1)
+        torch.testing.assert_close(p.detach(), new, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(optimiser.state[p]["momentum"], momentum)
+
+
+def test_the_flat_polynomial_of_slope_two_is_v4s():
+    assert (2.0, *checks.flat(2.0)) == optim.FLAT == checks.FLAT
+    assert checks.STEEP == optim.STEEP
+
+
+def test_an_answer_without_turning_tall_matrices_passes():
+    answer = checks.partial(checks.orthogonalise, turn=False)
+    assert exercise.check("muon.orthogonalise", answer) is answer
