@@ -240,7 +240,7 @@ CHECKS = [
             "an entry is made of the tokens after the last complete window: they wait, and give none": _ragged,
         },
         hints=(
-            "kv = x wkv^T and z = x wgate^T are both B T c. Cut both into windows: n = T // m, t[:, :n * m].reshape(B, n, m, -1).",
+            "kv = x wkv^T and z = x wgate^T are B T c. Cut both into n = T // m windows: t[:, :n * m].unflatten(1, (n, m)).",
             "z + ape fits once z is B n m c. The tokens of a window are axis 2: softmax and sum run over it.",
             "Then RMS over the channels: e * torch.rsqrt(e.square().mean(-1, keepdim=True) + eps) * weight.",
         ),
@@ -267,8 +267,8 @@ CHECKS = [
         },
         hints=(
             "Angles: the position of each entry (n) times each frequency (r/2), so n x r/2. Entry i stands at position i m.",
-            "yarn_frequencies(config.compress_rope_theta, config) gives the frequencies. turn(x, rot) turns pairs of channels.",
-            "rot = torch.polar(torch.ones_like(angles), angles). Turn the last r channels; torch.cat them behind the others.",
+            "yarn_frequencies(config.compress_rope_theta, config) gives the frequencies. turned(x, angles) does the turning.",
+            "(torch.arange(n) * m)[:, None] * frequencies is n x r/2, with n = entries.shape[1].",
         ),
     ),
     Check(
@@ -293,11 +293,11 @@ CHECKS = [
     Check(
         "hca.unseen", unseen, _unseen_cases,
         mistakes={
-            "the window is one token short: it holds t - w + 1 to t, the query's own token included":
+            "the sliding window is one token short: it holds t - w + 1 to t, the query's own token included":
                 lambda t, w, m: unseen(t, w, m, window=lambda t, w: t - w + 2),
-            "the window is one token long: it holds w tokens, t - w + 1 to t":
+            "the sliding window is one token too long: it holds w tokens, t - w + 1 to t":
                 lambda t, w, m: unseen(t, w, m, window=lambda t, w: t - w),
-            "the window is not counted": lambda t, w, m: unseen(t, w, m, window=lambda t, w: t + 1),
+            "the sliding window is not counted": lambda t, w, m: unseen(t, w, m, window=lambda t, w: t + 1),
             "the window that t itself is in counts as read: it is complete only with its last token":
                 lambda t, w, m: unseen(t, w, m, complete=lambda t, m: t // m + 1),
             "a window that ends with t is complete: floor((t + 1) / m) windows are":
@@ -307,7 +307,7 @@ CHECKS = [
                 lambda t, w, m: unseen(t, w, m, past=-(t + 1) % m),
         },
         hints=(
-            "Entries cover the positions 0 to m * floor((t + 1) / m) - 1. The window covers t - w + 1 to t.",
+            "Entries cover the positions 0 to m * floor((t + 1) / m) - 1. The sliding window covers t - w + 1 to t.",
             "So what is left lies between the two: from m * floor((t + 1) / m) up to t - w.",
             "list(range(first, last + 1)) is empty where first > last.",
         ),
@@ -318,24 +318,25 @@ CHECKS = [
             "a window's entry is read before the window is complete": lambda *a: attend(*a, sees=_early),
             "an entry is read one token too late: the window's last token may read it": lambda *a: attend(*a, sees=_strict),
             "every query reads all entries, also those of later tokens": lambda *a: attend(*a, sees=_all),
-            "the window is one key short: a query sees w keys, its own included":
+            "the sliding window is one key short: a query sees w keys, its own included":
                 lambda *a: attend(*a, near=lambda t, s, w: (s <= t) & (s > t - w + 1)),
-            "the window has one key too many: t - w + 1 to t are w keys":
+            "the sliding window has one key too many: t - w + 1 to t are w keys":
                 lambda *a: attend(*a, near=lambda t, s, w: (s <= t) & (s >= t - w)),
-            "the query does not see its own token: the window includes t":
+            "the query does not see its own token: the sliding window includes t":
                 lambda *a: attend(*a, near=lambda t, s, w: (s < t) & (s >= t - w)),
-            "there is no window: the query reads all earlier tokens": lambda *a: attend(*a, near=lambda t, s, w: s <= t),
+            "there is no sliding window: the query reads the keys of all earlier tokens":
+                lambda *a: attend(*a, near=lambda t, s, w: s <= t),
             "the keys after the query are read": lambda *a: attend(*a, near=lambda t, s, w: s > t - w),
-            "window and entries have a softmax each: all share one": lambda *a: attend(*a, split=True),
+            "sliding window and entries have a softmax each: all share one": lambda *a: attend(*a, split=True),
             "the sink is missing: exp(sink) joins the denominator": lambda *a: attend(*a, use=(1, 1, 0)),
             "the entries are missing": lambda *a: attend(*a, use=(1, 0, 1)),
-            "the window's own keys are missing": lambda *a: attend(*a, use=(0, 1, 1)),
+            "the keys of the sliding window are missing": lambda *a: attend(*a, use=(0, 1, 1)),
             "the scores are not divided by sqrt(c)": lambda *a: attend(*a, scale=False),
             "the scores are divided by c: by its root":
                 lambda q, *a: attend(q / math.sqrt(q.shape[-1]), *a),
         },
         hints=(
-            "Keys and entries behind one another are B T+S c. One mask for both, T x T+S: the window beside visible(T, S, m).",
+            "Keys and entries in a row are B T+S c. One mask for both, T x T+S: sliding window beside visible(T, S, m).",
             "Scores q . key / sqrt(c), -inf where the mask forbids; the sink as one more column of scores; one softmax.",
             "sink[:, None].expand(B, T, H, 1) is that column. After the softmax drop it: it has no value to add.",
         ),
