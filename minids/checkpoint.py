@@ -206,7 +206,7 @@ def load(path, device="cpu", dtype: torch.dtype = torch.float32) -> Model:
         raise MinidsError(f"dtype: expected a floating-point type such as torch.float32 or torch.bfloat16, found {dtype}")
     with Checkpoint(path) as checkpoint:
         checkpoint.check()
-        model = _empty(checkpoint.config, dtype)
+        model = empty_model(checkpoint.config, dtype)
         state = {name: checkpoint.read(name, t.dtype, device) for name, t in model.state_dict().items()}
     E = checkpoint.config.n_routed_experts
     for name, table in state.items():
@@ -216,7 +216,7 @@ def load(path, device="cpu", dtype: torch.dtype = torch.float32) -> Model:
     return model.eval()
 
 
-def _empty(config, dtype: torch.dtype) -> Model:
+def empty_model(config, dtype: torch.dtype) -> Model:
     """A model that takes no memory: its tensors have shapes and types only."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

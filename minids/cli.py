@@ -104,8 +104,9 @@ def course_lint(args) -> int:
 
 def train(args) -> None:
     from minids import Config
+    from minids.distributed import rank
     from minids.ngram import Trigram
-    from minids.train import TrainConfig, corpus, tokens_read
+    from minids.train import TrainConfig, streams, tokens_read
     from minids.train import train as run
 
     changes = {"seed": args.seed} | ({} if args.steps is None else {"steps": args.steps})
@@ -114,8 +115,10 @@ def train(args) -> None:
     out = args.out or Path("runs") / args.preset
     config = Config.preset(args.preset)
     log = run(config, settings, out, resume=not args.fresh)
+    if rank():
+        return          # of several processes the first one reports
     end = next(record for record in log if "heldout_loss" in record)
-    text = corpus()
+    text = streams(settings)
     same, all_ = (Trigram(ids, config.vocab_size).loss(text["heldout"])
                   for ids in (tokens_read(text["train"], settings), text["train"]))
     print(f"held-out text: {end['heldout_loss']:.3f} nats per token, {end['heldout_bits_per_byte']:.3f} bits per byte")

@@ -1,9 +1,10 @@
-"""Muon, V4's optimiser for matrices, and which parameters go to it and which to AdamW.
+"""Muon, V4's optimiser for matrices; which parameters go to it and which to AdamW; and what changes over a run.
 
-Report 2.4 and 4.2.2; Muon: Jordan et al., 2024; its scaling beside AdamW: Liu et al., arXiv 2502.16982. The learning
-rate's schedule is `minids.train`'s.
+Report 2.4 and 4.2.2; Muon: Jordan et al., 2024; its scaling beside AdamW: Liu et al., arXiv 2502.16982. `settings` is a
+`minids.train.TrainConfig`.
 """
 
+import math
 from collections import defaultdict
 
 import torch
@@ -81,6 +82,11 @@ class Joined:
             if any(p is q for group in part.param_groups for q in group["params"]):
                 part.state[p] = state
 
+    def forget(self) -> None:
+        """Be as new: without state."""
+        for part in self.parts:
+            part.state.clear()
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         for part in self.parts:
             part.zero_grad(set_to_none)
@@ -88,3 +94,38 @@ class Joined:
     def step(self) -> None:
         for part in self.parts:
             part.step()
+
+
+def make_optimiser(model, settings) -> Joined:
+    """AdamW, or Muon for most matrices and AdamW for the rest. Norms, sinks, ape, and the scales and bases of mHC do not
+    decay and learn faster than matrices: they start near one value, and have to move far in a run as short as ours."""
+    named = dict(model.named_parameters())
+    matrices = [n for n, p in named.items() if p.ndim == 2 and not n.endswith("ape")]
+    muon = [n for n in matrices if settings.optimiser == "muon" and for_muon(n, named[n])]
+    adam = [n for n in matrices if n not in set(muon)]
+    vectors = [n for n in named if n not in set(matrices)]
+    group = lambda names, decay, times: {"params": [named[n] for n in names], "weight_decay": decay, "times": times}
+    fused = next(model.parameters()).device.type in ("cpu", "cuda", "mps", "xpu")
+    eps = 1e-20 if settings.optimiser == "muon" else 1e-8                                            # V4's, or the usual one
+    adamw = torch.optim.AdamW([group(adam, settings.weight_decay, 1.0), group(vectors, 0.0, settings.vector_lr)],
+                              lr=settings.lr, betas=(0.9, 0.95), eps=eps, fused=fused)
+    return Joined(Muon([group(muon, settings.weight_decay, 1.0)], lr=settings.lr), adamw) if muon else Joined(adamw)
+
+
+def learning_rate(settings, step: int) -> float:
+    """A straight rise over `warmup` steps, `lr` up to `decay_start`, then a cosine to a tenth of it."""
+    if step < settings.warmup:
+        return settings.lr * (step + 1) / settings.warmup
+    begin = decay_start(settings)
+    done = max(step - begin, 0) / max(settings.steps - begin, 1)
+    return settings.lr * (0.55 + 0.45 * math.cos(math.pi * done))
+
+
+def decay_start(settings) -> int:
+    """The step from which the learning rate falls."""
+    return max(settings.warmup, round(settings.decay_from * settings.steps))
+
+
+def mtp_weight(settings, step: int) -> float:
+    """The weight of the MTP loss: less from the start of the decay on, where the rate was constant before."""
+    return settings.mtp_late if settings.decay_from and step >= decay_start(settings) else settings.mtp_weight

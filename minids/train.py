@@ -1,69 +1,107 @@
-"""Pre-training: AdamW or Muon, a warm-up and a cosine, resumable to the bit.
+"""Pre-training as V4 does it, scaled down, resumable to the bit.
 
-Report sections 4.1 and 4.2, scaled down: next-token loss, the multi-token-prediction loss beside it, experts balanced
-without a loss. Muon is in `minids.optim`. Not here: the sequence-wise balance loss, masks
-between packed documents. Step s of a run depends on (settings, seed, s) and the weights alone: there is no other randomness.
+Report sections 4.1 and 4.2: next-token loss and multi-token prediction, experts balanced mostly without a loss, packed
+documents kept apart, and stages: dense attention, a warm-up of the indexer, sparse attention. Neighbours: `minids.batches`
+(what a step reads), `minids.optim` (AdamW, Muon, the schedule), `minids.anticipate` (against spikes), `minids.masters`
+(bfloat16), `minids.distributed` (several processes), `minids.runs` (the folder). Step s of a run depends on (settings, seed,
+s) and the weights alone: there is no other randomness.
 """
 
 import dataclasses
 import json
 import math
-import os
-import re
-import shutil
-import signal
-import threading
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
+from minids import distributed
+from minids.anticipate import Anticipation
+from minids.batches import IGNORED, Part, batch_of, corpus, packing, parts_of, streams, targets, tokens_read
 from minids.checkpoint import load, save
-from minids.config import Config
+from minids.config import CSA_RATE, Config
 from minids.data import text
 from minids.files import MinidsError, write_text
-from minids.model.moe import balance
+from minids.masters import computing_copy, refresh
+from minids.model.ledger import Ledger
+from minids.model.moe import Gate, balance
 from minids.model.transformer import Model
-from minids.optim import Joined, Muon, for_muon
+from minids.optim import learning_rate, make_optimiser, mtp_weight
+from minids.runs import deferred_interrupt, newest, note, read_log, read_optimiser, read_routes, save_step, start
 from minids.tokenizer import Tokenizer
+
+__all__ = ["Interrupted", "Stage", "TrainConfig", "batch_of", "corpus", "evaluate", "learning_rate", "make_optimiser", "newest",
+           "read_log", "streams", "tokens_read", "train", "train_step"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run. `attention` is "dense": CSA layers read all entries; "warmup": they still do, and nothing but the
+    indexer learns, from what attention reads; "sparse": they read what the indexer picks, and it learns on. V4 has this order.
+    """
+
+    share: float        # of the run's steps, relative to the shares of the other stages
+    seq_len: int
+    batch: int
+    attention: str = "sparse"
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train. One step takes `batch` sequences of `seq_len` tokens."""
+    """How to train. One step takes `batch` sequences of `seq_len` tokens, or, with `stages`, what its stage says."""
 
     steps: int
     optimiser: str = "adamw"    # or "muon": Muon for the matrices, AdamW for the rest
     batch: int = 8
     seq_len: int = 256
+    stages: tuple[Stage, ...] = ()  # none: all steps are "sparse"
+    data: str = "text"          # or "mix": text, stories and tasks (minids.data.mixture)
+    packed: bool = True         # documents that share a row are kept apart
     lr: float = 3e-3            # after `warmup` steps; a cosine brings it to a tenth at the end
     vector_lr: float = 5.0      # times that for vectors: norms, sinks, ape, and the scales and bases of mHC
     warmup: int = 50
+    decay_from: float = 0.0     # share of the steps after which the cosine begins; 0: right after the warm-up
     weight_decay: float = 0.1   # of matrices; vectors have none
     clip: float = 1.0           # largest norm of the gradient
     mtp_weight: float = 0.3     # weight of the MTP loss
+    mtp_late: float = 0.1       # and from the start of the cosine on, where `decay_from` kept the rate constant before
     mtp_share: float = 1.0      # of the sequences of a step that the MTP loss is computed on: less is cheaper and noisier
     balance: float = 0.001      # how far a gate's bias moves in a step
+    sequence_balance: float = 0.0001    # weight of the sequence-wise balance loss
+    index_weight: float = 1.0   # weight of the indexer's loss, where sequences are so long that it has to choose
+    anticipate: int = 0         # route by the experts that the weights of so many steps before would choose
+    spike: float = 0.0          # only from the checkpoint before a loss of so many times the mean of the last ones; 0: always
+    calm: int = 100             # until so many steps after that loss
+    accumulate: int = 1         # parts that a process cuts its share of a batch into, to save memory
+    dtype: str = "auto"         # "float32", or "bfloat16" with float32 masters; auto: bfloat16 on CUDA devices that have it
     eval_every: int = 100       # steps between looks at the validation text
     save_every: int = 200       # steps between checkpoints
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("steps", "batch", "seq_len", "eval_every", "save_every"):
+        object.__setattr__(self, "stages", tuple(self.stages))
+        for name, choices in (("optimiser", ("adamw", "muon")), ("data", ("text", "mix")),
+                              ("dtype", ("auto", "float32", "bfloat16"))):
+            if getattr(self, name) not in choices:
+                raise MinidsError(f"{name}: expected {' or '.join(choices)}, found {getattr(self, name)!r}")
+        for name in ("steps", "batch", "seq_len", "accumulate", "eval_every", "save_every"):
             if getattr(self, name) < 1:
                 raise MinidsError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        for stage in self.stages:
+            if stage.share <= 0 or stage.seq_len < 1 or stage.batch < 1 or stage.attention not in ("dense", "warmup", "sparse"):
+                raise MinidsError(f"stages: expected a share above 0, a length and a batch of at least 1, and attention dense, "
+                                  f"warmup or sparse; found {stage}")
         if not 0 < self.mtp_share <= 1:
             raise MinidsError(f"mtp_share: expected above 0 and at most 1, found {self.mtp_share}")
-        if self.optimiser not in ("adamw", "muon"):
-            raise MinidsError(f"optimiser: expected adamw or muon, found {self.optimiser!r}")
+        if not 0 <= self.decay_from < 1:
+            raise MinidsError(f"decay_from: expected 0 or more and less than 1, found {self.decay_from}")
+        if self.anticipate < 0 or (self.spike and (self.spike <= 1 or self.anticipate < 1)):
+            raise MinidsError(f"anticipate and spike: expected a number of steps, and a factor above 1 where that is not 0, "
+                              f"or 0; found {self.anticipate} and {self.spike}")
         if not 0 <= self.seed < 2**63:
             raise MinidsError(f"seed: expected 0 to 2^63 - 1, found {self.seed}")
 
@@ -76,6 +114,18 @@ class TrainConfig:
             raise MinidsError(f"no training settings for {name!r}: expected nano or mini; larger models need a cluster")
         return cls(**(settings[name] | changes))
 
+    @property
+    def plan(self) -> tuple[Stage, ...]:
+        """The stages; a run without has one."""
+        return self.stages or (Stage(1, self.seq_len, self.batch),)
+
+    def at(self, step: int) -> tuple[Stage, int, int]:
+        """The stage that a step belongs to, its number, from 0, and its first step."""
+        shares = np.cumsum([stage.share for stage in self.plan])
+        ends = [round(self.steps * share / shares[-1]) for share in shares]
+        number = next((i for i, end in enumerate(ends) if step < end), len(ends) - 1)
+        return self.plan[number], number, ends[number - 1] if number else 0
+
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C during training, after the checkpoint was saved. The message says where."""
@@ -86,308 +136,236 @@ def train(config: Config, settings: TrainConfig, out, resume: bool = True, on_st
 
     `out` gets log.jsonl, a checkpoint folder step-NNNNNN (the newest only), and at the end `model/`, the trained model
     in BF16. With `resume=False` a former run in `out` is deleted. `on_step(record)` is called after each step. `tokens`
-    is a dict of the shipped tokenizer's id streams for "train", "valid" and "heldout"; by default the shipped text (`corpus`).
-    Records: {"step", "loss", "mtp_loss", "grad_norm", "lr", "seconds"} each step, losses in nats per token;
-    {"step", "valid_loss", "valid_bits_per_byte"} now and then, on an eighth of that text;
+    is a dict of the shipped tokenizer's id streams for "train", "valid" and "heldout"; by default those of `settings.data`.
+    Records: {"step", "loss", "mtp_loss", "balance_loss", "index_loss", "grad_norm", "lr", "stage", "seconds"} each step, as far
+    as there is such a thing, losses in nats per token, stages from 1;
+    {"step", "valid_loss", "valid_bits_per_byte"} now and then, on an eighth of that text, read as the stage reads;
+    {"step", "spike", "back_to"} where a spike of the loss sent the run back: the steps since then come again;
     {"step", "heldout_loss", "heldout_bits_per_byte"} last, on all of it.
+    Under torchrun each process calls this; the first one writes, and its log alone has the looks at other texts.
     Raises `MinidsError` for what cannot be trained or written, `Interrupted` on Ctrl-C, when all is saved.
     """
-    out = Path(out)
+    out, device = Path(out), distributed.device()
     tokenizer = Tokenizer.load()
-    tokens = corpus() if tokens is None else tokens
+    tokens = streams(settings.data) if tokens is None else tokens
     check(config, settings, tokens)
     run = {"config": config.to_json(), "settings": dataclasses.asdict(settings), "tokens": len(tokens["train"])}
-    start(out, run, resume)
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    with distributed.joined(device), deferred_interrupt() as pressed:
+        if distributed.rank() == 0:
+            start(out, run, resume)
+        distributed.wait()
+        return _train(config, settings, out, on_step, tokens, tokenizer, device, pressed)
 
-    folder = newest(out)
-    if folder is None:
-        torch.manual_seed(settings.seed)
-        model, first, log = Model(config), 0, []
-    else:
-        model, first = load(folder, dtype=torch.float32), int(folder.name[5:])
-        log = [record for record in read_log(out) if record["step"] <= first]
-    model.to(device).train()
-    optimiser = make_optimiser(model, settings)
-    if folder is not None:
-        read_optimiser(optimiser, model, folder)
-    write_text(out / "log.jsonl", "".join(json.dumps(record) + "\n" for record in log))
 
-    def note(record):
+def _train(config, settings, out, on_step, tokens, tokenizer, device, pressed) -> list[dict]:
+    """`train`, when all is checked: from the newest checkpoint, if there is one, to the last step."""
+    lead = distributed.rank() == 0
+    torch.manual_seed(settings.seed)
+    masters = Model(config).to(device).train()
+    low = settings.dtype == "bfloat16" or settings.dtype == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    model = computing_copy(masters) if low else masters
+    optimiser, anticipation = make_optimiser(masters, settings), Anticipation(settings)
+    log, folder, step = [], newest(out), 0
+
+    def keep():
+        if lead:
+            save_step(masters, optimiser, out, step, tokenizer, anticipation.state())
+
+    def go_back(folder) -> int:
+        masters.load_state_dict(load(folder).state_dict())
+        refresh(model, masters)
+        read_optimiser(optimiser, masters, folder)
+        return int(folder.name[5:])
+
+    def write(record):
         log.append(record)
-        try:
-            with open(out / "log.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-        except OSError as error:
-            raise MinidsError(f"could not write {out / 'log.jsonl'}: {error.strerror}; the last checkpoint is whole") from error
+        if lead:
+            note(out, record)
 
     def look(split):
-        every = 1 if split == "heldout" else 8
-        loss, per_byte = evaluate(model, tokens[split], settings.seq_len, tokenizer, every)
-        note({"step": step, f"{split}_loss": loss, f"{split}_bits_per_byte": per_byte})
+        stage, every = settings.at(step - 1)[0], 1 if split == "heldout" else 8
+        loss, per_byte = evaluate(model, tokens[split], stage.seq_len, tokenizer, every, settings.packed,
+                                  dense=stage.attention == "dense")
+        write({"step": step, f"{split}_loss": loss, f"{split}_bits_per_byte": per_byte})
 
-    step, saved, stored_seconds = first, first, max((r.get("seconds", 0) for r in log), default=0.0)
+    def choose(step):       # the experts of a step to come, see `minids.anticipate`
+        return choices(model, batch(step), settings, step)
+
+    def batch(step):
+        return torch.from_numpy(batch_of(tokens["train"], settings, step)).to(device)               # B T+1
+
+    if folder is not None:
+        step = go_back(folder)
+        log = [record for record in read_log(out) if record["step"] <= step]
+        if settings.anticipate:
+            anticipation.restore(read_routes(folder), device)
+    elif settings.spike:
+        keep()              # a place to go back to
+    if lead:
+        write_text(out / "log.jsonl", "".join(json.dumps(record) + "\n" for record in log))
+
+    saved, stored_seconds, read = step, max((r.get("seconds", 0) for r in log), default=0.0), 0
     began = time.monotonic()
-    bar = tqdm(total=settings.steps, initial=first, desc="training", unit="step", dynamic_ncols=True)
-    with bar, deferred_interrupt() as interrupted:
+    with tqdm(total=settings.steps, initial=step, desc="training", unit="step", dynamic_ncols=True, disable=not lead) as bar:
         while step < settings.steps:
-            ids = torch.from_numpy(batch_of(tokens["train"], settings, step)).to(device)            # B T+1
-            record = {"step": step + 1} | train_step(model, optimiser, ids, settings, step)
-            step += 1
+            ids, experts = batch(step), anticipation.experts(step, choose)
+            record = {"step": step + 1} | train_step(model, optimiser, ids, settings, step, masters, experts)
+            step, read = step + 1, read + ids[:, 1:].numel()
             record["seconds"] = round(stored_seconds + time.monotonic() - began, 3)
-            note(record)
-            bar.update()
-            speed = (step - first) * settings.batch * settings.seq_len / (time.monotonic() - began)
-            bar.set_postfix_str(f"loss {record['loss']:.3f}, {speed:,.0f} tokens/s", refresh=False)
-            if step % settings.eval_every == 0 and step < settings.steps:
+            if settings.stages:
+                record["stage"] = settings.at(step - 1)[1] + 1
+            spiked = anticipation.spiked(step - 1, record["loss"], log)
+            write(record)
+            bar.set_postfix_str(f"loss {record['loss']:.3f}, {read / (time.monotonic() - began):,.0f} tokens/s", refresh=False)
+            if spiked:
+                write({"step": step, "spike": record["loss"], "back_to": int(newest(out).name[5:])})
+                step = go_back(newest(out))
+                bar.reset()
+            bar.update(step - bar.n)
+            if spiked:
+                continue
+            if step % settings.eval_every == 0 and step < settings.steps and lead:
                 look("valid")
-            if step % settings.save_every == 0 or step == settings.steps or interrupted():
-                save_step(model, optimiser, out, step, tokenizer)
+            interrupted = distributed.anyone(pressed(), device)
+            if step % settings.save_every == 0 or step == settings.steps or interrupted:
+                keep()
                 saved = step
             if on_step is not None:
                 on_step(record)
-            if interrupted() and saved == step:
+            if interrupted and saved == step:
                 raise Interrupted(f"interrupted after step {step} of {settings.steps}; the checkpoint is in {out}: "
                                   f"run the same command again to go on")
-    for split in ("valid", "heldout"):
-        if not any(f"{split}_loss" in record and record["step"] == step for record in log):
-            look(split)
-    save(model, out / "model", format="bf16", tokenizer=tokenizer)
+    if lead:
+        for split in ("valid", "heldout"):
+            if not any(f"{split}_loss" in record and record["step"] == step for record in log):
+                look(split)
+        save(model, out / "model", format="bf16", tokenizer=tokenizer)
     return log
 
 
-def train_step(model, optimiser, ids, settings: TrainConfig, step: int) -> dict:
-    """One update from `ids`, B x T+1; returns what the log says of it."""
-    lr = learning_rate(settings, step)
+def train_step(model, optimiser, ids, settings: TrainConfig, step: int, masters=None, experts=None) -> dict:
+    """One update from `ids`, B x T+1, the batch of all processes; returns what the log says of it.
+
+    Each loss is the mean over the whole batch, whatever parts it is computed in. `masters` are the float32 weights of a model
+    that computes in bfloat16, `experts` the choices to replay (`choices`).
+    """
+    masters, lr, weights = masters or model, learning_rate(settings, step), loss_weights(model.config, settings, step)
     for group in optimiser.param_groups:
         group["lr"] = lr * group["times"]
-    x, y = ids[:, :-1], ids[:, 1:]                                                                   # B T
-    X = model.features(x)                                                                            # B T n d
-    loss = F.cross_entropy(model.logits(X).flatten(0, 1), y.flatten())
-    total, mtp_loss = loss, None
-    if model.config.n_mtp_layers:  # from the streams at t and the token at t + 1: the token at t + 2
-        some = slice(math.ceil(settings.mtp_share * len(x)))
-        mtp_loss = F.cross_entropy(model.mtp_logits(X[some, :-1], x[some, 1:]).flatten(0, 1), y[some, 1:].flatten())
-        total = loss + settings.mtp_weight * mtp_loss
     optimiser.zero_grad(set_to_none=True)
-    total.backward()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-    if not math.isfinite(total.item()) or not math.isfinite(norm.item()):
-        raise MinidsError(f"the loss is {total.item()} and the gradient's norm {norm.item()} at step {step + 1}: expected "
+    parts = parts_of(ids, settings, model.config.bos_token_id, distributed.size())
+    whole = {name: sum(part.count(name) for part in parts) for name in weights}
+    means = dict.fromkeys(weights, torch.zeros((), device=ids.device))
+    for i, part in enumerate(parts[distributed.rank()::distributed.size()]):
+        found, _ = losses(model, part, settings, step, experts and experts[i])
+        shares = {name: loss * (part.count(name) / max(whole[name], 1)) for name, loss in found.items()}
+        sum(weights[name] * share for name, share in shares.items() if weights[name]).backward()
+        means |= {name: means[name] + share.detach() for name, share in shares.items()}
+    distributed.total_gradients(masters.parameters())
+    distributed.total(list(means.values()))
+    record = {name: mean.item() for name, mean in means.items()}
+    norm = torch.nn.utils.clip_grad_norm_(masters.parameters(), settings.clip).item()
+    if not all(map(math.isfinite, (norm, *record.values()))):
+        raise MinidsError(f"the loss is {record['loss']} and the gradient's norm {norm} at step {step + 1}: expected "
                           f"finite numbers. The last checkpoint is whole; try a lower learning rate than {settings.lr}.")
     optimiser.step()
-    balance(model, settings.balance)
-    record = {"loss": loss.item(), "grad_norm": norm.item(), "lr": lr}
-    return record if mtp_loss is None else record | {"mtp_loss": mtp_loss.item()}
+    if masters is not model:
+        refresh(model, masters)
+    distributed.total([m.load for m in model.modules() if isinstance(m, Gate) and m.load is not None])
+    balance(model, 0.0 if settings.at(step)[0].attention == "warmup" else settings.balance)
+    return record | {"grad_norm": norm, "lr": lr}
 
 
-def learning_rate(settings: TrainConfig, step: int) -> float:
-    """A straight rise over `warmup` steps, then a cosine from `lr` to a tenth of it."""
-    if step < settings.warmup:
-        return settings.lr * (step + 1) / settings.warmup
-    done = (step - settings.warmup) / max(settings.steps - settings.warmup, 1)
-    return settings.lr * (0.55 + 0.45 * math.cos(math.pi * done))
+def loss_weights(config: Config, settings: TrainConfig, step: int) -> dict[str, float]:
+    """The losses of a step and their weights; what has the weight 0 is for the log."""
+    stage = settings.at(step)[0]
+    if stage.attention == "warmup":
+        return {"loss": 0.0, "index_loss": 1.0}
+    chooses = CSA_RATE in config.compress_ratios and stage.seq_len // CSA_RATE > config.index_topk
+    weights = {"loss": 1.0, "mtp_loss": mtp_weight(settings, step) if config.n_mtp_layers else 0.0,
+               "balance_loss": settings.sequence_balance,
+               "index_loss": settings.index_weight if stage.attention == "sparse" and chooses else 0.0}
+    return {name: weight for name, weight in weights.items() if weight}
 
 
-def make_optimiser(model, settings: TrainConfig) -> Joined:
-    """AdamW, or Muon for most matrices and AdamW for the rest. Norms, sinks, ape, and the scales and bases of mHC do not
-    decay and learn faster than matrices: they start near one value, and have to move far in a run as short as ours."""
-    named = dict(model.named_parameters())
-    matrices = [n for n, p in named.items() if p.ndim == 2 and not n.endswith("ape")]
-    muon = [n for n in matrices if settings.optimiser == "muon" and for_muon(n, named[n])]
-    adam = [n for n in matrices if n not in set(muon)]
-    vectors = [n for n in named if n not in set(matrices)]
-    group = lambda names, decay, times: {"params": [named[n] for n in names], "weight_decay": decay, "times": times}
-    fused = next(model.parameters()).device.type in ("cpu", "cuda", "mps", "xpu")
-    eps = 1e-20 if settings.optimiser == "muon" else 1e-8                                            # V4's, or the usual one
-    adamw = torch.optim.AdamW([group(adam, settings.weight_decay, 1.0), group(vectors, 0.0, settings.vector_lr)],
-                              lr=settings.lr, betas=(0.9, 0.95), eps=eps, fused=fused)
-    return Joined(Muon([group(muon, settings.weight_decay, 1.0)], lr=settings.lr), adamw) if muon else Joined(adamw)
+def losses(model, part: Part, settings: TrainConfig, step: int, experts=None) -> tuple[dict, list]:
+    """The losses of one part of a batch, means over that part, in nats where they are nats; and the experts chosen."""
+    wanted, attention = loss_weights(model.config, settings, step), settings.at(step)[0].attention
+    ledger = Ledger(part.packing(part.x), dense=attention != "sparse", experts=experts,
+                    balance="balance_loss" in wanted, index="index_loss" in wanted)
+    X = model.features(part.x, ledger=ledger)                                                        # B T n d
+    found = {"loss": cross_entropy(model.logits(X), part.y)}
+    if "mtp_loss" in wanted:  # from the streams at t and the token at t + 1: the token at t + 2
+        x = part.x[part.some]                                                                        # b T
+        ledger = dataclasses.replace(ledger, packing=part.packing(x[:, :-1]))                        # the same lists go on
+        found["mtp_loss"] = cross_entropy(model.mtp_logits(X[part.some, :-1], x[:, 1:], ledger=ledger), part.z)
+    found |= {"balance_loss": ledger.balance_loss, "index_loss": ledger.index_loss}
+    return {name: loss for name, loss in found.items() if loss is not None}, ledger.chosen
 
 
-# ---- the text ----
-
-@cache
-def corpus() -> dict[str, np.ndarray]:
-    """The shipped text as id streams of the shipped tokenizer: {"train", "valid", "heldout"}."""
-    return {split: text.encode(text.documents(split), Tokenizer.load()) for split in text.SPLITS}
+def cross_entropy(logits, y):
+    """logits: B T vocab, y: B T -> the mean over targets that count; 0 where none does."""
+    total = F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=IGNORED, reduction="sum")
+    return total / (y != IGNORED).sum().clamp(1)
 
 
-def batch_of(stream, settings: TrainConfig, step: int):
-    """The batch of one step, B x T+1, int64. An epoch goes once through windows that touch, in a random order;
-    where the first window starts is random too, so that epochs cut the text differently."""
-    T = settings.seq_len
-    windows = (len(stream) - 1) // T - 1  # one is lost to the random start
-    rows = []
-    for i in range(step * settings.batch, (step + 1) * settings.batch):
-        begin, order = epoch_order(settings.seed, i // windows, windows, T)
-        at = begin + order[i % windows] * T
-        rows.append(stream[at : at + T + 1])
-    return np.stack(rows).astype(np.int64)
-
-
-def tokens_read(stream, settings: TrainConfig) -> np.ndarray:
-    """All that a run reads, batch after batch: what a baseline of equal data is fitted to."""
-    return np.concatenate([batch_of(stream, settings, step).ravel() for step in range(settings.steps)])
-
-
-@cache
-def epoch_order(seed: int, epoch: int, windows: int, seq_len: int):
-    rng = np.random.default_rng((seed, epoch))
-    return int(rng.integers(seq_len)), rng.permutation(windows)
+@torch.no_grad()
+def choices(model, ids, settings: TrainConfig, step: int) -> list[list]:
+    """The experts that the weights as they are choose for the batch `ids` of a step: for each part, a list of N x K."""
+    parts = parts_of(ids, settings, model.config.bos_token_id, processes=1)
+    model.eval()            # these choices are no load
+    chosen = [losses(model, part, settings, step)[1] for part in parts]
+    model.train()
+    return chosen
 
 
 @torch.inference_mode()
-def evaluate(model, stream, seq_len: int, tokenizer=None, every: int = 1, batch: int = 16) -> tuple[float, float | None]:
+def evaluate(model, stream, seq_len: int, tokenizer=None, every: int = 1, packed: bool = True,
+             dense: bool = False) -> tuple[float, float | None]:
     """Mean loss in nats per token on the stream; with a tokenizer also in bits per byte.
 
     The stream is cut into windows of `seq_len` that overlap by a quarter, so that each token but the first is counted once
-    and, past the first window, has at least that much to go by. Of the windows each `every`-th counts.
+    and, past the first window, has at least that much to go by. Of the windows each `every`-th counts. `packed` reads each
+    document by itself, and does not count the token that begins one. `dense` lets CSA layers read all entries.
     """
-    training, device = model.training, model.embed.weight.device
+    training, device, bos_id = model.training, model.embed.weight.device, model.config.bos_token_id
     model.eval()
     stream, overlap = np.asarray(stream).astype(np.int64), seq_len // 4
     starts = range(0, max(len(stream) - 1 - overlap, 1), seq_len - overlap)[::every]
     windows = [(stream[s : s + seq_len + 1], overlap if s else 0) for s in starts]                   # ids, targets not counted
-    targets = np.concatenate([ids[1 + skip :] for ids, skip in windows])
-    total = 0.0
+    total, counted = 0.0, []
     for alike in sorted({(len(ids), skip) for ids, skip in windows}):
         group = np.stack([ids for ids, skip in windows if (len(ids), skip) == alike])
-        for ids in torch.from_numpy(group).to(device).split(batch):
-            logits = model(ids[:, :-1])[:, alike[1] :]                                               # B T vocab
-            total += F.cross_entropy(logits.flatten(0, 1), ids[:, 1 + alike[1] :].flatten(), reduction="sum").item()
+        for ids in torch.from_numpy(group).to(device).split(max(4096 // seq_len, 1)):
+            x, y = ids[:, :-1], targets(ids, bos_id, packed)[:, alike[1] :]
+            X = model.features(x, ledger=Ledger(packing(x, bos_id, packed), dense))
+            logits = model.logits(X)[:, alike[1] :]                                                  # B T vocab
+            total += F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=IGNORED, reduction="sum").item()
+            counted.append(y[y != IGNORED].cpu().numpy())
     model.train(training)
-    return total / len(targets), tokenizer and total / math.log(2) / len(tokenizer.to_bytes(targets))
+    counted = np.concatenate(counted)
+    return total / max(len(counted), 1), tokenizer and total / math.log(2) / len(tokenizer.to_bytes(counted))
 
-
-# ---- the run's folder ----
 
 def check(config: Config, settings: TrainConfig, tokens) -> None:
-    """Raise `MinidsError` unless these sizes fit each other and the text."""
-    if settings.seq_len > config.max_seq_len:
-        raise MinidsError(f"seq_len: expected at most the model's context of {config.max_seq_len}, found {settings.seq_len}")
+    """Raise `MinidsError` unless these sizes fit each other, the text and the number of processes."""
+    longest, processes = max(stage.seq_len for stage in settings.plan), distributed.size()
+    if longest > config.max_seq_len:
+        raise MinidsError(f"seq_len: expected at most the model's context of {config.max_seq_len}, found {longest}")
+    for stage in settings.plan:
+        if stage.batch % (settings.accumulate * processes):
+            raise MinidsError(f"batch: expected a multiple of accumulate = {settings.accumulate} times {processes} processes, "
+                              f"found {stage.batch}")
+        if stage.attention == "warmup" and (CSA_RATE not in config.compress_ratios or stage.seq_len < CSA_RATE):
+            raise MinidsError("stages: a warm-up trains the indexer of CSA layers on compressed entries, and here are none")
+    if settings.anticipate and processes > 1:
+        raise MinidsError("anticipate: expected one process; what one process chose is not saved for the others")
     for split in text.SPLITS:
         if split not in tokens:
             raise MinidsError(f"tokens: expected id streams for {', '.join(text.SPLITS)}, found {', '.join(tokens) or 'none'}")
         low, high = int(np.min(tokens[split])), int(np.max(tokens[split]))
         if low < 0 or high >= config.vocab_size:
             raise MinidsError(f"{split}: expected token ids from 0 to {config.vocab_size - 1}, found {low} to {high}")
-        if len(tokens[split]) < 3 * settings.seq_len + 1:
-            raise MinidsError(f"{split}: expected at least {3 * settings.seq_len + 1} tokens (three sequences), "
+        if len(tokens[split]) < 3 * longest + 1:
+            raise MinidsError(f"{split}: expected at least {3 * longest + 1} tokens (three sequences), "
                               f"found {len(tokens[split])}")
-
-
-def start(out: Path, run: dict, resume: bool) -> None:
-    """Make the folder; a run that is in it must be the same one, or is deleted where `resume` is off."""
-    path = out / "run.json"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not path.exists() and any(out.iterdir()):
-            raise MinidsError(f"{out} is not empty and holds no training run: choose another folder")
-        if not resume:
-            for old in [*out.glob("step-*"), *out.glob("model"), *out.glob("*.part")]:
-                shutil.rmtree(old) if old.is_dir() else old.unlink()
-            (out / "log.jsonl").unlink(missing_ok=True)
-        elif path.exists():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            found = found if isinstance(found, dict) else {}
-            differs = [f"{part}.{key}" if isinstance(run[part], dict) else part for part in run
-                       for key in (run[part] if isinstance(run[part], dict) else [part])
-                       if _item(run, part, key) != _item(found, part, key)]
-            if differs:
-                raise MinidsError(f"{out} holds a run with other settings ({', '.join(differs[:5])}): start afresh (--fresh), "
-                                  f"or choose another folder (--out)")
-    except json.JSONDecodeError as error:
-        raise MinidsError(f"{path} is damaged ({error}): start afresh (--fresh), or choose another folder (--out)") from None
-    except OSError as error:
-        raise MinidsError(f"cannot use the folder {out}: {error.strerror}; choose another one") from None
-    write_text(path, json.dumps(run, indent=2) + "\n")
-
-
-def _item(run, part, key):
-    value = run.get(part)
-    return value.get(key) if isinstance(value, dict) else value
-
-
-def newest(out: Path) -> Path | None:
-    """The checkpoint folder with the largest step, if there is one."""
-    found = [p for p in Path(out).glob("step-*") if re.fullmatch(r"step-\d{6,}", p.name)]
-    return max(found, key=lambda p: int(p.name[5:]), default=None)
-
-
-def read_log(out) -> list[dict]:
-    """The records of a run's log.jsonl; a last line that was cut short by a kill is left out."""
-    records = []
-    try:
-        lines = (Path(out) / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise MinidsError(f"cannot read {Path(out) / 'log.jsonl'}: {error.strerror}; expected a run's log") from None
-    for i, line in enumerate(lines):
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            if i + 1 < len(lines):
-                raise MinidsError(f"{Path(out) / 'log.jsonl'}: line {i + 1} is not JSON") from None
-    return records
-
-
-def save_step(model, optimiser, out: Path, step: int, tokenizer=None) -> None:
-    """Write out/step-NNNNNN: the model in float32 and the optimiser's state. It appears whole; then older ones go."""
-    final, part = out / f"step-{step:06d}", out / f"step-{step:06d}.part"
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        save(model, part, format="fp32", tokenizer=tokenizer)
-        states = optimiser.state
-        state = {f"{name}.{key}": value.contiguous() for name, p in model.named_parameters()
-                 for key, value in states.get(p, {}).items()}
-        save_file(state, part / "optimizer.safetensors")
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(part, final)
-        for old in out.glob("step-*"):
-            if old != final:
-                shutil.rmtree(old, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        raise MinidsError(f"could not write {final}: {getattr(error, 'strerror', None) or error}. "
-                          f"The checkpoint before it is whole: make room and run the same command again.") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def read_optimiser(optimiser, model, folder: Path) -> None:
-    """Give the optimiser the state that `save_step` wrote."""
-    path = folder / "optimizer.safetensors"
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = set(file.keys())
-            for name, p in model.named_parameters():
-                keys = [key for key in ("step", "exp_avg", "exp_avg_sq", "momentum") if f"{name}.{key}" in names]
-                if not keys:
-                    continue  # never had a gradient
-                state = {key: file.get_tensor(f"{name}.{key}").to(p.device) for key in keys}
-                for key in set(keys) - {"step"}:
-                    if state[key].shape != p.shape:
-                        raise MinidsError(f"{path}: {name}.{key} has shape {tuple(state[key].shape)}, "
-                                          f"expected {tuple(p.shape)}")
-                optimiser.put(p, state)
-    except (OSError, SafetensorError) as error:
-        raise MinidsError(f"cannot read {path}: {error}; start afresh (--fresh)") from None
-
-
-@contextmanager
-def deferred_interrupt():
-    """Hold the first Ctrl-C back until a step is complete: yields a function that tells whether there was one."""
-    pressed = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield pressed.is_set
-        return
-
-    def handler(number, frame):
-        if pressed.is_set():
-            raise KeyboardInterrupt
-        pressed.set()
-
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        yield pressed.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)

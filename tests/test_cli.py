@@ -94,9 +94,9 @@ def test_train_refuses_bad_input(tmp_path, capsys):
 def test_train_then_generate(tmp_path, capsys, monkeypatch):
     """The real command on the real text with a tiny model and one step."""
     monkeypatch.setattr(Config, "preset", classmethod(lambda cls, name: TINY.replace(max_seq_len=256)))
-    from minids import train
-    small = {split: ids[:2000] for split, ids in train.corpus().items()}
-    monkeypatch.setattr(train, "corpus", lambda: small)
+    from minids import batches
+    small = {split: ids[:2000] for split, ids in batches.corpus().items()}
+    monkeypatch.setattr(batches, "corpus", lambda: small)
     assert cli.main(["train", "--steps", "1", "--out", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr().out
     assert "held-out text: 6.9" in printed and "trigram" in printed

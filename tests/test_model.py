@@ -10,6 +10,7 @@ from minids import Config, Model
 from minids.config import ConfigError
 from minids.model import hyper
 from minids.model.moe import balance, sqrt_softplus
+from minids.model.norm import Normalised, rms
 
 
 def plain_norm(x, weight, eps):
@@ -78,6 +79,7 @@ def tokens_last(M, iters, eps):
 
 
 BY_HAND = {
+    "norm": (Normalised, plain_norm, [(5, 7, 32), (32,)], [1e-2]),
     "affinity": (hyper.Affinity, plain_affinity, [(70, 32), (24, 32)], [1e-2]),
     "one Sinkhorn step": (hyper.Sinkhorn, tokens_last, [(4, 4, 70)], [1, 1e-2]),
     "20 Sinkhorn steps": (hyper.Sinkhorn, tokens_last, [(4, 4, 70)], [20, 1e-2]),
@@ -101,7 +103,17 @@ def test_gradients_by_hand_are_autograd(name):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
+def test_norm_without_a_weight():
+    x = torch.randn(5, 3, 32, requires_grad=True)
+    weigh = torch.randn(5, 3, 32)
+    ours, expected = rms(x, 1e-2), plain_norm(x, 1.0, 1e-2)
+    torch.testing.assert_close(ours, expected)
+    for a, b in zip(torch.autograd.grad((ours * weigh).sum(), x), torch.autograd.grad((expected * weigh).sum(), x)):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("B, T", [(2, 3), (1, 1), (1, 70)])        # a few tokens, one, and many each take another way
+@torch.no_grad()
 def test_hyper_connections_are_their_equations(B, T):
     torch.manual_seed(0)
     n, d = 4, SMALL.dim

@@ -31,10 +31,11 @@ def test_documents_come_back():
         assert shipped.decode(shipped.encode(d.text)) == d.text
 
 
-def test_special_tokens_come_first_and_are_read_by_name():
+def test_special_tokens_come_first_and_are_read_by_name_on_request():
     assert [shipped.id(name) for name in SPECIAL] == list(range(7))
     assert (shipped.bos_id, shipped.eos_id, shipped.pad_id, shipped.vocab_size) == (0, 1, 2, 1024)
-    assert shipped.encode("<think>a</think>")[0] == 5 and shipped.encode("a", bos=True) == [0] + shipped.encode("a")
+    assert shipped.encode("<think>a</think>", special=True)[0] == 5 and shipped.decode(shipped.encode("<think>")) == "<think>"
+    assert 5 not in shipped.encode("<think>a</think>") and shipped.encode("a", bos=True) == [0] + shipped.encode("a")
 
 
 def test_half_a_character_decodes_without_raising():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from minids import Config, Model
+from minids import Config, Model, runs
 from minids import train as module
 from minids.checkpoint import load
 from minids.files import MinidsError
@@ -80,7 +80,7 @@ def test_what_a_run_leaves(tokens, whole):
     assert [r["step"] for r in log if "valid_loss" in r] == [3, 6, 7]
     model = load(newest(out))
     assert evaluate(model, tokens["heldout"], 32)[0] == pytest.approx(log[-1]["heldout_loss"], rel=1e-6)
-    assert json.loads((out / "run.json").read_text())["settings"] == dataclasses.asdict(SETTINGS)
+    assert json.loads((out / "run.json").read_text())["settings"] == json.loads(json.dumps(dataclasses.asdict(SETTINGS)))
     trained, in_bf16 = model.state_dict(), load(out / "model").state_dict()
     assert all(torch.allclose(trained[name].float(), t.float(), rtol=0.01) for name, t in in_bf16.items())
 
@@ -170,7 +170,7 @@ def test_evaluate_counts_every_token_once(tokens):
 
     losses = [window(begin) for begin in range(0, 291, 24)]
     assert sum(map(len, losses)) == 299
-    assert evaluate(model, ids, 32, batch=4)[0] == pytest.approx(np.mean(sum(losses, [])), rel=1e-5)
+    assert evaluate(model, ids, 32)[0] == pytest.approx(np.mean(sum(losses, [])), rel=1e-5)
     assert evaluate(model, ids, 32, every=3)[0] == pytest.approx(np.mean(sum(losses[::3], [])), rel=1e-5)
 
 
@@ -193,15 +193,15 @@ def test_foreign_folder_is_left_alone(tokens, tmp_path):
 
 def test_full_disk_keeps_the_checkpoint_before(tokens, tmp_path, monkeypatch, whole):
     out = tmp_path / "run"
-    real = module.save_file
+    real = runs.save_file
 
     def full(state, path):
-        if module.newest(out) is not None:
+        if runs.newest(out) is not None:
             path.write_bytes(b"half")
             raise OSError(28, "No space left on device")
         real(state, path)
 
-    monkeypatch.setattr(module, "save_file", full)
+    monkeypatch.setattr(runs, "save_file", full)
     with pytest.raises(MinidsError, match="No space left on device"):
         train(TINY, SETTINGS, out, tokens=tokens)
     assert [p.name for p in out.glob("*step*")] == ["step-000003"]

@@ -5,8 +5,6 @@ entries that the indexer picks) and heavily compressed attention (HCA, larger ra
 the entries, `indexer.py` scores them, `state.py` remembers them between calls.
 """
 
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -14,6 +12,8 @@ from torch import nn
 from minids.config import CSA_RATE
 from minids.model.compressor import Compressor
 from minids.model.indexer import Indexer
+from minids.model.ledger import index_divergence
+from minids.model.masks import forbid, incomplete, outside
 from minids.model.norm import RMSNorm, rms
 from minids.model.rope import Rotary, turn
 
@@ -39,53 +39,61 @@ class Attention(nn.Module):
         if ratio == CSA_RATE:
             self.indexer = Indexer(config)
 
-    def forward(self, x, pos: int = 0, state=None):
+    def forward(self, x, pos: int = 0, state=None, ledger=None):
         """x: B T d at positions pos, pos + 1, ... -> B T d. With a `LayerState`, x continues what it has seen."""
         cfg = self.config
         B, T, _ = x.shape
-        rot = self.rotary(pos, T, x.device)                                              # T c/2
+        packing = ledger and ledger.packing
+        rot = self.rotary.at(packing.position) if packing else self.rotary(pos, T, x.device)   # T c/2, or B T c/2
         qr = self.q_norm(self.wq_a(x))                                                   # B T q_lora_rank
         q = rms(self.wq_b(qr).view(B, T, cfg.n_heads, cfg.head_dim), cfg.norm_eps)
-        q = turn(q, rot[:, None])                                                        # B T H c
+        q = turn(q, rot[..., None, :])                                                       # B T H c
         kv = turn(self.kv_norm(self.wkv(x)), rot)                                        # B T c
         kv = F.pad(kv, (0, 0, cfg.window_size, 0)) if state is None else state.extend(kv)   # B w+T c
-        entries, unseen = self.compressed(x, qr, pos, state) if self.ratio else (None, None)
-        o = attend(q, kv, pos, cfg.window_size, entries, unseen, self.attn_sink)         # B T H c
-        o = turn(o, rot[:, None].conj())
+        entries, unseen, scores = self.compressed(x, qr, pos, state, ledger) if self.ratio else (None, None, None)
+        o, p = attend(q, kv, pos, cfg.window_size, entries, unseen, self.attn_sink, packing)   # B T H c
+        if ledger and ledger.index and scores is not None and scores.shape[2]:
+            ledger.index_losses.append(index_divergence(p, scores, unseen))
+        o = turn(o, rot[..., None, :].conj())
         o = o.reshape(B * T, cfg.o_groups, -1).transpose(0, 1)                           # g BT Hc/g
         o = torch.bmm(o, self.wo_a.weight.unflatten(0, (cfg.o_groups, -1)).mT)           # g BT o_lora_rank
         return self.wo_b(o.transpose(0, 1).reshape(B, T, -1))
 
-    def compressed(self, x, qr, pos, state):
-        """The entries that queries may read, and which of them a query does not see (a mask, or None: it sees all).
+    def compressed(self, x, qr, pos, state, ledger):
+        """The entries that queries may read, which of them a query does not see (a mask, or None: it sees all), and the
+        indexer's scores of them where the ledger asks for its loss.
 
         Either all entries, B S c, with a mask T S or B T S; or each query's own picks, B T k c, with a mask B T k.
         """
         T, k = x.shape[1], self.config.index_topk
-        entries = self.compressor(x, state and state.compressor)                         # B S c
+        packing = ledger and ledger.packing
+        entries = self.compressor(x, state and state.compressor, packing)                # B S c
         S = entries.shape[1]
-        unseen = incomplete(pos, T, S, self.ratio, x.device)                             # T S, or None
+        unseen = packing.incomplete(self.ratio) if packing else incomplete(pos, T, S, self.ratio, x.device)
         if self.ratio != CSA_RATE:
-            return entries, unseen
-        with torch.no_grad():                                                            # picking has no gradient
-            if state is not None or S > k:
-                keys = self.indexer.keys(x, state and state.indexer)
-            if S <= k:
-                return entries, unseen
-            scores = self.indexer(x, qr, pos, keys)                                      # B T S
-            if unseen is not None:
-                scores = scores + unseen
-            best = scores.topk(k, sorted=False)                                          # B T k
-            unseen = None if unseen is None else forbid(best.values == float("-inf"))
-            if S <= 8 * k and T > 1:    # few entries: masking them is faster than copying each query's own
-                mask = torch.full_like(scores, float("-inf"))
-                return entries, mask.scatter_(2, best.indices, 0.0 if unseen is None else unseen)
+            return entries, unseen, None
+        pick = S > k and not (ledger and ledger.dense)
+        learn = bool(ledger and ledger.index)
+        with torch.set_grad_enabled(learn and torch.is_grad_enabled()):                  # picking has no gradient
+            x, qr = x.detach(), qr.detach()                                              # and learning to pick stays here
+            if pick or learn or state is not None:
+                keys = self.indexer.keys(x, state and state.indexer, packing)
+            scores = self.indexer(x, qr, pos, keys, packing) if pick or learn else None  # B T S
+        if not pick:
+            return entries, unseen, scores
+        seen = scores.detach() if unseen is None else scores.detach() + unseen
+        best = seen.topk(k, sorted=False)                                                # B T k
+        unseen = None if unseen is None else forbid(best.values == float("-inf"))
+        if S <= 8 * k and T > 1:        # few entries: masking them is faster than copying each query's own
+            mask = torch.full_like(seen, float("-inf"))
+            return entries, mask.scatter_(2, best.indices, 0.0 if unseen is None else unseen), scores
         rows = torch.arange(x.shape[0], device=x.device)[:, None, None]
-        return entries[rows, best.indices], unseen
+        return entries[rows, best.indices], unseen, scores.gather(2, best.indices)
 
 
-def attend(q, kv, pos: int, w: int, entries, unseen, sink):
-    """Softmax attention over the window, the compressed entries and the sink. q: B T H c -> B T H c.
+def attend(q, kv, pos: int, w: int, entries, unseen, sink, packing=None):
+    """Softmax attention over the window, the compressed entries and the sink. q: B T H c -> B T H c, and the weights of
+    the entries, B T H S (None without entries).
 
     kv: B w+T c, the w keys before the first query and then the queries' own. entries, unseen: see `Attention.compressed`.
     Queries are cut into blocks of w; a block needs only the keys of its own and of the block before.
@@ -110,6 +118,8 @@ def attend(q, kv, pos: int, w: int, entries, unseen, sink):
     out = outside(pos, n, b, before, w, q.device)
     if out is not None:
         s = s + out[:T, None]
+    if packing:
+        s = s + packing.apart(n, b, before)[:, :T, None]
     parts = [s, sink[:, None].expand(B, T, H, 1)]
     if entries is not None:
         own = entries.ndim == 4                                                          # each query has its own picks
@@ -123,35 +133,8 @@ def attend(q, kv, pos: int, w: int, entries, unseen, sink):
     pw = p[..., :before + b]
     pw = F.pad(pw, (0, 0, 0, 0, 0, pad)) if pad else pw
     o = torch.bmm(pw.reshape(B * n, b * H, -1), kb).view(B, n * b, H, c)[:, :T]
+    pe = None
     if entries is not None:
-        pe = p[..., before + b + 1:]
+        pe = p[..., before + b + 1:]                                                     # B T H S
         o = o + torch.matmul(pe if own else pe.flatten(1, 2), entries).view(B, T, H, c)
-    return o
-
-
-@lru_cache(maxsize=4)      # layers and steps share masks; long chunks make large ones
-@torch.inference_mode(False)     # kept masks serve training too, whoever asks first
-def outside(pos: int, n: int, b: int, before: int, w: int, device):
-    """nb x before+b: -inf where a key of the block is not among the w up to its query, or lies before position 0; else 0.
-    None: 0 everywhere."""
-    if b == 1 and before == w - 1 <= pos:
-        return None
-    query = torch.arange(n * b, device=device).view(n, b, 1)                             # from pos
-    key = torch.arange(before + b, device=device) - before + b * torch.arange(n, device=device).view(n, 1, 1)
-    return forbid((key > query) | (key <= query - w) | (key < -pos)).view(n * b, before + b)
-
-
-@lru_cache(maxsize=4)      # layers and steps share masks; long chunks make large ones
-@torch.inference_mode(False)     # kept masks serve training too, whoever asks first
-def incomplete(pos: int, T: int, S: int, ratio: int, device):
-    """T x S: -inf where entry s is not complete for the query at pos + t, s >= floor((pos + t + 1) / ratio); else 0.
-    None: 0 everywhere."""
-    if (pos + 1) // ratio >= S:
-        return None
-    query = torch.arange(pos + 1, pos + T + 1, device=device)
-    return forbid(torch.arange(S, device=device) >= (query // ratio)[:, None])
-
-
-def forbid(mask):
-    """-inf where the mask holds, else 0: to be added to scores."""
-    return torch.zeros(mask.shape, device=mask.device).masked_fill(mask, float("-inf"))
+    return o, pe

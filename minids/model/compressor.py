@@ -32,11 +32,14 @@ class Compressor(nn.Module):
         self.norm = RMSNorm(width, config.norm_eps)
         self.rotary = Rotary(config, ratio, width)
 
-    def forward(self, x, state=None):
-        """x: B T d -> all entries so far, B S width. With a `CompressorState`, x continues what it has seen."""
+    def forward(self, x, state=None, packing=None):
+        """x: B T d -> all entries so far, B S width. With a `CompressorState`, x continues what it has seen; with a
+        `Packing`, the entries are those of each document by itself."""
         m = self.ratio
         x32 = x.float()                                                                  # a float32 product, in every model
         kv, z = F.linear(x32, self.wkv.weight.float()), F.linear(x32, self.wgate.weight.float())   # B T fc
+        if packing:
+            return self.packed(kv, z, packing).to(x.dtype)
         first, before = 0, None
         if state is not None:
             first, before = state.count, state.before
@@ -51,9 +54,23 @@ class Compressor(nn.Module):
                 state.before = kv[:, -1, :, :self.width], z[:, -1, :, :self.width]
             kv_before, z_before = before or (None, None)
             kv, z = self.overlapped(kv, kv_before, 0.0), self.overlapped(z, z_before, float("-inf"))  # B n 2m c
-        entries = self.norm((z.softmax(2) * kv).sum(2)).to(x.dtype)                      # B n c
-        entries = turn(entries, self.rotary(first * m, n, x.device, step=m))
+        entries = self.pool(kv, z, self.rotary(first * m, n, x.device, step=m)).to(x.dtype)
         return entries if state is None else state.append(entries)
+
+    def packed(self, kv, z, packing):
+        """kv, z: B T fc -> B S width, the entries of all complete windows of all documents of a row."""
+        tokens, _, number = packing.windows(self.ratio)                                  # B S m, B S
+        rows = torch.arange(len(kv), device=kv.device)[:, None, None]
+        kv, z = kv[rows, tokens], z[rows, tokens] + self.ape                             # B S m fc
+        if self.overlap and kv.shape[1]:
+            kv, z = self.overlapped(kv, None, 0.0), self.overlapped(z, None, float("-inf"))       # B S 2m c
+            absent = torch.arange(2 * self.ratio, device=kv.device) < self.ratio         # the a-half of another document
+            z = z.masked_fill((number == 0)[:, :, None, None] & absent[:, None], float("-inf"))
+        return self.pool(kv, z, self.rotary.at(number * self.ratio))
+
+    def pool(self, kv, z, rot):
+        """One softmax over the slots of each window, channel by channel. kv, z: B n slots c -> B n c."""
+        return turn(self.norm((z.softmax(2) * kv).sum(2)), rot)
 
     def overlapped(self, t, before, missing: float):
         """B n m 2c -> B n 2m c: the previous window's a-half, then this window's b-half.

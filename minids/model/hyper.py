@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from minids.model.norm import constant, inverse_rms
+from minids.model.norm import call, constant, inverse_rms
 
 
 class Affinity(torch.autograd.Function):
@@ -38,39 +38,37 @@ class Affinity(torch.autograd.Function):
 class Sinkhorn(torch.autograd.Function):
     """Turn positive n x n x N matrices, the tokens last, into nearly doubly stochastic ones.
 
-    One step is M' = M / s with s = eps + the sums of the columns (or rows). For the logarithms, dlog M = M dM, its gradient
-    is dlog M = dlog M' - M' * (sums of dlog M'). The backward pass runs the steps again to have each M', so that a training
-    step keeps only the input.
+    One step is M' = M / s with s = eps + the sums of the columns (or rows). The gradient is shorter for logarithms: with
+    G = M dM, G = G' - M' * (sums of G'). A training step keeps the sums, a quarter of a matrix each, and the backward pass
+    undoes step by step, M = M' s.
     """
 
     @staticmethod
     def forward(ctx, M, iters, eps):
-        ctx.save_for_backward(M)
-        ctx.iters, ctx.eps = iters, eps
-        if M.device.type == "cpu" and M.shape[2] == 1:
+        if M.device.type == "cpu" and M.shape[2] == 1 and not ctx.needs_input_grad[0]:
             return torch.from_numpy(sinkhorn_of_one(small(M)[..., 0], iters, np.float32(eps))[..., None])
-        *_, (M, _) = sinkhorn(small(M), iters, eps)
-        return torch.as_tensor(M)
+        M, ctx.steps = small(M.clone()), []
+        for axis in [0] + [1, 0] * (iters - 1):                                          # axis 0 sums columns
+            s = M.sum(axis, keepdims=True)
+            s += eps
+            M /= s
+            ctx.steps.append((axis, s))
+        M = torch.as_tensor(M)
+        ctx.save_for_backward(M)
+        return M
 
     @staticmethod
     def backward(ctx, grad):
-        M = small(ctx.saved_tensors[0])
-        done = list(sinkhorn(M, ctx.iters, ctx.eps))
-        grad = small(grad) * done[-1][0]
-        for after, axis in reversed(done):
-            grad -= after * grad.sum(axis, keepdims=True)
-        return torch.as_tensor(grad / M), None, None
-
-
-def sinkhorn(M, iters: int, eps: float):
-    """Each step of Sinkhorn's: the matrices after it, and which axis it summed (0: columns)."""
-    for axis in [0] + [1, 0] * (iters - 1):
-        M = M / (M.sum(axis, keepdims=True) + eps)
-        yield M, axis
+        M = small(ctx.saved_tensors[0].clone())
+        G = small(grad) * M
+        for axis, s in reversed(ctx.steps):
+            G -= M * G.sum(axis, keepdims=True)
+            M *= s
+        return torch.as_tensor(G / M), None, None
 
 
 def sinkhorn_of_one(M, iters: int, eps: float):
-    """The last of `sinkhorn` for one n x n array. Products with ones cost half as much as its sums, when n is small."""
+    """The same for one n x n array. Products with ones cost half as much as NumPy's sums where n is small."""
     ones = np.ones_like(M)
     for columns in [True] + [False, True] * (iters - 1):
         M = M / ((ones.dot(M) if columns else M.dot(ones)) + eps)
@@ -141,18 +139,6 @@ def sums(w, streams):
 def tokens_last(t):
     """N a b -> a b N."""
     return t.permute(1, 2, 0).contiguous()
-
-
-def call(function, *args):
-    """`function.apply`, or its forward pass alone where nothing is recorded: in decoding `apply` costs as much as the sums."""
-    return function.apply(*args) if torch.is_grad_enabled() else function.forward(Unrecorded(), *args)
-
-
-class Unrecorded:
-    """Stands for the context of a function whose gradient nobody will ask for."""
-
-    def save_for_backward(self, *tensors):
-        pass
 
 
 def maps(X, fn, scale, base, config):

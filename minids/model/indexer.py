@@ -1,7 +1,8 @@
 """The lightning indexer: a small, cheap attention that decides which compressed entries a query reads.
 
 Report 2.3.1. Used by CSA layers. The choice of the top k has no gradient: the language-model loss does not train the
-indexer. The real model rounds queries and keys to FP4 after a Hadamard turn; without rounding that turn cancels out.
+indexer, `ledger.index_divergence` does. The real model rounds queries and keys to FP4 after a Hadamard turn; without
+rounding that turn cancels out.
 """
 
 import torch
@@ -25,15 +26,16 @@ class Indexer(nn.Module):
         self.rotary = Rotary(config, CSA_RATE, config.index_head_dim)
         self.scale = (config.index_head_dim * config.index_n_heads) ** -0.5
 
-    def keys(self, x, state=None):
+    def keys(self, x, state=None, packing=None):
         """x: B T d -> the index keys so far, B S ci."""
-        return self.compressor(x, state)
+        return self.compressor(x, state, packing)
 
-    def forward(self, x, qr, pos: int, keys):
+    def forward(self, x, qr, pos: int, keys, packing=None):
         """x: B T d from position pos, qr: B T q_lora_rank, keys: B S ci -> scores B T S, float32, future entries included."""
         Hi, ci = self.config.index_n_heads, self.config.index_head_dim
         B, T, _ = x.shape
-        q = turn(self.wq_b(qr).view(B, T, Hi, ci), self.rotary(pos, T, x.device)[:, None])   # B T Hi ci
+        rot = self.rotary.at(packing.position) if packing else self.rotary(pos, T, x.device)   # T ci/2, or B T ci/2
+        q = turn(self.wq_b(qr).view(B, T, Hi, ci), rot[..., None, :])                    # B T Hi ci
         w = self.weights_proj(x).float() * self.scale                                    # B T Hi
         s = torch.bmm(q.flatten(1, 2), keys.mT).view(B, T, Hi, -1)                       # B T Hi S
         return torch.matmul(w[:, :, None], F.relu(s).float()).squeeze(2)                 # B T S

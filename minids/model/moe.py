@@ -1,12 +1,15 @@
 """Mixture of experts: DeepSeekMoE with square-root-of-softplus affinities and hash layers.
 
 Report 2.1; bias balancing: Wang et al., arXiv 2408.15664; hash layers: Roller et al., arXiv 2106.04426. A token
-goes through the shared expert and K routed ones. Losses and the schedule of balancing are training's business.
+goes through the shared expert and K routed ones. The balance loss is in `ledger.py`, the schedule of balancing is
+training's business.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from minids.model.ledger import sequence_balance
 
 
 def sqrt_softplus(x: torch.Tensor) -> torch.Tensor:
@@ -15,9 +18,12 @@ def sqrt_softplus(x: torch.Tensor) -> torch.Tensor:
 
 
 def swiglu(gate, up, limit: float):
-    """silu(gate) * up, both clamped first: gate from above, up on both sides. limit 0: no clamp."""
+    """silu(gate) * up, both clamped first: gate from above, up on both sides. limit 0: no clamp.
+
+    `hardtanh` is `clamp` by another name; its gradient is one walk through memory instead of three.
+    """
     if limit:
-        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+        gate, up = F.hardtanh(gate, -float("inf"), limit), F.hardtanh(up, -limit, limit)
     return F.silu(gate) * up
 
 
@@ -40,13 +46,19 @@ class Gate(nn.Module):
         self.is_hash = is_hash
         self.load = None
 
-    def forward(self, x, ids):
-        """x: N d, ids: N -> weights N K (float32), experts N K."""
+    def forward(self, x, ids, ledger=None):
+        """x: N d, ids: B T with B T = N -> weights N K (float32), experts N K."""
         s = sqrt_softplus(F.linear(x.float(), self.weight.float()))                    # N E
         if self.is_hash:
-            experts = self.tid2eid[ids]
+            experts = self.tid2eid[ids.flatten()]
         else:
-            experts = (s + self.bias).topk(self.config.n_activated_experts, sorted=False).indices
+            experts = ledger and ledger.choice()
+            if experts is None:
+                experts = (s + self.bias).topk(self.config.n_activated_experts, sorted=False).indices
+            if ledger:
+                ledger.chosen.append(experts)
+                if ledger.balance:
+                    ledger.balance_losses.append(sequence_balance(s, experts, len(ids)))
             if self.training:
                 load = torch.bincount(experts.flatten(), minlength=s.shape[-1])
                 self.load = load if self.load is None else self.load + load
@@ -80,10 +92,10 @@ class MoE(nn.Module):
         self.experts = nn.ModuleList(Expert(config) for _ in range(config.n_routed_experts))
         self.shared_experts = Expert(config)
 
-    def forward(self, x, ids):
+    def forward(self, x, ids, ledger=None):
         """x: B T d, ids: B T -> B T d."""
         flat = x.flatten(0, 1)                                                           # N d
-        g, chosen = self.gate(flat, ids.flatten())                                       # N K, N K
+        g, chosen = self.gate(flat, ids, ledger)                                       # N K, N K
         N, K = chosen.shape
         if N == 1 and not self.training:                                                 # decoding: nothing to sort
             y = sum(self.experts[e](flat, w) for e, w in zip(chosen[0].tolist(), g[0]))

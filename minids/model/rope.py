@@ -37,14 +37,17 @@ class Rotary:
 
     def __call__(self, start: int, count: int, device, step: int = 1) -> torch.Tensor:
         """Complex64, count x width/2, for positions start, start + step, ..."""
-        self.w = self.w.to(device)
-        positions = torch.arange(start, start + count * step, step, dtype=torch.float32, device=device)
-        angles = positions[:, None] * self.w                                             # float32 products, as in V4
+        return self.at(torch.arange(start, start + count * step, step, device=device))
+
+    def at(self, positions):
+        """Complex64, ... width/2, for a tensor of positions."""
+        self.w = self.w.to(positions.device)
+        angles = positions[..., None].float() * self.w                                   # float32 products, as in V4
         return torch.complex(angles.cos(), angles.sin())
 
 
 def turn(x: torch.Tensor, rot: torch.Tensor) -> torch.Tensor:
-    """Turn each pair of channels (2i, 2i+1) of `x` (... T c; or ... T H c with rot[:, None]) by rot[i].
+    """Turn each pair of channels (2i, 2i+1) of `x` (... T c; or ... T H c with rot[..., None, :]) by rot[i].
 
     Turning back is turning with the conjugate: `turn(x, rot.conj())`.
     """

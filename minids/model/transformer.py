@@ -31,13 +31,13 @@ class Block(nn.Module):
             for name, shape in (("fn", ((2 + n) * n, n * config.dim)), ("base", ((2 + n) * n,)), ("scale", (3,))):
                 setattr(self, f"hc_{site}_{name}", nn.Parameter(torch.empty(shape, dtype=torch.float32)))
 
-    def forward(self, X, ids, pos: int = 0, state=None):
+    def forward(self, X, ids, pos: int = 0, state=None, ledger=None):
         """X: B T n d, ids: B T -> B T n d."""
         pre, post, comb = hyper.maps(X, self.hc_attn_fn, self.hc_attn_scale, self.hc_attn_base, self.config)
-        f = self.attn(self.attn_norm(hyper.read(X, pre)), pos, state)
+        f = self.attn(self.attn_norm(hyper.read(X, pre)), pos, state, ledger)
         X = hyper.write(X, f, post, comb)
         pre, post, comb = hyper.maps(X, self.hc_ffn_fn, self.hc_ffn_scale, self.hc_ffn_base, self.config)
-        f = self.ffn(self.ffn_norm(hyper.read(X, pre)), ids)
+        f = self.ffn(self.ffn_norm(hyper.read(X, pre)), ids, ledger)
         return hyper.write(X, f, post, comb)
 
 
@@ -67,8 +67,8 @@ class Model(nn.Module):
         """Logits for the token after each of `ids`. With a `State`, `ids` continue what it has seen, and it advances."""
         return self.logits(self.features(ids, state))
 
-    def features(self, ids, state=None):
-        """The streams after the last block, before the head: B T n d."""
+    def features(self, ids, state=None, ledger=None):
+        """The streams after the last block, before the head: B T n d. A `Ledger` is for training passes."""
         self.check(ids)
         pos = 0
         if state is not None:
@@ -76,7 +76,7 @@ class Model(nn.Module):
             pos = state.pos
         X = self.embed(ids).unsqueeze(2).repeat(1, 1, self.config.hc_mult, 1)            # B T n d
         for i, block in enumerate(self.layers):
-            X = block(X, ids, pos, state and state.layers[i])
+            X = block(X, ids, pos, state and state.layers[i], ledger)
         if state is not None:
             state.pos += ids.shape[1]
         return X
@@ -86,11 +86,12 @@ class Model(nn.Module):
         y = self.norm(hyper.head(X, self.hc_head_fn, self.hc_head_scale, self.hc_head_base, self.config))
         return F.linear(y.float(), self.head.weight.float())
 
-    def mtp_logits(self, X, next_ids, depth: int = 0):
-        """What MTP block `depth` predicts: token t + 2 from the streams X at t (B T n d) and the token at t + 1 (B T)."""
+    def mtp_logits(self, X, next_ids, depth: int = 0, ledger=None):
+        """What MTP block `depth` predicts: token t + 2 from the streams X at t (B T n d) and the token at t + 1 (B T).
+        A ledger's packing is that of the positions t."""
         self.check(next_ids)
         block = self.mtp[depth]
-        y = block.head(block(X, self.embed(next_ids), next_ids))
+        y = block.head(block(X, self.embed(next_ids), next_ids, ledger))
         return F.linear(y.float(), self.head.weight.float())
 
     def new_state(self, batch: int = 1, max_len: int | None = None) -> State:

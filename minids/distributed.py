@@ -1,0 +1,81 @@
+"""Several processes that train one model: `torchrun --nproc-per-node 2 -m minids train`.
+
+Each process has the whole model, takes its parts of the batch, and steps on the sum of all gradients: the weights stay
+equal without being sent. torch's DistributedDataParallel is not used: it averages over processes, where ours is a sum over
+targets, which packed rows have in different numbers, and it wants one forward call, where ours has three. Without torchrun
+there is one process, and everything here does nothing. V4's parallelism (report 3) is a cluster's business.
+"""
+
+import os
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+
+def size() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def rank() -> int:
+    """The number of this process. Number 0 writes files and shows progress."""
+    return int(os.environ.get("RANK", 0)) if size() > 1 else 0
+
+
+def device() -> torch.device:
+    """This process's accelerator, or the CPU."""
+    if not torch.accelerator.is_available():
+        return torch.device("cpu")
+    local = int(os.environ.get("LOCAL_RANK", 0)) if size() > 1 else torch.accelerator.current_device_index()
+    torch.accelerator.set_device_index(local)
+    return torch.device(torch.accelerator.current_accelerator().type, local)
+
+
+@contextmanager
+def joined(device):
+    """Inside, the processes can talk: through NCCL on CUDA, through gloo on a CPU."""
+    begin = size() > 1 and not dist.is_initialized()
+    if begin:
+        dist.init_process_group(dist.get_default_backend_for_device(device))
+    try:
+        yield
+    finally:
+        if begin:
+            dist.destroy_process_group()
+
+
+def wait() -> None:
+    """Until all processes are here."""
+    if size() > 1:
+        dist.barrier()
+
+
+def total(tensors) -> None:
+    """Sum each tensor over the processes, in place. They travel as one, and have one type."""
+    if size() == 1 or not tensors:
+        return
+    flat = torch.cat([t.flatten() for t in tensors])
+    dist.all_reduce(flat)
+    for t, summed in zip(tensors, flat.split([t.numel() for t in tensors])):
+        t.copy_(summed.view_as(t))
+
+
+def total_gradients(parameters) -> None:
+    """Sum the gradients. Where only some processes have one (no row of theirs had an entry), the others' is zero."""
+    if size() == 1:
+        return
+    parameters = list(parameters)
+    there = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8, device=parameters[0].device)
+    dist.all_reduce(there, op=dist.ReduceOp.MAX)
+    for p, used in zip(parameters, there.tolist()):
+        if used and p.grad is None:
+            p.grad = torch.zeros_like(p)
+    total([p.grad for p in parameters if p.grad is not None])
+
+
+def anyone(flag: bool, device) -> bool:
+    """Whether the flag is set in any process."""
+    count = torch.tensor([int(flag)], device=device)
+    total([count])
+    return bool(count)

@@ -1,0 +1,268 @@
+"""Figures of lesson 02: the layer's path, caches, channels that turn, needles, reach, sinks, groups, periods, faults."""
+
+import math
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.colors import LogNorm
+from matplotlib.patches import FancyBboxPatch
+
+from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
+
+
+def _canvas(width, height):
+    figure, axis = plt.subplots(figsize=(width, height))
+    axis.set_xlim(0, width)
+    axis.set_ylim(0, height)
+    axis.axis("off")
+    return figure, axis
+
+
+def _box(axis, x, y, text, width=1.2, height=0.56, colour=SKY):
+    axis.add_patch(FancyBboxPatch((x - width / 2, y - height / 2), width, height, boxstyle="round,pad=0.02,rounding_size=0.08",
+                                  facecolor=colour, edgecolor=BLACK, alpha=0.45, linewidth=1))
+    axis.text(x, y, text, ha="center", va="center", fontsize=10)
+
+
+def _arrow(axis, *points):
+    """A line through the points that ends in an arrow."""
+    for a, b in zip(points[:-2], points[1:-1]):
+        axis.plot(*zip(a, b), color=BLACK, linewidth=1.1)
+    axis.annotate("", points[-1], points[-2], arrowprops={"arrowstyle": "->", "linewidth": 1.1, "shrinkA": 0, "shrinkB": 0})
+
+
+def path():
+    """From x to the layer's output: the queries above, the one key-value vector below."""
+    figure, axis = _canvas(9.6, 3.9)
+    top, mid, low = 3.1, 1.95, 0.8
+    _box(axis, 0.45, mid, "x", 0.5, colour=YELLOW)
+    axis.text(0.45, mid - 0.5, "B T d", ha="center", fontsize=10)
+    chain = ((1.5, "wq_a, norm", 1.15, SKY), (2.85, "wq_b", 0.75, SKY), (4.25, "RMS of\neach head", 1.1, SKY),
+             (5.6, "turn by t", 0.95, ORANGE))
+    for x, name, width, colour in chain:
+        _box(axis, x, top, name, width, colour=colour)
+    for x, name, width, colour in ((1.5, "wkv, norm", 1.15, GREEN), (2.95, "turn by s", 0.95, ORANGE)):
+        _box(axis, x, low, name, width, colour=colour)
+    _arrow(axis, (0.45, mid + 0.3), (0.45, top), (0.9, top))
+    _arrow(axis, (0.45, mid - 0.62), (0.45, low), (0.9, low))
+    for a, b in ((2.1, 2.45), (3.25, 3.67), (4.83, 5.1)):
+        _arrow(axis, (a, top), (b, top))
+    _arrow(axis, (2.1, low), (2.45, low))
+    _box(axis, 5.6, mid, "softmax over window\nand sink", 1.75, 0.62, PURPLE)
+    _arrow(axis, (5.6, top - 0.3), (5.6, mid + 0.34))
+    _arrow(axis, (3.45, low), (4.0, low), (4.0, mid), (4.7, mid))
+    axis.text(3.92, mid - 0.35, "as keys", ha="right", fontsize=10)
+    _box(axis, 7.4, mid, "weighted\nsum", 0.95, 0.62, PURPLE)
+    _arrow(axis, (6.5, mid), (6.9, mid))
+    _arrow(axis, (4.0, low), (7.4, low), (7.4, mid - 0.34))
+    axis.text(5.7, low + 0.08, "and the same vectors as values", ha="center", fontsize=10)
+    _box(axis, 7.4, top, "turn BACK\nby t", 1.05, 0.62, VERMILION)
+    _arrow(axis, (7.4, mid + 0.34), (7.4, top - 0.34))
+    _box(axis, 8.85, top, "wo_a\nin groups", 1.0, 0.62, SKY)
+    _box(axis, 8.85, mid, "wo_b", 0.75, 0.56, SKY)
+    _arrow(axis, (7.95, top), (8.32, top))
+    _arrow(axis, (8.85, top - 0.34), (8.85, mid + 0.3))
+    _arrow(axis, (8.85, mid - 0.3), (8.85, low + 0.2))
+    for x, y, text in ((3.55, top + 0.42, "B T H c"), (3.2, low - 0.5, "B T c: one vector for all heads"),
+                       (8.1, top + 0.5, "B T H c"), (8.85, low, "B T d")):
+        axis.text(x, y, text, ha="center", fontsize=10)
+    return figure
+
+
+def by_position(curves):
+    """Left: what the second of two curves adds to the first at the first positions. Right: both, smoothed. {name: losses}."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.4, 3.4), width_ratios=[1, 1.8])
+    first, second = curves.values()
+    left.bar(range(8), [b - a for a, b in zip(first[:8], second[:8])], color=ORANGE)
+    left.axhline(0, color=BLACK, linewidth=0.8)
+    left.set_xticks(range(8))
+    left.set_xlabel("position")
+    left.set_ylabel("loss added (nats per token)")
+    left.set_title("the first eight tokens")
+    for (name, losses), style in zip(curves.items(), ("-", "--")):
+        smooth = [sum(losses[i - 8:i + 8]) / 16 for i in range(8, len(losses) - 8)]
+        right.plot(range(8, len(losses) - 8), smooth, style, label=name)
+    right.set_xlabel("position, mean over 16")
+    right.set_ylabel("loss (nats per token)")
+    right.set_title("the whole text")
+    right.legend(loc="lower center", bbox_to_anchor=(0.5, -0.42), ncols=2)
+    return figure
+
+
+def cache(sizes):
+    """Bytes a token and layer, for {name: bytes}, on a logarithmic axis."""
+    figure, axis = plt.subplots(figsize=(8.6, 0.45 * len(sizes) + 0.9))
+    colours = [VERMILION if "V4" in name else BLUE for name in sizes]
+    bars = axis.barh(list(sizes), list(sizes.values()), color=colours)
+    axis.bar_label(bars, [f"{size:,}" for size in sizes.values()], padding=4)
+    axis.set_xscale("log")
+    axis.set_xlim(100, 600000)
+    axis.set_xlabel("bytes of cache for one token in one layer")
+    axis.invert_yaxis()
+    axis.grid(False, axis="y")
+    return figure
+
+
+def channels():
+    """Which of 12 channels turn together when r = 8: V4's way and the two usual slips."""
+    rows = {"V4: the last r, neighbours": [None] * 4 + [0, 0, 1, 1, 2, 2, 3, 3],
+            "slip: the first r": [0, 0, 1, 1, 2, 2, 3, 3] + [None] * 4,
+            "slip: halves, (i, i + r/2)": [None] * 4 + [0, 1, 2, 3, 0, 1, 2, 3]}
+    colours = [ORANGE, SKY, GREEN, PURPLE]
+    figure, axis = plt.subplots(figsize=(8.4, 2.2))
+    for y, pairs in enumerate(rows.values()):
+        for x, pair in enumerate(pairs):
+            axis.add_patch(plt.Rectangle((x - 0.46, y - 0.4), 0.92, 0.8, facecolor="white" if pair is None else colours[pair],
+                                         edgecolor=BLACK, alpha=0.8))
+            axis.text(x, y, "stays" if pair is None else f"pair {pair}", ha="center", va="center", fontsize=9)
+    axis.set_xlim(-0.6, 11.6)
+    axis.set_ylim(2.6, -0.6)
+    axis.set_yticks(range(3), rows)
+    axis.set_xticks(range(12))
+    axis.set_xlabel("channel of a head (here c = 12, r = 8)")
+    axis.tick_params(length=0)
+    axis.grid(False)
+    for side in axis.spines.values():
+        side.set_visible(False)
+    return figure
+
+
+def needles(before, after, times):
+    """Two rows of compass needles: the output's pair of channels before and after it is turned back (angles in radians)."""
+    figure, axes = plt.subplots(2, len(times), figsize=(8.4, 3.4))
+    for row, (angles, name, colour) in enumerate(((before, "as it comes", VERMILION), (after, "turned back", BLUE))):
+        for axis, angle, t in zip(axes[row], angles, times):
+            axis.add_patch(plt.Circle((0, 0), 1, fill=False, linewidth=0.8))
+            axis.annotate("", (math.cos(angle), math.sin(angle)), (0, 0),
+                          arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 2.2, "shrinkA": 0, "shrinkB": 0})
+            axis.set(xlim=(-1.15, 1.15), ylim=(-1.15, 1.15), aspect="equal", xticks=[], yticks=[])
+            for side in axis.spines.values():
+                side.set_visible(False)
+            if row == 0:
+                axis.set_title(f"t = {t}", fontsize=10, loc="center")
+        axes[row][0].set_ylabel(name)
+    return figure
+
+
+def distance(results, shifts, chance):
+    """Accuracy at each shift for {name: one list over the shifts for each seed}: mean as a line, seeds as dots."""
+    figure, axis = plt.subplots(figsize=(7.6, 3.5))
+    for (name, runs), style, colour in zip(results.items(), ("-", "--", "-."), (BLUE, VERMILION, GREEN)):
+        mean = [100 * sum(run[i] for run in runs) / len(runs) for i in range(len(shifts))]
+        axis.plot(range(len(shifts)), mean, style, color=colour, label=name)
+        for run in runs:
+            axis.plot(range(len(shifts)), [100 * value for value in run], "o", color=colour, markersize=4, alpha=0.6)
+    axis.axhline(100 * chance, color=BLACK, linewidth=0.8, linestyle=":")
+    axis.text(len(shifts) - 1, 100 * chance + 2, "guessing", ha="right", fontsize=10)
+    axis.set_xticks(range(len(shifts)), shifts)
+    axis.set_xlabel("positions by which the text is shifted (trained at 0)")
+    axis.set_ylabel("distance told right (%)")
+    axis.set_ylim(0, 104)
+    axis.legend(loc="center right")
+    return figure
+
+
+def reach(maps, window):
+    """Heat maps of how much each output (row) moves when one input (column) changes. maps: {number of layers: T x T}."""
+    figure, axes = plt.subplots(1, len(maps), figsize=(3.05 * len(maps) + 0.6, 3.6), sharey=True, squeeze=False)
+    for axis, (layers, moved) in zip(axes[0], maps.items()):
+        shown = torch.where(moved > 1e-6, moved, torch.nan).numpy()
+        image = axis.imshow(shown, norm=LogNorm(1e-4, 10), interpolation="nearest")
+        axis.set_title(f"{layers} layer{'s' if layers > 1 else ''}, w = {window}")
+        axis.set_xlabel("token that is changed")
+        axis.grid(False)
+        back = layers * (window - 1)
+        text = f"reaches\n{back} back" if back < len(moved) - 1 else "reaches\nthe beginning"
+        axis.text(0.95, 0.92, text, transform=axis.transAxes, ha="right", va="top", fontsize=10)
+    axes[0][0].set_ylabel("output at")
+    figure.colorbar(image, ax=axes[0].tolist(), label="change (norm)", shrink=0.8)
+    return figure
+
+
+def sinks(mass, cost, shifts):
+    """Left: the share of attention that each head spends on tokens. Middle: one sink removed. Right: all sinks moved.
+
+    mass, cost: one list of heads for each layer; shifts: {added to all sinks: loss}.
+    """
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10.0, 3.5), width_ratios=[1.1, 1.1, 1])
+    for axis, values, name, form in ((left, mass, "sum of the weights on tokens", "{:.2f}"),
+                                     (middle, cost, "loss added by removing a sink", "{:+.3f}")):
+        table = torch.tensor(values)
+        low, high = (0, 1) if axis is left else (0, max(float(table.max()), 0.01))
+        axis.imshow(table.numpy(), vmin=low, vmax=high, aspect="auto")
+        for i, line in enumerate(values):
+            for h, value in enumerate(line):
+                dark = value < (low + high) / 2
+                axis.text(h, i, form.format(value), ha="center", va="center", fontsize=10, color="white" if dark else BLACK)
+        axis.set_title(name, fontsize=11)
+        axis.set_xlabel("head")
+        axis.set_ylabel("layer")
+        axis.set_xticks(range(len(values[0])))
+        axis.set_yticks(range(len(values)))
+        axis.grid(False)
+    names = [name if isinstance(name, str) else f"{name:+d}" if name else "0" for name in shifts]
+    right.plot(range(len(shifts)), list(shifts.values()), "o-", color=BLUE)
+    right.set_xticks(range(len(shifts)), names, rotation=45)
+    right.set_xlabel("added to all sinks")
+    right.set_ylabel("loss (nats per token)")
+    right.set_title("all sinks moved", fontsize=11)
+    return figure
+
+
+def groups(matrix, g, savings):
+    """Left: the first output matrix in full, zeros white. Right: parameters of a plain and of the grouped projection.
+
+    savings: {model: (plain, grouped)} for one layer.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.4, 3.0), width_ratios=[1, 1.2])
+    left.imshow(torch.where(matrix == 0, torch.nan, matrix).numpy(), interpolation="nearest")
+    left.set_title(f"wo_a as one matrix, {g} groups")
+    left.set_xlabel("channel of all heads")
+    left.set_ylabel("rank")
+    left.grid(False)
+    for i, (name, (plain, grouped)) in enumerate(savings.items()):
+        bars = right.barh([i - 0.19, i + 0.19], [plain / 1e6, grouped / 1e6], height=0.36, color=[BLUE, ORANGE])
+        right.bar_label(bars, [f"plain, {plain / 1e6:.0f}", f"grouped, {grouped / 1e6:.0f}"], padding=4)
+    right.set_yticks(range(len(savings)), savings)
+    right.invert_yaxis()
+    right.set_xlim(0, 1.35 * max(plain for plain, _ in savings.values()) / 1e6)
+    right.set_xlabel("million parameters in one layer")
+    right.grid(False, axis="y")
+    return figure
+
+
+def periods(lines, marks):
+    """How many positions each pair takes for a full turn: {name: frequencies}; marks: {name: number of positions}."""
+    figure, axis = plt.subplots(figsize=(8.0, 3.8))
+    for (name, w), style in zip(lines.items(), ("-", "--", "-.")):
+        axis.plot((2 * math.pi / w).numpy(), style, label=name)
+    for name, length in marks.items():
+        axis.axhline(length, color=BLACK, linewidth=0.8, linestyle=":")
+        axis.text(0, length * 1.15, name, fontsize=10)
+    axis.set_yscale("log")
+    axis.set_xlabel("pair of channels j (fast to slow)")
+    axis.set_ylabel("positions for one full turn")
+    axis.legend(loc="lower right")
+    return figure
+
+
+def faults(rows, columns, values, bounds):
+    """A table of numbers: rows are faults, columns are tests. A test sees the faults whose number is above its bound."""
+    figure, axis = plt.subplots(figsize=(9.2, 0.38 * len(rows) + 1.1))
+    axis.grid(False)
+    for i, line in enumerate(values):
+        for j, value in enumerate(line):
+            seen = abs(value) > bounds[j]
+            text = f"{value:+.3f}" if j == len(columns) - 1 else f"{value:.0e}"
+            axis.add_patch(plt.Rectangle((j - 0.48, i - 0.46), 0.96, 0.92, facecolor=ORANGE if seen else BLUE))
+            axis.text(j, i, f"{text}   {'seen' if seen else 'not seen'}", ha="center", va="center", fontsize=9,
+                      color=BLACK if seen else "white")
+    axis.set_xlim(-0.5, len(columns) - 0.5)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set_xticks(range(len(columns)), columns)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.xaxis.tick_top()
+    axis.tick_params(length=0)
+    for side in axis.spines.values():
+        side.set_visible(False)
+    return figure

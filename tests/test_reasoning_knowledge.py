@@ -1,0 +1,148 @@
+import re
+from collections import Counter, defaultdict
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from reader import PERSON, Reader
+
+from minids.data import facts, reasoning, tasks, world
+
+FAMILIES = ("reasoning", "knowledge")
+
+
+def some(family, count=400, split="train"):
+    return tasks.problems(family, split, count)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_right_answers_pass_and_others_do_not(family):
+    by_kind = defaultdict(list)
+    for p in some(family):
+        assert tasks.verify(p, p.answer) and tasks.verify(p, f" {p.answer}\n")
+        assert p.answer not in p.prompt
+        by_kind[p.kind].append(p)
+    for kind, problems in by_kind.items():
+        assert {p.difficulty for p in problems} == ({1, 2, 3, 4, 5} if family == "reasoning" else {problems[0].difficulty})
+        for p in problems:
+            others = [word for pool in world.POOLS if p.facts[0] in pool for word in pool if word != p.facts[0]]
+            assert not any(tasks.verify(p, p.answer.replace(p.facts[0], word)) for word in others if p.facts[0] in p.answer)
+            assert not tasks.verify(p, f"{p.facts[0]} or {others[0]}") and not tasks.verify(p, " ".join(others + [p.facts[0]]))
+        assert not any(tasks.verify(p, "") for p in problems)
+
+
+@pytest.mark.parametrize("p", [p for family in FAMILIES for p in some(family, 4)], ids=lambda p: p.kind)
+@given(text=st.text(max_size=80))
+def test_verify_takes_any_text(p, text):
+    assert tasks.verify(p, text) in (True, False)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_are_short_and_plain(family):
+    for p in some(family):
+        text = tasks.as_text(p)
+        assert text.isascii() and not re.search(r"  |[{}_]|None", text) and p.prompt.endswith("?")
+        assert len(p.prompt.split()) <= 90 and len(p.steps.split()) <= 60
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_constant_answer_scores_high(family):
+    answers = defaultdict(Counter)
+    for p in some(family, 1500):
+        answers[p.kind][p.facts[0]] += 1
+    for kind, counted in answers.items():
+        bound = 0.6 if kind == "comparison" else 0.35      # a comparison is a matter of yes or no
+        assert counted.most_common(1)[0][1] < bound * counted.total()
+
+
+def test_splits_share_no_problem():
+    for family in FAMILIES:
+        seen = [{tasks.identity(p) for p in some(family, 300, split)} for split in tasks.SPLITS]
+        assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
+
+
+def test_training_never_asks_for_facts_that_are_kept_back():
+    for split in tasks.SPLITS:
+        for p in some("knowledge", 300, split):
+            parts = {facts.split(facts.Fact(*used.split())) for used in p.facts[1:]}
+            assert split in parts and (split != "train" or parts == {"train"}) and (split == "test" or "test" not in parts)
+
+
+def test_tracking_agrees_with_the_reader():
+    place_named_last = asked = 0
+    for p in (p for p in some("reasoning", 900) if p.kind == "tracking"):
+        *_, question = re.split(r"(?<=\.) ", p.prompt)
+        story = p.prompt.removesuffix(question)
+        about = question.rsplit(" the ", 1)[-1] if "the" in question else PERSON.findall(question)[0]
+        kind = "who_has" if question.startswith("Who") else "where_thing" if " the " in question else "where_person"
+        accepted = Reader(f"A title\n\n{story}").answer(kind, about.rstrip("?"))
+        assert tasks.verify(p, accepted) and accepted in p.steps.split(". ")[-1] or accepted == "Nobody"
+        if kind != "who_has":
+            asked += 1
+            place_named_last += story.split(" the ")[-1].startswith(accepted)
+    assert place_named_last < 0.7 * asked       # the place named last is not the answer too often
+
+
+def test_ordering_follows_from_what_is_given():
+    for p in (p for p in some("reasoning") if p.kind == "ordering"):
+        *given_, question = re.split(r"(?<=\.) ", p.prompt)
+        more = next(order for order in reasoning.ORDERS if order[0] in p.prompt or order[2] in p.prompt)
+        above = set()
+        for sentence in given_:
+            x, word, y = re.fullmatch(r"(\w+) is (\w+) than (\w+)\.", sentence).groups()
+            above.add((x, y) if word == more[0] else (y, x))
+        people = {person for pair in above for person in pair}
+        for _ in people:
+            above |= {(x, z) for x, y in above for w, z in above if y == w}
+        if question.startswith("Who"):
+            top = question.split()[-1] == f"{more[1]}?"
+            right = [x for x in people if all(((x, y) if top else (y, x)) in above for y in people - {x})]
+            assert [p.facts[0]] == right
+        else:
+            x, word, y = re.fullmatch(r"Is (\w+) (\w+) than (\w+)\?", question).groups()
+            assert p.facts[0] == ("yes" if ((x, y) if word == more[0] else (y, x)) in above else "no")
+
+
+def test_deduction_follows_from_the_rules():
+    habits = "|".join(reasoning.HABITS)
+    for p in (p for p in some("reasoning", 900) if p.kind == "deduction"):
+        *given_, question = re.split(r"(?<=\.) ", p.prompt)
+        rules, does, never = [], set(), set()
+        for sentence in given_:
+            who, x, y = re.fullmatch(rf"(Whoever|Nobody who) ({habits}) ({habits})\.|.*", sentence).groups()
+            if who:
+                rules.append((who, x, y))
+            else:
+                does.add(tuple(re.fullmatch(rf"(\w+) ({habits})\.", sentence).groups()))
+        for _ in rules:
+            for who, x, y in rules:
+                (does if who == "Whoever" else never).update({(person, y) for person, habit in does if habit == x})
+        assert not does & never
+        if question.startswith("Who "):
+            assert [person for person, habit in does if habit == question[4:-1]] == [p.facts[0]]
+        else:
+            person, asked = re.fullmatch(r"Does (\w+) (.+)\?", question).groups()
+            pair = person, next(habit for habit in reasoning.HABITS if reasoning._base(habit) == asked)
+            assert p.facts[0] == ("yes" if pair in does else "no" if pair in never else "not known")
+
+
+def test_knowledge_is_true_of_the_world():
+    for p in some("knowledge", 600) + some("knowledge", 200, "test"):
+        used = [used.split() for used in p.facts[1:]]
+        assert all(facts.VALUE[subject, relation] == value for subject, relation, value in used)
+        if p.kind == "comparison":
+            assert p.facts[0] == ("yes" if used[0][2] == used[1][2] else "no") and all(u[0] in p.prompt for u in used)
+        elif p.kind == "reverse":
+            assert [s for (s, r), v in facts.VALUE.items() if (r, v) == (used[0][1], used[0][2])] == [p.facts[0]]
+            assert used[0][2] in p.prompt.lower()
+        else:
+            assert all(x[2] == y[0] for x, y in zip(used, used[1:])) and used[-1][2] == p.facts[0]
+            assert used[0][0] in p.prompt and len(used) == {"one-hop": 1, "two-hop": 2, "three-hop": 3}[p.kind]
+            assert p.facts[0] not in re.findall(r"\w+", p.prompt)
+
+
+def test_the_wording_does_not_make_another_problem():
+    prompts = defaultdict(set)
+    for p in tasks.problems("knowledge", "train", 1500, difficulty=1):
+        prompts[tasks.identity(p)].add(p.prompt)
+    assert 280 < len(prompts) <= 300 and Counter(map(len, prompts.values()))[2] > 200
