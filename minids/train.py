@@ -259,7 +259,9 @@ def train_step(model, optimiser, ids, settings: TrainConfig, step: int, masters=
     for i, part in enumerate(parts[distributed.rank()::distributed.size()]):
         found, _ = losses(model, part, settings, step, experts and experts[i])
         shares = {name: loss * (part.count(name) / max(whole[name], 1)) for name, loss in found.items()}
-        sum(weights[name] * share for name, share in shares.items() if weights[name]).backward()
+        teaching = [weights[name] * share for name, share in shares.items() if weights[name]]
+        if teaching:        # not so in a warm-up where no document is long enough for an entry
+            sum(teaching).backward()
         means |= {name: means[name] + share.detach() for name, share in shares.items()}
     distributed.total_gradients(masters.parameters())
     distributed.total(list(means.values()))

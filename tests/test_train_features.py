@@ -98,6 +98,14 @@ def test_in_the_warm_up_the_indexer_alone_learns(tokens):
     assert again[-1] < again[0] * 0.9
 
 
+def test_a_warm_up_step_without_entries_changes_nothing():
+    settings = change(stages=[Stage(1, 8, 2, "warmup")])
+    before = copy.deepcopy(new_model().state_dict())
+    ids = torch.tensor([[0, 3, 4] * 3, [0, 5, 6] * 3])
+    record = train_step(model := new_model(), make_optimiser(model, settings), ids, settings, 0)
+    assert record["index_loss"] == 0 and all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
 def test_the_indexers_loss_is_for_the_indexer(tokens):
     models = [stepped(tokens, change(index_weight=weight, clip=1e9))[0] for weight in (1.0, 0.0)]
     with_loss, without = (gradients(model) for model in models)

@@ -60,9 +60,11 @@ class Compressor(nn.Module):
     def packed(self, kv, z, packing):
         """kv, z: B T fc -> B S width, the entries of all complete windows of all documents of a row."""
         tokens, _, number = packing.windows(self.ratio)                                  # B S m, B S
+        if tokens.shape[1] == 0:
+            return kv.new_zeros(len(kv), 0, self.width)
         rows = torch.arange(len(kv), device=kv.device)[:, None, None]
         kv, z = kv[rows, tokens], z[rows, tokens] + self.ape                             # B S m fc
-        if self.overlap and kv.shape[1]:
+        if self.overlap:
             kv, z = self.overlapped(kv, None, 0.0), self.overlapped(z, None, float("-inf"))       # B S 2m c
             absent = torch.arange(2 * self.ratio, device=kv.device) < self.ratio         # the a-half of another document
             z = z.masked_fill((number == 0)[:, :, None, None] & absent[:, None], float("-inf"))

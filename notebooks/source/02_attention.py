@@ -63,7 +63,7 @@ def losses(model, rows):
 
 
 def forwards_only(x, rot, turn=attention.turn):
-    """minids' turn, but what should be turned back (by conjugate numbers) stays as it is."""
+    """minids turns by complex numbers, and back by their conjugates: here what should be turned back stays as it is."""
     return x if rot.is_conj() else turn(x, rot)
 
 
@@ -75,7 +75,7 @@ with mock.patch.object(attention, "turn", forwards_only):
 print(f"loss, mean over 256 positions: with the line {whole.mean():.2f}, without {cut.mean():.2f}")
 print(f"added at position 0: {(cut - whole)[0].abs():.5f}; from position 1 on: {(cut - whole)[1:].mean():.2f}")
 style.show(figures.by_position({"as released": whole.tolist(), "output not turned back": cut.tolist()}),
-           "Without the inverse turn the first position is as before, all others are worse, all through the text")
+           "Without the inverse turn the first position is as before, later ones are worse, all through the text")
 
 # %%
 assert (cut - whole)[0].abs() < 1e-4 and (cut - whole)[1:].mean() > 0.1
@@ -192,7 +192,7 @@ style.show(figures.channels(), "Which channels turn together: V4 turns the last 
            "usual slips turn the first ones, or pair the halves")
 
 # %% [markdown]
-# Both slips turn *something*, lengths stay right, and products still depend on distance only. A model trained with them is as good. But with released weights it is wrong, and nothing crashes.
+# Both slips turn *something*, lengths stay right, and products still depend on distance only. A model trained with them would most likely be as good. With released weights they are wrong, and nothing crashes.
 #
 # ### Exercise 1: angles and turn
 # *Easy, 10 minutes.* `hint("attention.turn")` gives a hint, and another one when called again. The turn of a pair (a, b) by the angle $\alpha$ is $(a \cos\alpha - b \sin\alpha,\; a \sin\alpha + b \cos\alpha)$.
@@ -258,7 +258,8 @@ def lively(model, seed=0):
     return model
 
 
-WINDOW_ONLY = Config.nano().replace(compress_ratios=(0, 0, 0, 0, 0))
+nano = Config.nano()
+WINDOW_ONLY = nano.replace(compress_ratios=(0,) * len(nano.compress_ratios))    # one entry for each layer and MTP block
 living = lively(minids.Model(WINDOW_ONLY).eval().requires_grad_(False))
 attn = living.layers[0].attn
 for name, t in attn.named_parameters():
@@ -448,9 +449,9 @@ for line in sees(6, 3):
 def influence(layers, window, T=40):
     """How much each output (row) moves when one input (column) changes, through a stack with residuals: T T."""
     stack = [lively(Attention(WINDOW_ONLY.replace(window_size=window), 0).requires_grad_(False), seed) for seed in range(layers)]
-    text = torch.randn(1, T, 128, generator=torch.Generator().manual_seed(2))   # 1 T d
-    changed = text + 0.5 * torch.eye(T)[:, :, None]                             # T T d: in row s, token s is changed
-    x = torch.cat([changed, text])                                              # T+1 T d
+    plain = torch.randn(1, T, 128, generator=torch.Generator().manual_seed(2))  # 1 T d
+    changed = plain + 0.5 * torch.eye(T)[:, :, None]                             # T T d: in row s, token s is changed
+    x = torch.cat([changed, plain])                                             # T+1 T d
     for layer in stack:
         x = x + layer(rms(x))
     return (x[:-1] - x[-1]).norm(dim=-1).T                                      # output, changed input
@@ -486,7 +487,9 @@ for window, layers in ((8, 6), (14, 3), (40, 1)):
     print(f"w = {window:2}, {layers} layers: reach {min(layers * (window - 1), 39)} back, the edge moves: {bool(edge > 1e-6)}")
 
 # %% [markdown]
-# (The static figure above shows the same for w = 8.) Now the real model. **By hand:** if all 43 layers of Flash saw a window of 128 only, the reach would be 43 x 127 = 5,461 tokens, half a percent of a million, and the far edge as
+# With w = 8 it takes 6 layers, since 5 reach 35 back. A wide window is bright all the way to its edge; a deep stack fades. (The static figure above shows the same for w = 8.)
+#
+# Now the real model. **By hand:** if all 43 layers of Flash saw a window of 128 only, the reach would be 43 x 127 = 5,461 tokens, half a percent of a million, and the far edge as
 # faint as above. That is the reason for compressed entries.
 #
 # ## 6. The sink
@@ -546,7 +549,7 @@ print(f"{moved.min():.2f} to {moved.max():.2f}")
 # %% jupyter={"source_hidden": true}
 def spent(model, ids):
     """The mean sum of the weights of each head, one list for each layer: a channel of ones rides along as a value."""
-    seen = []
+    seen = []                                                                   # filled layer by layer
 
     def attend(q, kv, pos, w, entries, *others, attend=attention.attend):
         wide = F.pad(q, (0, 1)) * ((q.shape[-1] + 1) / q.shape[-1]) ** 0.5      # attend scales by the wider c
@@ -595,12 +598,12 @@ style.show(figures.sinks(mass, price, moved), "Left: sum of the weights of each 
 
 # %%
 assert min(min(line) for line in mass) < 0.8 and moved["none"] > as_it_is
-assert moved[2] > as_it_is < moved[-2] and moved[4] > moved[1]
+assert moved[2] > as_it_is < moved[-2] and moved[4] > moved[-4]
 print("Some heads spend less than 80 % of their attention on tokens. Moved by 2 either way, or removed, the sinks raise the loss.")
 
 # %% [markdown]
 # The trained sinks are where they should be: both ways it goes uphill (the control). Up is steeper: heads fall silent. Compare the left panels: a head whose weights sum to nearly 1 has no use for its sink and does not miss it.
-# Among the others, how silent a head is says little about the price.
+# Among the others, how silent a head is need not say what the removal costs.
 #
 # **What this does not show.** Taking a part from a *trained* model shows what that model relies on. A model trained without sinks would arrange itself in another way, and at this size it might end as well. The report claims no
 # number for sinks; it says that they let a head's "total attention scores" be "not equal to 1, and even to be near 0" (2.3.3). That we have seen.
@@ -843,9 +846,9 @@ stretched = yarn(64, 160000.0, 65536, 16.0, 32.0, 1.0)
 torch.testing.assert_close(stretched, frequencies(Config.flash(), ratio=4))
 print("equal to minids' frequencies of Flash's layers with compression; slowest pair: one turn in",
       f"{2 * math.pi / stretched[-1]:,.0f} positions")
-plain = {"base 10,000: window-only layers": angles(torch.tensor([1]), 64, 10000.0)[0],
+lines = {"base 10,000: window-only layers": angles(torch.tensor([1]), 64, 10000.0)[0],
          "base 160,000": angles(torch.tensor([1]), 64, 160000.0)[0], "base 160,000 with YaRN: layers with compression": stretched}
-style.show(figures.periods(plain, {"window, 128": 128, "65,536": 65536, "1,048,576": 1048576}),
+style.show(figures.periods(lines, {"window, 128": 128, "65,536": 65536, "1,048,576": 1048576}),
            "Positions for a full turn, pair by pair: fast pairs alike, slow ones slower with the larger base, and 16 times slower "
            "from pair 25 on with YaRN")
 

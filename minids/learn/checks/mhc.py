@@ -1,0 +1,288 @@
+"""Checks of lesson 07: manifold-constrained hyper-connections (V4 report, section 2.2; Xie et al., arXiv 2512.24880)."""
+
+import itertools
+
+import torch
+
+from minids.learn.exercise import Check
+
+LESSON = "07_mhc"
+
+
+# ---- the gain of a stack ----
+
+def gain(combs, step=lambda comb, P: comb.mT @ P, measure=None, exchanged=False):
+    """Forward and backward gain after each of L layers, L each, from L n n. The keyword arguments make the usual mistakes."""
+    measure = measure or (lambda P, axis: P.abs().sum(axis).max())
+    P, forward, backward = torch.eye(combs.shape[-1]), [], []
+    for comb in combs:
+        P = step(comb, P)
+        forward.append(measure(P, 1))
+        backward.append(measure(P, 0))
+    pair = torch.stack(forward), torch.stack(backward)
+    return pair[::-1] if exchanged else pair
+
+
+def _gain_cases(rng):
+    yield "one layer, two streams", (torch.tensor([[[0.9, 0.3], [-0.2, 1.1]]]),)
+    yield "three layers, four streams", (torch.eye(4) + 0.3 * torch.randn(3, 4, 4, generator=rng),)
+    yield "nine layers, three streams", (torch.eye(3) + 0.4 * torch.randn(9, 3, 3, generator=rng),)
+
+
+# ---- Sinkhorn-Knopp ----
+
+def sinkhorn(raw, iters, eps, softmax_axis=-1, axes=(-1, -2), first=(-2,), eps_softmax=True, eps_sums=True, extra=0, exp=False):
+    """Softmax of the rows + eps, columns, then iters - 1 times rows and columns: ... n n -> ... n n."""
+    M = (raw.exp() if exp else raw.softmax(softmax_axis)) + eps * eps_softmax
+    for axis in [*first, *(axes * (iters - 1 + extra))]:
+        M = M / (M.sum(axis, keepdim=True) + eps * eps_sums)
+    return M
+
+
+def _sinkhorn_cases(rng):
+    yield "one 3 x 3 matrix, one iteration", (torch.randn(3, 3, generator=rng), 1, 1e-6)
+    yield "two iterations", (2 * torch.randn(2, 4, 4, generator=rng), 2, 1e-6)
+    yield "B T n n, an eps that one can see", (torch.randn(2, 3, 4, 4, generator=rng), 3, 0.03)
+    yield "large numbers, which overflow exp", (60 + 40 * torch.rand(4, 4, generator=rng), 20, 1e-6)
+
+
+# ---- the three maps ----
+
+def maps(X, fn, scale, base, iters=20, eps=1e-6, norm_eps=1e-6, normed=None, cut=None, squash=None, write=None, **wrong):
+    """pre, post (B T n) and comb (B T n n) of one site. X: B T n d; fn: (2+n)n x nd; scale: 3; base: (2+n)n."""
+    n = X.shape[2]
+    x = (normed or _normed)(X, norm_eps)                                                 # B T nd
+    a = x @ fn.mT                                                                        # B T (2+n)n
+    which = torch.tensor([0] * n + [1] * n + [2] * n * n)
+    a = cut(a, scale[which], base) if cut else a * scale[which] + base
+    pre, post, comb = a.split([n, n, n * n], -1)
+    pre = squash(pre, eps) if squash else pre.sigmoid() + eps
+    post = write(post, eps) if write else 2 * post.sigmoid()
+    comb = comb.unflatten(-1, (n, n))
+    if wrong.pop("columns", False):
+        comb = comb.mT
+    return pre, post, sinkhorn(comb, iters, eps, **wrong)
+
+
+def _normed(X, norm_eps):
+    x = X.flatten(2)
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm_eps)
+
+
+def _each_stream(X, norm_eps):
+    return (X * torch.rsqrt(X.square().mean(-1, keepdim=True) + norm_eps)).flatten(2)
+
+
+def _but(**changes):
+    return lambda *args: maps(*args, **changes)
+
+
+def _site_parameters(rng, n, d):
+    """fn, scale and base in which every number matters."""
+    fn = torch.randn((2 + n) * n, n * d, generator=rng) * (n * d) ** -0.5
+    return fn, 0.7 + torch.rand(3, generator=rng).cumsum(0), torch.randn((2 + n) * n, generator=rng)
+
+
+def _streams(rng, B, T, n, d):
+    """Streams of different size, so that a norm of each stream is another thing than a norm of all."""
+    return torch.randn(B, T, n, d, generator=rng) * (0.4 + torch.arange(n)).view(n, 1)
+
+
+def _maps_cases(rng):
+    yield "one token, three streams", (_streams(rng, 1, 1, 3, 2), *_site_parameters(rng, 3, 2), 4, 1e-6, 1e-6)
+    yield "B T n d", (_streams(rng, 2, 3, 4, 5), *_site_parameters(rng, 4, 5), 20, 1e-6, 1e-6)
+    yield "an eps that one can see", (_streams(rng, 2, 3, 4, 5), *_site_parameters(rng, 4, 5), 3, 0.03, 1e-6)
+    yield "a norm_eps that one can see", (0.3 * _streams(rng, 2, 3, 4, 5), *_site_parameters(rng, 4, 5), 3, 1e-6, 0.2)
+
+
+# ---- a site ----
+
+def site(X, layer, pre, post, comb, turn=True, mixed=False, keep=True):
+    """Read with pre, apply the layer, write with post, carry with comb transposed. X: B T n d, pre and post: B T n."""
+    carried = torch.einsum("btjk,btjd->btkd" if turn else "btkj,btjd->btkd", comb, X)
+    f = layer(torch.einsum("btj,btjd->btd", pre, carried if mixed else X))               # B T d
+    return post[..., None] * f[:, :, None] + keep * carried
+
+
+def _layer(u):
+    return torch.tanh(u + 0.3) * 1.7 + u.roll(1, -1)
+
+
+def _site_cases(rng):
+    for label, B, T, n, d in (("one token, three streams of two numbers", 1, 1, 3, 2), ("B T n d", 2, 4, 4, 5)):
+        pre, post = torch.rand(B, T, n, generator=rng), 2 * torch.rand(B, T, n, generator=rng)
+        comb = sinkhorn(2 * torch.randn(B, T, n, n, generator=rng), 20, 1e-6)
+        yield label, (torch.randn(B, T, n, d, generator=rng), _layer, pre, post, comb)
+
+
+def whole_site(X, layer, fn, scale, base, normed=None, turn=True):
+    """A site from its parameters, as V4 sets iters and the two eps: B T n d."""
+    return site(X, layer, *maps(X, fn, scale, base, 20, 1e-6, 1e-6, normed=normed), turn=turn)
+
+
+def _whole_cases(rng):
+    yield "one token, three streams", (_streams(rng, 1, 1, 3, 2), _layer, *_site_parameters(rng, 3, 2))
+    yield "B T n d", (_streams(rng, 2, 3, 4, 5), _layer, *_site_parameters(rng, 4, 5))
+
+
+# ---- exact doubly stochastic matrices ----
+
+def mixture(raw, permutations):
+    """A weighted mean of permutation matrices, ... n n, with the weights softmax(raw). raw: ... K; permutations: K n n."""
+    return torch.einsum("...k,kij->...ij", raw.softmax(-1), permutations)
+
+
+def _mixture_cases(rng):
+    three, four = (torch.stack([torch.eye(n)[list(order)] for order in itertools.permutations(range(n))]) for n in (3, 4))
+    yield "one matrix, six permutations", (torch.randn(6, generator=rng), three)
+    yield "B T 24", (2 * torch.randn(2, 3, 24, generator=rng), four)
+
+
+CHECKS = [
+    Check(
+        "mhc.gain", gain, _gain_cases,
+        mistakes={
+            "comb is not transposed: stream k of the result is the sum over j of comb[j, k] times stream j":
+                lambda combs: gain(combs, lambda comb, P: comb @ P),
+            "the product grows on the wrong side: what a new layer does comes after all the others, so it stands on the left":
+                lambda combs: gain(combs, lambda comb, P: P @ comb.mT),
+            "the two gains are exchanged: forward is the largest row sum, backward the largest column sum":
+                lambda combs: gain(combs, exchanged=True),
+            "signs cancel: take the absolute values before summing":
+                lambda combs: gain(combs, measure=lambda P, axis: P.sum(axis).max()),
+            "this is the mean of the sums: the gain is the worst case, the largest":
+                lambda combs: gain(combs, measure=lambda P, axis: P.abs().sum(axis).mean()),
+            "this is the largest entry: sum the row (or the column) first":
+                lambda combs: gain(combs, measure=lambda P, axis: P.abs().max()),
+            "this is the gain of each layer alone: multiply the layers so far":
+                lambda combs: gain(combs, lambda comb, P: comb.mT),
+        },
+        hints=(
+            "Keep a matrix P, at first torch.eye(n). Each layer makes a new P from the old one and its comb.",
+            "One layer: X' = comb.T @ X. After two: comb_2.T @ (comb_1.T @ X). So P becomes comb.T @ P.",
+            "P.abs().sum(1) are the sums of the rows, P.abs().sum(0) those of the columns. Collect the largest of each.",
+        ),
+    ),
+    Check(
+        "mhc.sinkhorn", sinkhorn, _sinkhorn_cases,
+        mistakes={
+            "the softmax goes over the wrong axis: it makes each ROW sum to 1 (the last axis)":
+                lambda raw, iters, eps: sinkhorn(raw, iters, eps, softmax_axis=-2),
+            "rows and columns are exchanged throughout: the softmax is over the last axis, the columns come after it":
+                lambda raw, iters, eps: sinkhorn(raw.mT, iters, eps).mT,
+            "one pass only: after the first columns, rows and columns follow iters - 1 times":
+                lambda raw, iters, eps: sinkhorn(raw, 1, eps),
+            "no Sinkhorn at all, only the softmax: its columns do not sum to 1":
+                lambda raw, iters, eps: sinkhorn(raw, 1, eps, first=()),
+            "the rows come last: V4 ends with the columns":
+                lambda raw, iters, eps: sinkhorn(raw, iters, eps, first=(), axes=(-2, -1)),
+            "the rows come last, after a full count of iterations: V4 ends with the columns":
+                lambda raw, iters, eps: sinkhorn(raw, iters, eps, first=(), axes=(-2, -1), extra=1),
+            "one round too many: the softmax is the first pass over the rows, so iters - 1 rounds follow the first columns":
+                lambda raw, iters, eps: sinkhorn(raw, iters, eps, extra=1),
+            "the columns after the softmax are missing":
+                lambda raw, iters, eps: sinkhorn(raw, iters, eps, first=()),
+            "eps is forgotten, after the softmax and in the sums":
+                lambda raw, iters, eps: sinkhorn(raw, iters, eps, eps_softmax=False, eps_sums=False),
+            "eps is missing after the softmax": lambda raw, iters, eps: sinkhorn(raw, iters, eps, eps_softmax=False),
+            "eps is missing where you divide by the sums": lambda raw, iters, eps: sinkhorn(raw, iters, eps, eps_sums=False),
+            "exp instead of softmax: it overflows, and the first pass over the rows is missing":
+                lambda raw, iters, eps: sinkhorn(raw, iters, eps, exp=True),
+        },
+        hints=(
+            "Three parts: softmax of the rows plus eps; columns divided by (their sums + eps); a loop of rows, then columns.",
+            "For ... n n the sums of the rows are M.sum(-1, keepdim=True), those of the columns M.sum(-2, keepdim=True).",
+            "The loop runs iters - 1 times. Write M = M / (...), not M /= (...).",
+        ),
+    ),
+    Check(
+        "mhc.maps", maps, _maps_cases,
+        mistakes={
+            "the factor 2 on post is missing: post lies between 0 and 2": _but(write=lambda a, eps: a.sigmoid()),
+            "the sigmoid on pre is missing": _but(squash=lambda a, eps: a + eps),
+            "pre is a softmax: each of its numbers is a sigmoid of its own": _but(squash=lambda a, eps: a.softmax(-1) + eps),
+            "post is a softmax: it is 2 * sigmoid": _but(write=lambda a, eps: 2 * a.softmax(-1)),
+            "pre and post are a softmax: both are sigmoids":
+                _but(squash=lambda a, eps: a.softmax(-1) + eps, write=lambda a, eps: 2 * a.softmax(-1)),
+            "pre has the factor 2 that belongs to post":
+                _but(squash=lambda a, eps: 2 * a.sigmoid() + eps, write=lambda a, eps: a.sigmoid()),
+            "eps is forgotten on pre": _but(squash=lambda a, eps: a.sigmoid()),
+            "eps is added to post too: only pre and the matrix have it": _but(write=lambda a, eps: 2 * a.sigmoid() + eps),
+            "the RMS is taken of each stream by itself: it is one RMS over all n d numbers of a token":
+                _but(normed=_each_stream),
+            "the RMS is missing": _but(normed=lambda X, norm_eps: X.flatten(2)),
+            "norm_eps is not used: it is added to the mean square, inside the root":
+                _but(normed=lambda X, norm_eps: _normed(X, 0.0)),
+            "the sum of the squares instead of their mean":
+                _but(normed=lambda X, norm_eps: X.flatten(2) / (X.flatten(2).square().sum(-1, True) + norm_eps).sqrt()),
+            "the scale multiplies base as well: only the part that depends on X is scaled":
+                _but(cut=lambda a, scale, base: (a + base) * scale),
+            "base is not added": _but(cut=lambda a, scale, base: a * scale),
+            "scale is not used": _but(cut=lambda a, scale, base: a + base),
+            "the n x n numbers of comb are read column by column: view them row by row": _but(columns=True),
+            "comb is only a softmax: Sinkhorn is missing": lambda *args: maps(*args, first=(), axes=()),
+        },
+        hints=(
+            "x = X.flatten(2), B T nd, divided by its RMS; a = x @ fn.T, B T (2+n)n; a.split([n, n, n * n], dim=-1).",
+            "Each part times its own scale plus its part of base. Then: sigmoid + eps; 2 * sigmoid; sinkhorn.",
+            "RMS: torch.rsqrt(x.square().mean(-1, keepdim=True) + norm_eps). comb: part.unflatten(-1, (n, n)) before sinkhorn.",
+        ),
+    ),
+    Check(
+        "mhc.site", site, _site_cases,
+        mistakes={
+            "comb is not transposed: the sum runs over its FIRST index, comb[j, k] says how much of stream j goes to k":
+                lambda *args: site(*args, turn=False),
+            "the layer reads the mixed streams: it reads X as it came, mixing is for what passes beside the layer":
+                lambda *args: site(*args, mixed=True),
+            "the carried streams are missing: the layer's output is added to them": lambda *args: site(*args, keep=False),
+            "the streams pass unmixed: comb is not used":
+                lambda X, layer, pre, post, comb: site(X, layer, pre, post, torch.eye(X.shape[2]).expand_as(comb)),
+            "pre and post are exchanged: pre reads, post writes":
+                lambda X, layer, pre, post, comb: site(X, layer, post, pre, comb),
+            "the layer reads the plain sum of the streams: weigh them with pre":
+                lambda X, layer, pre, post, comb: site(X, layer, torch.ones_like(pre), post, comb),
+            "the layer's output goes to all streams alike: weigh it with post":
+                lambda X, layer, pre, post, comb: site(X, layer, pre, torch.ones_like(post), comb),
+        },
+        hints=(
+            "Three lines: u = what the layer reads; f = layer(u); what is written plus what is carried.",
+            "u = (pre[..., None] * X).sum(2), B T d. Written: post[..., None] * f[:, :, None], B T n d.",
+            "Carried: comb.mT @ X, where .mT swaps the last two axes.",
+        ),
+    ),
+    Check(
+        "mhc.debug", whole_site, _whole_cases,
+        mistakes={
+            "this still has both faults": lambda *args: whole_site(*args, normed=_each_stream, turn=False),
+            "the carried streams are right now, the norm before fn still has its fault":
+                lambda *args: whole_site(*args, normed=_each_stream),
+            "the norm before fn is right now, the carried streams still have their fault":
+                lambda *args: whole_site(*args, turn=False),
+        },
+        hints=(
+            "Compare step by step with your maps and site, on streams that differ: which of pre, post, comb is off?",
+            "If all three maps are off a little, the fault is before fn. Which numbers share one RMS?",
+            "The other fault is in einsum's letters: over which index of comb does the sum run?",
+        ),
+    ),
+    Check(
+        "mhc.mixture", mixture, _mixture_cases,
+        mistakes={
+            "the weights are not normalised: a softmax makes them positive with the sum 1":
+                lambda raw, permutations: torch.einsum("...k,kij->...ij", raw, permutations),
+            "the weights are exponentials that are not divided by their sum":
+                lambda raw, permutations: torch.einsum("...k,kij->...ij", raw.exp(), permutations),
+            "the weights are sigmoids: they do not sum to 1, take a softmax":
+                lambda raw, permutations: torch.einsum("...k,kij->...ij", raw.sigmoid(), permutations),
+            "each matrix is transposed": lambda raw, permutations: mixture(raw, permutations).mT,
+            "this is the plain mean of all permutations: weigh them with softmax(raw)":
+                lambda raw, permutations: mixture(torch.zeros_like(raw), permutations),
+        },
+        hints=(
+            "A mean of permutation matrices with weights that are positive and sum to 1 is doubly stochastic, exactly.",
+            "Weights: raw.softmax(-1), ... K. Then a sum over k of weight k times permutations[k].",
+            "torch.einsum('...k,kij->...ij', weights, permutations).",
+        ),
+    ),
+]

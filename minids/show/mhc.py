@@ -1,0 +1,320 @@
+"""Figures of lesson 07: connections, gains, the Birkhoff polytope, Sinkhorn's convergence, training, a trained model."""
+
+import math
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.patches import FancyBboxPatch
+
+from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+
+KINDS = {"residual": (BLACK, "-"), "unconstrained": (VERMILION, "--"), "constrained": (BLUE, "-.")}
+GREY = "#888888"
+
+
+def connections():
+    """One site with one stream, with n streams mixed freely, and with n streams mixed by shares."""
+    figure, axes = plt.subplots(1, 3, figsize=(10.2, 3.5))
+    free = [[1.1, -0.4, 0.3], [0.5, 0.9, -0.6], [-0.3, 0.4, 1.2]]
+    share = [[0.8, 0.15, 0.05], [0.05, 0.7, 0.25], [0.15, 0.15, 0.7]]
+    panels = (("residual connection", [[1.0]], "always 1"), ("hyper-connections", free, "any numbers"),
+              ("manifold-constrained", share, "shares: rows and\ncolumns sum to 1"))
+    for axis, (title, mixing, note) in zip(axes, panels):
+        n = len(mixing)
+        ys = [0.55 * (i - (n - 1) / 2) for i in range(n)]
+        for j, a in enumerate(ys):
+            for k, b in enumerate(ys):
+                value = mixing[j][k]
+                axis.plot([0.1, 2.9], [a, b], color=VERMILION if value < 0 else BLUE, linewidth=3.6 * abs(value),
+                          linestyle="--" if value < 0 else "-", solid_capstyle="butt")
+        for y in ys:
+            axis.plot([0, 3], [y, y], "o", color=BLACK, markersize=9)
+            axis.plot([0.1, 0.95], [y, 1.6], color=ORANGE, linewidth=1)
+            axis.plot([2.05, 2.9], [1.6, y], color=GREEN, linewidth=1)
+        axis.add_patch(FancyBboxPatch((0.95, 1.38), 1.1, 0.44, boxstyle="round,pad=0.02", facecolor="#bfe3f7", edgecolor=BLACK,
+                                      zorder=3))
+        axis.text(1.5, 1.6, "layer", ha="center", va="center", zorder=4)
+        axis.text(0.1, 1.15, "read" if n == 1 else "read: pre", color="#9a6b00", fontsize=10, ha="left")
+        axis.text(2.9, 1.15, "write" if n == 1 else "write: post", color=GREEN, fontsize=10, ha="right")
+        axis.text(1.5, -1.0, ("carry: " if n == 1 else "carry: comb, ") + note, color=BLUE, fontsize=10, ha="center", va="top")
+        axis.set_title(title)
+        axis.set_xlim(-0.2, 3.2)
+        axis.set_ylim(-1.6, 2.0)
+        axis.axis("off")
+    return figure
+
+
+def through_depth(lines, limit=None):
+    """Gain against layer, log scale. lines: {name: list of numbers, or several such lists}."""
+    figure, axis = plt.subplots(figsize=(7.6, 3.6))
+    for name, line in lines.items():
+        colour, style = KINDS[name]
+        for i, one in enumerate(line if isinstance(line[0], (list, tuple)) else [line]):
+            axis.plot(range(1, len(one) + 1), one, color=colour, linestyle=style, label=name if i == 0 else None,
+                      linewidth=1.2 if name == "unconstrained" else 2.4)
+    axis.set_yscale("log")
+    axis.set_ylim(bottom=0.5)
+    if limit:
+        axis.axhline(limit, color=GREY, linewidth=0.8, linestyle=":")
+        axis.text(2, limit, "3000: the peak in a 27B model (arXiv 2512.24880)", va="bottom", color="#555555", fontsize=10)
+        axis.set_ylim(top=4 * limit)
+    axis.set_xlabel("layers passed")
+    axis.set_ylabel("gain, forward")
+    axis.legend(loc="upper left", bbox_to_anchor=(0.0, 0.88))
+    return figure
+
+
+# ---- the polytope ----
+
+def corners():
+    """The six 3 x 3 permutation matrices and their places on a hexagon: rotations and swaps in turn."""
+    orders = [[0, 1, 2], [0, 2, 1], [1, 2, 0], [1, 0, 2], [2, 0, 1], [2, 1, 0]]
+    matrices = torch.stack([torch.eye(3)[order] for order in orders])                    # 6 3 3
+    angles = torch.arange(6) * math.pi / 3 + math.pi / 2
+    return matrices, torch.stack([angles.cos(), angles.sin()], 1), orders
+
+
+def project(M):
+    """Places of 3 x 3 matrices in the plane, N 2: the linear map that sends each permutation matrix to its corner."""
+    matrices, places, _ = corners()
+    return torch.einsum("nij,kij->nk", M.float(), matrices) @ places / 3
+
+
+def polytope(two, three):
+    """Left: paths of 2 x 2 matrices after each pass over the rows. Right: paths of 3 x 3 matrices, projected.
+
+    two: list of paths, each a list of (p, q), the first column of the matrix. three: list of paths, each K 3 3.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10.2, 4.7))
+    left.plot([0, 1], [1, 0], color=BLUE, linewidth=4, solid_capstyle="round", alpha=0.6)
+    for path, colour in zip(two, (ORANGE, GREEN, VERMILION, PURPLE)):
+        left.plot([p for p, _ in path], [q for _, q in path], ".-", color=colour, linewidth=1)
+        left.plot(*path[0], "o", color=colour, markersize=8, markerfacecolor="white")
+    left.annotate("identity", (1, 0), (-6, 9), textcoords="offset points", ha="right")
+    left.annotate("swap", (0, 1), (10, 2), textcoords="offset points")
+    left.annotate("the mean, all 1/2", (0.5, 0.5), (-12, -14), textcoords="offset points", ha="right")
+    left.plot(0.5, 0.5, "s", color=BLUE)
+    left.set_xlabel("first entry of row 0")
+    left.set_ylabel("first entry of row 1")
+    left.set_title("n = 2: the doubly stochastic\nmatrices are a segment")
+    left.set_aspect("equal")
+    _, places, orders = corners()
+    right.fill(places[:, 0], places[:, 1], color=SKY, alpha=0.25)
+    right.plot([*places[:, 0], places[0, 0]], [*places[:, 1], places[0, 1]], color=BLUE, linewidth=1)
+    for order, (x, y) in zip(orders, places.tolist()):
+        grid = "\n".join(" ".join("1" if c == column else "." for c in range(3)) for column in order)
+        right.text(1.2 * x, 1.2 * y, grid, ha="center", va="center", family="monospace", fontsize=9)
+    for path, colour in zip(three, (ORANGE, GREEN, VERMILION, PURPLE)):
+        points = project(path)
+        right.plot(points[:, 0], points[:, 1], ".-", color=colour, linewidth=1)
+        right.plot(*points[0], "o", color=colour, markersize=8, markerfacecolor="white")
+        right.plot(*points[-1], "o", color=colour, markersize=8)
+    right.plot(0, 0, "s", color=BLUE)
+    right.text(0.06, -0.12, "all 1/3", fontsize=10)
+    right.set_title("n = 3: a solid with 6 corners,\nprojected from four dimensions")
+    right.set_aspect("equal")
+    right.set_xlim(-1.5, 1.5)
+    right.set_ylim(-1.55, 1.55)
+    right.axis("off")
+    return figure
+
+
+# ---- Sinkhorn ----
+
+def convergence(errors, rates):
+    """Largest error of a row sum against iterations, with the slope that theory gives. errors, rates: {name: ...}."""
+    figure, axis = plt.subplots(figsize=(7.6, 3.9))
+    for (name, line), colour, mark in zip(errors.items(), (BLUE, GREEN, ORANGE, VERMILION), "os^D"):
+        xs = range(1, len(line) + 1)
+        axis.plot(xs, line, color=colour, marker=mark, markersize=4, markevery=2, label=name)
+        if name in rates:
+            at = next((i for i, e in enumerate(line) if e < 1e-2), len(line) // 2)
+            slope = [line[at] * rates[name] ** (i - at) for i in range(len(line))]
+            axis.plot(xs, slope, color=colour, linewidth=0.9, linestyle=":")
+    axis.axvline(20, color=GREY, linewidth=0.8)
+    axis.text(20.4, 4e-12, "V4 stops here", color="#555555", fontsize=10)
+    axis.set_yscale("log")
+    axis.set_ylim(1e-12, 3)
+    axis.set_xlabel("iterations")
+    axis.set_ylabel("largest error of a row sum")
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title="dotted: slope by\nsingular value")
+    return figure
+
+
+def heat(axis, M, title=None, size=10):
+    """A small matrix with its numbers, cividis from 0 to 1."""
+    axis.imshow(M, vmin=0, vmax=1, cmap="cividis")
+    for i, row in enumerate(M.tolist()):
+        for j, value in enumerate(row):
+            axis.text(j, i, f"{value:.2f}".removeprefix("0") if value < 0.995 else "1", ha="center", va="center", fontsize=size,
+                      color="white" if value < 0.55 else BLACK)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.grid(False)
+    for side in axis.spines.values():
+        side.set_visible(False)
+    if title:
+        axis.set_title(title, fontsize=size + 1)
+
+
+def sharpened(M, errors, iterations, sharpness):
+    """The widget's picture: the matrix with its sums, and the error of the row sums over the iterations."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.7), width_ratios=[1, 1.35])
+    heat(left, M)
+    for i, value in enumerate(M.sum(1).tolist()):
+        left.text(3.62, i, f"{value:.3f}", va="center", fontsize=10, color=VERMILION if abs(value - 1) > 0.01 else BLACK)
+    for j, value in enumerate(M.sum(0).tolist()):
+        left.text(j, 3.72, f"{value:.3f}", ha="center", va="center", fontsize=10)
+    left.set_title(f"sharpness {sharpness:g}, iteration {iterations}")
+    right.plot(range(1, len(errors) + 1), errors, color=BLUE)
+    right.plot(iterations, errors[iterations - 1], "o", color=VERMILION, markersize=9)
+    right.axhline(0.01, color=GREY, linewidth=0.8, linestyle=":")
+    right.text(len(errors), 0.012, "1 percent", ha="right", color="#555555", fontsize=10)
+    right.set_yscale("log")
+    right.set_ylim(1e-7, 2)
+    right.set_xlabel("iterations")
+    right.set_ylabel("largest error of a row sum")
+    return figure
+
+
+def errors_by_sharpness(sharpness, curves):
+    """Static twin of the widget. curves: {iterations: errors, one for each sharpness}."""
+    figure, axis = plt.subplots(figsize=(7.6, 3.6))
+    for (iterations, line), style in zip(curves.items(), (":", "-.", "-", "--")):
+        axis.plot(sharpness, line, style, marker="o", markersize=4, label=f"{iterations} iterations")
+    axis.axhline(0.01, color=GREY, linewidth=0.8, linestyle=":")
+    axis.set_yscale("log")
+    axis.set_ylim(1e-7, 2)
+    axis.set_xlabel("sharpness: what the raw numbers are multiplied by")
+    axis.set_ylabel("largest error of a row sum")
+    axis.legend(loc="lower right")
+    return figure
+
+
+def shares(ways):
+    """What reaches each of four streams through a stack. ways: {name: (row sums 4, column sums 4)}; a line at 1."""
+    figure, axes = plt.subplots(1, 2, figsize=(10.2, 3.5), sharey=True)
+    titles = ("forward: signal arriving in each stream", "backward: gradient arriving in each stream")
+    for axis, title, which in zip(axes, titles, (0, 1)):
+        for i, sums in enumerate(ways.values()):
+            values = sums[which].tolist()
+            drawn = axis.bar([i + 0.2 * (k - 1.5) for k in range(4)], values, width=0.18, color=[BLUE, ORANGE, GREEN, PURPLE])
+            axis.bar_label(drawn, [f"{v:.1f}" for v in values], fontsize=9, padding=2)
+        axis.axhline(1, color=BLACK, linewidth=0.8, linestyle=":")
+        axis.set_xticks(range(len(ways)), ways)
+        axis.set_title(title)
+        axis.set_ylim(0, 4.4)
+        axis.grid(False, axis="x")
+    axes[0].set_ylabel("sum of the weights")
+    return figure
+
+
+def backward(curves):
+    """Worst gain over depth. curves: {name: list over layers}; names that begin alike share a colour."""
+    figure, axis = plt.subplots(figsize=(7.6, 3.6))
+    looks = ((BLUE, "-"), (ORANGE, "-"), (VERMILION, "-"), (VERMILION, "--"), (GREEN, ":"))
+    for (name, line), (colour, style) in zip(curves.items(), looks):
+        axis.plot(range(1, len(line) + 1), line, color=colour, linestyle=style, label=name)
+    axis.set_xlabel("layers passed")
+    axis.set_ylabel("gain")
+    axis.set_ylim(0.9, 4.2)
+    axis.axhline(4, color=GREY, linewidth=0.8, linestyle=":")
+    axis.text(64, 3.96, "no stack can pass n = 4", color="#555555", fontsize=10, va="top", ha="right")
+    axis.legend(loc="upper left", fontsize=10, bbox_to_anchor=(0.0, 0.92))
+    return figure
+
+
+# ---- training ----
+
+def training(runs, gains):
+    """Loss and gradient norm over training, gain over depth afterwards. runs: {kind: (losses, norms)}, steps S each;
+    gains: {kind: layers S}. A line for each seed."""
+    figure, axes = plt.subplots(1, 3, figsize=(11.0, 3.7))
+    for kind, (losses, norms) in runs.items():
+        colour, style = KINDS[kind]
+        for axis, lines in zip(axes, (losses, norms, gains[kind])):
+            lines = lines.nan_to_num(nan=float("inf")).clamp(1e-6, 1e12)
+            for i, line in enumerate(lines.T.tolist()):
+                axis.plot(range(1, len(line) + 1), line, color=colour, linestyle=style, linewidth=1.4,
+                          label=kind if i == 0 else None)
+    axes[0].set_ylabel("loss (nats per byte)")
+    axes[0].set_ylim(2.5, 5.5)
+    axes[1].set_ylabel("norm of the gradient, before clipping")
+    axes[1].set_yscale("log")
+    axes[2].set_ylabel("gain, forward, after training")
+    axes[2].set_yscale("log")
+    for axis, name in zip(axes, ("training step", "training step", "layers passed")):
+        axis.set_xlabel(name)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+# ---- a trained model ----
+
+def learnt(sites):
+    """comb, pre and post of each site, means over tokens. sites: {name: (pre n, post n, comb n n)}."""
+    figure, axes = plt.subplots(3, len(sites), figsize=(11.4, 3.9), height_ratios=[4, 1.1, 1.1])
+    for column, (name, (pre, post, comb)) in zip(axes.T, sites.items()):
+        heat(column[0], comb, name, size=7.5)
+        heat(column[1], pre[None], size=7.5)
+        column[2].imshow(post[None] / 2, vmin=0, vmax=1, cmap="cividis")
+        for j, value in enumerate(post.tolist()):
+            column[2].text(j, 0, f"{value:.1f}", ha="center", va="center", fontsize=7.5,
+                           color="white" if value < 1.1 else BLACK)
+        column[2].axis("off")
+    for axis, name in zip(axes[:, 0], ("comb: from row\nto column", "pre", "post (0 to 2)")):
+        axis.axis("on")
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10)
+        for side in axis.spines.values():
+            side.set_visible(False)
+    return figure
+
+
+def moving(models):
+    """How far the maps vary from token to token, by site. models: {name: {map: list over sites}}."""
+    figure, axes = plt.subplots(1, 3, figsize=(10.2, 3.2), sharey=True)
+    for axis, which in zip(axes, ("pre", "post", "comb")):
+        for (name, lines), colour, mark in zip(models.items(), (ORANGE, BLUE), "so"):
+            axis.plot(range(1, len(lines[which]) + 1), lines[which], marker=mark, color=colour, label=name)
+        axis.set_title(which)
+        axis.set_xlabel("site")
+        axis.set_yscale("log")
+    axes[0].set_ylabel("deviation over tokens")
+    axes[0].legend(loc="center left", bbox_to_anchor=(0.0, 0.38))
+    return figure
+
+
+def losses(changes, control):
+    """Rise of the loss for each change, as horizontal bars. changes: {name: nats}; `control` names the bars drawn pale."""
+    figure, axis = plt.subplots(figsize=(8.2, 0.36 * len(changes) + 1.1))
+    colours = [SKY if name in control else ORANGE for name in changes]
+    drawn = axis.barh(list(changes), list(changes.values()), color=colours)
+    axis.bar_label(drawn, [f"{v:+.3f}" for v in changes.values()], padding=4, fontsize=10)
+    axis.invert_yaxis()
+    axis.axvline(0, color=BLACK, linewidth=0.8)
+    axis.set_xlim(min(0, min(changes.values())) - 0.08, 1.22 * max(changes.values()))
+    axis.set_xlabel("change of the loss (nats per token)")
+    axis.grid(False, axis="y")
+    return figure
+
+
+def costs(ns, parameters, traffic):
+    """Parameters and memory traffic of mHC in Flash over the number of streams. traffic: {name: MB a token}."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.4))
+    left.plot(ns, [p / 1e6 for p in parameters], "o-", color=BLUE)
+    left.set_ylabel("parameters of mHC (millions)")
+    left.set_yscale("log")
+    for (name, line), look in zip(traffic.items(), ("s--", "o-")):
+        right.plot(ns, line, look, label=name, color=ORANGE if look[0] == "s" else BLUE)
+    right.set_ylabel("read and written (MB per token)")
+    right.set_ylim(bottom=0)
+    right.legend()
+    for axis in (left, right):
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(ns, ns)
+        axis.minorticks_off()
+        axis.set_xlabel("streams n")
+        axis.axvline(4, color=GREY, linewidth=0.8, linestyle=":")
+    return figure
