@@ -10,6 +10,7 @@ from minids import Config, Model
 from minids.config import ConfigError
 from minids.model import hyper
 from minids.model.moe import balance, sqrt_softplus
+from minids.model.norm import Normalised, rms
 
 
 def plain_norm(x, weight, eps):
@@ -65,12 +66,12 @@ def plain_affinity(x, fn, eps):
     return (x @ fn.T / torch.sqrt((x * x).mean(-1, keepdim=True) + eps)).T
 
 
-def plain_mix(w, X):
-    return torch.einsum("kjn,njd->nkd", w, X)
+def plain_read(X, pre):
+    return torch.einsum("jn,njd->nd", pre, X)
 
 
-def plain_write(carried, post, f):
-    return carried + torch.einsum("kn,nd->nkd", post, f)
+def plain_write(X, comb, post, f):
+    return torch.einsum("jkn,njd->nkd", comb, X) + torch.einsum("kn,nd->nkd", post, f)
 
 
 def tokens_last(M, iters, eps):
@@ -78,12 +79,15 @@ def tokens_last(M, iters, eps):
 
 
 BY_HAND = {
+    "norm": (Normalised, plain_norm, [(5, 7, 32), (32,)], [1e-2]),
     "affinity": (hyper.Affinity, plain_affinity, [(70, 32), (24, 32)], [1e-2]),
     "one Sinkhorn step": (hyper.Sinkhorn, tokens_last, [(4, 4, 70)], [1, 1e-2]),
     "20 Sinkhorn steps": (hyper.Sinkhorn, tokens_last, [(4, 4, 70)], [20, 1e-2]),
-    "mix, many tokens": (hyper.Mix, plain_mix, [(5, 4, 70), (70, 4, 16)], []),
-    "mix, few tokens": (hyper.Mix, plain_mix, [(5, 4, 3), (3, 4, 16)], []),
-    "write": (hyper.Write, plain_write, [(70, 4, 16), (4, 70), (70, 16)], []),
+    "20 Sinkhorn steps, one token": (hyper.Sinkhorn, tokens_last, [(4, 4, 1)], [20, 1e-2]),
+    "read, many tokens": (hyper.Read, plain_read, [(70, 4, 16), (4, 70)], []),
+    "read, few tokens": (hyper.Read, plain_read, [(3, 4, 16), (4, 3)], []),
+    "write, many tokens": (hyper.Write, plain_write, [(70, 4, 16), (4, 4, 70), (4, 70), (70, 16)], []),
+    "write, few tokens": (hyper.Write, plain_write, [(3, 4, 16), (4, 4, 3), (4, 3), (3, 16)], []),
 }
 
 
@@ -99,14 +103,25 @@ def test_gradients_by_hand_are_autograd(name):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
-def test_hyper_connections_are_their_equations():
+def test_norm_without_a_weight():
+    x = torch.randn(5, 3, 32, requires_grad=True)
+    weigh = torch.randn(5, 3, 32)
+    ours, expected = rms(x, 1e-2), plain_norm(x, 1.0, 1e-2)
+    torch.testing.assert_close(ours, expected)
+    for a, b in zip(torch.autograd.grad((ours * weigh).sum(), x), torch.autograd.grad((expected * weigh).sum(), x)):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("B, T", [(2, 3), (1, 1), (1, 70)])        # a few tokens, one, and many each take another way
+@torch.no_grad()
+def test_hyper_connections_are_their_equations(B, T):
     torch.manual_seed(0)
-    B, T, n, d = 2, 3, 4, SMALL.dim
+    n, d = 4, SMALL.dim
     X, f = torch.randn(B, T, n, d), torch.randn(B, T, d)
     fn, scale, base = torch.randn(24, n * d) / 16, torch.tensor([0.7, 1.1, 1.3]), torch.randn(24) / 2
     pre, post, comb = hyper.maps(X, fn, scale, base, SMALL)
-    u, carried = hyper.read(X, pre, comb)
-    Y = hyper.write(carried, f, post)
+    u = hyper.read(X, pre)
+    Y = hyper.write(X, f, post, comb)
     for b in range(B):
         for t in range(T):
             x = X[b, t].flatten()

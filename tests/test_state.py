@@ -24,7 +24,7 @@ def test_any_chunking_equals_one_pass(config, cut):
     with torch.no_grad():
         state = model.new_state(3, ids.shape[1])
         chunks = torch.cat([model(part, state) for part in ids.split(CUTS[cut], dim=1)], dim=1)
-        torch.testing.assert_close(chunks, model(ids), atol=2e-5, rtol=2e-5)
+        torch.testing.assert_close(chunks, model(ids), atol=5e-5, rtol=5e-5)
     assert state.pos == ids.shape[1]
 
 

@@ -11,9 +11,10 @@ to autograd's. The maps are computed with the tokens last, so that a step of Sin
 
 from functools import lru_cache
 
+import numpy as np
 import torch
 
-from minids.model.norm import constant, inverse_rms
+from minids.model.norm import call, constant, inverse_rms
 
 
 class Affinity(torch.autograd.Function):
@@ -37,72 +38,107 @@ class Affinity(torch.autograd.Function):
 class Sinkhorn(torch.autograd.Function):
     """Turn positive n x n x N matrices, the tokens last, into nearly doubly stochastic ones.
 
-    One step is M' = M / s with s = eps + the sums of the columns (or rows); its gradient is
-    dM = (dM' - sums of dM' * M') / s. The backward pass runs the steps again to have each M' and s, so that a training
-    step keeps only the input.
+    One step is M' = M / s with s = eps + the sums of the columns (or rows). The gradient is shorter for logarithms: with
+    G = M dM, G = G' - M' * (sums of G'). A training step keeps the sums, a quarter of a matrix each, and the backward pass
+    undoes step by step, M = M' s.
     """
 
     @staticmethod
     def forward(ctx, M, iters, eps):
+        if M.device.type == "cpu" and M.shape[2] == 1 and not ctx.needs_input_grad[0]:
+            return torch.from_numpy(sinkhorn_of_one(small(M)[..., 0], iters, np.float32(eps))[..., None])
+        M, ctx.steps = small(M.clone()), []
+        for axis in [0] + [1, 0] * (iters - 1):                                          # axis 0 sums columns
+            s = M.sum(axis, keepdims=True)
+            s += eps
+            M /= s
+            ctx.steps.append((axis, s))
+        M = torch.as_tensor(M)
         ctx.save_for_backward(M)
-        ctx.axes, ctx.eps = [0] + [1, 0] * (iters - 1), constant(eps, M.device)          # axis 0 sums columns
-        sums = M[:1].clone(), M[:, :1].clone()
-        M = M.clone()
-        for axis in ctx.axes:
-            M.div_(torch.sum(M, axis, keepdim=True, out=sums[axis]).add_(ctx.eps))
         return M
 
     @staticmethod
     def backward(ctx, grad):
-        M, = ctx.saved_tensors
-        done = []
-        for axis in ctx.axes:
-            s = M.sum(axis, keepdim=True).add_(ctx.eps)
-            M = M / s
-            done.append((M, s, axis))
-        for M, s, axis in reversed(done):
-            grad = (grad - (grad * M).sum(axis, keepdim=True)).div_(s)
-        return grad, None, None
+        M = small(ctx.saved_tensors[0].clone())
+        G = small(grad) * M
+        for axis, s in reversed(ctx.steps):
+            G -= M * G.sum(axis, keepdims=True)
+            M *= s
+        return torch.as_tensor(G / M), None, None
 
 
-class Mix(torch.autograd.Function):
-    """Y[k] = sum_j w[k, j] X[j] for each token: w: o n N, X: N n d -> N o d."""
+def sinkhorn_of_one(M, iters: int, eps: float):
+    """The same for one n x n array. Products with ones cost half as much as NumPy's sums where n is small."""
+    ones = np.ones_like(M)
+    for columns in [True] + [False, True] * (iters - 1):
+        M = M / ((ones.dot(M) if columns else M.dot(ones)) + eps)
+    return M
+
+
+def small(M):
+    """On a CPU the same memory as a NumPy array: a call costs less, and NumPy does not share a few thousand numbers among
+    cores, which takes longer than the sum itself."""
+    return M.detach().numpy() if M.device.type == "cpu" else M
+
+
+class Read(torch.autograd.Function):
+    """sum_j pre[j] X[j] for each token: X: N n d, pre: n N -> N d."""
 
     @staticmethod
-    def forward(ctx, w, X):
-        ctx.save_for_backward(w, X)
-        return mix(w, X)
+    def forward(ctx, X, pre):
+        ctx.save_for_backward(X, pre)
+        return mix(pre[:, None], X).squeeze(1)
 
     @staticmethod
     def backward(ctx, grad):
-        w, X = ctx.saved_tensors
-        return torch.bmm(grad, X.mT).permute(1, 2, 0).contiguous(), mix(w.transpose(0, 1), grad)
-
-
-def mix(w, X):
-    """`Mix` without its gradient. A batch of tiny products is slow on a CPU, sums of scaled streams are not."""
-    if len(X) < 64 or X.device.type != "cpu":
-        return torch.bmm(w.permute(2, 0, 1), X)
-    Y = X.new_empty(len(X), len(w), X.shape[2])
-    for k, row in enumerate(w.unsqueeze(-1)):                                            # n N 1
-        torch.mul(X[:, 0], row[0], out=Y[:, k])
-        for j in range(1, len(row)):
-            Y[:, k].addcmul_(X[:, j], row[j])
-    return Y
+        X, pre = ctx.saved_tensors
+        grad = grad[:, None]                                                             # N 1 d
+        return mix(pre[None], grad), tokens_last(torch.bmm(grad, X.mT))[0]
 
 
 class Write(torch.autograd.Function):
-    """carried[k] + post[k] f for each token: carried: N n d, post: n N, f: N d."""
+    """post[k] f + sum_j comb[j, k] X[j] for each token: X: N n d, comb: n n N, post: n N, f: N d -> N n d."""
 
     @staticmethod
-    def forward(ctx, carried, post, f):
-        ctx.save_for_backward(post, f)
-        return torch.addcmul(carried, post.T[:, :, None], f[:, None])                    # N n d
+    def forward(ctx, X, comb, post, f):
+        ctx.save_for_backward(X, comb, post, f)
+        f = f[:, None]                                                                   # N 1 d
+        if few(X):
+            return torch.baddbmm(post.T[:, :, None] * f, comb.permute(2, 1, 0), X)
+        return sums(torch.cat([comb, post[None]]), [*X.unbind(1), f.squeeze(1)])
 
     @staticmethod
     def backward(ctx, grad):
-        post, f = ctx.saved_tensors
-        return grad, torch.bmm(grad, f[:, :, None]).squeeze(2).T.contiguous(), mix(post[None], grad).squeeze(1)
+        X, comb, post, f = ctx.saved_tensors
+        dpost = torch.bmm(f[:, None], grad.mT)         # N 1 n: a row times a matrix, four times as fast as its transpose
+        return (mix(comb.transpose(0, 1), grad), tokens_last(torch.bmm(X, grad.mT)), tokens_last(dpost)[0],
+                mix(post[:, None], grad).squeeze(1))
+
+
+def mix(w, X):
+    """Y[k] = sum_j w[j, k] X[j] for each token: w: n o N, X: N n d -> N o d."""
+    return torch.bmm(w.permute(2, 1, 0), X) if few(X) else sums(w, X.unbind(1))
+
+
+def few(X):
+    """Whether a batched product serves the streams X. On a CPU one of many tiny matrices is slow, and `sums` are not."""
+    return len(X) < 64 or X.device.type != "cpu"
+
+
+def sums(w, streams):
+    """`mix`, stream by stream; streams: n of N d."""
+    Y = streams[0].new_empty(w.shape[2], w.shape[1], streams[0].shape[1])
+    for y, column in zip(Y.unbind(1), w.unsqueeze(-1).unbind(1)):                        # N d, n N 1
+        scales = column.unbind()
+        torch.mul(streams[0], scales[0], out=y)
+        for x, scale in zip(streams[1:], scales[1:]):
+            y.addcmul_(x, scale)
+    return Y
+
+
+def tokens_last(t):
+    """N a b -> a b N."""
+    return t.permute(1, 2, 0).contiguous()
 
 
 def maps(X, fn, scale, base, config):
@@ -112,12 +148,12 @@ def maps(X, fn, scale, base, config):
     """
     n, eps = config.hc_mult, constant(config.hc_eps, X.device)
     scale = scale.index_select(0, owners(n, X.device))                                   # (2+n)n
-    a = Affinity.apply(X.flatten(2).flatten(0, 1).float(), fn, config.norm_eps)          # (2+n)n N
+    a = call(Affinity, X.flatten(2).flatten(0, 1).float(), fn, config.norm_eps)          # (2+n)n N
     pre, post, comb = torch.addcmul(base[:, None], a, scale[:, None]).split([n, n, n * n])
     pre = pre.sigmoid() + eps
     post = post.sigmoid() * constant(2.0, X.device)
     comb = comb.view(n, n, -1).softmax(1) + eps
-    return pre, post, Sinkhorn.apply(comb, config.hc_sinkhorn_iters, config.hc_eps)
+    return pre, post, call(Sinkhorn, comb, config.hc_sinkhorn_iters, config.hc_eps)
 
 
 @lru_cache(maxsize=8)
@@ -127,22 +163,20 @@ def owners(n: int, device):
     return torch.tensor([0] * n + [1] * n + [2] * n * n, device=device)
 
 
-def read(X, pre, comb):
-    """The layer's input, sum_j pre[j] X[j]: B T d, and the streams carried past it, sum_j comb[j, k] X[j]: B T n d."""
+def read(X, pre):
+    """The layer's input, sum_j pre[j] X[j]: B T d. X: B T n d."""
     B, T, n, d = X.shape
-    both = torch.cat([pre[None], comb.transpose(0, 1)]).to(X.dtype)                      # n+1 n N
-    u, carried = Mix.apply(both, X.view(-1, n, d)).split([1, n], dim=1)
-    return u.reshape(B, T, d), carried.view(B, T, n, d)
+    return call(Read, X.view(-1, n, d), pre.to(X.dtype)).view(B, T, d)
 
 
-def write(carried, f, post):
-    """The streams after a layer with output f, X'[k] = post[k] f + carried[k]: B T n d."""
-    return Write.apply(carried.flatten(0, 1), post.to(f.dtype), f.flatten(0, 1)).view(carried.shape)
+def write(X, f, post, comb):
+    """The streams after a layer with output f, X'[k] = post[k] f + sum_j comb[j, k] X[j]: B T n d. f: B T d."""
+    B, T, n, d = X.shape
+    return call(Write, X.view(-1, n, d), comb.to(X.dtype), post.to(X.dtype), f.reshape(-1, d)).view(X.shape)
 
 
 def head(X, fn, scale, base, config):
     """One vector per token out of the streams, y = sum_j g[j] X[j]: B T d. fn: n x nd; scale: 1; base: n."""
-    B, T, n, d = X.shape
-    a = Affinity.apply(X.flatten(2).flatten(0, 1).float(), fn, config.norm_eps)          # n N
+    a = call(Affinity, X.flatten(2).flatten(0, 1).float(), fn, config.norm_eps)          # n N
     g = torch.addcmul(base[:, None], a, scale).sigmoid() + config.hc_eps
-    return Mix.apply(g[None].to(X.dtype), X.view(-1, n, d)).view(B, T, d)
+    return read(X, g)

@@ -18,9 +18,12 @@ def sqrt_softplus(x: torch.Tensor) -> torch.Tensor:
 
 
 def swiglu(gate, up, limit: float):
-    """silu(gate) * up, both clamped first: gate from above, up on both sides. limit 0: no clamp."""
+    """silu(gate) * up, both clamped first: gate from above, up on both sides. limit 0: no clamp.
+
+    `hardtanh` is `clamp` by another name; its gradient is one walk through memory instead of three.
+    """
     if limit:
-        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+        gate, up = F.hardtanh(gate, -float("inf"), limit), F.hardtanh(up, -limit, limit)
     return F.silu(gate) * up
 
 

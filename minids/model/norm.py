@@ -19,10 +19,47 @@ def inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
     return torch.addcmul(constant(eps, x.device), norm, norm, value=1 / x.shape[-1]).rsqrt()
 
 
+class Normalised(torch.autograd.Function):
+    """w x / sqrt(mean(x^2) + eps) over the last axis, float32; w may be None, for 1.
+
+    With h = x r, r = 1 / sqrt(mean(x^2) + eps), the gradient is dx = r (w dy - h mean(h w dy)), dw = sum of h dy: half as
+    many walks through memory as autograd makes of it. A test holds it to autograd's.
+    """
+
+    @staticmethod
+    def forward(ctx, x, w, eps):
+        r = inverse_rms(x, eps)
+        ctx.save_for_backward(x, w, r)
+        return x * r if w is None else (x * r).mul_(w)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, w, r = ctx.saved_tensors
+        h = x * r
+        t = grad * h
+        dw = None if w is None else t.flatten(0, -2).sum(0)
+        mean = (t.sum(-1, keepdim=True) if w is None else torch.matmul(t, w).unsqueeze(-1)) / -x.shape[-1]
+        dx = torch.addcmul(grad, h, mean) if w is None else torch.mul(grad, w).addcmul_(h, mean)
+        return dx.mul_(r), dw, None
+
+
+def call(function, *args):
+    """`function.apply`, or its forward pass alone where nothing is recorded: in decoding `apply` costs as much as the sums."""
+    return function.apply(*args) if torch.is_grad_enabled() else function.forward(Unrecorded(), *args)
+
+
+class Unrecorded:
+    """Stands for the context of a function whose gradient nobody will ask for."""
+
+    needs_input_grad = (False,)
+
+    def save_for_backward(self, *tensors):
+        pass
+
+
 def rms(x: torch.Tensor, eps: float) -> torch.Tensor:
     """x / sqrt(mean(x^2) + eps) over the last axis, in x's type."""
-    x32 = x.float()
-    return (x32 * inverse_rms(x32, eps)).to(x.dtype)
+    return call(Normalised, x.float(), None, eps).to(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -34,5 +71,4 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim, dtype=torch.float32))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x32 = x.float()
-        return (x32 * inverse_rms(x32, self.eps) * self.weight).to(x.dtype)
+        return call(Normalised, x.float(), self.weight, self.eps).to(x.dtype)

@@ -34,11 +34,11 @@ class Block(nn.Module):
     def forward(self, X, ids, pos: int = 0, state=None, ledger=None):
         """X: B T n d, ids: B T -> B T n d."""
         pre, post, comb = hyper.maps(X, self.hc_attn_fn, self.hc_attn_scale, self.hc_attn_base, self.config)
-        u, X = hyper.read(X, pre, comb)
-        X = hyper.write(X, self.attn(self.attn_norm(u), pos, state, ledger), post)
+        f = self.attn(self.attn_norm(hyper.read(X, pre)), pos, state, ledger)
+        X = hyper.write(X, f, post, comb)
         pre, post, comb = hyper.maps(X, self.hc_ffn_fn, self.hc_ffn_scale, self.hc_ffn_base, self.config)
-        u, X = hyper.read(X, pre, comb)
-        return hyper.write(X, self.ffn(self.ffn_norm(u), ids, ledger), post)
+        f = self.ffn(self.ffn_norm(hyper.read(X, pre)), ids, ledger)
+        return hyper.write(X, f, post, comb)
 
 
 class Model(nn.Module):
