@@ -686,6 +686,8 @@ torch.testing.assert_close(window_attention(shipped.layers[0].attn, x), shipped.
 print("equal to minids' Attention in four lively layers, and in layer 0 of the trained nano model")
 
 # %% [markdown]
+# If you had left `start` out, the check could not have noticed: by section 4 a right layer gives the same at every start. It is there for the wrong ones.
+#
 # **The independent judge.** You and `minids` could share a misunderstanding. `transformers` has an implementation of its own. We put *your* attention into a whole window-only model, save its weights, let `transformers`
 # open them, and compare every logit.
 

@@ -444,7 +444,6 @@ CHECKS = [
             "the values are kv before the turn and the output is not turned back: that is usual attention; in V4 "
             "key and value are the same, turned vector": FAULTS["values not turned"],
             "the keys are not turned": _fault(keys=_still),
-            "positions begin at 0 here: they begin at start": lambda attn, x, start=0: window_attention(attn, x),
             "kv_norm is missing": _fault(kv_norm=lambda kv: kv),
             "the scale 1 / sqrt(c) is missing": FAULTS["scale missing"],
             "the scale is 1 / sqrt(r): c is the whole width of a head": _root_of_r,
