@@ -51,7 +51,8 @@ def reach(T, m, widths):
     figure, axes = plt.subplots(1, len(widths), figsize=(10.2, 4.1), sharey=True)
     colours = ListedColormap(list(WAYS.values()))
     for axis, w in zip(axes, widths):
-        axis.imshow(ways(T, w, m).numpy(), cmap=colours, norm=BoundaryNorm(range(len(WAYS) + 1), len(WAYS)), interpolation="nearest")
+        axis.imshow(ways(T, w, m).numpy(), cmap=colours, norm=BoundaryNorm(range(len(WAYS) + 1), len(WAYS)),
+                    interpolation="nearest")
         axis.set_title(f"m = {m}, w = {w}")
         axis.set_xlabel("token s")
         axis.set_xticks(range(0, T, m))
@@ -69,7 +70,7 @@ def periods(curves, low, high, original, longest):
     for (name, line), style, colour in zip(curves.items(), ("--", "-.", "-"), (ORANGE, BLUE, GREEN)):
         axis.plot(line, linestyle=style, color=colour, label=name, linewidth=2.4 if style == "-" else 1.8)
     axis.axvspan(low, high, color=BLACK, alpha=0.07)
-    axis.text((low + high) / 2, 4, f"the ramp\npairs {low} to {high}", ha="center", fontsize=10)
+    axis.text((low + high) / 2, 4e6, f"the ramp\npairs {low} to {high}", ha="center", fontsize=10)
     for y, text in ((original, f"{original:,} tokens: the original length"), (longest, f"{longest:,} tokens: V4's context")):
         axis.axhline(y, color=BLACK, linewidth=0.8, linestyle=":")
         axis.text(0, y * 1.2, text, fontsize=10)
@@ -188,7 +189,7 @@ def cache(lengths, curves, entry_bytes):
     axis.set_yscale("log")
     ticks = lengths[::2]
     axis.set_xticks(ticks, [f"{n // 1024}K" if n < 2**20 else "1M" for n in ticks])
-    axis.set_xlim(lengths[0], lengths[-1] * 2.6)
+    axis.set_xlim(lengths[0], lengths[-1] * 4)
     axis.set_xlabel("context (tokens)")
     axis.set_ylabel("keys in one layer's cache")
     right = axis.secondary_yaxis("right", functions=(lambda y: y * entry_bytes / 1e6, lambda y: y * 1e6 / entry_bytes))

@@ -165,7 +165,8 @@ def lively(module, seed=0):
     rng = torch.Generator().manual_seed(seed)
     for name, p in module.requires_grad_(False).named_parameters():
         noise = torch.randn(p.shape, generator=rng)
-        p.copy_(1 + 0.3 * noise if "norm" in name else noise if p.ndim == 1 or "ape" in name else 2 * noise * p.shape[1] ** -0.5)
+        plain = p.ndim == 1 or "ape" in name
+        p.copy_(1 + 0.3 * noise if "norm" in name else noise if plain else 2 * noise * p.shape[1] ** -0.5)
     return module
 
 
@@ -173,7 +174,7 @@ comp = lively(Compressor(NANO, M, C))
 x = torch.randn(2, 100, NANO.dim, generator=torch.Generator().manual_seed(1))       # B T d
 entries = compress(x, comp.wkv.weight, comp.wgate.weight, comp.ape, comp.norm.weight, NANO.norm_eps)    # B n c
 torch.testing.assert_close(entries[..., :-R], comp(x)[..., :-R])
-print(f"{x.shape[1]} tokens give {entries.shape[1]} entries of {C} numbers: equal to minids in the channels that do not turn")
+print(f"{x.shape[1]} tokens give {entries.shape[1]} entries: equal to minids in the channels that do not turn")
 
 # %% [markdown]
 # ## 3. Where is an entry?
@@ -200,7 +201,7 @@ print(f"distance with position i m: {t - i * m};  with position i: {t - i}")
 # - Layers **without** compression see the last 128 tokens only. They use base 10,000 (`rope_theta`).
 # - Layers **with** compression see a million. They use base 160,000 (`compress_rope_theta`) for everything in them: queries, sliding keys and entries.
 #
-# And V4 was first trained at short lengths. So its slow pairs met only a small part of their turn, and angles beyond that are new to the model. **YaRN** (Peng et al., 2023) makes long contexts look like the trained
+# And V4 was trained at 4K, 16K and 64K tokens before it saw a million (report 4.2.2). So its slow pairs met only a small part of their turn, and angles beyond that were new to the model. **YaRN** (Peng et al., 2023) makes long contexts look like the trained
 # ones. It asks how often a pair turns within the original length L = 65,536:
 #
 # - more than 32 times (`beta_fast`): leave it. It measures short distances, which have not changed.
@@ -219,7 +220,7 @@ def yarn_frequencies(base, config):
     if not length:
         return w
 
-    def pair(turns):                                                                # which pair turns so often in this length
+    def pair(turns):                                                                # the pair that turns so often
         return r * math.log(length / (2 * math.pi * turns)) / (2 * math.log(base))
     low, high = max(math.floor(pair(config.beta_fast)), 0), min(math.ceil(pair(config.beta_slow)), r - 1)
     ramp = ((torch.arange(r // 2) - low) / (high - low)).clamp(0, 1)                # r/2
@@ -251,7 +252,8 @@ style.show(hca.periods(periods, 15, 25, flash.original_seq_len, flash.max_seq_le
            "the pairs above the ramp turn sixteen times slower")
 
 # %% [markdown]
-# Twenty-two laps with base 10,000. With base 160,000 the slowest pair still laps once and a half; with YaRN the last pairs stay within a tenth of a turn, as they did in training. Up to pair 15 the green line
+# Twenty-two laps with base 10,000. With base 160,000 the slowest pair still laps once and a half; with YaRN it makes 0.09 of a turn: exactly what plain base
+# 160,000 made in 65,536 tokens. Up to pair 15 the green line
 # *is* the blue one: nothing changed for near tokens.
 #
 # ### Exercise 2: place the entries
@@ -315,8 +317,8 @@ def draw(w, t):
     return hca.reading(t, w, 8, 32)
 
 
-box = style.slider_image(draw, "What the query at t reads: through an entry, in its sliding window of w tokens, or not at all",
-                         w=[8, 4, 5, 6, 7, 2], t=[21, *range(8, 21), *range(22, 32)])
+box = style.slider_image(draw, "What the query at t reads: through an entry, in its sliding window, or not at all",
+                         w=[8, 7, 6, 5, 4, 2], t=range(21, 32))
 box
 
 # %%
@@ -348,7 +350,7 @@ def unseen(t, w, m):
 unseen = check("hca.unseen", unseen)
 for name, w, m in (("V4", 128, 128), ("nano", W, M), ("too narrow", 64, 128)):
     gaps = [len(unseen(t, w, m)) for t in range(1024)]
-    print(f"{name:11} w = {w:3}, m = {m:3}: at most {max(gaps):2} tokens unread; queries with a gap: {sum(g > 0 for g in gaps)} of 1024")
+    print(f"{name:11} w = {w:3}, m = {m:3}: at most {max(gaps):2} tokens unread, by {sum(g > 0 for g in gaps)} of 1024 queries")
 
 # %% [markdown]
 # At most m - 1 tokens wait for their window, so w = m - 1 is enough, and V4's w = m = 128 leaves nobody out.
@@ -414,7 +416,7 @@ print("equal to minids.Attention:", x.shape[1], "tokens,", x.shape[1] // M, "ent
 # %% [markdown]
 # ## 6. Causality, measured
 #
-# Does anything of a later token reach an earlier output? Do not reason: **perturb**. Change the input of one token s, look which outputs t move, repeat for all s. A small layer with m = 8 and w = 6 gives a picture that
+# Does anything of a later token reach an earlier output? Do not reason: **perturb**. Change the input of one token s, look which outputs t move, repeat for all s. A small layer with m = 8 and w = 3 gives a picture that
 # can be read. We draw it twice: with the right rule, and with the sabotage that is easiest to write, a window that is visible as soon as it has *begun*: s <= t // m.
 #
 # **Predict before you run:** what will the columns of the first picture look like, below the band of the sliding window? And how many cells above the diagonal change in the second, with 6 windows of 8 tokens?
@@ -440,7 +442,7 @@ def perturbed(layer, T):
     return ((y[:-1] - y[-1]).norm(dim=-1) / y[-1].norm(dim=-1)).T
 
 # %%
-small = lively(Attention(NANO.replace(window_size=6, compress_ratios=(0, 4, 8, 4, 0)), 8), seed=4)
+small = lively(Attention(NANO.replace(window_size=3), 8), seed=4)
 maps = {}
 for name, rule in (("right: complete windows only", attention.incomplete), ("sabotage: s <= t // m", early)):
     with mock.patch.object(attention, "incomplete", rule):
@@ -453,15 +455,17 @@ style.show(hca.changes(maps, 8), "Left: a band along the diagonal and a staircas
            "Right: triangles above the diagonal, one for each window")
 
 # %% [markdown]
-# Left: the band is the sliding window. Below it each window of 8 columns starts to matter at the row of its **last** token, all eight at once: a staircase. Between band and staircase lies white: with w = 6 < 7 a token
-# can be out of sight until its window is complete (the blind gap).
+# Left: the band is the sliding window. Below it each window of 8 columns starts to matter at the row of its **last** token, all eight at once: a staircase. Between band and staircase lies white, the blind gap: with w = 3 a token
+# is out of sight from its third successor on until its window is complete.
 #
-# Right: each window leaks its later tokens to its earlier queries, 7 + 6 + ... + 1 = 28 cells, times 6 windows: 168.
+# Right: each window leaks its later tokens to its earlier queries, 7 + 6 + ... + 1 = 28 cells, times 6 windows: 168. (And the blind gap is gone: cheating pays.)
 #
 # ### What a leak does to training
 #
 # A **copy task**: 18 random tokens out of 16 kinds, then the same 18 once more. The first half cannot be predicted by anyone: its loss cannot honestly go below ln 16 = 2.77. The second half can, by reading
 # what stood 18 places before, which is out of the sliding window (w = 6). One layer, m = 6. The control, *late*, delays entries by one token: that is wrong too, but leaks nothing.
+#
+# **Predict before you run:** which of the three runs falls below 2.77 on the first half?
 
 # %%
 COPY = NANO.replace(vocab_size=16, dim=64, n_layers=1, n_mtp_layers=0, compress_ratios=(6,), window_size=6, hc_mult=2,
@@ -499,7 +503,7 @@ print("random half: right and late stay at ln 16; early falls below 2.0, which n
 print("copied half: the right run falls below 2.2")
 
 # %% [markdown]
-# The sabotaged model looks *better* in every curve. It is worthless: when it generates, the later tokens of the window do not exist yet. **A loss below what is possible is an alarm.** On real text nobody knows what is possible, so the
+# The sabotaged model looks *better* in both panels. It is worthless: when it generates, the later tokens of the window do not exist yet. **A loss below what is possible is an alarm.** On real text nobody knows what is possible, so the
 # perturbation map is the test to trust; one run of it finds what months of training would not.
 #
 # ## 7. What does an entry keep?
@@ -624,7 +628,7 @@ assert effective[0] > 0.95 * m and effective[1] < 0.8 * m
 print("the fresh compressor takes the mean; the trained one has learnt to pick")
 
 # %% [markdown]
-# Look at the third picture. Where a column is even over many windows, its channel picks by *content* (the gate); where it keeps a bright row, by *place* (ape).
+# Look at the third picture. Where a column is even over many windows, its channel picks by *content* (the gate); where one cell of it stays bright, by *place* (ape).
 #
 # **Its memory: a line-up.** Can you tell from an entry alone what the token at place j was? We fit a linear guess of the token's vector x from the entry, on three quarters of the windows. On the rest we put the true vector among 15
 # vectors from other windows and count how often the guess is closest to it (cosine). Guessing gives 1/16. Beside nano's entries:
@@ -670,12 +674,14 @@ print("mean over the places:", ", ".join(f"{name} {value:.2f}" for name, value i
 
 # %%
 assert mean_share["one token's own kv"] > 2 * mean_share["nano's entry"] and mean_share["nano's entry"] > 0.08
-assert mean_share["another window's entry"] < 0.09
-print("an entry tells more than guessing about each of its tokens, and less than half of what a token's own key tells")
+assert mean_share["another window's entry"] < min(0.12, mean_share["nano's entry"] - 0.01)
+print("an entry tells more than the control about each of its tokens, and less than half of what a token's own key tells")
 
 # %% [markdown]
-# So an entry of this small model is a *gist*: it says a little about each of its tokens and pins down none. (Compare the order task: 32 channels held most of 8 tokens once the loss asked for exactly that. And a linear guess is a lower bound:
-# attention and the layers above may read more.)
+# So an entry of this small model is a *gist*: it says a little about each of its tokens and pins down none. Compare the order task: 32 channels held most of 8 tokens once the loss asked for exactly that.
+#
+# Where does mean pooling stand in your figure? If it is above nano's entry, do not conclude that the mean is the better memory: it keeps a little of *all* tokens, and this line-up asks for all of them alike. A compressor that picks gives the others up. And a
+# linear guess is a lower bound: attention and the layers above may read more.
 #
 # **Its worth.** Now the only question that counts for the model: how much does the held-out loss rise when we damage the layer? Same rows before and after; the bars are two standard errors over rows.
 # The control adds 3 to all of ape. **Predict before you run:** what does that do?
@@ -750,7 +756,7 @@ for lengths in ([100], [37, 41, 22], [50] + [1] * 50):
 
 # %% [markdown]
 # ### Exercise 6: find the faults
-# *Hard, 15 minutes.* A colleague wrote the compressor for a sequence in pieces (pooled windows only; norm and rotary come later). It passes his test: one chunk, and chunks of whole windows. In service the model babbles.
+# *Hard, 15 minutes.* A colleague wrote the compressor for a sequence in pieces (pooled windows only; norm and rotary come later). It passes its tests: one chunk, and chunks of whole windows. In service the model babbles.
 # There are **two** faults. Find them by comparing different ways to cut the same tokens, then write the repaired version.
 
 # %%
@@ -853,13 +859,13 @@ print(f"Pro's cache is {cost.kv_bytes(pro, 2**20)['total'] / gqa8:.1%} of BF16 G
 # %% [markdown]
 # **The report claims** about 2 % of that baseline at a million tokens (2.3.4), which the last line reproduces. HCA's part of the cache is small: nearly all of it belongs to CSA. HCA is the cheap, coarse view of everything; CSA, next lesson,
 # is the finer view of what an indexer picks. **The report shows no ablation** of HCA alone, and no choice of m' against others. **Here we have shown** what the mechanism computes, that it is causal, what pooling can and cannot keep, and how
-# little a two-million-parameter model on short texts depends on it. **At this scale we cannot show** that it helps at a million tokens.
+# much or little the loss of one small model depends on it. **At this scale we cannot show** that it helps at a million tokens.
 #
 # ## Key points
 # - An entry is a softmax-weighted mean over m tokens, with weights for each channel by itself; then RMS; then rotary at position i m.
 # - A gate without `ape` sees a set: only `ape`, m x c numbers, brings the order in. A gate is needed to pick what matters. The mean can count.
 # - Layers with compression turn with base 160,000 and YaRN: fast pairs stay, slow pairs turn 16 times slower, with a ramp between.
-# - Entry s is visible at t when s < floor((t + 1) / m). One token earlier is a leak, and shows as a loss that is too good; one token later is a waste.
+# - Entry s is visible at t when s < floor((t + 1) / m). One token earlier is a leak, and shows as a loss that is too good. One token later leaks nothing, and no loss will tell you: compare with a reference.
 # - Sliding window, entries and sink share one softmax. With w >= m - 1 no token is out of sight.
 # - While decoding, up to m - 1 tokens wait. Test with cuts that are no multiple of m.
 # - The cache grows by one key for each 128 tokens.
