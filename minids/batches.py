@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 
 from minids.config import CSA_RATE
-from minids.data import text
+from minids.data import mixture, text
 from minids.model.packing import Packing
 from minids.tokenizer import Tokenizer
 
@@ -23,13 +23,9 @@ def corpus() -> dict[str, np.ndarray]:
     return {split: text.encode(text.documents(split), Tokenizer.load()) for split in text.SPLITS}
 
 
-def streams(data: str) -> dict[str, np.ndarray]:
-    """The id streams that `TrainConfig.data` names: "text", the shipped text, or "mix", `minids.data.mixture`'s."""
-    if data == "text":
-        return corpus()
-    from minids.data import mixture
-
-    return mixture.streams()
+def streams(settings) -> dict[str, np.ndarray]:
+    """The id streams that `settings.data` names: "text", the shipped text, or "mix": as much of the mixture as it reads."""
+    return corpus() if settings.data == "text" else mixture.streams(settings.tokens, Tokenizer.load())
 
 
 def batch_of(stream, settings, step: int):

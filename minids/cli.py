@@ -45,9 +45,10 @@ def parser() -> Parser:
     command("doctor", doctor, "say whether this machine and this clone are ready for the course, and what to do if not")
     command("lab", lab, "open the course in JupyterLab")
 
-    c = command("train", train, "train a model on the shipped text, or go on with a run that was stopped")
+    c = command("train", train, "train a model, or go on with a run that was stopped")
     c.add_argument("--preset", default="nano", help="size of the model: nano or mini")
-    c.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/PRESET)")
+    c.add_argument("--data", default="text", help="what it reads: text, the shipped books; mix, stories and problems too")
+    c.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/PRESET, or runs/PRESET-mix)")
     c.add_argument("--steps", type=int, metavar="N", help="optimiser steps (default: the preset's)")
     c.add_argument("--seed", type=int, default=0, metavar="S", help="for the first weights and the order of the text")
     c.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
@@ -110,20 +111,35 @@ def train(args) -> None:
     from minids.train import train as run
 
     changes = {"seed": args.seed} | ({} if args.steps is None else {"steps": args.steps})
-    settings = TrainConfig.preset(args.preset, **changes)
+    settings = TrainConfig.preset(args.preset, args.data, **changes)
     use_threads(args.threads)
-    out = args.out or Path("runs") / args.preset
+    out = args.out or Path("runs") / (args.preset if args.data == "text" else f"{args.preset}-{args.data}")
     config = Config.preset(args.preset)
     log = run(config, settings, out, resume=not args.fresh)
     if rank():
         return          # of several processes the first one reports
     end = next(record for record in log if "heldout_loss" in record)
     text = streams(settings)
-    same, all_ = (Trigram(ids, config.vocab_size).loss(text["heldout"])
-                  for ids in (tokens_read(text["train"], settings), text["train"]))
+    same, all_ = (Trigram(ids, config.vocab_size) for ids in (tokens_read(text["train"], settings), text["train"]))
     print(f"held-out text: {end['heldout_loss']:.3f} nats per token, {end['heldout_bits_per_byte']:.3f} bits per byte")
-    print(f"a trigram model of the tokens that this run read: {same:.3f} nats per token; of all training text: {all_:.3f}")
+    print(f"a trigram model of the tokens that this run read: {same.loss(text['heldout']):.3f} nats per token; "
+          f"of all training text: {all_.loss(text['heldout']):.3f}")
+    if args.data == "mix":
+        report_exam(out / "model", all_)
     print(f"the model is in {out / 'model'}; try: minids generate --model {out} --prompt \"In the beginning\"")
+
+
+def report_exam(folder: Path, trigram) -> None:
+    """Ask the saved model about stories that it has not read."""
+    from minids.checkpoint import load
+    from minids.evaluate import answered, answered_by_trigram, exam, interval
+    from minids.tokenizer import Tokenizer
+
+    model, tokenizer, items = load(folder), Tokenizer.load(folder), exam(210)
+    for name, right in (("the model as saved", answered(model, tokenizer, items)),
+                        ("the trigram model", answered_by_trigram(trigram, tokenizer, items))):
+        share, low, high = interval(right)
+        print(f"questions about stories of 250 words, answered by {name}: {share:.0%} ({low:.0%} to {high:.0%})")
 
 
 def generate(args) -> None:

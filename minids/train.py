@@ -50,6 +50,11 @@ class Stage:
     attention: str = "sparse"
 
 
+def growing(rows: int) -> tuple[Stage, ...]:
+    """The stages of the shipped checkpoints: sequences grow, and the indexer warms up before it has to choose."""
+    return (Stage(0.8, 256, rows, "dense"), Stage(0.04, 1024, rows // 4, "warmup"), Stage(0.16, 1024, rows // 4, "sparse"))
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train. One step takes `batch` sequences of `seq_len` tokens, or, with `stages`, what its stage says."""
@@ -80,11 +85,12 @@ class TrainConfig:
     dtype: str = "auto"         # "float32", or "bfloat16" with float32 masters; auto: bfloat16 on CUDA devices that have it
     eval_every: int = 100       # steps between looks at the validation text
     save_every: int = 200       # steps between checkpoints
+    format: str = "bf16"        # of the trained model's file, or "v4": FP8 and FP4 as V4 is released
     seed: int = 0
 
     def __post_init__(self):
         object.__setattr__(self, "stages", tuple(self.stages))
-        for name, choices in (("optimiser", ("adamw", "muon")), ("data", ("text", "mix")),
+        for name, choices in (("optimiser", ("adamw", "muon")), ("data", ("text", "mix")), ("format", ("bf16", "v4")),
                               ("dtype", ("auto", "float32", "bfloat16"))):
             if getattr(self, name) not in choices:
                 raise MinidsError(f"{name}: expected {' or '.join(choices)}, found {getattr(self, name)!r}")
@@ -106,18 +112,31 @@ class TrainConfig:
             raise MinidsError(f"seed: expected 0 to 2^63 - 1, found {self.seed}")
 
     @classmethod
-    def preset(cls, name: str, **changes) -> "TrainConfig":
-        """The settings that belong to `Config.preset(name)`: "nano" or "mini". `changes` replace fields."""
-        settings = {"nano": dict(steps=520, optimiser="muon", lr=1e-2, vector_lr=4.0, warmup=30, mtp_share=0.25),
-                    "mini": dict(steps=6000, optimiser="muon", lr=5e-3, batch=16, warmup=200)}
-        if name not in settings:
-            raise MinidsError(f"no training settings for {name!r}: expected nano or mini; larger models need a cluster")
-        return cls(**(settings[name] | changes))
+    def preset(cls, name: str, data: str = "text", **changes) -> "TrainConfig":
+        """The settings that belong to `Config.preset(name)`, "nano" or "mini", and to the text that it reads: those of the
+        mixture made the shipped checkpoints. `changes` replace fields."""
+        settings = {
+            ("nano", "text"): dict(steps=520, optimiser="muon", lr=1e-2, vector_lr=4.0, warmup=30, mtp_share=0.25),
+            ("nano", "mix"): dict(steps=1800, optimiser="muon", lr=1e-2, vector_lr=4.0, warmup=50, mtp_share=0.25, format="v4",
+                                  decay_from=0.6, stages=growing(8)),
+            ("mini", "text"): dict(steps=2000, optimiser="muon", lr=5e-3, vector_lr=4.0, warmup=100, mtp_share=0.25),
+            ("mini", "mix"): dict(steps=1350, optimiser="muon", lr=6e-3, vector_lr=4.0, warmup=50, mtp_share=0.25, format="v4",
+                                  decay_from=0.6, stages=growing(16), save_every=50)}
+        if (name, data) not in settings:
+            raise MinidsError(f"no training settings for {name!r} on {data!r}: expected nano or mini, on text or mix; larger "
+                              f"models need a cluster")
+        return cls(**(settings[name, data] | {"data": data} | changes))
 
     @property
     def plan(self) -> tuple[Stage, ...]:
         """The stages; a run without has one."""
         return self.stages or (Stage(1, self.seq_len, self.batch),)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the run reads."""
+        stages = (self.at(step)[0] for step in range(self.steps))
+        return sum(stage.batch * stage.seq_len for stage in stages)
 
     def at(self, step: int) -> tuple[Stage, int, int]:
         """The stage that a step belongs to, its number, from 0, and its first step."""
@@ -135,19 +154,20 @@ def train(config: Config, settings: TrainConfig, out, resume: bool = True, on_st
     """Train a new model, or go on where `out` stopped; returns the log, one dict a record.
 
     `out` gets log.jsonl, a checkpoint folder step-NNNNNN (the newest only), and at the end `model/`, the trained model
-    in BF16. With `resume=False` a former run in `out` is deleted. `on_step(record)` is called after each step. `tokens`
-    is a dict of the shipped tokenizer's id streams for "train", "valid" and "heldout"; by default those of `settings.data`.
+    in `settings.format`. With `resume=False` a former run in `out` is deleted. `on_step(record)` is called after each step.
+    `tokens` is a dict of the shipped tokenizer's id streams for each split; by default those of `settings.data`.
     Records: {"step", "loss", "mtp_loss", "balance_loss", "index_loss", "grad_norm", "lr", "stage", "seconds"} each step, as far
     as there is such a thing, losses in nats per token, stages from 1;
     {"step", "valid_loss", "valid_bits_per_byte"} now and then, on an eighth of that text, read as the stage reads;
     {"step", "spike", "back_to"} where a spike of the loss sent the run back: the steps since then come again;
-    {"step", "heldout_loss", "heldout_bits_per_byte"} last, on all of it.
+    {"step", "heldout_loss", "heldout_bits_per_byte"} last, on all of it, and {"step", "rounded_loss",
+    "rounded_bits_per_byte"} of the file in the released formats.
     Under torchrun each process calls this; the first one writes, and its log alone has the looks at other texts.
     Raises `MinidsError` for what cannot be trained or written, `Interrupted` on Ctrl-C, when all is saved.
     """
     out, device = Path(out), distributed.device()
     tokenizer = Tokenizer.load()
-    tokens = streams(settings.data) if tokens is None else tokens
+    tokens = streams(settings) if tokens is None else tokens
     check(config, settings, tokens)
     run = {"config": config.to_json(), "settings": dataclasses.asdict(settings), "tokens": len(tokens["train"])}
     with distributed.joined(device), deferred_interrupt() as pressed:
@@ -239,7 +259,11 @@ def _train(config, settings, out, on_step, tokens, tokenizer, device, pressed) -
         for split in ("valid", "heldout"):
             if not any(f"{split}_loss" in record and record["step"] == step for record in log):
                 look(split)
-        save(model, out / "model", format="bf16", tokenizer=tokenizer)
+        save(masters, out / "model", format=settings.format, tokenizer=tokenizer)
+        if settings.format == "v4":         # rounding costs something: what is the loss of the model as it is in the file?
+            loss, per_byte = evaluate(load(out / "model", dtype=torch.float32).to(device), tokens["heldout"],
+                                      settings.at(step - 1)[0].seq_len, tokenizer, packed=settings.packed)
+            write({"step": step, "rounded_loss": loss, "rounded_bits_per_byte": per_byte})
     return log
 
 

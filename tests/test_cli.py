@@ -99,7 +99,7 @@ def test_train_then_generate(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(batches, "corpus", lambda: small)
     assert cli.main(["train", "--steps", "1", "--out", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr().out
-    assert "held-out text: 6.9" in printed and "trigram" in printed
+    assert "held-out text: 7.6" in printed and "trigram" in printed
     assert cli.main(["generate", "--model", str(tmp_path / "run"), "--max-new-tokens", "5"]) == 0
     printed = refused(capsys, "train", "--steps", "1", "--seed", "7", "--out", tmp_path / "run")
     assert "other settings (settings.seed)" in printed

@@ -46,7 +46,12 @@ def documents(split: str | None = None) -> tuple[Document, ...]:
 
 def encode(docs, tokenizer) -> np.ndarray:
     """The documents as one stream of token ids, uint16, each between the ids that begin and end a text."""
-    ids = tokenizer.encode_all(d.text for d in docs)
+    return encode_texts((d.text for d in docs), tokenizer)
+
+
+def encode_texts(texts, tokenizer) -> np.ndarray:
+    """As `encode`, from strings."""
+    ids = tokenizer.encode_all(texts)
     return np.concatenate([np.array([tokenizer.bos_id, *i, tokenizer.eos_id], dtype=np.uint16) for i in ids])
 
 

@@ -409,6 +409,24 @@ def story(rng: random.Random, words: int) -> Story:
     return told
 
 
+def scene(rng: random.Random) -> str:
+    """The shortest text to train on: a planted fact or a few sentences, and one to four questions about them.
+
+    Where one fact is all there is, its answer can only be copied; with two or three, the name has to match. So a model learns
+    to look things up step by step, and much sooner than from long stories.
+    """
+    told = Story(rng)
+    if rng.random() < 0.5:
+        told.open(rng.choices(KINDS, k=rng.randint(1, 3)))
+    if not told.words or rng.random() < 0.4:
+        told.tell(rng.randint(5, 30))
+    for _ in range(rng.randint(1, 4)):
+        question = told.ask()
+        if question:
+            told.write(question)
+    return told.text.lstrip()
+
+
 def document(rng: random.Random, words: int) -> str:
     """One text to train on: a title and a story of about `words` words, with questions after most paragraphs or at the end.
 

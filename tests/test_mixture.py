@@ -1,0 +1,64 @@
+"""The base model's corpus."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from minids import MinidsError
+from minids.data import mixture, text
+from minids.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.load()
+
+
+def test_streams_are_deterministic_and_framed(tokenizer):
+    ids = mixture.stream("train", 20_000, tokenizer)
+    assert np.array_equal(ids, mixture.stream("train", 20_000, tokenizer)) and len(ids) >= 20_000
+    begins = np.flatnonzero(ids == tokenizer.bos_id)
+    assert begins[0] == 0 and ids[-1] == tokenizer.eos_id
+    assert (ids[begins[1:] - 1] == tokenizer.eos_id).all()          # between documents: eos, then bos
+    assert len(begins) == (ids == tokenizer.eos_id).sum()
+
+
+def test_a_longer_stream_begins_with_the_shorter_one(tokenizer):
+    short, long = mixture.stream("valid", 5_000, tokenizer), mixture.stream("valid", 30_000, tokenizer)
+    assert np.array_equal(long[: len(short)], short)
+
+
+def test_every_token_comes_back_as_text(tokenizer):
+    texts = [found for _, found in islice(mixture.documents("heldout"), 40)]
+    ids = text.encode_texts(texts, tokenizer)
+    names = (tokenizer.decode([tokenizer.bos_id]), tokenizer.decode([tokenizer.eos_id]))
+    assert tokenizer.decode(ids) == "".join(names[0] + found + names[1] for found in texts)
+
+
+def test_shares():
+    written = dict.fromkeys(mixture.SHARES, 0)
+    for kind, found in islice(mixture.documents("train"), 3000):
+        written[kind] += len(found)
+    total = sum(written.values())
+    assert sum(mixture.SHARES.values()) == pytest.approx(1)
+    for kind, share in mixture.SHARES.items():
+        assert written[kind] / total == pytest.approx(share, abs=0.01)
+
+
+def test_passages_hold_the_whole_text_of_their_split_and_no_other():
+    for split in text.SPLITS:
+        assert sorted("".join(mixture.passages(split))) == sorted("".join(d.text for d in text.documents(split)))
+    assert not set(mixture.passages("train")) & set(mixture.passages("heldout"))
+
+
+def test_splits_tell_different_stories():
+    stories = {split: {mixture.document("stories", split, i) for i in range(50)} for split in text.SPLITS}
+    assert not stories["train"] & stories["heldout"] and len(stories["train"]) == 50
+
+
+def test_unknown_kinds_and_splits():
+    with pytest.raises(MinidsError, match="expected a kind of text, scenes, stories"):
+        mixture.document("poems", "train", 0)
+    with pytest.raises(MinidsError, match="a split of train, valid, heldout"):
+        mixture.document("text", "test", 0)
