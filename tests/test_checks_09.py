@@ -1,11 +1,13 @@
 """Lesson 09's checks: each usual mistake is named; the references are the package's optimiser, and V4's own coefficients."""
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
 from minids import optim
 from minids.learn import exercise
 from minids.learn.checks import muon as checks
+from minids.show import muon as figures
 
 MISTAKES = [(one, message) for one in checks.CHECKS for message in one.mistakes]
 
@@ -51,3 +53,23 @@ def test_the_flat_polynomial_of_slope_two_is_v4s():
 def test_an_answer_without_turning_tall_matrices_passes():
     answer = checks.partial(checks.orthogonalise, turn=False)
     assert exercise.check("muon.orthogonalise", answer) is answer
+
+
+def test_the_records_agree_with_each_other():
+    best = {kind: min(runs, key=lambda rate: sum(runs[rate])) for kind, runs in figures.SWEEP.items()}
+    for kind, rate in best.items():
+        assert min(figures.SWEEP[kind]) < rate < max(figures.SWEEP[kind]), "the best rate is at the edge of the sweep"
+        assert figures.SWEEP[kind][rate] in figures.VARIANTS.values()
+    assert all(len(runs) == 3 for runs in [*figures.VARIANTS.values(), *figures.SWEEP["AdamW"].values()])
+
+
+def test_the_figures_draw():
+    s = torch.logspace(0, -3, 8)
+    share = [50.0, 5.0]
+    for figure in (figures.spectra(dict.fromkeys(figures.LOOKS, s)), figures.circles([[3, 0], [4, 5]], [[1, 0], [0, 1]]),
+                   figures.polynomials(), figures.composed(), figures.paths(s), figures.after(3, s), figures.sweep(),
+                   figures.experts(share, share, share), figures.racing({"AdamW": [[3.0] * 9], "Muon": [[2.0] * 9]}),
+                   figures.cost_share([10, 100], {"nano": share}, {"nano": (10, 50.0)})):
+        assert figure.axes
+        figure.canvas.draw()
+        plt.close(figure)

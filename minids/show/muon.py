@@ -22,6 +22,7 @@ SWEEP = {
         0.032: [2.375, 2.435, 2.409],
     },
     "Muon": {
+        0.001: [2.391, 2.4, 2.394],
         0.002: [2.321, 2.339, 2.325],
         0.004: [2.235, 2.242, 2.248],
         0.008: [2.194, 2.138, 2.147],
@@ -31,11 +32,13 @@ SWEEP = {
 }
 # The same with the orthogonalisation changed, at the rate that was best for Muon.
 VARIANTS = {
-    "Muon: 8 steep + 2 flat steps": [2.162, 2.103, 2.163],
-    "5 steep steps": [2.17, 2.106],
-    "exact, by SVD": [2.166, 2.102, 2.166],
-    "not orthogonalised: divided by its norm": [2.569, 2.601, 2.553],
-    "AdamW at its own best rate": [2.351, 2.339, 2.313],
+    "Muon: 8 steep + 2 flat steps, rate 0.016": [2.162, 2.103, 2.163],
+    "5 steep steps, rate 0.016": [2.17, 2.106, 2.155],
+    "exact, by SVD, rate 0.016": [2.166, 2.102, 2.166],
+    "not orthogonalised, rate 0.016": [2.569, 2.601, 2.553],
+    "not orthogonalised, rate 0.004": [2.456, 2.429, 2.449],
+    "not orthogonalised, rate 0.002": [2.36, 2.353, 2.33],
+    "AdamW at its best rate, 0.002": [2.351, 2.339, 2.313],
 }
 
 
