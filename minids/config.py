@@ -154,7 +154,7 @@ class Config:
     @classmethod
     def nano(cls) -> "Config":
         """About 2 M parameters: Flash's layout in four layers, for notebooks and tests."""
-        return cls(vocab_size=1024, dim=128, n_layers=4, compress_ratios=(0, 4, 16, 4, 0),
+        return cls(vocab_size=2048, dim=128, n_layers=4, compress_ratios=(0, 4, 16, 4, 0),
                    n_heads=4, head_dim=32, rope_head_dim=16, q_lora_rank=64, o_groups=2, o_lora_rank=64,
                    window_size=32, index_n_heads=16, index_head_dim=16, index_topk=64,
                    moe_inter_dim=64, n_routed_experts=8, n_activated_experts=2, n_hash_layers=1,
@@ -162,11 +162,11 @@ class Config:
 
     @classmethod
     def mini(cls) -> "Config":
-        """About 10 M parameters: Flash's layout in eight layers."""
-        return cls(vocab_size=1024, dim=256, n_layers=8, compress_ratios=(0, 0, 4, 32, 4, 32, 4, 32, 0),
-                   n_heads=8, head_dim=32, rope_head_dim=16, q_lora_rank=128, o_groups=4, o_lora_rank=64,
+        """About 10 M parameters: Flash's layout in six layers, with many small experts."""
+        return cls(vocab_size=2048, dim=192, n_layers=6, compress_ratios=(0, 4, 32, 4, 32, 4, 0),
+                   n_heads=6, head_dim=32, rope_head_dim=16, q_lora_rank=96, o_groups=3, o_lora_rank=64,
                    window_size=64, index_n_heads=16, index_head_dim=32, index_topk=64,
-                   moe_inter_dim=64, n_routed_experts=16, n_activated_experts=4, n_hash_layers=1,
+                   moe_inter_dim=64, n_routed_experts=32, n_activated_experts=2, n_hash_layers=1,
                    original_seq_len=1024, max_seq_len=16384)
 
     @classmethod

@@ -1,6 +1,6 @@
 """Text to token ids and back: byte-level BPE with V4's special tokens.
 
-Report: section 4.1 (V4 keeps DeepSeek-V3's byte-level BPE of 129,280 ids; ours has 1,024). Every byte has an id, so
+Report: section 4.1 (V4 keeps DeepSeek-V3's byte-level BPE of 129,280 ids; ours has 2,048). Every byte has an id, so
 any text can be said and comes back exactly. The shipped `data/tokenizer/tokenizer.json` is made again by
 `python -m minids.tokenizer`. V4's own tokenizer.json opens in the same class. The corpus is `minids.data.text`'s
 business, conversations are `minids.chat`'s.
@@ -105,7 +105,7 @@ def load_v4() -> Tokenizer:
     return Tokenizer.load(path)
 
 
-def train(texts, vocab_size: int = 1024) -> Tokenizer:
+def train(texts, vocab_size: int = 2048) -> Tokenizer:
     """Learn merges from `texts` until there are `vocab_size` ids: the special tokens, 256 bytes, then merges."""
     bpe = BPE(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence([
@@ -127,6 +127,8 @@ def _byte_chars() -> dict[int, str]:
 
 
 if __name__ == "__main__":
-    from minids.data.text import documents
+    from itertools import islice
 
-    train(d.text for d in documents("train")).save(DATA / "tokenizer" / "tokenizer.json")
+    from minids.data import mixture
+
+    train(text for _, text in islice(mixture.documents("train"), 5000)).save(DATA / "tokenizer" / "tokenizer.json")

@@ -33,7 +33,7 @@ def test_documents_come_back():
 
 def test_special_tokens_come_first_and_are_read_by_name_on_request():
     assert [shipped.id(name) for name in SPECIAL] == list(range(7))
-    assert (shipped.bos_id, shipped.eos_id, shipped.pad_id, shipped.vocab_size) == (0, 1, 2, 1024)
+    assert (shipped.bos_id, shipped.eos_id, shipped.pad_id, shipped.vocab_size) == (0, 1, 2, 2048)
     assert shipped.encode("<think>a</think>", special=True)[0] == 5 and shipped.decode(shipped.encode("<think>")) == "<think>"
     assert 5 not in shipped.encode("<think>a</think>") and shipped.encode("a", bos=True) == [0] + shipped.encode("a")
 
@@ -67,8 +67,8 @@ def test_bad_input_is_told(tmp_path):
     (tmp_path / "tokenizer.json").write_bytes((module.DATA / "tokenizer" / "tokenizer.json").read_bytes()[:3000])
     with pytest.raises(MinidsError, match="not a byte-level BPE"):
         Tokenizer.load(tmp_path)
-    for ids in ([-1], [1024]):
-        with pytest.raises(MinidsError, match="from 0 to 1023"):
+    for ids in ([-1], [2048]):
+        with pytest.raises(MinidsError, match="from 0 to 2047"):
             shipped.decode(ids)
     with pytest.raises(MinidsError, match="UTF-8"):
         shipped.encode("\ud800")
