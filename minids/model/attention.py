@@ -56,7 +56,7 @@ class Attention(nn.Module):
             ledger.index_losses.append(index_divergence(p, scores, unseen))
         o = turn(o, rot[..., None, :].conj())
         o = o.reshape(B * T, cfg.o_groups, -1).transpose(0, 1)                           # g BT Hc/g
-        o = torch.bmm(o, self.wo_a.weight.unflatten(0, (cfg.o_groups, -1)).mT)           # g BT o_lora_rank
+        o = torch.bmm(o, self.wo_a.weight.view(cfg.o_groups, -1, o.shape[-1]).mT)        # g BT o_lora_rank
         return self.wo_b(o.transpose(0, 1).reshape(B, T, -1))
 
     def compressed(self, x, qr, pos, state, ledger):
@@ -88,7 +88,7 @@ class Attention(nn.Module):
             mask = torch.full_like(seen, float("-inf"))
             return entries, mask.scatter_(2, best.indices, 0.0 if unseen is None else unseen), scores
         rows = torch.arange(x.shape[0], device=x.device)[:, None, None]
-        return entries[rows, best.indices], unseen, scores.gather(2, best.indices)
+        return entries[rows, best.indices], unseen, scores.gather(2, best.indices) if learn else None
 
 
 def attend(q, kv, pos: int, w: int, entries, unseen, sink, packing=None):
@@ -99,13 +99,18 @@ def attend(q, kv, pos: int, w: int, entries, unseen, sink, packing=None):
     Queries are cut into blocks of w; a block needs only the keys of its own and of the block before.
     """
     B, T, H, c = q.shape
+    q = q * c ** -0.5
     if T == 1:
         kv = kv[:, 1:]                                                                   # decoding: just the window
+        if pos >= w - 1 and unseen is None and packing is None:                          # all is seen: one softmax over it
+            keys = kv if entries is None else torch.cat([kv, entries.flatten(1, -2)], dim=1)  # B w+S c
+            s = torch.bmm(q[:, 0], keys.mT).float()                                      # B H w+S
+            p = torch.cat([s, sink.expand(B, H)[:, :, None]], dim=2).softmax(-1)[:, :, :-1].to(q.dtype)
+            return torch.bmm(p, keys)[:, None], p[:, None, :, w:]
     before = kv.shape[1] - T
     b = min(w, T)                                                                        # queries in a block
     n = -(-T // b)
     pad = n * b - T
-    q = q * c ** -0.5
     qb = F.pad(q, (0, 0, 0, 0, 0, pad)) if pad else q
     qb = qb.reshape(B * n, b * H, c)                                                     # one block after another
     kb = F.pad(kv, (0, 0, 0, pad)) if pad else kv

@@ -78,8 +78,8 @@ class Expert(nn.Module):
 
     def forward(self, x, g=None):
         """x: ... d -> ... d. A weight g, ... 1 and float32, multiplies before w2."""
-        h = swiglu(self.w1(x).float(), self.w3(x).float(), self.limit)
-        return self.w2((h if g is None else h * g).to(x.dtype))
+        h = swiglu(F.linear(x, self.w1.weight).float(), F.linear(x, self.w3.weight).float(), self.limit)
+        return F.linear((h if g is None else h * g).to(x.dtype), self.w2.weight)
 
 
 class MoE(nn.Module):

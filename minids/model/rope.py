@@ -6,6 +6,7 @@ which position, is decided in `attention.py`, `compressor.py` and `indexer.py`.
 """
 
 import math
+from functools import lru_cache
 
 import torch
 
@@ -33,17 +34,28 @@ class Rotary:
     def __init__(self, config, ratio: int, width: int):
         with torch.device("cpu"):    # also where the model is built without memory ("meta"), to be loaded
             still = torch.zeros((width - config.rope_head_dim) // 2)
-            self.w = torch.cat([still, frequencies(config, ratio)])                      # width/2
+            self.w = tuple(torch.cat([still, frequencies(config, ratio)]).tolist())      # width/2
 
     def __call__(self, start: int, count: int, device, step: int = 1) -> torch.Tensor:
         """Complex64, count x width/2, for positions start, start + step, ..."""
-        return self.at(torch.arange(start, start + count * step, step, device=device))
+        return turns(self.w, start, count, step, device)
 
     def at(self, positions):
         """Complex64, ... width/2, for a tensor of positions."""
-        self.w = self.w.to(positions.device)
-        angles = positions[..., None].float() * self.w                                   # float32 products, as in V4
-        return torch.complex(angles.cos(), angles.sin())
+        return units(positions, self.w)
+
+
+@lru_cache(maxsize=8)      # layers share them, and training's steps
+@torch.inference_mode(False)     # what is kept serves training too, whoever asks first
+def turns(w: tuple, start: int, count: int, step: int, device) -> torch.Tensor:
+    """What `Rotary` gives, for frequencies w."""
+    return units(torch.arange(start, start + count * step, step, device=device), w)
+
+
+def units(positions, w: tuple):
+    """e^(i position w): ... and one axis more, as long as w."""
+    angles = positions[..., None].float() * torch.tensor(w, dtype=torch.float32, device=positions.device)   # float32, as V4's
+    return torch.complex(angles.cos(), angles.sin())
 
 
 def turn(x: torch.Tensor, rot: torch.Tensor) -> torch.Tensor:
@@ -51,5 +63,5 @@ def turn(x: torch.Tensor, rot: torch.Tensor) -> torch.Tensor:
 
     Turning back is turning with the conjugate: `turn(x, rot.conj())`.
     """
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))                      # ... T c/2
+    pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))               # ... T c/2
     return torch.view_as_real(pairs * rot).flatten(-2).to(x.dtype)
