@@ -169,6 +169,30 @@ def _grouped_variant(**changes):
     return wrong
 
 
+# ---- hash tables ----
+
+def balanced_table(p, E, K, order="falling", load="share", spread=True):
+    """Tokens in falling order of their share p (V); each gets the K experts that have the least so far. -> V K, rows sorted."""
+    table, so_far = torch.zeros(len(p), K, dtype=torch.int64), torch.zeros(E, dtype=torch.float64)
+    for token in p.argsort(descending=order == "falling").tolist() if order else range(len(p)):
+        picked = so_far.argsort(stable=True)[:K] if spread else so_far.argmin().expand(K)
+        so_far[picked] += p[token].double() if load == "share" else 1.0
+        table[token] = picked.sort().values
+    return table
+
+
+def _table_variant(**changes):
+    def wrong(p, E, K):
+        return balanced_table(p, E, K, **changes)
+    return wrong
+
+
+def _table_cases(rng):
+    for label, V, E, K in (("one expert a token", 9, 4, 1), ("two of five", 40, 5, 2), ("three of eight", 60, 8, 3)):
+        p = (2.5 * torch.randn(V, generator=rng)).exp()
+        yield label, (p / p.sum(), E, K)
+
+
 # ---- balance ----
 
 def bias_step(bias, load, u):
@@ -294,7 +318,7 @@ CHECKS = [
         },
         hints=(
             "gate = w1 x and up = w3 x, both N I; clamp each; h = silu(gate) * up * g; y = w2 h.",
-            "w1 has the shape I d, as in torch.nn.Linear: x @ w1.T. The clamps: gate.clamp(max=limit), up.clamp(-limit, limit).",
+            "w1 has the shape I d, as in torch.nn.Linear: x @ w1.T. The clamps: gate.clamp(max=limit), up.clamp(-limit, limit)",
             "Clamp only `if limit`. g is N 1 and multiplies h, N I.",
         ),
         atol=1e-4,
@@ -325,10 +349,11 @@ CHECKS = [
             "both faults are still there": _grouped_variant(weigh="tokens", back="order"),
             "the rows come back in the right order now, but the weights do not belong to their rows: sort g like the rows":
                 _grouped_variant(weigh="tokens"),
-            "the weights belong to their rows now, but the rows come back in the wrong order: that takes the inverse of `order`":
+            "the weights belong to their rows now, but the rows come back in the wrong order: take the inverse of `order`":
                 _grouped_variant(back="order"),
             "the rows are not brought back into the order of the tokens at all": _grouped_variant(back=None),
-            "row i of the sorted list belongs to token order[i] // K; order[i] % N is another token": _grouped_variant(rows="mod"),
+            "row i of the sorted list belongs to token order[i] // K; order[i] % N is another token":
+                _grouped_variant(rows="mod"),
         },
         hints=(
             "Print order, order // K and chosen.flatten()[order] for three tokens: what does row i of each say?",
@@ -336,6 +361,21 @@ CHECKS = [
             "If y = z[order], then z = y[order.argsort()].",
         ),
         atol=1e-4,
+    ),
+    Check(
+        "moe.balanced_table", balanced_table, _table_cases,
+        mistakes={
+            "the rarest tokens come first: begin with the most frequent, and let the rare ones fill the gaps":
+                _table_variant(order="rising"),
+            "the tokens come in the order of their ids: begin with the most frequent": _table_variant(order=None),
+            "each token counts alike: what an expert has so far is the sum of its tokens' shares": _table_variant(load="count"),
+            "a token has the same expert K times: take K different ones": _table_variant(spread=False),
+        },
+        hints=(
+            "A loop over p.argsort(descending=True), and a list of what each expert has so far.",
+            "so_far.argsort(stable=True)[:K] are the K experts with the least. Sort them before you write them down.",
+            "Then so_far[picked] += p[token].",
+        ),
     ),
     Check(
         "moe.bias_step", bias_step, _bias_cases,
@@ -366,7 +406,8 @@ CHECKS = [
             "E is missing in f: an even load should give f = 1": _loss_variant(E=False),
             "K is missing in f: each token chooses K experts, so divide by it": _loss_variant(K=False),
             "E and K are missing in f: f = E / (K T) times the count": _loss_variant(E=False, K=False),
-            "f comes from the affinities and has a gradient: f counts choices": _loss_variant(counts=lambda p, e: p * e.shape[-1]),
+            "f comes from the affinities and has a gradient: f counts choices":
+                _loss_variant(counts=lambda p, e: p * e.shape[-1]),
             "P is detached: then the loss has no gradient at all": _loss_variant(detach=True),
             "the affinities are not normalised: P is the mean of s / (sum of s over experts)": _loss_variant(share=lambda s: s),
             "P is a softmax of the affinities: divide them by their sum": _loss_variant(share=lambda s: s.softmax(-1)),

@@ -1,0 +1,128 @@
+"""Lesson 06: right answers written otherwise pass, slips are named, the claims hold that need no training, the figures draw."""
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minids.config import Config
+from minids.learn.checks import moe as checks
+from minids.learn.exercise import check, find
+from minids.model.ledger import sequence_balance
+from minids.model.moe import Expert, Gate, MoE, balance
+from minids.show import moe as pictures
+
+SMALL = Config(**checks.SIZES)
+MISTAKES = [(one.name, message) for one in checks.CHECKS for message in one.mistakes]
+
+
+def expert_with_g_after_w2(x, w1, w2, w3, limit, g):
+    gate, up = x @ w1.T, x @ w3.T
+    if limit:
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    return g * ((F.silu(gate) * up) @ w2.T)
+
+
+def layer_by_package(layer, x, g, chosen):
+    y = layer.shared_experts(x)
+    for e, expert in enumerate(layer.experts):
+        y = y + (g * (chosen == e)).sum(1, keepdim=True) * expert(x)
+    return y
+
+
+def route_with_a_mask(x, weight, bias, K, scale):
+    s = torch.logaddexp(x @ weight.T, torch.zeros(())).sqrt()
+    kth = (s + bias).topk(K).values[:, -1:]
+    g = s * (s + bias >= kth)
+    return scale * g / g.sum(1, keepdim=True)
+
+
+def loss_of_package(s, experts):
+    return sequence_balance(s.flatten(0, 1), experts.flatten(0, 1), len(s))
+
+
+@pytest.mark.parametrize("name, attempt", [
+    ("moe.expert", expert_with_g_after_w2), ("moe.layer", layer_by_package), ("moe.grouped", layer_by_package),
+    ("moe.route", route_with_a_mask), ("moe.sequence_balance", checks.with_gradient(loss_of_package)),
+    ("moe.bias_step", lambda bias, load, u: bias - u * torch.sign(load * len(load) - load.sum())),
+])
+def test_a_right_answer_written_otherwise_passes(name, attempt):
+    assert check(name, attempt) is attempt
+
+
+@pytest.mark.parametrize("name, message", MISTAKES)
+def test_every_mistake_is_named(name, message, capsys):
+    check(name, find(name).mistakes[message])
+    assert f"Likely: {message}." in capsys.readouterr().out
+
+
+def test_an_affinity_without_the_root_is_named_in_any_spelling(capsys):
+    check("moe.route", lambda x, weight, bias, K, scale: checks.route(x, weight, bias, K, scale, score=lambda v: (1 + v.exp()).log()))
+    assert "without the square root" in capsys.readouterr().out
+
+
+def test_the_references_are_the_package():
+    torch.manual_seed(0)
+    rng = torch.Generator().manual_seed(1)
+    x, ids = torch.randn(30, 10, generator=rng), torch.randint(0, 17, (30,), generator=rng)
+    for is_hash in (False, True):
+        layer = MoE(SMALL, is_hash).requires_grad_(False).eval()
+        gate = layer.gate
+        gate.weight.normal_(generator=rng)
+        if is_hash:
+            gate.tid2eid.copy_(torch.rand(17, 5, generator=rng).argsort(1)[:, :2])
+            mine = checks.hash_route(x, ids, gate.weight, gate.tid2eid, 1.5)
+        else:
+            gate.bias.normal_(generator=rng)
+            mine = checks.route(x, gate.weight, gate.bias, 2, 1.5)
+        g, chosen = gate(x, ids)
+        torch.testing.assert_close(mine.gather(1, chosen), g)
+        expected = layer(x[None], ids[None])[0]
+        for reference in (checks.moe, checks.grouped):
+            torch.testing.assert_close(reference(layer, x, g, chosen), expected)
+    expert, g = Expert(SMALL).requires_grad_(False), torch.rand(30, 1, generator=rng)
+    mine = checks.expert(9 * x, expert.w1.weight, expert.w2.weight, expert.w3.weight, SMALL.swiglu_limit, g)
+    torch.testing.assert_close(mine, expert(9 * x, g))
+
+
+def test_the_bias_step_is_the_package():
+    gate = Gate(SMALL, is_hash=False)
+    gate.load = torch.tensor([5, 0, 3, 3, 4])                                            # the mean is 3
+    expected = checks.bias_step(gate.bias, gate.load, 0.01)
+    balance(gate, 0.01)
+    assert torch.equal(gate.bias, expected)
+    torch.testing.assert_close(gate.bias, torch.tensor([-0.01, 0.01, 0, 0, -0.01]))
+
+
+def test_a_balanced_table_is_more_even_than_random_ones():
+    rng = torch.Generator().manual_seed(0)
+    p = 1 / torch.arange(1.0, 301)
+    p /= p.sum()
+
+    def worst(table):
+        load = torch.bincount(table.flatten(), weights=p.repeat_interleave(2), minlength=8)
+        return (load.max() / load.mean()).item()
+    table = checks.balanced_table(p, 8, 2)
+    assert (table[:, 0] < table[:, 1]).all() and worst(table) < 1.05
+    assert all(worst(torch.rand(300, 8, generator=rng).argsort(1)[:, :2]) > 1.05 for _ in range(20))
+
+
+def test_the_balance_loss_is_one_when_even_and_e_over_k_when_collapsed():
+    s, experts = torch.ones(1, 4, 2), torch.tensor([[[0], [1], [0], [1]]])
+    assert checks.sequence_balance(s, experts) == 1
+    certain = torch.tensor([[[1.0, 0.0]] * 4])
+    assert checks.sequence_balance(certain, torch.zeros(1, 4, 1, dtype=torch.int64)) == 2
+
+
+def test_the_figures_draw():
+    loads = torch.rand(40, 16, generator=torch.Generator().manual_seed(0))
+    runs = {"a": loads, "b": loads.flip(1)}
+    for figure in (pictures.layer(), pictures.affinities(), pictures.clamps(), pictures.sorting([[2, 0], [0, 1]], 3),
+                   pictures.zipf([0.3, 0.2] + [0.01] * 50, [1.2, 1.4], [1.0, 1.1], 1.3),
+                   pictures.load_curves({"a": loads[:, None].repeat(1, 2, 1)}), pictures.load_maps(runs),
+                   pictures.loads_at(runs, 20), pictures.agreement({"a": torch.eye(3), "b": torch.eye(3)}, [0, 10, 20]),
+                   pictures.specialists({"a": torch.rand(3, 8), "b": torch.rand(3, 8)}, ["x", "y", "z"]),
+                   pictures.losses({"a": 0.0, "b": 0.5})):
+        assert figure.axes
+        figure.canvas.draw()
+        plt.close(figure)
