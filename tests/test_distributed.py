@@ -38,8 +38,8 @@ def test_two_processes_train_what_one_trains(tokens, tmp_path):  # noqa: F811
     zero, one = (load_file(tmp_path / f"{r}.safetensors") for r in (0, 1))
     assert all(torch.equal(zero[name], one[name]) for name in zero)
     alone = load(newest(tmp_path / "one")).state_dict()
-    for name, t in alone.items():
-        torch.testing.assert_close(zero[name], t, atol=1e-5, rtol=1e-5, msg=lambda message: f"{name}: {message}")
+    for name, t in alone.items():       # a step moves a number by 1e-2; AdamW makes rounding of a tiny gradient into 1e-4
+        torch.testing.assert_close(zero[name], t, atol=2e-4, rtol=1e-5, msg=lambda message: f"{name}: {message}")
     assert all(torch.equal(t, load(newest(tmp_path / "two")).state_dict()[name]) for name, t in zero.items())
     for record, wanted in zip(plain(read_log(tmp_path / "two")), plain(expected), strict=True):
         assert record.keys() == wanted.keys()
