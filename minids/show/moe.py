@@ -30,7 +30,7 @@ def layer(chosen=(1, 4), g=(0.96, 0.54), experts=6):
     axis.axis("off")
     xs = [2.0 + 0.95 * e for e in range(experts)]
     _box(axis, 0.6, 1.9, "token\nx", 0.8, 0.7, YELLOW)
-    _box(axis, 2.7, 3.3, "router:  s = affinity(W x),  top K of s + bias", 4.2, 0.5, ORANGE)
+    _box(axis, 4.0, 3.3, "router:  s = affinity(W x),  top K of s + bias", 6.4, 0.5, ORANGE)
     _arrow(axis, (0.85, 2.28), (1.1, 3.02))
     shared = xs[-1] + 1.1
     for e, x in enumerate(xs):
@@ -42,7 +42,7 @@ def layer(chosen=(1, 4), g=(0.96, 0.54), experts=6):
             axis.text(x + 0.06, 2.6, f"g = {weight}", fontsize=10)
             _arrow(axis, (x, 1.57), (4.3 + 0.25 * (e - 2.5), 0.72), width=1 + 2 * weight)
     _box(axis, shared, 1.9, "shared", 0.9, 0.62, GREEN)
-    _arrow(axis, (shared, 1.57), (5.2, 0.6), width=2)
+    _arrow(axis, (shared, 1.57), (5.6, 0.78), width=2)
     axis.text(shared, 2.38, "always, unweighed", ha="center", fontsize=10)
     _box(axis, 4.5, 0.5, "y  =  g1 E1(x) + g4 E4(x) + shared(x)", 3.6, 0.5, SKY)
     return figure

@@ -54,11 +54,10 @@ model = minids.load(folder, dtype=torch.float32).eval().requires_grad_(False)
 tokenizer, config = Tokenizer.load(), model.config
 wreck = minids.load(folder, dtype=torch.float32).eval().requires_grad_(False)
 one = torch.tensor([[tokenizer.bos_id]])                                    # B T = 1 1
-with mock.patch.object(Gate, "forward", autospec=True, side_effect=Gate.forward) as spy:
-    used = []
-    for block in wreck.layers:
-        block.ffn.gate.register_forward_hook(lambda gate, args, out: used.append(set(out[1].flatten().tolist())))
-    before = wreck(one)
+used = []
+for block in wreck.layers:
+    block.ffn.gate.register_forward_hook(lambda gate, args, out: used.append(set(out[1].flatten().tolist())))
+before = wreck(one)
 destroyed = 0
 for block, alive in zip(wreck.layers, used):
     for e, expert in enumerate(block.ffn.experts):
@@ -74,12 +73,11 @@ print("the prediction is the same, bit for bit:", torch.equal(before, wreck(one)
 
 # %%
 sentence = torch.tensor([tokenizer.encode("Anna is in the kitchen. Where is Anna?", bos=True)])     # 1 T
-rows = wreck(sentence).isnan().any(-1)[0]
-print("positions with a broken prediction:", "all but the first" if rows[1:].all() and not rows[0] else "others")
+print("the prediction after the sentence is broken:", bool(wreck(sentence)[0, -1].isnan().all()))
 
 # %% [markdown]
-# The next token needs other experts, and finds rubble. That is a **mixture of experts**: much is stored, little is used for a token, and *which* depends on the token. The part that decides is the **router**,
-# also called gate. It is a single matrix, and this lesson is about its troubles.
+# Other tokens need other experts, and find rubble. That is a **mixture of experts**: much is stored, little is used for a token, and *which* depends on the token. The part that decides is the **router**,
+# also called gate. It is a single matrix, and this lesson is about its troubles. New words are in the [glossary](GLOSSARY.md).
 #
 # ## 1. The router
 
@@ -123,7 +121,7 @@ print("if b weighed:   ", [round(v, 3) for v in (wrong / wrong.sum() * 1.5).toli
 # administration: it moves work to idle experts (section 5), and should not make them louder.
 #
 # ### Exercise 1: the router
-# *Easy, 10 minutes.* Give the weights as a table, N E, with 0 where an expert was not chosen.
+# *Easy, 10 minutes.* Give the weights as a table, N E, with 0 where an expert was not chosen. Stuck? `hint("moe.route")` in a new cell gives one of three hints; so for the other exercises.
 
 # %%
 def route(x, weight, bias, K, scale):
@@ -457,7 +455,8 @@ class Small(nn.Module):
         super().__init__()
         d = config.dim
         self.embed, self.previous = nn.Embedding(V, d), nn.Embedding(V, d)
-        self.norm, self.ffn, self.last, self.head = nn.RMSNorm(d), MoE(config, is_hash=False), nn.RMSNorm(d), nn.Linear(d, V, bias=False)
+        self.norm, self.last = nn.RMSNorm(d), nn.RMSNorm(d)
+        self.ffn, self.head = MoE(config, is_hash=False), nn.Linear(d, V, bias=False)
         for name, p in self.named_parameters():
             if p.ndim == 2:
                 nn.init.normal_(p, std={"ffn.gate.weight": 0.05, "head.weight": 0.02}.get(name, d**-0.5))
@@ -492,10 +491,10 @@ def look(net):
 
 
 # %%
-def train_small(seed, config=SMALL, u=0.0, loss_weight=0.0, common=1.5, probes=()):
+def train_small(seed, config=None, u=0.0, loss_weight=0.0, common=1.5, probes=()):
     """Train for STEPS steps. Returns loads (S E), the held-out loss, choices on the probe, and the network."""
     torch.manual_seed(seed)
-    net, rng = Small(config, common), torch.Generator().manual_seed(seed)
+    net, rng = Small(config or SMALL, common), torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-2, betas=(0.9, 0.95), fused=True)
     loads, choices = [], []
     for step in range(STEPS + 1):
@@ -751,7 +750,8 @@ for e, tokens in enumerate(favourites(ids.flatten(), seen[at][1], E)[:12]):
 # 3. A router is a function of the token, so even an *untrained* one sends equal tokens to equal experts. Control: a fresh model.
 
 # %%
-FUNCTION = set("the a an of in to and or is was are were that it he she his her has had have for with on at by not be as from who".split())
+FUNCTION = set("the a an of in to and or is was are were that it he she his her has had have for with on at by not be as "
+               "from who".split())
 KINDS = {kind: mixture.stream("heldout", 1500, tokenizer, (kind,)) for kind in mixture.SHARES}
 KINDS["code"] = text.encode_texts([tasks.as_text(task) for task in tasks.problems("coding", "test", 40)], tokenizer)
 
