@@ -133,7 +133,7 @@ def zipf(frequencies, loads, control, bound):
 
 def load_curves(runs, smooth=10):
     """Largest over mean load against the step. runs: {name: S R E loads of R seeds}; bands are the seeds' range."""
-    figure, axis = plt.subplots(figsize=(8.4, 3.8))
+    figure, axis = plt.subplots(figsize=(8.4, 4.2))
     for (name, loads), colour, line in zip(runs.items(), COLOURS, LINES):
         sums = loads.unfold(0, smooth, smooth).sum(-1)                                   # S/smooth R E
         worst = sums.max(-1).values / sums.mean(-1)                                      # S/smooth R
@@ -144,7 +144,7 @@ def load_curves(runs, smooth=10):
     axis.set_ylim(bottom=0.9)
     axis.set_xlabel(f"training step (loads of {smooth} steps added up)")
     axis.set_ylabel("largest load / mean load")
-    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.legend(loc="outside lower center", ncols=2, fontsize=10)
     return figure
 
 
@@ -217,7 +217,7 @@ def losses(changes, unit="change of the loss (nats per token)"):
     bars = axis.barh(list(changes), list(changes.values()), color=BLUE)
     axis.bar_label(bars, [f"{value:+.4f}" if abs(value) < 0.1 else f"{value:+.2f}" for value in changes.values()], padding=4)
     axis.set_xscale("symlog", linthresh=1e-3)
-    axis.set_xlim(-1e-2, 60)
+    axis.set_xlim(-1e-3, 20)
     axis.set_xticks([0, 0.001, 0.01, 0.1, 1, 10], ["0", "0.001", "0.01", "0.1", "1", "10"])
     axis.invert_yaxis()
     axis.axvline(0, color=BLACK, linewidth=0.8)
