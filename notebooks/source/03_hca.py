@@ -25,7 +25,7 @@ import minids
 import torch
 import torch.nn.functional as F
 from minids import Config, Model, cost, paths
-from minids.data import text
+from minids.data import mixture
 from minids.learn import check, hint, versions
 from minids.model import attention
 from minids.model.attention import Attention
@@ -587,14 +587,14 @@ print("count, the control: all four above 0.85, and within 0.1 of each other")
 #
 # ### What it does keep: the shipped nano model
 #
-# Now the HCA layer of the trained nano model, on held-out text. We catch what goes into its compressor.
+# Now the HCA layer of the trained nano model, on held-out text of the kinds that it was trained on (lesson 10: old English books, generated stories, worked problems). We catch what goes into its compressor.
 
 # %%
 nano = minids.load(paths.data("checkpoints", "nano")).eval().requires_grad_(False)
 L = next(i for i, ratio in enumerate(nano.config.compress_ratios) if ratio > 4)     # the first HCA layer
 comp, m = nano.layers[L].attn.compressor, nano.config.compress_ratios[L]
-stream_of_ids = torch.from_numpy(text.encode(text.documents("heldout"), Tokenizer.load()).astype("int64"))
-rows = stream_of_ids[:48 * 512].view(48, 512)                                       # B T
+ids = mixture.stream("heldout", 48 * 512, Tokenizer.load()).astype("int64")
+rows = torch.from_numpy(ids[:48 * 512]).view(48, 512)                               # B T
 caught = []
 hook = comp.register_forward_pre_hook(lambda module, args: caught.append(args[0]))
 nano.features(rows)
@@ -624,8 +624,8 @@ style.show(hca.weights({"fresh: one window": p_fresh[5], "nano: one window": p_n
 print(f"effective number of tokens, of {m}: fresh {effective[0]:.1f}, trained {effective[1]:.1f}")
 
 # %%
-assert effective[0] > 0.95 * m and effective[1] < 0.8 * m
-print("the fresh compressor takes the mean; the trained one has learnt to pick")
+assert effective[0] > 0.85 * m and effective[1] < 0.6 * m
+print("the fresh compressor takes nearly the mean; the trained one has learnt to pick")
 
 # %% [markdown]
 # Look at the third picture. Where a column is even over many windows, its channel picks by *content* (the gate); where one cell of it stays bright, by *place* (ape).
@@ -668,8 +668,8 @@ shares = {"one token's own kv": line_up(values, windows, split), "nano's entry":
 mean_share = {name: sum(line) / m for name, line in shares.items()}
 
 # %% tags=["nbval-ignore-output"]
-style.show(hca.recovery(shares, 1 / 16), "Share of right picks by place in the window: a token's own key far above, entries a little above "
-           "guessing, another window's entry at the level of guessing")
+style.show(hca.recovery(shares, 1 / 16), "Share of right picks by place in the window: a token's own key far above, entries between it "
+           "and guessing, another window's entry at the level of guessing")
 print("mean over the places:", ", ".join(f"{name} {value:.2f}" for name, value in mean_share.items()))
 
 # %%
@@ -678,7 +678,7 @@ assert mean_share["another window's entry"] < min(0.12, mean_share["nano's entry
 print("an entry tells more than the control about each of its tokens, and less than half of what a token's own key tells")
 
 # %% [markdown]
-# So an entry of this small model is a *gist*: it says a little about each of its tokens and pins down none. Compare the order task: 32 channels held most of 8 tokens once the loss asked for exactly that.
+# So an entry of this small model is a *gist*: it says something about each of its tokens and pins down none. Compare the order task: 32 channels held most of 8 tokens once the loss asked for exactly that.
 #
 # Where does mean pooling stand in your figure? If it is above nano's entry, do not conclude that the mean is the better memory: it keeps a little of *all* tokens, and this line-up asks for all of them alike. A compressor that picks gives the others up. And a
 # linear guess is a lower bound: attention and the layers above may read more.
@@ -722,13 +722,15 @@ print(f"loss before: {base.mean():.3f} nats per token")
 
 # %%
 assert abs(changes["control: ape + 3"][0]) < 1e-4
-assert all(abs(mean) < 0.5 for mean, _ in changes.values())
+assert all(abs(mean) < 0.05 for mean, _ in changes.values())
 print("the control changes nothing: a softmax does not see what is added to all its inputs")
-print("every damage moves the mean loss by less than half a nat")
+print("no damage, not even taking all entries away, moves the mean loss by 0.05 nats")
 
 # %% [markdown]
-# Read the figure with its bars: a change whose bar crosses zero is no finding. Be sober about what it says: in nano a sliding window of 32 in every layer and the finer CSA layers around it do most of the work, and most of what helps to guess the next
-# token of ordinary text is near. **Whether heavy compression pays at a million tokens, a model of this size cannot show.** What it can show is above: the mechanism is right, it does not leak, and it can keep order and pick what matters when training asks for it.
+# Read the figure with its bars: a change whose bar crosses zero is no finding. And be sober: **this model hardly uses its HCA layer.** It has learnt to pick in its compressor, and yet it writes nearly as well without a single entry. Its
+# sliding window of 32 in every layer and the finer CSA entries in two others serve it better, and most of what helps to guess the next token is near.
+#
+# So whether heavy compression pays at a million tokens, a model of this size cannot show. What we could show is above: the mechanism is right, it does not leak, and it keeps order and picks what matters when training asks for it.
 #
 # ## 8. When tokens come one by one
 #
