@@ -205,3 +205,11 @@ def test_a_model_trains_on_lengths_that_it_has_seen_in_inference():
         model(ids)
     model(ids).sum().backward()
     assert model.embed.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["20 Sinkhorn steps", "read, many tokens", "write, many tokens"])
+def test_other_devices_ways(name, monkeypatch):
+    """What a GPU computes with, batched products and tensors instead of NumPy's arrays, taken on the CPU."""
+    monkeypatch.setattr(hyper, "few", lambda X: True)
+    monkeypatch.setattr(hyper, "small", lambda M: M.detach())
+    test_gradients_by_hand_are_autograd(name)
