@@ -464,7 +464,7 @@ class Small(nn.Module):
             self.embed.weight += common * d**-0.5 * torch.randn(d)
 
     def forward(self, ids, ledger=None):
-        x = self.embed(ids) + self.previous(ids.roll(1, 1))                 # B T d
+        x = self.embed(ids) + self.previous(ids.roll(1, 1))                 # B T d; row 0 gets the last one
         x = x + self.ffn(self.norm(x), ids, ledger)
         return self.head(self.last(x))                                      # B T V
 
@@ -557,13 +557,13 @@ style.show(pictures.load_curves(alone), "Without balancing the largest load stay
 
 # %% jupyter={"source_hidden": true}
 style.show(pictures.load_maps({name: runs[name][0].loads for name in FOLLOWED}),
-           "Loads of 16 experts over training. Left, no balancing: two bright rows do nearly all the work from start to end. Right, "
+           "Loads of 16 experts over training. Left, no balancing: soon two bright rows do nearly all the work. Right, "
            "with the bias: one expert after the other wakes up, until all rows have about the same colour")
 
 # %% [markdown]
 # - **The worst possible is E / K = 8**: two experts do everything. Without balancing, this is what the network has: it pays for 16 experts, and uses 2. This is called *routing collapse*.
-# - **The loss does not tell.** Look at the column: the collapsed router predicts as well as the balanced one in this short run, or a little better, and about as well as the dense layer of equal active size, which it nearly is.
-#   The seeds differ more than the settings.
+# - **The loss does not tell.** Look at the column: in this short run the collapsed router predicts as well as the balanced one, or a little better, and about as well as the dense layer of equal active size, which it nearly is.
+#   The seeds differ about as much as the settings.
 #   Loads must be measured; no loss curve shows them.
 # - **So what is balance for?** Here, for nothing that our loss could show. At scale, experts live on different machines: the busiest one sets the pace, and idle ones are memory paid for nothing. And more
 #   experts that work mean more room for knowledge, once there is more to know than 16 small experts can hold. A table of longer runs, with and without, belongs to lesson 10.
@@ -645,7 +645,7 @@ print("descent moves its affinity:", ["up" if v < 0 else "down" for v in busy.to
 #
 # ## 6. Play: watch the load move
 #
-# Move the slider through the training of the three kinds. **Find out:** with the bias at u = 0.01, at which step does the busiest expert first have less than twice the mean? And does any expert that once was busy fall
+# Move the slider through the training with three of the settings (seed 0). **Find out:** with the bias at u = 0.01, at which step does the busiest expert first have less than twice the mean? And does any expert that once was busy fall
 # far below the mean on the way?
 
 # %%
@@ -676,8 +676,8 @@ def share_alike(choices):
 
 
 maps = {name: share_alike(runs[name][0].choices) for name in FOLLOWED}
-style.show(pictures.agreement(maps, list(PROBES)), "Share of choices on which two steps agree. Left, no balancing: all steps agree on "
-           "the same few experts. Right, with the bias: neighbouring steps agree, distant ones hardly do")
+style.show(pictures.agreement(maps, list(PROBES)), "Share of choices on which two steps agree. Left, no balancing: soon all steps "
+           "agree on the same few experts. Right, with the bias: neighbouring steps agree, distant ones hardly do")
 
 # %% [markdown]
 # While loads are being balanced, the routing of ten steps ago is already another one. So it makes a difference *whose* choice is used. The report's trillion-parameter runs had loss spikes, tied to outliers in the expert layers, which the
@@ -975,5 +975,5 @@ print("Flash and Pro: the report's 284B / 13B and 1.6T / 49B (section 4.2.1)")
 # - Wang et al., Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts, [arXiv 2408.15664](https://arxiv.org/abs/2408.15664)
 # - DeepSeek-V3 Technical Report, [arXiv 2412.19437](https://arxiv.org/abs/2412.19437), section 2.1.2: the router that V4 inherits
 # - Roller et al., Hash Layers For Large Sparse Models, [arXiv 2106.04426](https://arxiv.org/abs/2106.04426)
-# - Shazeer et al., Outrageously Large Neural Networks, [arXiv 1701.06538](https://arxiv.org/abs/1701.06538): where collapse was met first
+# - Shazeer et al., Outrageously Large Neural Networks, [arXiv 1701.06538](https://arxiv.org/abs/1701.06538): the sparse layer, and the imbalance that feeds itself
 # - In this repository: `minids/model/moe.py` (the layer), `minids/model/ledger.py` (the loss), `minids/anticipate.py`
