@@ -53,7 +53,8 @@ tokenizer = Tokenizer.load()
 careless = tokenizer.encode(BOS + USER + typed + ASSISTANT + END_THINK, special=True)
 careful = chat.encode_chat([{"role": "user", "content": typed}], tokenizer, "non-think")
 for name, ids in (("careless", careless), ("careful", careful)):
-    print(f"{name}: {ids.count(tokenizer.id(USER))} user turn(s), {ids.count(tokenizer.id(ASSISTANT))} assistant turn(s)")
+    users, assistants = (ids.count(tokenizer.id(who)) for who in (USER, ASSISTANT))
+    print(f"{name}: {users} user turn(s), {assistants} assistant turn(s)")
 tokens.ribbon(careless, tokenizer, tokens.roles(careless, tokenizer))
 
 # %% [markdown]
@@ -75,7 +76,8 @@ tokens.ribbon(careful, tokenizer, tokens.roles(careful, tokenizer))
 # *any* text, in any language, with emoji and typing errors. Nothing is ever "unknown".
 
 # %%
-for name, letter in (("Latin a", "a"), ("e with acute", "\u00e9"), ("Chinese 'you'", "\u4f60"), ("smiling face", "\U0001f600")):
+letters = {"Latin a": "a", "e with acute": "\u00e9", "Chinese 'you'": "\u4f60", "smiling face": "\U0001f600"}
+for name, letter in letters.items():
     print(f"{name:14} {len(letter)} character  {len(letter.encode())} byte(s): {list(letter.encode())}")
 
 # %% [markdown]
@@ -104,7 +106,10 @@ for name, letter in (("Latin a", "a"), ("e with acute", "\u00e9"), ("Chinese 'yo
 
 # %%
 def best_pair(pieces):
-    """pieces: a list of lists of ids -> the pair (a, b) of neighbours that occurs most often; of equals the smallest pair."""
+    """pieces: a list of lists of ids -> the pair (a, b) of neighbours that occurs most often.
+
+    Of several pairs that occur equally often: the smallest.
+    """
     ### BEGIN SOLUTION
     counts = Counter()
     for piece in pieces:
@@ -160,7 +165,8 @@ little = "a cat sat, a rat sat"
 by_hand = train([little], 266)      # to print tokens by name
 for steps in range(4):
     _, found = train_bpe([bytes_only.encode(piece) for piece in tokens.pieces(little)], steps)
-    print(f"{steps} merges, {sum(map(len, found)):2} tokens:", "  ".join(" ".join(tokens.label(by_hand, i) for i in piece) for piece in found))
+    shown = "  ".join(" ".join(tokens.label(by_hand, i) for i in piece) for piece in found)
+    print(f"{steps} merges, {sum(map(len, found)):2} tokens: {shown}")
 
 # %% [markdown]
 # The third is `_` + `sat`: a whole word with its space, in three steps. 20 tokens became 12. And now the same on real text, against the library that `minids` uses
@@ -172,7 +178,7 @@ pieces = [bytes_only.encode(piece) for piece in tokens.pieces(genesis)]
 merges, ours = train_bpe(pieces, 100)
 theirs = train([genesis], 363)
 assert sum(ours, []) == theirs.encode(genesis)
-print(f"{text.documents('train')[0].name}: {sum(map(len, pieces)):,} bytes became {sum(map(len, ours)):,} tokens, the same ids in both")
+print(f"{sum(map(len, pieces)):,} bytes became {sum(map(len, ours)):,} tokens, the same ids in both")
 print("learned first:", ", ".join(tokens.label(theirs, new) for _, _, new in merges[:8]))
 print("learned last: ", ", ".join(tokens.label(theirs, new) for _, _, new in merges[-8:]))
 
@@ -204,7 +210,8 @@ def encode_text(words, merges):
 
 
 for words in ("And it came to pass, that 12 + 345 = 357.", "na\u00efve \u4f60\u597d", world.scene(random.Random(1))):
-    assert encode_text(words, shipped) == tokenizer.encode(words) and tokenizer.decode(encode_text(words, shipped)) == words
+    ids = encode_text(words, shipped)
+    assert ids == tokenizer.encode(words) and tokenizer.decode(ids) == words
 print(f"{len(shipped):,} shipped merges: the same ids as minids' tokenizer, and back to the same text")
 
 # %% [markdown]
@@ -225,9 +232,10 @@ def longest_first(piece):
     return ids
 
 
-words = sorted(set(tokens.pieces(text.documents("heldout")[0].text)))
+book = text.documents("heldout")[0]
+words = sorted(set(tokens.pieces(book.text)))
 apart = [word for word in words if longest_first(word) != tokenizer.encode(word)]
-print(f"{len(apart)} of {len(words)} different pieces of {text.documents('heldout')[0].name} are cut differently, such as:")
+print(f"{len(apart)} of {len(words)} different pieces of {book.name} are cut differently, such as:")
 for word in apart[:3]:
     print("   BPE", [tokens.label(tokenizer, i) for i in tokenizer.encode(word)],
           "  longest", [tokens.label(tokenizer, i) for i in longest_first(word)])
@@ -254,11 +262,11 @@ def draw(sample, merges):
     words = samples[sample]
     rows = {"ours": [tokens.label(tokenizer, i) for i in encode_text(words, shipped[:merges])],
             "V4": [tokens.label(real_v4, i) for i in real_v4.encode(words)]}
-    count = len(rows["ours"])
-    return tokens.boxes(rows, f"{merges:,} merges: {len(words.encode())} bytes in {count} tokens; V4's tokenizer: {len(rows['V4'])}")
+    ours, theirs = map(len, rows.values())
+    return tokens.boxes(rows, f"{merges:,} merges: {len(words.encode())} bytes in {ours} tokens; V4's tokenizer: {theirs}")
 
 
-box = style.slider_image(draw, "A text cut into tokens by the first merges of our tokenizer, and by V4's tokenizer below it",
+box = style.slider_image(draw, "A text cut into tokens by the first merges of our tokenizer, below it by V4's",
                          sample=list(samples), merges=[0, 10, 30, 100, 300, 1000, len(shipped)])
 box
 
@@ -268,7 +276,8 @@ assert box.shown == {"sample": "story", "merges": len(shipped)}
 for name, words in samples.items():
     counts = [len(encode_text(words, shipped[:k])) for k in (0, 100, 1000, len(shipped))]
     print(f"{name:9} tokens after 0, 100, 1000 and all merges: {counts}")
-style.show(draw("sum", len(shipped)), "The sum cut by all our merges, each digit by itself, and by V4's tokenizer, up to three digits in a token")
+style.show(draw("sum", len(shipped)),
+           "The sum cut by all our merges, each digit by itself, and by V4's tokenizer, up to three digits in a token")
 
 # %% [markdown]
 # Keyboard noise: merges are learned from what is frequent, and `zzkxq` is not. Then the sum, for another reason: the pieces keep digits apart. The story is cut to a quarter of
@@ -292,8 +301,9 @@ for size in (300, 512, 1024, 2048, 4096):
         ratios[kind][size] = sum(len(w.encode()) for w in several) / sum(map(len, trained.encode_all(several)))
 for kind, line in ratios.items():
     print(f"{kind:10}", "  ".join(f"{size:,}: {ratio:.2f}" for size, ratio in line.items()))
-style.show(tokens.compression(ratios, tokenizer.vocab_size), "Bytes per token grow with the vocabulary; for made-up kinds they flatten "
-           "once all their words have a token, for real English they go on growing")
+style.show(tokens.compression(ratios, tokenizer.vocab_size),
+           "Bytes per token grow with the vocabulary; for made-up kinds they flatten once all their words have a "
+           "token, for real English they go on growing")
 
 # %% [markdown]
 # For the made-up kinds hardly at all: TinyWorld has a few hundred words, and each has its token by then. Real English goes on growing, by less and less.
@@ -301,8 +311,8 @@ style.show(tokens.compression(ratios, tokenizer.vocab_size), "Bytes per token gr
 # The price: each id has a row in the embedding and a row in the head (lesson 08), whether it is used or not.
 
 # %%
-for name, config in (("nano, 2,048 ids", minids.Config.nano()), ("nano, V4's ids", minids.Config.nano().replace(vocab_size=129280)),
-                     ("V4-Flash", minids.Config.flash())):
+nano, flash = minids.Config.nano(), minids.Config.flash()
+for name, config in (("nano, 2,048 ids", nano), ("nano, V4's ids", nano.replace(vocab_size=129280)), ("V4-Flash", flash)):
     rows, total = 2 * config.vocab_size * config.dim, cost.params(config)["total"]
     print(f"{name:16} embedding and head: {rows:13,} of {total:15,} parameters = {100 * rows / total:4.1f} %")
 
@@ -323,15 +333,19 @@ texts = {
     "Chinese": "\u4f60\u597d\uff0c\u4e16\u754c\u3002\u4eca\u5929\u5929\u6c14\u5f88\u597d\u3002",
     "random letters": "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=60)),
 }
-table = {name: (len(words.encode()), len(tokenizer.encode(words)), len(real_v4.encode(words))) for name, words in texts.items()}
-assert all(t.decode(t.encode(words)) == words for t in (tokenizer, real_v4) for words in texts.values())
+table = {}
+for name, words in texts.items():
+    ours, theirs = tokenizer.encode(words), real_v4.encode(words)
+    assert tokenizer.decode(ours) == real_v4.decode(theirs) == words
+    table[name] = len(words.encode()), len(ours), len(theirs)
 print("every text comes back exactly from both")
-style.show(tokens.versus(table), "Bytes per token: close together on TinyWorld; V4's tokenizer far ahead on modern English and Chinese, where ours "
-           "is left with single bytes")
+print(f"Chinese: {len(texts['Chinese'])} characters, {table['Chinese'][1]} tokens of ours, {table['Chinese'][2]} of V4's")
+style.show(tokens.versus(table), "Bytes per token: close together on TinyWorld; V4's tokenizer far ahead on modern "
+           "English and Chinese, where ours is left with single bytes")
 
 # %% [markdown]
-# On TinyWorld ours is as good: it was made for it. Chinese costs us one token **per byte**, three for each character: a fluent speaker would pay three times as much context as an English one.
-# That such unfairness is decided in the tokenizer, before any training, holds for large models too.
+# On TinyWorld ours is nearly as good: it was made for it. Chinese costs us one token **per byte**, three for each character. Who writes in a language that the tokenizer's corpus lacks pays more, in money
+# and in context. This is decided before any training, in large models too.
 #
 # ### Digits
 # **Predict before you run:** into which tokens does V4's tokenizer cut 1234, and 12345?
@@ -405,11 +419,13 @@ for kind, words in documents:
     lengths[kind].append(len(tokenizer.encode(words)) + 2)      # bos and eos
     counted[kind] += lengths[kind][-1]
 for kind, share in mixture.SHARES.items():
-    print(f"{kind:10} wanted {100 * share:3.0f} %   characters {100 * characters[kind] / characters.total():4.1f} %   "
-          f"tokens {100 * counted[kind] / counted.total():4.1f} %   documents {len(lengths[kind]):5,}")
-style.show(tokens.shares({k: (characters[k] / characters.total(), counted[k] / counted.total()) for k in characters}, lengths),
-           "Shares of the kinds in characters and in tokens, and how long their documents are: scenes of some tens of tokens, "
-           "stories of up to thousands")
+    parts = characters[kind] / characters.total(), counted[kind] / counted.total()
+    print(f"{kind:10} wanted {100 * share:3.0f} %   characters {100 * parts[0]:4.1f} %   tokens {100 * parts[1]:4.1f} %   "
+          f"documents {len(lengths[kind]):5,}")
+found = {kind: (characters[kind] / characters.total(), counted[kind] / counted.total()) for kind in lengths}
+style.show(tokens.shares(found, lengths),
+           "Shares of the kinds in characters and in tokens, and how long their documents are: scenes of some tens "
+           "of tokens, stories of up to thousands")
 
 # %% [markdown]
 # Shares are wanted in characters. In tokens they shift: real English has fewer bytes per token, so it gets a larger share of the *training*. Say which one you mean when you say "15 % English".
@@ -435,7 +451,8 @@ for q in (asked[0], asked[len(asked) // 2], asked[-1]):
 # %%
 for between in (0, 50, 200, 1000):
     item = world.recall(random.Random(3), between)
-    print(f"{between:5} words between: {len(tokenizer.encode(item.context)):5} tokens to look back over. {item.question.splitlines()[0]}")
+    back = len(tokenizer.encode(item.context))
+    print(f"{between:5} words between: {back:5} tokens to look back over. {item.question.splitlines()[0]}")
 print(world.recall(random.Random(3), 0).context.strip().splitlines()[-1])
 
 # %% [markdown]
@@ -448,10 +465,12 @@ def word_counts(kind):
     return list(Counter(re.findall("[a-z]+", " ".join(w for k, w in documents if k == kind).lower())).values())
 
 
-spread = {"real English": word_counts("text"), "stories": word_counts("stories"), "portraits": word_counts("portraits")}
+spread = {"real English": word_counts("text")} | {kind: word_counts(kind) for kind in ("stories", "portraits")}
 for name, found in spread.items():
-    print(f"{name:13} {sum(found):7,} words, {len(found):6,} different ones, {sum(n == 1 for n in found):5,} of them seen once")
-style.show(tokens.zipf(spread), "Real English falls along a line over four powers of ten; TinyWorld has a flat shoulder of equally frequent words and then ends")
+    once = sum(n == 1 for n in found)
+    print(f"{name:13} {sum(found):7,} words, {len(found):6,} different ones, {once:5,} of them seen once")
+style.show(tokens.zipf(spread), "Real English falls along a line over almost four powers of ten; TinyWorld has a shoulder "
+           "of equally frequent words and then ends")
 
 # %% [markdown]
 # No. TinyWorld's names and things are drawn evenly: a shoulder, then a cliff. Almost no word is seen only once. That makes it learnable in minutes, and it is a limit: what our models show about **rare** words says little
@@ -464,7 +483,8 @@ style.show(tokens.zipf(spread), "Real English falls along a line over four power
 
 # %%
 V = tokenizer.vocab_size
-stream = text.encode_texts([words for _, words in documents], tokenizer).astype(np.int64)       # bos, ids, eos, bos, ids, ...
+stream = text.encode_texts([words for _, words in documents], tokenizer)     # bos, ids, eos, bos, ids, eos, ...
+stream = stream.astype(np.int64)
 trigram = Trigram(stream, V)
 unigram = (np.bincount(stream, minlength=V) + 1) / (len(stream) + V)
 
@@ -478,10 +498,12 @@ def each_loss(ids):
 
 counting = {}
 for kind, several in held.items():
-    losses = each_loss(text.encode_texts(several, tokenizer))
-    counting[kind] = {name: bits_per_byte(torch.tensor(nats), "".join(several)) for name, nats in losses.items()}
+    losses, words = each_loss(text.encode_texts(several, tokenizer)), "".join(several)
+    counting[kind] = {name: bits_per_byte(torch.tensor(nats), words) for name, nats in losses.items()}
     print(f"{kind:10}", "  ".join(f"{name} {bits:.2f}" for name, bits in counting[kind].items()))
-style.show(tokens.baselines(counting), "Bits per byte on each kind of text: each step from uniform over unigram and bigram to trigram is lower; the made-up kinds are far below real English")
+style.show(tokens.baselines(counting),
+           "Bits per byte on each kind of text: each step from uniform over unigram and bigram to trigram is lower; "
+           "the made-up kinds are far below real English")
 
 # %% [markdown]
 # (A trigram fitted here has seen some hundred thousand tokens; lesson 10's has seen millions and is stronger.) On the made-up kinds the trigram needs less than one bit for each 8-bit byte. It writes like this:
@@ -499,10 +521,10 @@ print(tokens.plain(tokenizer.decode(ids[1:])))
 # %%
 exam = evaluate.exam(60, words=120)
 near = evaluate.recall(30, words_between=0)
-right = {"exam": evaluate.answered_by_trigram(trigram, tokenizer, exam), "recall": evaluate.answered_by_trigram(trigram, tokenizer, near)}
-for name, verdicts in right.items():
-    p, low, high = evaluate.interval(verdicts)
-    print(f"{name:7} {sum(verdicts):2} of {len(verdicts)} right (95 % interval {100 * max(low, 0):.0f} to {100 * high:.0f} %)")
+for name, items in (("exam", exam), ("recall", near)):
+    verdicts = evaluate.answered_by_trigram(trigram, tokenizer, items)
+    _, low, high = evaluate.interval(verdicts)
+    print(f"{name:7} {sum(verdicts):2} of {len(items)} right, 95 % interval {100 * max(low, 0):.0f} to {100 * high:.0f} %")
 
 # %% [markdown]
 # As good as none, even where the fact stands right above the question. Where does its surprise go? Here is one answer, token by token:
@@ -512,7 +534,8 @@ item = near[1]
 prompt, answer = tokenizer.encode(item.prompt, bos=True), tokenizer.encode(item.answer)
 bits = trigram.nll(prompt + answer)[-len(answer):] / math.log(2)
 print(item.prompt.strip().splitlines()[2], "...", *item.prompt.splitlines()[-2:])
-style.show(tokens.surprise([tokens.label(tokenizer, i) for i in answer], bits, "What the trigram pays for the right answer"),
+labels = [tokens.label(tokenizer, i) for i in answer]
+style.show(tokens.surprise(labels, bits, "What the trigram pays for the right answer"),
            "The words of the phrase are cheap; the name and above all the secret word itself are expensive")
 
 # %% [markdown]
@@ -523,7 +546,7 @@ style.show(tokens.surprise([tokens.label(tokenizer, i) for i in answer], bits, "
 
 # %%
 for n in (2, 5, 30, 300):
-    print(f"{n:4} tokens of context: 10^{n * math.log10(V):.0f} possible ones; the stream above has {len(stream):,} places")
+    print(f"{n:4} tokens of context: 10^{n * math.log10(V):.0f} possible ones, {len(stream):,} places in the stream above")
 
 # %% [markdown]
 # Almost none is ever seen twice. What is needed is not a longer table but another operation: **find** the place that matches, **copy** what stands there. As a program, for secret words:
@@ -533,7 +556,8 @@ def look_up(item):
     """Find the sentence with the question's name and 'secret word'; copy the secret word in it."""
     *story, question, _ = item.prompt.splitlines()
     name = next(word for word in facts.PEOPLE if re.search(rf"\b{word}\b", question))
-    sentence = next(s for s in re.split(r"[.\n]", "\n".join(story)) if "secret word" in s and re.search(rf"\b{name}\b", s))
+    sentences = [s for s in re.split(r"[.\n]", "\n".join(story)) if "secret word" in s]
+    sentence = next(s for s in sentences if re.search(rf"\b{name}\b", s))
     value = next(word for word in sentence.split() if word in world.SECRETS)
     return f" The secret word of {name} is {value}."
 
@@ -557,8 +581,10 @@ for name, items in (("0 words between", near), ("1000 words between", far)):
 
 # %%
 def packed_mask(first):
-    """first: T booleans, true at the first token of each document
-    -> (mask: T T booleans, mask[t, s] says that query t sees key s; position: T, int64, counted within the document)."""
+    """first: T booleans, true at the first token of each document -> (mask, position).
+
+    mask: T T booleans, mask[t, s] says that query t sees key s. position: T, int64, counted within the document.
+    """
     ### BEGIN SOLUTION
     document = first.cumsum(0)                                  # T: 1 1 2 2 2
     t = torch.arange(len(first))
@@ -572,7 +598,7 @@ def packed_mask(first):
 packed_mask = check("tokens.packed_mask", packed_mask)
 
 # %%
-first = torch.tensor([1, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0], dtype=torch.bool)       # documents of 6, 3 and 7 tokens
+first = torch.tensor([1, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0]).bool()      # documents of 6, 3 and 7 tokens
 mask, position = packed_mask(first)
 packing = Packing(first[None])
 assert torch.equal(position, packing.position[0])
@@ -587,10 +613,11 @@ style.show(tokens.masks(torch.ones(16, 16).tril(), mask, packing.document[0].tol
 # shorter than m gives no entry (report, 3.5.3). **Predict before you run:** with documents of 6, 3 and 7 tokens and m = 4, how many windows are there?
 
 # %%
-which, document, number = packing.windows(4)        # B S m: the tokens of each; B S: its document; B S: its number in it
+which, document, number = packing.windows(4)    # B S m: tokens of each; B S: its document; B S: its number in it
 for tokens_of, d, n in zip(which[0].tolist(), document[0].tolist(), number[0].tolist()):
     print(f"document {d}, window {n}: tokens {tokens_of}")
-style.show(tokens.windows([6, 3, 7], 4), "Cut from the row there are four windows, two of which mix documents; cut from each document there are two, none of them mixed")
+style.show(tokens.windows([6, 3, 7], 4), "Cut from the row there are four windows, two of which mix documents; cut from "
+           "each document there are two, none of them mixed")
 
 # %% [markdown]
 # Two. The tails (two tokens, three tokens, three tokens) give no entry; queries still see them one by one, in the sliding window.
@@ -630,11 +657,11 @@ for n, (a, b) in enumerate(zip(careless_row.split([90, 37, 62]), alone.split([90
 # %%
 def copier_loss(row, mask):
     """row: T ids, mask: T T, who sees whom -> the loss of each of row[1:], T-1, in nats."""
-    pair = (row[:, None] == row) & (row.roll(1)[:, None] == row.roll(1))        # T T: the same two tokens end at t and at s
-    seen = mask & mask.roll(1, 1)                                               # s and s - 1 are seen
+    pair = (row[:, None] == row) & (row.roll(1)[:, None] == row.roll(1))    # T T: the same two tokens end at t and s
+    seen = mask & mask.roll(1, 1)                                           # T T: s and s - 1 are seen
     pair, t = (pair & seen).tril(-1), torch.arange(len(row))
-    last = torch.where(pair, t, -1).max(1).values[:-1]                          # T-1: the last such place, or -1
-    own = torch.tensor(np.exp(-trigram.nll(row.numpy())))                       # T-1: the trigram's probability
+    last = torch.where(pair, t, -1).max(1).values[:-1]                      # T-1: the last such place, or -1
+    own = torch.tensor(np.exp(-trigram.nll(row.numpy())))                   # T-1: the trigram's probability
     bet = (row[last + 1] == row[1:]).double()
     return -torch.where(last > 0, 0.9 * bet + 0.1 * own, own).log()
 
@@ -648,7 +675,8 @@ def loss_of_last(parts):
 
 # %%
 full = [torch.tensor(tokenizer.encode(words[:700], bos=True)) for words in held["text"][:6]]
-for name, several in (("a copy in the row", [full[0], full[1], full[0]]), ("other documents", [full[2], full[1], full[0]])):
+a, b, c = full[:3]
+for name, several in (("a copy in the row", [a, b, a]), ("other documents", [c, b, a])):
     without, own = loss_of_last(several)
     print(f"{name:18} loss without masks {without:.2f}, with masks {own:.2f} nats per token")
 
@@ -676,19 +704,22 @@ print("no held-out document holds a special id")
 #
 # | mode | the prompt ends with | the model writes |
 # | --- | --- | --- |
-# | non-think | `<\|Assistant\|></think>` | answer |
-# | think-high | `<\|Assistant\|><think>` | thoughts `</think>` answer |
+# | non-think | <code>&lt;&#124;Assistant&#124;&gt;&lt;/think&gt;</code> | answer |
+# | think-high | <code>&lt;&#124;Assistant&#124;&gt;&lt;think&gt;</code> | thoughts `</think>` answer |
 # | think-max | the same, with the instruction in front | the same, longer |
 #
 # A conversation with two turns, each with thoughts. Bold with a bar: the tokens that the assistant wrote, which fine-tuning trains on (lesson 12). All others are given.
 
 # %%
-messages = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "reasoning": "It is even.", "content": "4"},
-            {"role": "user", "content": "And 3 + 3?"}, {"role": "assistant", "reasoning": "Twice 3.", "content": "6"}]
+messages = [{"role": "user", "content": "2 + 2?"},
+            {"role": "assistant", "reasoning": "It is even.", "content": "4"},
+            {"role": "user", "content": "And 3 + 3?"},
+            {"role": "assistant", "reasoning": "Twice 3.", "content": "6"}]
 for mode in chat.MODES:
     ids = chat.encode_chat(messages, tokenizer, mode)
     thoughts = [words for words in ("even", "Twice") if words in tokenizer.decode(ids)]
-    print(f"{mode:11} {len(ids):3} tokens, {sum(chat.reply_mask(ids, tokenizer)):2} trained on, thoughts kept: {thoughts}")
+    trained_on = sum(chat.reply_mask(ids, tokenizer))
+    print(f"{mode:11} {len(ids):3} tokens, {trained_on:2} trained on, thoughts kept: {thoughts}")
 ids = chat.encode_chat(messages, tokenizer, "think-high")
 tokens.ribbon(ids, tokenizer, tokens.roles(ids, tokenizer), chat.reply_mask(ids, tokenizer))
 
@@ -706,7 +737,7 @@ assert ids[0] == 0 and ids[1] == 128803 and ids[-2:] == [128804, 128821]
 
 # %% [markdown]
 # ### Exercise 6: find the faults
-# *Medium, 10 minutes.* A colleague wrote this mask. The fine-tuned model starts each reply well, but now and then it does not stop, and it sometimes writes `<|Assistant|>` itself. There are **three** faults. Find them, then write the
+# *Medium, 10 minutes.* A colleague wrote this mask. The model that was fine-tuned with it does not know when to stop, and it learned to write `<|Assistant|>` and the opening itself, which is never its turn. There are **three** faults. Find them, then write the
 # repaired version. `hint("tokens.reply_mask")` helps.
 
 # %%
@@ -724,7 +755,8 @@ def colleagues_mask(ids, eos, assistant):
 
 ids = chat.encode_chat(messages, tokenizer, "think-high")
 wrong = colleagues_mask(ids, tokenizer.eos_id, tokenizer.id(ASSISTANT))
-print("differs at:", [tokens.label(tokenizer, i) for i, a, b in zip(ids, wrong, chat.reply_mask(ids, tokenizer)) if a != b])
+right = chat.reply_mask(ids, tokenizer)
+print("differs at:", [tokens.label(tokenizer, i) for i, a, b in zip(ids, wrong, right) if a != b])
 
 
 # %%
@@ -783,9 +815,14 @@ for index in range(400):
 identity, prompts = max(same.items(), key=lambda pair: len(pair[1]))
 print(f"one identity, {len(prompts)} wordings: {identity}")
 print("  ", "  |  ".join(sorted(prompts)[:4]))
-sets = {split: {tasks.identity(p) for family in tasks.FAMILIES for p in tasks.problems(family, split, 20)} for split in tasks.SPLITS}
-assert not sets["train"] & sets["valid"] and not sets["train"] & sets["test"] and not sets["valid"] & sets["test"]
-print("identities in common between splits: 0")
+
+
+def identities(split):
+    return {tasks.identity(p) for family in tasks.FAMILIES for p in tasks.problems(family, split, 20)}
+
+
+learn, tune, judge = map(identities, tasks.SPLITS)
+print("identities in common between two splits:", len(learn & tune) + len(learn & judge) + len(tune & judge))
 
 # %% [markdown]
 # ### How a policy cheats
@@ -810,8 +847,9 @@ for family in ("mathematics", "reasoning", "knowledge"):
     several = tasks.problems(family, "train", 40)
     line = []
     for policy in (lambda p: p.answer, everything):
-        line += [f"{100 * np.mean([judge(p, policy(p)) for p in several]):3.0f} %" for judge in (obvious, tasks.verify)]
-    print(f"{family:12} honest: obvious judge {line[0]}, ours {line[1]}    lister: obvious judge {line[2]}, ours {line[3]}")
+        for judge in (obvious, tasks.verify):
+            line.append(f"{100 * np.mean([judge(p, policy(p)) for p in several]):3.0f} %")
+    print(f"{family:12} honest: obvious judge {line[0]}, ours {line[1]};  lister: obvious {line[2]}, ours {line[3]}")
 
 # %% [markdown]
 # The honest answers are the control: both judges accept all of them. Only ours refuses the lists. (In mathematics the lister misses the answers above 499; it only has to make its list longer.)
@@ -821,9 +859,9 @@ for family in ("mathematics", "reasoning", "knowledge"):
 
 # %%
 def verify(answer, pool, accepted):
-    """answer: text; pool: all words that could be asked for, in lower case; accepted: the right one -> is it right?
+    """answer: text; pool: all words that could be asked for, lower case; accepted: the right one -> is it right?
 
-    verify("Mira has a cat.", ("cat", "dog"), "cat") is True, verify("A cat or a dog.", ("cat", "dog"), "cat") is False.
+    verify("Mira has a cat.", ("cat", "dog"), "cat") is True; with "A cat or a dog." it is False.
     """
     ### BEGIN SOLUTION
     sentence = re.split(r"[.!?\n]", answer.strip(), maxsplit=1)[0]
@@ -861,7 +899,8 @@ for name, program in (("honest", p.answer), ("cheat", cheat)):
 # And running a stranger's program is dangerous. Python's `eval` would obey all of these. Our interpreter knows integers, lists and a few operators, and counts its steps:
 
 # %%
-for program in ("__import__('os').getcwd()", "9 ** 9 ** 9 ** 9", "[0] * 10 ** 9", "def f(x):\n    while True:\n        x = x + 1"):
+endless = "def f(x):\n    while True:\n        x = x + 1"
+for program in ("__import__('os').getcwd()", "9 ** 9 ** 9 ** 9", "[0] * 10 ** 9", endless):
     try:
         print(interpreter.run(program, 1))
     except interpreter.ProgramError as error:
