@@ -148,7 +148,7 @@ for name, O in (("G", G2), ("sign(G)", G2.sign()), ("U V^T", Q2)):
 #
 # ## 2. Orthogonalise without an SVD
 #
-# An SVD of a large matrix is slow, and slower still on a GPU. The way out: **a polynomial in the matrix is a polynomial of its singular values.** Since $U$ and $V$ are turns,
+# An SVD of a large matrix is slow, and matrix products are what a GPU does best. The way out: **a polynomial in the matrix is a polynomial of its singular values.** Since $U$ and $V$ are turns,
 #
 # $$ X X^T X = U \Sigma V^T \; V \Sigma U^T \; U \Sigma V^T = U \Sigma^3 V^T . $$
 #
@@ -199,7 +199,7 @@ style.show(muon.polynomials(), "Left: the steep polynomial rises fast from zero 
 # %%
 v = torch.linspace(0.6818, 1.1344, 1001, dtype=torch.float64)          # where eight steep steps leave singular values
 for steps in (0, 1, 2):
-    after = muon.apply(v, [FLAT] * steps)
+    after = muon.apply(v, [FLAT] * steps)                              # the polynomial, number by number
     print(f"after {steps} flat steps: from {after.min():.4f} to {after.max():.4f}")
 
 # %% [markdown]
@@ -272,7 +272,8 @@ assert box.shown == {"steps": 9}
 spread = [float(muon.apply(normed, HYBRID[:n]).std()) for n in (8, 9, 10)]
 assert spread[0] > 5 * spread[1] > 25 * spread[2]
 assert (muon.apply(normed, HYBRID) - 1).abs().max() < 0.02
-print("The histogram stays broad for eight steps and becomes narrow with the ninth, the first flat one.")
+first = next(n for n in range(11) if muon.apply(normed, HYBRID[:n]).min() > 0.5)
+print(f"The weakest direction passes 0.5 in step {first}. The histogram becomes narrow in step 9, the first flat one.")
 
 # %% [markdown]
 # The same as a figure, each direction a line:
@@ -353,7 +354,7 @@ R = R / torch.linalg.svdvals(R)[0]                         # largest singular va
 for start in (1e-6, 1e-4, 0.01, 1.0, 1.2, 1.3):
     X = iterate(start * R)
     s = torch.linalg.svdvals(X) if X.isfinite().all() else None
-    print(f"largest at the start {start:6g}:", "runs away to infinity" if s is None else f"then {s[-1]:.3f} to {s[0]:.3f}")
+    print(f"largest at the start {start:6g}:", "runs away to infinity" if s is None else f"then {s[-1]:.2f} to {s[0]:.2f}")
 
 # %% [markdown]
 # Too small costs nothing over a wide range: ten steps have slack. Too large is fatal: above about 1.26 the steep polynomial grows without bound.
@@ -382,7 +383,7 @@ def colleagues_step(W, G, M, lr, mu=0.95, decay=0.1):
     return W - lr * O, M
 
 
-W, zero = torch.randn(16, 64, generator=rng), torch.zeros(16, 64)
+W, zero = 0.1 * torch.randn(16, 64, generator=rng), torch.zeros(16, 64)
 new, _ = colleagues_step(W, zero, zero, lr=0.1)
 print(f"no gradient at all: W should shrink to 0.990 of its norm, it shrinks to {new.norm() / W.norm():.3f}")
 new, _ = colleagues_step(zero, W, zero, lr=0.1)
@@ -522,7 +523,7 @@ print("In the stack, experts disturb each other and none is orthogonal. Each by 
 # %%
 for name, (_, shape) in cost.layout(Config.nano()).items():
     if not name.startswith(("layers.0.", "layers.2.", "layers.3.", "mtp.")) and (".experts." not in name or ".experts.0." in name):
-        print(f"{name:40} {' x '.join(map(str, shape))}")
+        print(f"{name:46} {' x '.join(map(str, shape))}")
 
 # %%
 def choose(shapes):
@@ -610,8 +611,8 @@ def race(kind, lr, seed, steps=100):
 # ### First the learning rates
 # Seven rates for AdamW, six for Muon (without the smallest), three seeds: 39 runs of `race`. That takes several minutes, so it was done once, and their losses are kept in `minids.show.muon`. To run them again:
 #
-#     {kind: {lr: [race(kind, lr, seed)[2] for seed in range(3)] for lr in (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)}
-#      for kind in ("AdamW", "Muon")}
+#     rates = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
+#     {kind: {lr: [race(kind, lr, seed)[2] for seed in range(3)] for lr in rates} for kind in ("AdamW", "Muon")}
 
 # %%
 style.show(muon.sweep(), "Validation loss after 100 steps over the learning rate, both optimisers, with a mark for each seed")
@@ -715,7 +716,7 @@ for name, losses in muon.VARIANTS.items():
     print(f"{name:44} {sum(losses) / len(losses):.3f}   seeds from {min(losses):.3f} to {max(losses):.3f}")
 
 # %% [markdown]
-# - **Orthogonalising makes large steps possible.** Without it, the same size of update at the same rate ends far behind. At 0.002 it is within the seeds' spread of AdamW, and of Muon at that rate.
+# - **Orthogonalising makes large steps possible.** Without it, the same size of update at the same rate ends far behind. At 0.002 its seeds overlap with AdamW's, and with Muon's at that rate.
 # - **How exactly does not matter here.** Five rough steps, V4's ten, and the exact SVD lie within the spread of the seeds: at this scale we see no use of the last steps.
 #
 # ## In the real V4
@@ -757,7 +758,7 @@ style.show(muon.cost_share(sizes, lines, {name: (batches[name][1], share) for na
 
 # %% [markdown]
 # For nano the iteration is a serious part of a step, and time per step counts as well as steps. For V4 it is less than one percent of the operations. Operations are not all: a matrix must be *whole* on one device to be orthogonalised, while AdamW's work can be cut anywhere. The report
-# describes how V4 deals with that: whole matrices are dealt out to devices like packed bags, experts are never split, equal shapes are merged, and the products run in BF16 (section 3.5.1).
+# describes how V4 deals with that: whole matrices are dealt out to devices like packed bags, experts are never split, equal shapes are merged, and the products can run in BF16 (section 3.5.1).
 #
 # **No QK-clip.** With Muon, attention logits can grow without bound; other large models that use Muon clip the query and key weights. V4 has a norm on queries and on keys, which bounds the logits by construction, so it needs no clip (section 2.4).
 #
@@ -769,7 +770,8 @@ style.show(muon.cost_share(sizes, lines, {name: (batches[name][1], share) for na
 # - A polynomial of odd powers in the matrix is that polynomial of its singular values. So ten rounds of products replace an SVD.
 # - Steep steps ($a = 3.44$) lift small values fast and do not converge; flat steps ($p(1) = 1$, $p'(1) = 0$) square the error.
 # - Dividing by the Frobenius norm keeps every singular value at or below 1. Much above 1 the iteration runs away.
-# - RMS of the update: $1 / \sqrt{\max(n, m)}$ by itself, 0.18 after scaling, for every shape; so AdamW's learning rate fits.
+# - RMS of the update: $1 / \sqrt{\max(n, m)}$ by itself, 0.18 after scaling, for every shape. That is about AdamW's size, so AdamW's learning rate is a place to start.
+# - In our race, orthogonalising made larger steps safe: at a small rate all were alike, at 0.016 only the orthogonalised updates were good.
 # - Each expert is its own matrix. In a stack, experts disturb each other and weak ones stay behind.
 # - Embedding, head, norms, and mHC's biases and factors stay with AdamW. Muon has over 99.6 % of V4's parameters.
 #
