@@ -13,10 +13,14 @@ from minids.show import style
 LINES = {"unigram": (style.PURPLE, ":"), "bigram": (style.ORANGE, "--"), "trigram": (style.VERMILION, "-.")}
 
 
+def _escaped(text: str) -> str:
+    return html.escape(text).encode("ascii", "xmlcharrefreplace").decode()
+
+
 def columns(texts: dict[str, str]) -> HTML:
-    """Texts side by side, each under its title."""
+    """Texts side by side, each under its title; what is not ASCII is written as HTML's numbers."""
     cells = "".join(f'<td style="vertical-align: top; text-align: left; width: {100 // len(texts)}%; padding: 0 1em;">'
-                    f"<b>{html.escape(title)}</b><pre style=\"white-space: pre-wrap;\">{html.escape(text)}</pre></td>"
+                    f"<b>{html.escape(title)}</b><pre style=\"white-space: pre-wrap;\">{_escaped(text)}</pre></td>"
                     for title, text in texts.items())
     return HTML(f'<table style="width: 100%;"><tr>{cells}</tr></table>')
 
@@ -44,9 +48,9 @@ def smooth(values, width: int = 10):
 
 
 def falling(steps: int, losses, looks, baselines):
-    """The loss of a run of `steps` so far: losses, one a step; looks, (step, loss) on held-out text; baselines as lines."""
+    """The loss of a run of `steps` so far: losses, one a step; looks, (step, loss) on validation text; baselines as lines."""
     figure, ax = plt.subplots()
-    ax.set(xlim=(0, steps), ylim=(3, 7.2), xlabel="step", ylabel="loss (nats per token)", title="Loss while training")
+    ax.set(xlim=(0, steps), ylim=(1.8, 7.8), xlabel="step", ylabel="loss (nats per token)", title="Loss while training")
     ax.plot(range(1, len(losses) + 1), losses, color=style.SKY, linewidth=0.8, label="training batches")
     ax.plot(range(1, len(losses) + 1), smooth(losses), color=style.BLUE, label="mean of the last 10")
     if looks:
@@ -108,7 +112,7 @@ def run_log(log, tokens_per_step: int, baselines):
     loss.plot([r["step"] * tokens_per_step / 1e6 for r in looks], [r["valid_loss"] for r in looks], "o", color=style.BLACK,
               markersize=4, label="validation text")
     _baselines(loss, baselines, tokens[-1])
-    loss.set(title="Loss", ylabel="nats per token", ylim=(min(3.0, min(r["loss"] for r in steps) - 0.1), 7.2))
+    loss.set(title="Loss", ylabel="nats per token", ylim=(min(1.8, min(r["loss"] for r in steps) - 0.1), 7.8))
     loss.legend(fontsize=9)
     rate.plot(tokens, [1e3 * r["lr"] for r in steps])
     rate.set(title="Learning rate", ylabel="thousandths", ylim=(0, None))
@@ -172,20 +176,29 @@ def sabotage(curves: dict[str, list[list[float]]], floor: float):
         for i, losses in enumerate(runs):
             ax.plot(range(1, len(losses) + 1), losses, color=colour, linewidth=1.3, label=None if i else name)
     ax.axhline(floor, color=style.BLACK, linestyle=":", linewidth=1.3)
-    ax.text(1, floor, " trigram, fitted to all of the text", va="bottom", fontsize=9)
+    ax.text(1, floor, " trigram", va="bottom", fontsize=9)
     ax.set(xlabel="step", ylabel="training loss (nats per token)", title="The recipe, and three ways to break it")
     ax.legend(fontsize=9)
     return figure
 
 
-def race(read, losses, fitted: dict[float, float], floor: float):
-    """The network's validation losses over tokens read, against trigrams fitted to as many tokens, or to all (`floor`)."""
-    figure, ax = plt.subplots(figsize=(7.0, 3.2))
-    ax.plot([r / 1e6 for r in read], losses, "o-", color=style.BLUE, markersize=4, label="the network")
+def race(read, losses, fitted: dict[float, float]):
+    """The network's losses over tokens read, against trigrams fitted to as many tokens."""
+    figure, ax = plt.subplots(figsize=(7.0, 3.4))
+    ax.plot([r / 1e6 for r in read], losses, color=style.BLUE, label="the network (training batches, mean of 10)")
     ax.plot([r / 1e6 for r in fitted], list(fitted.values()), "s--", color=style.VERMILION, markersize=4,
-            label="a trigram fitted to the same tokens")
-    ax.axhline(floor, color=style.BLACK, linestyle=":", linewidth=1.3)
-    ax.text(min(read) / 1e6, floor, "trigram, fitted to all of the text", va="top", fontsize=9)
-    ax.set(xlabel="million tokens read", ylabel="nats per token", title="The same data for both")
+            label="a trigram fitted to as many tokens")
+    ax.set(xlabel="million tokens read", ylabel="loss (nats per token)", title="The same amount of data for both")
     ax.legend(fontsize=10)
+    return figure
+
+
+def against(runs: dict, baselines: dict[str, float]):
+    """Training losses over seconds of training. runs: {name: (seconds of each step, losses of each step)}."""
+    figure, ax = plt.subplots(figsize=(7.0, 3.6))
+    for (name, (seconds, losses)), colour in zip(runs.items(), (style.BLUE, style.GREEN)):
+        ax.plot(np.cumsum(seconds), smooth(losses), color=colour, label=f"{name}, {len(losses)} steps")
+    _baselines(ax, baselines, max(np.sum(seconds) for seconds, _ in runs.values()))
+    ax.set(xlabel="seconds of training", ylabel="loss (nats per token)", title="Training batches, mean of ten steps")
+    ax.legend(loc="upper right", fontsize=10)
     return figure
