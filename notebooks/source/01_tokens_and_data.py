@@ -19,6 +19,7 @@
 import math
 import random
 import re
+import textwrap
 from collections import Counter
 from itertools import islice
 
@@ -433,14 +434,14 @@ style.show(tokens.shares(found, lengths),
 # ### A scene
 
 # %%
-print(mixture.document("scenes", "train", 11))
+print(next(words for words in held["scenes"] if words.count("Question") == 3))
 
 # %% [markdown]
 # A small simulation tells the story, so a program knows the truth. In a longer story, each question knows how far back the needed sentence is:
 
 # %%
 told = world.story(random.Random(8), 110)
-print(told.text)
+print("\n".join(textwrap.fill(line, 100) for line in told.text.splitlines()))
 asked = sorted(told.askable(), key=lambda q: q.back)
 for q in (asked[0], asked[len(asked) // 2], asked[-1]):
     print(f"{q.back:4} characters back: {q.text}  ->  {q.answer}")
@@ -896,7 +897,7 @@ for name, program in (("honest", p.answer), ("cheat", cheat)):
     print(f"{name:7} {program:62} examples: {examples}, hidden inputs: {tasks.verify(p, program)}")
 
 # %% [markdown]
-# And running a stranger's program is dangerous. Python's `eval` would obey all of these. Our interpreter knows integers, lists and a few operators, and counts its steps:
+# And running a stranger's program is dangerous. Python's `exec` would obey all of these. Our interpreter knows integers, lists and a few operators, and counts its steps:
 
 # %%
 endless = "def f(x):\n    while True:\n        x = x + 1"
