@@ -123,15 +123,17 @@ def story(pieces, tokens, t, mass, picked, w, m):
     """A text as the query at t sees it: entries as boxes coloured by attention, the picked ones framed, the window orange.
 
     pieces: the words of each token; mass: S, attention of the query; picked: S bool; w: sliding window."""
-    figure, axis = plt.subplots(figsize=(10.6, 4.6))
-    top, columns, complete = max(mass.max().item(), 1e-9), 112, (t + 1) // m
-    column, line = 0, 0
+    top, columns, complete = max(mass.max().item(), 1e-9), 128, (t + 1) // m
+    boxes, column, line = [], 0, 0
     for i in range(-(-tokens // m)):
-        words = pieces[i * m:(i + 1) * m]
-        length = sum(map(len, words)) + 1
+        length = sum(map(len, pieces[i * m:(i + 1) * m])) + 1
         if column + length > columns:
             column, line = 0, line + 1
-        done = i < complete
+        boxes.append((i, column, line, length))
+        column += length
+    figure, axis = plt.subplots(figsize=(10.6, 0.5 * line + 1.1))
+    for i, column, line, length in boxes:
+        words, done = pieces[i * m:(i + 1) * m], i < complete
         strength = (mass[i].item() / top) ** 0.5 if done else 0.0
         blue = [1 - strength * (1 - channel) * 0.8 for channel in to_rgb(BLUE)]
         axis.add_patch(plt.Rectangle((column, -line - 0.40), length - 0.4, 0.8, facecolor=blue,
@@ -141,12 +143,11 @@ def story(pieces, tokens, t, mass, picked, w, m):
         for j, word in enumerate(words):
             s = i * m + j
             colour = "#AAAAAA" if s > t else "white" if strength > 0.8 else BLACK
-            axis.text(at, -line, word, fontsize=7.4, family="monospace", va="center", color=colour, zorder=4)
+            axis.text(at, -line, word, fontsize=9, family="monospace", va="center", color=colour, zorder=4)
             if s <= t and s > t - w:
                 axis.plot([at, at + len(word) - 0.15], [-line - 0.31] * 2, color=BLACK if s == t else ORANGE,
                           linewidth=4 if s == t else 2.4, zorder=3)
             at += len(word)
-        column += length
     axis.set_xlim(-0.5, columns)
     axis.set_ylim(-line - 0.7, 0.7)
     axis.axis("off")
