@@ -89,4 +89,4 @@ def interval(right) -> tuple[float, float, float]:
     """Share of right answers and its 95 % interval (Wilson, 1927)."""
     n, p, z = len(right), sum(right) / len(right), 1.96
     middle, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
-    return p, (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+    return p, max(middle - half, 0.0) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
