@@ -34,8 +34,8 @@ def connections():
         axis.add_patch(FancyBboxPatch((0.95, 1.38), 1.1, 0.44, boxstyle="round,pad=0.02", facecolor="#bfe3f7", edgecolor=BLACK,
                                       zorder=3))
         axis.text(1.5, 1.6, "layer", ha="center", va="center", zorder=4)
-        axis.text(0.1, 1.15, "read" if n == 1 else "read: pre", color="#9a6b00", fontsize=10, ha="left")
-        axis.text(2.9, 1.15, "write" if n == 1 else "write: post", color=GREEN, fontsize=10, ha="right")
+        axis.text(0.85, 1.62, "read" if n == 1 else "read: pre", color="#9a6b00", fontsize=10, ha="right")
+        axis.text(2.15, 1.62, "write" if n == 1 else "write: post", color="#00704f", fontsize=10, ha="left")
         axis.text(1.5, -1.0, ("carry: " if n == 1 else "carry: comb, ") + note, color=BLUE, fontsize=10, ha="center", va="top")
         axis.set_title(title)
         axis.set_xlim(-0.2, 3.2)
@@ -90,23 +90,25 @@ def polytope(two, three):
     for path, colour in zip(two, (ORANGE, GREEN, VERMILION, PURPLE)):
         left.plot([p for p, _ in path], [q for _, q in path], ".-", color=colour, linewidth=1)
         left.plot(*path[0], "o", color=colour, markersize=8, markerfacecolor="white")
-    left.annotate("identity", (1, 0), (-6, 9), textcoords="offset points", ha="right")
+    left.annotate("identity", (1, 0), (0, 10), textcoords="offset points", ha="left")
     left.annotate("swap", (0, 1), (10, 2), textcoords="offset points")
-    left.annotate("the mean, all 1/2", (0.5, 0.5), (-12, -14), textcoords="offset points", ha="right")
+    left.annotate("all 1/2", (0.5, 0.5), (8, 4), textcoords="offset points")
     left.plot(0.5, 0.5, "s", color=BLUE)
     left.set_xlabel("first entry of row 0")
     left.set_ylabel("first entry of row 1")
     left.set_title("n = 2: the doubly stochastic\nmatrices are a segment")
+    left.set_xlim(-0.05, 1.22)
     left.set_aspect("equal")
     _, places, orders = corners()
-    right.fill(places[:, 0], places[:, 1], color=SKY, alpha=0.25)
-    right.plot([*places[:, 0], places[0, 0]], [*places[:, 1], places[0, 1]], color=BLUE, linewidth=1)
-    for order, (x, y) in zip(orders, places.tolist()):
+    places = places.tolist()
+    right.fill(*zip(*places), color=SKY, alpha=0.25)
+    right.plot(*zip(*places, places[0]), color=BLUE, linewidth=1)
+    for order, (x, y) in zip(orders, places):
         grid = "\n".join(" ".join("1" if c == column else "." for c in range(3)) for column in order)
-        right.text(1.2 * x, 1.2 * y, grid, ha="center", va="center", family="monospace", fontsize=9)
+        right.text(1.3 * x, 1.27 * y, grid, ha="center", va="center", family="monospace", fontsize=9)
     for path, colour in zip(three, (ORANGE, GREEN, VERMILION, PURPLE)):
-        points = project(path)
-        right.plot(points[:, 0], points[:, 1], ".-", color=colour, linewidth=1)
+        points = project(path).tolist()
+        right.plot(*zip(*points), ".-", color=colour, linewidth=1)
         right.plot(*points[0], "o", color=colour, markersize=8, markerfacecolor="white")
         right.plot(*points[-1], "o", color=colour, markersize=8)
     right.plot(0, 0, "s", color=BLUE)
@@ -128,7 +130,7 @@ def convergence(errors, rates):
         xs = range(1, len(line) + 1)
         axis.plot(xs, line, color=colour, marker=mark, markersize=4, markevery=2, label=name)
         if name in rates:
-            at = next((i for i, e in enumerate(line) if e < 1e-2), len(line) // 2)
+            at = max(i for i, e in enumerate(line) if e > 1e-10)                         # the tail, above rounding
             slope = [line[at] * rates[name] ** (i - at) for i in range(len(line))]
             axis.plot(xs, slope, color=colour, linewidth=0.9, linestyle=":")
     axis.axvline(20, color=GREY, linewidth=0.8)
@@ -143,7 +145,7 @@ def convergence(errors, rates):
 
 def heat(axis, M, title=None, size=10):
     """A small matrix with its numbers, cividis from 0 to 1."""
-    axis.imshow(M, vmin=0, vmax=1, cmap="cividis")
+    axis.imshow(M.tolist(), vmin=0, vmax=1, cmap="cividis")
     for i, row in enumerate(M.tolist()):
         for j, value in enumerate(row):
             axis.text(j, i, f"{value:.2f}".removeprefix("0") if value < 0.995 else "1", ha="center", va="center", fontsize=size,
@@ -238,10 +240,10 @@ def training(runs, gains):
                 axis.plot(range(1, len(line) + 1), line, color=colour, linestyle=style, linewidth=1.4,
                           label=kind if i == 0 else None)
     axes[0].set_ylabel("loss (nats per byte)")
-    axes[0].set_ylim(2.5, 5.5)
-    axes[1].set_ylabel("norm of the gradient, before clipping")
+    axes[0].set_ylim(2.2, 5.2)
+    axes[1].set_ylabel("gradient norm")
     axes[1].set_yscale("log")
-    axes[2].set_ylabel("gain, forward, after training")
+    axes[2].set_ylabel("forward gain after training")
     axes[2].set_yscale("log")
     for axis, name in zip(axes, ("training step", "training step", "layers passed")):
         axis.set_xlabel(name)
@@ -253,11 +255,11 @@ def training(runs, gains):
 
 def learnt(sites):
     """comb, pre and post of each site, means over tokens. sites: {name: (pre n, post n, comb n n)}."""
-    figure, axes = plt.subplots(3, len(sites), figsize=(11.4, 3.9), height_ratios=[4, 1.1, 1.1])
+    figure, axes = plt.subplots(3, len(sites), figsize=(11.4, 2.7), height_ratios=[4, 1, 1])
     for column, (name, (pre, post, comb)) in zip(axes.T, sites.items()):
         heat(column[0], comb, name, size=7.5)
         heat(column[1], pre[None], size=7.5)
-        column[2].imshow(post[None] / 2, vmin=0, vmax=1, cmap="cividis")
+        column[2].imshow((post[None] / 2).tolist(), vmin=0, vmax=1, cmap="cividis")
         for j, value in enumerate(post.tolist()):
             column[2].text(j, 0, f"{value:.1f}", ha="center", va="center", fontsize=7.5,
                            color="white" if value < 1.1 else BLACK)

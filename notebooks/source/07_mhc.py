@@ -26,6 +26,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from minids import Config, cost, paths
+from minids.data import mixture as corpus
 from minids.data import text
 from minids.learn import check, hint, versions
 from minids.model import hyper
@@ -62,7 +63,7 @@ free = [largest(torch.eye(4) + noisy(seed)) for seed in range(8)]
 print("after 64 layers:", *[f"{line[-1]:.3g}" for line in sorted(free, key=lambda line: line[-1])])
 
 # %% [markdown]
-# Eight networks, eight answers, from a few to hundreds. Nobody chose these gains: they are the product of 64 harmless steps. In a model with 27 billion parameters, trained with free mixing matrices,
+# Eight networks, eight answers, from a third to three hundred. Nobody chose these gains: each is the product of 64 harmless steps. In a model with 27 billion parameters, trained with free mixing matrices,
 # the same measure rose to **3000** (Xie et al., section 3.1), and the loss surged in mid-training.
 #
 # Now the same noise again, but each matrix goes through one function first. You will write it below. It has no parameters.
@@ -82,17 +83,17 @@ print("after 64 layers:", *[f"{line[-1]:.4f}" for line in bounded])
 
 # %% jupyter={"source_hidden": true}
 style.show(mhc.through_depth({"residual": [1.0] * 64, "unconstrained": free, "constrained": bounded}, limit=3000),
-           "Gain over 64 layers on a log scale: eight stacks of free matrices wander up to hundreds, the constrained ones stay at 1 like a "
-           "residual connection")
+           "Gain over 64 layers on a log scale: eight stacks of free matrices wander apart, most of them far up; the "
+           "constrained ones stay at 1 like a residual connection")
 
 # %% [markdown]
-# Exactly 1, and although the noise is 20 times as large. This is mHC, the report's section 2.2. The rest of this lesson says why it works, how nearly, and what it costs.
+# 1, for every seed. (The noise is even taken 20 times, but it sits in a softmax now.) This is mHC, the report's section 2.2. The rest of this lesson says why it works, how nearly, and what it costs.
 #
 # ## 1. From one stream to four
 
 # %% jupyter={"source_hidden": true}
-style.show(mhc.connections(), "One layer with a residual connection; with three streams mixed by any numbers, negative ones dashed; and "
-           "with three streams mixed by shares that sum to 1")
+style.show(mhc.connections(), "One layer with a residual connection; with three streams mixed by any numbers, negative ones "
+           "dashed; and with three streams mixed by shares that sum to 1")
 
 # %% [markdown]
 # - **Residual connection**: $x' = x + \mathcal{F}(x)$. The layer $\mathcal{F}$ (attention, or the experts) adds to what passes beside it. The factor on $x$ is 1, at every layer, for ever.
@@ -118,7 +119,7 @@ style.show(mhc.connections(), "One layer with a residual connection; with three 
 # So the gains are 1.4 forward and 1.3 backward. If every site were like this one: $1.4^{64}$ is more than two billion. (An upper bound; the true gain is smaller.)
 #
 # ### Exercise 1: the gain
-# *Easy, 8 minutes.*
+# *Easy, 8 minutes.* Keep the product P of the sites so far. Mind the side on which a new site joins it, and the transpose.
 
 # %%
 def gain(combs):
@@ -158,8 +159,8 @@ for L in (1, 2, 3, 10, 64):
     print(L, [round(v, 3) for v in (torch.linalg.matrix_power(B, L) @ X).tolist()])
 
 # %% [markdown]
-# (5, 5). What survives for certain is the *mean* of the streams. Differences shrink here by 0.8 - 0.2 = 0.6 a site: that is the second singular value of B, a number that we shall meet again. A learner of these
-# matrices who wants four *different* streams has to keep them close to the identity.
+# (5, 5). What survives for certain is the *mean* of the streams. Differences shrink here by 0.8 - 0.2 = 0.6 a site: that is the second singular value of B, a number that we shall meet again. A model
+# that wants to keep its streams *different* over many sites has to keep these matrices close to the identity.
 #
 # ### The shape of the set
 #
@@ -185,8 +186,9 @@ three = [walk(scale * torch.randn(3, 3, generator=rng)) for scale in (1.5, 3, 6)
 print("ends of the three paths for n = 2:", [[round(v, 2) for v in path[-1]] for path in two])
 
 # %% jupyter={"source_hidden": true}
-style.show(mhc.polytope(two, three), "Left: 2 x 2 matrices walk onto the segment between identity and swap; the third walks along the lower "
-           "edge and is slow. Right: the hexagon of six 3 x 3 permutation matrices with three paths inside, from open to filled circles")
+style.show(mhc.polytope(two, three), "Left: 2 x 2 matrices walk onto the segment between identity and swap; the third walks "
+           "along the lower edge and is slow. Right: the hexagon of six 3 x 3 permutation matrices with three paths inside, "
+           "from open to filled circles")
 
 # %% [markdown]
 # Left, each point is a matrix whose rows sum to 1; on the segment the columns do, too. Two starts jump onto it. The third creeps towards the corner, ever more slowly: remember it. (Right, four dimensions
@@ -235,7 +237,7 @@ for iters in (1, 2, 20):
     print(iters, [[round(v, 3) for v in row] for row in M.tolist()])
 
 # %% [markdown]
-# `minids` has the tokens *last*, so that one step runs over long rows of memory, and its gradient is written by hand, so that training keeps only the input. Same numbers, same gradients:
+# `minids` has the tokens *last*, so that one step runs over long rows of memory, and its gradient is written by hand. Same numbers, same gradients:
 
 # %%
 raw = (2 * torch.randn(500, 4, 4, generator=torch.Generator().manual_seed(0))).requires_grad_()     # N n n
@@ -278,17 +280,17 @@ for name, line in errors.items():
 
 # %% jupyter={"source_hidden": true}
 rates = {name: value**2 for name, value in sigma.items() if name != "corner case"}
-style.show(mhc.convergence(errors, rates), "Error of the row sums against iterations on a log scale: mild falls steeply, firm less, harsh and "
-           "the corner case are not done at 20; dotted lines by the second singular value run parallel")
+style.show(mhc.convergence(errors, rates), "Error of the row sums against iterations on a log scale: mild falls steeply, firm "
+           "less, harsh and the corner case are not done at 20; dotted lines by the second singular value fit the tails")
 
 # %% [markdown]
-# The dotted lines run parallel to the curves: the theory holds. Its message: **the nearer the result is to a permutation, the slower the walk.** For a permutation $\sigma_2 = 1$, and the rate is 1: no speed at all.
+# The dotted lines fit the tails of the curves: the theory holds. (Harsh comes to its tail only after some 35 rounds; before, other directions die out.) Its message: **the nearer the result is to a permutation, the slower the walk.** For a permutation $\sigma_2 = 1$, and the rate is 1: no speed at all.
 #
 # The corner case shows it in whole numbers. After iteration t its error is $1/(2t+1)$: 1/3, 1/5, 1/7. (Try it by hand: ((1/2, 1/2), (0, 1)), then ((1, 1/3), (0, 2/3)).) After 20 iterations it is
 
 # %%
 slow = errors["corner case"]
-print([f"1/{1 / e:.0f}" for e in slow[:4]], "...", f"after 20: 1/{1 / slow[19]:.0f} = {slow[19]:.4f}, after 60: {slow[59]:.4f}")
+print(*[f"1/{1 / e:.0f}" for e in slow[:4]], f"... after 20: 1/{1 / slow[19]:.0f} = {slow[19]:.4f}, after 60: {slow[59]:.4f}")
 
 # %% [markdown]
 # still 2.4 percent. The reason: the matrix ((1, 1), (0, 1)) has a zero at a place where its only possible end, the identity, has one too, but also a 1 where the end has a 0. That entry must be ground down,
@@ -321,21 +323,21 @@ for name, line in curves.items():
 
 # %% jupyter={"source_hidden": true}
 style.show(mhc.backward({name: line.tolist() for name, line in curves.items()}),
-           "Backward gain over depth: different sites stay near 1, nearly equal sites and equal sites rise, more iterations rise less, the "
-           "forward gain is flat at 1")
+           "Backward gain over depth: different sites stay near 1, nearly equal sites and equal sites rise towards 3, more "
+           "iterations rise less, the forward gain is flat at 1")
 
 # %% [markdown]
-# Different errors cancel, equal ones add up. So a value like the published 1.6 needs *many sites with similar, nearly permuting matrices*, which is what training likes to make (section 6). That the 27B model's errors
+# Different errors cancel, equal ones add up. So a value like the published 1.6 needs *many sites with similar, nearly permuting matrices*; trained matrices do lie there (section 6). That the 27B model's errors
 # arose this way is our reading; the paper does not say.
 #
 # The dotted line at 4: if columns of comb sum to 1, then every entry of P is at most 1, and a column of P with n = 4 of them sums to at most 4. **Ending with the columns alone forbids an explosion, in both directions.** Then what are the rows for?
 #
 # ### What each half is for
 #
-# The same raw numbers (64 sites, deviation 2) four times: rows normalised only (a softmax over the last axis), columns only, one pass of each, and 20 iterations. The bars show the row sums and the column sums of P.
+# The same raw numbers (64 sites, deviation 4) four times: rows normalised only (a softmax over the last axis), columns only, one pass of each, and 20 iterations. The bars show the row sums and the column sums of P.
 
 # %%
-raws = 2 * torch.randn(64, 4, 4, generator=torch.Generator().manual_seed(4))         # L n n
+raws = 4 * torch.randn(64, 4, 4, generator=torch.Generator().manual_seed(5))         # L n n
 ways = {"rows only": raws.softmax(-1), "columns only": raws.softmax(-2), "one pass": sinkhorn(raws, 1, 1e-6),
         "20 iterations": sinkhorn(raws, 20, 1e-6)}
 products = {name: torch.linalg.multi_dot(list(combs.mT.flip(0))) for name, combs in ways.items()}     # n n
@@ -345,12 +347,12 @@ for name, P in products.items():
 
 # %% jupyter={"source_hidden": true}
 style.show(mhc.shares({name: (P.sum(1), P.sum(0)) for name, P in products.items()}),
-           "Rows only: forward shares differ, backward all 1. Columns only: forward all 1, one stream gets most of the gradient. One pass: nearly "
-           "even. 20 iterations: all 1")
+           "Rows only: forward shares differ widely, backward all 1. Columns only: forward all 1, two streams get nearly all "
+           "of the gradient. One pass: nearer to even. 20 iterations: all about 1")
 
 # %% [markdown]
-# With the columns alone nothing explodes, but the gradient goes almost wholly to some streams and the others **starve**: nobody tells them what to carry. Rows alone starve the forward signal instead. Even one pass of both mends most of it;
-# 20 iterations make all shares 1. So the honest sentence is: *bounds come from one normalisation, fairness from both.*
+# With the columns alone nothing explodes, but the gradient goes almost wholly to some streams and the others **starve**: nobody tells them what to carry. Rows alone starve the forward signal instead. One pass of both mends much of it;
+# 20 iterations make all shares nearly 1. So the honest sentence is: *bounds come from one normalisation, fairness from both.*
 #
 # ### Play: when is 20 not enough?
 #
@@ -366,8 +368,8 @@ def draw(sharpness, iterations):
     return mhc.sharpened(sinkhorn(sharpness * RAW, iterations, 1e-6), errors, iterations, sharpness)
 
 
-box = style.slider_image(draw, "A Sinkhorn matrix with the sums of its rows and columns, and the error of the rows over the iterations",
-                         sharpness=[1, 2, 3, 4, 6, 8, 12], iterations=[1, 2, 3, 5, 10, 20, 40, 60])
+box = style.slider_image(draw, "A Sinkhorn matrix with the sums of its rows and columns, and the error of the rows over "
+                         "the iterations", sharpness=[1, 2, 3, 4, 6, 8, 12], iterations=[1, 2, 3, 5, 10, 20, 40, 60])
 box
 
 # %%
@@ -376,12 +378,12 @@ assert box.shown == {"sharpness": 6, "iterations": 20}
 SHARP = [1, 2, 3, 4, 5, 6, 8, 10, 12]
 by_sharpness = {i: [(sinkhorn(s * RAW, i, 1e-6).sum(-1) - 1).abs().max().item() for s in SHARP] for i in (1, 5, 20, 60)}
 first = next(s for s, e in zip(SHARP, by_sharpness[20]) if e > 0.01)
-print(f"20 iterations first leave more than 1 percent at sharpness {first}; at 1 they leave less than {1e-4:.0e}:",
-      by_sharpness[20][0] < 1e-4)
+assert by_sharpness[20][0] < 1e-4
+print(f"20 iterations first leave more than 1 percent at sharpness {first}; at sharpness 1 less than 0.01 percent")
 
 # %% jupyter={"source_hidden": true}
-style.show(mhc.errors_by_sharpness(SHARP, by_sharpness), "The error of the row sums against sharpness for 1, 5, 20 and 60 iterations: it rises "
-           "steeply with sharpness and falls with iterations")
+style.show(mhc.errors_by_sharpness(SHARP, by_sharpness), "The error of the row sums against sharpness for 1, 5, 20 and 60 "
+           "iterations: it rises steeply with sharpness and falls with iterations")
 
 # %% [markdown]
 # The columns always say 1.000: they came last. And the matrix looks like a permutation with two or three undecided entries.
@@ -445,12 +447,20 @@ site = check("mhc.site", site)
 # %% [markdown]
 # ### Equal to minids, on the shipped model
 #
-# Your maps and your site, in place of those of the shipped nano model, on real text that it has not been trained on: all 8 sites.
+# Your maps and your site, in place of those of the shipped nano model, at all 8 sites, on texts that it has not been trained on: pages of real books, and TinyWorld stories (lesson 01).
 
 # %%
 nano = minids.load(paths.data("checkpoints", "nano")).eval().requires_grad_(False)
-story = text.documents("heldout")[0].text[2000:9000]
-ids = torch.tensor(Tokenizer.load().encode(story)[:1024]).view(4, 256)              # B T
+tokenizer = Tokenizer.load()
+
+
+def held_out(kind, rows):
+    """The beginnings of the first `rows` held-out documents that have at least 256 tokens."""
+    found = (tokenizer.encode(corpus.document(kind, "heldout", i), bos=True) for i in itertools.count())
+    return [line[:256] for line in itertools.islice((line for line in found if len(line) >= 256), rows)]
+
+
+ids = torch.tensor(held_out("text", 3) + held_out("stories", 3))                    # B T
 
 
 def by_hand(model, ids):
@@ -485,11 +495,11 @@ def colleagues_site(X, layer, fn, scale, base):
     return torch.einsum("btn,btd->btnd", post, f) + torch.einsum("btij,btjd->btid", comb, X)
 
 
-fresh, block = minids.Model(Config.nano()).requires_grad_(False).layers[0], nano.layers[0]
-rng = torch.Generator().manual_seed(2)
-copies = torch.randn(1, 50, 1, 128, generator=rng).repeat(1, 1, 4, 1)               # B T n d, four equal streams
-differ = copies * torch.tensor([0.5, 1, 1.5, 2]).view(4, 1) + torch.randn(1, 50, 4, 128, generator=rng)
-for name, one, X in (("fresh", fresh, copies), ("trained", block, differ)):
+torch.manual_seed(0)
+fresh, rng, d = minids.Model(nano.config).requires_grad_(False), torch.Generator().manual_seed(2), nano.config.dim
+copies = torch.randn(1, 50, 1, d, generator=rng).repeat(1, 1, 4, 1)                 # B T n d, four equal streams
+differ = copies * torch.tensor([0.5, 1, 1.5, 2]).view(4, 1) + torch.randn(1, 50, 4, d, generator=rng)
+for name, one, X in (("fresh", fresh.layers[0], copies), ("trained", nano.layers[0], differ)):
     parameters = one.hc_attn_fn, one.hc_attn_scale, one.hc_attn_base
     apart = (colleagues_site(X, torch.tanh, *parameters) - site(X, torch.tanh, *maps(X, *parameters))).abs().max()
     print(f"{name:8} the two sites differ by more than 0.01: {bool(apart > 0.01)}")
@@ -544,7 +554,7 @@ def start():
     p["comb"][SEEDS:2 * SEEDS] = sinkhorn(p["comb"][SEEDS:2 * SEEDS], 20, 1e-6)
     return {name: t.requires_grad_() for name, t in p.items()}
 
-
+# %%
 def connections(p):
     """pre R L n, post R L n, comb R L n n: fixed for the residual runs, free, constrained."""
     S = SEEDS
@@ -572,14 +582,14 @@ def logits(p, ids, sizes=None):
 book = np.frombuffer("".join(d.text for d in text.documents("train")[:3]).encode(), np.uint8)
 
 
-def train(lr, steps=50, batch=4):
+def train(lr, steps=40, batch=4):
     """Train all runs: (parameters, losses, norms of the gradient), the last two steps R."""
     p, rng, losses, norms = start(), np.random.default_rng(7), [], []
-    maps_, matrices = ([p[name] for name in names] for names in (("pre", "post", "comb"), ("embed", "head", "w1", "w2")))
-    adam = torch.optim.AdamW([{"params": matrices, "lr": lr}, {"params": maps_, "lr": 5 * lr, "weight_decay": 0.0}],
-                             betas=(0.9, 0.95), fused=True)
-    rate = torch.optim.lr_scheduler.LambdaLR(adam, lambda s: min(1, (s + 1) / 10) * (0.55 + 0.45 * math.cos(math.pi * s / steps)))
-    for _ in range(steps):
+    matrices, three = ([p[name] for name in names] for names in (("embed", "head", "w1", "w2"), ("pre", "post", "comb")))
+    adam = torch.optim.AdamW([{"params": matrices}, {"params": three, "weight_decay": 0.0}], betas=(0.9, 0.95), fused=True)
+    for step in range(steps):
+        rate = lr * min(1, (step + 1) / 10) * (0.55 + 0.45 * math.cos(math.pi * step / steps))
+        adam.param_groups[0]["lr"], adam.param_groups[1]["lr"] = rate, 5 * rate     # the maps have further to go
         rows = np.stack([book[at:at + T + 1] for at in rng.integers(len(book) - T - 1, size=batch)])
         ids = torch.from_numpy(rows.astype(np.int64)).clamp(max=127)                # B T+1
         out = logits(p, ids[:, :-1])                                                # R BT 128
@@ -590,13 +600,12 @@ def train(lr, steps=50, batch=4):
         for t in p.values():
             t.grad.mul_((1 / norm.clamp_min(1)).view(-1, *[1] * (t.ndim - 1)))
         adam.step()
-        rate.step()
         losses.append(loss.detach())
         norms.append(norm)
     return p, torch.stack(losses), torch.stack(norms)
 
 # %% [markdown]
-# **Predict before you run.** (a) Before training: which of the three has the largest gain? (b) After 50 steps at a brisk learning rate of 0.01? (c) Does the constrained model end at a lower loss than the plain residual one?
+# **Predict before you run.** (a) Before training: which of the three has the largest gain? (b) After 40 steps at a brisk learning rate of 0.01? (c) Does the constrained model end at a lower loss than the plain residual one?
 
 # %%
 def facts(p, losses, norms):
@@ -612,11 +621,11 @@ def facts(p, losses, norms):
 
 
 def table(split):
-    print(f"{'three seeds each':16}{'loss':>22}{'forward gain':>30}{'backward gain':>30}{'RMS of the streams':>28}")
+    print(f"{'3 seeds each':13}{'loss':>18}{'forward gain':>21}{'backward gain':>21}{'RMS of streams':>21}")
     for kind, row in split.items():
         cells = [" ".join(f"{v:.{digits}f}" if v < 1000 else f"{v:.0e}" for v in row[name])
-                 for name, digits in (("loss", 3), ("forward", 3), ("backward", 3), ("size", 1))]
-        print(f"{kind:16}{cells[0]:>22}{cells[1]:>30}{cells[2]:>30}{cells[3]:>28}")
+                 for name, digits in (("loss", 3), ("forward", 2), ("backward", 2), ("size", 1))]
+        print(f"{kind:13}{cells[0]:>18}{cells[1]:>21}{cells[2]:>21}{cells[3]:>21}")
 
 
 none = torch.zeros(20, RUNS)
@@ -627,13 +636,13 @@ print("                backward gain", {kind: round(max(row["backward"]), 3) for
 # %% tags=["nbval-ignore-output"]
 brisk = train(1e-2)
 after, lines = facts(*brisk)
-print("after 50 steps at learning rate 0.01:")
+print("after 40 steps at learning rate 0.01:")
 table(after)
 
 # %% tags=["nbval-ignore-output"] jupyter={"source_hidden": true}
 by_kind = {kind: tuple(t[:, i * SEEDS:(i + 1) * SEEDS] for t in brisk[1:]) for i, kind in enumerate(KINDS)}
-style.show(mhc.training(by_kind, lines), "Loss, gradient norm and gain over depth for three kinds and three seeds: residual and constrained lie "
-           "on each other, the unconstrained runs have a higher loss and gains far from 1")
+style.show(mhc.training(by_kind, lines), "Loss, gradient norm and gain over depth for three kinds and three seeds: residual "
+           "and constrained lie on each other, the unconstrained runs have a higher loss and gains far from 1")
 
 # %%
 worst = max(max(g, 1 / g) if g > 0 else math.inf for g in after["unconstrained"]["forward"])
@@ -641,24 +650,28 @@ kept = [g for way in ("forward", "backward") for g in after["constrained"][way]]
 mean = {kind: sum(row["loss"]) / SEEDS for kind, row in after.items()}
 assert all(abs(row["forward"][0] - 1) < 1e-3 for row in before.values())
 assert worst > 3 and max(kept) < 2 and min(after["constrained"]["forward"]) > 0.999
-assert not mean["unconstrained"] < mean["constrained"] + 0.05 and abs(mean["constrained"] - mean["residual"]) < 0.1
-print("Before: all three have gain 1. After: unconstrained off by more than a factor 3, constrained forward 1, backward below 2.")
-print("Loss: unconstrained is behind by more than 0.05; constrained and residual are less than 0.1 apart.")
+assert not mean["unconstrained"] < mean["constrained"] + 0.02 and abs(mean["constrained"] - mean["residual"]) < 0.1
+print("Before: all three have gain 1.")
+print("After: unconstrained off by more than a factor 3; constrained 1 forward, below 2 backward.")
+print("Loss: unconstrained is behind by more than 0.02; constrained and residual are less than 0.1 apart.")
 
 # %% [markdown]
-# All three begin as the same function. Then the free matrices drift: each step moves an entry a little, in 64 sites at once, and the gain is the product of them all. Some seeds explode, others **fade**: a gain far below 1 cuts the lower layers off,
-# and the loss sticks at the level of byte frequencies.
+# All three begin as the same function. Then the free matrices drift: each step moves an entry a little, in 64 sites at once, and the gain is the product of them all. The right panel is nearly straight on a log scale:
+# every site adds its small factor. The streams grow with it.
 #
-# **The honest part.** The constrained model ends where the plain residual one does. In our runs the difference is far smaller than the spread between seeds. At this size mHC does no harm and brings nothing that we can measure. What it
-# brings, Xie et al. measured at 27B: 0.021 nats less loss than the residual baseline, where free hyper-connections were better than the baseline, too, until they became unstable (section 5.2 and table 4).
+# Why does the loss not suffer far more? Every layer, and the head, has a norm in front, which divides the size away. So the fault grows unseen for a while; in one seed or another a spike of the gradient shows it. float32 also has room for such
+# numbers. The 27B model of Xie et al. trained well for some 12,000 steps before its loss surged (section 3.1).
+#
+# **The honest part.** The constrained model ends where the plain residual one does: compare the differences between the two rows with the spread between seeds. At this size mHC does no harm and brings nothing that we can measure. What it
+# brings, Xie et al. measured at 27B: 0.021 nats less loss than the residual baseline (section 5.2).
 #
 # ### Is it only the learning rate?
 #
-# A control: everything again at a gentle rate of 0.002.
+# A control: everything again at a gentle rate of 0.002. Look for gains *below* 1, too: a product can also fade.
 
 # %% tags=["nbval-ignore-output"]
-gentle, gentle_lines = facts(*train(2e-3, steps=30))
-print("after 30 steps at learning rate 0.002:")
+gentle, _ = facts(*train(2e-3, steps=25))
+print("after 25 steps at learning rate 0.002:")
 table(gentle)
 
 # %%
@@ -696,15 +709,14 @@ vary = {name: {which: [one[i].std(0).mean().item() for one in some] for i, which
         for name, some in (("fresh, scale 0.01", sites_fresh), ("trained", sites))}
 
 # %% tags=["nbval-ignore-output"] jupyter={"source_hidden": true}
-style.show(mhc.moving(vary), "How far pre, post and comb vary over tokens at each of 8 sites: below one percent in the fresh model, ten and more "
-           "times as much in the trained one; comb least")
+style.show(mhc.moving(vary), "How far pre, post and comb vary over tokens at each site: below one percent in the fresh model, "
+           "many times as much in the trained one")
 
 # %%
 mean = {name: {which: sum(line) / len(line) for which, line in lines.items()} for name, lines in vary.items()}
 for which in ("pre", "post", "comb"):
     assert mean["trained"][which] > 5 * mean["fresh, scale 0.01"][which]
-assert mean["trained"]["comb"] < mean["trained"]["post"]
-print("Trained maps vary more than 5 times as much over tokens as fresh ones; comb varies less than post.")
+print("Trained maps vary more than 5 times as much over tokens as fresh ones: pre, post and comb.")
 
 # %% [markdown]
 # A fresh model's maps are the same for all tokens, nearly: that is what "scales start at 0.01" means. Training has turned the dynamic part on.
@@ -712,10 +724,10 @@ print("Trained maps vary more than 5 times as much over tokens as fresh ones; co
 # Now the maps themselves, means over the tokens.
 
 # %% tags=["nbval-ignore-output"] jupyter={"source_hidden": true}
-names = [f"{i + 1} {kind}" for i in range(4) for kind in ("attn", "experts")]
+names = [f"{i + 1} {kind}" for i in range(len(nano.layers)) for kind in ("attn", "experts")]
 style.show(mhc.learnt({name: tuple(t.mean(0) for t in one) for name, one in zip(names, sites)}),
-           "comb, pre and post of the 8 sites of the nano model: comb stays close to the identity, pre picks some streams, post writes to all "
-           "with different strength")
+           "comb, pre and post of the sites of the nano model: comb is bright on the diagonal at most sites, pre picks some "
+           "streams, post writes to them with different strength")
 
 # %% tags=["nbval-ignore-output"]
 P = torch.eye(4).expand(ids.numel(), 4, 4)                                          # N n n
@@ -725,23 +737,28 @@ forward, backward = P.sum(-1).amax(-1).mean(), P.sum(-2).amax(-1).mean()
 off = torch.stack([(comb.sum(-1) - 1).abs().amax(-1) for _, _, comb in sites])      # sites N
 print(f"through 8 sites, mean over tokens: forward gain {forward:.4f}, backward gain {backward:.3f}")
 print(f"row sums of comb: off by {off.mean():.1%} on average, by {off.max():.1%} at worst")
+for name, which in (("read", 0), ("written", 1)):
+    means = torch.stack([one[which].mean(0) for one in sites]).mean(0)              # n
+    print(f"how much each stream is {name}, mean over sites and tokens:", [round(v, 2) for v in means.tolist()])
 
 # %%
-diagonal = torch.stack([comb.diagonal(dim1=1, dim2=2).mean() for _, _, comb in sites])
-assert diagonal.min() > 0.5 and abs(forward - 1) < 1e-3 and 1 < backward < 2 and off.max() > 1e-3
-print("comb keeps more than half of each stream in place at every site. Forward gain 1; backward gain between 1 and 2.")
-print("For some tokens 20 iterations leave an error of more than 0.1 percent in a row.")
+peak = torch.stack([comb.amax(-1).mean() for _, _, comb in sites])                  # sites
+assert peak.mean() > 0.6 and abs(forward - 1) < 1e-3 and 1 < backward < 2 and off.max() > 1e-3
+print("The largest entry of a row of comb is above 0.6 on average: the matrices lie near permutations.")
+print("Forward gain 1; backward gain between 1 and 2. For some tokens a row is off by more than 0.1 percent.")
 
 # %% [markdown]
-# What to see (your numbers may differ if the model was trained again):
-# - **comb stays near the identity**, the side of the polytope where four streams stay four. It is also the slow side of Sinkhorn: the error of the rows is no longer one millionth.
-# - **pre is choosy**: a site reads mostly one or two streams. We began it that way (lesson 08), so this alone is no discovery of training.
-# - **post** differs more: some sites write to all streams, some mostly to one.
+# How to read the picture:
+# - **comb**: a bright diagonal means that streams stay where they are. A bright entry beside it means that a stream is handed over to another place. Such sharp matrices lie near a corner of the polytope, on the slow side of Sinkhorn: so the
+#   error of the rows is no longer one millionth.
+# - **pre** says what a site looks at. Most sites look at one or two streams, not at a mean of all. We began it that way (lesson 08), so this alone is no discovery of training.
+# - **post** says where results go. Is there a column of post that is near 0 over several sites? Then these layers leave that stream alone, and with comb near the identity it carries what it holds past all of them, unchanged, for whoever
+#   reads it later. Streams with jobs of their own: a single residual stream has nothing like it.
 #
 # ### Sabotage
 #
-# What is each part worth to this model? We replace the maps in all sites, without training, and look at the loss. The first line is the negative control: your functions instead of `minids`'. **Predict before you run:** which is worse, comb transposed, or
-# comb replaced by the identity? And is a *better* Sinkhorn, with 100 iterations instead of 20, better?
+# What is each part worth to this model? We replace the maps in all sites, without training, and look at the loss. The first line is the negative control: your functions instead of `minids`'. **Predict before you run:** which costs most: maps without their dynamic part,
+# comb transposed, or comb all 1/4? And is a *better* Sinkhorn, with 100 iterations instead of 20, better?
 
 # %%
 def loss_with(change=lambda pre, post, comb: (pre, post, comb), iters=20):
@@ -752,7 +769,7 @@ def loss_with(change=lambda pre, post, comb: (pre, post, comb), iters=20):
     with mock.patch.object(hyper, "maps", replaced), torch.no_grad():
         return F.cross_entropy(nano(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).item()
 
-
+# %%
 def steady(t):
     """Every token gets the mean over the tokens."""
     return t.mean((0, 1), keepdim=True).expand_as(t)
@@ -772,19 +789,22 @@ changes = {
 rise = {name: value - usual for name, value in changes.items()}
 
 # %% tags=["nbval-ignore-output"] jupyter={"source_hidden": true}
-style.show(mhc.losses(rise, control=["your functions (control)"]), "Change of the nano's loss for each altered map: the control changes nothing, "
-           "comb all 1/4 costs most, each other change costs something, Sinkhorn with 100 iterations too")
+style.show(mhc.losses(rise, control=["your functions (control)"]), "Change of the nano's loss for each altered map: the "
+           "control changes nothing, static maps, comb all 1/4 and post without the 2 cost most, comb transposed far less")
 
 # %%
 assert abs(rise["your functions (control)"]) < 1e-3
-assert rise["comb all 1/4"] == max(rise.values()) and min(list(rise.values())[1:6]) > 0.005
-assert rise["Sinkhorn, 1 iterations"] > 2 * abs(rise["Sinkhorn, 10 iterations"]) and rise["Sinkhorn, 100 iterations"] > -0.01
-print("The control changes nothing. Each altered map costs more than 0.005 nats, comb all 1/4 costs most.")
-print("1 iteration costs more than twice as much as 10. And 100 are not better than 20.")
+dear = min(rise[name] for name in ("maps static: means over tokens", "comb all 1/4", "post without the 2"))
+assert dear > 0.02 and rise["comb transposed"] < dear
+assert rise["Sinkhorn, 1 iterations"] > abs(rise["Sinkhorn, 10 iterations"]) and rise["Sinkhorn, 100 iterations"] > -0.01
+print("The control changes nothing. Static maps, comb all 1/4, post without the 2 cost more than 0.02 nats each.")
+print("comb transposed costs less than each of these. 1 iteration costs more than 10; 100 bring nothing over 20.")
 
 # %% [markdown]
-# The last line surprises. 100 iterations give matrices that are *more* doubly stochastic, and the model is no better off, in our run even worse. It was trained with 20, and where the walk is slow, "after 20 steps" is a definite matrix that the other weights have come to rely on. **The number of iterations,
-# the order of rows and columns, and eps are part of the model**, like the shape of an activation function. You cannot improve them after training.
+# Two surprises.
+# - **The transposed comb is the cheapest fault.** It is wrong at every site and token, and the loss hardly tells. A matrix near the identity is nearly symmetric. So even on a trained model, "the loss looks right" proves little; compare logits with a reference (lesson 08).
+# - **100 iterations bring nothing**, although their matrices are *more* doubly stochastic. The model was trained with 20. Where the walk is slow, "after 20 steps" is a definite matrix, and the other weights have never met another. **The number of iterations,
+#   the order of rows and columns, and eps are part of the model**, like the shape of an activation function.
 #
 # ## 7. Extend: doubly stochastic without iterating
 #
@@ -810,7 +830,8 @@ for sharpness in (1, 6, 12):
     walked = sinkhorn(sharpness * torch.randn(2000, 4, 4, generator=rng), 20, 1e-6)
     worst = [max((M.sum(axis) - 1).abs().max().item() for axis in (-1, -2)) for M in (exact, walked)]
     print(f"sharpness {sharpness:2}: mixture off by less than 1e-5: {worst[0] < 1e-5}, Sinkhorn by {worst[1]:.0e} at worst")
-print("outputs of fn for comb, Sinkhorn against mixture:", [(n, n * n, math.factorial(n)) for n in (2, 3, 4, 8)])
+for n in (2, 3, 4, 8):
+    print(f"n = {n}: outputs of fn for comb, Sinkhorn {n * n}, mixture {math.factorial(n)}")
 
 # %% [markdown]
 # For n = 4 the exact way needs 24 outputs instead of 16. For n = 8 it would need 40,320. V4 iterates.
@@ -839,10 +860,11 @@ weights = 2 * 2 * counted                                # a multiply-add is two
 mixing = 2 * 2 * 2 * layers * (n + n * n + n) * d        # read, carry and write at 86 sites
 total = cost.flops(flash, 4096)["total"]
 print(f"parameters  {counted:,}: {counted / active:.2%} of the active ones")
-print(f"operations  {(weights + mixing) / 1e9:.2f} of {total / 1e9:.1f} GFLOP of a token after 4,096: {(weights + mixing) / total:.2%}")
+share = (weights + mixing) / (total + mixing)
+print(f"operations  {(weights + mixing) / 1e9:.2f} of {(total + mixing) / 1e9:.1f} GFLOP of a token after 4,096: {share:.2%}")
 
 # %% [markdown]
-# (FP8 equivalents, as in lesson 05; the reading, carrying and writing, {read n, carry n n, write n} multiply-adds for each of d channels, comes on top of `cost.flops`. Sinkhorn itself is some 1,300 operations a site: nothing.)
+# (FP8 equivalents, as in lesson 05; reading, carrying and writing take n, n n and n multiply-adds for each of d channels and come on top of `cost.flops`. Sinkhorn itself is some 1,300 operations a site: nothing.)
 #
 # So mHC is nearly free? Not yet.
 #
@@ -860,25 +882,24 @@ for name, units in (("residual", 3), ("hyper-connections, naive", 8 * n + 2), ("
 NS = [1, 2, 4, 8, 16]
 style.show(mhc.costs(NS, [cost.parts(flash.replace(hc_mult=k))["hyper-connections"] for k in NS],
                      {"naive": [(8 * k + 2) * unit for k in NS], "fused": [(4 * k + 2) * unit for k in NS]}),
-           "Left: parameters of mHC in Flash rise steeply with the number of streams, 34 million at 4. Right: memory traffic rises in "
-           "proportion, fused kernels halve it")
+           "Left: parameters of mHC in Flash rise steeply with the number of streams, 34 million at 4. Right: memory traffic "
+           "rises in proportion, fused kernels halve it")
 
 # %% [markdown]
 # Traffic grows six-fold with fused kernels, eleven-fold without. So DeepSeek wrote kernels, recomputes most of mHC in the backward pass instead of keeping it, and reports **6.7 % of wall time** in the pipeline of training (report 3.5.2).
 #
 # ### Why four?
 #
-# The report gives no reason. What we can compute: the parameters of fn grow as $n^3 d$ (there are (2 + n) n rows of n d numbers). Eight streams would take 226 million parameters and twice the traffic, sixteen 1.6 billion. What others measured:
-# Zhu et al. gained much from n = 1 to 4 and little beyond; xHC (arXiv 2607.14530) says that mHC beyond n = 4 brings "diminishing performance gains and rapidly increasing training cost".
+# The report gives no reason. What we can compute: the parameters of fn grow as $n^3 d$ (there are (2 + n) n rows of n d numbers). Eight streams would take 226 million parameters and twice the traffic, sixteen 1.6 billion. What others measured: the authors of xHC (arXiv 2607.14530) report that mHC beyond n = 4 brings "diminishing performance gains and rapidly increasing training cost".
 #
 # **The report claims** that the constraint makes training stable where free hyper-connections "frequently exhibit numerical instability when stacking multiple layers" (2.2). **Here we have shown** the instability and its cure in a toy of 64 sites, and that
 # 20 iterations leave errors that one can measure. **At this scale we cannot show** that four streams make a better model than one: our toy ends level, within the spread.
 #
 # ## Key points
 # - A site reads with pre, writes with post, and carries n streams on with comb *transposed*. What passes beside the layers is multiplied by a product of matrices, one a site.
-# - Free matrices have free products: a gain of hundreds, or of nothing, after 64 sites. Doubly stochastic ones have products that are doubly stochastic.
+# - Free matrices have free products: the gain of 64 sites can be hundreds, or nearly nothing. Doubly stochastic ones have products that are doubly stochastic.
 # - V4's Sinkhorn: softmax of the rows + eps, columns, then 19 times rows and columns. Columns last: the forward gain is exact, the backward gain carries the error.
-# - The walk gains a factor $\sigma_2^2$ a round: fast for well-mixed matrices, slow near permutations, and training likes to be near the identity. After 20 rounds percents can be left.
+# - The walk gains a factor $\sigma_2^2$ a round: fast for well-mixed matrices, slow near permutations, where trained matrices often lie. After 20 rounds percents can be left.
 # - One normalisation bounds the gains by n. Both together also share the signal and the gradient fairly.
 # - Iterations, order and eps belong to the model. More iterations later are no improvement.
 # - 0.26 % of Flash's active parameters, but six times a residual connection's memory traffic, with good kernels.
