@@ -719,7 +719,7 @@ def measured(order, p, first=512):
 # **Predict before you run:** how does a *fresh* indexer compare with random picks? And after 80 steps, of 256 queries each?
 
 # %%
-def fresh_indexer(seed, heads=cfg.index_n_heads):
+def fresh_indexer(seed, heads=16):
     """An indexer with new random weights, as training begins."""
     torch.manual_seed(seed)
     return Model(cfg.replace(index_n_heads=heads, n_layers=L + 1, n_mtp_layers=0, compress_ratios=cfg.compress_ratios[:L + 1])
