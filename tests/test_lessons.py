@@ -21,7 +21,7 @@ def test_a_built_lesson_has_no_findings(source):
 
 @each_lesson
 def test_solutions_pass_their_checks(source, monkeypatch):
-    """Definitions and imports of the solved edition run in order; each `check(name, attempt)` is made strictly."""
+    """Definitions, constants and imports of the solved edition run in order; each `check(name, attempt)` is made strictly."""
     monkeypatch.setenv("MINIDS_STRICT", "1")
     space = {"__name__": source.stem}
     for cell in course.edition(source, "teacher").cells:
@@ -30,8 +30,18 @@ def test_solutions_pass_their_checks(source, monkeypatch):
         for statement in ast.parse(cell.source).body:
             calls = [node for node in ast.walk(statement) if isinstance(node, ast.Call)]
             checks = any(getattr(call.func, "id", None) == "check" for call in calls)
-            if checks or isinstance(statement, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)):
+            constant = isinstance(statement, ast.Assign) and _is_literal(statement.value) and not any(
+                isinstance(node, (ast.Attribute, ast.Subscript)) for node in ast.walk(statement))
+            if checks or constant or isinstance(statement, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)):
                 exec(compile(ast.Module([statement], []), source.name, "exec"), space)
+
+
+def _is_literal(node) -> bool:
+    try:
+        ast.literal_eval(node)
+    except ValueError:
+        return False
+    return True
 
 
 def test_every_check_belongs_to_a_lesson_that_makes_it():
