@@ -31,11 +31,11 @@ def visible(tokenizer, token: int) -> str:
     return text.encode("unicode_escape").decode("ascii")
 
 
-def _baselines(ax, baselines, right) -> None:
+def _baselines(ax, baselines, at, ha="right") -> None:
     for name, loss in baselines.items():
         colour, dash = LINES[name]
         ax.axhline(loss, color=colour, linestyle=dash, linewidth=1.4)
-        ax.text(right, loss, f" {name}", color=colour, va="bottom", ha="right", fontsize=10,
+        ax.text(at, loss, f" {name}", color=colour, va="bottom", ha=ha, fontsize=10,
                 bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1})
 
 
@@ -55,7 +55,7 @@ def falling(steps: int, losses, looks, baselines):
     ax.plot(range(1, len(losses) + 1), smooth(losses), color=style.BLUE, label="mean of the last 10")
     if looks:
         ax.plot(*zip(*looks), "o", color=style.BLACK, markersize=5, label="validation text")
-    _baselines(ax, baselines, steps)
+    _baselines(ax, baselines, 0, "left")
     ax.legend(loc="upper right", ncol=3, fontsize=9)
     return figure
 
@@ -198,7 +198,7 @@ def against(runs: dict, baselines: dict[str, float]):
     figure, ax = plt.subplots(figsize=(7.0, 3.6))
     for (name, (seconds, losses)), colour in zip(runs.items(), (style.BLUE, style.GREEN)):
         ax.plot(np.cumsum(seconds), smooth(losses), color=colour, label=f"{name}, {len(losses)} steps")
-    _baselines(ax, baselines, max(np.sum(seconds) for seconds, _ in runs.values()))
+    _baselines(ax, baselines, 0, "left")
     ax.set(xlabel="seconds of training", ylabel="loss (nats per token)", title="Training batches, mean of ten steps")
     ax.legend(loc="upper right", fontsize=10)
     return figure
