@@ -255,16 +255,17 @@ def training(runs, gains):
 
 def learnt(sites):
     """comb, pre and post of each site, means over tokens. sites: {name: (pre n, post n, comb n n)}."""
+    loudest = max(post.max().item() for _, post, _ in sites.values())
     figure, axes = plt.subplots(3, len(sites), figsize=(11.4, 2.7), height_ratios=[4, 1, 1])
     for column, (name, (pre, post, comb)) in zip(axes.T, sites.items()):
         heat(column[0], comb, name, size=7.5)
         heat(column[1], pre[None], size=7.5)
-        column[2].imshow((post[None] / 2).tolist(), vmin=0, vmax=1, cmap="cividis")
+        column[2].imshow((post[None] / loudest).tolist(), vmin=0, vmax=1, cmap="cividis")
         for j, value in enumerate(post.tolist()):
-            column[2].text(j, 0, f"{value:.1f}", ha="center", va="center", fontsize=7.5,
-                           color="white" if value < 1.1 else BLACK)
+            column[2].text(j, 0, f"{value:.2f}".removeprefix("0"), ha="center", va="center", fontsize=7.5,
+                           color="white" if value < 0.55 * loudest else BLACK)
         column[2].axis("off")
-    for axis, name in zip(axes[:, 0], ("comb: from row\nto column", "pre", "post (0 to 2)")):
+    for axis, name in zip(axes[:, 0], ("comb: from row\nto column", "pre", "post")):
         axis.axis("on")
         axis.set_xticks([])
         axis.set_yticks([])
@@ -293,10 +294,12 @@ def losses(changes, control):
     figure, axis = plt.subplots(figsize=(8.2, 0.36 * len(changes) + 1.1))
     colours = [SKY if name in control else ORANGE for name in changes]
     drawn = axis.barh(list(changes), list(changes.values()), color=colours)
-    axis.bar_label(drawn, [f"{v:+.3f}" for v in changes.values()], padding=4, fontsize=10)
+    axis.bar_label(drawn, [f"{v:+.3f}".replace("-0.000", "+0.000") for v in changes.values()], padding=4, fontsize=10)
     axis.invert_yaxis()
     axis.axvline(0, color=BLACK, linewidth=0.8)
-    axis.set_xlim(min(0, min(changes.values())) - 0.08, 1.22 * max(changes.values()))
+    most = max(changes.values())
+    least = min(changes.values())
+    axis.set_xlim(least - 0.16 * most if least < 0 else 0, 1.22 * most)
     axis.set_xlabel("change of the loss (nats per token)")
     axis.grid(False, axis="y")
     return figure
