@@ -5,35 +5,18 @@ import math
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.colors import LogNorm
-from matplotlib.patches import FancyBboxPatch
 
+from minids.show.drawing import arrow, box, canvas, verdicts
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
 
 
-def _canvas(width, height):
-    figure, axis = plt.subplots(figsize=(width, height))
-    axis.set_xlim(0, width)
-    axis.set_ylim(0, height)
-    axis.axis("off")
-    return figure, axis
-
-
 def _box(axis, x, y, text, width=1.2, height=0.56, colour=SKY):
-    axis.add_patch(FancyBboxPatch((x - width / 2, y - height / 2), width, height, boxstyle="round,pad=0.02,rounding_size=0.08",
-                                  facecolor=colour, edgecolor=BLACK, alpha=0.45, linewidth=1))
-    axis.text(x, y, text, ha="center", va="center", fontsize=10)
-
-
-def _arrow(axis, *points):
-    """A line through the points that ends in an arrow."""
-    for a, b in zip(points[:-2], points[1:-1]):
-        axis.plot(*zip(a, b), color=BLACK, linewidth=1.1)
-    axis.annotate("", points[-1], points[-2], arrowprops={"arrowstyle": "->", "linewidth": 1.1, "shrinkA": 0, "shrinkB": 0})
+    box(axis, x, y, text, width, height, colour)
 
 
 def path():
     """From x to the layer's output: the queries above, the one key-value vector below."""
-    figure, axis = _canvas(9.6, 3.9)
+    figure, axis = canvas(9.6, 3.9)
     top, mid, low = 3.1, 1.95, 0.8
     _box(axis, 0.45, mid, "x", 0.5, colour=YELLOW)
     axis.text(0.45, mid - 0.5, "B T d", ha="center", fontsize=10)
@@ -43,26 +26,26 @@ def path():
         _box(axis, x, top, name, width, colour=colour)
     for x, name, width, colour in ((1.5, "wkv, norm", 1.15, GREEN), (2.95, "turn by s", 0.95, ORANGE)):
         _box(axis, x, low, name, width, colour=colour)
-    _arrow(axis, (0.45, mid + 0.3), (0.45, top), (0.9, top))
-    _arrow(axis, (0.45, mid - 0.62), (0.45, low), (0.9, low))
+    arrow(axis, (0.45, mid + 0.3), (0.45, top), (0.9, top))
+    arrow(axis, (0.45, mid - 0.62), (0.45, low), (0.9, low))
     for a, b in ((2.1, 2.45), (3.25, 3.67), (4.83, 5.1)):
-        _arrow(axis, (a, top), (b, top))
-    _arrow(axis, (2.1, low), (2.45, low))
+        arrow(axis, (a, top), (b, top))
+    arrow(axis, (2.1, low), (2.45, low))
     _box(axis, 5.6, mid, "softmax over window\nand sink", 1.75, 0.62, PURPLE)
-    _arrow(axis, (5.6, top - 0.3), (5.6, mid + 0.34))
-    _arrow(axis, (3.45, low), (4.0, low), (4.0, mid), (4.7, mid))
+    arrow(axis, (5.6, top - 0.3), (5.6, mid + 0.34))
+    arrow(axis, (3.45, low), (4.0, low), (4.0, mid), (4.7, mid))
     axis.text(3.92, mid - 0.35, "as keys", ha="right", fontsize=10)
     _box(axis, 7.4, mid, "weighted\nsum", 0.95, 0.62, PURPLE)
-    _arrow(axis, (6.5, mid), (6.9, mid))
-    _arrow(axis, (4.0, low), (7.4, low), (7.4, mid - 0.34))
+    arrow(axis, (6.5, mid), (6.9, mid))
+    arrow(axis, (4.0, low), (7.4, low), (7.4, mid - 0.34))
     axis.text(5.7, low + 0.08, "and the same vectors as values", ha="center", fontsize=10)
     _box(axis, 7.4, top, "turn BACK\nby t", 1.05, 0.62, VERMILION)
-    _arrow(axis, (7.4, mid + 0.34), (7.4, top - 0.34))
+    arrow(axis, (7.4, mid + 0.34), (7.4, top - 0.34))
     _box(axis, 8.85, top, "wo_a\nin groups", 1.0, 0.62, SKY)
     _box(axis, 8.85, mid, "wo_b", 0.75, 0.56, SKY)
-    _arrow(axis, (7.95, top), (8.32, top))
-    _arrow(axis, (8.85, top - 0.34), (8.85, mid + 0.3))
-    _arrow(axis, (8.85, mid - 0.3), (8.85, low + 0.2))
+    arrow(axis, (7.95, top), (8.32, top))
+    arrow(axis, (8.85, top - 0.34), (8.85, mid + 0.3))
+    arrow(axis, (8.85, mid - 0.3), (8.85, low + 0.2))
     for x, y, text in ((3.55, top + 0.42, "B T H c"), (3.2, low - 0.5, "B T c: one vector for all heads"),
                        (8.1, top + 0.5, "B T H c"), (8.85, low, "B T d")):
         axis.text(x, y, text, ha="center", fontsize=10)
@@ -247,22 +230,8 @@ def periods(lines, marks):
 
 
 def faults(rows, columns, values, bounds):
-    """A table of numbers: rows are faults, columns are tests. A test sees the faults whose number is above its bound."""
-    figure, axis = plt.subplots(figsize=(9.2, 0.38 * len(rows) + 1.1))
-    axis.grid(False)
-    for i, line in enumerate(values):
-        for j, value in enumerate(line):
-            seen = abs(value) > bounds[j]
-            text = f"{value:+.3f}" if j == len(columns) - 1 else f"{value:.0e}"
-            axis.add_patch(plt.Rectangle((j - 0.48, i - 0.46), 0.96, 0.92, facecolor=ORANGE if seen else BLUE))
-            axis.text(j, i, f"{text}   {'seen' if seen else 'not seen'}", ha="center", va="center", fontsize=9,
-                      color=BLACK if seen else "white")
-    axis.set_xlim(-0.5, len(columns) - 0.5)
-    axis.set_ylim(len(rows) - 0.5, -0.5)
-    axis.set_xticks(range(len(columns)), columns)
-    axis.set_yticks(range(len(rows)), rows)
-    axis.xaxis.tick_top()
-    axis.tick_params(length=0)
-    for side in axis.spines.values():
-        side.set_visible(False)
-    return figure
+    """A table of numbers: rows are faults, columns are tests. A test sees the faults whose number, sign aside, is above its
+    bound; the last column's numbers are differences of a loss."""
+    texts = [[f"{value:.0e}" for value in line[:-1]] + [f"{line[-1]:+.3f}"] for line in values]
+    seen = [[abs(value) > bound for value, bound in zip(line, bounds)] for line in values]
+    return verdicts(rows, columns, texts, seen, figsize=(9.2, 0.38 * len(rows) + 1.1), fontsize=9)

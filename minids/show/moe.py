@@ -3,48 +3,34 @@
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from matplotlib.patches import FancyBboxPatch
 
+from minids.show.drawing import arrow, box, canvas
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PALETTE, PURPLE, SKY, VERMILION, YELLOW
 
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
 COLOURS = (VERMILION, BLUE, GREEN, PURPLE, ORANGE, BLACK)
 
 
-def _box(axis, x, y, text, width, height, colour, alpha=0.45):
-    axis.add_patch(FancyBboxPatch((x - width / 2, y - height / 2), width, height, boxstyle="round,pad=0.02,rounding_size=0.08",
-                                  facecolor=colour, edgecolor=BLACK, alpha=alpha, linewidth=1))
-    axis.text(x, y, text, ha="center", va="center", fontsize=10)
-
-
-def _arrow(axis, start, end, colour=BLACK, width=1.1, style="-"):
-    axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": colour, "linewidth": width, "linestyle": style,
-                                              "shrinkA": 0, "shrinkB": 0})
-
-
 def layer(chosen=(1, 4), g=(0.96, 0.54), experts=6):
     """One token through a layer: the router picks two of six routed experts, the shared one always works."""
-    figure, axis = plt.subplots(figsize=(8.8, 3.9))
-    axis.set_xlim(0, 8.8)
-    axis.set_ylim(0, 3.9)
-    axis.axis("off")
+    figure, axis = canvas(8.8, 3.9)
     xs = [2.0 + 0.95 * e for e in range(experts)]
-    _box(axis, 0.6, 1.9, "token\nx", 0.8, 0.7, YELLOW)
-    _box(axis, 4.0, 3.3, "router:  s = affinity(W x),  top K of s + bias", 6.4, 0.5, ORANGE)
-    _arrow(axis, (0.85, 2.28), (1.1, 3.02))
+    box(axis, 0.6, 1.9, "token\nx", 0.8, 0.7, YELLOW)
+    box(axis, 4.0, 3.3, "router:  s = affinity(W x),  top K of s + bias", 6.4, 0.5, ORANGE)
+    arrow(axis, (0.85, 2.28), (1.1, 3.02))
     shared = xs[-1] + 1.1
     for e, x in enumerate(xs):
         on = e in chosen
-        _box(axis, x, 1.9, f"E{e}", 0.66, 0.62, BLUE if on else "white", 0.35 if on else 0.25)
+        box(axis, x, 1.9, f"E{e}", 0.66, 0.62, BLUE if on else "white", 0.35 if on else 0.25)
         if on:
             weight = g[chosen.index(e)]
-            _arrow(axis, (x, 3.02), (x, 2.24))
+            arrow(axis, (x, 3.02), (x, 2.24))
             axis.text(x + 0.06, 2.6, f"g = {weight}", fontsize=10)
-            _arrow(axis, (x, 1.57), (4.3 + 0.25 * (e - 2.5), 0.72), width=1 + 2 * weight)
-    _box(axis, shared, 1.9, "shared", 0.9, 0.62, GREEN)
-    _arrow(axis, (shared, 1.57), (5.6, 0.78), width=2)
+            arrow(axis, (x, 1.57), (4.3 + 0.25 * (e - 2.5), 0.72), linewidth=1 + 2 * weight)
+    box(axis, shared, 1.9, "shared", 0.9, 0.62, GREEN)
+    arrow(axis, (shared, 1.57), (5.6, 0.78), linewidth=2)
     axis.text(shared, 2.38, "always, unweighed", ha="center", fontsize=10)
-    _box(axis, 4.5, 0.5, "y  =  g1 E1(x) + g4 E4(x) + shared(x)", 3.6, 0.5, SKY)
+    box(axis, 4.5, 0.5, "y  =  g1 E1(x) + g4 E4(x) + shared(x)", 3.6, 0.5, SKY)
     return figure
 
 
@@ -96,10 +82,10 @@ def sorting(chosen, experts):
     axis.axis("off")
     tones = [PALETTE[i] for i in (2, 1, 3, 7, 4)]
     for i, e in enumerate(flat):
-        _box(axis, i, 2.2, f"t{i // K} to E{e}", 0.8, 0.5, tones[e % 5])
+        box(axis, i, 2.2, f"t{i // K} to E{e}", 0.8, 0.5, tones[e % 5])
         to = order.index(i)
-        _arrow(axis, (i, 1.9), (to, 1.05), tones[e % 5], 1.6)
-        _box(axis, to, 0.75, f"t{i // K}", 0.8, 0.45, tones[e % 5])
+        arrow(axis, (i, 1.9), (to, 1.05), color=tones[e % 5], linewidth=1.6)
+        box(axis, to, 0.75, f"t{i // K}", 0.8, 0.45, tones[e % 5])
     for e in range(experts):
         at = [i for i in range(N * K) if flat[order[i]] == e]
         if at:

@@ -1,9 +1,9 @@
 """Figures of lesson 08: the path through the model, what MTP predicts, faults against tests, depth, where parameters are."""
 
 import matplotlib.pyplot as plt
-from matplotlib.patches import FancyBboxPatch
 
 from minids.config import Config
+from minids.show.drawing import arrow, box, canvas, verdicts
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
 
 COLOURS = {"routed experts": BLUE, "shared experts": SKY, "attention": ORANGE, "embedding": YELLOW, "head": PURPLE,
@@ -11,38 +11,27 @@ COLOURS = {"routed experts": BLUE, "shared experts": SKY, "attention": ORANGE, "
 BYTES = {"FP4": 0.5 + 1 / 32, "FP8": 1 + 1 / 128**2, "BF16": 2.0}    # of a number, scales included
 
 
-def _canvas(width, height):
-    figure, axis = plt.subplots(figsize=(width, height))
-    axis.set_xlim(0, width)
-    axis.set_ylim(0, height)
-    axis.axis("off")
-    return figure, axis
-
-
 def _box(axis, x, y, text, width=1.05, height=0.62, colour=SKY):
-    axis.add_patch(FancyBboxPatch((x - width / 2, y - height / 2), width, height, boxstyle="round,pad=0.02,rounding_size=0.08",
-                                  facecolor=colour, edgecolor=BLACK, alpha=0.45, linewidth=1))
-    axis.text(x, y, text, ha="center", va="center", fontsize=10)
+    box(axis, x, y, text, width, height, colour)
 
 
-def _arrow(axis, start, end, lines=1, colour=BLACK, **style):
+def _arrows(axis, start, end, lines=1, **style):
     """An arrow, or `lines` parallel ones: the residual streams."""
     for i in range(lines):
         shift = 0.09 * (i - (lines - 1) / 2)
-        axis.annotate("", (end[0], end[1] + shift), (start[0], start[1] + shift),
-                      arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 1.1, "shrinkA": 0, "shrinkB": 0, **style})
+        arrow(axis, (start[0], start[1] + shift), (end[0], end[1] + shift), **style)
 
 
 def pipeline():
     """From ids to logits, and below it one of a block's two sites."""
-    figure, axis = _canvas(9.6, 4.6)
+    figure, axis = canvas(9.6, 4.6)
     y, names = 3.95, ["ids", "embed", "copy\nn times", "block 1", "...", "block L", "mHC\nhead", "norm", "head\nmatrix"]
     colours = [YELLOW, SKY, ORANGE, GREEN, GREEN, GREEN, ORANGE, SKY, SKY]
     xs = [0.55 + 1.06 * i for i in range(len(names))]
     for x, name, colour in zip(xs, names, colours):
         _box(axis, x, y, name, 0.74, 0.72, colour)
     for i in range(len(xs) - 1):
-        _arrow(axis, (xs[i] + 0.4, y), (xs[i + 1] - 0.4, y), 4 if 2 <= i <= 5 else 1)
+        _arrows(axis, (xs[i] + 0.4, y), (xs[i + 1] - 0.4, y), 4 if 2 <= i <= 5 else 1)
     axis.text(xs[4], y + 0.5, "n = 4 residual streams:  B T n d", ha="center", fontsize=10)
     axis.text(xs[1] + 0.53, y + 0.5, "B T d", ha="center", fontsize=10)
     axis.text(9.55, y - 0.62, "logits B T V", ha="right", fontsize=10)
@@ -55,10 +44,10 @@ def pipeline():
                                    (7.2, "write\npost[k] f", 1.15, ORANGE), (8.95, "X'\nB T n d", 0.9, ORANGE)):
         _box(axis, x, low, text, width, 0.72, colour)
     for a, b, lines in ((1.22, 1.6, 4), (3.1, 3.62, 1), (4.48, 5.02, 1), (6.08, 6.6, 1), (7.8, 8.47, 4)):
-        _arrow(axis, (a, low), (b, low), lines)
+        _arrows(axis, (a, low), (b, low), lines)
     _box(axis, 4.8, top, "carry   sum_j comb[j, k] X[j]", 2.7, 0.42, ORANGE)
-    _arrow(axis, (0.75, low + 0.55), (3.42, top), 4)
-    _arrow(axis, (6.18, top), (8.2, low + 0.45), 4)
+    _arrows(axis, (0.75, low + 0.55), (3.42, top), 4)
+    _arrows(axis, (6.18, top), (8.2, low + 0.45), 4)
     axis.text(8.28, low + 0.28, "+", fontsize=17, ha="center", va="center")
     axis.text(0.3, 0.3, "pre, post and comb are computed from X itself, at each site anew (lesson 07).", fontsize=10)
     return figure
@@ -66,7 +55,7 @@ def pipeline():
 
 def mtp_alignment(words=("In", "the", "beginning", "God", "created"), t=1):
     """Which token the model and its MTP block are given at position t, and which they predict."""
-    figure, axis = _canvas(8.2, 3.5)
+    figure, axis = canvas(8.2, 3.5)
     xs = [0.9 + 1.6 * i for i in range(len(words))]
     for i, (x, word) in enumerate(zip(xs, words)):
         _box(axis, x, 0.5, word, 1.3, 0.5, YELLOW if i <= t + 1 else "white")
@@ -74,13 +63,13 @@ def mtp_alignment(words=("In", "the", "beginning", "God", "created"), t=1):
     _box(axis, xs[t], 1.75, "blocks", 1.2, 0.5, GREEN)
     _box(axis, xs[t + 1], 2.75, "MTP block", 1.3, 0.5, ORANGE)
     for i in range(t + 1):
-        _arrow(axis, (xs[i], 0.78), (xs[t] - 0.1 * (t - i), 1.47))
-    _arrow(axis, (xs[t] + 0.2, 2.03), (xs[t + 1] - 0.7, 2.72), 4)
+        _arrows(axis, (xs[i], 0.78), (xs[t] - 0.1 * (t - i), 1.47))
+    _arrows(axis, (xs[t] + 0.2, 2.03), (xs[t + 1] - 0.7, 2.72), 4)
     axis.text(xs[t] - 0.75, 2.5, "streams X at t", fontsize=10)
-    _arrow(axis, (xs[t + 1], 0.78), (xs[t + 1], 2.47))
+    _arrows(axis, (xs[t + 1], 0.78), (xs[t + 1], 2.47))
     axis.text(xs[t + 1] + 0.1, 1.35, "embedding of\ntoken t + 1", fontsize=10, va="center")
-    _arrow(axis, (xs[t] + 0.63, 1.7), (xs[t + 1] - 0.25, 0.8), colour=BLUE, linestyle="--")
-    _arrow(axis, (xs[t + 1] + 0.68, 2.75), (xs[t + 2] + 0.3, 0.8), colour=VERMILION, linestyle="--")
+    _arrows(axis, (xs[t] + 0.63, 1.7), (xs[t + 1] - 0.25, 0.8), color=BLUE, linestyle="--")
+    _arrows(axis, (xs[t + 1] + 0.68, 2.75), (xs[t + 2] + 0.3, 0.8), color=VERMILION, linestyle="--")
     axis.text(xs[t] + 0.06, 1.02, "predicts t + 1", fontsize=10, color=BLUE)
     axis.text(xs[t + 2] - 0.05, 1.9, "predicts t + 2", fontsize=10, color=VERMILION)
     return figure
@@ -88,23 +77,9 @@ def mtp_alignment(words=("In", "the", "beginning", "God", "created"), t=1):
 
 def faults(rows, columns, values, bounds):
     """A table of numbers: rows are faults, columns are tests. A test sees the faults whose number is above its bound."""
-    figure, axis = plt.subplots(figsize=(7.6, 0.46 * len(rows) + 1.3))
-    axis.grid(False)
-    for i, line in enumerate(values):
-        for j, value in enumerate(line):
-            seen = value > bounds[j]
-            axis.add_patch(plt.Rectangle((j - 0.48, i - 0.46), 0.96, 0.92, facecolor=ORANGE if seen else BLUE))
-            axis.text(j, i, f"{value:.0e}   {'seen' if seen else 'not seen'}", ha="center", va="center", fontsize=10,
-                      color=BLACK if seen else "white")
-    axis.set_xlim(-0.5, len(columns) - 0.5)
-    axis.set_ylim(len(rows) - 0.5, -0.5)
-    axis.set_xticks(range(len(columns)), columns)
-    axis.set_yticks(range(len(rows)), rows)
-    axis.xaxis.tick_top()
-    axis.tick_params(length=0)
-    for side in axis.spines.values():
-        side.set_visible(False)
-    return figure
+    texts = [[f"{value:.0e}" for value in line] for line in values]
+    seen = [[value > bound for value, bound in zip(line, bounds)] for line in values]
+    return verdicts(rows, columns, texts, seen, figsize=(7.6, 0.46 * len(rows) + 1.3), fontsize=10)
 
 
 def depth(curves, spreads, by_hand=None):
