@@ -45,11 +45,8 @@ def residual(X, fn, scale, base, config):
 def unconstrained(X, fn, scale, base, config):
     """In place of `hyper.maps`: V4's `pre` and `post`, but `comb` is any matrix (Zhu et al., arXiv 2409.19606), the identity at
     first. V4's bases start at 4 on its diagonal: so a quarter of them."""
-    n, N = config.hc_mult, X.shape[0] * X.shape[1]
-    a = hyper.Affinity.apply(X.flatten(2).flatten(0, 1).float(), fn, config.norm_eps)                # (2+n)n N
-    scale = scale.index_select(0, hyper.owners(n, X.device))
-    pre, post, comb = (a * scale[:, None] + base[:, None]).split([n, n, n * n])
-    return pre.sigmoid() + config.hc_eps, 2 * post.sigmoid(), comb.view(n, n, N) / 4
+    pre, post, comb = hyper.affinities(X, fn, scale, base, config)
+    return pre.sigmoid() + config.hc_eps, 2 * post.sigmoid(), comb / 4
 
 
 # name: what changes in the Config, what in the TrainConfig, and what stands in for `hyper.maps`

@@ -5,7 +5,7 @@ business.
 """
 
 import math
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -67,8 +67,13 @@ class Part:
         near, far = self.y[self.some, :-1], self.y[self.some, 1:]
         self.z = far.masked_fill(near == IGNORED, IGNORED)
 
+    @cached_property
+    def documents(self) -> Packing | None:
+        """Where the documents lie in x."""
+        return packing(self.x, self.bos_id, self.packed)
+
     def packing(self, x) -> Packing | None:
-        """Where the documents lie in x, rows of `self.x` or beginnings of them."""
+        """Where they lie in x, rows of `self.x` or beginnings of them."""
         return packing(x, self.bos_id, self.packed)
 
     def count(self, name: str):
@@ -79,7 +84,7 @@ class Part:
             return (self.z != IGNORED).sum()
         if name == "balance_loss":
             return len(self.x)
-        documents, B, T = self.packing(self.x), *self.x.shape                  # queries with a whole window behind them
+        documents, B, T = self.documents, *self.x.shape                          # queries with a whole window behind them
         return (documents.position >= CSA_RATE - 1).sum() if documents else B * max(T - CSA_RATE + 1, 0)
 
 

@@ -115,11 +115,11 @@ def train(args) -> None:
     use_threads(args.threads)
     out = args.out or Path("runs") / (args.preset if args.data == "text" else f"{args.preset}-{args.data}")
     config = Config.preset(args.preset)
-    log = run(config, settings, out, resume=not args.fresh)
+    text = streams(settings)
+    log = run(config, settings, out, resume=not args.fresh, tokens=text)
     if rank():
         return          # of several processes the first one reports
     end = next(record for record in log if "heldout_loss" in record)
-    text = streams(settings)
     same, all_ = (Trigram(ids, config.vocab_size) for ids in (tokens_read(text["train"], settings), text["train"]))
     print(f"held-out text: {end['heldout_loss']:.3f} nats per token, {end['heldout_bits_per_byte']:.3f} bits per byte")
     print(f"a trigram model of the tokens that this run read: {same.loss(text['heldout']):.3f} nats per token; "

@@ -317,7 +317,7 @@ def loss_weights(config: Config, settings: TrainConfig, step: int) -> dict[str, 
 def losses(model, part: Part, settings: TrainConfig, step: int, experts=None) -> tuple[dict, list]:
     """The losses of one part of a batch, means over that part, in nats where they are nats; and the experts chosen."""
     wanted, attention = loss_weights(model.config, settings, step), settings.at(step)[0].attention
-    ledger = Ledger(part.packing(part.x), dense=attention != "sparse", experts=experts,
+    ledger = Ledger(part.documents, dense=attention != "sparse", experts=experts,
                     balance="balance_loss" in wanted, index="index_loss" in wanted)
     X = model.features(part.x, ledger=ledger)                                                        # B T n d
     found = {"loss": cross_entropy(model.logits(X), part.y)}
@@ -348,7 +348,8 @@ def choices(model, ids, settings: TrainConfig, step: int) -> list[list]:
 @torch.inference_mode()
 def evaluate(model, stream, seq_len: int, tokenizer=None, every: int = 1, packed: bool = True,
              dense: bool = False) -> tuple[float, float | None]:
-    """Mean loss in nats per token on the stream; with a tokenizer also in bits per byte.
+    """Mean loss in nats per token on the stream; with a tokenizer also in bits per byte of text: the marks where documents
+    begin and end are predicted like all else, but are no text.
 
     The stream is cut into windows of `seq_len` that overlap by a quarter, so that each token but the first is counted once
     and, past the first window, has at least that much to go by. Of the windows each `every`-th counts. `packed` reads each
@@ -370,7 +371,8 @@ def evaluate(model, stream, seq_len: int, tokenizer=None, every: int = 1, packed
             counted.append(y[y != IGNORED].cpu().numpy())
     model.train(training)
     counted = np.concatenate(counted)
-    return total / max(len(counted), 1), tokenizer and total / math.log(2) / len(tokenizer.to_bytes(counted))
+    said = tokenizer and len(tokenizer.to_bytes(counted[~np.isin(counted, (tokenizer.bos_id, tokenizer.eos_id))]))
+    return total / max(len(counted), 1), tokenizer and total / math.log(2) / said
 
 
 def check(config: Config, settings: TrainConfig, tokens) -> None:

@@ -3,36 +3,14 @@
 import random
 
 import matplotlib.pyplot as plt
-import pytest
 import torch
 
 from minids import chat
 from minids.data import world
-from minids.learn import exercise
 from minids.learn.checks import tokens as checks
 from minids.model.packing import Packing
 from minids.show import tokens as show
 from minids.tokenizer import Tokenizer, train
-
-MISTAKES = [(one, message) for one in checks.CHECKS for message in one.mistakes]
-
-
-@pytest.fixture(autouse=True)
-def learner(tmp_path, monkeypatch):
-    monkeypatch.setenv("MINIDS_HOME", str(tmp_path))
-    monkeypatch.setenv("MINIDS_STRICT", "0")
-
-
-@pytest.mark.parametrize("one, message", MISTAKES, ids=[f"{one.name}-{i}" for i, (one, _) in enumerate(MISTAKES)])
-def test_each_mistake_is_named(one, message, capsys):
-    assert exercise.check(one.name, one.mistakes[message]) is one.reference
-    assert f"[not yet] {one.name}. Likely: {message}." in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("one", checks.CHECKS, ids=[one.name for one in checks.CHECKS])
-def test_the_reference_passes(one, capsys):
-    assert exercise.check(one.name, one.reference) is one.reference
-    assert f"[passed] {one.name}" in capsys.readouterr().out
 
 
 def test_merges_learned_by_hand_are_those_of_the_library():

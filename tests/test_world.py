@@ -6,6 +6,7 @@ import pytest
 from reader import PERSON, Reader
 
 from minids.data import facts, world
+from minids.data.tasks import SPLITS
 from minids.files import MinidsError
 
 
@@ -124,8 +125,8 @@ def test_the_fixed_world_is_consistent():
 
 
 def test_facts_that_are_kept_back_are_told_but_never_asked():
-    parts = {s: [f for f in facts.WORLD if facts.split(f) == s] for s in facts.SPLITS}
-    assert all(len(parts[s]) > 20 for s in facts.SPLITS) and len(parts["train"]) > 270
+    parts = {s: [f for f in facts.WORLD if facts.split(f) == s] for s in SPLITS}
+    assert all(len(parts[s]) > 20 for s in SPLITS) and len(parts["train"]) > 270
     for f in facts.WORLD:
         if f.relation in ("friend", "neighbour"):
             assert facts.split(f) == facts.split(facts.Fact(f.value, f.relation, f.subject))
@@ -135,7 +136,7 @@ def test_facts_that_are_kept_back_are_told_but_never_asked():
     assert len(asked & question_texts(parts["train"])) > 400
     assert not asked & question_texts(parts["valid"] + parts["test"])
     told = set(re.split(r"(?<=\.)\s", text))
-    for s in facts.SPLITS:
+    for s in SPLITS:
         for f in parts[s]:
             assert told & {facts.fill(t, f) for t in facts.STATEMENTS[f.relation]}
 

@@ -6,10 +6,10 @@ so that questions about the others need knowledge that came from plain statement
 the world knowledge of its corpus. Stories that happen in this world are `minids.data.world`'s business.
 """
 
-import hashlib
 import random
 from dataclasses import dataclass
 
+from minids.data.tasks import split_by_hash
 from minids.files import MinidsError
 
 WOMEN = ("Mira Ada Nora Lena Ivy Tess Ruth Hanna Elsa Greta Vera Dora Cleo Anna Edith Flora Helen Irma Julia Kate Lucy Maud "
@@ -33,7 +33,6 @@ MATERIALS = {"lamp": "brass", "kite": "cotton", "drum": "wood", "book": "bark", 
              "bowl": "clay", "key": "iron", "doll": "wood", "scarf": "wool", "whistle": "tin"}
 THINGS = list(MATERIALS)
 SUBJECTS = tuple(PEOPLE + TOWNS + THINGS)
-SPLITS = ("train", "valid", "test")
 
 
 @dataclass(frozen=True)
@@ -162,9 +161,7 @@ FACTS = {s: tuple(f for f in WORLD if f.subject == s) for s in SUBJECTS}  # by s
 def split(fact: Fact) -> str:
     """"train", "valid" or "test", about 80, 10 and 10 %, the same on every machine; friends share one fact."""
     ends = (fact.subject, fact.value)
-    key = " ".join((fact.relation, *(sorted(ends) if fact.relation in ("friend", "neighbour") else ends)))
-    number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 10
-    return "train" if number < 8 else SPLITS[number - 7]
+    return split_by_hash(" ".join((fact.relation, *(sorted(ends) if fact.relation in ("friend", "neighbour") else ends))))
 
 
 def fill(template: str, fact: Fact, subject: str | None = None) -> str:

@@ -8,7 +8,7 @@ import random
 
 from minids.data import facts
 from minids.data.facts import ANSWERS, FACTS, PEOPLE, QUESTIONS, STATEMENTS, THINGS, TOWNS, WORLD, Fact, a, capital, fill
-from minids.data.tasks import Problem
+from minids.data.tasks import SPLITS, Problem
 from minids.data.world import correct
 
 # Who or where has this value? Asked where only one subject does. {V} and {aV} are the value.
@@ -40,7 +40,7 @@ def identity(problem: Problem) -> str:
 
 def split(problem: Problem) -> str:
     """The last split that one of the facts belongs to, in the order train, valid, test."""
-    return max((facts.split(Fact(*used.split())) for used in problem.facts[1:]), key=facts.SPLITS.index)
+    return max((facts.split(Fact(*used.split())) for used in problem.facts[1:]), key=SPLITS.index)
 
 
 def one_hop(rng: random.Random) -> Problem:

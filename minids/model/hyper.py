@@ -146,14 +146,21 @@ def maps(X, fn, scale, base, config):
 
     X: B T n d; fn: (2+n)n x nd; scale: 3, for pre, post and comb; base: (2+n)n.
     """
-    n, eps = config.hc_mult, constant(config.hc_eps, X.device)
+    eps = constant(config.hc_eps, X.device)
+    pre, post, comb = affinities(X, fn, scale, base, config)
+    pre = pre.sigmoid() + eps
+    post = post.sigmoid() * constant(2.0, X.device)
+    comb = comb.softmax(1) + eps
+    return pre, post, call(Sinkhorn, comb, config.hc_sinkhorn_iters, config.hc_eps)
+
+
+def affinities(X, fn, scale, base, config):
+    """What the three maps are made of, before any bound: n x N, n x N and n x n x N, of the same arguments."""
+    n = config.hc_mult
     scale = scale.index_select(0, owners(n, X.device))                                   # (2+n)n
     a = call(Affinity, X.flatten(2).flatten(0, 1).float(), fn, config.norm_eps)          # (2+n)n N
     pre, post, comb = torch.addcmul(base[:, None], a, scale[:, None]).split([n, n, n * n])
-    pre = pre.sigmoid() + eps
-    post = post.sigmoid() * constant(2.0, X.device)
-    comb = comb.view(n, n, -1).softmax(1) + eps
-    return pre, post, call(Sinkhorn, comb, config.hc_sinkhorn_iters, config.hc_eps)
+    return pre, post, comb.view(n, n, -1)
 
 
 @lru_cache(maxsize=8)
