@@ -14,6 +14,7 @@ from minids.data import mixture, text
 from minids.model.packing import Packing
 from minids.tokenizer import Tokenizer
 
+BOS = 0             # the id that begins a document in streams of the shipped tokenizer
 IGNORED = -100      # a target that does not count: `cross_entropy` knows this number
 
 
@@ -24,22 +25,29 @@ def corpus() -> dict[str, np.ndarray]:
 
 
 def streams(settings) -> dict[str, np.ndarray]:
-    """The id streams that `settings.data` names: "text", the shipped text, or "mix": as much of the mixture as it reads."""
-    return corpus() if settings.data == "text" else mixture.streams(settings.tokens, Tokenizer.load())
+    """The id streams that `settings.data` names: "text", the shipped text, or "mix", twice what is read of the mixture."""
+    return corpus() if settings.data == "text" else mixture.streams(2 * settings.tokens, Tokenizer.load())
 
 
 def batch_of(stream, settings, step: int):
-    """The batch of one step, B x T+1, int64. An epoch goes once through windows that touch, in a random order;
-    where the first window starts is random too, so that epochs cut the text differently. Each stage begins anew."""
+    """The batch of one step, B x T+1, int64. An epoch goes once through windows that touch, in a random order; where the
+    first window starts is random too, so that epochs cut the text differently. Each stage begins anew. Of the mixture a row
+    begins where a document does, so that nothing is asked about what was cut off; what does not fit behind is left out."""
     stage, number, first = settings.at(step)
-    T = stage.seq_len
-    windows = (len(stream) - 1) // T - 1  # one is lost to the random start
+    T, whole = stage.seq_len, settings.data == "mix"
+    begins = documents(stream, T) if whole else np.arange((len(stream) - 1) // T - 1) * T      # the start costs one window
     rows = []
     for i in range((step - first) * stage.batch, (step - first + 1) * stage.batch):
-        begin, order = epoch_order(settings.seed, i // windows, number, windows, T)
-        at = begin + order[i % windows] * T
+        start, order = epoch_order(settings.seed, i // len(begins), number, len(begins), T)
+        at = begins[order[i % len(begins)]] + (0 if whole else start)
         rows.append(stream[at : at + T + 1])
     return np.stack(rows).astype(np.int64)
+
+
+def documents(stream, T: int):
+    """Where the first document begins in each window of T tokens, for the windows in which one does."""
+    begins = np.flatnonzero(stream[: -T] == BOS)
+    return begins[np.unique(begins // T, return_index=True)[1]]
 
 
 def tokens_read(stream, settings) -> np.ndarray:

@@ -164,7 +164,7 @@ class Config:
     def mini(cls) -> "Config":
         """About 10 M parameters: Flash's layout in six layers, with many small experts."""
         return cls(vocab_size=2048, dim=192, n_layers=6, compress_ratios=(0, 4, 32, 4, 32, 4, 0),
-                   n_heads=6, head_dim=32, rope_head_dim=16, q_lora_rank=96, o_groups=3, o_lora_rank=64,
+                   n_heads=8, head_dim=64, rope_head_dim=16, q_lora_rank=96, o_groups=4, o_lora_rank=64,
                    window_size=64, index_n_heads=16, index_head_dim=32, index_topk=64,
                    moe_inter_dim=64, n_routed_experts=32, n_activated_experts=2, n_hash_layers=1,
                    original_seq_len=1024, max_seq_len=16384)

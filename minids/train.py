@@ -120,8 +120,8 @@ class TrainConfig:
             ("nano", "mix"): dict(steps=1800, optimiser="muon", lr=1e-2, vector_lr=4.0, warmup=50, mtp_share=0.25, format="v4",
                                   decay_from=0.6, stages=growing(8)),
             ("mini", "text"): dict(steps=2000, optimiser="muon", lr=5e-3, vector_lr=4.0, warmup=100, mtp_share=0.25),
-            ("mini", "mix"): dict(steps=1350, optimiser="muon", lr=6e-3, vector_lr=4.0, warmup=50, mtp_share=0.25, format="v4",
-                                  decay_from=0.6, stages=growing(16), save_every=50)}
+            ("mini", "mix"): dict(steps=2700, optimiser="muon", lr=8e-3, vector_lr=4.0, warmup=50, mtp_share=0.25, format="v4",
+                                  decay_from=0.6, stages=growing(8), save_every=100)}
         if (name, data) not in settings:
             raise MinidsError(f"no training settings for {name!r} on {data!r}: expected nano or mini, on text or mix; larger "
                               f"models need a cluster")

@@ -440,7 +440,7 @@ def document(rng: random.Random, words: int) -> str:
     while told.words < words - 13 * last - 5:
         told.tell(words - 13 * last - told.words)
         if not quiet and told.words < words - 40:
-            for _ in range(rng.randint(0, 2)):
+            for _ in range(rng.randint(1, 3)):
                 _write_question(told)
     for _ in range(last):
         _write_question(told)
