@@ -1,0 +1,127 @@
+import pytest
+import torch
+
+from minids import Config, Model
+from minids.files import MinidsError
+from minids.generate import generate
+from minids.model.ledger import Ledger
+from minids.rollouts import by_length, keep, log_distribution, packed, rollouts, unpacked
+
+TINY = Config.nano().replace(
+    dim=32, n_layers=3, compress_ratios=(0, 4, 8, 0), n_heads=2, head_dim=16, rope_head_dim=8, q_lora_rank=16,
+    window_size=8, o_lora_rank=16, index_head_dim=8, moe_inter_dim=16, n_routed_experts=4, vocab_size=60,
+    hc_sinkhorn_iters=3, max_seq_len=64)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(3)
+    model = Model(TINY).eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.ndim == 2:
+                p.mul_(4)                           # lively, and routing by what is read
+        torch.nn.init.normal_(model.head.weight, std=0.25)
+        model.head.weight[1] *= 3                   # the eos comes now and then
+    return model
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+PROMPTS = [[0, 9, 33, 2, 17]] * 4 + [[0, 9, 33, 2, 18]] * 3 + [[0, 40, 41, 42, 43]]
+
+
+@pytest.mark.parametrize("temperature, top_p", [(1.0, 1.0), (0.7, 0.8), (0, 1.0)])
+def test_logprobs_are_those_of_a_full_pass_that_replays_the_routing(model, temperature, top_p):
+    r = rollouts(model, PROMPTS, 40, temperature, top_p, seeded(), record=True)
+    assert r.length.min() < r.length.max()          # some rows left the batch before others
+    with torch.no_grad():
+        ledger = Ledger(experts=r.experts)
+        logits = model.logits(model.features(r.ids[:, :-1], ledger=ledger)[:, r.prompt - 1:].contiguous())
+        logp = log_distribution(logits, temperature, r.choices(TINY.vocab_size))
+    again = logp.gather(-1, r.ids[:, r.prompt:, None])[..., 0]
+    assert torch.allclose(again[r.mask], r.logprobs[r.mask], atol=2e-5)
+    assert (r.logprobs[~r.mask] == 0).all() and (r.ids[:, r.prompt:][~r.mask] == TINY.pad_token_id).all()
+
+
+def test_recorded_experts_are_those_of_the_full_pass(model):
+    r = rollouts(model, PROMPTS, 20, generator=seeded(), record=True)
+    ledger = Ledger()
+    with torch.no_grad():
+        model.features(r.ids[:, :-1], ledger=ledger)
+    there = (torch.arange(r.ids.shape[1] - 1) < r.length[:, None] - 1).flatten()
+    assert len(r.experts) == 2                      # the third layer of the three routes by hash
+    for mine, full in zip(r.experts, ledger.chosen):
+        assert mine.shape == full.shape and torch.equal(mine[there].sort().values, full[there].sort().values)
+
+
+def test_a_mask_leaves_what_top_p_leaves(model):
+    r = rollouts(model, PROMPTS, 10, 0.9, 0.7, seeded(), record=True)
+    with torch.no_grad():
+        p = (model(r.ids[:, :-1])[:, r.prompt - 1:] / 0.9).softmax(-1)
+    allowed = r.choices(TINY.vocab_size)
+    reached = (p * allowed).sum(-1)
+    least = p.masked_fill(~allowed, 2).min(-1).values
+    assert (reached > 0.7 - 1e-5)[r.mask].all() and (reached - least < 0.7 + 1e-5)[r.mask].all()
+    assert (p.masked_fill(allowed, 0).amax(-1) <= least + 1e-6)[r.mask].all()
+    assert allowed.gather(-1, r.ids[:, r.prompt:, None])[..., 0][r.mask].all()
+    assert rollouts(model, PROMPTS, 3, record=True).allowed is None
+
+
+def test_greedy_is_generate(model):
+    prompts = [[0, 5, 9], [0, 6, 9], [0, 50, 3], [0, 5, 9]]
+    assert rollouts(model, prompts, 30, temperature=0).replies == generate(model, prompts, 30, temperature=0)
+
+
+def test_a_row_does_not_depend_on_the_rows_after_it(model):
+    all_rows = rollouts(model, PROMPTS, 30, generator=seeded(4)).replies
+    assert rollouts(model, PROMPTS[:1], 30, generator=seeded(4)).replies == all_rows[:1]
+    assert rollouts(model, PROMPTS[:5] + [[7, 7, 7, 7, 7]], 30, generator=seeded(4)).replies[:5] == all_rows[:5]
+    assert rollouts(model, PROMPTS, 30, generator=seeded(5)).replies != all_rows
+    assert len({tuple(row) for row in all_rows[:4]}) == 4          # the same prompt, other numbers
+
+
+def test_samples_follow_the_distribution(model):
+    prompt = [0, 9, 33]
+    with torch.no_grad():
+        p = model(torch.tensor([prompt]))[0, -1].softmax(-1)
+    drawn = torch.tensor([reply[0] for reply in rollouts(model, [prompt] * 20000, 1, generator=seeded()).replies])
+    assert torch.allclose(torch.bincount(drawn, minlength=60) / 20000, p, atol=0.015)
+
+
+def test_rows_are_taken_with_all_that_belongs_to_them(model):
+    r = rollouts(model, PROMPTS, 12, 1.0, 0.9, seeded(), record=True)
+    some = r.rows([5, 1])
+    assert some.replies == [r.replies[5], r.replies[1]] and torch.equal(some.logprobs, r.logprobs[[5, 1]])
+    B, T = r.ids.shape
+    assert all(torch.equal(a.view(2, T - 1, -1), b.view(B, T - 1, -1)[[5, 1]]) for a, b in zip(some.experts, r.experts))
+    assert torch.equal(some.choices(60), r.choices(60)[[5, 1]]) and torch.equal(some.mask, r.mask[[5, 1]])
+
+
+def test_a_state_keeps_rows(model):
+    ids = torch.randint(2, 60, (3, 30), generator=seeded())
+    with torch.no_grad():
+        state = model.new_state(3, 30)
+        model(ids[:, :13], state)
+        keep(state, torch.tensor([2, 0, 2]))
+        assert torch.allclose(model(ids[[2, 0, 2], 13:], state), model(ids[[2, 0, 2]])[:, 13:], atol=2e-4)
+
+
+def test_bits_come_back():
+    mask = torch.rand(3, 4, 61) < 0.5
+    assert torch.equal(unpacked(packed(mask), 61), mask) and packed(mask).shape == (3, 4, 8)
+
+
+def test_prompts_of_several_lengths(model):
+    prompts = [[5], [6, 7], [8], [9, 9, 9]]
+    with pytest.raises(MinidsError, match="one length, found lengths from 1 to 3.*by_length"):
+        rollouts(model, prompts, 5)
+    assert by_length(prompts) == [[0, 2], [1], [3]]
+
+
+def test_results_can_be_trained_on(model):
+    r = rollouts(model, PROMPTS, 5, generator=seeded(), record=True)
+    model.logits(model.features(r.ids[:, :-1], ledger=Ledger(experts=r.experts))).sum().backward()
+    model.zero_grad()
