@@ -1,0 +1,71 @@
+"""The sample checkpoint: made again it is the same, and its format is the released one."""
+
+import json
+
+import pytest
+import torch
+
+from minids import cost, load, sample
+from minids.checkpoint import INDEX, Checkpoint
+from minids.config import CSA_RATE, Config
+from minids.model.moe import Gate
+from minids.paths import DATA, data
+from minids.tokenizer import Tokenizer
+
+HERE = DATA / "v4_sample"
+
+
+def test_the_script_makes_the_shipped_files(tmp_path):
+    sample.build(tmp_path)
+    made = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    shipped = {p.name: p.read_bytes() for p in HERE.iterdir() if p.name != "README.md"}
+    assert made.keys() == shipped.keys()
+    assert not [name for name in made if made[name] != shipped[name]]
+    assert sum(map(len, shipped.values())) < 3_000_000
+
+
+def test_the_format_is_the_released_one():
+    config = Config.from_json(HERE)
+    with Checkpoint(HERE) as c:
+        c.check()
+        assert {name: c.info(name) for name in c.names()} == cost.inventory(config)
+    where = json.loads((HERE / INDEX).read_text())["weight_map"]
+    assert where == {name: file for file, names in cost.shards(config).items() for name in names}
+    flash, ours = (json.loads(p.read_text()) for p in (data("v4", "flash.config.json"), HERE / "config.json"))
+    assert flash.keys() == ours.keys()
+    assert {k: v for k, v in flash.items() if isinstance(v, (str, bool))} == \
+           {k: v for k, v in ours.items() if isinstance(v, (str, bool))}
+    assert flash["quantization_config"] == ours["quantization_config"]
+
+
+def test_no_scale_block_is_ragged():
+    for name, (format, shape) in cost.layout(Config.from_json(HERE)).items():
+        block = {"FP8": (128, 128), "FP4": (1, 32)}.get(format, (1,) * len(shape))
+        assert not any(n % b for n, b in zip(shape, block)), name
+
+
+def test_every_kind_of_layer_occurs():
+    config = Config.from_json(HERE)
+    kinds = {(min(r, CSA_RATE + 1), config.is_hash(i)) for i, r in enumerate(config.compress_ratios)}
+    assert {(0, True), (4, True), (4, False), (5, False), (0, False)} <= kinds
+
+
+def test_it_runs_and_balances_no_expert_away():
+    model, tokenizer = load(HERE), Tokenizer.load(HERE)
+    text = "The wind was cold, and the road went on for many miles. " * 12
+    ids = tokenizer.encode(text, bos=True)
+    assert tokenizer.decode(ids[1:]) == text and max(ids) < model.config.vocab_size and len(ids) > model.config.window_size
+    chosen = []
+    for gate in (m for m in model.modules() if isinstance(m, Gate)):
+        gate.register_forward_hook(lambda _, __, out: chosen.append(out[1].unique().numel()))
+    with torch.no_grad():
+        logits = model(torch.tensor([ids]))
+    assert logits.isfinite().all() and chosen == [model.config.n_routed_experts] * model.config.n_layers
+
+
+@pytest.mark.parametrize("vocab_size", [300, 512])
+def test_a_cut_tokenizer_is_one(tmp_path, vocab_size):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(sample.cut_tokenizer(vocab_size)))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.vocab_size == vocab_size and tokenizer.eos_id == 1
+    assert tokenizer.decode(tokenizer.encode("Über 7 miles\n")) == "Über 7 miles\n"
