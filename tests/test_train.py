@@ -138,6 +138,16 @@ def test_decay_only_where_it_belongs(optimiser):
     assert not any(names[i].endswith(ends) for i in decayed)
 
 
+def test_rows_of_the_mixture_begin_where_documents_do():
+    stream = np.arange(1000)
+    stream[[0, 5, 40, 300, 310, 700, 990]] = 0                  # windows of 32: 5 and 310 share one, 990 has no row behind it
+    settings = TrainConfig(steps=8, batch=1, seq_len=32, data="mix")
+    rows = [batch_of(stream, settings, step)[0] for step in range(8)]
+    assert all(row[0] == 0 and len(row) == 33 for row in rows)
+    for epoch in rows[:4], rows[4:]:
+        assert sorted(row[1] - 1 for row in epoch) == [0, 40, 300, 700]
+
+
 def test_an_epoch_sees_every_window_once(tokens):
     stream = np.arange(2000)
     windows = (len(stream) - 1) // SETTINGS.seq_len - 1
