@@ -2,12 +2,13 @@
 
 Report section 3.6.1 (decoding with compressed caches). Greedy, temperature, top-p. Rows of a batch stand at the same
 position all the time: a prompt is never padded, because compression windows are cut from position 0 (V4_SPEC 8.7).
-Drafts with multi-token prediction are left for later; text is `minids.tokenizer`'s business.
+Drafts with multi-token prediction are `minids.speculate`'s business, text is `minids.tokenizer`'s.
 """
 
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 
 from minids.files import MinidsError
 
@@ -85,12 +86,20 @@ def sample(logits, temperature: float, top_p: float, generator=None):
     """One id for each row of logits, B vocab -> B."""
     if temperature == 0:
         return logits.argmax(-1)
+    return torch.multinomial(distribution(logits, temperature, top_p), 1, generator=generator).squeeze(-1)
+
+
+def distribution(logits, temperature: float, top_p: float):
+    """The probabilities that ids are sampled with: logits ... vocab -> ... vocab. Temperature 0: all on the likeliest."""
+    if temperature == 0:
+        return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
     p = torch.softmax(logits.float() / temperature, dim=-1)
     if top_p < 1:
         ranked, order = p.sort(dim=-1, descending=True, stable=True)
         ranked = ranked.masked_fill(ranked.cumsum(-1) - ranked >= top_p, 0)   # what is likelier does not yet reach top_p: keep
         p = torch.zeros_like(p).scatter(-1, order, ranked)
-    return torch.multinomial(p, 1, generator=generator).squeeze(-1)
+        p = p / p.sum(-1, keepdim=True)
+    return p
 
 
 def check(model, prompts, max_new_tokens, temperature, top_p) -> None:

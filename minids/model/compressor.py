@@ -51,7 +51,7 @@ class Compressor(nn.Module):
         z = z[:, :n * m].unflatten(1, (n, m)) + self.ape
         if self.overlap:
             if state is not None:
-                state.before = kv[:, -1, :, :self.width], z[:, -1, :, :self.width]
+                state.carry(kv[..., :self.width], z[..., :self.width])
             kv_before, z_before = before or (None, None)
             kv, z = self.overlapped(kv, kv_before, 0.0), self.overlapped(z, z_before, float("-inf"))  # B n 2m c
         entries = self.pool(kv, z, self.rotary(first * m, n, x.device, step=m)).to(x.dtype)

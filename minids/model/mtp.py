@@ -27,10 +27,11 @@ class MTP(Block):
         self.hc_head_base = nn.Parameter(torch.empty(n, dtype=torch.float32))
         self.hc_head_scale = nn.Parameter(torch.empty(1, dtype=torch.float32))
 
-    def forward(self, X, e, ids, ledger=None):
-        """X: B T n d, e = embed(ids): B T d, ids: B T, the tokens at t + 1 -> the streams after this block, B T n d."""
+    def forward(self, X, e, ids, pos: int = 0, state=None, ledger=None):
+        """X: B T n d, e = embed(ids): B T d, ids: B T, the tokens at t + 1 -> the streams after this block, B T n d.
+        With a `LayerState`, X continues at position pos what it has seen."""
         X = self.e_proj(self.enorm(e)).unsqueeze(2) + self.h_proj(self.hnorm(X))
-        return super().forward(X, ids, ledger=ledger)
+        return super().forward(X, ids, pos, state, ledger)
 
     def head(self, X):
         """The vector that goes into the model's output matrix: B T d."""

@@ -2,7 +2,8 @@
 
 Report 3.6.1. For each layer: the last w window keys, the compressed entries so far, the tokens whose window is not
 complete, and with overlap the previous window's a-half. Its size is what `minids.cost.kv_bytes` counts, apart from the
-small tails. States carry no gradient.
+small tails. What the last call brought is kept too, so that a state can forget some of it: drafts that were refused
+(`minids.speculate`). States carry no gradient.
 """
 
 import torch
@@ -16,17 +17,36 @@ class CompressorState:
 
     def __init__(self, batch, max_len, ratio, width, dtype, device):
         self.entries = torch.zeros(batch, max_len // ratio, width, dtype=dtype, device=device)
-        self.count = 0
+        self.count, self.ratio = 0, ratio
         self.tail = None      # (kv, z) of the tokens after the last complete window: B <m fc
         self.before = None    # (kv, z) of the last complete window's a-half, ape added: B m c
+        self.read = None      # of the last call: (kv, z) of its tokens, the waiting ones in front: B T fc
+        self.halves = None    # and (kv, z) of the a-halves of the windows that they filled: B n m c
+        self.earlier = None   # `before` as it was
 
     def resume(self, kv, z, m: int):
         """Put the waiting tokens in front of new ones, and let those wait that do not fill a window of m."""
         if self.tail is not None:
             kv, z = torch.cat([self.tail[0], kv], dim=1), torch.cat([self.tail[1], z], dim=1)
+        self.read, self.halves, self.earlier = (kv, z), None, self.before
         full = kv.shape[1] // m * m
         self.tail = (kv[:, full:], z[:, full:]) if full else (kv, z)
         return kv, z
+
+    def carry(self, kv, z):
+        """Keep the a-halves, B n m c, ape added: the last one serves the next window."""
+        self.halves, self.before = (kv, z), (kv[:, -1], z[:, -1])
+
+    def rewind(self, n: int):
+        """Forget the last n tokens of the last call."""
+        kv, z = self.read
+        kept, m = kv.shape[1] - n, self.ratio
+        windows = kept // m
+        self.tail = kv[:, windows * m:kept], z[:, windows * m:kept]
+        self.count -= kv.shape[1] // m - windows
+        if self.halves:
+            self.before = (self.halves[0][:, windows - 1], self.halves[1][:, windows - 1]) if windows else self.earlier
+        self.read = None
 
     def append(self, new):
         self.entries[:, self.count:self.count + new.shape[1]] = new.detach()
@@ -45,12 +65,22 @@ class LayerState:
         self.window = torch.zeros(batch, config.window_size, config.head_dim, dtype=dtype, device=device)
         self.compressor = make(config.head_dim) if ratio else None
         self.indexer = make(config.index_head_dim) if ratio == CSA_RATE else None
+        self.read = None      # the window keys before the last call, and those that it brought: B w+T c
 
     def extend(self, kv):
         """The last w window keys with new ones behind them: B w+T c. Remembers the last w of these."""
         kv = torch.cat([self.window, kv], dim=1)
-        self.window = kv[:, kv.shape[1] - self.window.shape[1]:].detach()
+        self.read = kv.detach()
+        self.window = self.read[:, kv.shape[1] - self.window.shape[1]:]
         return kv
+
+    def rewind(self, n: int):
+        """Forget the last n tokens of the last call."""
+        end = self.read.shape[1] - n
+        self.window, self.read = self.read[:, end - self.window.shape[1]:end], None
+        for part in (self.compressor, self.indexer):
+            if part:
+                part.rewind(n)
 
 
 class State:
@@ -71,3 +101,14 @@ class State:
         if self.pos + T > self.max_len:
             raise MinidsError(f"the state has room for {self.max_len} tokens: {self.pos} seen and {T} more do not fit. "
                               f"Ask new_state for a larger max_len (at most the model's max_seq_len).")
+
+    def rewind(self, n: int):
+        """Forget the last `n` tokens, which the last call must have brought: as if they had never been read."""
+        layer = self.layers[0]
+        last = 0 if layer.read is None else layer.read.shape[1] - layer.window.shape[1]
+        if not 0 <= n <= last:
+            raise MinidsError(f"rewind: expected 0 to {last} tokens, as many as the last call brought; found {n}")
+        if n:
+            for layer in self.layers:
+                layer.rewind(n)
+            self.pos -= n

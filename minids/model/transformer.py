@@ -83,15 +83,18 @@ class Model(nn.Module):
 
     def logits(self, X):
         """The head: streams B T n d -> logits B T vocab, float32."""
-        y = self.norm(hyper.head(X, self.hc_head_fn, self.hc_head_scale, self.hc_head_base, self.config))
-        return F.linear(y.float(), self.head.weight.float())
+        return F.linear(self.hidden(X).float(), self.head.weight.float())
+
+    def hidden(self, X):
+        """The vectors that go into the output matrix: streams B T n d -> B T d."""
+        return self.norm(hyper.head(X, self.hc_head_fn, self.hc_head_scale, self.hc_head_base, self.config))
 
     def mtp_logits(self, X, next_ids, depth: int = 0, ledger=None):
         """What MTP block `depth` predicts: token t + 2 from the streams X at t (B T n d) and the token at t + 1 (B T).
         A ledger's packing is that of the positions t."""
         self.check(next_ids)
         block = self.mtp[depth]
-        y = block.head(block(X, self.embed(next_ids), next_ids, ledger))
+        y = block.head(block(X, self.embed(next_ids), next_ids, ledger=ledger))
         return F.linear(y.float(), self.head.weight.float())
 
     def new_state(self, batch: int = 1, max_len: int | None = None) -> State:
