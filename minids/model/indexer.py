@@ -37,5 +37,11 @@ class Indexer(nn.Module):
         rot = self.rotary.at(packing.position) if packing else self.rotary(pos, T, x.device)   # T ci/2, or B T ci/2
         q = turn(self.wq_b(qr).view(B, T, Hi, ci), rot[..., None, :])                    # B T Hi ci
         w = self.weights_proj(x).float() * self.scale                                    # B T Hi
-        s = torch.bmm(q.flatten(1, 2), keys.mT).view(B, T, Hi, -1)                       # B T Hi S
-        return torch.matmul(w[:, :, None], F.relu(s).float()).squeeze(2)                 # B T S
+        block = max(1024, 2**18 // (B * T * Hi))     # entries at once: scores of single heads stay in the cache
+        parts = [self.score(q.flatten(1, 2), w, part) for part in keys.split(block, dim=1)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)                  # B T S
+
+    def score(self, q, w, keys):
+        """q: B THi ci, w: B T Hi, keys: B s ci -> B T s."""
+        s = torch.bmm(q, keys.mT).view(*w.shape, -1)                                     # B T Hi s
+        return torch.matmul(w[:, :, None], F.relu(s).float()).squeeze(2)
