@@ -10,12 +10,12 @@ from minids.checkpoint import empty_model
 from minids.model.transformer import Model
 
 
-def computing_copy(masters: Model) -> Model:
-    """A copy of float32 `masters` that computes in bfloat16, and adds its gradients to theirs.
+def computing_copy(masters: Model, dtype: torch.dtype = torch.bfloat16) -> Model:
+    """A copy of float32 `masters` that computes in bfloat16 (or `dtype`), and adds its gradients to theirs.
 
     What V4 keeps in float32 (norms, sinks, gate biases, hyper-connections) is shared, not copied.
     """
-    copy = empty_model(masters.config, torch.bfloat16)
+    copy = empty_model(masters.config, dtype)
     kinds = {name: t.dtype for name, t in copy.state_dict().items()}
     copy.load_state_dict({name: t.to(kinds[name]) for name, t in masters.state_dict().items()}, assign=True)
 

@@ -30,14 +30,18 @@ class Indexer(nn.Module):
         """x: B T d -> the index keys so far, B S ci."""
         return self.compressor(x, state, packing)
 
+    def queries(self, qr, rot):
+        """qr: B T q_lora_rank, rot: T ci/2 or B T ci/2 -> B T Hi ci."""
+        Hi, ci = self.config.index_n_heads, self.config.index_head_dim
+        return turn(self.wq_b(qr).unflatten(-1, (Hi, ci)), rot[..., None, :])
+
     def forward(self, x, qr, pos: int, keys, packing=None):
         """x: B T d from position pos, qr: B T q_lora_rank, keys: B S ci -> scores B T S, float32, future entries included."""
-        Hi, ci = self.config.index_n_heads, self.config.index_head_dim
         B, T, _ = x.shape
         rot = self.rotary.at(packing.position) if packing else self.rotary(pos, T, x.device)   # T ci/2, or B T ci/2
-        q = turn(self.wq_b(qr).view(B, T, Hi, ci), rot[..., None, :])                    # B T Hi ci
+        q = self.queries(qr, rot)                                                        # B T Hi ci
         w = self.weights_proj(x).float() * self.scale                                    # B T Hi
-        block = max(1024, 2**18 // (B * T * Hi))     # entries at once: scores of single heads stay in the cache
+        block = max(1024, 2**18 // (B * T * w.shape[2]))     # entries at once: scores of single heads stay in the cache
         parts = [self.score(q.flatten(1, 2), w, part) for part in keys.split(block, dim=1)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)                  # B T S
 
