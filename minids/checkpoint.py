@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from minids import cost, numerics
+from minids import cost, header, numerics
 from minids.config import Config
 from minids.files import MinidsError
 from minids.model import Model
@@ -32,6 +32,7 @@ FORMATS = ("bf16", "fp32", "v4")
 QUANTISATION = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "scale_fmt": "ue8m0",
                 "weight_block_size": [128, 128]}  # config.json of the released models
 FLOATS, INTEGERS, SCALES = ("F32", "BF16", "F16"), ("I64", "I32"), ("F8_E8M0", "F32")  # what a reader accepts
+CODES = {"F8_E4M3": "FP8", "I8": "FP4"}  # stored type -> number format, with a scale beside
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # what a folder that `save` replaces may hold
 OURS = re.compile(r"((generation_)?config|tokenizer(_config)?|model.safetensors.index)\.json|model(-\d+-of-\d+)?\.safetensors")
@@ -53,16 +54,8 @@ class Checkpoint:
         if not self.path.is_dir():
             raise MinidsError(f"no checkpoint at {self.path}: expected a folder with config.json and {SINGLE} or {INDEX}")
         self.config = Config.from_json(self.path)
-        self._open_files = {}
-        self._where = {}  # name -> (file, name in that file)
-        for stored, file in self._index().items():
-            name = _v4_name(stored)
-            if name in self._where:
-                raise MinidsError(f"{self.path}: {stored} and {self._where[name][1]} both mean {name}; expected one of them")
-            self._where[name] = file, stored
-        if self.config.n_mtp_layers and not any(name.startswith("mtp.") for name in self._where):
-            ratios = self.config.compress_ratios[: self.config.n_layers]
-            self.config = self.config.replace(n_mtp_layers=0, compress_ratios=ratios)
+        self._open_files = {}   # file -> (its header, what reads it)
+        self.config, self._where = placed(self._index(), self.config, self.path)
 
     def __enter__(self):
         return self
@@ -84,76 +77,41 @@ class Checkpoint:
     def info(self, name: str) -> tuple[str, tuple[int, ...]]:
         """What is stored under this name: (dtype as safetensors says, shape). Reads the file's header only."""
         file, stored = self._find(name)
-        part = self._file(file).get_slice(stored)
-        return part.get_dtype(), tuple(part.get_shape())
+        held = self._file(file)[0]
+        if stored not in held:
+            raise MinidsError(f"{self.path}: {INDEX} and {file} disagree: {stored} is only in the index. Fetch both again.")
+        return held[stored].dtype, held[stored].shape
 
     def raw(self, name: str) -> torch.Tensor:
         """The tensor as it is stored: FP8 codes, packed FP4 bytes, scales."""
         file, stored = self._find(name)
         try:
-            return self._file(file).get_tensor(stored)
+            return self._file(file)[1].get_tensor(stored)
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise MinidsError(f"{self.path / file}: cannot read {name}: {error}. Fetch the file again.") from None
 
     def read(self, name: str, dtype: torch.dtype = torch.float32, device="cpu") -> torch.Tensor:
         """The numbers of one tensor as `dtype`, FP8 and FP4 decoded with their scale; tables of integers as int64."""
         stored, _ = self.info(name)
-        if stored in INTEGERS:
-            dtype = torch.int64
-        elif stored in ("F8_E4M3", "I8"):
-            decode = numerics.fp8_decode if stored == "F8_E4M3" else numerics.fp4_decode
-            try:
-                return decode(self.raw(name).to(device), self.raw(_scale_name(name)).to(device), dtype)
-            except MinidsError as error:
-                raise MinidsError(f"{self.path}: {name}: {error}") from None
-        elif stored not in FLOATS:
-            known = ", ".join((*FLOATS, *INTEGERS, "F8_E4M3", "I8"))
-            raise MinidsError(f"{self.path}: {name} is stored as {stored}; expected one of {known}")
-        return self.raw(name).to(device, dtype, copy=True)  # a copy: what safetensors gives may lie in the file
+        scale = self.raw(scale_name(name)) if stored in CODES else None
+        return numbers(stored, self.raw(name), scale, dtype, device, f"{self.path}: {name}")
 
     def check(self) -> None:
         """Raise `MinidsError` unless names, shapes and types are those of `config`. Reads the headers only."""
         for file in sorted({file for file, _ in self._where.values()}):
-            held, named = set(self._file(file).keys()), {stored for f, stored in self._where.values() if f == file}
+            held, named = set(self._file(file)[0]), {stored for f, stored in self._where.values() if f == file}
             if held != named:
                 raise MinidsError(f"{self.path}: {INDEX} and {file} disagree: {_listed('only in the index', named - held)}"
                                   f"{_listed('only in the file', held - named)} Fetch both again.")
-        experts = 3 * self.config.n_layers * self.config.n_routed_experts
-        if experts > len(self._where):  # before a wrong configuration costs memory
-            raise MinidsError(f"{self.path}: config.json speaks of {experts} expert matrices, the files hold "
-                              f"{len(self._where)} tensors. Take both from the same checkpoint.")
-        layout = cost.layout(self.config)
-        wrong, scales = [], set()
-        for name, (format, shape) in layout.items():
-            if name in self._where:
-                problem, scale = self._compare(name, format, shape)
-                wrong += [problem] if problem else []
-                scales |= {scale} if scale else set()
-        missing, extra = layout.keys() - self._where.keys(), self._where.keys() - layout.keys() - scales
+        layout = expected(self.config, self._where, self.path)
+        info = {name: self.info(name) for name in self._where}
+        checked = {name: mismatch(name, *layout[name], info) for name in layout if name in info}
+        wrong = [problem for problem, _ in checked.values() if problem]
+        missing, extra = layout.keys() - info.keys(), info.keys() - layout.keys() - {scale for _, scale in checked.values()}
         if missing or extra or wrong:
             raise MinidsError(f"{self.path}: the files do not hold the model of config.json: {_listed('missing', missing)}"
-                              f"{_listed('unexpected', extra)}{_listed('wrong', wrong)}")
-
-    def _compare(self, name: str, format: str, shape) -> tuple[str | None, str | None]:
-        """What is wrong with a stored tensor, and the name of its scale, if it has one."""
-        dtype, found = self.info(name)
-        if format == "I64":
-            fits, expected = dtype in INTEGERS and found == shape, f"{' or '.join(INTEGERS)} {list(shape)}"
-        elif dtype in ("F8_E4M3", "I8") and len(shape) == 2:
-            kind = "FP8" if dtype == "F8_E4M3" else "FP4"
-            (_, coded), (scale, (_, blocks)) = cost.on_disk(name, kind, shape).items()
-            coded = coded[1]
-            if found != coded or (kind == "FP4" and shape[1] % 32):
-                return f"{name} is {dtype} {list(found)}, expected {list(coded)}", scale
-            if scale not in self._where:
-                return f"{name} has no {scale}", None
-            scale_dtype, scale_shape = self.info(scale)
-            if scale_dtype not in SCALES or scale_shape != blocks:
-                return f"{scale} is {scale_dtype} {list(scale_shape)}, expected {' or '.join(SCALES)} {list(blocks)}", scale
-            return None, scale
-        else:
-            fits, expected = dtype in FLOATS and found == shape, f"{' or '.join(FLOATS)} {list(shape)}"
-        return None if fits else f"{name} is {dtype} {list(found)}, expected {expected}", None
+                              f"{_listed('unexpected', extra)}{_listed('wrong', wrong)}"
+                              f"{'What is unexpected may belong to a later model.' if extra else ''}".rstrip())
 
     def _index(self) -> dict[str, str]:
         """{name as stored: file name}, from the index or from the header of the single file."""
@@ -161,37 +119,91 @@ class Checkpoint:
         if index.exists() and single.exists():
             raise MinidsError(f"{self.path} holds both {SINGLE} and {INDEX}: remove the one that does not belong there")
         if single.exists():
-            return dict.fromkeys(self._file(SINGLE).keys(), SINGLE)
+            return dict.fromkeys(self._file(SINGLE)[0], SINGLE)
         if not index.exists():
             pickle = min((p.name for p in self.path.iterdir() if p.suffix in PICKLES), default=None)
             hint = pickle and f"; {pickle} is a pickle, which could run code, and is never read: convert it to safetensors"
             raise MinidsError(f"no weights in {self.path}: expected {SINGLE} or {INDEX}{hint or ''}")
         try:
-            files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            found = f"{type(error).__name__}: {error}"
-            raise MinidsError(f'{index}: expected a JSON object with a "weight_map", found {found}') from None
-        if not isinstance(files, dict) or not files:
-            raise MinidsError(f'{index}: expected "weight_map" to be {{tensor name: file name}}, found {type(files).__name__}')
-        for file in files.values():
-            if not isinstance(file, str) or not re.fullmatch(r"[\w\-. ]+\.safetensors", file):
-                raise MinidsError(f"{index}: expected names of .safetensors files in this folder, found {str(file)[:80]!r}")
-        return files
+            with open(index, "rb") as file:
+                return header.index(file.read(header.MAX_INDEX + 1), index)
+        except OSError as error:
+            raise MinidsError(f"{index} cannot be read: {error.strerror or error}") from None
 
     def _find(self, name: str) -> tuple[str, str]:
         if name not in self._where:
             raise MinidsError(f"{self.path}: no tensor {name}. `names()` lists what there is.")
         return self._where[name]
 
-    def _file(self, file: str):
+    def _file(self, file: str) -> tuple:
+        """A shard's header, checked, and what reads its tensors."""
         if file not in self._open_files:
             if not (self.path / file).is_file():
                 raise MinidsError(f"{self.path / file} is missing, and the index names it. Fetch it, and try again.")
+            held = header.read(self.path / file)
             try:
-                self._open_files[file] = safe_open(self.path / file, framework="pt")
+                self._open_files[file] = held, safe_open(self.path / file, framework="pt")
             except (SafetensorError, OSError, ValueError) as error:
                 raise MinidsError(f"{self.path / file} is not a whole safetensors file ({error}). Fetch it again.") from None
         return self._open_files[file]
+
+
+def placed(index: dict[str, str], config, where) -> tuple[Config, dict[str, tuple[str, str]]]:
+    """Where each tensor is, {V4's name: (file, name in that file)}, and `config`, without MTP blocks if the files have none."""
+    places = {}
+    for stored, file in index.items():
+        name = _v4_name(stored)
+        if name in places:
+            raise MinidsError(f"{where}: {stored} and {places[name][1]} both mean {name}; expected one of them")
+        places[name] = file, stored
+    if config.n_mtp_layers and not any(name.startswith("mtp.") for name in places):
+        config = config.replace(n_mtp_layers=0, compress_ratios=config.compress_ratios[: config.n_layers])
+    return config, places
+
+
+def expected(config, names, where) -> dict:
+    """`cost.layout(config)`; `MinidsError` where it would have far more tensors than `names`, before it is made."""
+    experts = 3 * config.n_layers * config.n_routed_experts
+    if experts > len(names):
+        raise MinidsError(f"{where}: config.json speaks of {experts} expert matrices, the files hold "
+                          f"{len(names)} tensors. Take both from the same checkpoint.")
+    return cost.layout(config)
+
+
+def mismatch(name: str, format: str, shape, info: dict) -> tuple[str | None, str | None]:
+    """What is wrong with a stored tensor, or None, and the name of its scale, if it has one.
+
+    `format` and `shape` are those of `cost.layout`, `info` says what is stored: {name: (dtype, shape)}.
+    """
+    dtype, found = info[name]
+    if dtype in CODES and format != "I64" and len(shape) == 2:
+        (_, coded), (scale, (_, blocks)) = cost.on_disk(name, CODES[dtype], shape).items()
+        coded = coded[1]
+        if found != coded or (dtype == "I8" and shape[1] % 32):
+            return f"{name} is {dtype} {list(found)}, expected {list(coded)}", scale
+        if scale not in info:
+            return f"{name} has no {scale}", None
+        scale_dtype, scale_shape = info[scale]
+        if scale_dtype not in SCALES or scale_shape != blocks:
+            return f"{scale} is {scale_dtype} {list(scale_shape)}, expected {' or '.join(SCALES)} {list(blocks)}", scale
+        return None, scale
+    types = INTEGERS if format == "I64" else FLOATS
+    if dtype in types and found == shape:
+        return None, None
+    return f"{name} is {dtype} {list(found)}, expected {' or '.join(types)} {list(shape)}", None
+
+
+def numbers(stored: str, raw: torch.Tensor, scale, dtype: torch.dtype, device, where: str) -> torch.Tensor:
+    """The numbers of a tensor that is `stored` so (safetensors' name of the type), in memory of its own."""
+    if stored in CODES:
+        decode = numerics.fp8_decode if stored == "F8_E4M3" else numerics.fp4_decode
+        try:
+            return decode(raw.to(device), scale.to(device), dtype)
+        except MinidsError as error:
+            raise MinidsError(f"{where}: {error}") from None
+    if stored not in FLOATS + INTEGERS:
+        raise MinidsError(f"{where} is stored as {stored}; expected one of {', '.join((*FLOATS, *INTEGERS, *CODES))}")
+    return raw.to(device, torch.int64 if stored in INTEGERS else dtype, copy=True)
 
 
 def load(path, device="cpu", dtype: torch.dtype = torch.float32) -> Model:
@@ -227,7 +239,7 @@ def empty_model(config, dtype: torch.dtype) -> Model:
         torch.set_default_dtype(before)
 
 
-def _scale_name(name: str) -> str:
+def scale_name(name: str) -> str:
     return name.removesuffix("weight") + "scale"
 
 
@@ -296,7 +308,7 @@ def _write_shards(folder: Path, config, state: dict, layout: dict) -> None:
                     codes, scale = (numerics.fp8_encode if kind == "FP8" else numerics.fp4_encode)(t)
                 except MinidsError as error:
                     raise MinidsError(f"{name} cannot be stored as {kind}: {error}. Nothing was changed.") from None
-                tensors |= {name: codes.cpu(), _scale_name(name): scale.cpu()}
+                tensors |= {name: codes.cpu(), scale_name(name): scale.cpu()}
             else:
                 tensors[name] = _stored(t, kind, "bf16")
         save_file(tensors, folder / file, {"format": "pt"})
