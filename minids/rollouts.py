@@ -155,7 +155,7 @@ def nucleus(logits, temperature: float, top_p: float):
 def keep(state, rows) -> None:
     """Let a decode state hold only some of its sequences, or some more than once; `rows` are numbers, or a mask."""
     for layer in state.layers:
-        layer.window = layer.window[rows]
+        layer.window, layer.read = layer.window[rows], None      # what the last call brought cannot be forgotten any more
         for c in (layer.compressor, layer.indexer):
             if c is not None:
                 c.entries = c.entries[rows]
