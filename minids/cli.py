@@ -65,6 +65,16 @@ def parser() -> Parser:
     c.add_argument("--seed", type=int, metavar="S", help="the same seed gives the same text")
     c.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
 
+    c = command("eval", evaluate, "measure a model: problems with verifiers, stories, plain text, drafts")
+    c.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint or a run (default: the shipped nano model)")
+    c.add_argument("--modes", nargs="+", default=["think-high"], metavar="MODE", help="non-think, think-high, think-max")
+    c.add_argument("--problems", type=int, default=100, metavar="N", help="problems of each family, of the test split")
+    c.add_argument("--samples", type=int, default=4, metavar="K", help="answers to each problem, for pass@1 and pass@K")
+    c.add_argument("--difficulty", type=int, metavar="D", help="1 to 5 (default: all)")
+    c.add_argument("--seed", type=int, default=0, metavar="S", help="the same seed gives the same answers")
+    c.add_argument("--out", type=Path, metavar="FILE", help="the report (default: eval.json, in the run's folder if it is one)")
+    c.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+
     c = command("course", None, "build or check the notebooks")
     jobs = c.add_subparsers(title="jobs", metavar="JOB", required=True)
     c = jobs.add_parser("build", help="make both editions of lessons from notebooks/source, and run them")
@@ -161,6 +171,33 @@ def generate(args) -> None:
         if token != tokenizer.eos_id:
             print(text.decode(tokenizer.to_bytes([token])), end="", flush=True)
     print(text.decode(b"", final=True))
+
+
+def evaluate(args) -> None:
+    import json
+
+    from minids.chat import MODES
+    from minids.checkpoint import load
+    from minids.evaluate import report, table
+    from minids.files import write_text
+    from minids.tokenizer import Tokenizer
+
+    use_threads(args.threads)
+    for name, value, known in (("modes", args.modes, MODES), ("difficulty", [args.difficulty], (None, 1, 2, 3, 4, 5))):
+        if not set(value) <= set(known):
+            raise MinidsError(f"{name}: expected {', '.join(str(k) for k in known if k)}; found {', '.join(map(str, value))}")
+    for name, least in (("problems", 1), ("samples", 1), ("seed", 0)):
+        if getattr(args, name) < least:
+            raise MinidsError(f"{name}: expected at least {least}, found {getattr(args, name)}")
+    folder = find_model(args.model)
+    is_run = args.model is not None and (args.model / "run.json").exists()
+    out = args.out or (args.model if is_run else Path()) / "eval.json"
+    tokenizer = Tokenizer.load(folder)
+    found = report(load(folder), tokenizer, modes=tuple(args.modes), count=args.problems, samples=args.samples,
+                   difficulty=args.difficulty, seed=args.seed)
+    write_text(out, json.dumps({"model": str(args.model or "the shipped nano model")} | found, indent=2) + "\n")
+    print(table(found))
+    print(f"the report is in {out}")
 
 
 def find_model(path: Path | None) -> Path:

@@ -1,18 +1,31 @@
-"""How well a base model answers: questions about TinyWorld's stories, near and far, against baselines of counting.
+"""How well a model answers: problems of the four families, questions about TinyWorld's stories near and far, plain text.
 
-Not part of the report, whose base models are measured on public benchmarks (section 4.3). A question counts as answered
-when greedy decoding would write the whole answer, word for word; one pass over the prompt with its answer tells. The
-specialists' problems, which may be answered in several ways, are judged by `minids.data.tasks`.
+Report sections 4.3 and 5.3 measure on public benchmarks; these are ours. Problems may be answered in several ways, and
+`minids.data.tasks` judges what was sampled: pass@1 and pass@k. A question about a story counts as answered when greedy
+decoding would write the whole answer, word for word; one pass over the prompt with its answer tells. All shares come with
+their 95 % interval. Pictures of it are in `minids.show.report`.
 """
 
 import random
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
+from math import comb
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
-from minids.data import world
+from minids.chat import END_THINK, THINK
+from minids.data import mixture, tasks, world
+from minids.files import MinidsError
+from minids.generate import generate
+from minids.posttrain import LIMITS, question
+from minids.posttrain import right as is_right
+from minids.speculate import expected_acceptance, speculate
+from minids.train import evaluate
+
+DISTANCES = 25, 100, 400        # words between a fact and the question about it
 
 
 @dataclass(frozen=True)
@@ -86,7 +99,145 @@ def answered_by_trigram(trigram, tokenizer, items) -> list[bool]:
 
 
 def interval(right) -> tuple[float, float, float]:
-    """Share of right answers and its 95 % interval (Wilson, 1927)."""
+    """Share of right answers and its 95 % interval (Wilson, 1927).
+
+    `right` has a number from 0 to 1 for each question. Where these are means of several tries they vary less than single
+    ones, and the interval is wider than it needs to be, never narrower.
+    """
     n, p, z = len(right), sum(right) / len(right), 1.96
     middle, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
     return p, max(middle - half, 0.0) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+
+
+# ---- problems with verifiers ----
+
+@dataclass(frozen=True)
+class Score:
+    """How a family's problems were answered in one thinking mode: `samples` times each."""
+
+    family: str
+    mode: str
+    right: list[int]            # of the answers to each problem
+    samples: int
+    tokens: float               # mean length of a reply
+    ended: float                # share of the replies that came to their end
+
+    def pass_at(self, k: int = 1) -> tuple[float, float, float]:
+        """pass@k over the problems, and its interval."""
+        return interval([pass_at_k(self.samples, right, k) for right in self.right])
+
+
+def pass_at_k(samples: int, right: int, k: int) -> float:
+    """The probability that of k answers, taken from `samples` of which `right` are right, at least one is right: Chen et al.'s
+    unbiased estimate (arXiv 2107.03374)."""
+    if not 0 <= right <= samples or not 1 <= k <= samples:
+        raise MinidsError(f"pass@k: expected 0 <= right <= samples and 1 <= k <= samples, found {right}, {samples} and {k}")
+    return 1 - comb(samples - right, k) / comb(samples, k)
+
+
+def replies(model, prompts, max_new: int, temperature: float = 1.0, top_p: float = 1.0, seed: int = 0,
+            batch: int = 96) -> list[list[int]]:
+    """A sampled reply to each prompt of any length; prompts of like length share a batch. Long prompts leave less room."""
+    order, found = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), [[] for _ in prompts]
+    for number, some in enumerate(order[i : i + batch] for i in range(0, len(order), batch)):
+        room = model.config.max_seq_len + 1 - max(len(prompts[i]) for i in some)
+        new = generate(model, [prompts[i] for i in some], max(min(max_new, room), 1), temperature, top_p,
+                       seed=(seed * 1_000_003 + number) % 2**63)
+        for i, ids in zip(some, new):
+            found[i] = ids
+    return found
+
+
+def score(model, tokenizer, family: str, mode: str = "think-high", split: str = "test", count: int = 100, samples: int = 1,
+          difficulty: int | None = None, temperature: float = 1.0, seed: int = 0):
+    """Answer the first `count` problems of a split, `samples` times each: a `Score`, and the texts, prompt and reply, as ids.
+
+    A reply that outgrows its mode's limit (`minids.posttrain.LIMITS`) has no end, and is wrong.
+    """
+    problems = tasks.problems(family, split, count, difficulty)
+    prompts = [question(problem, tokenizer, mode) for problem in problems for _ in range(samples)]
+    found = replies(model, prompts, LIMITS[mode], temperature, seed=seed)
+    right = [is_right(problems[i // samples], reply, tokenizer, mode) for i, reply in enumerate(found)]
+    each = [sum(right[i : i + samples]) for i in range(0, len(right), samples)]
+    ended = [reply[-1] == tokenizer.eos_id for reply in found]
+    return (Score(family, mode, each, samples, float(np.mean([len(reply) for reply in found])), float(np.mean(ended))),
+            [prompt + reply for prompt, reply in zip(prompts, found)])
+
+
+# ---- all of it ----
+
+def report(model, tokenizer, families=tasks.FAMILIES, modes=("think-high",), count: int = 100, samples: int = 4,
+           difficulty: int | None = None, seed: int = 0, everything: bool = True) -> dict:
+    """The report card, ready for JSON: {"problems": a list with a dict for each family and mode, and with `everything` also
+    "bits_per_byte", "questions", "recall" and "drafts"}. Shares are [share, low, high]."""
+    measured, texts = [], []
+    jobs = [(family, mode) for family in families for mode in modes]
+    with tqdm(total=len(jobs) + 4 * everything, desc="evaluating", unit="part", dynamic_ncols=True) as bar:
+        for family, mode in jobs:
+            found, written = score(model, tokenizer, family, mode, "test", count, samples, difficulty, seed=seed)
+            texts += written[:: max(len(written) // 32, 1)]
+            measured.append({"family": family, "mode": mode, "difficulty": difficulty, "problems": count, "samples": samples,
+                             "pass@1": found.pass_at(1), f"pass@{samples}": found.pass_at(samples),
+                             "tokens": round(found.tokens, 1), "ended": round(found.ended, 4)})
+            bar.update()
+        found = {"problems": measured}
+        if not everything:
+            return found
+        found["bits_per_byte"] = bits_per_byte(model, tokenizer)
+        bar.update()
+        ask = partial(answered, model, tokenizer)
+        found["questions"] = interval(ask(exam(105, seed=seed)))
+        bar.update()
+        found["recall"] = {str(words): interval(ask(recall(50, words, seed=seed))) for words in DISTANCES}
+        bar.update()
+        found["drafts"] = drafts(model, texts, tokenizer, seed) if model.mtp else None
+        bar.update()
+    return found
+
+
+def bits_per_byte(model, tokenizer, tokens: int = 20_000) -> dict[str, float]:
+    """Of held-out documents of the mixture, and of the real text among them."""
+    kinds = {"mixture": tuple(mixture.SHARES), "text": ("text",)}
+    length = min(1024, model.config.max_seq_len)
+    streams = {name: mixture.stream("heldout", tokens, tokenizer, of)[: tokens + 1] for name, of in kinds.items()}
+    return {name: evaluate(model, stream, length, tokenizer)[1] for name, stream in streams.items()}
+
+
+def drafts(model, texts, tokenizer, seed: int = 0) -> dict:
+    """How often MTP's first draft stands: the exact expectation on `texts` that the model wrote after their prompts (lists of
+    ids, where the reply follows the first `<think>` or `</think>`), and what came out when 8 of them were written anew."""
+    opening = {tokenizer.id(THINK), tokenizer.id(END_THINK)}
+    first = [next(i for i, token in enumerate(ids) if token in opening) + 1 for ids in texts]
+    ids = torch.full((len(texts), max(map(len, texts))), tokenizer.pad_id)
+    for row, text in zip(ids, texts):
+        row[: len(text)] = torch.tensor(text)
+    device = model.embed.weight.device
+    expected = expected_acceptance(model, ids.to(device), torch.tensor(first, device=device),
+                                   torch.tensor([len(text) for text in texts], device=device))
+    some = list(zip(texts, first))[:: max(len(texts) // 8, 1)][:8]
+    written = [speculate(model, text[:n], 64, seed=seed + i) for i, (text, n) in enumerate(some)]
+    tried, passes = sum(sum(out.tried) for out in written), sum(out.passes for out in written)
+    return {"expected": round(expected, 4), "tried": tried, "accepted": sum(sum(out.accepted) for out in written),
+            "tokens_per_pass": round(sum(len(out.ids) for out in written) / passes, 3)}
+
+
+def table(report: dict) -> str:
+    """A report as lines of text."""
+    share = lambda s: f"{s[0]:6.1%} ({s[1]:.0%} to {s[2]:.0%})"
+    lines = [f"{'family':<12} {'mode':<11} {'pass@1':<22} {'pass@k':<28} tokens  ended"]
+    for row in report["problems"]:
+        k = row["samples"]
+        many = f"{share(row[f'pass@{k}'])} k={k}" if k > 1 else ""
+        lines.append(f"{row['family']:<12} {row['mode']:<11} {share(row['pass@1']):<22} {many:<28} "
+                     f"{row['tokens']:6.1f} {row['ended']:6.1%}")
+    for name, bits in report.get("bits_per_byte", {}).items():
+        lines.append(f"bits per byte, {name}: {bits:.3f}")
+    if "questions" in report:
+        lines.append(f"questions about stories of 250 words: {share(report['questions']).strip()}")
+    for words, right in report.get("recall", {}).items():
+        lines.append(f"a fact planted {words} words before: {share(right).strip()}")
+    if report.get("drafts"):
+        d = report["drafts"]
+        lines.append(f"MTP drafts: {d['expected']:.1%} expected to stand; {d['accepted']} of {d['tried']} did, "
+                     f"{d['tokens_per_pass']:.2f} tokens a pass")
+    return "\n".join(lines)

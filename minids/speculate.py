@@ -139,17 +139,16 @@ def coin(p: float, generator) -> bool:
 
 
 @torch.inference_mode()
-def expected_acceptance(model, ids, first: int = 1, length=None) -> float:
+def expected_acceptance(model, ids, first=2, length=None) -> float:
     """The probability that a first draft stands at temperature 1, sum_v min(p, q), mean over positions of given texts.
 
-    ids: B T. What is drafted are the tokens at `first` or later, and before `length`, B, where texts end early. Exact for
-    these texts: nothing is drawn. On texts that the model wrote itself it is the acceptance to expect in use.
+    ids: B T. Drafted are the tokens at `first` or later and before `length`: numbers, or B of them. The first that can be is
+    token 2. Exact for these texts: nothing is drawn. On texts that the model wrote itself it is what to expect in use.
     """
     X = model.features(ids[:, :-1])
     p = model.logits(X)[:, 1:].softmax(-1)                                               # B T-2 vocab: of tokens 2, 3, ...
     q = model.mtp_logits(X[:, :-1], ids[:, 1:-1]).softmax(-1)
     at = torch.arange(2, ids.shape[1], device=ids.device)
-    counts = (at >= first).expand(len(ids), -1)
-    if length is not None:
-        counts = counts & (at < length[:, None])
+    each = lambda bound: torch.as_tensor(bound, device=ids.device).expand(len(ids))[:, None]          # B 1
+    counts = (at >= each(first)) & (at < each(ids.shape[1] if length is None else length))
     return float((torch.minimum(p, q).sum(-1) * counts).sum() / counts.sum().clamp_min(1))

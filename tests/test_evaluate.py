@@ -1,13 +1,20 @@
-"""Exams about TinyWorld's stories."""
+"""Exams about TinyWorld's stories, problems with verifiers, and the report card."""
+
+import itertools
+import json
+from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
-from minids import generate, load
+from minids import Config, MinidsError, Model, evaluate, generate, load
+from minids.data import tasks
 from minids.evaluate import Item, answered, answered_by_trigram, exam, interval, recall
 from minids.ngram import Trigram
 from minids.paths import data
-from minids.tokenizer import Tokenizer
+from minids.show.report import bars
+from minids.tokenizer import SPECIAL, Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +63,72 @@ def test_trigram_answers_what_it_has_counted(tokenizer):
 def test_interval():
     assert interval([True] * 50 + [False] * 50) == pytest.approx((0.5, 0.404, 0.596), abs=1e-3)     # Wilson's, known values
     assert interval([False] * 10) == pytest.approx((0, 0, 0.278), abs=1e-3)
+
+# ---- problems with verifiers ----
+
+TINY = Config.nano().replace(
+    dim=32, n_layers=2, compress_ratios=(0, 4, 0), n_heads=2, head_dim=16, rope_head_dim=8, q_lora_rank=16, o_lora_rank=16,
+    index_head_dim=8, moe_inter_dim=16, n_routed_experts=4, hc_sinkhorn_iters=3, max_seq_len=1024)
+
+
+def test_pass_at_k_is_the_mean_over_all_subsets():
+    for n in range(1, 7):
+        for c in range(n + 1):
+            tries = [True] * c + [False] * (n - c)
+            for k in range(1, n + 1):
+                subsets = list(itertools.combinations(tries, k))
+                assert evaluate.pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+    for wrong in ((4, 5, 1), (4, 2, 0), (4, 2, 5), (4, -1, 1)):
+        with pytest.raises(MinidsError, match="pass@k"):
+            evaluate.pass_at_k(*wrong)
+
+
+def test_scores_count_right_and_ended_answers(tokenizer, monkeypatch):
+    """A model that always gives the right answer, one that gives it to every second question, one that never ends."""
+    problems = tasks.problems("mathematics", "test", 10, difficulty=1)
+    eos = tokenizer.eos_id
+
+    def says(answers):
+        monkeypatch.setattr(evaluate, "replies", lambda model, prompts, *a, **k: [answers(i // 2) for i in range(len(prompts))])
+        return evaluate.score(None, tokenizer, "mathematics", "non-think", count=10, samples=2, difficulty=1)
+
+    right = lambda i: tokenizer.encode(problems[i].answer)
+    found, texts = says(lambda i: right(i) + [eos])
+    assert found.right == [2] * 10 and found.ended == 1 and found.pass_at(1)[0] == found.pass_at(2)[0] == 1
+    assert all(tokenizer.decode(text).endswith(problems[i // 2].answer + SPECIAL[1]) for i, text in enumerate(texts))
+    found, _ = says(lambda i: right(i) + [eos] if i % 2 else right(i))
+    assert found.right == [0, 2] * 5 and found.ended == 0.5 and found.pass_at(1)[0] == 0.5
+    found, _ = says(lambda i: tokenizer.encode("x") + [eos])
+    assert found.right == [0] * 10 and found.pass_at(2)[0] == 0
+
+
+def test_replies_stand_where_their_prompts_stood():
+    torch.manual_seed(0)
+    model = Model(TINY).eval()
+    torch.nn.init.normal_(model.head.weight)
+    prompts = [[9] * n for n in (5, 2, 9, 2, 30, 1)]
+    found = evaluate.replies(model, prompts, 6, temperature=0, batch=2)
+    assert found == [generate(model, p, 6, temperature=0) for p in prompts]
+    assert all(len(r) <= 4 for r in evaluate.replies(model, [[9] * 1021], 6))             # what the context leaves
+
+
+def test_a_report_has_all_parts_and_can_be_told(tokenizer, monkeypatch):
+    torch.manual_seed(0)
+    model = Model(TINY).eval()
+    monkeypatch.setattr(evaluate, "bits_per_byte", partial(evaluate.bits_per_byte, tokens=1000))
+    monkeypatch.setattr(evaluate, "exam", lambda count, seed: exam(3, 60, seed))
+    monkeypatch.setattr(evaluate, "recall", lambda count, words, seed: recall(2, words, seed=seed))
+    asked = dict(families=("mathematics",), modes=("non-think",), count=2, samples=2)
+    found = evaluate.report(model, tokenizer, **asked)
+    assert evaluate.report(model, tokenizer, **asked, everything=False) == {"problems": found["problems"]}
+    assert json.loads(json.dumps(found))["problems"][0]["family"] == "mathematics"
+    (row,) = found["problems"]
+    assert len(row["pass@1"]) == len(row["pass@2"]) == 3
+    assert set(found["recall"]) == {"25", "100", "400"} and 3 < found["bits_per_byte"]["text"] < 6     # knows nothing
+    assert 0 < found["drafts"]["expected"] < 1 and found["drafts"]["accepted"] <= found["drafts"]["tried"]
+    text = evaluate.table(found)
+    assert all(word in text for word in ("mathematics", "non-think", "bits per byte, text", "400 words", "MTP drafts"))
+    figure = bars({"a": found, "b": found}, "non-think")
+    assert len(figure.axes[0].patches) == 2
+    with pytest.raises(MinidsError, match="no report has pass@1 in think-max"):
+        bars({"a": found}, "think-max")
