@@ -56,6 +56,25 @@ def parser() -> Parser:
     again.add_argument("--resume", action="store_true", default=True, help="go on where the run in DIR stopped")
     again.add_argument("--fresh", action="store_true", help="delete the run in DIR and start again")
 
+    post_training = (("sft", sft, "teach a model to answer problems of a family, in the three thinking modes"),
+                     ("grpo", grpo, "let a fine-tuned model learn from answers of its own, which a verifier judges"))
+    for name, run, help in post_training:
+        c = command(name, run, help)
+        c.add_argument("--model", type=Path, metavar="DIR", required=name == "grpo",
+                       help="a checkpoint or a run to begin with" + (" (default: the shipped nano model)" * (name == "sft")))
+        c.add_argument("--family", nargs="+", default=["mathematics"], metavar="NAME",
+                       help="mathematics, coding, reasoning, knowledge; several take turns")
+        c.add_argument("--difficulty", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="D", help="1 (easy) to 5 (hard)")
+        c.add_argument("--modes", nargs="+", metavar="MODE", default=["non-think", "think-high", "think-max"],
+                       help="thinking modes that take turns")
+        c.add_argument("--out", type=Path, metavar="DIR", help=f"folder of the run (default: runs/{name}-FAMILY)")
+        c.add_argument("--steps", type=int, metavar="N", help="steps (default: as many as the nano model needs)")
+        c.add_argument("--seed", type=int, default=0, metavar="S", help="for the order of problems and for the answers")
+        c.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+        again = c.add_mutually_exclusive_group()
+        again.add_argument("--resume", action="store_true", default=True, help="go on where the run in DIR stopped")
+        again.add_argument("--fresh", action="store_true", help="delete the run in DIR and start again")
+
     c = command("generate", generate, "continue a prompt")
     c.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint or a run (default: the shipped nano model)")
     c.add_argument("--prompt", default="", help="text to continue; without it a text is begun")
@@ -150,6 +169,34 @@ def report_exam(folder: Path, trigram) -> None:
                         ("the trigram model", answered_by_trigram(trigram, tokenizer, items))):
         share, low, high = interval(right)
         print(f"questions about stories of 250 words, answered by {name}: {share:.0%} ({low:.0%} to {high:.0%})")
+
+
+def sft(args) -> None:
+    from minids.sft import SFTConfig
+    from minids.sft import sft as run
+
+    post_train(args, "sft", SFTConfig, run)
+
+
+def grpo(args) -> None:
+    from minids.grpo import GRPOConfig
+    from minids.grpo import grpo as run
+
+    post_train(args, "grpo", GRPOConfig, run)
+
+
+def post_train(args, name: str, settings, run) -> None:
+    """Run, and tell for each mode how many problems of the valid split were solved at first and at last."""
+    use_threads(args.threads)
+    changes = {} if args.steps is None else {"steps": args.steps}
+    settings = settings(families=args.family, difficulties=args.difficulty, modes=args.modes, seed=args.seed, **changes)
+    out = args.out or Path("runs") / "-".join([name, *args.family])
+    looks = [r for r in run(find_model(args.model), settings, out, resume=not args.fresh) if "valid_accuracy" in r]
+    for mode in settings.modes:
+        first, *_, last = (r for r in looks if r["mode"] == mode)
+        print(f"{mode}: {first['valid_accuracy']:.0%} of the problems solved before, {last['valid_accuracy']:.0%} now, "
+              f"in {first['valid_length']:.0f} and {last['valid_length']:.0f} tokens")
+    print(f"the model is in {out / 'model'}")
 
 
 def generate(args) -> None:

@@ -10,7 +10,6 @@ import random
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import torch
 
@@ -183,8 +182,3 @@ def lengths(settings: GRPOConfig) -> list[list[int]]:
     """The numbers of the problems of the pool, by the length of their prompts."""
     tokenizer = Tokenizer.load()
     return by_length([question(settings.problem("train", i), tokenizer, settings.modes[0]) for i in range(settings.pool)])
-
-
-def default_out(families) -> Path:
-    """Where a run goes that was not told."""
-    return Path("runs") / f"grpo-{'-'.join(families)}"

@@ -7,7 +7,6 @@ conversations share rows, each read by itself, and the loss counts what the assi
 import math
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import torch
 
@@ -112,8 +111,3 @@ def losses(model, ids, taught, settings: SFTConfig) -> dict:
         ledger = Ledger(Packing.of(x[:, :-1], bos))
         found["mtp_loss"] = cross_entropy(model.mtp_logits(X, x[:, 1:], ledger=ledger), y[some, 1:])
     return found
-
-
-def default_out(families) -> Path:
-    """Where a run goes that was not told."""
-    return Path("runs") / f"sft-{'-'.join(families)}"

@@ -1,0 +1,288 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from minids import Config, Model, grpo
+from minids.chat import MODES
+from minids.checkpoint import load, save
+from minids.data import tasks
+from minids.files import MinidsError
+from minids.grpo import GRPOConfig, advantages, batch_of, batches, learn, objective, policy, reward
+from minids.model.moe import Gate
+from minids.optim import make_optimiser
+from minids.posttrain import LIMITS, digest, question
+from minids.rollouts import rollouts
+from minids.runs import newest, read_log
+from minids.tokenizer import Tokenizer
+
+TINY = Config.nano().replace(
+    dim=32, n_layers=2, compress_ratios=(4, 16, 0), n_heads=2, head_dim=16, rope_head_dim=8, q_lora_rank=16, n_hash_layers=0,
+    o_lora_rank=16, index_head_dim=8, moe_inter_dim=16, n_routed_experts=4, hc_sinkhorn_iters=3, max_seq_len=512)
+SMALL = TINY.replace(vocab_size=24, n_mtp_layers=0, compress_ratios=(4, 16))
+SETTINGS = GRPOConfig(steps=4, problems=2, group=4, pool=40, modes=("non-think", "think-high"), difficulties=(1, 2),
+                      eval_every=4, eval_problems=2, save_every=2, top_p=0.9)
+TOKENIZER = Tokenizer.load()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_replies():
+    """A model that has learned nothing does not stop by itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        for mode, limit in zip(MODES, (6, 8, 10)):
+            patch.setitem(LIMITS, mode, limit)
+        yield
+
+
+def new_model(config, seed=0, size=3):
+    torch.manual_seed(seed)
+    model = Model(config).train()
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim == 2:
+                p.mul_(size)
+    return model
+
+
+# ---- the objective ----
+
+def numbers(seed=0, B=6, R=5):
+    """Log-probabilities of a policy some way from that which sampled, advantages, and answers of several lengths."""
+    g = torch.Generator().manual_seed(seed)
+    old = -3 * torch.rand(B, R, generator=g)
+    logprobs = (old + 0.4 * torch.randn(B, R, generator=g)).requires_grad_()
+    reference = old + 0.4 * torch.randn(B, R, generator=g)
+    mask = torch.arange(R) < torch.tensor([5, 3, 1, 4, 5, 2])[:, None]
+    return logprobs, old, reference, torch.randn(B, generator=g), mask
+
+
+def transcribed(logprobs, old, reference, advantages, mask, clip, beta, bound, unbiased):
+    """V4_SPEC section 7, answer by answer and token by token."""
+    total = 0.0
+    for i in range(len(advantages)):
+        A, tokens = advantages[i].item(), [t for t in range(mask.shape[1]) if mask[i, t]]
+        drift = sum((old[i, t] - logprobs[i, t]).item() for t in tokens) / len(tokens)
+        M = 0 if bound is not None and A < 0 and drift > bound else 1
+        answer = 0.0
+        for t in tokens:
+            ratio, r = torch.exp(logprobs[i, t] - old[i, t]), torch.exp(reference[i, t] - logprobs[i, t])
+            gain = ratio * A
+            if clip is not None:
+                gain = torch.minimum(gain, torch.clamp(ratio, 1 - clip, 1 + clip) * A)
+            answer += gain * M - beta * (ratio if unbiased else 1) * (r - torch.log(r) - 1)
+        total += answer / len(tokens)
+    return -total / len(advantages)
+
+
+@pytest.mark.parametrize("options", [
+    dict(clip=0.2, beta=0.1, bound=0.05, unbiased=True), dict(clip=None, beta=0.1, bound=None, unbiased=True),
+    dict(clip=0.1, beta=0.0, bound=0.0, unbiased=True), dict(clip=0.2, beta=0.5, bound=None, unbiased=False)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_objective_and_its_gradient_are_those_of_plain_loops(seed, options):
+    logprobs, *rest = numbers(seed)
+    loss, _ = objective(logprobs, *rest, **options)
+    slow = transcribed(logprobs, *rest, **options)
+    assert loss.item() == pytest.approx(slow.item(), rel=1e-5)
+    fast_grad, = torch.autograd.grad(loss, logprobs)
+    slow_grad, = torch.autograd.grad(slow, logprobs)
+    assert torch.allclose(fast_grad, slow_grad, atol=1e-6) and (fast_grad[~rest[-1]] == 0).all()
+
+
+def test_objective_worked_by_hand():
+    """Two answers. The good one, A = 1: ratios 2 (clipped to 1.2) and 1, r = 1 and 2. The bad one, A = -1: ratio 1/2, below
+    0.8, and log(pi_old / pi) = log 2 = 0.69."""
+    log = math.log
+    old = torch.tensor([[log(0.25), log(0.25)], [log(0.5), 0.0]])
+    logprobs = torch.tensor([[log(0.5), log(0.25)], [log(0.25), 0.0]])
+    reference = torch.tensor([[log(0.5), log(0.5)], [log(0.25), -9.0]])
+    mask = torch.tensor([[True, True], [True, False]])
+    call = lambda **options: objective(logprobs, old, reference, torch.tensor([1.0, -1.0]), mask, **options)
+    # gains: (1.2 + 1) / 2 = 1.1, and min(-0.5, -0.8) = -0.8; KL: (2 * 0 + (2 - log 2 - 1)) / 2 = 0.15343, and 0
+    loss, stats = call(clip=0.2, beta=0.1, bound=1.0)
+    assert loss.item() == pytest.approx(-(1.1 - 0.1 * 0.153426 - 0.8) / 2, rel=1e-5)
+    assert stats["kl"] == pytest.approx(0.153426 / 2, rel=1e-5)
+    assert (stats["clipped"], stats["masked"]) == (pytest.approx(2 / 3), 0)
+    loss, stats = call(clip=0.2, beta=0.1, bound=0.6)           # 0.69 exceeds it: the bad answer is left out
+    assert loss.item() == pytest.approx(-(1.1 - 0.1 * 0.153426) / 2, rel=1e-5) and stats["masked"] == 0.5
+    loss, _ = call(clip=None, beta=0.0, bound=None)
+    assert loss.item() == pytest.approx(-((2 + 1) / 2 - 0.5) / 2, rel=1e-5)
+
+
+def test_the_mask_drops_bad_answers_that_have_become_unlikely_and_no_others():
+    old = torch.zeros(4, 3) - 1
+    drift = torch.tensor([0.3, 0.3, 0.05, -0.3])                # mean of log(pi_old / pi)
+    wobble = torch.tensor([0.5, 0.0, -0.5])                     # the mean decides, not single tokens
+    logprobs = (old - drift[:, None] + wobble).requires_grad_()
+    A = torch.tensor([1.0, -1.0, -1.0, -1.0])
+    loss, stats = objective(logprobs, old, old, A, torch.ones(4, 3, dtype=torch.bool), clip=None, beta=0.0, bound=0.1)
+    grad, = torch.autograd.grad(loss, logprobs)
+    assert [bool(row.any()) for row in grad] == [True, False, True, True] and stats["masked"] == 0.25
+
+
+def test_kl_estimate_and_its_gradient_are_right_in_the_mean():
+    """Over all tokens of a small vocabulary, weighed by the probability with which they were sampled, the estimate is the KL
+    exactly, and so is its gradient; without the ratio neither is."""
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(7, generator=g).requires_grad_()
+    logp, (old, reference) = logits.log_softmax(0), torch.randn(2, 7, generator=g).log_softmax(1)
+    exact = (logp.exp() * (logp - reference)).sum()
+    wanted, = torch.autograd.grad(exact, logits, retain_graph=True)
+
+    def mean(unbiased):         # each token is an answer of one token
+        one = torch.ones(1, 1, dtype=torch.bool)
+        estimates = [objective(logp[a].view(1, 1), old[a].view(1, 1), reference[a].view(1, 1), torch.zeros(1), one, beta=1.0,
+                               unbiased=unbiased)[0] for a in range(7)]
+        return sum(old[a].exp() * estimates[a] for a in range(7))
+
+    estimate = mean(True)
+    assert estimate.item() == pytest.approx(exact.item(), rel=1e-5)
+    assert torch.allclose(torch.autograd.grad(estimate, logits, retain_graph=True)[0], wanted, atol=1e-6)
+    biased = mean(False)
+    assert abs(biased.item() - exact.item()) > 0.05
+    assert not torch.allclose(torch.autograd.grad(biased, logits)[0], wanted, atol=1e-2)
+
+
+def test_advantages_are_rewards_less_their_groups_mean():
+    rewards = torch.tensor([1.0, 0, 0, 0, 0.5, 0.5, 0.5, 0.5])
+    settings = GRPOConfig(group=4)
+    assert advantages(rewards, settings).tolist() == [0.75, -0.25, -0.25, -0.25, 0, 0, 0, 0]
+    assert torch.equal(advantages(rewards, dataclasses.replace(settings, group_mean=False)), rewards)
+
+
+def test_length_costs_more_where_the_mode_permits_less():
+    settings = GRPOConfig(penalty=0.2)
+    assert reward(True, LIMITS["non-think"], "non-think", settings) == pytest.approx(0.8)
+    assert reward(False, 3, "non-think", settings) < reward(False, 3, "think-high", settings) < 0
+    assert reward(True, 5, "think-max", dataclasses.replace(settings, penalty=0.0)) == 1
+
+
+# ---- replay ----
+
+def unlike(model):
+    """The largest change of a log-probability when gates come to choose other experts; and with the choices replayed."""
+    settings = GRPOConfig(top_p=0.8)
+    r = rollouts(model, [[0, 9, 13, 2]] * 6, 12, 1.0, 0.8, torch.Generator().manual_seed(1), record=True)
+    with torch.no_grad():
+        before = policy(model, r, settings, replay=True)[0]
+        for gate in model.modules():
+            if isinstance(gate, Gate):
+                gate.bias += torch.tensor([0.0, 5.0, 0.0, 5.0])         # the bias picks, it never weighs
+        replayed, free = (policy(model, r, settings, replay)[0] for replay in (True, False))
+        unmasked = policy(model, r, dataclasses.replace(settings, replay_mask=False), replay=True)[0]
+    distance = lambda a: (a - r.logprobs)[r.mask].abs().max().item()
+    return distance(before), distance(replayed), distance(free), distance(unmasked)
+
+
+def test_the_ratio_is_1_on_policy_with_both_replays_and_only_then():
+    before, replayed, free, unmasked = unlike(new_model(SMALL))
+    assert before < 1e-5 and replayed < 1e-5
+    assert free > 1e-3 and unmasked > 0.1
+
+
+def test_entropy_is_that_of_the_distribution():
+    model = new_model(SMALL).eval()
+    r = rollouts(model, [[0, 9, 13, 2]] * 2, 5, 1.0, 0.8, torch.Generator().manual_seed(1), record=True)
+    _, entropy = policy(model, r, GRPOConfig(), replay=True)
+    p = (model(r.ids[:, :-1])[:, 3:].softmax(-1) * r.choices(24)).double()
+    p = p / p.sum(-1, keepdim=True)
+    assert torch.allclose(entropy[r.mask].double(), -torch.xlogy(p, p).sum(-1)[r.mask], atol=1e-4)
+
+
+# ---- learning ----
+
+def test_reward_rises():
+    """One token is to be said: 7. At first each of 24 is about as likely."""
+    model, reference = new_model(SMALL, size=1), new_model(SMALL, size=1)
+    settings = GRPOConfig(steps=16, problems=1, group=32, updates=2, lr=3e-2, beta=0.01, warmup=1)
+    optimiser, shares = make_optimiser(model, settings), []
+    for step in range(settings.steps):
+        r = rollouts(model, [[0, 5, 6]] * 32, 1, generator=torch.Generator().manual_seed(step), record=True)
+        rewards = torch.tensor([float(reply[0] == 7) for reply in r.replies])
+        shares.append(rewards.mean().item())
+        record = learn(model, reference, optimiser, r, advantages(rewards, settings), settings, step)
+    assert sum(shares[:3]) / 3 < 0.3 and sum(shares[-3:]) / 3 > 0.9
+    assert record["kl"] > 1 and record["entropy"] < 1               # it has left the reference, and is sure
+
+
+def test_without_advantages_only_the_kl_pulls():
+    """Equal rewards teach nothing: with the policy at the reference the gradient is 0, and away from it KL falls."""
+    reference, away = new_model(SMALL), new_model(SMALL, seed=1)
+    away.load_state_dict(reference.state_dict())
+    settings = GRPOConfig(steps=12, problems=1, group=64, updates=1, beta=1.0, lr=3e-3, warmup=1)
+    r = rollouts(away, [[0, 5, 6]] * 64, 4, generator=torch.Generator().manual_seed(0), record=True)
+    assert learn(away, reference, make_optimiser(away, settings), r, torch.zeros(64), settings, 0)["grad_norm"] < 1e-3
+    with torch.no_grad():
+        away.head.weight += 0.3 * torch.randn(away.head.weight.shape, generator=torch.Generator().manual_seed(3))
+    optimiser, kls = make_optimiser(away, settings), []
+    for step in range(settings.steps):
+        r = rollouts(away, [[0, 5, 6]] * 64, 4, generator=torch.Generator().manual_seed(step), record=True)
+        kls.append(learn(away, reference, optimiser, r, torch.zeros(64), settings, step)["kl"])
+    assert sum(kls[-3:]) < 0.5 * sum(kls[:3])
+
+
+# ---- a run ----
+
+def test_a_step_takes_prompts_of_one_length_and_an_epoch_each_problem_once():
+    per_epoch = len(batches(SETTINGS, 0))
+    seen = []
+    for step in range(per_epoch):
+        mode, group = batch_of(SETTINGS, step)
+        assert mode == SETTINGS.modes[step % 2] and len(group) <= 2
+        assert len({len(question(SETTINGS.problem("train", i), TOKENIZER, mode)) for i in group}) == 1
+        seen += group
+    assert len(seen) == len(set(seen)) > 0.6 * SETTINGS.pool
+    again = [batch_of(SETTINGS, per_epoch + step)[1] for step in range(per_epoch)]
+    assert again != [batch_of(SETTINGS, step)[1] for step in range(per_epoch)] and len(batches(SETTINGS, 1)) == per_epoch
+    assert {tasks.split_of(SETTINGS.problem("train", i)) for i in seen} == {"train"}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    save(new_model(TINY), path := tmp_path_factory.mktemp("base") / "model", format="fp32", tokenizer=TOKENIZER)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(base, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return out, grpo.grpo(base, SETTINGS, out)
+
+
+def without_time(log):
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in log]
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_run_goes_on_exactly(base, whole, tmp_path):
+    def kill(record):
+        if record["step"] == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        grpo.grpo(base, SETTINGS, tmp_path / "run", on_step=kill)
+    assert newest(tmp_path / "run").name == "step-000002"
+    log = grpo.grpo(base, SETTINGS, tmp_path / "run")
+    assert without_time(log) == without_time(whole[1]) == without_time(read_log(tmp_path / "run"))
+    assert digest(load(newest(tmp_path / "run"))) == digest(load(newest(whole[0]))) != digest(load(base))
+
+
+def test_what_a_run_tells(whole):
+    steps = [r for r in whole[1] if "loss" in r]
+    assert [(r["step"], r["mode"]) for r in steps] == [(1, "non-think"), (2, "think-high"), (3, "non-think"), (4, "think-high")]
+    told = {"reward", "accuracy", "length", "kl", "clipped", "masked", "entropy", "tokens", "seconds"}
+    assert all(told <= set(record) for record in steps)
+    assert all(r["tokens"] == r["length"] * 8 <= 8 * LIMITS[r["mode"]] for r in steps)
+    assert [r["step"] for r in whole[1] if "valid_accuracy" in r] == [0, 0, 4, 4]
+    assert (whole[0] / "model").is_dir()
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"group": 1}, "group: expected at least 2"), ({"temperature": 0.0}, "temperature above 0"),
+    ({"updates": 3}, "3 equal parts"), ({"pool": 4}, "pool: expected at least 8"), ({"families": ("x",)}, "families")])
+def test_bad_settings_are_told(changes, message):
+    with pytest.raises(MinidsError, match=message):
+        GRPOConfig(**changes)

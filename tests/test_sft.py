@@ -1,0 +1,191 @@
+import os
+import signal
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minids import Config, Model
+from minids.chat import MODES, parse_reply
+from minids.checkpoint import load, save
+from minids.data import tasks
+from minids.files import MinidsError
+from minids.optim import make_optimiser
+from minids.posttrain import LIMITS, Settings, descend, digest, examine, question, right, solve
+from minids.runs import newest, read_log
+from minids.sft import SFTConfig, conversation, losses, packed_rows, reasoning, sft
+from minids.tokenizer import Tokenizer
+from minids.train import Interrupted
+
+TINY = Config.nano().replace(
+    dim=32, n_layers=2, compress_ratios=(4, 16, 0), n_heads=2, head_dim=16, rope_head_dim=8, q_lora_rank=16, n_hash_layers=0,
+    o_lora_rank=16, index_head_dim=8, moe_inter_dim=16, n_routed_experts=4, hc_sinkhorn_iters=3, max_seq_len=512)
+SETTINGS = SFTConfig(steps=4, batch=6, seq_len=192, eval_every=2, eval_problems=3, save_every=2,
+                     modes=("non-think", "think-max"), difficulties=(1, 2))
+TOKENIZER = Tokenizer.load()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_replies():
+    """A model that has learned nothing does not stop by itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        for mode, limit in zip(MODES, (6, 8, 10)):
+            patch.setitem(LIMITS, mode, limit)
+        yield
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    torch.manual_seed(0)
+    save(Model(TINY), path := tmp_path_factory.mktemp("base") / "model", format="fp32", tokenizer=TOKENIZER)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(base, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return out, sft(base, SETTINGS, out)
+
+
+def without_time(log):
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in log]
+
+
+@pytest.mark.parametrize("family", tasks.FAMILIES)
+def test_a_conversation_is_the_question_and_a_right_reply(family):
+    settings = SFTConfig(families=(family,), difficulties=(1, 2))
+    lengths = {}
+    for i in range(6):
+        mode, problem = MODES[i % 3], settings.problem("train", i // 3)
+        ids, asked = conversation(settings, "train", i), question(problem, TOKENIZER, mode)
+        assert ids[: len(asked)] == asked and problem.difficulty == 1 + i // 3
+        reply = ids[len(asked):]
+        thoughts, answer = parse_reply(reply, TOKENIZER, mode)
+        assert (thoughts, answer) == (reasoning(problem, mode), problem.answer)
+        assert right(problem, reply, TOKENIZER, mode) and not right(problem, reply[:-1], TOKENIZER, mode)
+        lengths[i] = len(reply)
+    assert lengths[0] < lengths[1] < lengths[2] and lengths[3] < lengths[4] < lengths[5]
+
+
+def test_several_families_and_difficulties_take_turns():
+    settings = Settings(families=("knowledge", "reasoning"), difficulties=(2, 4))
+    found = [settings.problem("train", i) for i in range(5)]
+    assert [(p.family, p.difficulty) for p in found] == [
+        ("knowledge", 2), ("reasoning", 2), ("knowledge", 4), ("reasoning", 4), ("knowledge", 2)]
+
+
+def test_rows_hold_each_conversation_whole_and_once():
+    conversations = [conversation(SETTINGS, "train", i) for i in range(12)]
+    ids, taught = packed_rows(conversations, 192, TOKENIZER)
+    assert ids.shape == taught.shape and ids.shape[1] <= 192 and len(ids) < 12
+    found, replies = [], 0
+    for row, mask in zip(ids.tolist(), taught.tolist()):
+        starts = [i for i, token in enumerate(row) if token == TOKENIZER.bos_id] + [len(row)]
+        for a, b in zip(starts, starts[1:]):
+            text = row[a:b]
+            text = text[: text.index(TOKENIZER.eos_id) + 1]
+            found.append(text)
+            replies += sum(mask[a:b])
+            assert not any(mask[a + len(text):b])        # padding
+    assert sorted(found) == sorted(conversations) and replies == taught.sum()
+
+
+def test_loss_is_that_of_each_conversation_alone():
+    """Packing and masking change nothing: the mean over all reply tokens, each predicted within its conversation."""
+    torch.manual_seed(1)
+    model = Model(TINY).eval()
+    conversations = [conversation(SETTINGS, "train", i) for i in range(8)]
+    with torch.no_grad():
+        found = losses(model, *packed_rows(conversations, 192, TOKENIZER), SETTINGS)["loss"]
+        total, count = 0.0, 0
+        for i, ids in enumerate(conversations):
+            start = len(question(SETTINGS.problem("train", i // 2), TOKENIZER, SETTINGS.modes[i % 2]))
+            logits = model(torch.tensor([ids[:-1]]))[0, start - 1:]
+            total += F.cross_entropy(logits, torch.tensor(ids[start:]), reduction="sum").item()
+            count += len(ids) - start
+    assert found.item() == pytest.approx(total / count, rel=1e-4)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_a_killed_run_goes_on_exactly(base, whole, tmp_path, at):
+    def kill(record):
+        if record["step"] == at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        sft(base, SETTINGS, tmp_path / "run", on_step=kill)
+    log = sft(base, SETTINGS, tmp_path / "run")
+    assert without_time(log) == without_time(whole[1]) == without_time(read_log(tmp_path / "run"))
+    assert digest(load(newest(tmp_path / "run"))) == digest(load(newest(whole[0])))
+
+
+def test_interrupt_saves_and_a_finished_run_is_left_alone(base, whole, tmp_path):
+    def press(record):
+        if record["step"] == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="after step 3 of 4"):
+        sft(base, SETTINGS, tmp_path / "run", on_step=press)
+    assert newest(tmp_path / "run").name == "step-000003"
+    assert without_time(sft(base, SETTINGS, tmp_path / "run")) == without_time(whole[1])
+    assert sft(base, SETTINGS, whole[0], on_step=lambda record: pytest.fail("a step")) == whole[1]
+
+
+def test_what_a_run_leaves(whole):
+    out, log = whole
+    assert sorted(p.name for p in out.iterdir()) == ["log.jsonl", "model", "run.json", "step-000004"]
+    assert [r["step"] for r in log if "loss" in r] == [1, 2, 3, 4]
+    assert [r["step"] for r in log if "valid_loss" in r] == [0, 2, 4]
+    assert [(r["step"], r["mode"]) for r in log if "valid_accuracy" in r] == [(s, m) for s in (0, 2, 4) for m in SETTINGS.modes]
+
+
+def test_another_base_is_told_apart(whole, tmp_path):
+    torch.manual_seed(9)
+    save(Model(TINY), tmp_path / "other", format="fp32", tokenizer=TOKENIZER)
+    with pytest.raises(MinidsError, match="other settings .base"):
+        sft(tmp_path / "other", SETTINGS, whole[0])
+
+
+def test_biases_of_gates_stay(base, whole):
+    a, b = load(base).state_dict(), load(newest(whole[0])).state_dict()
+    assert {n.split(".")[-1] for n in a if ".gate." in n and torch.equal(a[n], b[n])} == {"bias"}
+
+
+def test_a_few_conversations_are_learned_by_heart():
+    torch.manual_seed(0)
+    model = Model(TINY).train()
+    settings = SFTConfig(steps=60, lr=2e-2, difficulties=(1,), modes=("non-think",))
+    optimiser = make_optimiser(model, settings)
+    rows = packed_rows([conversation(settings, "train", i) for i in range(4)], 64, TOKENIZER)
+    for step in range(60):
+        losses(model, *rows, settings)["loss"].backward()
+        descend(model, optimiser, settings, step)
+    problems = [settings.problem("train", i) for i in range(4)]
+    verdicts, lengths = solve(model, TOKENIZER, problems, "non-think")
+    assert verdicts == [True] * 4
+    assert lengths == [len(TOKENIZER.encode(p.answer)) + 1 for p in problems]
+    assert len(examine(model, TOKENIZER, SFTConfig(eval_problems=0))) == 0
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"families": ("cooking",)}, "families: expected some of mathematics"),
+    ({"modes": ()}, "modes"),
+    ({"difficulties": (6,)}, "difficulties"),
+    ({"steps": 0}, "steps"),
+    ({"optimiser": "sgd"}, "optimiser"),
+    ({"batch": 0}, "batch"),
+])
+def test_bad_settings_are_told(changes, message):
+    with pytest.raises(MinidsError, match=message):
+        SFTConfig(**changes)
+
+
+def test_rows_that_are_too_short_are_told(base, tmp_path):
+    with pytest.raises(MinidsError, match="a conversation has .* a row 20"):
+        packed_rows([list(range(30))], 20, TOKENIZER)
+    with pytest.raises(MinidsError, match="at most the model's context of 512"):
+        sft(base, SFTConfig(seq_len=600), tmp_path / "run")
