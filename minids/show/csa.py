@@ -8,25 +8,26 @@ from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 
 
 def overlap(m, n, chosen):
-    """Tokens with their two halves, and the slots that entry `chosen` pools."""
-    figure, axis = plt.subplots(figsize=(10.2, 3.3))
+    """Tokens with their two halves, above and below the entries, and the slots that entry `chosen` pools."""
+    figure, axis = plt.subplots(figsize=(10.2, 3.7))
     for t in range(n * m):
-        for half, y in (("a", 2.0), ("b", 1.3)):
+        for half, y in (("a", 2.6), ("b", 0.0)):
             mine = t // m == (chosen - 1 if half == "a" else chosen)
             axis.add_patch(plt.Rectangle((t + 0.06, y), 0.88, 0.62, edgecolor=BLACK, linewidth=0.6,
                                          facecolor=(ORANGE if half == "a" else SKY) if mine else "#EEEEEE"))
             axis.text(t + 0.5, y + 0.31, half, ha="center", va="center", fontsize=10)
-        axis.text(t + 0.5, 2.85, t, ha="center", va="center", fontsize=9)
-    axis.text(-0.2, 2.85, "token", ha="right", va="center", fontsize=10)
+        axis.text(t + 0.5, 3.45, t, ha="center", va="center", fontsize=9)
+    for text, y in (("token", 3.45), ("a-halves", 2.91), ("entries", 1.61), ("b-halves", 0.31)):
+        axis.text(-0.2, y, text, ha="right", va="center", fontsize=10)
     for i in range(n):
-        axis.add_patch(plt.Rectangle((i * m + 0.1, 0.0), m - 0.2, 0.62, edgecolor=BLACK, linewidth=2.2 if i == chosen else 0.6,
+        axis.add_patch(plt.Rectangle((i * m + 0.1, 1.3), m - 0.2, 0.62, edgecolor=BLACK, linewidth=2.2 if i == chosen else 0.6,
                                      facecolor=GREEN if i == chosen else "white"))
-        axis.text((i + 0.5) * m, 0.31, f"entry {i}", ha="center", va="center", fontsize=10)
-    for first, y, colour in (((chosen - 1) * m, 2.0, ORANGE), (chosen * m, 1.3, SKY)):
-        for t in range(first, first + m):
-            axis.plot([t + 0.5, (chosen + 0.5) * m + 0.35 * (t - chosen * m)], [y, 0.62], color=colour, linewidth=1.5, zorder=0)
+        axis.text((i + 0.5) * m, 1.61, f"entry {i}", ha="center", va="center", fontsize=10)
+    for first, ends, colour in (((chosen - 1) * m, (2.6, 1.92), ORANGE), (chosen * m, (0.62, 1.3), SKY)):
+        for j in range(m):
+            axis.plot([first + j + 0.5, chosen * m + j + 0.5], ends, color=colour, linewidth=1.5, zorder=0)
     axis.set_xlim(-1.6, n * m + 0.2)
-    axis.set_ylim(-0.1, 3.1)
+    axis.set_ylim(-0.1, 3.7)
     axis.axis("off")
     return figure
 

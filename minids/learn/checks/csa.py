@@ -361,7 +361,7 @@ CHECKS = [
             "these are the k latest entries: the scores decide":
                 lambda s, m, k: pick(torch.arange(s.shape[2]).expand_as(s) * 1.0, m, k),
             "these are the k worst: the largest scores win": lambda s, m, k: pick(-s, m, k),
-            "the size of a score decides here, not its sign: a negative score ranks below 0":
+            "the entries are ranked by the absolute value of their scores: a score of -2 ranks below one of 1":
                 lambda s, m, k: pick(s.abs(), m, k),
             "the top k run over the queries: each query (row) has its own k entries (axis 2)": _over_queries,
             "one entry too few is picked": lambda s, m, k: pick(s, m, k - 1),
