@@ -101,6 +101,16 @@ def parser() -> Parser:
     c.set_defaults(run=course_build)
     c = jobs.add_parser("lint", help="check that the notebooks keep the rules")
     c.set_defaults(run=course_lint)
+
+    c = command("real", None, "look into the released weights, on the Hub or in a folder")
+    jobs = c.add_subparsers(title="jobs", metavar="JOB", required=True)
+    for name, run, help in (("info", real_info, "say what a checkpoint holds, without reading a tensor"),
+                            ("fetch", real_fetch, "bring chosen tensors here; what it costs is said first")):
+        c = jobs.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
+        c.add_argument("repo", metavar="REPO", help="OWNER/NAME on the Hub, or a folder")
+        c.add_argument("--revision", metavar="R", help="a branch, a tag or a commit (default: main)")
+        c.set_defaults(run=run)
+    c.add_argument("--tensors", nargs="+", required=True, metavar="PATTERN", help='names or patterns: "layers.*.ffn.gate.*"')
     return p
 
 
@@ -273,3 +283,38 @@ def use_threads(n: int | None) -> None:
     import torch
 
     torch.set_num_threads(n)
+
+
+def real_info(args) -> None:
+    from math import prod
+
+    from minids import cost
+    from minids.header import BITS
+    from minids.hub import RemoteCheckpoint
+
+    remote = RemoteCheckpoint(args.repo, args.revision)
+    config, held, kinds = remote.config, remote.inventory(), {}
+    for dtype, shape in held.values():
+        count, size = kinds.get(dtype, (0, 0))
+        kinds[dtype] = count + 1, size + BITS[dtype] * prod(shape) // 8
+    params = cost.params(config)
+    print(f"{remote.where}: {config.n_layers} layers, {config.n_mtp_layers} MTP, width {config.dim}, "
+          f"{config.n_routed_experts} experts of which {config.n_activated_experts} active")
+    print(f"{params['total']:,} parameters without MTP, {params['active']:,} active per token")
+    print(f"{len(held):,} tensors, {sum(size for _, size in kinds.values()):,} bytes")
+    for dtype, (count, size) in sorted(kinds.items()):
+        print(f"  {dtype:8} {count:8,} tensors {size:18,} bytes")
+    extra = remote.extra()
+    if extra:
+        print(f"{len(extra)} tensors of which this model knows nothing, such as {extra[0]}")
+
+
+def real_fetch(args) -> None:
+    from minids.hub import RemoteCheckpoint
+
+    remote = RemoteCheckpoint(args.repo, args.revision)
+    names = remote.find(*args.tensors)
+    price = remote.price(names)
+    print(f"{remote.where}: {price.tensors:,} tensors in {price.files} files: {price.fetch:,} bytes to fetch, "
+          f"{price.here:,} are here", flush=True)
+    remote.fetch(names, progress=price.fetch > 0)

@@ -1,0 +1,373 @@
+"""Remote reads with the real client, huggingface_hub, from a local Hub that serves the sample checkpoint."""
+
+import json
+import struct
+from functools import cache
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hub_server import COMMIT, TOKEN, LocalHub, cut, everything, grown, longer, other_range, shorter, status
+
+from minids import cost, header, load, ranges
+from minids.checkpoint import INDEX, Checkpoint
+from minids.cli import main
+from minids.files import MinidsError
+from minids.hub import RemoteCheckpoint
+from minids.paths import DATA
+from minids.ranges import Unreachable
+
+constants = pytest.importorskip("huggingface_hub.constants")
+close_session = pytest.importorskip("huggingface_hub.utils").close_session
+SAMPLE = DATA / "v4_sample"
+REPO = "owner/sample"
+WQ = "layers.1.attn.wq_a.weight"
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """The local Hub, an empty cache, no token, and no time lost by waiting."""
+    hub = LocalHub(SAMPLE)
+    monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+    monkeypatch.setenv("HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(ranges, "BACKOFF", 0.001)
+    monkeypatch.setattr(ranges, "HEAD", 4096)      # headers of the sample take one or two requests
+    monkeypatch.setattr(ranges, "GAP", 0)
+    close_session()
+    yield hub
+    hub.close()
+    close_session()
+
+
+@cache
+def model():
+    """The sample, loaded from its folder."""
+    return load(SAMPLE)
+
+
+def equal(a, b):
+    assert a.keys() == b.keys()
+    assert not [name for name in a if a[name].dtype != b[name].dtype or not torch.equal(a[name], b[name])]
+
+
+def entry(name):
+    file = json.loads((SAMPLE / INDEX).read_text())["weight_map"][name]
+    return file, header.read(SAMPLE / file)[name]
+
+
+# ---- what is read ----
+
+@pytest.mark.parametrize("where", ["hub", "folder"])
+def test_every_tensor_is_what_a_local_load_gives(server, where):
+    remote = RemoteCheckpoint(REPO if where == "hub" else SAMPLE)
+    config, state = model().config, model().state_dict()
+    assert remote.config == config and remote.revision == (COMMIT if where == "hub" else None)
+    assert remote.inventory() == cost.inventory(config)
+    equal(remote.read(state), state)
+    stored = remote.raw([WQ, "norm.weight"])
+    with Checkpoint(SAMPLE) as local:
+        names = (WQ, "layers.1.attn.wq_a.scale", "norm.weight")
+        equal({n: t.view(torch.uint8) for n, t in stored.items()}, {n: local.raw(n).view(torch.uint8) for n in names})
+    assert remote.read(WQ, torch.bfloat16)[WQ].dtype == torch.bfloat16
+    assert bool(server.log) == (where == "hub")
+
+
+def test_only_the_bytes_of_the_tensors_are_fetched(server):
+    remote = RemoteCheckpoint(REPO)
+    assert server.sent() == []
+    names = [WQ, "layers.1.attn.attn_sink"]
+    price = remote.price(names)
+    wanted = sorted(entry(n)[1][2:] for n in (*names, "layers.1.attn.wq_a.scale"))
+    assert price == (3, 1, sum(end - start for start, end in wanted), 0)
+    headers = len(server.sent())
+    remote.read(names)
+    asked = sorted((a, b + 1) for _, a, b in server.sent()[headers:])
+    assert sum(b - a for a, b in asked) == price.fetch and asked[0][0] == wanted[0][0] and asked[-1][1] == wanted[-1][1]
+    assert remote.price(names) == (3, 1, 0, price.fetch)
+    assert {file for file, _, _ in server.sent()} == {entry(WQ)[0]}
+
+
+def test_the_inventory_reads_headers_only(server):
+    RemoteCheckpoint(REPO).inventory()
+    for file, first, last in server.sent():
+        end = 8 + int.from_bytes(server.bytes(file)[:8], "little")
+        assert last < max(end, ranges.HEAD) and (first == 0 or last == end - 1)
+    before = len(server.log)
+    RemoteCheckpoint(REPO, COMMIT).inventory()         # all of it is in the cache now, the commit is known
+    assert len(server.log) == before
+
+
+def test_patterns(server):
+    remote = RemoteCheckpoint(REPO)
+    assert remote.find("layers.*.ffn.gate.bias", "layers.2.attn.attn_sink", "layers.2.*sink") == \
+        ["layers.2.ffn.gate.bias", "layers.3.ffn.gate.bias", "layers.2.attn.attn_sink"]
+    with pytest.raises(MinidsError, match=r"no tensor fits 'layer\.\*'"):
+        remote.find("layer.*")
+    with pytest.raises(MinidsError, match="no tensor layers.9.x"):
+        remote.read(["layers.9.x"])
+    with pytest.raises(MinidsError, match="it comes with layers.1.attn.wq_a.weight"):
+        remote.read(["layers.1.attn.wq_a.scale"])
+
+
+def test_small_neighbours_share_a_request(server, monkeypatch):
+    monkeypatch.setattr(ranges, "GAP", 2**17)
+    remote = RemoteCheckpoint(REPO)
+    names = [n for n in remote.names() if n.startswith("layers.0.") and n in remote.find("*")]
+    remote.inventory(names)
+    before = len(server.sent())
+    remote.fetch(names)
+    assert len(server.sent()) == before + 1
+
+
+# ---- the cache ----
+
+def test_a_second_read_needs_no_network(server):
+    first = RemoteCheckpoint(REPO).read([WQ])
+    server.close()
+    close_session()
+    equal(RemoteCheckpoint(REPO, COMMIT).read([WQ]), first)
+    with pytest.warns(UserWarning, match="no luck after .* Going on with commit 0123456789ab"):
+        again = RemoteCheckpoint(REPO)
+    equal(again.read([WQ]), first)
+    with pytest.raises(Unreachable, match="Is there a network"):
+        again.read(["layers.1.attn.wkv.weight"])
+
+
+def test_damage_in_the_cache_is_noticed_and_mended(server, tmp_path):
+    remote = RemoteCheckpoint(REPO)
+    first = remote.read([WQ])
+    path = next((tmp_path / "assets").rglob(WQ))
+    for damaged in (b"\x01" + path.read_bytes()[1:], path.read_bytes()[:-1], b""):
+        path.write_bytes(damaged)
+        if len(damaged) == entry(WQ)[1].end - entry(WQ)[1].start + 32:
+            with pytest.warns(UserWarning, match="is damaged: it is fetched again"):
+                equal(remote.read([WQ]), first)
+        else:
+            equal(remote.read([WQ]), first)
+    for path in [*(tmp_path / "assets").rglob("*.header"), *(tmp_path / "assets").rglob("*.json")]:
+        path.write_bytes(path.read_bytes()[:-40])
+    equal(RemoteCheckpoint(REPO).read([WQ]), first)
+
+
+def test_an_interrupted_fetch_goes_on_where_it_stopped(server, monkeypatch):
+    monkeypatch.setattr(ranges, "PIECE", 1000)
+    remote = RemoteCheckpoint(REPO)
+    remote.inventory([WQ])
+    before = len(server.sent())
+    server.faults = [None] * 5 + [status(403)]                     # the scale, four pieces, then no more
+    with pytest.raises(MinidsError, match="refuses your token"):
+        remote.fetch([WQ])
+    start, end = entry(WQ)[1][2:]
+    came = [a for _, a, b in server.sent()[before:-1] if start <= a and b < end]
+    assert came == [start + 1000 * i for i in range(len(came))] and len(came) >= 4
+    before = len(server.sent())
+    equal(RemoteCheckpoint(REPO).read([WQ]), {WQ: model().state_dict()[WQ]})
+    asked = [a for _, a, b in server.sent()[before:] if start <= a and b < end]
+    assert asked[0] == start + 1000 * len(came)                    # nothing twice
+
+
+def test_a_full_disk_is_told_before_it_is_full(server, monkeypatch):
+    monkeypatch.setattr(ranges.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    remote = RemoteCheckpoint(REPO)
+    with pytest.raises(MinidsError, match="16385 bytes are to come, 0 are free"):
+        remote.read([WQ])
+
+
+# ---- what can go wrong on the way ----
+
+def test_cut_connections_go_on_where_they_were_cut(server):
+    remote = RemoteCheckpoint(REPO)
+    remote.inventory([WQ])
+    server.faults = [None, cut(5000), cut(1), cut(0), cut(700)]     # the scale, then the codes
+    before = len(server.sent())
+    equal(remote.read([WQ]), {WQ: model().state_dict()[WQ]})
+    starts = [a for _, a, b in server.sent()[before:] if b - a > 10]
+    assert [b - a for a, b in zip(starts, starts[1:])] == [5000, 1, 0, 700]
+
+
+@pytest.mark.parametrize("fault", [status(429, Retry_After="0"), status(429, RateLimit='"api";r=0;t=0'), status(429),
+                                   status(503), status(500), shorter, cut(3)])
+def test_what_passes_is_tried_again(server, fault):
+    server.everywhere, server.faults = True, [fault] * 3
+    remote = RemoteCheckpoint(REPO)
+    server.faults = [None, fault, None, fault, fault]
+    equal(remote.read([WQ]), {WQ: model().state_dict()[WQ]})
+
+
+@pytest.mark.parametrize("fault, words", [(status(503), "status 503"), (cut(0), "RemoteProtocolError|ReadError")])
+def test_what_does_not_pass_ends(server, fault, words):
+    server.everywhere, server.faults = True, [fault] * 50
+    with pytest.raises(Unreachable, match=f"no luck after {ranges.ATTEMPTS} attempts .*({words})"):
+        RemoteCheckpoint(REPO)
+    assert len(server.faults) == 50 - ranges.ATTEMPTS
+
+
+def test_a_long_wait_is_not_sat_out(server):
+    server.everywhere, server.faults = True, [status(429, Retry_After="86400")]
+    with pytest.raises(Unreachable, match="It asks to wait 86400 s"):
+        RemoteCheckpoint(REPO)
+
+
+@pytest.mark.parametrize("fault, words", [
+    (status(416), "ends before the bytes that its header promises"),
+    (longer, "more came|RemoteProtocolError"),
+    (other_range, "the answer is about"),
+    (grown, "when its header was read"),
+    (status(206), "the answer is about ''"),
+    (status(404), "has no model-00003"),
+    (status(403), "refuses your token"),
+    (status(410), "expected status 200 or 206, found 410"),
+])
+def test_wrong_answers(server, fault, words):
+    remote = RemoteCheckpoint(REPO)
+    remote.inventory([WQ])
+    server.faults = [fault] * 9
+    with pytest.raises(MinidsError, match=words) as caught:
+        remote.read([WQ])
+    assert len(str(caught.value).splitlines()) == 1
+    server.faults = []
+    equal(remote.read([WQ]), {WQ: model().state_dict()[WQ]})
+
+
+def test_a_server_without_ranges(server):
+    remote = RemoteCheckpoint(REPO)
+    server.faults = [everything(server, entry(WQ)[0])]
+    with pytest.raises(MinidsError, match="does not serve ranges"):
+        remote.read([WQ])
+
+
+@pytest.mark.parametrize("repo, revision, words", [
+    ("owner/other", None, "private, gated or not there .*HF_TOKEN"),
+    (REPO, "v9", "no revision 'v9'"),
+    (REPO, "a b", "is no revision"),
+    (REPO, "../../x\n", "is no revision"),
+    ("sample", None, "neither a folder nor a repository's name"),
+    ("../sample", None, "neither a folder nor a repository's name"),
+    ("a/b/c", None, "neither a folder nor a repository's name"),
+    ("x" * 5000, None, "neither a folder nor a repository's name"),
+])
+def test_wrong_names(server, repo, revision, words):
+    with pytest.raises(MinidsError, match=words):
+        RemoteCheckpoint(repo, revision)
+
+
+def test_tokens(server, monkeypatch):
+    server.private = True
+    with pytest.raises(MinidsError, match="set HF_TOKEN"):
+        RemoteCheckpoint(REPO)
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(MinidsError, match="refuses your token"):
+        RemoteCheckpoint(REPO)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with pytest.raises(MinidsError, match="no repository"):
+        RemoteCheckpoint("owner/other")
+    RemoteCheckpoint(REPO).read([WQ])
+    assert {host for host, *_, authorization in server.log if authorization == f"Bearer {TOKEN}"} == {"127.0.0.1"}
+    assert "localhost" in {host for host, *_ in server.log}       # where the redirect led, without the token
+
+
+def test_offline(server, monkeypatch):
+    monkeypatch.setattr(constants, "is_offline_mode", lambda: True)
+    with pytest.raises(Unreachable, match="HF_HUB_OFFLINE is set"):
+        RemoteCheckpoint(REPO)
+    monkeypatch.setenv("HF_ENDPOINT", "127.0.0.1:80")
+    with pytest.raises(MinidsError, match="HF_ENDPOINT: expected an address"):
+        RemoteCheckpoint(REPO)
+
+
+def test_something_else_than_a_hub(server):
+    server.everywhere = True
+    for headers, words in (({}, "found None"), ({"X-Repo-Commit": "../../../etc"}, r"found '\.\./")):
+        server.faults = [lambda h, s, old, body: LocalHub.send(h, 200, headers, body)]
+        with pytest.raises(MinidsError, match="does not answer as a Hub does.*" + words):
+            RemoteCheckpoint(REPO)
+
+
+# ---- hostile files ----
+
+def test_hostile_indices(server, tmp_path):
+    good = json.loads((SAMPLE / INDEX).read_text())
+    for change, words in (({"embed.weight": "../../x.safetensors"}, "names of .safetensors files in this folder"),
+                          ({"embed.weight": "/etc/passwd"}, "names of .safetensors files"),
+                          ({"../x": "model-00001-of-00007.safetensors"}, "is not a tensor's name"),
+                          ({"model.embed.weight": "model-00001-of-00007.safetensors"}, "both mean embed.weight")):
+        server.files[INDEX] = json.dumps({"weight_map": good["weight_map"] | change}).encode()
+        with pytest.raises(MinidsError, match=words):
+            RemoteCheckpoint(REPO)
+        for path in (tmp_path / "assets").rglob(INDEX):
+            path.unlink()
+    server.files[INDEX] = b'{"weight_map": {"a": "b.safetensors", "a": "c.safetensors"}}'
+    with pytest.raises(MinidsError, match="'a' is said twice"):
+        RemoteCheckpoint(REPO)
+
+
+def test_nothing_is_fetched_for_a_tensor_of_the_wrong_shape(server):
+    file, _ = entry(WQ)
+    data = server.bytes(file)
+    n = int.from_bytes(data[:8], "little")
+    said = json.loads(data[8:8 + n])
+    said[WQ]["shape"] = [64, 256]
+    text = json.dumps(said).encode()
+    server.files[file] = struct.pack("<Q", len(text)) + text + data[8 + n:]
+    remote = RemoteCheckpoint(REPO)
+    with pytest.raises(MinidsError, match=r"wq_a.weight is F8_E4M3 \[64, 256\], expected \[128, 128\]"):
+        remote.read([WQ])
+    assert max(last for _, _, last in server.sent()) < max(8 + len(text), ranges.HEAD)
+
+
+def test_tensors_of_a_later_model_are_named_and_not_read(server):
+    index = json.loads((SAMPLE / INDEX).read_text())
+    index["weight_map"]["mtp.0.draft.weight"] = entry(WQ)[0]
+    server.files[INDEX] = json.dumps(index).encode()
+    remote = RemoteCheckpoint(REPO)
+    assert remote.extra() == ["mtp.0.draft.weight"]
+    with pytest.raises(MinidsError, match="mtp.0.draft.weight is not read: .* may belong to a later model"):
+        remote.read(["mtp.0.draft.weight"])
+    remote.read([WQ])
+    with pytest.raises(MinidsError, match="only in the index"):
+        remote.inventory()
+
+
+def test_a_repository_of_another_kind(server):
+    server.files["config.json"] = b'{"model_type": "llama"}'
+    with pytest.raises(MinidsError, match="deepseek_v4"):
+        RemoteCheckpoint(REPO)
+
+
+def test_one_file_without_an_index(server, tmp_path):
+    from minids import save
+    from minids.checkpoint import SINGLE
+
+    save(model(), tmp_path / "single", format="bf16")
+    for source in (REPO, tmp_path / "single"):
+        server.folder, server.files = tmp_path / "single", {}
+        remote = RemoteCheckpoint(source)
+        assert set(remote.names()) == model().state_dict().keys()
+        assert torch.equal(remote.read("norm.weight")["norm.weight"], model().norm.weight)
+    assert {file for file, *_ in server.sent()} == {SINGLE}
+
+
+# ---- commands ----
+
+def test_info_and_fetch(server, capsys):
+    assert main(["real", "info", REPO]) == 0
+    said = capsys.readouterr().out
+    assert COMMIT[:12] in said and "2,094,381" in said
+    assert main(["real", "fetch", REPO, "--tensors", "layers.*.ffn.gate.*", "norm.weight"]) == 0
+    said = capsys.readouterr().out
+    size = RemoteCheckpoint(REPO).price(RemoteCheckpoint(REPO).find("layers.*.ffn.gate.*", "norm.weight"))
+    assert size.fetch == 0 and f"{size.tensors} tensors" in said
+    assert main(["real", "fetch", REPO, "--tensors", "nothing.*"]) == 2
+    assert "no tensor fits" in capsys.readouterr().err
+    assert main(["real", "info", str(SAMPLE)]) == 0
+
+
+def test_runs():
+    entries = {name: header.Entry("I8", (b - a,), a, b) for name, a, b in
+               (("c", 500, 600), ("a", 0, 100), ("b", 100, 100), ("far", 600 + ranges.GAP + 1, 700 + ranges.GAP + 1))}
+    assert ranges.runs(entries) == [["a", "b", "c"], ["far"]]
+    wide = {"x": header.Entry("I8", (1,), 0, 1), "y": header.Entry("I8", (1,), 1, ranges.PIECE + 1)}
+    assert ranges.runs(wide) == [["x"], ["y"]]
