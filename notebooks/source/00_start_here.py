@@ -33,6 +33,7 @@ from minids.learn.doctor import doctor
 from minids.paths import data
 from minids.show import start, style
 from minids.tokenizer import Tokenizer
+from minids.train import TrainConfig
 
 style.use()
 versions()
@@ -40,16 +41,17 @@ versions()
 # %% [markdown]
 # ## 1. It answers
 # `data/checkpoints/nano` holds a DeepSeek-V4 with all of its mechanisms, in four layers. One core of a server CPU trained it
-# in 24.5 minutes (its [README](../data/checkpoints/nano/README.md)), on a mixture: the King James Bible, Shakespeare and
+# (its [README](../data/checkpoints/nano/README.md) says how long), on a mixture: the King James Bible, Shakespeare and
 # Milton; short scenes and stories of **TinyWorld**, a made-up world where people walk about and carry things, with questions;
 # and small problems that are worked out step by step.
 #
-# It only learned to go on with a text. So we write the beginning, and it writes the rest: in brackets is ours.
+# It only learned to go on with a text. So we write the beginning, and it writes the rest; ours is in brackets. It reads and writes
+# **tokens**, pieces of words (lesson 01).
 #
 # **Predict before you run.** It has 2 million parameters. What will it make of each beginning?
-# 1. *The robot said unto the king,* - a word that is nowhere in its text. (a) random letters, (b) the right tone without
+# 1. *The robot said unto the king,* and no robot is in its text. (a) random letters, (b) the right tone without
 #    much sense, (c) an answer about robots?
-# 2. Jonas was in the mill. Where is Jonas? (a) something else, (b) the right answer?
+# 2. *Jonas was in the mill. Where is Jonas?* (a) something else, (b) the right answer?
 # 3. *What is 62 + 31?* (a) something else, (b) the right form and a wrong sum, (c) the right sum?
 
 # %%
@@ -71,14 +73,15 @@ go_on("Late in the evening Jonas was in the mill.\n\nQuestion: Where is Jonas?\n
 go_on("Question: What is 62 + 31?\nThinking:", 40, 0)
 
 # %% [markdown]
-# The first is (b): the tone is there, the sense is not. The third is (b) as well: it has learned what written addition looks like, digits
-# and carries, and not how to add. Another machine may write another text: the last digits of a sum differ from one
-# CPU to the next.
+# The first is (b): the tone is there, the sense is not. The third has the form of written addition, digits and carries; check its
+# digits yourself before you believe the sum. (Another machine may write another text: the last digits of its numbers differ from
+# one CPU to the next.)
 #
 # The second is right. **Does it understand, then?** One answer is no proof. Ask sixty times, with other people and places; then put
-# a second person into the scene, and ask for one of the two.
+# more people into the scene, each in a place of their own, and ask for one of them. Beside the model stands a simple trick that knows
+# nothing of people: *name any place of the scene*. It is right once in as many times as there are people.
 #
-# **Predict before you run**: how many right in a hundred with one person? With two?
+# **Predict before you run**: how many right in a hundred with one person? With two? With four?
 
 # %%
 def scenes(count, people, asked):
@@ -92,22 +95,23 @@ def scenes(count, people, asked):
     return items
 
 
-kinds = {"one person": (1, 0), "two, asked for the first": (2, 0), "two, asked for the last": (2, 1)}
+kinds = {"one person": (1, 0), "two, asked for the first": (2, 0), "two, asked for the last": (2, 1),
+         "four, asked for the second": (4, 1)}
 right = {name: np.mean(evaluate.answered(model, tokenizer, scenes(60, *kind))) for name, kind in kinds.items()}
 
 # %% tags=["nbval-ignore-output"]
+print("right, word for word         model   the trick")
 for name, share in right.items():
-    print(f"{name:26} {100 * share:3.0f} % right, word for word")
+    print(f"{name:26} {100 * share:5.0f} % {100 / kinds[name][0]:9.0f} %")
 
 # %%
-two = (right["two, asked for the first"] + right["two, asked for the last"]) / 2
-assert right["one person"] > 0.9 and two < 0.75
-print("One person: more than 90 % right. Two people: little better than a coin that chooses among the two places.")
+assert right["one person"] > 0.9 and right["four, asked for the second"] < right["one person"] + 0.05
+print("One person: more than 90 % right. But one person cannot tell the model from the trick; two and four can.")
 
 # %% [markdown]
-# It found the place, among twenty places that it knows: that is a skill, and no table of word pairs has it. But it does not look for *whose* place it is. With one
-# person there is no difference, so the first test could not tell. Keep this in mind when a model impresses you: what would a
-# simpler trick have answered?
+# With one person it finds the place, among twenty places that it knows: that is a skill, and no table of word pairs has it. Whether it looks for *whose* place it
+# is, only the other lines can say. Where the two columns are alike, nothing is shown but the trick; a model that is asked for the *last* person and names the last place
+# has not shown more either. Keep this in mind when a model impresses you: what would a simpler trick have answered?
 #
 # **How much has it learned altogether?** Ask the model to guess each next token of texts that it never saw. There are 2048 tokens, so
 # pure guessing costs $\log_2 2048 = 11$ bits a token. Who has learned needs fewer. As a control, the same network before training.
@@ -135,11 +139,12 @@ for name, (before, after) in bits.items():
 # %%
 story, book = bits.values()
 assert story[1] < 2 and book[1] < 6.5 < 10.5 < min(story[0], book[0])
-print("On a story that the model never saw, training saves more than four fifths of the bits, on a book of the Bible two fifths.")
+print("On a story that the model never saw, training saves more than four fifths of the bits, on a book of the Bible more than two.")
 print("The untrained control saves nothing.")
 
 # %% [markdown]
-# TinyWorld is small enough for two million parameters; English is not. Lesson 12 goes on from here with problems whose answers can be checked.
+# TinyWorld is small enough for two million parameters; English is not. (Ecclesiastes is a book of the Bible, kept out of the training text.) Lesson 12 goes on from here with
+# problems whose answers can be checked.
 #
 # Lesson 10 trains such a model in front of you. The command that made this one is `minids train --preset nano --data mix`.
 #
@@ -161,6 +166,10 @@ print("If a line above begins with PROBLEM, it says what to mend.")
 # DeepSeek released two models on 2026-04-24, with open weights: **Flash** and **Pro**. Their `config.json` files are in
 # `data/v4`. `minids.cost` counts what
 # follows from them. Nothing is downloaded, and nothing is built.
+#
+# Five words first, each in one sentence. An **expert** is a small network, of which a layer has hundreds; for each token a router chooses a few. The **cache** is what
+# the model keeps of the tokens that it has read, its **context**. **FP8** and **FP4** are numbers of eight and of four bits. **MTP** is one more block, which guesses the token after
+# the next. **V3.2** is DeepSeek's model before V4.
 #
 # **Predict before you run.** Pro has 5.5 times the parameters of Flash. After a million tokens of context, how many times
 # the work of Flash does Pro do
@@ -213,10 +222,11 @@ def column(c, by, unit):
 columns = column(nano, 1e6, "M"), column(flash, 1e9, "B"), column(pro, 1e9, "B")
 rows = list(map(list, zip(MEANS, *columns, MEANS.values())))
 start.table(["", "nano", "Flash", "Pro", "what it means"], rows,
-            "Computed from the configurations. Published: V4 report, abstract and section 1. "
-            "V3.2 is DeepSeek's model before V4.")
+            "Computed from the configurations. Published: V4 report, abstract and section 1.")
 
 # %% [markdown]
+# (GFLOP: a billion operations. *FP8 equivalents*: a product of two FP4 numbers counts half, one of two 16-bit numbers twice.)
+#
 # Two notes on the comparison with V3.2. The report does not say how it weighs FP4, FP8 and BF16 operations; `minids.cost`
 # infers weights that come close to all four
 # percentages. And 10.55 % would round to 11, where the report prints 10: it truncates, or it counts a little differently.
@@ -237,19 +247,20 @@ print(f"{100 * counted / cost.params(flash)['total']:.1f} % of all parameters")
 
 # %% [markdown]
 # ### What the context costs
-# A model reads its own past for each new token. V4's claim is that a long past becomes cheap. Two pictures, both axes
-# logarithmic: a step up is a factor.
+# A model reads its own past for each new token. V4's claim is that a long past becomes cheap, since it is read in summaries: compressed sparse attention (**CSA**) makes an entry
+# of every 4 tokens and reads the few that matter; heavily compressed attention (**HCA**) makes one of every 128 and reads all. The last 128 tokens, the **window**, are read as they are.
+# Two pictures, both axes logarithmic: a step up is a factor.
 
 # %%
 style.show(start.context_cost(flash, pro),
-           "Left: operations for one token against tokens of context. Right: bytes of cache. V4-Pro "
-           "and V4-Flash stay below V3.2, and the gap in operations widens with the context; at 1M "
+           "Left: operations for one token against tokens of context: V4-Pro begins level with V3.2, and both "
+           "V4 models fall behind it as the context grows. Right: bytes of cache, below V3.2 at every length. At 1M "
            "the percentages of V3.2 are written beside the lines.")
 
 # %% [markdown]
 # ### Sabotage: take the compression away
-# Let every layer of Flash look at every token: no CSA, no HCA, only a window as long as the context. **Predict**: does
-# compression help at 100 tokens too?
+# Let every layer of Flash look at every token: no CSA, no HCA, only a window as long as the context. **Predict**: how many times the work
+# is that at a million tokens? Does compression help at 100 tokens too?
 
 # %%
 full = flash.replace(compress_ratios=(0,) * len(flash.compress_ratios), window_size=million)
@@ -283,7 +294,7 @@ style.show(start.architecture(),
 # | part | what it does | lesson | report |
 # | --- | --- | --- | --- |
 # | tokens | cut text into pieces with ids | 01 | - |
-# | window, sinks | every layer sees the last 128 tokens exactly | 02 | 2.3.3 |
+# | window, sinks | every layer sees the last 128 tokens exactly; a sink lets a head look at nothing | 02 | 2.3.3 |
 # | HCA | sums up 128 tokens in one entry, reads all entries | 03 | 2.3.2 |
 # | CSA, its indexer | sums up stretches of 4 tokens (each entry also looks at the 4 before), reads the few that matter | 04 | 2.3.1 |
 # | cache | what one token leaves for the next | 05 | 2.3.4, 3.6.1 |
@@ -299,7 +310,7 @@ style.show(start.architecture(),
 # %%
 style.show(start.layers({"Flash": flash, "Pro": pro}),
            "Layers of Flash and Pro in order: CSA and HCA take turns. Flash begins with two window-only "
-           " layers, Pro with two HCA layers. In both, the first three layers choose experts by "
+           "layers, Pro with two HCA layers. In both, the first three layers choose experts by "
            "token id.")
 
 # %% [markdown]
@@ -379,6 +390,8 @@ for name, c in (("Flash", flash), ("Pro", pro), ("nano", nano)):
     print(f"{name:6} {100 * share:5.2f} % of a layer's experts work for one token")
 
 # %% [markdown]
+# Fewer than the 4.7 % and 3.1 % of *all* parameters in section 3: there attention and the head are counted too, which work for every token.
+#
 # **Start again.** Empty one exercise: delete your lines and write `raise NotImplementedError`. The whole notebook: *Restart*
 # in the menu *Kernel*; `git checkout -- notebooks/00_start_here.ipynb` in a terminal brings back the shipped file. Progress:
 # delete `progress.json` in the folder `.minids` of your home (or where `MINIDS_HOME` points).
@@ -398,7 +411,7 @@ start.price_table()
 # ### Exercise 2: mend the bill (debug, 5 minutes)
 # `broken_price` should give dollars for a million tokens of a job that reads `tokens_in` and writes `tokens_out`. It is
 # wrong. Run it, find out why, write it right.
-# By hand: 3000 tokens read at 2.50 and 1000 written at 15.00 dollars.
+# Small enough for paper: 3000 tokens read at 2.50 dollars a million, 1000 written at 15.00 dollars a million.
 
 # %%
 def broken_price(input_usd, output_usd, tokens_in, tokens_out):
@@ -583,7 +596,7 @@ progress()
 # %% [markdown] tags=["solution"]
 # ### Notes for teachers
 # - Section 1 carries the room: let three people shout prompts (a scene of TinyWorld goes best), and run `go_on` with them;
-#   take the vote on one and two people before the cell runs. Say early that the model is
+#   take the vote on one, two and four people before the cell runs. Say early that the model is
 #   158,700 times smaller than Flash.
 # - The common error in exercise 1 is to forget the shared expert; in exercise 3, to give HCA layers index keys. Both are
 #   named by the check.
@@ -595,7 +608,7 @@ progress()
 # ## 11. In the real V4, and what our scale can show
 # The nano model has every mechanism of the real one, and the real one's file format. It has 1/158,700 of Flash's parameters
 # (both without MTP), a vocabulary of 2048 tokens instead of 129,280, and it read
-# 3.7 million tokens, most of them made by a program, where Flash read 32 trillion (report, section 4.2.2).
+# some million tokens (counted below), most of them made by a program, where Flash read 32 trillion (report, section 4.2.2).
 #
 # **At this scale we can show** that the code is right (equal to `transformers`, number by number), what each mechanism
 # computes and costs, and that
@@ -606,6 +619,8 @@ progress()
 # %%
 ratio = cost.params(flash)["total"] / cost.params(nano)["total"]
 print(f"Flash has {ratio:,.0f} times the parameters of nano")
+read = TrainConfig.preset("nano", "mix").tokens           # what the command in section 1 reads
+print(f"... and read {32e12 / read:,.0f} times its tokens: 32 T against {read / 1e6:.1f} M")
 
 # %% [markdown]
 # ## Key points
@@ -644,10 +659,10 @@ print(f"Flash has {ratio:,.0f} times the parameters of nano")
 # best question: each number is in the tables.
 # </details>
 #
-# <details><summary>4. Our model needs 1.4 bits for a token of a story, and 5.8 for one of Ecclesiastes. Has it understood stories?</summary>
+# <details><summary>4. Our model needs few bits for a token of a story, and several times as many for one of Ecclesiastes. Has it understood stories?</summary>
 #
 # It predicts, which is all that bits measure. TinyWorld's sentences follow a few dozen patterns, so most of a sentence is known once it has
-# begun: low bits do not need understanding. The test with two people asked for it, and the model failed. *"No, it only memorised"* does not follow either: the story
+# begun: low bits do not need understanding. The tests with two and four people asked for more than that. *"No, it only memorised"* does not follow either: the story
 # was not in its text. A table of token triples predicts too; lesson 10 compares the two.
 # </details>
 #
