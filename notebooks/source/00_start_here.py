@@ -139,7 +139,7 @@ for name, (before, after) in bits.items():
 # %%
 story, book = bits.values()
 assert story[1] < 2 and book[1] < 6.5 < 10.5 < min(story[0], book[0])
-print("On a story that the model never saw, training saves more than four fifths of the bits, on a book of the Bible more than two.")
+print("On a story that the model never saw, training saves more than four fifths of the bits, on a book of the Bible more than two fifths.")
 print("The untrained control saves nothing.")
 
 # %% [markdown]
