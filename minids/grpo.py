@@ -14,6 +14,7 @@ from functools import cache
 import torch
 
 from minids.checkpoint import load
+from minids.distributed import device
 from minids.files import MinidsError
 from minids.model.ledger import Ledger
 from minids.posttrain import LIMITS, Settings, descend, examine, question, right, run
@@ -61,7 +62,8 @@ def grpo(base, settings: GRPOConfig, out, resume: bool = True, on_step=None) -> 
     KL estimate in nats per token, the share of clipped tokens and of answers left out, the policy's entropy in nats per token;
     and the records of `minids.posttrain.examine` now and then.
     """
-    model, reference, tokenizer = load(base, dtype=torch.float32), load(base, dtype=torch.float32), Tokenizer.load()
+    model, reference = (load(base, device(), torch.float32) for _ in range(2))
+    tokenizer = Tokenizer.load()
 
     def update(optimiser, step):
         mode, numbers = batch_of(settings, step)

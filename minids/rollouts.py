@@ -148,8 +148,13 @@ def nucleus(logits, temperature: float, top_p: float):
         return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, logits.argmax(1, keepdim=True), True)
     if top_p == 1:
         return None
-    p, order = torch.softmax(logits.float() / temperature, dim=-1).sort(dim=-1, descending=True, stable=True)
-    return torch.zeros_like(p, dtype=torch.bool).scatter_(1, order, p.cumsum(-1) - p < top_p)   # what is likelier is less
+    p = torch.softmax(logits.float() / temperature, dim=-1)
+    for k in (min(128, p.shape[1]), p.shape[1]):        # as a rule a few tokens reach it, and to sort them all takes long
+        best = p.topk(k)
+        kept = best.values.cumsum(-1) - best.values < top_p                              # what is likelier is less
+        if not kept[:, -1].any():
+            break
+    return torch.zeros_like(p, dtype=torch.bool).scatter_(1, best.indices, kept)
 
 
 def keep(state, rows) -> None:

@@ -14,6 +14,7 @@ from minids.batches import IGNORED
 from minids.chat import encode_chat, reply_mask
 from minids.checkpoint import load
 from minids.data import tasks
+from minids.distributed import device
 from minids.files import MinidsError
 from minids.model.ledger import Ledger
 from minids.model.packing import Packing
@@ -44,7 +45,7 @@ def sft(base, settings: SFTConfig, out, resume: bool = True, on_step=None) -> li
     Its records: {"step", "loss", "mtp_loss", "tokens", "grad_norm", "lr", "seconds"} each step, losses in nats per token of
     replies; {"step", "valid_loss"} and, for each mode, {"step", "mode", "valid_accuracy", "valid_length"} now and then.
     """
-    model, tokenizer = load(base, dtype=torch.float32), Tokenizer.load()
+    model, tokenizer = load(base, device(), torch.float32), Tokenizer.load()
     longest = model.config.max_seq_len
     if settings.seq_len > longest:
         raise MinidsError(f"seq_len: expected at most the model's context of {longest}, found {settings.seq_len}")
@@ -100,8 +101,8 @@ def packed_rows(conversations, seq_len: int, tokenizer: Tokenizer):
 def losses(model, ids, taught, settings: SFTConfig) -> dict:
     """Of conversations in rows, B x T, the mean losses of the tokens that are `taught`, in nats: the next token's, and with
     MTP the token's after the next, on some of the rows."""
-    device, bos = model.embed.weight.device, model.config.bos_token_id
-    ids, taught = ids.to(device), taught.to(device)
+    bos, place = model.config.bos_token_id, model.embed.weight.device
+    ids, taught = ids.to(place), taught.to(place)
     x, y = ids[:, :-1], ids.masked_fill(~taught, IGNORED)[:, 1:]                          # B T-1
     X = model.features(x, ledger=Ledger(Packing.of(x, bos)))
     found = {"loss": cross_entropy(model.logits(X), y)}

@@ -5,7 +5,7 @@ from minids import Config, Model
 from minids.files import MinidsError
 from minids.generate import generate
 from minids.model.ledger import Ledger
-from minids.rollouts import by_length, keep, log_distribution, packed, rollouts, unpacked
+from minids.rollouts import by_length, keep, log_distribution, nucleus, packed, rollouts, unpacked
 
 TINY = Config.nano().replace(
     dim=32, n_layers=3, compress_ratios=(0, 4, 8, 0), n_heads=2, head_dim=16, rope_head_dim=8, q_lora_rank=16,
@@ -68,6 +68,12 @@ def test_a_mask_leaves_what_top_p_leaves(model):
     assert (p.masked_fill(allowed, 0).amax(-1) <= least + 1e-6)[r.mask].all()
     assert allowed.gather(-1, r.ids[:, r.prompt:, None])[..., 0][r.mask].all()
     assert rollouts(model, PROMPTS, 3, record=True).allowed is None
+
+
+def test_a_flat_distribution_keeps_many_tokens():
+    logits = torch.zeros(2, 500)
+    logits[1, 7] = 20.0
+    assert nucleus(logits, 1.0, 0.901).sum(1).tolist() == [451, 1] and nucleus(logits, 1.0, 0.9)[1, 7]
 
 
 def test_greedy_is_generate(model):
