@@ -1,0 +1,253 @@
+"""Distillation: losses against exact sums, cached states against whole teachers, runs that resume, means of weights."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_generate import TINY as SPEAKER
+from twin import lively
+
+from minids import Config, MinidsError, Model, generate, load, posttrain, save
+from minids import distill as module
+from minids.data import tasks
+from minids.distill import DistillConfig, average, distill, divergence, learn, lessons, losses, token_loss
+from minids.runs import newest, read_log
+from minids.teachers import Teachers, Texts
+from minids.tokenizer import Tokenizer
+
+TINY = Config.nano().replace(
+    dim=16, n_layers=2, compress_ratios=(0, 4, 0), n_heads=2, head_dim=16, rope_head_dim=8, q_lora_rank=16, o_lora_rank=16,
+    index_head_dim=8, moe_inter_dim=16, n_routed_experts=4, hc_sinkhorn_iters=2, max_seq_len=256)
+FAMILIES = ("mathematics", "knowledge")
+SETTINGS = DistillConfig(steps=4, families=FAMILIES, modes=("non-think",), difficulties=(1,), batch=4, eval_problems=0,
+                         save_every=2, warmup=1, seed=3, format="fp32")
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setitem(posttrain.LIMITS, "non-think", 6)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A student and its two teachers, descendants of one base model."""
+    path = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    base = Model(TINY)
+    for i, name in enumerate(("student", *FAMILIES)):
+        torch.manual_seed(i)
+        model = Model(TINY)
+        model.load_state_dict({n: t for n, t in base.state_dict().items() if n.endswith("tid2eid")}, strict=False)
+        torch.nn.init.normal_(model.head.weight, std=0.3)
+        save(model, path / name, format="fp32", tokenizer=Tokenizer.load())
+    return path
+
+
+def teachers(folders):
+    return {family: folders / family for family in FAMILIES}
+
+
+# ---- losses ----
+
+def logits(n, vocab, seed=0):
+    torch.manual_seed(seed)
+    return torch.randn(n, vocab, dtype=torch.float64), 1.5 * torch.randn(n, vocab, dtype=torch.float64)
+
+
+def test_the_whole_vocabulary_is_summed():
+    a, b = logits(3, 7)
+    p, q = a.softmax(-1), b.softmax(-1)
+    for n in range(3):
+        exact = sum(float(p[n, v]) * (float(p[n, v].log()) - float(q[n, v].log())) for v in range(7))
+        assert float(divergence(a, b)[n]) == pytest.approx(exact, rel=1e-12)
+    assert (divergence(a, b) > 0.1).all() and divergence(a, a).abs().max() < 1e-15
+    token = torch.tensor([0, 3, 6])
+    assert torch.equal(losses(a, b, token, "on-policy"), divergence(a, b))
+    assert torch.equal(losses(a, b, token, "off-policy"), divergence(b, a))
+    assert (divergence(a, b) - divergence(b, a)).abs().max() > 0.01
+    torch.testing.assert_close(losses(a, b, token, "sft"), -p[range(3), token].log())
+
+
+def test_one_token_has_the_right_gradient_on_average_and_the_noise_that_is_said():
+    """Over all tokens, each as likely as it is drawn: the mean of the gradients, and their variance."""
+    a, b = logits(1, 6)
+    a.requires_grad_()
+    p = a.detach().softmax(-1)[0]
+    (exact,) = torch.autograd.grad(divergence(a, b).sum(), a)
+    each = torch.stack([torch.autograd.grad(token_loss(a, b, torch.tensor([x])).sum(), a)[0][0] for x in range(6)])
+    torch.testing.assert_close(p @ each, exact[0])
+    variance = sum(p[x] * (each[x] - exact[0]).square().sum() for x in range(6))
+    signal, spread = module.noise(a.detach(), b)
+    torch.testing.assert_close(signal[0], exact.square().sum())
+    torch.testing.assert_close(spread[0], variance)
+
+
+# ---- teachers ----
+
+@pytest.mark.parametrize("lean", [False, True])
+def test_cached_states_and_the_head_are_the_teacher_bit_for_bit(folders, tmp_path, lean):
+    school = Teachers(teachers(folders), tmp_path / "cache" if lean else None)
+    torch.manual_seed(1)
+    prompts = [torch.randint(7, 2048, (n,)).tolist() for n in (3, 9, 5)]
+    texts = Texts.of(prompts, [torch.randint(7, 2048, (n,)).tolist() for n in (6, 2, 1)])
+    for family in FAMILIES:
+        school.read(family, texts)
+    for family in FAMILIES:
+        whole = load(folders / family)
+        with torch.no_grad():
+            direct = whole(texts.ids[:, :-1])
+            expected = whole.logits(whole.features(texts.ids[:, :-1])[texts.reply][None])[0]
+        assert torch.equal(school.logits(family), expected)
+        torch.testing.assert_close(expected, direct[texts.reply], atol=1e-5, rtol=1e-5)
+    assert len(expected) == 6 + 2 + 1
+    with pytest.raises(MinidsError, match="the teacher of knowledge has 2048 tokens, the student 60"):
+        school.check("knowledge", 60)
+
+
+def test_replies_are_what_counts():
+    texts = Texts.of([[5, 6, 7], [8]], [[9, 1], [3, 4, 5, 1]])
+    assert texts.ids.tolist() == [[5, 6, 7, 9, 1], [8, 3, 4, 5, 1]]
+    taught = [[texts.ids[b, t + 1].item() for t in range(4) if texts.reply[b, t]] for b in (0, 1)]
+    assert taught == [[9, 1], [3, 4, 5, 1]]
+
+
+def test_the_student_comes_to_equal_its_teacher(tmp_path):
+    """On the student's own texts, the KL falls below a tenth where student and teacher can be equal."""
+    config = SPEAKER.replace(n_layers=1, compress_ratios=(4, 0), n_hash_layers=0, n_routed_experts=1, n_activated_experts=1,
+                             hc_mult=2, vocab_size=8)
+    teacher, student = lively(config, 1), lively(config, 1)
+    with torch.no_grad():
+        for p in (p for p in student.parameters() if p.ndim == 2):
+            p.add_(0.2 * p.std() * torch.randn_like(p))
+    save(teacher, tmp_path / "teacher", format="fp32")
+    school = Teachers({"mathematics": tmp_path / "teacher"})
+    settings = DistillConfig(families=("mathematics",), mtp_weight=0.0)
+    optimiser, kls = torch.optim.Adam(student.parameters(), lr=5e-3), []
+    for step in range(100):
+        prompts = torch.randint(3, 8, (32, 1)).tolist()
+        texts = Texts.of(prompts, generate(student, prompts, 4, seed=step, stop=()))
+        optimiser.param_groups[0]["lr"] = 5e-3 * (1 - step / 100)
+        kls.append(learn(student.train(), school, {"mathematics": texts}, settings)["kl"])
+        optimiser.step()
+        optimiser.zero_grad()
+    assert kls[0] > 0.1 and sum(kls[-5:]) / 5 < kls[0] / 10, kls
+
+
+def test_domains_count_by_their_weights(folders):
+    """Gradients are linear in the weights, and each family's mean counts, however long its texts are."""
+    school, tokenizer, model = Teachers(teachers(folders)), Tokenizer.load(), load(folders / "student").train()
+    problems = [SETTINGS.problem("train", i) for i in range(6)]
+    texts = lessons(model, school, problems, "non-think", SETTINGS, tokenizer, seed=0)
+    assert {family: {p.family for p in part.problems} for family, part in texts.items()} == {f: {f} for f in FAMILIES}
+
+    def gradient(weights):
+        model.zero_grad()
+        record = learn(model, school, texts, dataclasses.replace(SETTINGS, weights=weights))
+        return model.head.weight.grad.clone(), record
+
+    (first, a), (second, b), (both, c) = (gradient(w) for w in ((1, 0), (0, 1), (3, 1)))
+    torch.testing.assert_close(both, 0.75 * first + 0.25 * second, atol=1e-7, rtol=1e-4)
+    assert c["kl"] == pytest.approx(0.75 * a["kl"] + 0.25 * b["kl"]) and c["kl_knowledge"] == b["kl"]
+
+
+def test_one_token_scatters_more_in_the_parameters_too(folders):
+    school, model = Teachers(teachers(folders)), load(folders / "student").train()
+    problems = [SETTINGS.problem("train", i) for i in range(4)]
+    found = module.gradient_noise(model, school, problems, "non-think", SETTINGS, Tokenizer.load(), draws=4)
+    assert found["token"][1] > found["on-policy"][1] > 0
+    assert all(p.grad is None for p in model.parameters())
+
+
+# ---- runs ----
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def whole(folders, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(posttrain.LIMITS, "non-think", 6)
+        return out, distill(folders / "student", teachers(folders), SETTINGS, out)
+
+
+def timeless(log):
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in log]
+
+
+def test_a_killed_run_goes_on_exactly(folders, tmp_path, whole):
+    def kill(record):
+        if record["step"] == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        distill(folders / "student", teachers(folders), SETTINGS, tmp_path / "run", on_step=kill)
+    log = distill(folders / "student", teachers(folders), SETTINGS, tmp_path / "run")
+    assert timeless(log) == timeless(whole[1]) and [r["step"] for r in log] == [1, 2, 3, 4]
+    a, b = (load(newest(p)).state_dict() for p in (tmp_path / "run", whole[0]))
+    assert all(torch.equal(a[name], b[name]) for name in b)
+    with pytest.raises(MinidsError, match="other settings .teachers.mathematics"):
+        distill(folders / "student", dict.fromkeys(FAMILIES, folders / "knowledge"), SETTINGS, tmp_path / "run")
+
+
+def test_lean_computes_the_same(folders, tmp_path, whole):
+    log = distill(folders / "student", teachers(folders), dataclasses.replace(SETTINGS, lean=True), tmp_path / "run")
+    assert timeless(log) == timeless(whole[1]) and not (tmp_path / "run" / "cache").exists()
+
+
+@pytest.mark.parametrize("method", ["token", "off-policy", "sft"])
+def test_other_methods_learn_from_what_they_should(folders, tmp_path, whole, method):
+    settings = dataclasses.replace(SETTINGS, steps=2, method=method)
+    log = distill(folders / "student", {} if method == "sft" else teachers(folders), settings, tmp_path / "run")
+    assert [r["step"] for r in log] == [1, 2] and ("kl" in log[0]) == ("accuracy" in log[0]) == (method != "sft")
+    if method == "token":       # the same texts and the same KL as with the whole vocabulary, before the first step
+        assert log[0]["kl"] == whole[1][0]["kl"] and log[0]["loss"] != whole[1][0]["loss"]
+        assert log[0]["noise"] > 0 and log[0]["grad_norm"] != whole[1][0]["grad_norm"]
+    if method == "off-policy":
+        assert log[0]["kl"] != whole[1][0]["kl"]
+    if method == "sft":
+        model, problems = load(folders / "student"), [settings.problem("train", i) for i in range(4)]
+        texts = lessons(model, None, problems, "non-think", settings, Tokenizer.load(), 0)
+        expected = 0
+        for part in texts.values():
+            with torch.no_grad():
+                at, y = model(part.ids[:, :-1])[part.reply], part.ids[:, 1:][part.reply]
+            expected += F.cross_entropy(at, y).item() / 2
+            assert all(tasks.verify(p, Tokenizer.load().decode(r[:-1])) for p, r in zip(part.problems, part.replies))
+        assert log[0]["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_average_is_the_mean_of_the_weights(folders, tmp_path):
+    settings = dataclasses.replace(SETTINGS, method="average", eval_problems=1)
+    log = distill(folders / "student", teachers(folders), settings, tmp_path / "run")
+    assert [(r["step"], r["family"]) for r in log] == [(0, f) for f in FAMILIES]
+    assert distill(folders / "student", teachers(folders), settings, tmp_path / "run") == log == read_log(tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["method"] == "average"
+    mean, parts = load(tmp_path / "run" / "model").state_dict(), [load(folders / f).state_dict() for f in FAMILIES]
+    for name, t in mean.items():
+        if name.endswith("tid2eid"):
+            assert torch.equal(t, parts[0][name]) and torch.equal(t, parts[1][name])
+        else:
+            assert torch.equal(t, (parts[0][name] + parts[1][name]) / 2)
+    torch.manual_seed(9)
+    with pytest.raises(MinidsError, match="different layers.0.ffn.gate.tid2eid"):
+        average([Model(TINY), Model(TINY)])
+    with pytest.raises(MinidsError, match="several configurations"):
+        average([Model(TINY), Model(TINY.replace(n_routed_experts=2))])
+
+
+def test_bad_settings_are_told(folders, tmp_path):
+    for changes, message in (({"method": "magic"}, "method: expected on-policy"), ({"weights": (1,)}, "weights: expected one"),
+                             ({"batch": 1}, "a batch of at least 2"), ({"temperature": 0.0}, "a temperature above 0")):
+        with pytest.raises(MinidsError, match=message):
+            dataclasses.replace(SETTINGS, **changes)
+    with pytest.raises(MinidsError, match="teachers: expected one for each of mathematics, knowledge; found mathematics"):
+        distill(folders / "student", {"mathematics": folders / "mathematics"}, SETTINGS, tmp_path / "run")
+    torch.manual_seed(0)
+    save(Model(TINY.replace(vocab_size=3000)), tmp_path / "wide", format="fp32")
+    with pytest.raises(MinidsError, match="the teacher of knowledge has 3000 tokens, the student 2048"):
+        distill(folders / "student", teachers(folders) | {"knowledge": tmp_path / "wide"}, SETTINGS, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
