@@ -46,7 +46,7 @@ def test_the_figures_draw():
     share = [50.0, 5.0]
     for figure in (figures.spectra(dict.fromkeys(figures.LOOKS, s)), figures.circles([[3, 0], [4, 5]], [[1, 0], [0, 1]]),
                    figures.polynomials(), figures.composed(), figures.paths(s), figures.after(3, s), figures.sweep(),
-                   figures.experts(share, share, share), figures.racing({"AdamW": [[3.0] * 9], "Muon": [[2.0] * 9]}),
+                   figures.experts(share, share, share), figures.racing({"AdamW": [3.0] * 9, "Muon": [2.0] * 9}),
                    figures.cost_share([10, 100], {"nano": share}, {"nano": (10, 50.0)})):
         assert figure.axes
         figure.canvas.draw()

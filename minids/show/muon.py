@@ -168,16 +168,14 @@ def experts(share, together, apart):
     return figure
 
 
-def racing(curves: dict[str, list[list[float]]], width: int = 8):
-    """Training losses of several runs of each kind, running means over `width` steps."""
+def racing(curves: dict[str, list[float]], width: int = 8):
+    """Training losses of one run of each kind, running means over `width` steps."""
     figure, ax = plt.subplots(figsize=(7.6, 3.8))
-    for (name, runs), colour in zip(curves.items(), (ORANGE, BLUE)):
-        for i, losses in enumerate(runs):
-            mean = np.convolve(losses, np.ones(width) / width, "valid")
-            ax.plot(range(width, len(losses) + 1), mean, "--" if name == "AdamW" else "-", color=colour, linewidth=1.6,
-                    label=None if i else name)
+    for (name, losses), colour, dash in zip(curves.items(), (ORANGE, BLUE), ("--", "-")):
+        mean = np.convolve(np.asarray(losses), np.ones(width) / width, "valid")
+        ax.plot(range(width, len(losses) + 1), mean, dash, color=colour, linewidth=1.6, label=name)
     ax.set(xlabel="step", ylabel=f"loss (nats per byte, mean of {width} steps)", title="The same batches, two optimisers")
-    ax.legend(title="each line is a seed")
+    ax.legend()
     return figure
 
 

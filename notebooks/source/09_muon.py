@@ -12,8 +12,8 @@
 # - say which of V4's tensors Muon updates and which stay with AdamW, and why experts must not be stacked into one matrix,
 # - run a fair race between two optimisers, and tell what it shows from what it does not.
 #
-# *Time (estimated): 45 minutes to read, predict and run. The four exercises take 5 to 15 minutes each on top; none is needed for the next
-# cell to run. The code itself runs in about a minute, most of it the race in section 8.*
+# *Time (estimated): 45 minutes to read, predict and run. The four exercises take 8 to 15 minutes each on top. None has to be solved for the next
+# cell to run. The code itself runs in less than a minute, most of it the race in section 8.*
 # *Before this: `backward`, matrix products, and what AdamW does (lesson 10 builds it). What a singular value is, this lesson says. Terms are in the
 # [glossary](GLOSSARY.md).*
 
@@ -38,7 +38,7 @@ versions()
 # We take the shipped model, eight pieces of a text it was not trained on, and the gradient of one matrix: `wq_b` of layer 1, which makes queries, 128 x 64 numbers.
 # Any such matrix can be taken apart into 64 *directions*, each with a strength (its *singular value*; more on this below).
 #
-# **Predict before you run:** of the 64 directions, how many does it take to make up 90 % of the gradient (of its squared norm)? And of the update that AdamW makes of it?
+# **Predict before you run:** of the 64 directions, how many does it take to make up 90 % of the gradient (of the sum of its squared entries)? And of the update that AdamW makes of it?
 
 # %%
 folder = paths.data("checkpoints", "nano")
@@ -69,8 +69,8 @@ style.show(muon.spectra(strengths), "The gradient's singular values fall off ste
 
 # %%
 few, some, all_ = (directions(s) for s in strengths.values())
-assert few <= 16 < some < 45 and all_ == 58
-print("90 %: a handful of directions in the gradient, about half of them in AdamW's update, 58 of 64 in Muon's.")
+assert few <= 22 < some < 48 and all_ == 58
+print("90 %: less than a third of the directions in the gradient, about half of them in AdamW's update, 58 of 64 in Muon's.")
 
 # %% [markdown]
 # AdamW looks at each *number* by itself: every entry of its first update is +1 or -1. Yet as a matrix this update is still lopsided: numbers of equal size can conspire to one strong direction.
@@ -88,8 +88,8 @@ for kind, make in (("gradient", lambda g: g), ("its sign", torch.sign)):
           f"from {shares.min():.0%} to {shares.max():.0%}")
 
 # %%
-assert needed["gradient"].median() < 0.45 < needed["its sign"].median() < 0.8
-print("No exception: half of the matrices need fewer than 45 % of their directions; the signs need more, but not 90 %.")
+assert needed["gradient"].median() < 0.3 < needed["its sign"].median() < 0.8
+print("No exception: half of the matrices need fewer than 30 % of their directions; the signs need more, but not 90 %.")
 
 # %% [markdown]
 # ## 1. What the directions are: a circle, an ellipse, a circle
@@ -104,7 +104,7 @@ print("No exception: half of the matrices need fewer than 45 % of their directio
 # By hand: $\sigma_1^2 + \sigma_2^2$ is the sum of all squares, $9 + 16 + 25 = 50$. And $\sigma_1 \sigma_2$ is the determinant, 15. So $\sigma_1^2 = 45$ and $\sigma_2^2 = 5$.
 #
 # **To orthogonalise** means: leave out the stretching. $U V^T$ has the same directions, and all its singular values are 1. For a 2 x 2 matrix with a positive
-# determinant there is a shortcut: add $\begin{pmatrix} d & -c \\ -b & a \end{pmatrix}$ and divide by the length of a row:
+# determinant there is a shortcut: to $\begin{pmatrix} a & b \\ c & d \end{pmatrix}$ add $\begin{pmatrix} d & -c \\ -b & a \end{pmatrix}$, and divide by the length of a row:
 #
 # $$ \begin{pmatrix} 3 + 5 & 0 - 4 \\ 4 - 0 & 5 + 3 \end{pmatrix} = \begin{pmatrix} 8 & -4 \\ 4 & 8 \end{pmatrix}
 #  \;\longrightarrow\; \frac{1}{\sqrt{5}} \begin{pmatrix} 2 & -1 \\ 1 & 2 \end{pmatrix} . $$
@@ -123,7 +123,7 @@ style.show(muon.circles(G2, Q2), "A circle of inputs, the ellipse that G makes o
 # %% [markdown]
 # ### Why should equal be better?
 #
-# How good is an update $O$? To first order the loss falls by the sum of the products of entries, $\langle G, O \rangle$. A larger update gains more, so the question only makes sense with a bound.
+# How good is an update $O$, a step of $-O$? To first order the loss falls by the sum of the products of entries, $\langle G, O \rangle = \sum_{ij} G_{ij} O_{ij}$. A larger update gains more, so the question only makes sense with a bound.
 # **Each optimiser is the best one for its own bound:**
 #
 # | the bound | the best update | who does that |
@@ -231,7 +231,7 @@ for a in (1.5, 1.7, 1.875, 1.9, 2.0, 2.1, 2.3, 2.5):
     print(f"a = {a:5}: worst error {worst[0]:.4f}, then {worst[1]:.5f}   {note}")
 
 # %% [markdown]
-# Neither. Around 2 there is a broad valley, and 2 is the round number in it. Even a polynomial that is flatter *at* 1 ($a = 1.875$) is no better: what counts is the whole range.
+# Neither. Between 1.875 and 2.1 lies a valley, and 2 is the round number in it. Even a polynomial that is flatter *at* 1 ($a = 1.875$) is no better: what counts is the whole range.
 #
 # ### All ten together
 
@@ -273,7 +273,11 @@ spread = [float(muon.apply(normed, HYBRID[:n]).std()) for n in (8, 9, 10)]
 assert spread[0] > 5 * spread[1] > 25 * spread[2]
 assert (muon.apply(normed, HYBRID) - 1).abs().max() < 0.02
 first = next(n for n in range(11) if muon.apply(normed, HYBRID[:n]).min() > 0.5)
-print(f"The weakest direction passes 0.5 in step {first}. The histogram becomes narrow in step 9, the first flat one.")
+assert 3 <= first <= 7
+print("The histogram becomes narrow in step 9, the first flat one.")
+
+# %% tags=["nbval-ignore-output"]
+print(f"The weakest direction starts at {normed.min():.4f} and passes 0.5 in step {first}: each step multiplies it by 3.4.")
 
 # %% [markdown]
 # The same as a figure, each direction a line:
@@ -285,10 +289,10 @@ style.show(muon.paths(normed), "Sixty-four lines, one for each direction: they r
 # %% [markdown]
 # ## 4. The iteration for any matrix
 #
-# $X X^T$ of a tall matrix is large: 128 x 64 gives 128 x 128. So a tall matrix is turned on its side first, and turned back at the end; the singular values are the same. A step costs
+# $X X^T$ of a tall matrix is large: 128 x 64 gives 128 x 128. So a tall matrix is turned on its side (transposed) first, and turned back at the end; the singular values are the same. A step costs
 # $4 r^2 s + 2 r^3$ operations, with $r$ the smaller and $s$ the larger side (a product of $n \times k$ and $k \times m$ takes $2nkm$).
 #
-# **Predict before you run:** Flash's `wq_b` is 32,768 x 1,024. How many times more would the iteration cost, if you forgot to turn it?
+# **Predict before you run:** Flash's `wq_b` is 32,768 x 1,024. How many times as much would the iteration cost, if you forgot to turn it?
 
 # %%
 def operations(rows, columns, steps=10):
@@ -371,7 +375,8 @@ for start in (1e-6, 1e-4, 0.01, 1.0, 1.2, 1.3):
 # Note what is **not** there: no second moment, no epsilon to tune. Muon keeps one number for each weight where AdamW keeps two.
 #
 # ### Exercise 3: three faults
-# *Medium, 10 minutes.* A colleague's step runs, and a model trains with it. It has **three** faults. Two of them leave symptoms in the cell below. Write the repaired version.
+# *Medium, 10 minutes.* A colleague's step runs, and a model trains with it. It has **three** faults. Two of them leave symptoms in the cell below; for the third, compare line by line with the
+# equations. Write the repaired version.
 
 # %%
 def colleagues_step(W, G, M, lr, mu=0.95, decay=0.1):
@@ -502,7 +507,7 @@ style.show(muon.experts(share.tolist(), together, apart),
 
 # %%
 assert change["stacked"] > 0.05 and change["each by itself"] < 1e-6
-assert max(together) / min(together) > 1.3 and max(apart) < 8.01 and within[-1] < 0.5 * within[0]
+assert max(together) > 1.3 * min(together) and max(apart) < 8.01 and within[-1] < 0.5 * within[0]
 print("In the stack, experts disturb each other and none is orthogonal. Each by itself, the others do not change.")
 
 # %% [markdown]
@@ -612,7 +617,10 @@ def race(kind, lr, seed, steps=100):
 # Seven rates for AdamW, six for Muon (without the smallest), three seeds: 39 runs of `race`. That takes several minutes, so it was done once, and their losses are kept in `minids.show.muon`. To run them again:
 #
 #     rates = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
-#     {kind: {lr: [race(kind, lr, seed)[2] for seed in range(3)] for lr in rates} for kind in ("AdamW", "Muon")}
+#     {kind: {lr: [race(kind, lr, seed)[2] for seed in range(3)] for lr in tried}
+#      for kind, tried in (("AdamW", rates), ("Muon", rates[1:]))}
+#
+# **Predict before you run:** the factor 0.18 makes Muon's updates as large as AdamW's. Do both have the same best rate?
 
 # %%
 style.show(muon.sweep(), "Validation loss after 100 steps over the learning rate, both optimisers, with a mark for each seed")
@@ -628,28 +636,25 @@ for kind, rate in best.items():
 # - So an equal RMS does not mean an equal *best* rate. The factor 0.18 makes the rates comparable, and a rate tuned for AdamW safe to start from. It does not spare the search.
 #
 # ### Now live
-# Both at their best rates, two seeds each, 100 steps of 8 x 128 bytes. **Predict before you run:** how many steps does Muon need for the loss that AdamW has after 100?
+# Both at their best rates, 100 steps of 8 x 128 bytes. One seed each is enough here: the figure above has three, and their spread. **Predict before you run:** how many steps does Muon
+# need for the loss that AdamW has after 100?
 
 # %%
-runs = {"AdamW": [race("AdamW", best["AdamW"], seed) for seed in (0, 1)]}
-
-# %%
-runs["Muon"] = [race("Muon", best["Muon"], seed) for seed in (0, 1)]
+runs = {kind: race(kind, best[kind], seed=0) for kind in ("AdamW", "Muon")}
 
 # %% tags=["nbval-ignore-output"]
-curves = {kind: [losses for _, losses, _, _ in results] for kind, results in runs.items()}
-style.show(muon.racing(curves), "Training loss over steps: Muon's lines lie below AdamW's from early on")
-for kind, results in runs.items():
-    print(f"{kind:6} validation loss after 100 steps:", "  ".join(f"{end:.3f}" for _, _, end, _ in results))
-mean = {kind: torch.tensor(lists).mean(0) for kind, lists in curves.items()}        # steps
-goal = mean["AdamW"][-10:].mean()                                                    # the last ten steps
-early = 10 + int((mean["Muon"].unfold(0, 10, 1).mean(-1) <= goal).nonzero()[0])      # the first ten that reach it
+curves = {kind: torch.tensor(losses) for kind, (_, losses, _, _) in runs.items()}   # steps
+style.show(muon.racing(curves), "Training loss over steps: Muon's line lies below AdamW's from early on")
+for kind, (_, _, end, _) in runs.items():
+    print(f"{kind:6} validation loss after 100 steps: {end:.3f}")
+goal = curves["AdamW"][-10:].mean()                                                  # the last ten steps
+early = 10 + int((curves["Muon"].unfold(0, 10, 1).mean(-1) <= goal).nonzero()[0])    # the first ten that reach it
 print(f"Muon reaches AdamW's final training loss after {early} steps")
 
 # %%
-ends = {kind: [end for _, _, end, _ in results] for kind, results in runs.items()}
-assert max(ends["Muon"]) < min(ends["AdamW"]) - 0.05 and early < 80
-print("Muon is ahead with both seeds, by more than the seeds differ; it needs fewer than 80 of the 100 steps.")
+stored = {kind: muon.SWEEP[kind][best[kind]] for kind in runs}
+assert runs["Muon"][2] < runs["AdamW"][2] - 0.05 and max(stored["Muon"]) < min(stored["AdamW"]) - 0.05 and early < 85
+print("Muon is ahead, here and with the three stored seeds, by more than those differ; it needs fewer than 85 of the 100 steps.")
 
 # %% [markdown]
 # ### Are AdamW's updates of the size that was promised?
@@ -663,7 +668,7 @@ def last_update(state, betas=(0.9, 0.95)):
     return m / (v.sqrt() + 1e-20)
 
 
-adamw = runs["AdamW"][0][3]
+adamw = runs["AdamW"][3]
 sizes = torch.tensor([last_update(state).square().mean().sqrt() for state in adamw.state.values()])
 print(f"RMS of AdamW's last update over {len(sizes)} matrices: median {sizes.median():.2f}, "
       f"half of them from {sizes.quantile(0.25):.2f} to {sizes.quantile(0.75):.2f}")
@@ -695,13 +700,13 @@ torch.manual_seed(0)
 print(f"before training: {mean_rank(Model(SMALL)):.2f}")
 
 # %% tags=["nbval-ignore-output"]
-ranks = {kind: [mean_rank(model) for model, *_ in results] for kind, results in runs.items()}
-for kind, values in ranks.items():
-    print(f"{kind:6} after 100 steps:", "  ".join(f"{value:.2f}" for value in values))
+ranks = {kind: mean_rank(model) for kind, (model, *_) in runs.items()}
+for kind, value in ranks.items():
+    print(f"{kind:6} after 100 steps: {value:.2f}")
 
 # %%
-assert min(ranks["Muon"]) > max(ranks["AdamW"]) + 0.04
-print("Muon's matrices use more of their directions than AdamW's, although they moved farther.")
+assert ranks["Muon"] > ranks["AdamW"] + 0.04
+print("Muon's matrices use more of their directions than AdamW's.")
 
 # %% [markdown]
 # Liu et al. (2025) report the same of models with billions of parameters: Muon's weights are spread over more directions. Whether that *causes* the lower loss, neither they nor we have shown.
@@ -709,7 +714,7 @@ print("Muon's matrices use more of their directions than AdamW's, although they 
 # ### Which part does it?
 #
 # The same race with the orthogonalisation replaced, three seeds each (`minids.show.muon` keeps the losses). "Not orthogonalised" divides $\mu M + G$ by its norm and scales it to the same RMS: updates of Muon's
-# size, with the singular values as they were. **Predict before you run:** who loses more at the rate 0.016, five rough steps or no orthogonalisation?
+# size, with the singular values in the proportions that they had. **Predict before you run:** who loses more at the rate 0.016, five rough steps or no orthogonalisation?
 
 # %%
 for name, losses in muon.VARIANTS.items():
@@ -757,7 +762,7 @@ style.show(muon.cost_share(sizes, lines, {name: (batches[name][1], share) for na
            "The share falls in proportion to the tokens in a step: a large part for nano, less than one percent for V4 at its batch sizes")
 
 # %% [markdown]
-# For nano the iteration is a serious part of a step, and time per step counts as well as steps. For V4 it is less than one percent of the operations. Operations are not all: a matrix must be *whole* on one device to be orthogonalised, while AdamW's work can be cut anywhere. The report
+# For nano the iteration adds nearly half of the model's own operations, and time per step counts as well as steps. For V4 it is less than one percent of the operations. Operations are not all: a matrix must be *whole* on one device to be orthogonalised, while AdamW's work can be cut anywhere. The report
 # describes how V4 deals with that: whole matrices are dealt out to devices like packed bags, experts are never split, equal shapes are merged, and the products can run in BF16 (section 3.5.1).
 #
 # **No QK-clip.** With Muon, attention logits can grow without bound; other large models that use Muon clip the query and key weights. V4 has a norm on queries and on keys, which bounds the logits by construction, so it needs no clip (section 2.4).
