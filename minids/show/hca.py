@@ -2,7 +2,7 @@
 
 import matplotlib.pyplot as plt
 import torch
-from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.colors import BoundaryNorm, ListedColormap, PowerNorm
 from matplotlib.patches import Patch
 
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
@@ -136,10 +136,10 @@ def tasks(scores, chance):
 
 
 def weights(fields):
-    """{title: m c}: the weights of a window's tokens (rows) in each channel (columns)."""
+    """{title: m c}: the weights of a window's tokens (rows) in each channel (columns); small ones show, too."""
     figure, axes = plt.subplots(1, len(fields), figsize=(10.2, 3.6), sharey=True)
     for axis, (title, field) in zip(axes, fields.items()):
-        image = axis.imshow(field.numpy(), vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+        image = axis.imshow(field.numpy(), norm=PowerNorm(0.5, 0, 1), aspect="auto", interpolation="nearest")
         axis.set_title(title)
         axis.set_xlabel("channel")
         axis.grid(False)
@@ -155,7 +155,7 @@ def recovery(rows, chance):
     for (name, values), marker, colour in styles:
         axis.plot(values, marker=marker, color=colour, label=name, linewidth=1.2)
     axis.axhline(chance, color=BLACK, linewidth=0.8, linestyle=":")
-    axis.text(len(values) - 0.55, chance, "guessing", fontsize=10, va="center")
+    axis.text(len(values) - 0.55, chance + 0.01, "guessing", fontsize=10, va="bottom")
     axis.set_xlim(-0.5, len(values) + 1.0)
     axis.set_ylim(0, 1.02)
     axis.set_xticks(range(len(values)))
