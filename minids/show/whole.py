@@ -77,7 +77,7 @@ def mtp_alignment(words=("In", "the", "beginning", "God", "created"), t=1):
 
 def faults(rows, columns, values, bounds):
     """A table of numbers: rows are faults, columns are tests. A test sees the faults whose number is above its bound."""
-    texts = [[f"{value:.0e}" for value in line] for line in values]
+    texts = [[f"{value:.2g}" for value in line] for line in values]
     seen = [[value > bound for value, bound in zip(line, bounds)] for line in values]
     return verdicts(rows, columns, texts, seen, figsize=(7.6, 0.46 * len(rows) + 1.3), fontsize=10)
 

@@ -229,6 +229,12 @@ def _narrow(config, counts, ratios):
             "indexers": counts["indexers"] - half(config.index_head_dim)}
 
 
+def _no_hca(config, counts, ratios):
+    """Compressors of CSA layers only."""
+    c, d = config.head_dim, config.dim
+    return {"compressors": counts["compressors"] - sum(2 * c * d + r * c + c for r in ratios if r not in (0, 4))}
+
+
 def _no_index_compressor(config, counts, ratios):
     ci = config.index_head_dim
     return {"indexers": counts["indexers"] - ratios.count(4) * (4 * ci * config.dim + 8 * ci + ci)}
@@ -448,6 +454,8 @@ CHECKS = [
         "whole.count", count, _count_cases,
         mistakes={
             "with overlap, CSA's compressors are twice as wide: wkv and wgate have 2c rows, ape 2c columns": _but(_narrow),
+            "the compressors of HCA layers are missing: every ratio above 0 has one, only the indexer is CSA's alone":
+                _but(_no_hca),
             "the indexer's own compressor is missing (width index_head_dim)": _but(_no_index_compressor),
             "an expert has three matrices: w1, w2 and w3": _but(_two_matrices),
             "the shared expert of each layer is missing": _but(lambda config, counts, ratios: {"shared experts": 0}),
