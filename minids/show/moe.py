@@ -11,7 +11,7 @@ LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
 COLOURS = (VERMILION, BLUE, GREEN, PURPLE, ORANGE, BLACK)
 
 
-def layer(chosen=(1, 4), g=(0.96, 0.54), experts=6):
+def layer(chosen=(1, 4), g=(1.1, 0.4), experts=6):
     """One token through a layer: the router picks two of six routed experts, the shared one always works."""
     figure, axis = canvas(8.8, 3.9)
     xs = [2.0 + 0.95 * e for e in range(experts)]
@@ -169,11 +169,15 @@ def loads_at(runs, step, smooth=10):
 def agreement(maps, steps):
     """Share of choices on which the weights of two steps agree. maps: {name: S S}, steps: the S steps."""
     figure, axes = plt.subplots(1, len(maps), figsize=(8.6, 3.7), sharey=True)
+    half = (steps[1] - steps[0]) / 2
+    sides = steps[0] - half, steps[-1] + half
     for axis, (name, share) in zip(axes, maps.items()):
         image = axis.imshow(100 * share, vmin=0, vmax=100, origin="lower", interpolation="nearest",
-                            extent=(steps[0], steps[-1], steps[0], steps[-1]))
+                            extent=(*sides, *sides))
         axis.set_title(name, fontsize=11)
         axis.set_xlabel("weights of step")
+        axis.set_xticks(steps[::2])
+        axis.set_yticks(steps[::2])
         axis.grid(False)
     axes[0].set_ylabel("weights of step")
     figure.colorbar(image, ax=axes, label="the same expert (%)")
@@ -203,7 +207,7 @@ def losses(changes, unit="change of the loss (nats per token)"):
     bars = axis.barh(list(changes), list(changes.values()), color=BLUE)
     axis.bar_label(bars, [f"{value:+.4f}" if abs(value) < 0.1 else f"{value:+.2f}" for value in changes.values()], padding=4)
     axis.set_xscale("symlog", linthresh=1e-3)
-    axis.set_xlim(-1e-3, 20)
+    axis.set_xlim(min(-1e-3, 2 * min(changes.values())), 20)
     axis.set_xticks([0, 0.001, 0.01, 0.1, 1, 10], ["0", "0.001", "0.01", "0.1", "1", "10"])
     axis.invert_yaxis()
     axis.axvline(0, color=BLACK, linewidth=0.8)
