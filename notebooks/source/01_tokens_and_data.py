@@ -41,8 +41,9 @@ versions()
 # %% [markdown]
 # ## One user, one message, two speakers
 #
-# A chat model reads a conversation as one row of tokens. *Special tokens* mark who speaks: `<|User|>`, `<|Assistant|>`, and one that ends a reply. (The real ones have
-# full-width bars and a low line that keyboards lack; we print them in ASCII.) Here is one message that a user **typed**. It contains the names of such tokens.
+# A chat model reads a conversation as one row of tokens. *Special tokens* mark who speaks: `<|User|>`, `<|Assistant|>`, one that ends a reply, and `</think>`, behind which the
+# answer begins. (The real ones have full-width bars and a low line that keyboards lack; we print them in ASCII.) Here is one message that a user **typed**. It contains the
+# names of such tokens.
 #
 # **Predict before you run:** a careless program glues the prompt together as text and encodes all of it. How many turns does the model see?
 
@@ -62,7 +63,7 @@ tokens.ribbon(careless, tokenizer, tokens.roles(careless, tokenizer))
 # Two turns of each. The model now "remembers" that it gave the password away, and goes on from there: the user has put words into its mouth. This is an
 # *injection*. It does not take an exotic program: Hugging Face tokenizers read special names inside text unless told otherwise (`split_special_tokens`).
 #
-# The careful program gives the same letters, as letters:
+# The careful program gives the same letters, as letters. (`<EF>`, `<BD>`, `<9C>`: the three bytes of a full-width bar, in hexadecimal.)
 
 # %%
 tokens.ribbon(careful, tokenizer, tokens.roles(careful, tokenizer))
@@ -84,7 +85,7 @@ for name, letter in letters.items():
 # %% [markdown]
 # But bytes make long rows, and a model pays for each position. So frequent runs of bytes get ids of their own. **Byte-pair encoding** (BPE) finds them:
 #
-# 1. Cut the text into *pieces*: a word with the space before it, a single digit, a run of signs, white space. Merges never cross a border.
+# 1. Cut the text into *pieces*: a word, a single digit or a run of signs, each with the space before it; and other white space. Merges never cross a border.
 # 2. Count all pairs of neighbours inside the pieces. Give the most frequent pair a new id, and replace it everywhere.
 # 3. Go on until the vocabulary is as large as you want it.
 #
@@ -98,7 +99,8 @@ for name, letter in letters.items():
 # | 2 | `s` + `at` | 2 | ... | ? |
 # | 3 | ? | ? | ... | ? |
 #
-# At step 2 there is a tie: `_` + `s` occurs twice as well. Our rule: **of equals the smallest pair of ids**, so that the result does not depend on the order of the text.
+# At step 2 there is a tie: `_` + `s` occurs twice as well. Our rule: **of equals the smallest pair of ids**, so that the result does not depend on the order of the text. (In this
+# tokenizer printable characters have the first ids and the space a late one: `s` is 89, the space 227. So `s` + `at` is the smaller pair.)
 #
 # **Predict before you run:** which pair is merged third, and how many tokens remain? First you need two functions.
 #
@@ -217,7 +219,8 @@ print(f"{len(shipped):,} shipped merges: the same ids as minids' tokenizer, and 
 
 # %% [markdown]
 # ### Sabotage: take the longest token instead
-# "At each place take the longest token that fits" sounds equivalent, even better. **Predict before you run:** on how many words does it differ from BPE?
+# "At each place take the longest token that fits" sounds equivalent, even better. We cut all pieces of a held-out book both ways. **Predict before you run:** what share of the different
+# pieces is cut differently?
 
 # %%
 spelling = {tokenizer.to_bytes([i]): i for i in range(7, tokenizer.vocab_size)}
@@ -240,10 +243,12 @@ print(f"{len(apart)} of {len(words)} different pieces of {book.name} are cut dif
 for word in apart[:3]:
     print("   BPE", [tokens.label(tokenizer, i) for i in tokenizer.encode(word)],
           "  longest", [tokens.label(tokenizer, i) for i in longest_first(word)])
+single = [word for word in words if len(tokenizer.encode(word)) == 1]
+print(f"control: of {len(single)} pieces that are one token to BPE, {len(set(single) & set(apart))} are cut differently")
 
 # %% [markdown]
-# Both spell the same text, so nothing crashes and `decode` finds nothing. But a model trained on one of them meets unfamiliar cuts in the other: a silent loss of quality.
-# (The control: whatever BPE gives one token, the longest match gives as one token, too.) This is why a tokenizer travels *with* the weights, and is tested id by id.
+# One piece in five. Both ways spell the same text, so nothing crashes and `decode` sees nothing wrong. But a model trained on one of them meets unfamiliar cuts in the other: a silent loss of quality.
+# This is why a tokenizer travels *with* the weights, and is tested id by id.
 #
 # ### Play: more and more merges
 # The slider takes the first merges of the shipped tokenizer only. **Question:** which text do merges help least, which second least, and why? (Put a text of your own into `samples`.)
@@ -281,13 +286,14 @@ style.show(draw("sum", len(shipped)),
            "The sum cut by all our merges, each digit by itself, and by V4's tokenizer, up to three digits in a token")
 
 # %% [markdown]
-# Keyboard noise: merges are learned from what is frequent, and `zzkxq` is not. Then the sum, for another reason: the pieces keep digits apart. The story is cut to a quarter of
-# its bytes. (On the sum ours needs fewer tokens than V4's, which never joins a space with a digit.)
+# Keyboard noise: merges are learned from what is frequent, and `zzkxq` is not. Then the sum, closely followed by the code, for another reason: digits and signs are pieces of their own, and nothing
+# joins across a border. The story needs a quarter as many tokens as it has bytes. (On the sum ours needs fewer tokens than V4's, which never joins a space with a digit.)
 #
 # ## 3. What a vocabulary buys, and what it costs
 #
-# The corpus of this course is a *mixture* of five kinds of documents, which section 5 opens: real English (`text`), and made-up `scenes`, `stories`, `portraits` and `problems`.
-# We train five tokenizers on it and encode held-out documents with each. **Predict before you run:** doubling the vocabulary from 2,048 to 4,096 shortens rows by how much?
+# The corpus of this course is a *mixture* of five kinds of documents, which section 5 opens: real English (`text`), and made-up `scenes`, `stories`, `portraits` and `problems`, most of them
+# about **TinyWorld**, a small simulated world of people, places and things. We train five tokenizers on it and encode *held-out* documents (which no training sees) with each.
+# **Predict before you run:** doubling the vocabulary from 2,048 to 4,096 makes a token longer by how much?
 
 # %%
 documents = list(islice(mixture.documents("train"), 2000))      # (kind, text)
@@ -307,18 +313,22 @@ style.show(tokens.compression(ratios, tokenizer.vocab_size),
            "token, for real English they go on growing")
 
 # %% [markdown]
-# For the made-up kinds hardly at all: TinyWorld has a few hundred words, and each has its token by then. Real English goes on growing, by less and less.
+# For the made-up kinds hardly at all: TinyWorld has a few hundred words, and each has its token by then. For real English by a sixth: each doubling brings about the same, so each new id brings
+# ever less.
 #
-# The price: each id has a row in the embedding and a row in the head (lesson 08), whether it is used or not.
+# The price: each id has a row in the embedding (the table of input vectors) and a row in the head (the last matrix, lesson 08), whether it is used or not.
 
 # %%
 nano, flash = minids.Config.nano(), minids.Config.flash()
 for name, config in (("nano, 2,048 ids", nano), ("nano, V4's ids", nano.replace(vocab_size=129280)), ("V4-Flash", flash)):
     rows, total = 2 * config.vocab_size * config.dim, cost.params(config)["total"]
     print(f"{name:16} embedding and head: {rows:13,} of {total:15,} parameters = {100 * rows / total:4.1f} %")
+used = {i for several in held.values() for ids in real_v4.encode_all(several) for i in ids}
+print(f"our 400 held-out documents use {len(used):,} of V4's {real_v4.vocab_size:,} ids")
 
 # %% [markdown]
-# With V4's vocabulary our nano model would be little more than a dictionary, and most rows would never meet a token to learn from. In Flash the same table is a rounding error.
+# With V4's vocabulary our nano model would be little more than a dictionary, and most rows would never meet a token to learn from. In Flash the two tables are 0.4 % of
+# the whole.
 #
 # ### Ours and V4's on the same texts
 # `load_v4()` opens the tokenizer of the released model: 129,280 ids. **Predict before you run:** on which of these does ours come closest? Which is worst?
@@ -346,7 +356,7 @@ style.show(tokens.versus(table), "Bytes per token: close together on TinyWorld; 
 
 # %% [markdown]
 # On TinyWorld ours is nearly as good: it was made for it. Chinese costs us one token **per byte**, three for each character. Who writes in a language that the tokenizer's corpus lacks pays more, in money
-# and in context. This is decided before any training, in large models too.
+# and in context. This is decided before any training, in large models too (Petrov and others, see the links).
 #
 # ### Digits
 # **Predict before you run:** into which tokens does V4's tokenizer cut 1234, and 12345?
@@ -357,12 +367,14 @@ for number in ("123", "1234", "12345", "1234567"):
     print(f"{number:8} ours {' '.join(ours):14} V4 {' '.join(theirs)}")
 
 # %% [markdown]
-# V4 takes up to three digits, from the **left**: 123|4 and 123|45. Rows get shorter, but the 4 is once a unit and once a part of 45, and adding two numbers of different length means to line up digits inside of
-# tokens. One digit per token makes columns line up: kinder to a small model that must learn to carry. We chose that.
+# V4 takes up to three digits, from the **left**: 123|4 and 123|45. Rows get shorter, but the 4 stands alone in one number and inside 45 in the other, and whoever adds two numbers of different length has to
+# line up digits inside tokens. One digit per token makes columns line up: kinder to a small model that must learn to carry. We chose that. (Singh and Strouse, see the links, measured in large models what
+# the direction of the cut does to sums.)
 #
 # ## 4. What a loss is measured in
 #
-# A model's loss is its surprise per **token**, in nats. Tokens of different tokenizers are of different length. The unit that no tokenizer can change is the byte:
+# A model's loss is its mean surprise per **token**: $-\ln$ of the probability that it gave to the token that came, in *nats*. (With $\log_2$ the unit is the bit; 1 nat is $1 / \ln 2 = 1.44$ bits.)
+# Tokens of different tokenizers are of different length. The unit that no tokenizer can change is the byte:
 #
 # $$ \text{bits per byte} = \frac{\sum_i \mathrm{nats}_i}{\ln 2 \cdot \text{bytes}} $$
 #
@@ -402,8 +414,8 @@ for name, t in (("bytes", bytes_only), ("our tokens", tokenizer), ("V4's tokens"
 #
 # ## 5. The corpus: a world whose truth we know
 #
-# V4 learned from more than 32 trillion tokens: web pages, mathematics, code, long documents (report, 4.1). Ours must fit into a repository, teach a model of a few million parameters something in
-# an hour, and let us *check* what it learned. So it is mostly made by programs:
+# V4 learned from 32 trillion tokens and more: web pages, mathematics, code, long documents (report, 4.1). Our corpus must fit into a repository, teach a model of a few million parameters something
+# within hours, and let us *check* what it learned. So it is mostly made by programs:
 #
 # | kind | what | teaches |
 # | --- | --- | --- |
@@ -437,7 +449,7 @@ style.show(tokens.shares(found, lengths),
 print(next(words for words in held["scenes"] if words.count("Question") == 3))
 
 # %% [markdown]
-# A small simulation tells the story, so a program knows the truth. In a longer story, each question knows how far back the needed sentence is:
+# A small simulation tells the story, so a program knows the truth. A longer story can be asked about near and far: for each question the program knows how far back the needed sentence is.
 
 # %%
 told = world.story(random.Random(8), 110)
@@ -447,7 +459,7 @@ for q in (asked[0], asked[len(asked) // 2], asked[-1]):
     print(f"{q.back:4} characters back: {q.text}  ->  {q.answer}")
 
 # %% [markdown]
-# And for a test of memory the distance can be set: a fact is said once, then some words of story follow, then the question.
+# And for a test of memory the distance can be set: a fact is said once, among two of the same kind about others; then some words of story follow, then the question.
 
 # %%
 for between in (0, 50, 200, 1000):
@@ -474,13 +486,13 @@ style.show(tokens.zipf(spread), "Real English falls along a line over almost fou
            "of equally frequent words and then ends")
 
 # %% [markdown]
-# No. TinyWorld's names and things are drawn evenly: a shoulder, then a cliff. Almost no word is seen only once. That makes it learnable in minutes, and it is a limit: what our models show about **rare** words says little
-# about V4. The report puts weight on exactly that tail, "long-tail knowledge across different cultures" (4.1).
+# No. TinyWorld's names and things are drawn evenly: a shoulder, then a cliff. Almost no word is seen only once. That makes it learnable for a small model, and it is a limit: what our models show about **rare** words
+# says little about V4. The report puts weight on exactly that tail, "long-tail knowledge across different cultures" (4.1).
 #
 # ## 6. How far counting gets
 #
-# Before any network: models that count. A *unigram* knows how frequent each token is, a *bigram* the token before, a *trigram* the two before. (`minids.ngram`; smoothed after Kneser and Ney, since most
-# combinations were never seen.) We fit them to the training documents and measure each kind of held-out text.
+# Before any network: models that count. A *unigram* knows how frequent each token is; a *bigram* predicts from the token before, a *trigram* from the two before. (`minids.ngram`; smoothed after Kneser
+# and Ney, which gives combinations that were never seen a little probability, too.) We fit them to the training documents and measure each kind of held-out text.
 
 # %%
 V = tokenizer.vocab_size
@@ -517,7 +529,8 @@ while len(ids) < 60 and ids[-1] != tokenizer.eos_id:
 print(tokens.plain(tokenizer.decode(ids[1:])))
 
 # %% [markdown]
-# Fluent nonsense. Now ask it questions. An answer counts when the likeliest continuation is the right one, word for word. **Predict before you run:** how many of 60 does it get?
+# Fluent nonsense. Now ask it questions: an *exam* of 60, each about a new story of some 120 words, and 30 of *recall*, where the fact stands right above the question. An answer counts when the likeliest
+# next token, again and again, spells the right one, word for word. **Predict before you run:** how many of the 60 does it get?
 
 # %%
 exam = evaluate.exam(60, words=120)
@@ -528,7 +541,7 @@ for name, items in (("exam", exam), ("recall", near)):
     print(f"{name:7} {sum(verdicts):2} of {len(items)} right, 95 % interval {100 * max(low, 0):.0f} to {100 * high:.0f} %")
 
 # %% [markdown]
-# As good as none, even where the fact stands right above the question. Where does its surprise go? Here is one answer, token by token:
+# As good as none, even where the fact stands right above the question. Where does its surprise go? Here is the right answer to one question, token by token:
 
 # %%
 item = near[1]
@@ -540,17 +553,21 @@ style.show(tokens.surprise(labels, bits, "What the trigram pays for the right an
            "The words of the phrase are cheap; the name and above all the secret word itself are expensive")
 
 # %% [markdown]
-# The frame of the sentence is almost free. The name and the secret word cost nearly all: two tokens of context cannot know them, although the text above says both. The average loss hides this, since these are few
-# tokens. **A good loss and no right answer go together.**
+# The frame of the sentence is cheap. The name and the first token of the secret word cost most of the bits: two tokens of context cannot know them, although the text above says both. The average loss hides this,
+# since these are few tokens. **A good loss and no right answer go together.**
 #
-# Would more context help a counting model? To reach a fact n tokens back it needs counts for all contexts of n tokens:
+# Would more context help a counting model? To reach a fact n tokens back it needs counts for contexts of n tokens. How many of those in the stream stand at a second place as well?
 
 # %%
 for n in (2, 5, 30, 300):
-    print(f"{n:4} tokens of context: 10^{n * math.log10(V):.0f} possible ones, {len(stream):,} places in the stream above")
+    places = Counter(hash(stream[i : i + n].tobytes()) for i in range(len(stream) - n))
+    again = sum(count for count in places.values() if count > 1) / places.total()
+    print(f"{n:4} tokens of context: 10^{n * math.log10(V):.0f} possible ones; {100 * again:3.0f} % of the {len(stream):,} "
+          "places have one that stands elsewhere, too")
 
 # %% [markdown]
-# Almost none is ever seen twice. What is needed is not a longer table but another operation: **find** the place that matches, **copy** what stands there. As a program, for secret words:
+# Thirty tokens, a few sentences, and hardly anything comes a second time: there is nothing to count. What is needed is not a longer table but another operation: **find** the place that matches, **copy** what stands there.
+# As a program, for secret words:
 
 # %%
 def look_up(item):
@@ -585,6 +602,7 @@ def packed_mask(first):
     """first: T booleans, true at the first token of each document -> (mask, position).
 
     mask: T T booleans, mask[t, s] says that query t sees key s. position: T, int64, counted within the document.
+    A row may begin inside a document (first[0] is false): there positions count from the row's start.
     """
     ### BEGIN SOLUTION
     document = first.cumsum(0)                                  # T: 1 1 2 2 2
@@ -621,15 +639,16 @@ style.show(tokens.windows([6, 3, 7], 4), "Cut from the row there are four window
            "each document there are two, none of them mixed")
 
 # %% [markdown]
-# Two. The tails (two tokens, three tokens, three tokens) give no entry; queries still see them one by one, in the sliding window.
+# Two. The tails (two tokens, three tokens, three tokens) give no entry; queries still see them one by one, in the sliding window of the last tokens (lesson 02).
 #
 # ### A packed row equals each document alone
-# The proof is the whole model: V4's attention of all kinds, in a small configuration with lively random weights. Three real documents, packed and alone.
+# The proof is the whole model: V4's attention of all kinds, in a small configuration, with *lively* random weights: nothing is left at the 0 or 1 of a fresh model, which could hide a fault. Three stories, packed and
+# alone. (A `Ledger` carries what a pass must know beside the tokens: here where documents begin.)
 
 # %%
 torch.manual_seed(0)
 model = minids.Model(minids.Config.nano().replace(vocab_size=V)).eval().requires_grad_(False)
-for name, t in model.state_dict().items():      # lively: no norm is 1, no sink 0
+for name, t in model.state_dict().items():      # what a fresh model has at 0 or 1
     if name.endswith(("norm.weight", "ape", "sink", "base", "scale")):
         t.add_(0.3 * torch.randn(t.shape))
 long = [words for words in held["stories"] if len(words) > 1000]
@@ -689,7 +708,8 @@ for name, several in (("a copy in the row", [a, b, a]), ("other documents", [c, 
 #
 # ## 8. Special tokens and conversations
 #
-# Back to the first cell. `tokenizer.encode(text)` uses the merges only. Special tokens are **not made by merges**: no sequence of bytes leads to them. The only way to get one is to ask for its *id*, which a program does and a user cannot.
+# Back to the first cell. `tokenizer.encode(text)` uses the merges only. Special tokens are **not made by merges**: no sequence of bytes leads to them. The only way to get one is to ask for its *id*, which a program
+# does and a user cannot. (The careless program said `special=True`: turn names inside the text into ids. On a user's text, that opens the door.)
 
 # %%
 for name in (USER, EOS, END_THINK):
@@ -709,7 +729,7 @@ print("no held-out document holds a special id")
 # | think-high | <code>&lt;&#124;Assistant&#124;&gt;&lt;think&gt;</code> | thoughts `</think>` answer |
 # | think-max | the same, with the instruction in front | the same, longer |
 #
-# A conversation with two turns, each with thoughts. Bold with a bar: the tokens that the assistant wrote, which fine-tuning trains on (lesson 12). All others are given.
+# A conversation with two turns, each with thoughts, encoded in each mode. In the ribbon, bold with a bar: the tokens that the assistant wrote, which fine-tuning trains on (lesson 12). All others are given.
 
 # %%
 messages = [{"role": "user", "content": "2 + 2?"},
@@ -738,8 +758,8 @@ assert ids[0] == 0 and ids[1] == 128803 and ids[-2:] == [128804, 128821]
 
 # %% [markdown]
 # ### Exercise 6: find the faults
-# *Medium, 10 minutes.* A colleague wrote this mask. The model that was fine-tuned with it does not know when to stop, and it learned to write `<|Assistant|>` and the opening itself, which is never its turn. There are **three** faults. Find them, then write the
-# repaired version. `hint("tokens.reply_mask")` helps.
+# *Medium, 10 minutes.* A colleague wrote this mask. A model that is fine-tuned with it never learns when to stop, and learns to write `<|Assistant|>` and the opening behind it, which are the prompt's to write. There are
+# **three** faults. Find them, then write the repaired version. `hint("tokens.reply_mask")` helps.
 
 # %%
 def colleagues_mask(ids, eos, assistant):
@@ -795,8 +815,9 @@ for reply in (f"Twice 3.{END_THINK}6{EOS}", "Twice 3 is", f"{END_THINK}6{EOS}", 
 #
 # ## 9. Tasks whose answers a program can judge
 #
-# Post-training (lessons 12 and 13) lets a model *try*, and rewards what is right. So something must say what is right. The report calls such tasks easy to verify, with "simple rule-based verifiers or test cases" (5.1.1). Ours are four families, as
-# in V4's domains: each has a generator, a dial for difficulty, and a *verifier*.
+# Post-training (lessons 12 and 13) lets a model *try*, and rewards what is right. So something must say what is right. For tasks that are easy to verify the report names "simple rule-based verifiers or test cases" (5.1.1).
+# V4's specialists are trained for domains such as mathematics, coding, agents and instruction following (report, 1). Ours are four families: mathematics, coding, reasoning, knowledge. Each has a generator, a dial for
+# difficulty, and a *verifier*.
 
 # %%
 for family in tasks.FAMILIES:
@@ -806,7 +827,8 @@ for family in tasks.FAMILIES:
 
 # %% [markdown]
 # ### Splits that cannot overlap
-# If a test problem was in the training data, a right answer shows memory, not skill. Here the **hash of what is asked** decides the split, whatever the words: the same fact can never be on both sides.
+# If a test problem was in the training data, a right answer shows memory, not skill. Here the **hash of what is asked**, whatever the words, decides between training, validation and test: the same question can never
+# be on two sides.
 
 # %%
 same = {}
@@ -917,7 +939,7 @@ several = tasks.problems("reasoning", "train", 100)
 print(f'reasoning:   "Yes." is right in {sum(tasks.verify(p, "Yes.") for p in several)} of {len(several)}')
 
 # %% [markdown]
-# About half of the comparisons, which are all yes-or-no questions; less where other answers are possible, too. So report accuracy beside what guessing earns, always.
+# About half of the comparisons, which are all yes-or-no questions; less in reasoning, where other answers are possible, too. So report accuracy beside what guessing earns, always.
 #
 # ## In the real V4
 #
@@ -939,7 +961,7 @@ print(f'reasoning:   "Yes." is right in {sum(tasks.verify(p, "Yes.") for p in se
 #
 # ## Key points
 # - Bytes first: any text can be said and comes back. BPE merges the most frequent pair inside pieces, again and again; encoding repeats the merges in their order.
-# - A larger vocabulary shortens rows, less and less, and costs two rows of the model for each id.
+# - A larger vocabulary shortens rows, each new id by less, and costs two rows of the model's tables for each id.
 # - Losses per token compare only with the same tokenizer. Bits per byte always compare.
 # - Special tokens are ids, not text. Encode what users type without them.
 # - Packing needs three things: the mask, positions from 0, and windows cut from each document's start.
@@ -956,7 +978,7 @@ print(f'reasoning:   "Yes." is right in {sum(tasks.verify(p, "Yes.") for p in se
 #
 # <details><summary>2. Model A has 1.9 nats per token with V4's tokenizer, model B 1.5 with ours, on the same English text. Which is better?</summary>
 #
-# Very likely A: on English V4's tokens are 1.4 to 2.6 times as long as ours (figure of section 3), so A pays less per byte. *"B, its loss is lower"* compares different units. To be sure, compute bits per byte of both.
+# Very likely A: on English V4's tokens are 1.4 to 2.7 times as long as ours (figure of section 3), and 1.9 / 1.4 is less than 1.5, so A pays less per byte. *"B, its loss is lower"* compares different units. To be sure, compute bits per byte of both.
 # </details>
 #
 # <details><summary>3. Why is eos trained on, but the opening <code>&lt;think&gt;</code> is not?</summary>
@@ -972,7 +994,8 @@ print(f'reasoning:   "Yes." is right in {sum(tasks.verify(p, "Yes.") for p in se
 #
 # <details><summary>5. The trigram's loss on stories is far below that on Shakespeare. Is TinyWorld "easier"?</summary>
 #
-# To predict on average, yes. To answer, no: the few tokens that matter cost the trigram as much as ever. An average over tokens weighs "the" as much as the secret word. This is why lesson 10 and later ones report both.
+# To predict on average, yes. To answer, no: the few tokens that matter still cost the trigram many bits each (figure of section 6). An average over tokens weighs "the" as much as the secret word. This is why lesson 10
+# and later ones report both.
 # </details>
 #
 # <details><summary>6. A policy gets 50 % on yes-or-no questions after training. Has it learned something?</summary>
