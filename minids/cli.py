@@ -75,6 +75,32 @@ def parser() -> Parser:
         again.add_argument("--resume", action="store_true", default=True, help="go on where the run in DIR stopped")
         again.add_argument("--fresh", action="store_true", help="delete the run in DIR and start again")
 
+    c = command("distill", distill, "make one model of specialists: on-policy distillation, or another way")
+    c.add_argument("--student", type=Path, required=True, metavar="DIR", help="a checkpoint or a run: the model that learns")
+    c.add_argument("--teachers", nargs="+", default=[], metavar="FAMILY=DIR", help="a checkpoint or a run for each family")
+    c.add_argument("--method", default="on-policy", help="on-policy; token, off-policy, sft or average, to compare with")
+    c.add_argument("--difficulty", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="D", help="1 (easy) to 5 (hard)")
+    c.add_argument("--modes", nargs="+", metavar="MODE", default=["non-think", "think-high", "think-max"],
+                   help="thinking modes that take turns")
+    c.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/METHOD)")
+    c.add_argument("--steps", type=int, metavar="N", help="steps (default: as many as the nano model needs)")
+    c.add_argument("--lean", action="store_true", help="keep one teacher in memory at a time, and hidden states on disk")
+    c.add_argument("--seed", type=int, default=0, metavar="S", help="for the order of problems and for the answers")
+    c.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    again = c.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", default=True, help="go on where the run in DIR stopped")
+    again.add_argument("--fresh", action="store_true", help="delete the run in DIR and start again")
+
+    c = command("lifecycle", lifecycle, "pre-train, raise specialists, distil them into one model, and measure all of it")
+    c.add_argument("--preset", default="nano", help="size of the model: nano or mini")
+    c.add_argument("--base", type=Path, metavar="DIR", help="a checkpoint or a run to begin with, instead of pre-training")
+    c.add_argument("--out", type=Path, metavar="DIR", help="folder of all stages (default: runs/lifecycle-PRESET)")
+    c.add_argument("--seed", type=int, default=0, metavar="S", help="for everything that is drawn")
+    c.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    again = c.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", default=True, help="go on where the stages in DIR stopped")
+    again.add_argument("--fresh", action="store_true", help="delete the stages in DIR and start again")
+
     c = command("generate", generate, "continue a prompt")
     c.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint or a run (default: the shipped nano model)")
     c.add_argument("--prompt", default="", help="text to continue; without it a text is begun")
@@ -89,7 +115,7 @@ def parser() -> Parser:
     c.add_argument("--modes", nargs="+", default=["think-high"], metavar="MODE", help="non-think, think-high, think-max")
     c.add_argument("--problems", type=int, default=100, metavar="N", help="problems of each family, of the test split")
     c.add_argument("--samples", type=int, default=4, metavar="K", help="answers to each problem, for pass@1 and pass@K")
-    c.add_argument("--difficulty", type=int, metavar="D", help="1 to 5 (default: all)")
+    c.add_argument("--difficulty", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="D", help="1 (easy) to 5 (hard)")
     c.add_argument("--seed", type=int, default=0, metavar="S", help="the same seed gives the same answers")
     c.add_argument("--out", type=Path, metavar="FILE", help="the report (default: eval.json, in the run's folder if it is one)")
     c.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
@@ -209,6 +235,45 @@ def post_train(args, name: str, settings, run) -> None:
     print(f"the model is in {out / 'model'}")
 
 
+def distill(args) -> None:
+    from minids.distill import DistillConfig
+    from minids.distill import distill as run
+
+    use_threads(args.threads)
+    teachers = dict(item.split("=", 1) if "=" in item else (item, "") for item in args.teachers)
+    wrong = next((item for item in args.teachers if not teachers[item.split("=")[0]]), None)
+    if wrong is not None:
+        raise MinidsError(f"teachers: expected FAMILY=DIR, such as mathematics=runs/grpo-mathematics; found {wrong!r}")
+    teachers = {family: find_model(Path(folder)) for family, folder in teachers.items()}
+    changes = ({} if args.steps is None else {"steps": args.steps}) | ({"families": tuple(teachers)} if teachers else {})
+    settings = DistillConfig(method=args.method, difficulties=args.difficulty, modes=args.modes, lean=args.lean, seed=args.seed,
+                             **changes)
+    out = args.out or Path("runs") / args.method
+    log = run(find_model(args.student), teachers, settings, out, resume=not args.fresh)
+    looks = [r for r in log if "valid_accuracy" in r]
+    for mode in settings.modes:
+        at = {family: [r["valid_accuracy"] for r in looks if (r["family"], r["mode"]) == (family, mode)]
+              for family in settings.families}
+        told = [f"{family} {found[0]:.0%} to {found[-1]:.0%}" if len(found) > 1 else f"{family} {found[0]:.0%}"
+                for family, found in at.items() if found]
+        print(f"{mode}, problems solved: {', '.join(told)}")
+    kls = [r["kl"] for r in log if "kl" in r]
+    if kls:
+        print(f"KL(student || teacher): {kls[0]:.3f} nats per token at first, {kls[-1]:.3f} at last")
+    print(f"the model is in {out / 'model'}")
+
+
+def lifecycle(args) -> None:
+    from minids.lifecycle import Plan, card
+    from minids.lifecycle import lifecycle as run
+
+    use_threads(args.threads)
+    out = args.out or Path("runs") / f"lifecycle-{args.preset}"
+    found = run(Plan.preset(args.preset, args.seed), out, args.base and find_model(args.base), resume=not args.fresh)
+    print(card(found))
+    print(f"the report is in {out / 'report.json'}, the model in {out / 'distilled' / 'model'}")
+
+
 def generate(args) -> None:
     import codecs
 
@@ -240,9 +305,9 @@ def evaluate(args) -> None:
     from minids.tokenizer import Tokenizer
 
     use_threads(args.threads)
-    for name, value, known in (("modes", args.modes, MODES), ("difficulty", [args.difficulty], (None, 1, 2, 3, 4, 5))):
+    for name, value, known in (("modes", args.modes, MODES), ("difficulty", args.difficulty, (1, 2, 3, 4, 5))):
         if not set(value) <= set(known):
-            raise MinidsError(f"{name}: expected {', '.join(str(k) for k in known if k)}; found {', '.join(map(str, value))}")
+            raise MinidsError(f"{name}: expected {', '.join(map(str, known))}; found {', '.join(map(str, value))}")
     for name, least in (("problems", 1), ("samples", 1), ("seed", 0)):
         if getattr(args, name) < least:
             raise MinidsError(f"{name}: expected at least {least}, found {getattr(args, name)}")
@@ -251,7 +316,7 @@ def evaluate(args) -> None:
     out = args.out or (args.model if is_run else Path()) / "eval.json"
     tokenizer = Tokenizer.load(folder)
     found = report(load(folder), tokenizer, modes=tuple(args.modes), count=args.problems, samples=args.samples,
-                   difficulty=args.difficulty, seed=args.seed)
+                   difficulties=tuple(args.difficulty), seed=args.seed)
     write_text(out, json.dumps({"model": str(args.model or "the shipped nano model")} | found, indent=2) + "\n")
     print(table(found))
     print(f"the report is in {out}")

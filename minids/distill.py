@@ -21,10 +21,11 @@ from minids.batches import IGNORED
 from minids.chat import encode_chat
 from minids.checkpoint import load, save
 from minids.data import tasks
-from minids.files import MinidsError
+from minids.distributed import device
+from minids.files import MinidsError, write_text
 from minids.generate import generate
 from minids.posttrain import LIMITS, Settings, descend, digest, question, right, run, solve
-from minids.runs import note, read_log, start
+from minids.runs import read_log, start
 from minids.sft import reasoning
 from minids.teachers import Teachers, Texts
 from minids.tokenizer import Tokenizer
@@ -93,7 +94,7 @@ def distill(student, teachers: dict, settings: DistillConfig, out, resume: bool 
     begun = {"teachers": {family: digest(school.model(family)) for family in teachers}}
     if settings.method == "average":
         return _average(school, settings, out, begun, look, resume, tokenizer)
-    model = load(student, dtype=torch.float32)
+    model = load(student, device(), torch.float32)
     for family in teachers:
         school.check(family, model.config.vocab_size)
 
@@ -260,11 +261,9 @@ def _average(school, settings, out, begun, look, resume, tokenizer) -> list[dict
     """The method "average" as a run: a model and a log, no steps."""
     model = average([school.model(family) for family in settings.families])
     start(out, {"config": model.config.to_json(), "settings": dataclasses.asdict(settings)} | begun, resume)
-    if (out / "model").is_dir() and (out / "log.jsonl").exists():
+    if (out / "model").is_dir():
         return read_log(out)
     log = [{"step": 0} | record for record in look(model, 0)]
-    (out / "log.jsonl").unlink(missing_ok=True)
-    for record in log:
-        note(out, json.loads(json.dumps(record)))
+    write_text(out / "log.jsonl", "".join(json.dumps(record) + "\n" for record in log))
     save(model, out / "model", format=settings.format, tokenizer=tokenizer)
     return log

@@ -149,12 +149,12 @@ def replies(model, prompts, max_new: int, temperature: float = 1.0, top_p: float
 
 
 def score(model, tokenizer, family: str, mode: str = "think-high", split: str = "test", count: int = 100, samples: int = 1,
-          difficulty: int | None = None, temperature: float = 1.0, seed: int = 0):
+          difficulties=(1, 2, 3, 4, 5), temperature: float = 1.0, seed: int = 0):
     """Answer the first `count` problems of a split, `samples` times each: a `Score`, and the texts, prompt and reply, as ids.
 
-    A reply that outgrows its mode's limit (`minids.posttrain.LIMITS`) has no end, and is wrong.
+    Difficulties take turns. A reply that outgrows its mode's limit (`minids.posttrain.LIMITS`) has no end, and is wrong.
     """
-    problems = tasks.problems(family, split, count, difficulty)
+    problems = [tasks.problem(family, split, i, difficulties[i % len(difficulties)]) for i in range(count)]
     prompts = [question(problem, tokenizer, mode) for problem in problems for _ in range(samples)]
     found = replies(model, prompts, LIMITS[mode], temperature, seed=seed)
     right = [is_right(problems[i // samples], reply, tokenizer, mode) for i, reply in enumerate(found)]
@@ -167,17 +167,17 @@ def score(model, tokenizer, family: str, mode: str = "think-high", split: str = 
 # ---- all of it ----
 
 def report(model, tokenizer, families=tasks.FAMILIES, modes=("think-high",), count: int = 100, samples: int = 4,
-           difficulty: int | None = None, seed: int = 0, everything: bool = True) -> dict:
+           difficulties=(1, 2, 3, 4, 5), seed: int = 0, everything: bool = True) -> dict:
     """The report card, ready for JSON: {"problems": a list with a dict for each family and mode, and with `everything` also
     "bits_per_byte", "questions", "recall" and "drafts"}. Shares are [share, low, high]."""
     measured, texts = [], []
     jobs = [(family, mode) for family in families for mode in modes]
     with tqdm(total=len(jobs) + 4 * everything, desc="evaluating", unit="part", dynamic_ncols=True) as bar:
         for family, mode in jobs:
-            found, written = score(model, tokenizer, family, mode, "test", count, samples, difficulty, seed=seed)
+            found, written = score(model, tokenizer, family, mode, "test", count, samples, difficulties, seed=seed)
             texts += written[:: max(len(written) // 32, 1)]
-            measured.append({"family": family, "mode": mode, "difficulty": difficulty, "problems": count, "samples": samples,
-                             "pass@1": found.pass_at(1), f"pass@{samples}": found.pass_at(samples),
+            measured.append({"family": family, "mode": mode, "difficulties": list(difficulties), "problems": count,
+                             "samples": samples, "pass@1": found.pass_at(1), f"pass@{samples}": found.pass_at(samples),
                              "tokens": round(found.tokens, 1), "ended": round(found.ended, 4)})
             bar.update()
         found = {"problems": measured}

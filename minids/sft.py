@@ -63,7 +63,7 @@ def sft(base, settings: SFTConfig, out, resume: bool = True, on_step=None) -> li
         rows = [conversation(settings, "valid", i) for i in range(settings.eval_problems)]
         with torch.no_grad():
             loss = losses(model, *packed_rows(rows, settings.seq_len, tokenizer), settings)["loss"] if rows else None
-        return [{"valid_loss": loss.item()}] * bool(rows) + examine(model, tokenizer, settings)
+        return [{"valid_loss": loss.item()} for _ in rows[:1]] + examine(model, tokenizer, settings)
 
     return run(model, settings, out, {}, update, look, resume, on_step, name="SFT")
 

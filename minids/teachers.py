@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from minids.checkpoint import Checkpoint, load
+from minids.distributed import device
 from minids.files import MinidsError
 
 
@@ -48,7 +49,7 @@ class Teachers:
 
     def model(self, family: str):
         """The teacher of a family."""
-        model = self._models.get(family) or load(self.folders[family], dtype=torch.float32)
+        model = self._models.get(family) or load(self.folders[family], device(), torch.float32)
         if self.cache is None:
             self._models[family] = model
         return model
@@ -65,7 +66,7 @@ class Teachers:
         model = self.model(family)
         with torch.no_grad():
             X = model.features(texts.ids[:, :-1].to(model.embed.weight.device))
-            hidden = model.hidden(X[texts.reply][None])[0]                                # N d
+            hidden = model.hidden(X[texts.reply.to(X.device)][None])[0]                                # N d
         if self.cache is None:
             self._hidden[family] = hidden
             return
@@ -80,8 +81,8 @@ class Teachers:
         if self.cache is None:
             hidden, head = self._hidden[family], self.model(family).head.weight
         else:
-            hidden = load_file(self.cache / f"{family}.safetensors")["hidden"]
+            hidden = load_file(self.cache / f"{family}.safetensors")["hidden"].to(device())
             with Checkpoint(self.folders[family]) as checkpoint:
-                head = checkpoint.read("head.weight")
+                head = checkpoint.read("head.weight", device=device())
         with torch.no_grad():
             return F.linear(hidden.float(), head.float())

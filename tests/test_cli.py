@@ -41,7 +41,7 @@ def refused(capsys, *argv) -> str:
     return captured.err
 
 
-@pytest.mark.parametrize("command", ["", "doctor", "lab", "train", "generate", "eval", "course", "course build",
+@pytest.mark.parametrize("command", ["", "doctor", "lab", "train", "distill", "lifecycle", "generate", "eval", "course", "course build",
                                      "course lint"])
 def test_each_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as end:

@@ -90,7 +90,7 @@ def test_scores_count_right_and_ended_answers(tokenizer, monkeypatch):
 
     def says(answers):
         monkeypatch.setattr(evaluate, "replies", lambda model, prompts, *a, **k: [answers(i // 2) for i in range(len(prompts))])
-        return evaluate.score(None, tokenizer, "mathematics", "non-think", count=10, samples=2, difficulty=1)
+        return evaluate.score(None, tokenizer, "mathematics", "non-think", count=10, samples=2, difficulties=(1,))
 
     right = lambda i: tokenizer.encode(problems[i].answer)
     found, texts = says(lambda i: right(i) + [eos])

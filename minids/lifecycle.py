@@ -1,0 +1,149 @@
+"""The whole life of a model in one command: pre-training, specialists, distillation, and the report card.
+
+Report sections 4 and 5, in their order. Every stage is a run of its own module in a folder of its own below `out`:
+
+    base                    pre-training (minids.train), unless a base model is given
+    sft-F, grpo-F           the specialist of each family F (minids.sft, minids.grpo)
+    average, mixed          two simple ways to one model, to compare with: mean weights; fine-tuning on all families at once
+    distilled               on-policy distillation from the specialists (minids.distill), from `mixed` on
+    cards, report.json      what was measured (minids.evaluate)
+
+A stage that is done is left alone, one that was stopped goes on where it stopped.
+"""
+
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from minids.checkpoint import load
+from minids.config import Config
+from minids.distill import DistillConfig, distill
+from minids.evaluate import report, table
+from minids.files import MinidsError, write_text
+from minids.grpo import GRPOConfig, grpo
+from minids.posttrain import digest
+from minids.sft import SFTConfig, sft
+from minids.tokenizer import Tokenizer
+from minids.train import TrainConfig, train
+
+# name in the report, and where its models are: one for each family, or one for all
+MODELS = {"after SFT": "sft-{family}", "specialists": "grpo-{family}", "mean weights": "average", "mixed SFT": "mixed",
+          "distilled": "distilled"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The settings of all stages; families are those of `distill`."""
+
+    config: Config
+    train: TrainConfig
+    sft: SFTConfig
+    grpo: GRPOConfig
+    mixed: DistillConfig
+    distill: DistillConfig
+    problems: int = 96          # of each family, of the test split, once each
+    modes: tuple[str, ...] = ("think-high",)    # that are measured
+
+    @classmethod
+    def preset(cls, name: str, seed: int = 0) -> "Plan":
+        """The plan of a preset: "nano", which two cores carry out in a quarter of an hour, or "mini"."""
+        steps = {"nano": (600, 120, 40, 40), "mini": (1350, 300, 200, 150)}
+        if name not in steps:
+            raise MinidsError(f"no life cycle for {name!r}: expected nano or mini")
+        base, tuned, rewarded, distilled = steps[name]
+        common = dict(difficulties=(1, 2), eval_every=10_000, seed=seed)     # looks: at the beginning and the end
+        return cls(Config.preset(name), TrainConfig.preset(name, "mix", steps=base, seed=seed),
+                   SFTConfig(steps=tuned, eval_problems=40, **common), GRPOConfig(steps=rewarded, eval_problems=40, **common),
+                   DistillConfig(steps=tuned, method="sft", eval_problems=0, **common),
+                   DistillConfig(steps=distilled, eval_problems=16, **common))
+
+
+def lifecycle(plan: Plan, out, base=None, resume: bool = True) -> dict:
+    """Carry out all stages in the folder `out`, from the base model in the folder `base` if there is one. Gives the report,
+    {"base", "models": {name: a report of `minids.evaluate`}}, which is written to out/report.json too.
+
+    Without `resume` stages begin again. Raises `Interrupted` and `MinidsError` as the stages do: the same command goes on.
+    """
+    out, families = Path(out), plan.distill.families
+    if out.is_dir() and any(out.iterdir()) and not (out / "life.json").exists():
+        raise MinidsError(f"{out} is not empty and holds no life cycle: choose another folder")
+    stages = ["base", "average", "mixed", "distilled", *(f"{kind}-{family}" for kind in ("sft", "grpo") for family in families)]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for folder in [] if resume else [out / name for name in (*stages, "cards")]:
+            if folder.exists():
+                shutil.rmtree(folder)
+    except OSError as error:
+        raise MinidsError(f"cannot use the folder {out}: {error.strerror}; choose another one") from None
+    write_text(out / "life.json", json.dumps({"base": base and str(base), "families": families}, indent=2) + "\n")
+    number, total = 0, len(stages) + (base is None)          # all but perhaps the base, and the evaluation
+
+    def stage(what):
+        nonlocal number
+        number += 1
+        print(f"stage {number} of {total}: {what}", flush=True)
+
+    if base is None:
+        stage("pre-training")
+        train(plan.config, plan.train, out / "base")
+        base = out / "base" / "model"
+    for family in families:
+        stage(f"fine-tuning, {family}")
+        sft(base, dataclasses.replace(plan.sft, families=(family,)), out / f"sft-{family}")
+    for family in families:
+        stage(f"GRPO, {family}")
+        grpo(out / f"sft-{family}" / "model", dataclasses.replace(plan.grpo, families=(family,)), out / f"grpo-{family}")
+    teachers = {family: out / f"grpo-{family}" / "model" for family in families}
+    stage("mean weights of the specialists")
+    distill(base, teachers, dataclasses.replace(plan.mixed, method="average"), out / "average")
+    stage("fine-tuning on all families")
+    distill(base, {}, plan.mixed, out / "mixed")
+    stage("on-policy distillation")
+    distill(out / "mixed" / "model", teachers, plan.distill, out / "distilled")
+    stage("evaluation")
+    return evaluation(plan, out, base)
+
+
+def evaluation(plan: Plan, out: Path, base) -> dict:
+    """Measure all models, those for one family on this family alone, and write the report. What is measured is not measured
+    again as long as the model is the same."""
+    cards, tokenizer = {}, Tokenizer.load()
+    for name, folder in MODELS.items():
+        several = "{family}" in folder
+        found = {"problems": []}
+        for family in plan.distill.families if several else (None,):
+            where = folder.format(family=family)
+            model = load(out / where / "model")
+            asked = dict(families=(family,) if several else plan.distill.families, modes=plan.modes, count=plan.problems,
+                         samples=1, difficulties=plan.distill.difficulties, seed=plan.distill.seed, everything=not several)
+            told = json.loads(json.dumps({"weights": digest(model), "asked": asked}))
+            path = out / "cards" / f"{where}.json"
+            card = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            if card.get("told") != told:
+                card = {"told": told, "report": report(model, tokenizer, **asked)}
+                path.parent.mkdir(exist_ok=True)
+                write_text(path, json.dumps(card, indent=2) + "\n")
+            found = card["report"] | {"problems": found["problems"] + card["report"]["problems"]}
+        cards[name] = found
+    found = {"base": str(base), "models": cards}
+    write_text(out / "report.json", json.dumps(found, indent=2) + "\n")
+    return json.loads(json.dumps(found))
+
+
+def card(report: dict) -> str:
+    """The report card as text: pass@1 of every model in every family, with the means, and all about the distilled model."""
+    models, lines = report["models"], []
+    rows = {(name, row["family"], row["mode"]): row["pass@1"] for name, model in models.items() for row in model["problems"]}
+    for mode in dict.fromkeys(mode for _, _, mode in rows):
+        families = [family for name, family, m in rows if (name, m) == ("distilled", mode)]
+        lines += [f"pass@1, {mode}", " " * 13 + "".join(f"    {name:<17}" for name in models)]
+        for family in families:
+            shares = [rows[name, family, mode] for name in models]
+            lines.append(f"{family:<13}" + "".join(f"{s:>8.0%} ({low:3.0%} -{high:4.0%})" for s, low, high in shares))
+        means = [sum(rows[name, family, mode][0] for family in families) / len(families) for name in models]
+        lines += [f"{'mean':<13}" + "".join(f"{mean:>8.0%}" + " " * 13 for mean in means), ""]
+    return "\n".join([*lines, "the distilled model:", table(models["distilled"])])
+
+

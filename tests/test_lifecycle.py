@@ -1,0 +1,107 @@
+"""The life cycle: all stages in their order, left alone when they are done, gone on with when they were stopped."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from test_distill import TINY
+
+from minids import MinidsError, Model, lifecycle, load, posttrain, save
+from minids.data import tasks
+from minids.distill import DistillConfig
+from minids.grpo import GRPOConfig
+from minids.lifecycle import MODELS, Plan, card
+from minids.runs import newest
+from minids.sft import SFTConfig
+from minids.tokenizer import Tokenizer
+from minids.train import TrainConfig
+
+FAMILIES = ("mathematics", "knowledge")
+COMMON = dict(steps=1, modes=("non-think",), difficulties=(1,), eval_problems=0)
+DISTILL = DistillConfig(families=FAMILIES, batch=2, **COMMON)
+PLAN = Plan(TINY, TrainConfig(steps=1), SFTConfig(batch=2, **COMMON),
+            GRPOConfig(problems=1, group=2, updates=1, pool=4, **COMMON), dataclasses.replace(DISTILL, method="sft"), DISTILL,
+            problems=2, modes=("non-think",))
+
+
+@pytest.fixture(scope="module")
+def lived(tmp_path_factory):
+    """A whole life of a tiny model: pre-training is replaced by a model that is written down. The calls that made it."""
+    out, calls = tmp_path_factory.mktemp("life") / "out", []
+
+    def pretrain(config, settings, where):
+        calls.append((config, settings))
+        torch.manual_seed(0)
+        save(Model(config), where / "model", format="fp32", tokenizer=Tokenizer.load())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(posttrain.LIMITS, "non-think", 4)
+        patch.setattr(lifecycle, "train", pretrain)
+        patch.setattr(lifecycle, "report", short(lifecycle.report))
+        found = lifecycle.lifecycle(PLAN, out)
+    return out, found, calls
+
+
+def short(report):
+    return lambda model, tokenizer, **asked: report(model, tokenizer, **asked | {"everything": False})
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, lived):
+    monkeypatch.setitem(posttrain.LIMITS, "non-think", 4)
+    monkeypatch.setattr(lifecycle, "report", short(lifecycle.report))
+
+
+def test_every_stage_begins_where_the_one_before_ended(lived):
+    out, found, calls = lived
+    assert calls == [(TINY, PLAN.train)]
+    begun = lambda folder: json.loads((out / folder / "run.json").read_text())
+    weights = lambda folder: posttrain.digest(load(out / folder / "model"))
+    for family in FAMILIES:
+        assert begun(f"sft-{family}")["base"] == weights("base") and begun(f"sft-{family}")["settings"]["families"] == [family]
+        assert begun(f"grpo-{family}")["base"] == weights(f"sft-{family}")
+    assert begun("mixed")["base"] == weights("base") and begun("distilled")["base"] == weights("mixed")
+    specialists = {family: weights(f"grpo-{family}") for family in FAMILIES}
+    assert begun("distilled")["teachers"] == begun("average")["teachers"] == specialists
+    assert len({*specialists.values(), *map(weights, ("base", "mixed", "average", "distilled"))}) == 6
+
+
+def test_the_report_has_every_model_and_family(lived):
+    out, found, _ = lived
+    assert found == json.loads((out / "report.json").read_text()) and list(found["models"]) == list(MODELS)
+    for model in found["models"].values():
+        assert [row["family"] for row in model["problems"]] == list(FAMILIES)
+    text = card(found)
+    assert all(word in text for word in (*MODELS, *FAMILIES, "pass@1, non-think", "mean"))
+
+
+def test_what_is_done_is_left_alone_and_what_is_missing_is_made_again(lived, monkeypatch):
+    out, found, _ = lived
+    monkeypatch.setattr(lifecycle, "train", lambda config, settings, where: None)
+    when = {p: p.stat().st_mtime_ns for p in out.glob("*/step-*/*")}
+    monkeypatch.setattr(lifecycle, "report", None)                                       # nothing is measured again
+    assert lifecycle.lifecycle(PLAN, out) == found
+    assert {p: p.stat().st_mtime_ns for p in out.glob("*/step-*/*")} == when
+    monkeypatch.undo()
+    monkeypatch.setattr(lifecycle, "train", lambda config, settings, where: None)
+    monkeypatch.setattr(lifecycle, "report", short(lifecycle.report))
+    monkeypatch.setitem(posttrain.LIMITS, "non-think", 4)
+    before = load(newest(out / "distilled")).state_dict()
+    for path in newest(out / "distilled").iterdir():
+        path.unlink()
+    newest(out / "distilled").rmdir()
+    assert lifecycle.lifecycle(PLAN, out) == found
+    assert all(torch.equal(t, before[name]) for name, t in load(newest(out / "distilled")).state_dict().items())
+
+
+def test_foreign_folders_and_presets_are_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    for resume in (True, False):
+        with pytest.raises(MinidsError, match="holds no life cycle"):
+            lifecycle.lifecycle(PLAN, tmp_path, resume=resume)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+    with pytest.raises(MinidsError, match="no life cycle for 'flash'"):
+        Plan.preset("flash")
+    plan = Plan.preset("nano", seed=3)
+    assert plan.distill.families == tasks.FAMILIES and plan.train.seed == plan.grpo.seed == plan.distill.seed == 3
