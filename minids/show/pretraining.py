@@ -136,7 +136,7 @@ def _bars(ax, logits, tokenizer, temperature: float, top_p: float, rows: int) ->
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
     ax.set(xlabel="probability (%)", xlim=(0, max(10, 105 * ranked[0].item())))
-    return f"{int(kept.sum())} of {len(p)} tokens can be drawn"
+    return f"{int(kept.sum())} of {len(p)} can be drawn"
 
 
 def next_tokens(logits, tokenizer, temperature: float, top_p: float, prompt: str, rows: int = 15):
@@ -154,7 +154,7 @@ def temperatures(logits, tokenizer, values, top_p: float, prompt: str, rows: int
     for ax, temperature in zip(axes, values):
         count = _bars(ax, logits, tokenizer, temperature, top_p, rows)
         ax.set_xlim(0, max(10, widest))
-        ax.set_title(f"temperature {temperature:g}\n{count}", fontsize=10)
+        ax.set_title(f"temperature {temperature:g}\n{count}", fontsize=9)
     figure.suptitle(f'"{prompt} ..."   top-p {top_p:g}', fontsize=11, x=0.01, ha="left")
     return figure
 
@@ -199,6 +199,7 @@ def against(runs: dict, baselines: dict[str, float]):
     for (name, (seconds, losses)), colour in zip(runs.items(), (style.BLUE, style.GREEN)):
         ax.plot(np.cumsum(seconds), smooth(losses), color=colour, label=f"{name}, {len(losses)} steps")
     _baselines(ax, baselines, 0, "left")
-    ax.set(xlabel="seconds of training", ylabel="loss (nats per token)", title="Training batches, mean of ten steps")
+    ax.set(xlabel="seconds of training (processor time)", ylabel="loss (nats per token)",
+           title="Training batches, mean of ten steps")
     ax.legend(loc="upper right", fontsize=10)
     return figure

@@ -1,6 +1,6 @@
 # %% [markdown]
 # # 10 Pre-training: from noise to English
-# A whole DeepSeek-V4, scaled down to two million numbers, learns to tell little stories in front of you in about a minute.
+# **A whole DeepSeek-V4, scaled down to two million numbers, goes from noise to its first words in front of you, in less than a minute.**
 #
 # **After this you can**
 # - cut a text into batches of inputs and targets, and say what the loss must be before the first step,
@@ -12,15 +12,16 @@
 # - recognise three broken recipes by their curves,
 # - kill a run, resume it exactly, and estimate what a run costs: memory, operations, years.
 #
-# **Time:** about 45 minutes, of which training takes two. **Before:** you have seen PyTorch's `backward` and `step`. Lesson 08
-# helps, but the model is only used here. Terms in bold are also in the course's glossary, `notebooks/GLOSSARY.md`.
+# **Time:** about 45 minutes to read, predict and run; the five exercises take 5 to 10 minutes each on top. All cells together run in about a minute.
+# **Before:** you have seen PyTorch's `backward` and `step`. Lesson 08 helps, but the model is only used here. Terms in bold are in the
+# [glossary](GLOSSARY.md).
 
 # %%
 import math
 import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter
+from time import process_time
 
 import minids
 import numpy as np
@@ -45,6 +46,8 @@ versions()
 # ## A cold open: the same network twice
 # Both columns come from the same class with the same sizes. The left one has random weights. The right one is shipped with the
 # course: it has been through what this lesson is about. Both go on after the same sentence.
+#
+# **Predict before you run:** what does a network with random weights write: random letters, random words, or one word again and again?
 
 # %%
 tokenizer = Tokenizer.load()
@@ -63,7 +66,7 @@ for name, model in (("untrained", untrained), ("trained", shipped)):
 pretraining.columns(samples)
 
 # %% [markdown]
-# The untrained text is no random keyboard noise. Can you tell why it holds whole words?
+# (A mark like `<|end of sentence|>` is the token that ends a document.) The untrained text is no random keyboard noise. Can you tell why it holds whole words?
 #
 # <details><summary>Answer</summary>
 #
@@ -91,13 +94,13 @@ print("The trained model's word pairs are known ones far more often than the unt
 
 # %%
 for kind, part in mixture.SHARES.items():
-    example = " / ".join(mixture.document(kind, "train", 4).split("\n"))[:150]
+    example = " / ".join(mixture.document(kind, "train", 4).split("\n"))[:150] + " ..."
     print(f"{100 * part:2.0f} % {kind:9} {example}\n")
 
 # %% [markdown]
 # Three splits are kept apart. No document is in two of them: real books are split by book, problems and stories by the numbers that they are made from.
 #
-# - **train**: what the model learns from. Here a million tokens; the shipped model read 3.7 million.
+# - **train**: what the model learns from. Here a million tokens; the shipped model read more.
 # - **valid**: looked at while training, to choose settings.
 # - **heldout**: looked at once, for the number that is reported.
 
@@ -148,9 +151,9 @@ assert len(set(rows[:, 0])) == 9 and all(np.diff(row).tolist() == [1] * 4 for ro
 # %% [markdown]
 # ## What is the loss before the first step?
 # The **loss** is the mean of $-\log p(\text{target})$, the surprise, in *nats* (natural logarithm). A model that spreads its bet evenly over 2,048 tokens
-# has
+# has the loss
 #
-# $$ -\log \tfrac{1}{2048} = \log 2048 . $$
+# $$ -\log \tfrac{1}{2048} = \log 2048 = 7.62 . $$
 #
 # *Predict before you run*: the untrained model's logits are random, not equal. Is its loss below, at, or above $\log 2048$?
 
@@ -206,6 +209,7 @@ print(f"P(b) = {p[1]:.3f}   P(b | a) = {bigram(p, pairs, a=2)[0, 1]:.3f}")
 
 # %% [markdown]
 # Now on the training text. How many imagined counts $a$ are best is chosen on validation text, never on the text that is reported.
+# *Predict before you run*: of 1, 10, 100 and 1,000, which is best, and what goes wrong on either side?
 
 # %%
 p, pairs = counts(tokens["train"], V=2048)
@@ -216,8 +220,12 @@ for a in (1, 10, 100, 1000):
     loss = -np.log(bigram(p, pairs, a)[valid[:-1], valid[1:]]).mean()
     print(f"a = {a:4}: bigram {loss:.3f} nats per token on validation text")
 
+# %% [markdown]
+# Ten: fewer trust pairs that were seen once too much, more wash the counts out. We go on with 10. The next cell scores all three models, on exactly the
+# targets on which the network will be judged while it trains.
+
 # %%
-best = bigram(p, pairs, 100)
+best = bigram(p, pairs, 10)
 
 def yardsticks(ids, which=slice(None), fitted=None):
     """Losses of the three in nats per token, means over the targets ids[1:], or over some of them."""
@@ -226,9 +234,9 @@ def yardsticks(ids, which=slice(None), fitted=None):
             "trigram": (fitted or trigram).nll(ids)}
     return {name: float(nll[which].mean()) for name, nll in each.items()}
 
-# while a model trains, each eighth window of the validation text is looked at: the same targets for all, but no document's begin
+# while a model trains, it looks at each eighth window of the validation text; the first token of a document is no target
 looked_at = np.zeros(len(valid) - 1, dtype=bool)
-for begin in range(0, len(valid) - 1 - 64, 8 * 192):    # windows of 256 overlap by 64: those have context, and count before
+for begin in range(0, len(valid) - 1 - 64, 8 * 192):    # windows of 256 overlap by 64, which serve as context only
     looked_at[begin + (64 if begin else 0) : begin + 256] = True
 looked_at &= valid[1:] != tokenizer.bos_id
 baselines = yardsticks(tokens["valid"], looked_at)
@@ -237,7 +245,8 @@ for where, losses in table.items():
     print(f"{where:8}", "  ".join(f"{name} {loss:.3f}" for name, loss in losses.items()))
 
 # %% [markdown]
-# On validation text from 7.62 (nothing known) to 5.7 (frequencies), 3.0 (one token of context) and 2.2 (two): each step is large. These are no weak opponents.
+# (`looks` are the targets that a training network is asked for.) On validation text from 7.6 (nothing known) to 5.6 (frequencies), 2.9 (one token of context)
+# and 2.2 (two): each step is large. These are no weak opponents.
 # They saw all of the million tokens, and they count them all exactly. The network reads a window of 256 tokens at a time, and it has to
 # learn even the frequencies by small steps.
 
@@ -253,7 +262,7 @@ per_token = yardsticks(tokens["valid"])["unigram"]
 print(f"nats per symbol: bytes {per_byte:.2f}, tokens {per_token:.2f}")
 
 # %% [markdown]
-# The byte model looks far better: 3.3 against 5.7. But it is asked an easier question 3.4 times as often. A loss per token depends on how
+# The byte model looks far better: 3.3 against 5.6. But it is asked an easier question, 3.4 times as often. A loss per token depends on how
 # large the tokens are. The fair unit pays for the whole text and divides by what no tokenizer can change, its bytes:
 #
 # $$ \text{bits per byte} = \frac{\text{nats per token} \times \text{tokens}}{\log 2 \times \text{bytes}} $$
@@ -310,9 +319,9 @@ def learning_rate(step, steps, peak, warmup):
 learning_rate = check("pretrain.learning_rate", learning_rate)
 
 # %%
-rates = [learning_rate(step, 80, 5e-3, 12) for step in range(80)]
+rates = [learning_rate(step, 48, 5e-3, 8) for step in range(48)]
 style.show(pretraining.schedule(rates, 5e-3),
-           "The rate rises in a straight line for 12 steps, then falls along a cosine to a tenth of its peak")
+           "The rate rises in a straight line for 8 steps, then falls along a cosine to a tenth of its peak")
 
 # %% [markdown]
 # V4 keeps the rate constant for most of the run and decays only near the end (report, section 4.2.2). For a short run the plain cosine
@@ -369,7 +378,7 @@ for g in (0.5, 0.4, -0.8):
 # Both go the same way: the first step is $\eta$ times the *sign* of the gradient, however small. That is why a warm-up exists. In the first steps
 # $m$ and $v$ rest on very few gradients, and Adam steps just as boldly as later.
 #
-# Two lines against PyTorch's own:
+# Five steps of ours against five of PyTorch's own:
 
 # %%
 ours, theirs = torch.linspace(-1, 1, 6), torch.nn.Parameter(torch.linspace(-1, 1, 6))
@@ -471,12 +480,12 @@ print(len(silent), "tensors, all of the indexer:", all(".indexer." in name for n
 # %% [markdown]
 # ## Live: the nano model learns
 # Now for real: `Config.nano()`, 2.1 million parameters, four layers with all three kinds of attention, eight experts, four streams, one MTP
-# block. Each step reads 4 windows of 256 tokens. Watch the blue curve meet the dotted lines.
+# block. Each step reads 4 windows of 256 tokens. Watch the blue curve and the three lines of the yardsticks.
 #
-# *Predict before you run*: which yardsticks will it pass within 80 steps, about 82,000 tokens? And what will it learn first?
+# *Predict before you run*: which yardsticks will it pass within 48 steps, about 49,000 tokens? And what will it learn first?
 
 # %%
-settings = TrainConfig(steps=80, batch=4, lr=5e-3, warmup=12)
+settings = TrainConfig(steps=48, batch=4, lr=5e-3, warmup=8)
 torch.manual_seed(settings.seed)
 live = Model(Config.nano()).train()
 optimiser = torch.optim.AdamW(two_groups(live, settings), betas=(0.9, 0.95), fused=True)
@@ -493,7 +502,7 @@ print(f"{settings.steps} steps of {settings.batch * settings.seq_len:,} tokens")
 # %% tags=["nbval-ignore-output"]
 display(picture)
 for step in tqdm(range(settings.steps), desc="training", unit="step"):
-    began = perf_counter()
+    began = process_time()
     rate = learning_rate(step, settings.steps, settings.lr, settings.warmup)
     for group in optimiser.param_groups:
         group["lr"] = rate * group["times"]
@@ -502,7 +511,7 @@ for step in tqdm(range(settings.steps), desc="training", unit="step"):
     optimiser.step()
     loads.append(live.layers[2].ffn.gate.load.tolist())                          # E: tokens that each expert got
     balance(live, settings.balance)
-    seconds.append(perf_counter() - began)
+    seconds.append(process_time() - began)
     look_now = (step + 1) % (settings.steps // 4) == 0
     picture.add(loss, train.evaluate(live, tokens["valid"], 256, every=8)[0] if look_now else None)
     if step + 1 == settings.steps // 4:
@@ -516,7 +525,7 @@ style.show(picture.figure(),
 # %%
 final = picture.looks[-1][1]
 assert final < baselines["unigram"] - 0.3
-assert abs(final - np.mean(picture.losses[-20:])) < 0.5
+assert abs(final - np.mean(picture.losses[-10:])) < 0.7
 print("It beats the unigram clearly, and does about as well on unseen documents as on its batches.")
 
 # %% [markdown]
@@ -524,7 +533,7 @@ print("It beats the unigram clearly, and does about as well on unseen documents 
 # - The first steps go to the *unigram*: which tokens are frequent at all. Then context takes over, and a sentence of TinyWorld does not need much of it.
 # - Batches and validation text agree. No batch came twice, so nothing can be memorised yet: each training loss is measured on text the model has not
 #   learned from.
-# - The curve is still falling at the end. A minute is too short for the trigram.
+# - The curve is still falling at the end. So short a run does not reach the bigram, let alone the trigram.
 
 # %% tags=["nbval-ignore-output"]
 pretraining.columns({"after a quarter of the steps": early, "after all steps": continued(live)})
@@ -542,14 +551,14 @@ assert all(sum(load) == 2 * 1024 for load in loads)
 print("Two experts for each of 1,024 tokens, in every step.")
 
 # %% [markdown]
-# Nobody told the gates to be fair, and at first they are not: a few experts take most tokens. A bias that moves by 0.001 a step has moved by 0.08 at most in
+# Nobody told the gates to be fair, and at first they are not: a few experts take most tokens. A bias that moves by 0.001 a step has moved by 0.05 at most in
 # this run. At this length we cannot show what balancing brings; lesson 06 looks at it on longer runs.
 
 # %% [markdown]
 # ## Against a peer
 # Is all this machinery worth its time? Compare with a plain transformer, and give it every chance: the recipe that Karpathy's *nanoGPT* recommends for a CPU.
-# Four layers, four heads, width 128, windows of 64 tokens, 12 of them a step, AdamW at $10^{-3}$ with $\beta_2 = 0.99$, 100 steps of warm-up, a cosine to a tenth
-# (nanoGPT's README, and `config/train_shakespeare_char.py`). Here it is, whole.
+# Four layers, four heads, width 128, windows of 64 tokens, 12 of them a step, AdamW at $10^{-3}$ with $\beta_2 = 0.99$, a warm-up over the first twentieth of the
+# run (100 of 2,000 steps there), a cosine to a tenth (nanoGPT's README, and `config/train_shakespeare_char.py`). Here it is, whole.
 
 # %%
 class PeerBlock(nn.Module):
@@ -592,8 +601,9 @@ print(f"{sum(p_.numel() for p_ in peer.parameters()):,} parameters in the peer, 
       f"{sum(p_.numel() for p_ in live.parameters()):,} in the nano model, its MTP block included")
 
 # %% [markdown]
-# Same text, same machine, and **the same seconds**: the peer stops when it has trained as long as the nano model did above. Its steps are cheaper, so it takes more of them. The judge
-# is the first 30,000 tokens of the held-out text, in bits per byte.
+# Same text, same machine, and **the same seconds**: the peer stops when it has trained as long as the nano model did above. (Seconds of the processor, so that other programs do not disturb
+# the race.) Its steps are cheaper, so it takes more of them. The judge
+# is the first 10,000 tokens of the held-out text, in bits per byte.
 #
 # *Predict before you run*: who is ahead after the same seconds? Who has read more?
 
@@ -603,9 +613,9 @@ groups = [{"params": [p_ for p_ in peer.parameters() if p_.ndim == 2], "weight_d
 peer_optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.99), fused=True)
 shape, limit, peer_losses, peer_seconds = TrainConfig(steps=100_000, batch=12, seq_len=64), sum(seconds), [], []
 while sum(peer_seconds) < limit:
-    began, step, done = perf_counter(), len(peer_losses), sum(peer_seconds) / limit
+    began, step, done = process_time(), len(peer_losses), sum(peer_seconds) / limit     # done: share of the time
     for group in groups:
-        group["lr"] = 1e-3 * min((step + 1) / 100, 0.55 + 0.45 * math.cos(math.pi * done))
+        group["lr"] = 1e-3 * min((done + 0.001) / 0.05, 0.55 + 0.45 * math.cos(math.pi * done))
     ids = torch.from_numpy(batch_of(tokens["train"], shape, step))          # B T+1
     loss = F.cross_entropy(peer.logits(peer.features(ids[:, :-1])).flatten(0, 1), ids[:, 1:].flatten())
     peer_optimiser.zero_grad()
@@ -613,17 +623,17 @@ while sum(peer_seconds) < limit:
     clip(peer, 1.0)
     peer_optimiser.step()
     peer_losses.append(loss.item())
-    peer_seconds.append(perf_counter() - began)
+    peer_seconds.append(process_time() - began)
 
 # %% tags=["nbval-ignore-output"]
-judged = tokens["heldout"][:30_000]
+judged = tokens["heldout"][:10_000]
 n_judged, bytes_judged = len(judged) - 1, len(raw_bytes(judged))
 scores = {name: bits_per_byte(loss, n_judged, bytes_judged) for name, loss in yardsticks(judged).items()}
 for name, model, T in (("nano", live, 256), ("peer", peer, 64)):
     scores[name] = bits_per_byte(train.evaluate(model, judged, T, packed=False)[0], n_judged, bytes_judged)
 for name, score in sorted(scores.items(), key=lambda item: item[1]):
     print(f"{name:8} {score:.3f} bits per byte")
-print(f"in {limit:.0f} seconds each: the nano model read {1024 * len(seconds):,} tokens, the peer {768 * len(peer_losses):,}")
+print(f"in {limit:.0f} processor seconds each: the nano model read {1024 * len(seconds):,} tokens, the peer {768 * len(peer_losses):,}")
 
 # %%
 style.show(pretraining.against({"nano": (seconds, picture.losses), "peer": (peer_seconds, peer_losses)}, baselines),
@@ -634,7 +644,8 @@ assert max(scores["nano"], scores["peer"]) < scores["unigram"] and len(peer_loss
 print("Both beat the unigram, and the peer took more steps in the same time.")
 
 # %% [markdown]
-# On the server that built this page **nano loses**: the peer's bits per byte are a quarter lower. Its step is cheap, so it read six times the text in the same seconds, and at this duration reading more beats reading better.
+# On one core of the server where this lesson was written it was **a tie**: 1.70 bits per byte each after 16 seconds (your table may say otherwise). Nano had learned more from each token; the peer, whose step is
+# cheap, had read two and a half times as many. In a longer race, 80 steps of nano, the peer was a little ahead, 1.43 against 1.47. **So at this size the machinery does not pay for itself.**
 # The nano model has two million numbers, twenty Sinkhorn steps at each site, a second loss, and many small operations that leave a CPU half idle. What V4's parts save
 # (cache and operations over long texts) does not matter in windows of 64 or 256 tokens.
 #
@@ -642,15 +653,17 @@ print("Both beat the unigram, and the peer took more steps in the same time.")
 # A control that changes one thing at a time is an ablation; see the end of this lesson.
 #
 # ## The shipped run, from its log
-# The shipped model comes from `minids train --preset nano --data mix`: 1,800 steps on the same mixture. Four things differ from our loop. Muon updates the matrices (lesson 09).
-# A step reads 2,048 tokens, and the MTP loss is taken on a quarter of its windows, which makes a step cheaper. The rate stays constant for 60 % of the run. And there are
-# stages, as in V4: windows of 256 tokens with dense attention; a short warm-up in which only the indexer learns; windows of 1,024 with sparse attention.
+# The shipped model comes from `minids train --preset nano --data mix`, a much longer run on the same mixture. Four things differ from our loop. Muon updates the matrices (lesson 09).
+# A step reads more tokens, and the MTP loss is taken on a part of its windows, which makes a step cheaper. The rate stays constant for the larger part of the run. And there are
+# stages, as in V4: short windows with dense attention (a query reads all entries); a warm-up in which only the indexer learns; long windows with sparse attention (a query reads what
+# the indexer picks).
 # Every run writes `log.jsonl`, a record each step. The log of the shipped one lies beside its weights.
 
 # %%
 log = train.read_log(paths.data("checkpoints", "nano"))
 preset = TrainConfig.preset("nano", "mix")
 per_step = preset.tokens // preset.steps
+print(f"{preset.steps:,} steps of {per_step:,} tokens = {preset.tokens:,} tokens")
 for stage in preset.plan:
     print(f"{stage.attention:7} {stage.batch} windows of {stage.seq_len:5}: {stage.share:4.0%} of the steps")
 style.show(pretraining.run_log(log, per_step, baselines),
@@ -658,8 +671,8 @@ style.show(pretraining.run_log(log, per_step, baselines),
            "the norm of the gradient, the speed")
 
 # %% [markdown]
-# Look near 3 million tokens. There is the warm-up, where nothing but the indexer learns: the norm of the gradient halves, and steps are cheaper, since nothing flows back through the rest of the model.
-# After it windows are four times as long, and a step takes longer. The looks at validation text now fall on other pieces of it; hence the jump of the dots.
+# Look for the place, after about four fifths of the tokens, where the norm of the gradient drops. There is the warm-up of the indexer, where nothing else learns; steps are cheaper, since nothing flows back through
+# the rest of the model. After it windows are longer, and a step takes longer. The looks at validation text now fall on other pieces of it; hence the jump of the dots.
 #
 # ### Exercise 4: when did it beat what? (medium, 10 minutes)
 # The log has the loss of each step, on windows that the model has not seen before; we take the mean of ten. Join the points by straight lines: after how many tokens did the loss first reach a baseline?
@@ -698,7 +711,7 @@ print("The shipped run passes the yardsticks in the order of their strength, and
 
 # %% [markdown]
 # That race was not quite fair: the trigram had read a million tokens before the start. So a second question, of equal data: fit a trigram to only as many tokens of the mixture as the run had read by then.
-# *Predict before you run*: who leads after the first 50,000 tokens? Who after 200,000?
+# *Predict before you run*: who leads after the first 50,000 tokens? Who after 700,000?
 
 # %%
 looks, race = [r for r in log if "valid_loss" in r], {}
@@ -709,13 +722,13 @@ style.show(pretraining.race([read[i] for i in begin], [losses[i] for i in begin]
            "Loss over tokens read, for the network and for a trigram fitted to as many tokens")
 
 # %%
-early_read, late_read = 50_000, 400_000
+early_read, late_read = 50_000, 700_000
 assert np.interp(early_read, read, losses) > race[early_read] and np.interp(late_read, read, losses) < race[late_read]
 print(f"The trigram leads after {early_read:,} tokens, the network after {late_read:,}.")
 
 # %% [markdown]
-# Counting is the quicker start: each count is used at once, while the network needs many examples for one fact, and its rate is still rising. But the network's curve is the steeper one, and they cross early.
-# At the end, after 3.69 million tokens, the trigram of the same tokens has 2.14 nats on held-out text and the network 1.44 (the checkpoint's README).
+# Counting is the quicker start: each count is used at once, while the network needs many examples for one fact, and its rate is still rising. But the network's curve is the steeper one, and they cross early in the run.
+# At its end the network is far ahead of a trigram of all the tokens that the run read: the [checkpoint's README](../data/checkpoints/nano/README.md) has both numbers.
 # Counting trigrams has a floor: more text cannot give it a third token of context. The network has all the other tokens of its window.
 #
 # ## Sabotage: three broken recipes
@@ -774,7 +787,7 @@ print("The leaking recipe passes the trigram in training; asked the honest quest
 #   no triumph: look for the leak. The honest question (next token, unseen text) shows it at once: the model bets on repetition, and loses more than one that
 #   knows nothing. The control, with the same seeds and the same question, shows that the question itself is fair.
 # - **Gradients pile up.** Nothing crashes. Clipping hides the growing norm, and what remains is a slow, stale direction. The loss falls, only a little less far. Compare the
-#   distance to the control with the spread between its two seeds: alone, without a control, nobody would notice.
+#   distance to the control with the spread between its two seeds: in so short a run it is hardly larger, and without a control nobody would notice at all.
 # - **Ten times the rate without a warm-up.** You may have expected a catastrophe. Look at the first steps, and then at the last: it stumbles, recovers, and ends behind.
 #   Clipping, norms on queries and keys, and a small depth forgive much. We cannot show the instabilities that V4's report fights (section 4.2.3) with two layers and
 #   40 steps.
@@ -885,9 +898,9 @@ print(f"Flash, 32T tokens: {total:.2e} operations")
 a = torch.randn(1024, 1024)
 times = []
 for _ in range(8):
-    began = perf_counter()
+    began = process_time()
     a @ a
-    times.append(perf_counter() - began)
+    times.append(process_time() - began)
 peak = 2 * 1024**3 / min(times)
 speed = 1024 / float(np.median(seconds))                  # tokens a second while training live
 useful = 6 * nano["active"] * speed
@@ -902,7 +915,7 @@ print("The model uses a part of what the machine could do; "
       "and Flash's pre-training would take it thousands of years at least.")
 
 # %% [markdown]
-# On two cores of a laptop it is of the order of a million years. MTP, the scores of attention and the hyper-connections are left out of $6N$ and keep the processor busy too; at
+# At 3,000 tokens a second, say, it is five million years. MTP, the scores of attention and the hyper-connections are left out of $6N$ and keep the processor busy too; at
 # this size many small operations, and not the big products, set the pace.
 
 # %% [markdown]
@@ -910,7 +923,7 @@ print("The model uses a part of what the machine could do; "
 # A model gives probabilities; drawing from them is your decision. **Temperature** $\tau$ divides the logits: below 1 sharpens, above 1 flattens. **Top-p** keeps the
 # likeliest tokens that together reach the probability $p$, and never draws the others (grey).
 #
-# *One question to answer by playing*: find the setting with the most tokens to draw from, and then cut it back to one token with top-p alone.
+# *One question to answer by playing*: find the setting with the most tokens to draw from. Can top-p alone cut it back to a single token? If not, what else must move?
 
 # %%
 question = "And the LORD said unto"
@@ -932,9 +945,10 @@ style.show(pretraining.temperatures(last, tokenizer, (0.5, 1.0, 2.0), 0.9, quest
 box.sliders["temperature"].value, box.sliders["top_p"].value = 4.0, 0.1
 assert box.shown == {"temperature": 4.0, "top_p": 0.1}
 flat, sharp = (torch.softmax(last / t, -1).max() for t in (4.0, 0.25))
-assert sharp > flat
+assert flat < 0.1 < sharp                    # top-p keeps a single token only if that one has the probability p by itself
 box.sliders["temperature"].value, box.sliders["top_p"].value = 1.0, 0.9
-print("A higher temperature lowers the largest probability; the order of the tokens stays.")
+print("Temperature 4, top-p 1: all 2048 tokens. There the first token has less than 10 %, so top-p 0.1 leaves several:")
+print("the temperature must fall as well. It never changes the order of the tokens, only how far they are apart.")
 
 # %% [markdown]
 # Greedy drawing (temperature 0) always takes the first bar. Small models then fall into loops. Too hot, and the long tail of unlikely tokens gets a large share together, although
@@ -946,11 +960,11 @@ print("A higher temperature lowers the largest probability; the order of the tok
 # | | our live run | V4-Flash | V4-Pro |
 # | --- | ---: | ---: | ---: |
 # | parameters (active) | 1.8 M (0.94 M) | 284 B (13 B) | 1.6 T (49 B) |
-# | tokens | 0.08 M | 32 T | 33 T |
+# | tokens | 0.05 M | 32 T | 33 T |
 # | tokens in a step, at most | 1,024 | 75.5 M | 94.4 M |
 # | length of a window | 256 | 4K, 16K, 64K, then 1M | the same |
 # | peak rate | $5 \cdot 10^{-3}$ | $2.7 \cdot 10^{-4}$ | $2.0 \cdot 10^{-4}$ |
-# | warm-up | 12 steps | 2,000 steps | as Flash |
+# | warm-up | 8 steps | 2,000 steps | as Flash |
 # | decay of the rate | cosine from the start | constant, cosine to a tenth near the end | the same |
 # | optimiser | AdamW | Muon for most matrices, AdamW for embedding, head, norms | the same |
 # | MTP weight | 0.3 | 0.3, and 0.1 when the decay starts | the same |
@@ -990,8 +1004,8 @@ print("A higher temperature lowers the largest probability; the order of the tok
 # **2. The training loss and the validation loss agree closely in the live run. Does this show that the model will not overfit?**
 # <details><summary>Answer</summary>
 #
-# No. Each token was read at most once, so memorising could not yet pay. Train the same model for 50 epochs and the two part. "Small models cannot overfit" is wrong as well: two million numbers
-# can store a good share of ten million bytes. For V4, with 32T tokens, the question is rather which documents are near copies of each other.
+# No. Each token was read at most once, so memorising could not yet pay. Train the same model for many epochs and the two part. "Small models cannot overfit" is wrong as well: at about two bits of knowledge a number
+# ([Allen-Zhu and Li, 2024](https://arxiv.org/abs/2404.05405)) two million numbers hold half a million bytes, a good share of what is new in our 3.4 million bytes of text. For V4, with 32T tokens, the question is rather which documents are near copies of each other.
 # </details>
 #
 # **3. A run's loss jumps from 3.5 to 7 at step 9,000 and comes back after 200 steps. Name causes, and what you would look at.**
