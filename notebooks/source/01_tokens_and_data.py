@@ -105,7 +105,7 @@ for name, letter in letters.items():
 # **Predict before you run:** which pair is merged third, and how many tokens remain? First you need two functions.
 #
 # ### Exercise 1: the pair to merge
-# *Easy, 5 minutes.* Count pairs inside the pieces, never across a border.
+# *Easy, 5 minutes.* Count pairs inside the pieces, never across a border. The cell behind yours checks your function and names the likely mistake; `hint("tokens.best_pair")` gives a hint, and another one when called again.
 
 # %%
 def best_pair(pieces):

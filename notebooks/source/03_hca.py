@@ -131,7 +131,7 @@ print("over the channels:", [round(v, 2) for v in (z.softmax(1) * kv).sum(0).tol
 # taken over the channels.
 #
 # ### Exercise 1: compress
-# *Medium, 10 minutes.* Tokens after the last complete window make no entry; so fewer than m tokens give a tensor B 0 c. `t.unflatten(1, (n, m))` cuts axis 1, of n m places, into two.
+# *Medium, 10 minutes; `hint("hca.compress")` helps, three times.* Tokens after the last complete window make no entry; so fewer than m tokens give a tensor B 0 c. `t.unflatten(1, (n, m))` cuts axis 1, of n m places, into two.
 
 # %%
 def compress(x, wkv, wgate, ape, weight, eps):
