@@ -34,6 +34,7 @@ from minids import checkpoint, paths
 from minids.config import CSA_RATE
 from minids.data import mixture, text, world
 from minids.files import MinidsError, write_text
+from minids.generate import enough_threads
 from minids.tokenizer import Tokenizer
 
 FIRST = 1024                        # the first power of two that is measured
@@ -139,7 +140,8 @@ def step_ms(model, state, steps: int = STEPS) -> dict[str, float]:
     clock, busy = [], []
     for _ in range(steps + 3):
         start, cpu = time.perf_counter(), time.process_time()
-        token = model(token, state)[:, -1:].argmax(-1)
+        with enough_threads(model, 1):                                                   # as `minids.generate` does
+            token = model(token, state)[:, -1:].argmax(-1)
         clock.append(1000 * (time.perf_counter() - start))
         busy.append(1000 * (time.process_time() - cpu))
     rewind(state, before)

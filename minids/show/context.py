@@ -1,0 +1,239 @@
+"""Figures of lesson 05: the decode state, what a query reaches, what context costs, a long text read by the nano model."""
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.colors import LogNorm
+from matplotlib.patches import Patch
+
+from minids import cost
+from minids.config import Config
+from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+
+TERMS = {  # of `minids.cost`, in the order of the stacks
+    "FP8 and FP4 weights": BLUE, "FP8 weights": BLUE, "BF16 and float32 weights": SKY, "BF16 weights": SKY,
+    "CSA core": GREEN, "core": GREEN, "HCA core": ORANGE, "window-only core": PURPLE, "indexer": VERMILION,
+    "window": PURPLE, "CSA entries": GREEN, "latents": GREEN, "HCA entries": ORANGE, "CSA index keys": VERMILION,
+    "index keys": VERMILION}
+NAMES = {"operations": "10^9 operations (FP8 equivalents)", "bytes": "gigabytes of cache"}
+
+
+def length(n):
+    """1024 as "1K", 2**20 as "1M"."""
+    return f"{n // 1024}K" if n < 2**20 else f"{n / 2**20:g}M"
+
+
+def memory(sizes, known):
+    """{name: bytes} as bars; `known` are shown, the others are the riddle."""
+    figure, axis = plt.subplots(figsize=(8.6, 0.5 * len(sizes) + 0.9))
+    for y, (name, size) in enumerate(sizes.items()):
+        axis.barh(y, size / 1e9, color=BLUE if name in known else ORANGE)
+        axis.text(size / 1e9 * 1.06, y, f"{size / 1e9:,.1f} GB", va="center", fontsize=10)
+    axis.set_yticks(range(len(sizes)), sizes)
+    axis.invert_yaxis()
+    axis.set_xscale("log")
+    axis.set_xlim(1, 900)
+    axis.set_xlabel("cache of one text of 1,048,576 tokens (10^9 bytes, logarithmic)")
+    axis.grid(False, axis="y")
+    return figure
+
+
+def state(seen, w, m, T):
+    """What one CSA layer keeps after `seen` tokens: its ring, the entries, the waiting tokens, the a-half."""
+    figure, axis = plt.subplots(figsize=(10.2, 3.6))
+    full = seen // m * m
+    kinds = {"in the window": ORANGE, "waiting for its window": VERMILION, "a-half kept for the next entry": PURPLE}
+    for y, kind in ((2.45, "in the window"), (1.6, "waiting for its window"), (0.75, "a-half kept for the next entry")):
+        for t in range(T):
+            inside = {"in the window": seen - w <= t < seen, "waiting for its window": full <= t < seen,
+                      "a-half kept for the next entry": full - m <= t < full}[kind]
+            axis.add_patch(plt.Rectangle((t + 0.07, y), 0.86, 0.6, edgecolor=BLACK if t < seen else "#CCCCCC", linewidth=0.6,
+                                         facecolor=kinds[kind] if inside and t >= 0 else "white"))
+            axis.text(t + 0.5, y + 0.3, t, ha="center", va="center", fontsize=8.5, color=BLACK if t < seen else "#BBBBBB")
+        axis.text(-0.25, y + 0.3, kind, ha="right", va="center", fontsize=10)
+    for i in range(T // m):
+        done = i < seen // m
+        axis.add_patch(plt.Rectangle((i * m + 0.1, -0.15), m - 0.2, 0.6, edgecolor=BLACK if done else "#CCCCCC", linewidth=0.8,
+                                     facecolor=SKY if done else "white"))
+        axis.text((i + 0.5) * m, 0.15, f"entry {i}, index key {i}" if done else "", ha="center", va="center", fontsize=9)
+    axis.text(-0.25, 0.15, "kept for ever", ha="right", va="center", fontsize=10)
+    axis.plot([seen, seen], [-0.3, 3.3], color=BLACK, linewidth=1.4)
+    axis.text(seen + 0.1, 3.2, f"{seen} tokens read", fontsize=10, va="center")
+    axis.set_xlim(-6.2, T + 0.1)
+    axis.set_ylim(-0.35, 3.45)
+    axis.axis("off")
+    return figure
+
+
+def broken(panels):
+    """{title: (cut, {fault: error of each token, T})}: which tokens go wrong, and how much."""
+    figure, axes = plt.subplots(len(panels), 1, figsize=(10.2, 2.15 * len(panels) + 0.4), sharex=True)
+    colours = plt.get_cmap("cividis").with_extremes(under="white")
+    for axis, (title, (cut, rows)) in zip(axes, panels.items()):
+        image = axis.imshow(torch.stack(list(rows.values())).clamp(1e-9).numpy(), aspect="auto", interpolation="nearest",
+                            cmap=colours, norm=LogNorm(1e-3, 10))
+        axis.axvline(cut - 0.5, color=VERMILION, linewidth=1.6)
+        axis.set_yticks(range(len(rows)), rows)
+        axis.set_title(title)
+        axis.grid(False)
+    axes[-1].set_xlabel("token (red line: the first call ends, the second begins)")
+    figure.colorbar(image, ax=axes, label="largest error of a logit")
+    return figure
+
+
+def reach(rows, t):
+    """{layer: {"window", "entries": T, bool}}: which tokens the query at t reads in each layer, one by one or in entries."""
+    figure, axis = plt.subplots(figsize=(10.2, 0.62 * len(rows) + 1.5))
+    for y, parts in enumerate(rows.values()):
+        for name, colour in (("entries", BLUE), ("window", ORANGE)):
+            for first, last in runs(parts[name]):
+                axis.barh(y, last - first, left=first, height=0.62, color=colour, edgecolor="none")
+        axis.barh(y, t + 1, height=0.62, facecolor="none", edgecolor="#999999", linewidth=0.8)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.invert_yaxis()
+    axis.set_xlim(0, t + 1)
+    axis.set_xlabel(f"token (the query is token {t}, at the right)")
+    axis.grid(False)
+    axis.legend(handles=[Patch(facecolor=ORANGE, label="one by one, in the window"), Patch(facecolor=BLUE, label="in an entry"),
+                         Patch(facecolor="white", edgecolor="#999999", label="not at all")],
+                ncols=3, loc="lower center", bbox_to_anchor=(0.45, 1.0), fontsize=10)
+    return figure
+
+
+def runs(mask):
+    """The stretches of a bool tensor where it is true, as (first, last + 1)."""
+    edges = torch.diff(torch.nn.functional.pad(mask.int(), (1, 1)))
+    return list(zip((edges == 1).nonzero().flatten().tolist(), (edges == -1).nonzero().flatten().tolist()))
+
+
+def stacks(lengths, what):
+    """Stacked areas over the context, a column for each model. what: {"operations" or "bytes": {model: [terms, ...]}}."""
+    figure, axes = plt.subplots(len(what), 3, figsize=(10.4, 3.5 * len(what)), sharex=True, sharey="row")
+    for line, (measure, models) in zip(axes, what.items()):
+        for axis, (model, points) in zip(line, models.items()):
+            terms = [name for name in TERMS if name in points[0]]
+            axis.stackplot(lengths, [[point[name] / 1e9 for point in points] for name in terms], labels=terms,
+                           colors=[TERMS[name] for name in terms])
+            total = points[-1]["total"] / 1e9
+            axis.annotate(f"{total:,.1f}", (lengths[-1], total), (-4, 4), textcoords="offset points", ha="right", fontsize=10)
+            axis.set_xscale("log", base=2)
+            axis.set_xlim(lengths[0], lengths[-1])
+            axis.set_xticks(lengths[::2], [length(n) for n in lengths[::2]])
+            axis.set_title(model)
+            axis.legend(*(items[::-1] for items in axis.get_legend_handles_labels()), loc="upper left", fontsize=8.5)
+        line[0].set_ylabel(NAMES[measure])
+        line[0].set_ylim(0, max(points[-1]["total"] for points in models.values()) / 1e9 * 1.08)
+    for axis in axes[-1]:
+        axis.set_xlabel("context (tokens)")
+    return figure
+
+
+def ratios(lengths, curves, published):
+    """{measure: {model: shares of V3.2}} over the context; published: {measure: {model: percent at 1M}}."""
+    figure, axes = plt.subplots(1, len(curves), figsize=(10.2, 3.7))
+    for axis, (measure, models) in zip(axes, curves.items()):
+        for (model, shares), colour, style in zip(models.items(), (BLUE, GREEN), ("-", "--")):
+            axis.plot(lengths, [100 * share for share in shares], color=colour, linestyle=style, label=model)
+            axis.scatter([lengths[-1]], [published[measure][model]], color=colour, marker="s", s=42, zorder=3, clip_on=False)
+        axis.axhline(100, color=BLACK, linewidth=0.8, linestyle=":")
+        axis.set_xscale("log", base=2)
+        axis.set_xlim(lengths[0], lengths[-1])
+        axis.set_ylim(0, 112 if max(max(s) for s in models.values()) > 0.5 else 25)
+        axis.set_xticks(lengths[::2], [length(n) for n in lengths[::2]])
+        axis.set_title({"operations": "operations of one decoded token", "bytes": "bytes of the cache"}[measure])
+        axis.set_xlabel("context (tokens)")
+        axis.legend(loc="upper right")
+    axes[0].set_ylabel("percent of DeepSeek-V3.2")
+    return figure
+
+
+def bars(n, hca_ratio):
+    """The widget's picture: operations and bytes of three models at a context of n tokens, by term."""
+    figure, axes = plt.subplots(1, 2, figsize=(10.2, 3.6))
+    models = {name: squeezed(config, hca_ratio) for name, config in (("Flash", Config.flash()), ("Pro", Config.pro()))}
+    for axis, (measure, old, new) in zip(axes, (("operations", cost.flops_v32, cost.flops), ("bytes", cost.kv_bytes_v32,
+                                                                                            cost.kv_bytes))):
+        points = {"V3.2": old(n)} | {name: new(config, n) for name, config in models.items()}
+        shown = {}
+        for x, point in enumerate(points.values()):
+            bottom = 0.0
+            for name in (name for name in TERMS if name in point):
+                axis.bar(x, point[name] / 1e9, bottom=bottom, color=TERMS[name], width=0.62)
+                bottom += point[name] / 1e9
+                shown[TERMS[name]] = name
+            share = f"{bottom:,.3g}" if x == 0 else f"{bottom:,.3g}\n{100 * point['total'] / points['V3.2']['total']:.1f} %"
+            axis.text(x, bottom, share, ha="center", va="bottom", fontsize=10)
+        axis.set_ylim(0, 1.25 * max(point["total"] for point in points.values()) / 1e9)
+        axis.set_xticks(range(3), points)
+        axis.set_ylabel(NAMES[measure])
+        axis.grid(False, axis="x")
+        axis.legend(handles=[Patch(facecolor=colour, label=name) for colour, name in list(shown.items())[::-1]], fontsize=9,
+                    loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    figure.suptitle(f"{n:,} tokens of context; an HCA entry stands for {hca_ratio} tokens", x=0.01, ha="left", fontsize=12)
+    return figure
+
+
+def squeezed(config, hca_ratio):
+    """The same model with another HCA ratio."""
+    return config.replace(compress_ratios=tuple(hca_ratio if m > 4 else m for m in config.compress_ratios))
+
+
+def steps(points):
+    """Decoded tokens: milliseconds over the context, beside what grows in proportion. points: {n: milliseconds}."""
+    figure, axis = plt.subplots(figsize=(8.2, 3.8))
+    ns, first = list(points), next(iter(points.values()))
+    axis.plot(ns, points.values(), "o-", color=BLUE, label="measured")
+    axis.plot(ns, [first * n / ns[0] for n in ns], "--", color=VERMILION, label="in proportion to the context")
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    axis.set_xticks(ns, [length(n) for n in ns])
+    axis.set_xlabel("context (tokens)")
+    axis.set_ylabel("milliseconds a token")
+    axis.legend(loc="upper left")
+    return figure
+
+
+def record(found):
+    """The recorded long run in four panels. found: what `minids.million` wrote."""
+    figure, axes = plt.subplots(2, 2, figsize=(10.2, 6.6))
+    points = found["points"]
+    ns = [point["n"] for point in points]
+    axes[0, 0].plot(ns, [point["cpu_ms"] for point in points], "o-", color=BLUE, label="measured")
+    base = next((p for p in points if p["n"] == 2**14), points[0])
+    far = [n for n in ns if n >= base["n"]]
+    axes[0, 0].plot(far, [base["cpu_ms"] * n / base["n"] for n in far], "--", color=VERMILION,
+                    label=f"in proportion, from {length(base['n'])} on")
+    axes[0, 0].set(title="one decoded token", ylabel="milliseconds of processor time", yscale="log")
+    axes[0, 0].legend(loc="upper left", fontsize=10)
+    axes[0, 1].plot(ns, [point["prefill_minutes"] for point in points], "o-", color=BLUE)
+    axes[0, 1].set(title="reading the text so far", ylabel="minutes", yscale="log")
+    axes[1, 0].plot(ns, [point["state_bytes"] / 1e6 for point in points], "o-", color=BLUE, label="the state, as computed")
+    axes[1, 0].plot(ns, [point["resident_most"] / 1e6 for point in points], "s--", color=ORANGE, label="the process, at most")
+    axes[1, 0].set(title="memory", ylabel="megabytes", yscale="log")
+    axes[1, 0].legend(loc="lower right", fontsize=10)
+    for (distance, alone), colour, marker in zip(found["found_without_context"].items(), (BLUE, GREEN, ORANGE, PURPLE), "os^x"):
+        shares = [point["found"][distance] / found["questions"] for point in points]
+        axes[1, 1].plot([ns[0] / 2, *ns], [alone / found["questions"], *shares], marker=marker, color=colour,
+                        label=f"{distance} tokens before")
+    axes[1, 1].axhline(1 / (1 + found["rivals"]), color=BLACK, linewidth=0.9, linestyle=":")
+    axes[1, 1].set(title="facts found (dotted: chance)", ylabel="share", ylim=(0, 1.05))
+    axes[1, 1].legend(loc="upper right", fontsize=9)
+    for axis in axes.flat:
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(ns[::2], [length(n) for n in ns[::2]])
+    axes[1, 1].set_xticks([ns[0] / 2, *ns[1::2]], ["none", *(length(n) for n in ns[1::2])])
+    for axis in axes[1]:
+        axis.set_xlabel("context (tokens)")
+    return figure
+
+
+def summary(found):
+    """The recorded run in words."""
+    points = {point["n"]: point for point in found["points"]}
+    last = max(points)
+    end = points[last]
+    lines = [f"{found['cpu']}, {found['cores']} cores, {found['threads']} thread(s), torch {found['torch']}, {found['dtype']}",
+             f"{'' if found['complete'] else 'not finished yet: '}{last:,} tokens read in {end['prefill_minutes']:.0f} minutes",
+             f"the state: {end['state_bytes']:,} bytes; the process: at most {end['resident_most'] / 1e9:.2f} GB"]
+    lines += [f"one decoded token behind {n:9,} tokens: {points[n]['cpu_ms']:5.1f} ms" for n in sorted(points) if n in
+              (2**10, 2**14, 2**17, 2**20, last)]
+    return "\n".join(lines)

@@ -1,0 +1,611 @@
+# %% [markdown]
+# # 05 A million tokens
+#
+# **Behind 1,048,576 tokens V4-Flash decodes the next one for a tenth of what V3.2 pays, and keeps them in 3.6 GB instead of 49. You take the memory apart, recompute the published
+# percentages term by term, and let the nano model read a text sixteen times as long as any it was trained on.**
+#
+# **After this you can**
+# - say what a decoder must remember of the past, part by part, and what it may forget,
+# - cut a text anywhere and get the same logits, and find the part that somebody forgot to carry,
+# - draw which tokens one query reaches through its window, CSA and HCA,
+# - compute bytes of cache and operations of a decoded token from a `config.json`, at any context,
+# - rebuild the report's 27 and 10 percent (operations) and 10 and 7 percent (cache), and say which term each of them lives on,
+# - tell what a long context costs from what it is good for.
+#
+# *Time (estimated): 45 minutes to read, predict and run. The six exercises take 5 to 15 minutes each on top; none is needed for the next cell to run.
+# The code itself runs in about half a minute.*
+# *Before this: lessons 02 to 04 (window, HCA, CSA, indexer).*
+
+# %%
+import json
+from unittest import mock
+
+import minids
+import torch
+from minids import Config, cost, million, paths
+from minids.learn import check, hint, versions
+from minids.model.indexer import Indexer
+from minids.show import context, style
+from minids.tokenizer import Tokenizer
+
+style.use()
+versions()
+
+# %% [markdown]
+# ## How many bytes is a million tokens?
+#
+# A million tokens are some ten novels. While a model writes, each layer keeps something of every one of them: the *cache*. A common design (grouped-query attention, 8 key-value heads of 128 channels, BF16) takes 262 GB at
+# the 61 layers that V3.2 and V4-Pro have, three or four large accelerators for one user's text. V3.2 brought that down to 49 GB.
+#
+# **Predict before you run:** what does V4-Pro take, with as many layers? And Flash, with 43?
+
+# %%
+flash, pro = (Config.from_json(paths.data("v4", f"{name}.config.json")) for name in ("flash", "pro"))
+MILLION = 2**20
+held = {"grouped queries, 61 layers": 61 * 2 * 8 * 128 * 2 * MILLION,               # layers, key and value, heads, channels, bytes
+        "V3.2": cost.kv_bytes_v32(MILLION)["total"],
+        "V4-Pro": cost.kv_bytes(pro, MILLION)["total"], "V4-Flash": cost.kv_bytes(flash, MILLION)["total"]}
+style.show(context.memory(held, {"grouped queries, 61 layers", "V3.2"}), "Bytes of cache at a million tokens, on a logarithmic axis: grouped "
+           "queries 262 GB, V3.2 49 GB, V4-Pro 5.2 GB, V4-Flash 3.6 GB")
+print(f"V4-Pro takes {held['V4-Pro'] / held['V3.2']:.1%} of V3.2, and {held['V4-Pro'] / held['grouped queries, 61 layers']:.1%} of grouped queries")
+
+# %% [markdown]
+# The report says 10 % (figure 1) and "approximately 2 %" (section 2.3.4). By the end of this lesson you have computed all of these numbers yourself. First: what is it that is kept?
+#
+# ## 1. What one token leaves for the next
+#
+# When token t has been read, its hidden states are thrown away. What stays is the **decode state** (report 3.6.1). Each layer keeps at most four things:
+#
+# | part | what | in which layers | grows? |
+# | --- | --- | --- | --- |
+# | the **ring** | key-value vectors of the last w tokens | all | no: w of them |
+# | **entries** | one for each complete window of m tokens | CSA (m = 4), HCA (m = 128; nano 16) | n / m |
+# | **index keys** | one for each entry, narrower | CSA | n / 4 |
+# | **waiting tokens** | value and gate of the tokens whose window is not complete | CSA, HCA | no: fewer than m |
+# | the **a-half** | value and gate of the last complete window, for the overlap | CSA | no: m |
+#
+# Here is one CSA layer with w = 6 and m = 4 after 14 tokens. Move it on in your head: what changes with token 14, 15, 16?
+
+# %% jupyter={"source_hidden": true}
+style.show(context.state(14, 6, 4, 20), "A CSA layer after 14 tokens: tokens 8 to 13 are in the window, 12 and 13 wait, the a-half of tokens 8 to "
+           "11 is kept, and entries 0 to 2 with their index keys")
+
+# %% [markdown]
+# Token 14 pushes token 8 out of the window and waits. Token 15 completes window 3: entry 3 is made from the a-half (tokens 8 to 11) and from tokens 12 to 15, nobody waits any more, and the a-half is now that of 12 to 15.
+#
+# Tokens 0 to 7 are gone. What is left of them are two entries and two index keys. **A context of V4 is mostly a list of summaries.**
+#
+# ### The ring
+#
+# The last w vectors could be kept in order, the oldest thrown out and all others moved. It is cheaper to let the token at position p overwrite slot $p \bmod w$. By hand, w = 3, after 5 tokens (positions 0 to 4):
+#
+# | slot | 0 | 1 | 2 |
+# | --- | --- | --- | --- |
+# | written by positions | 0, 3 | 1, 4 | 2 |
+# | holds | 3 | 4 | 2 |
+#
+# The order is lost: 3, 4, 2. **Predict before you run:** does the attention mind?
+
+# %%
+rng = torch.Generator().manual_seed(0)
+keys = torch.randn(6, 8, generator=rng)                                             # w c: vectors of a window, turned already
+query, mixed = torch.randn(8, generator=rng), torch.tensor([3, 4, 5, 0, 1, 2])
+in_order = (keys @ query).softmax(0) @ keys                                         # c
+as_ring = (keys[mixed] @ query).softmax(0) @ keys[mixed]                            # c
+torch.testing.assert_close(in_order, as_ring)
+print("the same output: a softmax and a sum do not know an order")
+
+# %% [markdown]
+# Where a key stands is written in the key itself: it was turned by its position before it was kept (lesson 02). So slots may come in any order.
+#
+# ### Exercise 1: who is in the ring?
+# *Easy, 5 minutes.*
+
+# %%
+def ring(seen, w):
+    """The position of the token that each slot holds after `seen` tokens, positions 0 to seen - 1.
+
+    -> w, int64; -1 where nothing was written yet.
+    """
+    ### BEGIN SOLUTION
+    slots = torch.full((w,), -1)
+    for p in range(seen):
+        slots[p % w] = p
+    return slots
+    ### END SOLUTION
+
+
+# %%
+ring = check("context.ring", ring)
+for seen in (2, 5, 200):
+    print(f"after {seen:3} tokens the three slots hold", ring(seen, 3).tolist())
+
+# %% [markdown]
+# (`minids` moves its vectors and keeps them in order, which is simpler to read, and quick at this size: `LayerState.extend`. Serving code writes a ring.)
+#
+# ### What a compressor carries
+#
+# The other small parts are the compressor's. New tokens come in chunks of any size: a prompt of thousands, then one token at a time. The windows must come out as if the text had come in one piece.
+#
+# ### Exercise 2: feed a compressor
+# *Medium, 15 minutes.* As in lesson 04 each token makes 2c numbers, the first c are its a-half. (Values and gates go the same way, so we take one tensor for both. Before the first window `before` is 0 for values and $-\infty$ for gates.)
+
+# %%
+def feed(new, waiting, before):
+    """Take new tokens; give the slots of all windows that are complete now, and what to carry to the next call.
+
+    new: T 2c; waiting: r 2c, tokens of an incomplete window (r < m); before: m c, the last complete window's a-half.
+    Returns slots: n 2m c (the a-half of the window before, then the own b-half); the tokens that wait now; the new `before`.
+    """
+    ### BEGIN SOLUTION
+    m = len(before)
+    t = torch.cat([waiting, new])                                                   # r+T 2c
+    n = len(t) // m
+    a, b = t[:n * m].view(n, m, t.shape[1]).chunk(2, -1)                            # n m c each
+    slots = torch.cat([torch.cat([before[None], a])[:n], b], 1)                     # n 2m c
+    return slots, t[n * m:], a[-1] if n else before
+    ### END SOLUTION
+
+
+# %%
+feed = check("context.feed", feed)
+tokens, m = torch.randn(23, 10, generator=rng), 4                                   # T 2c
+whole, _, _ = feed(tokens, tokens[:0], torch.zeros(m, 5))
+waiting, before, pieces = tokens[:0], torch.zeros(m, 5), []
+for chunk in tokens.split([9, 1, 1, 2, 7, 3]):
+    slots, waiting, before = feed(chunk, waiting, before)
+    pieces.append(slots)
+    print(f"{len(chunk)} tokens come: {len(slots)} windows complete, {len(waiting)} tokens wait")
+torch.testing.assert_close(torch.cat(pieces), whole)
+
+# %% [markdown]
+# ## 2. However you cut it
+#
+# *Prefill* is reading a prompt, many tokens at a time; *decoding* is one token at a time. With the whole state carried there is no difference: any cut gives the logits of one pass. The shipped nano model, 192 tokens of text it has not seen in training:
+
+# %%
+nano, tokenizer = minids.load(paths.data("checkpoints", "nano")), Tokenizer.load()
+text = million.stream(2**14, tokenizer)                                             # held-out documents, one after another
+ids = text[None, :192]                                                              # B T
+with torch.inference_mode():
+    right = nano(ids)                                                               # B T vocab
+    for name, cuts in {"one token at a time": [1] * 192, "a prompt of 150, then single tokens": [150] + [1] * 42,
+                       "any cuts": [3, 50, 1, 29, 64, 2, 43]}.items():
+        state = nano.new_state(1, 192)
+        parts = torch.cat([nano(part, state) for part in ids.split(cuts, 1)], 1)
+        torch.testing.assert_close(parts, right, atol=2e-3, rtol=1e-3)
+        print(f"{name}: equal")
+
+# %% [markdown]
+# Now somebody forgets one part between the first call and the second. **Predict before you run:** which tokens go wrong, and for how long, when the second call starts
+# - with an empty ring?
+# - without the waiting tokens?
+# - without the a-halves?
+#
+# And does it matter where the text is cut? We cut once at token 83, once at 96, a multiple of 4 and of 16.
+
+# %%
+def forget(state, part):
+    """Lose one part of the decode state in every layer."""
+    for layer in state.layers:
+        if part == "the ring":
+            layer.window = torch.zeros_like(layer.window)
+        for compressor in million.parts(layer):                                     # CSA has two: the indexer has its own
+            if part == "waiting tokens":
+                compressor.tail = None
+            if part == "a-halves":
+                compressor.before = None
+
+
+@torch.inference_mode()
+def errors(cut, part):
+    """The largest error of a logit for each token, T, where `part` is lost behind token cut - 1."""
+    state = nano.new_state(1, 192)
+    first = nano(ids[:, :cut], state)
+    forget(state, part)
+    return (torch.cat([first, nano(ids[:, cut:], state)], 1) - right)[0].abs().amax(-1)
+
+
+PARTS = "nothing", "the ring", "waiting tokens", "a-halves"
+lost = {cut: {part: errors(cut, part) for part in PARTS} for cut in (83, 96)}
+
+# %% tags=["nbval-ignore-output"] jupyter={"source_hidden": true}
+style.show(context.broken({"cut at token 83": (83, lost[83]), "cut at token 96, where no token waits": (96, lost[96])}),
+           "Errors of the logits by token and by what was forgotten: nothing wrong before the cut; an empty ring does most harm just behind "
+           "it; lost waiting tokens spoil all that follows, but none where the cut is a multiple of 16")
+
+# %%
+for cut in lost:
+    assert lost[cut]["nothing"].max() < 2e-3 and all(lost[cut][part][:cut].max() < 2e-3 for part in PARTS)
+    assert lost[cut]["the ring"][cut] > 0.1 and lost[cut]["a-halves"][cut:].max() > 0.01
+assert lost[83]["waiting tokens"][-60:].min() > 2e-3 and lost[96]["waiting tokens"].max() < 2e-3
+print("cut at 83: each forgotten part is seen. Cut at 96: lost waiting tokens are NOT seen")
+
+# %% [markdown]
+# - **The ring**: the token at the cut sees nobody beside itself, the next ones little. The harm fades as the ring fills, but it does not end there: wrong vectors have gone into entries.
+# - **Waiting tokens**: three of them are lost, so all later windows are cut three places off, and turned to wrong positions. Nothing ever mends that.
+# - **The a-halves**: in each CSA layer one entry is wrong. A small error, for good.
+#
+# And the negative control: at 96 nobody waits, so forgetting those who wait does nothing. Chunks of 512 or 1,024 tokens never show this fault; the first decoded tokens do. **Test with cuts that are multiples of nothing.**
+#
+# ## 3. What one query reaches
+#
+# The state holds something of every token. What does one query *read* of it? In layer after layer something else:
+# - through the **window**: the last w tokens, one by one,
+# - through **CSA**: the k entries that its indexer ranks first; each holds the 4 tokens of its own window and, by the overlap, the 4 before,
+# - through **HCA**: all complete entries.
+#
+# ### Exercise 3: draw it
+# *Medium, 10 minutes.*
+
+# %%
+def reach(picks, t, w, m, T, overlap):
+    """Which of T tokens the query at position t reads in one layer: T, bool.
+
+    Those of its window of w tokens (its own among them), and those in the picked entries that are complete.
+    picks: numbers of entries, int64; m: tokens in an entry's own window; overlap: whether it holds the window before, too.
+    """
+    ### BEGIN SOLUTION
+    s = torch.arange(T)
+    mask = (s <= t) & (s > t - w)
+    for i in picks.tolist():
+        if i < (t + 1) // m:
+            mask |= (s >= (i - overlap) * m) & (s < (i + 1) * m)
+    return mask
+    ### END SOLUTION
+
+
+# %%
+reach = check("context.reach", reach)
+
+# %% [markdown]
+# Now the real picks: the nano model reads 1,024 tokens, we keep its indexers' scores and look at the last query.
+
+# %%
+kept = []
+
+
+def keeping(*args, original=Indexer.forward):
+    """The indexer's scores, kept for us."""
+    kept.append(original(*args))                                                    # B T S
+    return kept[-1]
+
+
+T, w, k = 1024, nano.config.window_size, nano.config.index_topk
+with mock.patch.object(Indexer, "forward", keeping), torch.inference_mode():
+    nano(text[None, :T])
+best = iter([scores[0, -1].topk(k).indices for scores in kept])                     # k, for each CSA layer
+rows = {}
+for i, ratio in enumerate(nano.config.compress_ratios[:nano.config.n_layers]):
+    name = f"layer {i}: " + {0: "window only", 4: f"CSA, {k} of {T // 4} entries"}.get(ratio, f"HCA, all {T // (ratio or 1)} entries")
+    picks = next(best) if ratio == 4 else torch.arange(T // ratio if ratio else 0)
+    rows[name] = {"window": reach(picks[:0], T - 1, w, ratio or 1, T, False),
+                  "entries": reach(picks, T - 1, 0, ratio or 1, T, ratio == 4)}
+
+# %% tags=["nbval-ignore-output"] jupyter={"source_hidden": true}
+style.show(context.reach(rows, T - 1), "One query in the four layers of nano: the window at the right end in all of them, scattered stretches "
+           "of the text in the CSA layers, the whole text in the HCA layer")
+for name, parts in rows.items():
+    print(f"{name:34} reaches {(parts['window'] | parts['entries']).sum():5} of {T} tokens")
+
+# %%
+(_, plain), (_, first_csa), (_, hca), (_, second_csa) = rows.items()
+assert plain["window"].sum() == w and hca["entries"].all() and not first_csa["entries"].all()
+assert (first_csa["entries"] != second_csa["entries"]).any()
+print("window only: 32 tokens. HCA: all of them. CSA: a part, and another one in each layer")
+
+# %% [markdown]
+# In V4-Flash at a million tokens a query reads 128 tokens one by one; in 21 layers 512 entries, which hold at most 4,096 tokens, 0.4 % of the text; and in 20 layers 8,192 entries of 128 tokens, which hold all of it. HCA sees the whole text,
+# blurred; CSA sees a few places, sharply. The layers take turns.
+#
+# ## 4. Bytes
+#
+# An entry has c = 512 channels. The last r = 64, which turn, are kept in BF16 (2 bytes), the others in FP8 (1 byte): $448 + 128 = 576$ bytes. An index key has 128 channels in FP4: 64 bytes. By hand, for Flash with its 21 CSA
+# layers and 20 HCA layers, each further token takes on average
+#
+# $$21 \cdot \frac{576 + 64}{4} + 20 \cdot \frac{576}{128} = 3360 + 90 = 3450 \text{ bytes}$$
+#
+# and all rings together $43 \cdot 128 \cdot 576$ bytes, once. V3.2 keeps 640 bytes and an index key of 128 in each of 61 layers: 46,848 bytes a token. $3450 / 46848 = 7.4\,\%$.
+#
+# ### Exercise 4: from config.json to bytes
+# *Medium, 10 minutes.* Leave out the waiting tokens and the a-halves, as the published figure does. Scales are left out, too.
+
+# %%
+def cache(config, n):
+    """Bytes of the cache after n tokens of one sequence: {"window", "CSA entries", "CSA index keys", "HCA entries"}.
+
+    config.compress_ratios[:config.n_layers]: 0 window only, 4 CSA, more HCA. Sizes: head_dim (c), rope_head_dim (r),
+    index_head_dim (ci), window_size (w).
+    """
+    ### BEGIN SOLUTION
+    ratios = config.compress_ratios[:config.n_layers]
+    entry = config.head_dim + config.rope_head_dim                                  # (c - r) + 2 r
+    csa = ratios.count(4) * (n // 4)
+    return {"window": len(ratios) * entry * min(n, config.window_size), "CSA entries": csa * entry,
+            "CSA index keys": csa * config.index_head_dim // 2, "HCA entries": sum(entry * (n // m) for m in ratios if m > 4)}
+    ### END SOLUTION
+
+
+# %%
+cache = check("context.cache", cache)
+for name, config in (("V4-Flash", flash), ("V4-Pro", pro)):
+    mine = cache(config, MILLION)
+    assert sum(mine.values()) == cost.kv_bytes(config, MILLION)["total"]
+    print(f"{name:9}", ", ".join(f"{part} {size / 1e9:.3f}" for part, size in mine.items()), f"GB; total {sum(mine.values()) / 1e9:.3f}")
+
+# %% [markdown]
+# Nearly all of it are CSA entries. HCA, which sees everything, costs Flash 2.6 percent of the cache.
+#
+# ### Exercise 5: how far does a card reach?
+# *Easy, 10 minutes.* Turn the question round. A hint of a difficulty: the cache grows in steps.
+
+# %%
+def longest(config, memory):
+    """The largest number of tokens whose cache, as `cache` counts, takes at most `memory` bytes."""
+    ### BEGIN SOLUTION
+    fits = lambda n: sum(cache(config, n).values()) <= memory
+    low, high = 0, 1
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+    ### END SOLUTION
+
+
+# %%
+longest = check("context.longest", longest)
+print(f"in 24 GB, beside the weights: V4-Flash {longest(flash, 24e9):,} tokens, V4-Pro {longest(pro, 24e9):,}, V3.2 {24 * 10**9 // 46848:,}")
+
+# %% [markdown]
+# ## 5. Operations
+#
+# One decoded token goes through the weights, whatever the context, and through the attention. Operations are counted in **FP8 equivalents**: a multiply-add is two operations, BF16 counts twice, FP8 once, FP4 times FP4 a half. The report does not give
+# its weights; these reproduce all four of its percentages. One product of a query with a key is c multiply-adds, adding up its value another c. So a *core* costs
+#
+# $$2 \cdot H \cdot (c + c) \cdot 2 \quad \text{for each key that is read}$$
+#
+# ### Exercise 6: a colleague's estimate
+# *Medium, 15 minutes.* A colleague computed the attention's operations. **Three** faults. Find them; the answer for V4-Flash at a million tokens is printed for both versions.
+
+# %%
+def colleagues_operations(config, n):
+    """Operations of the attention over the context, for one token decoded after n others, by term. Three faults."""
+    ratios, w = config.compress_ratios[:config.n_layers], min(n, config.window_size)
+    core = 2 * config.n_heads * 2 * config.head_dim * 2
+    return {
+        "indexer": ratios.count(4) * 2 * config.index_n_heads * config.index_head_dim * n * 0.5,
+        "CSA core": ratios.count(4) * core * (config.index_topk + w),
+        "HCA core": sum(core * (n // m) for m in ratios if m > 4),
+        "window-only core": ratios.count(0) * core * w,
+    }
+
+
+# %%
+def operations(config, n):
+    """The same without the faults."""
+    ### BEGIN SOLUTION
+    ratios, w = config.compress_ratios[:config.n_layers], min(n, config.window_size)
+    core = 2 * config.n_heads * 2 * config.head_dim * 2
+    return {
+        "indexer": ratios.count(4) * 2 * config.index_n_heads * config.index_head_dim * (n // 4) * 0.5,
+        "CSA core": ratios.count(4) * core * (min(config.index_topk, n // 4) + w),
+        "HCA core": sum(core * (n // m + w) for m in ratios if m > 4),
+        "window-only core": ratios.count(0) * core * w,
+    }
+    ### END SOLUTION
+
+
+# %%
+operations = check("context.operations", operations)
+for name, version in (("the colleague", colleagues_operations), ("mended", operations)):
+    print(f"{name:14}", ", ".join(f"{term} {number / 1e9:.1f}" for term, number in version(flash, MILLION).items()), "(10^9)")
+
+# %% [markdown]
+# ## 6. Every term of the published figure
+#
+# `cost.flops` has the same four terms, and the weights (exactly counted in lesson 08). **Predict before you run:** on which single term does V3.2 spend 88 percent?
+
+# %%
+sides = {"V3.2": (cost.flops_v32(MILLION), cost.kv_bytes_v32(MILLION)), "V4-Pro": (cost.flops(pro, MILLION), cost.kv_bytes(pro, MILLION)),
+         "V4-Flash": (cost.flops(flash, MILLION), cost.kv_bytes(flash, MILLION))}
+assert all(sides["V4-Pro"][0][term] == number for term, number in operations(pro, MILLION).items())
+for i, what in enumerate(("10^9 operations of one token", "10^9 bytes of cache")):
+    old = sides["V3.2"][i]["total"]
+    print(what)
+    for name, terms in ((name, side[i]) for name, side in sides.items()):
+        for term, number in terms.items():
+            print(f"    {name:9} {term:26} {number / 1e9:9.3f}" + (f"   {number / old:7.2%} of V3.2" if term == "total" else ""))
+
+# %%
+share = {name: [side[i]["total"] / sides["V3.2"][i]["total"] for i in (0, 1)] for name, side in sides.items()}
+assert [round(100 * x) for x in share["V4-Pro"]] == [27, 11] and [round(100 * x) for x in share["V4-Flash"]] == [10, 7]
+print("Pro: 27 % of the operations and 10.55 % of the bytes; Flash: 10 % and 7 %")
+
+# %% [markdown]
+# The report says 27 and 10 percent for Pro, 10 and 7 for Flash (figure 1). Ours rounds to 11 where the report has 10: it may round down, or leave something out; 10.55 is what the sizes give.
+#
+# V3.2 spends 88 percent on its indexer, which scores every single token in every layer. In V4 half of the layers have an indexer, over a quarter of the keys, in FP4: $\frac{30}{61} \cdot \frac14 \cdot \frac12$ of V3.2's, a sixteenth for Pro.
+# What is left is spread: weights, indexer, HCA. So it goes on with the context:
+
+# %% jupyter={"source_hidden": true}
+lengths = [2**j for j in range(10, 21)]
+models = {"DeepSeek-V3.2": (cost.flops_v32, cost.kv_bytes_v32),
+          "V4-Pro": (lambda n: cost.flops(pro, n), lambda n: cost.kv_bytes(pro, n)),
+          "V4-Flash": (lambda n: cost.flops(flash, n), lambda n: cost.kv_bytes(flash, n))}
+what = {measure: {name: [pair[i](n) for n in lengths] for name, pair in models.items()} for i, measure in enumerate(("operations", "bytes"))}
+style.show(context.stacks(lengths, what), "Operations and bytes by term from 1K to 1M tokens for V3.2, Pro and Flash, one scale for each row: V3.2's "
+           "indexer and latents dwarf all else; in V4 the weights, the indexer and the HCA core share the operations, CSA entries are the bytes")
+
+# %% [markdown]
+# **Predict before you run:** V4-Pro has 49 billion active parameters, V3.2 has 37. From which context on is a token of V4-Pro the cheaper one?
+
+# %%
+curves = {measure: {name: [point["total"] / old["total"] for point, old in zip(points, by_model["DeepSeek-V3.2"])]
+                    for name, points in by_model.items() if name != "DeepSeek-V3.2"} for measure, by_model in what.items()}
+style.show(context.ratios(lengths, curves, {"operations": {"V4-Pro": 27, "V4-Flash": 10}, "bytes": {"V4-Pro": 10, "V4-Flash": 7}}),
+           "Cost relative to V3.2 over the context: Pro's operations begin at 100 percent, are near 80 from 2K to 16K and fall to 27; the bytes "
+           "fall quickly and stay at 10.6 and 7.4 percent. Squares: the published values")
+for n in (2**10, 2**12, 2**17):
+    at = lengths.index(n)
+    print(f"at {n:7,} tokens: Pro {curves['operations']['V4-Pro'][at]:.0%} of the operations, {curves['bytes']['V4-Pro'][at]:.1%} of the bytes")
+
+# %% [markdown]
+# From about 1K on. But up to 16K the gain is a fifth: **the famous 27 percent is a statement about a million tokens.** The bytes gain everywhere, since each token is kept in fewer of them.
+#
+# ## 7. Play: what if?
+#
+# The sliders start at a million tokens and V4's own HCA ratio. **Find out:** what would it cost to compress HCA less, 16 tokens to an entry as in nano? Which of the two, bytes or operations, forbids it? And at which context does it hardly matter?
+
+# %%
+box = style.slider_image(context.bars, "Operations and cache of V3.2, Flash and Pro by term, at a chosen context and HCA ratio",
+                         n=[2**20, *lengths[:-1]], hca_ratio=[128, 16, 32, 64, 256, 512])
+box
+
+# %%
+box.sliders["hca_ratio"].value = 16
+assert box.shown == {"n": MILLION, "hca_ratio": 16}
+fine = context.squeezed(flash, 16)
+print(f"Flash with HCA over 16 tokens: {cost.flops(fine, MILLION)['total'] / cost.flops(flash, MILLION)['total']:.1f} times the operations, "
+      f"{cost.kv_bytes(fine, MILLION)['total'] / cost.kv_bytes(flash, MILLION)['total']:.2f} times the bytes")
+
+# %% jupyter={"source_hidden": true}
+style.show(context.bars(MILLION, 16), "The same as a figure: with 16 tokens to an HCA entry the HCA core becomes the largest term of Flash and Pro, and "
+           "the cache grows by a fifth at most")
+
+# %% [markdown]
+# Operations forbid it: HCA reads *all* its entries with all heads. That is why there are two kinds of compression: many fine entries, of which few are read, and few coarse ones, of which all are read.
+#
+# ## 8. The nano model reads on
+#
+# Nano was trained on texts of at most 1,024 tokens. Nothing in its code ends there: frequencies come from the length it was trained with, only the state grows. We let it read 16,384 tokens in chunks, compare the bytes of its state with the formula (here in float32,
+# waiting tokens and a-halves counted), and time decoded tokens on the way. Each time the state is *rewound* afterwards: entries are only ever added, so it is enough to remember how many there were, and the small parts.
+
+# %%
+reader = million.long_model(2**14)
+state, times = reader.new_state(1, 2**14 + million.ROOM), {}
+for n in (2**10, 2**11, 2**12, 2**13, 2**14):
+    million.prefill(reader, text[state.pos:n], state)
+    held, formula = million.state_bytes(state), million.formula_bytes(reader.config, n)
+    assert held == formula
+    print(f"{n:6,} tokens: {sum(held.values()):9,} bytes of state, equal to the formula; {sum(held.values()) / n:.0f} a token")
+    times[n] = million.step_ms(reader, state, steps=24)["cpu_ms"]
+
+# %% tags=["nbval-ignore-output"]
+style.show(context.steps(times), "Milliseconds of one decoded token from 1K to 16K: nearly flat, far below a line in proportion to the context")
+print(", ".join(f"{n:,}: {ms:.1f} ms" for n, ms in times.items()))
+
+# %%
+assert times[2**14] < 3 * times[2**10]
+print("16 times the context, less than 3 times the time of a token (full attention: towards 16 times)")
+
+# %% [markdown]
+# At this length the fixed costs of a token, calling some hundred small operations, hide the context. So does it *work*?
+#
+# A fact is planted ("Emil went to the barn."), a story about other people in other places follows, then the question. The fact counts as found if its place is likelier as the answer than three places that nobody told: chance is 3 of 12. Once
+# on an empty state, once behind the 16,384 tokens.
+
+# %% tags=["nbval-ignore-output"]
+empty = reader.new_state(1, million.ROOM)
+found = {d: [million.recall(reader, s, tokenizer, d, rounds=12) for s in (empty, state)] for d in (8, 32, 128)}
+for d, (alone, behind) in found.items():
+    print(f"told {d:3} tokens before: found {alone:2} of 12 without any context, {behind:2} of 12 behind 16,384 tokens")
+
+# %%
+assert found[8][0] >= 8
+print("told just before, nothing else read: most are found. What is left of that behind 16,384 tokens, see above")
+
+# %% [markdown]
+# **Long is not the same as good.** The machinery reads on without a fault, in little memory, at nearly constant cost. But the model has never seen a position beyond 1,024, nor an indexer's choice among 4,096 entries. It finds what stands in its window at best. V4 was trained in stages of 4K, 16K, 64K
+# and 1M tokens (report 4.2.2): that, and not only the code, makes a context of a million tokens worth having.
+#
+# ## 9. A million tokens for real
+#
+# `python -m minids.million` does what the cells above did, up to 1,048,576 tokens, and keeps a record. Each of the two indexers scores $n^2 / 8$ pairs of a query and an entry, some $1.4 \cdot 10^{11}$, with 16 heads. It takes a core of a laptop an hour or two.
+
+# %%
+path = paths.DATA / "records" / "million.json"
+record = json.loads(path.read_text()) if path.exists() else None
+print(context.summary(record) if record else "The record of the long run is not here yet. `python -m minids.million` makes it.")
+
+# %% jupyter={"source_hidden": true}
+if record:
+    style.show(context.record(record), "The recorded run over the context: the time of a decoded token, flat at first and then a straight line, far below "
+               "proportion; minutes of reading; bytes of the state and of the process; the share of planted facts that were found")
+
+# %%
+if record:
+    done = {point["n"]: point for point in record["points"]}
+    assert all(point["state"] == million.formula_bytes(nano.config, n) for n, point in done.items())
+    print("the state's bytes equal the formula at each power of two")
+    if MILLION in done:
+        slower = done[MILLION]["cpu_ms"] / done[2**14]["cpu_ms"]
+        assert slower <= 5
+        print(f"a token behind 1,048,576 tokens takes {slower:.1f} times as long as behind 16,384. In proportion it would be 64 times")
+
+# %% [markdown]
+# Past 64K the straight line of the indexer comes through: V4 too is linear in the context, only with a small factor. And reading the whole text is quadratic, with the same factor.
+#
+# ## In the real V4
+#
+# | at 1,048,576 tokens | Flash | Pro | source |
+# | --- | ---: | ---: | --- |
+# | cache | 3.62 GB | 5.18 GB | section 6; 7 and 10 percent of V3.2's in figure 1 |
+# | operations of a token | 120.7 GFLOP | 319.4 GFLOP | section 6; 10 and 27 percent in figure 1 |
+# | of these the indexer | 37 % | 20 % | section 6 |
+# | of these the HCA core | 36 % | 42 % | section 6 |
+# | bytes of all rings | 3.2 MB | 4.5 MB | section 6 |
+#
+# Serving keeps two pools (report 3.6.1): blocks for entries, each of lcm(4, 128) = 128 tokens, and a small block of fixed size for each user with rings and waiting tokens. A shared beginning of many prompts is kept on disk (3.6.2): the entries are small enough,
+# the window vectors of *all* tokens would be some 8 times as large, so they are kept now and then, or computed again.
+#
+# **The report claims** 27 / 10 and 10 / 7 percent. **Here we have shown** that they follow from the configuration, with weights for number formats that are inferred, and that code of this kind runs flat in memory at a million tokens. **At this scale we cannot show** that a model finds what it read a million
+# tokens ago: nano was not trained for that.
+#
+# ## Key points
+# - The decode state: a ring of w vectors in each layer, entries and index keys that grow by n / m, waiting tokens, and with overlap the last a-half. Nothing else.
+# - Any cut gives the same logits. Test cuts that are multiples of nothing: a cut at a multiple of m hides lost waiting tokens.
+# - Keys carry their position, so a ring needs no order.
+# - CSA reads a few fine entries, HCA all coarse ones, the window the last tokens one by one.
+# - Flash keeps 3,450 bytes a token, V3.2 46,848. Nearly all of Flash's are CSA entries.
+# - 88 % of V3.2's operations at a million tokens are its indexer. V4 divides that by 16 (Pro) or 23 (Flash).
+# - At 4K tokens V4-Pro saves a fifth of the operations, at 1M three quarters: say the context when you say a percentage.
+# - Being able to read a million tokens is code. Making use of them is training.
+#
+# ## Questions to discuss
+#
+# <details><summary>1. Why are the waiting tokens not simply put into the cache as they are, and compressed later from the ring?</summary>
+#
+# The ring holds other vectors: keys made by `wkv` of the attention, normed and turned. The compressor has its own `wkv` and gate. One could keep the layer's input x instead and compute both later: d = 4096 numbers a token instead of 4c = 2048.
+# *"The ring is too short"* is wrong for CSA (4 of 128) and just right for HCA (127 of 128).
+# </details>
+#
+# <details><summary>2. Two users share a prompt of 100,001 tokens. What can be shared of the cache?</summary>
+#
+# All entries and index keys of complete windows: they depend on earlier tokens only. The ring, the a-half and the waiting token are also the same at the end of the prompt, but they change with the first new token, so each user needs a copy. *"Nothing, since the answers differ"* forgets that the past
+# does not know the future.
+# </details>
+#
+# <details><summary>3. Flash at 1M spends as much on HCA as on the indexer. Would a larger HCA ratio not be better?</summary>
+#
+# Cheaper: with 512 the HCA core would fall to about a quarter. Whether the model stays as good, only training tells; the report has no such ablation. *"Yes, since HCA holds the whole text anyway"* ignores that an entry has 512 channels, for 128 tokens or for 512.
+# </details>
+#
+# <details><summary>4. The cache of V4-Pro is a tenth of V3.2's. Does a server then serve ten times as many users?</summary>
+#
+# At long contexts nearly, if memory for caches was the limit. Not if weights are: Pro has 1.6 trillion parameters, more than twice V3.2's. And not if time is: at 1M it is 27 percent of the operations, at 4K more than 80.
+# </details>
+#
+# <details><summary>5. The time of a decoded nano token is flat up to 16K. Is its attention free of charge?</summary>
+#
+# No: it is hidden behind fixed costs, mostly the calls of many small operations. The count of operations grows from the first token on. In Flash at 16K the attention over the context is 16 percent of the operations. *"Top-k makes it constant"* is true of the CSA core only: the indexer scores all entries, HCA reads all.
+# </details>
+#
+# ## Links
+# - DeepSeek-V4 report, sections 2.3.4 (efficiency), 3.6 (inference: cache layout, cache on disk), 4.2.2 (stages of training), figure 1
+# - DeepSeek-V3.2, [arXiv 2512.02556](https://arxiv.org/abs/2512.02556): the baseline of the comparison
+# - Ainslie et al., GQA, [arXiv 2305.13245](https://arxiv.org/abs/2305.13245): the 262 GB baseline
+# - Kwon et al., PagedAttention, [arXiv 2309.06180](https://arxiv.org/abs/2309.06180): a cache in blocks, and what V4's mixture of caches breaks
+# - Hsieh et al., RULER, [arXiv 2404.06654](https://arxiv.org/abs/2404.06654): how long a context a model really uses
+# - In this repository: `minids/model/state.py` (the state), `minids/cost.py` (the formulae), `minids/million.py` (the long run)
