@@ -203,7 +203,7 @@ print(f"distance with position i m: {t - i * m};  with position i: {t - i}")
 # - Layers **with** compression see a million. They use base 160,000 (`compress_rope_theta`) for everything in them: queries, sliding keys and entries.
 #
 # And V4 was trained at 4K, 16K and 64K tokens before it saw a million (report 4.2.2). So its slow pairs met only a small part of their turn, and angles beyond that were new to the model. **YaRN** (Peng et al., 2023; lesson 02
-# has the formula, its last section) makes long contexts look like the trained ones. It asks how often a pair turns within the original length of 65,536:
+# has the formula in section 10) makes long contexts look like the trained ones. It asks how often a pair turns within the original length of 65,536:
 #
 # - more than 32 times (`beta_fast`): leave it. It measures short distances, which have not changed.
 # - less than once (`beta_slow`): divide its frequency by 16 (`rope_factor`). A context 16 times as long then covers the same angles.
