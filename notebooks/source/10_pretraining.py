@@ -1,6 +1,6 @@
 # %% [markdown]
 # # 10 Pre-training: from noise to English
-# **A whole DeepSeek-V4, scaled down to two million numbers, goes from noise to its first words in front of you, in less than a minute.**
+# **A whole DeepSeek-V4, scaled down to two million numbers, goes from noise to its first phrases in front of you, in less than a minute.**
 #
 # **After this you can**
 # - cut a text into batches of inputs and targets, and say what the loss must be before the first step,
