@@ -14,6 +14,8 @@ TERMS = {  # of `minids.cost`, in the order of the stacks
     "CSA core": GREEN, "core": GREEN, "HCA core": ORANGE, "window-only core": PURPLE, "indexer": VERMILION,
     "window": PURPLE, "CSA entries": GREEN, "latents": GREEN, "HCA entries": ORANGE, "CSA index keys": VERMILION,
     "index keys": VERMILION}
+OF_V32 = {"CSA core": "CSA core (V3.2: core)", "CSA entries": "CSA entries (V3.2: latents)",
+          "CSA index keys": "index keys"}
 NAMES = {"operations": "10^9 operations (FP8 equivalents)", "bytes": "gigabytes of cache"}
 
 
@@ -127,6 +129,30 @@ def stacks(lengths, what):
     return figure
 
 
+def shares(rows):
+    """{name: terms}: what each total is made of, in percent."""
+    figure, axis = plt.subplots(figsize=(9.6, 0.5 * len(rows) + 1.5))
+    shown = {}
+    for y, terms in enumerate(rows.values()):
+        left = 0.0
+        for term in (term for term in TERMS if term in terms):
+            share = 100 * terms[term] / terms["total"]
+            axis.barh(y, share, left=left, color=TERMS[term], edgecolor="white")
+            if share > 5:
+                axis.text(left + share / 2, y, f"{share:.0f} %", ha="center", va="center", fontsize=10,
+                          color="white" if TERMS[term] == BLUE else BLACK)
+            shown[TERMS[term]] = OF_V32.get(term, term)
+            left += share
+    axis.set_yticks(range(len(rows)), rows)
+    axis.invert_yaxis()
+    axis.set_xlim(0, 100)
+    axis.set_xlabel("share of the operations of one decoded token (%)")
+    axis.grid(False)
+    axis.legend(handles=[Patch(facecolor=colour, label=name) for colour, name in shown.items()], ncols=3, fontsize=9,
+                loc="lower center", bbox_to_anchor=(0.45, 1.0))
+    return figure
+
+
 def ratios(lengths, curves, published):
     """{measure: {model: shares of V3.2}} over the context; published: {measure: {model: percent at 1M}}."""
     figure, axes = plt.subplots(1, len(curves), figsize=(10.2, 3.7))
@@ -149,7 +175,7 @@ def ratios(lengths, curves, published):
 def bars(n, hca_ratio):
     """The widget's picture: operations and bytes of three models at a context of n tokens, by term."""
     figure, axes = plt.subplots(1, 2, figsize=(10.2, 3.6))
-    models = {name: squeezed(config, hca_ratio) for name, config in (("Flash", Config.flash()), ("Pro", Config.pro()))}
+    models = {name: squeezed(config, hca_ratio) for name, config in (("Pro", Config.pro()), ("Flash", Config.flash()))}
     for axis, (measure, old, new) in zip(axes, (("operations", cost.flops_v32, cost.flops), ("bytes", cost.kv_bytes_v32,
                                                                                             cost.kv_bytes))):
         points = {"V3.2": old(n)} | {name: new(config, n) for name, config in models.items()}
@@ -159,8 +185,9 @@ def bars(n, hca_ratio):
             for name in (name for name in TERMS if name in point):
                 axis.bar(x, point[name] / 1e9, bottom=bottom, color=TERMS[name], width=0.62)
                 bottom += point[name] / 1e9
-                shown[TERMS[name]] = name
-            share = f"{bottom:,.3g}" if x == 0 else f"{bottom:,.3g}\n{100 * point['total'] / points['V3.2']['total']:.1f} %"
+                shown[TERMS[name]] = OF_V32.get(name, name)
+            total = f"{bottom:,.0f}" if bottom >= 100 else f"{bottom:.3g}"
+            share = total if x == 0 else f"{total}\n{100 * point['total'] / points['V3.2']['total']:.1f} %"
             axis.text(x, bottom, share, ha="center", va="bottom", fontsize=10)
         axis.set_ylim(0, 1.25 * max(point["total"] for point in points.values()) / 1e9)
         axis.set_xticks(range(3), points)
