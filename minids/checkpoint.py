@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 
 from minids import cost, header, numerics
 from minids.config import Config
-from minids.files import MinidsError
+from minids.files import MinidsError, read_small
 from minids.model import Model
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -124,11 +124,7 @@ class Checkpoint:
             pickle = min((p.name for p in self.path.iterdir() if p.suffix in PICKLES), default=None)
             hint = pickle and f"; {pickle} is a pickle, which could run code, and is never read: convert it to safetensors"
             raise MinidsError(f"no weights in {self.path}: expected {SINGLE} or {INDEX}{hint or ''}")
-        try:
-            with open(index, "rb") as file:
-                return header.index(file.read(header.MAX_INDEX + 1), index)
-        except OSError as error:
-            raise MinidsError(f"{index} cannot be read: {error.strerror or error}") from None
+        return header.index(read_small(index, header.MAX_INDEX), index)
 
     def _find(self, name: str) -> tuple[str, str]:
         if name not in self._where:
@@ -220,23 +216,34 @@ def load(path, device="cpu", dtype: torch.dtype = torch.float32) -> Model:
         checkpoint.check()
         model = empty_model(checkpoint.config, dtype)
         state = {name: checkpoint.read(name, t.dtype, device) for name, t in model.state_dict().items()}
-    E = checkpoint.config.n_routed_experts
     for name, table in state.items():
-        if name.endswith("tid2eid") and (table.min() < 0 or table.max() >= E):
-            raise MinidsError(f"{path}: {name}: expected experts 0 to {E - 1}, found {int(table.min())} to {int(table.max())}")
+        if name.endswith("tid2eid"):
+            check_table(table, checkpoint.config, f"{path}: {name}")
     model.load_state_dict(state, assign=True)
     return model.eval()
 
 
 def empty_model(config, dtype: torch.dtype) -> Model:
     """A model that takes no memory: its tensors have shapes and types only."""
+    return empty(lambda: Model(config), dtype)
+
+
+def empty(make, dtype: torch.dtype):
+    """The module that `make()` gives, with tensors that take no memory."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device("meta"):
-            return Model(config)
+            return make()
     finally:
         torch.set_default_dtype(before)
+
+
+def check_table(table: torch.Tensor, config, where: str) -> None:
+    """Raise `MinidsError` unless all numbers of a hash layer's table are experts."""
+    if table.min() < 0 or table.max() >= config.n_routed_experts:
+        raise MinidsError(f"{where}: expected experts 0 to {config.n_routed_experts - 1}, "
+                          f"found {int(table.min())} to {int(table.max())}")
 
 
 def scale_name(name: str) -> str:

@@ -137,6 +137,13 @@ def parser() -> Parser:
         c.add_argument("--revision", metavar="R", help="a branch, a tag or a commit (default: main)")
         c.set_defaults(run=run)
     c.add_argument("--tensors", nargs="+", required=True, metavar="PATTERN", help='names or patterns: "layers.*.ffn.gate.*"')
+
+    c = jobs.add_parser("run", help="read a text with a model larger than memory, layer by layer",
+                        description="Read a text with a model larger than memory, layer by layer, on a GPU if there is one.")
+    c.add_argument("--model", type=Path, required=True, metavar="DIR", help="a checkpoint in the released format")
+    c.add_argument("--prompt", required=True, help="the text")
+    c.add_argument("--max-new-tokens", type=int, default=0, metavar="N", help="go on for N tokens, each of which reads all")
+    c.set_defaults(run=real_run)
     return p
 
 
@@ -383,3 +390,30 @@ def real_fetch(args) -> None:
     print(f"{remote.where}: {price.tensors:,} tensors in {price.files} files: {price.fetch:,} bytes to fetch, "
           f"{price.here:,} are here", flush=True)
     remote.fetch(names, progress=price.fetch > 0)
+
+
+def real_run(args) -> None:
+    from math import exp
+
+    import torch
+
+    from minids import generate
+    from minids.stream import bytes_of_a_pass, report, streamed
+    from minids.tokenizer import Tokenizer
+
+    tokenizer, price = Tokenizer.load(find_model(args.model)), bytes_of_a_pass(args.model)
+    ids = tokenizer.encode(args.prompt, bos=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    print(f"{len(ids)} tokens on {device}. One pass reads {price:,} bytes of layers"
+          + (f", {args.max_new_tokens} new tokens read {price * args.max_new_tokens:,} more." if args.max_new_tokens else "."),
+          flush=True)
+    model = streamed(args.model, device, torch.bfloat16 if device == "cuda" else torch.float32)
+    found = report(model, ids)
+    for i, (size, load) in enumerate(zip(found["size"], found["load"])):
+        print(f"  layer {i:2}: streams {size:10.3f}, the busiest of {len(load)} experts takes {max(load) / sum(load):6.1%}")
+    loss = sum(found["nats"]) / len(found["nats"])
+    print(f"perplexity of the text: {exp(loss):,.1f} ({loss:.3f} nats per token)")
+    best, which = (t.tolist() for t in found["next"].softmax(-1).topk(5))
+    print("next: " + ", ".join(f"{tokenizer.decode([i])!r} {p:.1%}" for p, i in zip(best, which)))
+    if args.max_new_tokens:
+        print(args.prompt + tokenizer.decode(generate(model, ids, args.max_new_tokens, temperature=0)))

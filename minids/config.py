@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from minids.files import MinidsError, write_text
+from minids.files import MinidsError, read_small, write_text
 
 # reference key -> key in config.json, where one is simply the other
 HF_KEYS = {
@@ -45,6 +45,10 @@ HF_KEYS = {
 }
 SLIDING, CSA, HCA = "sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"
 CSA_RATE = 4  # the ratio that means "with overlap and an indexer"; any other ratio above 1 is an HCA layer
+# the largest numbers that are believed, beyond 2^20: no product of sizes leaves 64 bits
+LARGEST = {"vocab_size": 2**24, "bos_token_id": 2**24, "eos_token_id": 2**24, "pad_token_id": 2**24, "hc_mult": 2**10,
+           "hc_sinkhorn_iters": 2**10, "max_seq_len": 2**40, "original_seq_len": 2**40, "window_size": 2**40, "index_topk": 2**40}
+MAX_BYTES = 2**20  # of a config.json; V4's have 2 KB
 
 
 class ConfigError(MinidsError):
@@ -108,19 +112,25 @@ class Config:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.type is int and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-                raise ConfigError(f"{field.name} must be a whole number of at least 0, found {value!r}")
+                raise ConfigError(f"{field.name} must be a whole number of at least 0, found {value!r:.80}")
+            if field.type is int:
+                _require(value <= LARGEST.get(field.name, 2**20), field.name, f"at most {LARGEST.get(field.name, 2**20)}", value)
             if field.type is float:
-                if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-                    raise ConfigError(f"{field.name} must be a number of at least 0, found {value!r}")
+                if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1e9:
+                    raise ConfigError(f"{field.name} must be a number from 0 to 1e9, found {value!r:.80}")
                 object.__setattr__(self, field.name, float(value))
         for name in ("vocab_size", "dim", "n_layers", "n_heads", "head_dim", "rope_head_dim", "q_lora_rank", "o_groups",
                      "o_lora_rank", "window_size", "index_n_heads", "index_head_dim", "index_topk", "moe_inter_dim",
                      "n_routed_experts", "n_activated_experts", "hc_mult", "hc_sinkhorn_iters", "max_seq_len",
-                     "norm_eps", "rope_theta", "compress_rope_theta", "rope_factor"):
+                     "norm_eps"):
             _require(getattr(self, name) > 0, name, "above 0", getattr(self, name))
+        for name in ("rope_factor", "beta_fast", "beta_slow"):
+            _require(getattr(self, name) >= 1e-3, name, "at least 0.001", getattr(self, name))
+        for name in ("rope_theta", "compress_rope_theta"):
+            _require(getattr(self, name) > 1, name, "above 1", getattr(self, name))
         _require(len(self.compress_ratios) == self.n_layers + self.n_mtp_layers, "compress_ratios",
                  f"one entry for each of {self.n_layers} layers and {self.n_mtp_layers} MTP blocks", len(self.compress_ratios))
-        _require(all(isinstance(r, int) and (r == 0 or r >= CSA_RATE) for r in self.compress_ratios), "compress_ratios",
+        _require(all(type(r) is int and (r == 0 or CSA_RATE <= r <= 2**20) for r in self.compress_ratios), "compress_ratios",
                  f"0 (window only), {CSA_RATE} (CSA) or more (HCA) in each entry", self.compress_ratios)
         _require(not any(self.compress_ratios[self.n_layers:]), "compress_ratios", "0 for the MTP blocks", self.compress_ratios)
         _require(len({r for r in self.compress_ratios if r > CSA_RATE}) <= 1, "compress_ratios",
@@ -206,11 +216,11 @@ class Config:
         if not isinstance(source, dict):
             path = Path(source)
             path = path / "config.json" if path.is_dir() else path
+            if not path.exists():
+                raise ConfigError(f"no configuration at {path}: expected a config.json, or a folder with one")
             try:
-                source = json.loads(path.read_text(encoding="utf-8"))
-            except FileNotFoundError:
-                raise ConfigError(f"no configuration at {path}: expected a config.json, or a folder with one") from None
-            except (OSError, ValueError, RecursionError) as error:
+                source = json.loads(read_small(path, MAX_BYTES).decode("utf-8"))
+            except (ValueError, RecursionError) as error:
                 raise ConfigError(f"{path} is not readable JSON: {error}") from None
             if not isinstance(source, dict):
                 raise ConfigError(f"{path}: expected a JSON object, found {type(source).__name__}")
@@ -313,7 +323,8 @@ class Config:
 
 def _require(ok: bool, name: str, expected: str, found) -> None:
     if not ok:
-        raise ConfigError(f"{name}: expected {expected}, found {found!r}"[:500])
+        found = f"a number of {found.bit_length()} bits" if type(found) is int and found.bit_length() > 99 else repr(found)
+        raise ConfigError(f"{name}: expected {expected}, found {found}"[:500])
 
 
 def _has_no_default(key: str) -> bool:

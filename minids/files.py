@@ -36,3 +36,15 @@ def write_text(path, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
     with atomic_write(path) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def read_small(path, limit: int) -> bytes:
+    """A file of at most `limit` bytes; `MinidsError` for a larger one, before it takes memory."""
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise MinidsError(f"{path}: expected at most {limit} bytes, found {size}")
+            return file.read(size)
+    except OSError as error:
+        raise MinidsError(f"{path} cannot be read: {error.strerror or error}") from None

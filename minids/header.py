@@ -16,7 +16,7 @@ from minids.files import MinidsError
 # safetensors' name of a type -> bits of an element
 BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
         "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
-MAX_HEADER, MAX_INDEX, MAX_CONFIG = 2**24, 2**25, 2**20    # bytes; V4's largest: 0.3 MB, 12 MB, 2 KB
+MAX_HEADER, MAX_INDEX = 2**24, 2**25                       # bytes; V4's largest: 0.3 MB, 12 MB
 NAME = re.compile(r"\w[\w.\-]{0,199}", re.ASCII)           # of a tensor: also a safe name for a file
 FILE = re.compile(r"\w[\w.\-]{0,99}\.safetensors", re.ASCII)
 

@@ -20,8 +20,8 @@ from tqdm.auto import tqdm
 
 from minids import header
 from minids.checkpoint import CODES, INDEX, SINGLE, expected, mismatch, numbers, placed, scale_name
-from minids.config import Config
-from minids.files import MinidsError
+from minids.config import MAX_BYTES, Config
+from minids.files import MinidsError, read_small
 from minids.header import Entry
 from minids.ranges import Hub
 
@@ -50,7 +50,7 @@ class RemoteCheckpoint:
     def __init__(self, repo, revision: str | None = None):
         self.source = Folder(repo) if os.path.isdir(repo) else Hub(str(repo), revision)
         self.where, self.revision = self.source.where, self.source.revision
-        text = self.source.text("config.json", header.MAX_CONFIG)
+        text = self.source.text("config.json", MAX_BYTES)
         if text is None:
             raise MinidsError(f"{self.where} has no config.json: expected a checkpoint of DeepSeek-V4")
         try:
@@ -211,16 +211,7 @@ class Folder:
     def text(self, file: str, limit: int) -> bytes | None:
         """A small file, whole; None where there is none."""
         path = self.path / file
-        if not path.is_file():
-            return None
-        try:
-            with open(path, "rb") as opened:
-                text = opened.read(limit + 1)
-        except OSError as error:
-            raise MinidsError(f"{path} cannot be read: {error.strerror or error}") from None
-        if len(text) > limit:
-            raise MinidsError(f"{path}: expected at most {limit} bytes, found more")
-        return text
+        return read_small(path, limit) if path.is_file() else None
 
     def header(self, file: str) -> dict[str, Entry]:
         """What the tensors of a file are and where."""

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from minids import header
+from minids.config import MAX_BYTES
 from minids.files import MinidsError, atomic_write, write_text
 from minids.header import Entry
 
@@ -66,7 +67,7 @@ class Hub:
         self.revision = revision
         ref = refs / hashlib.sha256(revision.encode()).hexdigest()[:16]
         try:
-            *_, commit = self._get("config.json", 0, header.MAX_CONFIG)
+            *_, commit = self._get("config.json", 0, MAX_BYTES)
         except Unreachable as error:
             if not ref.is_file():
                 raise

@@ -106,16 +106,16 @@ class MoE(nn.Module):
         used = [(expert, count) for expert, count in zip(self.experts, counts) if count or self.training]
         experts, counts = zip(*used)
         rows = flat.index_select(0, order // K)                                          # NK d
-        h1 = grouped(rows, counts, [e.w1.weight for e in experts])
-        h3 = grouped(rows, counts, [e.w3.weight for e in experts])                       # NK I
+        h1 = grouped(rows, counts, (e.w1.weight for e in experts))
+        h3 = grouped(rows, counts, (e.w3.weight for e in experts))                       # NK I
         h = swiglu(h1.float(), h3.float(), self.limit) * g.view(-1, 1).index_select(0, order)
-        y = grouped(h.to(x.dtype), counts, [e.w2.weight for e in experts])               # NK d: weighed before w2
+        y = grouped(h.to(x.dtype), counts, (e.w2.weight for e in experts))               # NK d: weighed before w2
         y = y.index_select(0, order.argsort())                                           # token by token again
         return y.view(N, K, -1).sum(1).view_as(x) + self.shared_experts(x)
 
 
 def grouped(rows, counts, weights):
-    """Each matrix of `weights` on its own run of `counts[i]` rows."""
+    """Each matrix of `weights` on its own run of `counts[i]` rows; they may come one by one, decoded as they are used."""
     return torch.cat([F.linear(run, weight) for run, weight in zip(rows.split(counts), weights)])
 
 

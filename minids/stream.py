@@ -1,0 +1,135 @@
+"""A checkpoint that is larger than memory: the same `Model`, its layers read one after another while it computes.
+
+    model = streamed("DeepSeek-V4-Flash", device="cuda", dtype=torch.bfloat16)
+    logits = model(ids)                 # reads every layer once; the next one is read while this one computes
+
+At most two layers are in memory. Routed experts stay as they are stored, in FP4 or FP8, and are decoded one by one as they
+are used: a layer of V4-Flash takes 3.6 GB. The results are those of `minids.load`, bit for bit. Generation works too, at
+the price of reading the whole model for each token. Reading from the Hub is `minids.hub`'s business.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import nn
+
+from minids.checkpoint import CODES, Checkpoint, check_table, empty, numbers, scale_name
+from minids.cost import nbytes
+from minids.files import MinidsError
+from minids.model import Model
+from minids.model.transformer import Block
+
+
+class Stored(nn.Module):
+    """A matrix as it is stored; `weight` decodes it anew each time."""
+
+    def __init__(self, kind: str, codes: torch.Tensor, scale, dtype: torch.dtype, where: str):
+        super().__init__()
+        self.kind, self.codes, self.scale, self.dtype, self.where = kind, codes, scale, dtype, where
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return numbers(self.kind, self.codes, self.scale, self.dtype, self.codes.device, self.where)
+
+
+class Layers:
+    """The blocks of a checkpoint, for `for` loops: a thread reads the next one while the loop works with this one.
+
+    A block is emptied when the loop asks for the next. `look(i, block)` is called with each block before it computes.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device, dtype: torch.dtype):
+        self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
+        self.look = lambda i, block: None
+
+    def __len__(self) -> int:
+        return self.checkpoint.config.n_layers
+
+    def __iter__(self):
+        with ThreadPoolExecutor(1) as reader:
+            coming = reader.submit(self.fill, self.shell(0), 0)
+            for i in range(len(self)):
+                block = coming.result()
+                if i + 1 < len(self):
+                    coming = reader.submit(self.fill, self.shell(i + 1), i + 1)
+                self.look(i, block)
+                yield block
+                block._modules.clear()      # whoever loops still holds the block itself
+                block._parameters.clear()
+
+    def shell(self, i: int) -> Block:
+        """Layer `i` without its numbers. Not for the reader's thread: torch's default type is one for all threads."""
+        config = self.checkpoint.config
+        return empty(lambda: Block(config, config.compress_ratios[i], config.is_hash(i)), self.dtype)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def fill(self, block: Block, i: int) -> Block:
+        """Read the numbers of layer `i`."""
+        read, at = self.checkpoint, f"layers.{i}."
+        state = {name: read.read(at + name, t.dtype, self.device) for name, t in block.state_dict().items()
+                 if not name.startswith("ffn.experts.")}
+        block.load_state_dict(state, strict=False, assign=True)
+        if block.ffn.gate.is_hash:
+            check_table(block.ffn.gate.tid2eid, read.config, f"{read.path}: {at}ffn.gate.tid2eid")
+        for e, expert in enumerate(block.ffn.experts):
+            for w in ("w1", "w2", "w3"):
+                setattr(expert, w, self.stored(f"{at}ffn.experts.{e}.{w}.weight"))
+        return block.eval()
+
+    def stored(self, name: str) -> Stored:
+        """A matrix in memory of its own, not decoded."""
+        kind, _ = self.checkpoint.info(name)
+        codes, *scale = (self.checkpoint.raw(n).to(self.device, copy=True)
+                         for n in ((name, scale_name(name)) if kind in CODES else (name,)))
+        return Stored(kind, codes, *(scale or [None]), self.dtype, name)
+
+
+def streamed(path, device="cpu", dtype: torch.dtype = torch.float32) -> Model:
+    """The model of a checkpoint folder, for `model(ids)`, `model.features` and `minids.generate`; without MTP blocks.
+
+    `model.layers.look` can be set to see each block as it comes. Raises `MinidsError`, before it takes memory, where the
+    files are not whole or do not hold the model of their config.json.
+    """
+    checkpoint = Checkpoint(path)
+    checkpoint.check()
+    config = checkpoint.config
+    config = config.replace(n_mtp_layers=0, compress_ratios=config.compress_ratios[:config.n_layers])
+    # everything but the blocks: a model of one plain layer, which goes again
+    plain = config.replace(n_layers=1, compress_ratios=(0,), n_hash_layers=0, n_routed_experts=config.n_activated_experts)
+    model = empty(lambda: Model(plain), dtype)
+    del model.layers
+    model.load_state_dict({name: checkpoint.read(name, t.dtype, device) for name, t in model.state_dict().items()}, assign=True)
+    model.layers, model.config = Layers(checkpoint, device, dtype), config
+    return model.eval()
+
+
+def bytes_of_a_pass(path) -> int:
+    """Bytes that `streamed` reads for one forward pass: all tensors of all layers, as they are stored."""
+    with Checkpoint(path) as checkpoint:
+        return sum(nbytes(checkpoint.info(name)) for name in checkpoint.names() if name.startswith("layers."))
+
+
+@torch.inference_mode()
+def report(model: Model, ids: list[int]) -> dict:
+    """What one pass over a text shows. `model` is `streamed`'s, `ids` are one text.
+
+    "nats": the loss of each token after the first; "next": the logits after the last one, vocab; and for each layer
+    "size", the root mean square of the streams behind it, and "load", tokens for each expert.
+    """
+    if len(ids) < 2:
+        raise MinidsError(f"expected a text of at least 2 tokens, found {len(ids)}")
+    sizes, loads = [], []
+
+    def look(i, block):
+        block.register_forward_hook(lambda _, __, X: sizes.append(X.float().pow(2).mean().sqrt().item()))
+        block.ffn.gate.register_forward_hook(
+            lambda _, __, chosen: loads.append(chosen[1].flatten().bincount(minlength=model.config.n_routed_experts).tolist()))
+
+    model.layers.look = look
+    try:
+        logits = model(torch.tensor([ids], device=model.embed.weight.device))[0]                  # T vocab
+    finally:
+        model.layers.look = lambda i, block: None
+    nats = nn.functional.cross_entropy(logits[:-1], torch.tensor(ids[1:], device=logits.device), reduction="none")
+    return {"nats": nats.tolist(), "next": logits[-1], "size": sizes, "load": loads}

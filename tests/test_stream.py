@@ -1,0 +1,162 @@
+"""The streamed model: the same numbers as the loaded one, two layers in memory, experts as stored."""
+
+import threading
+import weakref
+
+import pytest
+import torch
+
+from minids import generate, load, save
+from minids.checkpoint import Checkpoint
+from minids.cli import main
+from minids.config import Config
+from minids.files import MinidsError
+from minids.model import Model
+from minids.paths import DATA
+from minids.stream import Layers, Stored, bytes_of_a_pass, report, streamed
+
+SAMPLE = DATA / "v4_sample"
+IDS = torch.randint(0, 512, (2, 150), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return load(SAMPLE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_computes_what_the_loaded_model_computes(dtype):
+    loaded, model = load(SAMPLE, dtype=dtype), streamed(SAMPLE, dtype=dtype)
+    with torch.no_grad():
+        assert torch.equal(model(IDS), loaded(IDS))
+        assert torch.equal(model.features(IDS), loaded.features(IDS))        # again: nothing was used up
+    assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize("format", ["bf16", "fp32", "v4"])
+def test_other_formats(format, tmp_path):
+    torch.manual_seed(0)
+    save(Model(Config.nano().replace(expert_dtype="fp8")), tmp_path / "c", format=format)
+    ids = IDS[:1, :40]
+    with torch.no_grad():
+        assert torch.equal(streamed(tmp_path / "c")(ids), load(tmp_path / "c")(ids))
+
+
+def test_decoding_and_generation(whole):
+    model, ids = streamed(SAMPLE), IDS[:, :20]
+    with torch.no_grad():
+        a, b = model.new_state(2, 30), whole.new_state(2, 30)
+        for part in (ids[:, :7], ids[:, 7:8], ids[:, 8:]):
+            assert torch.equal(model(part, a), whole(part, b))
+    assert generate(model, ids.tolist(), 4, seed=1) == generate(whole, ids.tolist(), 4, seed=1)
+
+
+def test_at_most_two_layers_are_in_memory(monkeypatch):
+    """Counted by the matrices that are alive when a layer has been read, and when one begins to compute."""
+    alive, most, threads, fill = weakref.WeakSet(), [], set(), Layers.fill
+
+    def counting(self, block, i):
+        threads.add(threading.current_thread())
+        block = fill(self, block, i)
+        alive.add(block.attn.wq_b.weight)
+        most.append(len(alive))
+        return block
+
+    monkeypatch.setattr(Layers, "fill", counting)
+    model = streamed(SAMPLE)
+    model.layers.look = lambda i, block: most.append(len(alive))
+    with torch.no_grad():
+        model(IDS[:1, :50])
+    assert max(most) == 2 and len(most) == 8 and len(alive) == 0
+    assert threading.main_thread() not in threads
+
+
+def test_the_next_layer_is_read_while_this_one_computes(monkeypatch):
+    """Layer i + 1 begins to be read before layer i ends: each waits for the other here, so neither order would pass alone."""
+    began, fill = [threading.Event() for _ in range(4)], Layers.fill
+    monkeypatch.setattr(Layers, "fill", lambda self, block, i: (began[i].set(), fill(self, block, i))[1])
+    model = streamed(SAMPLE)
+    waited = []
+    model.layers.look = lambda i, block: block.register_forward_hook(lambda *_: waited.append(began[min(i + 1, 3)].wait(20)))
+    with torch.no_grad():
+        model(IDS[:1, :8])
+    assert waited == [True] * 4
+
+
+def test_experts_stay_as_they_are_stored():
+    seen = []
+    model = streamed(SAMPLE)
+
+    def look(i, block):
+        matrices = [m for expert in block.ffn.experts for m in expert.children()]
+        assert all(isinstance(m, Stored) and m.codes.dtype == torch.int8 for m in matrices)
+        seen.append(sum(t.nbytes for m in matrices for t in (m.codes, m.scale)))
+
+    model.layers.look = look
+    with torch.no_grad():
+        model(IDS[:1, :8])
+    with Checkpoint(SAMPLE) as c:
+        stored = [sum(c.raw(n).nbytes for n in c.names() if n.startswith(f"layers.{i}.ffn.experts.")) for i in range(4)]
+        assert bytes_of_a_pass(SAMPLE) == sum(c.raw(n).nbytes for n in c.names() if n.startswith("layers."))
+    assert seen == stored
+
+
+def test_an_error_while_reading_reaches_the_caller(tmp_path):
+    for file in SAMPLE.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    model = streamed(tmp_path)
+    raw = model.layers.checkpoint.raw
+
+    def broken(name):
+        if name.startswith("layers.3."):
+            raise MinidsError(f"cannot read {name}")
+        return raw(name)
+
+    model.layers.checkpoint.raw = broken
+    with pytest.raises(MinidsError, match="cannot read layers.3"), torch.no_grad():
+        model(IDS)
+    (tmp_path / "model-00004-of-00007.safetensors").unlink()
+    with pytest.raises(MinidsError, match="model-00004-of-00007.safetensors is missing"):
+        streamed(tmp_path)
+
+
+def test_a_table_that_leads_nowhere(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    for file in SAMPLE.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    shard = tmp_path / "model-00003-of-00007.safetensors"
+    tensors = load_file(shard)
+    tensors["layers.1.ffn.gate.tid2eid"] = tensors["layers.1.ffn.gate.tid2eid"] + 1
+    save_file(tensors, shard, {"format": "pt"})
+    model = streamed(tmp_path)
+    with pytest.raises(MinidsError, match="layers.1.ffn.gate.tid2eid: expected experts 0 to 3, found 1 to 4"), torch.no_grad():
+        model(IDS)
+
+
+def test_the_report(whole):
+    ids = IDS[0].tolist()
+    model = streamed(SAMPLE)
+    said = report(model, ids)
+    with torch.no_grad():
+        logits = whole(IDS[:1])[0]
+        X = whole.features(IDS[:1])
+    assert torch.equal(said["next"], logits[-1])
+    losses = -logits.log_softmax(-1)[torch.arange(149), IDS[0, 1:]]
+    assert torch.allclose(torch.tensor(said["nats"]), losses, atol=1e-5)
+    assert [sum(load) for load in said["load"]] == [150 * 2] * 4
+    table = whole.layers[0].ffn.gate.tid2eid[IDS[0]]
+    assert said["load"][0] == table.flatten().bincount(minlength=4).tolist()
+    assert said["size"][-1] == pytest.approx(X.pow(2).mean().sqrt().item())
+    with pytest.raises(MinidsError, match="at least 2 tokens"):
+        report(model, ids[:1])
+
+
+def test_the_command(capsys, tmp_path):
+    assert main(["real", "run", "--model", str(SAMPLE), "--prompt", "The road went on", "--max-new-tokens", "2"]) == 0
+    said = capsys.readouterr().out
+    price = bytes_of_a_pass(SAMPLE)
+    assert f"One pass reads {price:,} bytes" in said and f"2 new tokens read {2 * price:,} more" in said
+    assert said.count("  layer ") == 4 and "perplexity of the text" in said and "The road went on" in said
+    assert main(["real", "run", "--model", str(tmp_path / "none"), "--prompt", "x"]) == 2
+    assert "no model at" in capsys.readouterr().err
