@@ -14,18 +14,23 @@ from minids.files import MinidsError
 
 
 def generate(model, ids, max_new_tokens: int = 100, temperature: float = 1.0, top_p: float = 1.0, seed: int | None = None,
-             stop: tuple[int, ...] | None = None):
+             stop: tuple[int, ...] | None = None, drafts: int = 0):
     """The new ids that the model continues `ids` with, without the prompt.
 
     `ids` is one prompt (a list of ids) and gives a list, or several (a list of lists of any lengths, or a B x T tensor)
     and gives a list of lists. A row ends after `max_new_tokens`, or with the first id in `stop` (included; default: the
     model's eos). `temperature=0` is greedy; `top_p` keeps the likeliest ids that together reach this probability. The
-    same `seed` gives the same ids. Raises `MinidsError` for an empty prompt, ids out of range, or a text that would
-    outgrow the context.
+    same `seed` gives the same ids. With `drafts`, each pass verifies so many ids that MTP has guessed, prompt after prompt:
+    other ids of the same distribution (`minids.speculate`). Raises `MinidsError` for an empty prompt, ids out of range, or
+    a text that would outgrow the context.
     """
     ids = ids.tolist() if torch.is_tensor(ids) else list(ids)
     single = not ids or not isinstance(ids[0], (list, tuple, torch.Tensor))
     prompts = [ids] if single else [p.tolist() if torch.is_tensor(p) else list(p) for p in ids]
+    if drafts:
+        from minids.speculate import speculate  # which samples as this file does: it comes after it
+        rows = [speculate(model, p, max_new_tokens, temperature, top_p, seed, stop, drafts).ids for p in prompts]
+        return rows[0] if single else rows
     rows = [[] for _ in prompts]
     for new in stream(model, prompts, max_new_tokens, temperature, top_p, seed, stop):
         for row, token in zip(rows, new):

@@ -41,8 +41,8 @@ def refused(capsys, *argv) -> str:
     return captured.err
 
 
-@pytest.mark.parametrize("command", ["", "doctor", "lab", "train", "distill", "lifecycle", "generate", "eval", "course", "course build",
-                                     "course lint"])
+@pytest.mark.parametrize("command", ["", "doctor", "lab", "train", "sft", "grpo", "distill", "lifecycle", "generate", "eval",
+                                     "course", "course build", "course lint"])
 def test_each_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main([*command.split(), "--help"])
@@ -147,3 +147,20 @@ def test_module_runs_without_a_traceback(tmp_path):
     done = subprocess.run([sys.executable, "-m", "minids", "generate", "--model", str(tmp_path / "nowhere")], cwd=ROOT,
                           text=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 2 and done.stderr.startswith("minids: no model at") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["eval", "--modes", "loud"], "modes: expected non-think, think-high, think-max; found loud"),
+    (["eval", "--difficulty", "0", "6"], "difficulty: expected 1, 2, 3, 4, 5; found 0, 6"),
+    (["eval", "--problems", "0"], "problems: expected at least 1, found 0"),
+    (["eval", "--model", "nowhere"], "no model at nowhere"),
+    (["distill", "--student", "nowhere"], "no model at nowhere"),
+    (["distill", "--student", "nowhere", "--teachers", "mathematics"], "expected FAMILY=DIR"),
+    (["distill", "--student", "nowhere", "--method", "magic"], "method: expected on-policy, token"),
+    (["lifecycle", "--preset", "flash"], "no life cycle for 'flash': expected nano or mini"),
+    (["lifecycle", "--base", "nowhere"], "no model at nowhere"),
+])
+def test_what_cannot_be_measured_or_distilled_is_told(argv, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, *argv)
+    assert not list(tmp_path.iterdir())

@@ -102,6 +102,7 @@ def test_greedy_is_greedy(model, drafts):
     prompt = [5, 9, 33, 2, 7]
     out = speculate(model, prompt, 60, temperature=0, stop=(), drafts=drafts)
     assert out.ids == generate(model, prompt, 60, temperature=0, stop=())
+    assert generate(model, [prompt, [7]], 9, temperature=0, drafts=drafts) == generate(model, [prompt, [7]], 9, temperature=0)
     assert len(out.tried) == drafts and out.tried == sorted(out.tried, reverse=True)
     assert len(out.ids) == out.passes + sum(out.accepted)
 

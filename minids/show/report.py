@@ -7,7 +7,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from minids.files import MinidsError
-from minids.show.style import PALETTE
+from minids.show.style import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
+
+COLOURS = SKY, BLUE, YELLOW, ORANGE, VERMILION, GREEN, PURPLE
 
 
 def bars(reports: dict[str, dict], mode: str = "think-high", measure: str = "pass@1"):
@@ -27,7 +29,7 @@ def bars(reports: dict[str, dict], mode: str = "think-high", measure: str = "pas
         asked = [j for j, family in enumerate(families) if (name, family) in cells]
         share, low, high = 100 * np.array([cells[name, families[j]] for j in asked]).reshape(-1, 3).T
         at = np.array(asked) + (i - (len(reports) - 1) / 2) * wide
-        axes.bar(at, share, 0.92 * wide, color=PALETTE[(i + 5) % len(PALETTE)], label=name)
+        axes.bar(at, share, 0.92 * wide, color=COLOURS[i % len(COLOURS)], label=name)
         axes.errorbar(at, share, [share - low, high - share], fmt="none", ecolor="black", elinewidth=1, capsize=2)
     axes.set_xticks(range(len(families)), families)
     axes.set(ylim=(0, 100), ylabel="right answers (%)", title=f"{measure} on problems never seen, {mode}")
