@@ -27,7 +27,7 @@ class GRPOConfig(Settings):
     """How to learn from rewards. Steps take turns among the modes; the prompts of a step have one length."""
 
     steps: int = 60
-    lr: float = 1e-3
+    lr: float = 5e-4
     warmup: int = 3
     problems: int = 8           # of a step
     group: int = 8              # answers to each of them

@@ -109,7 +109,7 @@ def _sample(model, prompts, noise, temperature, top_p, record) -> dict:
         allowed = nucleus(logits, temperature, top_p)
         logp = log_distribution(logits, temperature, allowed)                            # b vocab
         cdf = logp.double().exp().cumsum(-1)
-        token = torch.searchsorted(cdf, cdf[:, -1:] * noise[rows, t, None], right=True)   # b 1: likelier, and so oftener
+        token = torch.searchsorted(cdf, cdf[:, -1:] * noise[rows, t, None], right=True)   # b 1: where the noise falls
         here = rows[alive]
         ids[here, P + t] = token[alive, 0]
         logprobs[here, t] = logp.gather(1, token)[alive, 0]

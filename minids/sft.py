@@ -27,6 +27,8 @@ from minids.train import cross_entropy
 class SFTConfig(Settings):
     """How to fine-tune. Conversation number i is problem number i, in a mode that takes turns too."""
 
+    steps: int = 200
+    lr: float = 8e-3
     batch: int = 48             # conversations of a step
     seq_len: int = 256          # tokens of a row, at most
     mtp_weight: float = 0.1     # weight of the MTP loss, so that drafts stay good
