@@ -60,7 +60,8 @@ class RemoteCheckpoint:
         if not isinstance(said, dict):
             raise MinidsError(f"{self.where}: config.json: expected a JSON object, found {type(said).__name__}")
         index = self.source.text(INDEX, header.MAX_INDEX)
-        files = header.index(index, f"{self.where}: {INDEX}") if index else dict.fromkeys(self.source.header(SINGLE), SINGLE)
+        files = (dict.fromkeys(self.source.header(SINGLE), SINGLE) if index is None else
+                 header.index(index, f"{self.where}: {INDEX}"))
         self.config, self._places = placed(files, Config.from_json(said), self.where)
         self._layout = expected(self.config, self._places, self.where)
 
@@ -109,9 +110,10 @@ class RemoteCheckpoint:
 
     def raw(self, names, progress: bool = False) -> dict[str, torch.Tensor]:
         """{name: tensor as it is stored}: FP8 codes, packed FP4 bytes; the scales are there under their own names."""
+        names = _listed(names)
         self.fetch(names, progress)
         found = {}
-        for name in _listed(names):
+        for name in names:
             for part in self._with_scale(name):
                 found[part] = self._stored(part)
         return found
@@ -121,9 +123,10 @@ class RemoteCheckpoint:
 
         What is not here is fetched first.
         """
+        names = _listed(names)
         self.fetch(names, progress)
         found = {}
-        for name in _listed(names):
+        for name in names:
             codes, scale = (*map(self._stored, self._with_scale(name)), None)[:2]
             kind = self._entry(name)[2].dtype
             found[name] = numbers(kind, codes, scale, dtype, device, f"{self.where}: {name}")

@@ -67,15 +67,17 @@ class Hub:
         self.revision = revision
         ref = refs / hashlib.sha256(revision.encode()).hexdigest()[:16]
         try:
-            *_, commit = self._get("config.json", 0, MAX_BYTES)
+            config, size, commit = self._get("config.json", 0, MAX_BYTES)
         except Unreachable as error:
             if not ref.is_file():
                 raise
-            commit = ref.read_text(encoding="utf-8").strip()
+            config, commit = None, ref.read_text(encoding="utf-8").strip()
             warnings.warn(f"{error} Going on with commit {commit[:12]}, which {revision} was when last seen.", stacklevel=4)
         if commit is None or not re.fullmatch(r"[0-9a-f]{40}", commit):
             raise MinidsError(f"{_endpoint()} does not answer as a Hub does: expected a commit in X-Repo-Commit, "
                               f"found {commit!r:.60}")
+        if config is not None and size <= MAX_BYTES:
+            _keep(self.cache / commit / "config.json", config)
         refs.mkdir(parents=True, exist_ok=True)
         write_text(ref, commit + "\n")
         return commit
@@ -281,13 +283,13 @@ def _size(answer, start: int, end: int, size: int | None, where: str) -> int | N
                               f"Try again later.")
     else:
         total = answer.headers.get("Content-Length")
-        total = None if total is None else int(total)
+        total = int(total) if total and "Content-Encoding" not in answer.headers else None
         if start or (end if total is None else total) > end:
             raise MinidsError(f"{where}: asked for bytes {start} to {end - 1}, the whole file came: {_endpoint()} "
                               f"does not serve ranges. Set HF_ENDPOINT to one that does.")
-    if size is not None and total != size:
+    if size is not None and total not in (size, None):
         raise MinidsError(f"{where} has {total} bytes now, {size} when its header was read. Start again.")
-    return total
+    return size if total is None else total
 
 
 def _retry_after(headers) -> float | None:

@@ -1,5 +1,6 @@
 """Remote reads with the real client, huggingface_hub, from a local Hub that serves the sample checkpoint."""
 
+import gzip
 import json
 import struct
 from functools import cache
@@ -237,6 +238,19 @@ def test_a_server_without_ranges(server):
     server.faults = [everything(server, entry(WQ)[0])]
     with pytest.raises(MinidsError, match="does not serve ranges"):
         remote.read([WQ])
+
+
+def test_small_files_may_come_whole_and_compressed(server, tmp_path):
+    def zipped(handler, status, headers, body):
+        whole = gzip.compress(server.bytes("config.json"))
+        return 200, {k: v for k, v in headers.items() if k != "Content-Range"} | {"Content-Encoding": "gzip"}, whole
+
+    server.everywhere, server.faults = True, [zipped]
+    assert RemoteCheckpoint(REPO).config == model().config and not server.faults
+    for path in (tmp_path / "assets").rglob("config.json"):
+        path.unlink()
+    server.faults = [everything(server, "config.json")]           # without a commit: it is known by now
+    assert RemoteCheckpoint(REPO, COMMIT).config == model().config and not server.faults
 
 
 @pytest.mark.parametrize("repo, revision, words", [
