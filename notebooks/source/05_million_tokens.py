@@ -34,8 +34,8 @@ versions()
 # %% [markdown]
 # ## How many bytes is a million tokens?
 #
-# A million tokens are some ten novels. While a model writes, each layer keeps something of every one of them: the *cache*. A common design (grouped-query attention, 8 key-value heads of 128 channels, BF16) takes 262 GB at
-# the 61 layers that V3.2 and V4-Pro have, three or four large accelerators for one user's text. V3.2 brought that down to 49 GB.
+# A million tokens are a shelf of novels. While a model writes, each layer keeps something of every one of them: the *cache*. A common design (grouped-query attention, 8 key-value heads of 128 channels, BF16) takes 262 GB at
+# the 61 layers that V3.2 and V4-Pro have, more than three accelerators of 80 GB for a single text. V3.2 brought that down to 49 GB.
 #
 # **Predict before you run:** what does V4-Pro take, with as many layers? And Flash, with 43?
 
@@ -54,7 +54,7 @@ print(f"V4-Pro takes {held['V4-Pro'] / held['V3.2']:.1%} of V3.2, and {held['V4-
 #
 # ## 1. What one token leaves for the next
 #
-# When token t has been read, its hidden states are thrown away. What stays is the **decode state** (report 3.6.1). Each layer keeps at most four things:
+# When token t has been read, its hidden states are thrown away. What stays is the **decode state** (report 3.6.1). Each layer keeps at most five things:
 #
 # | part | what | in which layers | grows? |
 # | --- | --- | --- | --- |
@@ -173,7 +173,7 @@ with torch.inference_mode():
                        "any cuts": [3, 50, 1, 29, 64, 2, 43]}.items():
         state = nano.new_state(1, 192)
         parts = torch.cat([nano(part, state) for part in ids.split(cuts, 1)], 1)
-        torch.testing.assert_close(parts, right, atol=2e-3, rtol=1e-3)
+        torch.testing.assert_close(parts, right, atol=1e-3, rtol=1e-3)
         print(f"{name}: equal")
 
 # %% [markdown]
@@ -216,9 +216,9 @@ style.show(context.broken({"cut at token 83": (83, lost[83]), "cut at token 96, 
 
 # %%
 for cut in lost:
-    assert lost[cut]["nothing"].max() < 2e-3 and all(lost[cut][part][:cut].max() < 2e-3 for part in PARTS)
+    assert lost[cut]["nothing"].max() < 1e-3 and all(lost[cut][part][:cut].max() < 1e-3 for part in PARTS)
     assert lost[cut]["the ring"][cut] > 0.1 and lost[cut]["a-halves"][cut:].max() > 0.01
-assert lost[83]["waiting tokens"][-60:].min() > 2e-3 and lost[96]["waiting tokens"].max() < 2e-3
+assert lost[83]["waiting tokens"][-60:].min() > 1e-3 and lost[96]["waiting tokens"].max() < 1e-3
 print("cut at 83: each forgotten part is seen. Cut at 96: lost waiting tokens are NOT seen")
 
 # %% [markdown]
@@ -367,7 +367,7 @@ print(f"in 24 GB, beside the weights: V4-Flash {longest(flash, 24e9):,} tokens, 
 # $$2 \cdot H \cdot (c + c) \cdot 2 \quad \text{for each key that is read}$$
 #
 # ### Exercise 6: a colleague's estimate
-# *Medium, 15 minutes.* A colleague computed the attention's operations. **Three** faults. Find them; the answer for V4-Flash at a million tokens is printed for both versions.
+# *Medium, 15 minutes.* A colleague computed the attention's operations. **Three** faults. Find them. Below, both versions are printed for V4-Flash at a million tokens, and at a thousand, where another fault shows.
 
 # %%
 def colleagues_operations(config, n):
@@ -399,8 +399,9 @@ def operations(config, n):
 
 # %%
 operations = check("context.operations", operations)
-for name, version in (("the colleague", colleagues_operations), ("mended", operations)):
-    print(f"{name:14}", ", ".join(f"{term} {number / 1e9:.1f}" for term, number in version(flash, MILLION).items()), "(10^9)")
+for n in (MILLION, 1000):
+    for name, version in (("the colleague", colleagues_operations), ("mended", operations)):
+        print(f"{n:9,} {name:13}", ", ".join(f"{term} {number / 1e9:.2f}" for term, number in version(flash, n).items()), "(10^9)")
 
 # %% [markdown]
 # ## 6. Every term of the published figure
@@ -437,6 +438,11 @@ models = {"DeepSeek-V3.2": (cost.flops_v32, cost.kv_bytes_v32),
 what = {measure: {name: [pair[i](n) for n in lengths] for name, pair in models.items()} for i, measure in enumerate(("operations", "bytes"))}
 style.show(context.stacks(lengths, what), "Operations and bytes by term from 1K to 1M tokens for V3.2, Pro and Flash, one scale for each row: V3.2's "
            "indexer and latents dwarf all else; in V4 the weights, the indexer and the HCA core share the operations, CSA entries are the bytes")
+
+# %% jupyter={"source_hidden": true}
+style.show(context.shares({f"{name}, {context.length(n)}": pair[0](n) for n in (2**14, 2**20) for name, pair in models.items()}),
+           "What the operations of one decoded token are spent on, in percent: at 16K mostly weights in all three models; at a million tokens "
+           "V3.2's indexer takes 88 percent, while Pro and Flash divide theirs among weights, HCA core and indexer")
 
 # %% [markdown]
 # **Predict before you run:** V4-Pro has 49 billion active parameters, V3.2 has 37. From which context on is a token of V4-Pro the cheaper one?
@@ -475,7 +481,7 @@ style.show(context.bars(MILLION, 16), "The same as a figure: with 16 tokens to a
            "the cache grows by a fifth at most")
 
 # %% [markdown]
-# Operations forbid it: HCA reads *all* its entries with all heads. That is why there are two kinds of compression: many fine entries, of which few are read, and few coarse ones, of which all are read.
+# Operations forbid it: HCA reads *all* its entries with all heads, and at a million tokens Pro would cost more than V3.2. At 16K it adds an eighth. That is why there are two kinds of compression: many fine entries, of which few are read, and few coarse ones, of which all are read.
 #
 # ## 8. The nano model reads on
 #
@@ -501,7 +507,9 @@ assert times[2**14] < 3 * times[2**10]
 print("16 times the context, less than 3 times the time of a token (full attention: towards 16 times)")
 
 # %% [markdown]
-# At this length the fixed costs of a token, calling some hundred small operations, hide the context. So does it *work*?
+# (By hand: two CSA layers keep $(32 + 16) \cdot 4$ bytes for 4 tokens, one HCA layer $32 \cdot 4$ for 16, which makes $96 + 8 = 104$ bytes a token, and the small parts.)
+#
+# At this length the fixed costs of a token, the calls of very many small operations, hide the context. So does it *work*?
 #
 # A fact is planted ("Emil went to the barn."), a story about other people in other places follows, then the question. The fact counts as found if its place is likelier as the answer than three places that nobody told: chance is 3 of 12. Once
 # on an empty state, once behind the 16,384 tokens.
@@ -522,7 +530,7 @@ print("told just before, nothing else read: most are found. What is left of that
 #
 # ## 9. A million tokens for real
 #
-# `python -m minids.million` does what the cells above did, up to 1,048,576 tokens, and keeps a record. Each of the two indexers scores $n^2 / 8$ pairs of a query and an entry, some $1.4 \cdot 10^{11}$, with 16 heads. It takes a core of a laptop an hour or two.
+# `python -m minids.million` does what the cells above did, up to 1,048,576 tokens, and keeps a record. Each of the two indexers scores $n^2 / 8$ pairs of a query and an entry, some $1.4 \cdot 10^{11}$, with 16 heads. That takes one core an hour or two.
 
 # %%
 path = paths.DATA / "records" / "million.json"
@@ -570,7 +578,7 @@ if record:
 # - CSA reads a few fine entries, HCA all coarse ones, the window the last tokens one by one.
 # - Flash keeps 3,450 bytes a token, V3.2 46,848. Nearly all of Flash's are CSA entries.
 # - 88 % of V3.2's operations at a million tokens are its indexer. V4 divides that by 16 (Pro) or 23 (Flash).
-# - At 4K tokens V4-Pro saves a fifth of the operations, at 1M three quarters: say the context when you say a percentage.
+# - At 4K tokens V4-Pro saves 17 % of V3.2's operations, at 1M 73 %: say the context when you say a percentage.
 # - Being able to read a million tokens is code. Making use of them is training.
 #
 # ## Questions to discuss
@@ -599,7 +607,7 @@ if record:
 #
 # <details><summary>5. The time of a decoded nano token is flat up to 16K. Is its attention free of charge?</summary>
 #
-# No: it is hidden behind fixed costs, mostly the calls of many small operations. The count of operations grows from the first token on. In Flash at 16K the attention over the context is 16 percent of the operations. *"Top-k makes it constant"* is true of the CSA core only: the indexer scores all entries, HCA reads all.
+# No: it is hidden behind fixed costs, mostly the calls of many small operations. The count of operations grows from the first token on. In Flash at 16K the attention over the context is 17 percent of the operations. *"Top-k makes it constant"* is true of the CSA core only: the indexer scores all entries, HCA reads all.
 # </details>
 #
 # ## Links
