@@ -48,7 +48,6 @@ class DistillConfig(Settings):
     method: str = "on-policy"   # one of METHODS
     batch: int = 64             # problems of a step
     weights: tuple[float, ...] = ()     # of the families, in their order; none: all alike
-    temperature: float = 1.0    # of the texts that students and teachers write
     mtp_weight: float = 0.1     # of the MTP loss on the same texts, which the MTP block alone learns from
     lean: bool = False          # one teacher in memory at a time; hidden states wait on disk
     eval_problems: int = 40     # of each family in each mode
@@ -61,9 +60,9 @@ class DistillConfig(Settings):
         if len(self.weights) != len(self.families) or min(self.weights) < 0 or not sum(self.weights):
             raise MinidsError(f"weights: expected one of at least 0 for each of {', '.join(self.families)}; found "
                               f"{self.weights}")
-        if self.batch < len(self.families) or self.temperature <= 0:
-            raise MinidsError(f"expected a batch of at least {len(self.families)}, one problem of each family, and a "
-                              f"temperature above 0; found {self.batch} and {self.temperature}")
+        if self.batch < len(self.families) or self.mtp_weight < 0:
+            raise MinidsError(f"expected a batch of at least {len(self.families)}, one problem of each family, and an "
+                              f"mtp_weight of at least 0; found {self.batch} and {self.mtp_weight}")
 
 
 def distill(student, teachers: dict, settings: DistillConfig, out, resume: bool = True, on_step=None) -> list[dict]:
@@ -121,7 +120,7 @@ def lessons(model, school, problems, mode: str, settings: DistillConfig, tokeniz
     """What a step learns from, {family: texts}: written by the student, by each family's teacher, or worked answers."""
     prompts = [question(problem, tokenizer, mode) for problem in problems]
     of = {family: [i for i, problem in enumerate(problems) if problem.family == family] for family in settings.families}
-    write = lambda writer, some: generate(writer, [prompts[i] for i in some], LIMITS[mode], settings.temperature, seed=seed)
+    write = lambda writer, some: generate(writer, [prompts[i] for i in some], LIMITS[mode], seed=seed)
     if settings.method == "sft":
         replies = [worked(problem, tokenizer, mode) for problem in problems]
     elif settings.method == "off-policy":

@@ -241,7 +241,7 @@ def test_average_is_the_mean_of_the_weights(folders, tmp_path):
 
 def test_bad_settings_are_told(folders, tmp_path):
     for changes, message in (({"method": "magic"}, "method: expected on-policy"), ({"weights": (1,)}, "weights: expected one"),
-                             ({"batch": 1}, "a batch of at least 2"), ({"temperature": 0.0}, "a temperature above 0")):
+                             ({"batch": 1}, "a batch of at least 2"), ({"mtp_weight": -1.0}, "an mtp_weight of at least 0")):
         with pytest.raises(MinidsError, match=message):
             dataclasses.replace(SETTINGS, **changes)
     with pytest.raises(MinidsError, match="teachers: expected one for each of mathematics, knowledge; found mathematics"):
