@@ -822,7 +822,7 @@ assert totals["Flash"] == 159_609_485_896 and totals["Pro"] == 864_704_792_696
 
 # %% jupyter={"source_hidden": true}
 style.show(numbers.on_disk(models), "Shares of bytes: in Flash and Pro FP4 and its scales fill more than nine tenths, FP8 most of "
-           "the rest; in nano BF16, the embedding and head, takes about half")
+           "the rest; in nano BF16, mostly embedding and head, takes the largest part")
 
 # %%
 for name, config in (("Flash", Config.flash()), ("Pro", Config.pro())):
