@@ -48,7 +48,7 @@ class Plan:
 
     @classmethod
     def preset(cls, name: str, seed: int = 0) -> "Plan":
-        """The plan of a preset: "nano", which two cores carry out in a quarter of an hour, or "mini"."""
+        """The plan of a preset: "nano", meant for a quarter of an hour on two cores, or "mini"."""
         steps = {"nano": (600, 120, 40, 40), "mini": (1350, 300, 200, 150)}
         if name not in steps:
             raise MinidsError(f"no life cycle for {name!r}: expected nano or mini")
@@ -117,7 +117,8 @@ def evaluation(plan: Plan, out: Path, base) -> dict:
             where = folder.format(family=family)
             model = load(out / where / "model")
             asked = dict(families=(family,) if several else plan.distill.families, modes=plan.modes, count=plan.problems,
-                         samples=1, difficulties=plan.distill.difficulties, seed=plan.distill.seed, everything=not several)
+                         samples=1, difficulties=plan.distill.difficulties, seed=plan.distill.seed,
+                         everything=name == "distilled")
             told = json.loads(json.dumps({"weights": digest(model), "asked": asked}))
             path = out / "cards" / f"{where}.json"
             card = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
