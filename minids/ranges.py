@@ -200,8 +200,6 @@ class Hub:
         url = hf_hub_url(self.repo, file, revision=self.revision, endpoint=_endpoint())
         data, tries, wait = bytearray(), 0, None
         while True:
-            if self.stop.is_set():
-                raise MinidsError(f"{where}: stopped")
             before = len(data)
             ask = {**build_hf_headers(), "Range": f"bytes={start + before}-{end - 1}", "Accept-Encoding": "identity"}
             try:
@@ -210,6 +208,8 @@ class Hub:
                         size = _size(answer, start + before, end, size, where)
                         want = min(end, size if size is not None else end) - start
                         for chunk in answer.iter_bytes():
+                            if self.stop.is_set():
+                                raise MinidsError(f"{where}: stopped")
                             data += chunk
                             if len(data) > want:
                                 raise MinidsError(f"{where}: asked for {want} bytes from byte {start}, more came. "
@@ -232,7 +232,8 @@ class Hub:
             if tries >= ATTEMPTS or (wait or 0) > LONGEST:
                 later = f"It asks to wait {wait:.0f} s." if wait else "Is there a network? Try again later; what came is kept."
                 raise Unreachable(f"{where}: no luck after {tries} attempts at {_endpoint()} ({problem}). {later}")
-            self.stop.wait(BACKOFF * 2 ** (tries - 1) if wait is None else wait)
+            if self.stop.wait(BACKOFF * 2 ** (tries - 1) if wait is None else wait):
+                raise MinidsError(f"{where}: stopped")
             wait = None
 
     def _refused(self, answer, file: str) -> Exception:

@@ -13,6 +13,7 @@ from hub_server import COMMIT, TOKEN, LocalHub, cut, everything, grown, longer, 
 from minids import cost, header, load, ranges
 from minids.checkpoint import INDEX, Checkpoint
 from minids.cli import main
+from minids.config import Config
 from minids.files import MinidsError
 from minids.hub import RemoteCheckpoint
 from minids.paths import DATA
@@ -168,6 +169,20 @@ def test_an_interrupted_fetch_goes_on_where_it_stopped(server, monkeypatch):
     equal(RemoteCheckpoint(REPO).read([WQ]), {WQ: model().state_dict()[WQ]})
     asked = [a for _, a, b in server.sent()[before:] if start <= a and b < end]
     assert asked[0] == start + 1000 * len(came)                    # nothing twice
+
+
+def test_an_error_stops_the_other_files_and_keeps_what_came(server):
+    remote = RemoteCheckpoint(REPO)
+    names = remote.find("layers.*.attn.wq_a.weight", "layers.*.attn.wkv.weight")
+    remote.inventory(names)
+    server.faults = [None, None, status(410)] + [None] * 50
+    with pytest.raises(MinidsError, match="status 200 or 206, found 410|stopped"):
+        remote.fetch(names)
+    kept = remote.price(names).here
+    assert kept > 0
+    before, server.faults = sum(b - a + 1 for _, a, b in server.sent()), []
+    remote.read(names)                                             # it can go on, and does not ask for what is here
+    assert sum(b - a + 1 for _, a, b in server.sent()) - before == remote.price(names).here - kept
 
 
 def test_a_full_disk_is_told_before_it_is_full(server, monkeypatch):
@@ -385,3 +400,31 @@ def test_runs():
     assert ranges.runs(entries) == [["a", "b", "c"], ["far"]]
     wide = {"x": header.Entry("I8", (1,), 0, 1), "y": header.Entry("I8", (1,), 1, ranges.PIECE + 1)}
     assert ranges.runs(wide) == [["x"], ["y"]]
+
+
+# ---- at full size ----
+
+def test_flash_at_full_size(tmp_path):
+    """The released layout of V4-Flash in files that are holes behind their headers: what there is, and what parts cost."""
+    config, stored = Config.flash(), cost.inventory(Config.flash())
+    shards = cost.shards(config)
+    for file, names in shards.items():
+        entries, at = {}, 0
+        for name in names:
+            size = cost.nbytes(stored[name])
+            entries[name] = {"dtype": stored[name][0], "shape": stored[name][1], "data_offsets": [at, at + size]}
+            at += size
+        text = json.dumps(entries).encode()
+        with open(tmp_path / file, "wb") as out:
+            out.write(struct.pack("<Q", len(text)) + text)
+            out.truncate(8 + len(text) + at)
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {name: file for file, names in shards.items() for name in names}}))
+    (tmp_path / "config.json").write_bytes((DATA / "v4" / "flash.config.json").read_bytes())
+    remote = RemoteCheckpoint(tmp_path)
+    assert remote.config == config and remote.extra() == []
+    assert remote.inventory() == stored and len(stored) == 69_187
+    everything = remote.price(remote.find("*"))
+    assert (everything.tensors, everything.files, everything.here) == (69_187, 46, 159_609_485_896)
+    expert = remote.find("layers.20.ffn.experts.7.*")
+    assert remote.price(expert).here == 3 * 4096 * 2048 * 17 // 32          # half a byte and a scale for 32
+    assert remote.read("layers.20.ffn.gate.bias")["layers.20.ffn.gate.bias"].shape == (256,)
