@@ -14,7 +14,7 @@
 # - account for the bytes of V4-Flash and V4-Pro, format by format.
 #
 # *Time (estimated): 50 minutes to read, predict and run. The six exercises take 5 to 15 minutes each on top; none is needed for the next cell to run. The code itself
-# runs in about a minute and a half.*
+# runs in about a minute on two idle cores.*
 # *Before this: PyTorch. Experts (lesson 06) and the indexer (lesson 04) are used here, but you need not have taken them.*
 
 # %%
@@ -87,7 +87,7 @@ style.show(numbers.bit_fields(), "The bits of E2M1, E4M3 and E8M0: sign, exponen
 # E4M3: byte 7E = `0 1111 110`: $(1 + 6/8) \cdot 2^{15-7} = 448$, the largest. Byte 01: $(1/8) \cdot 2^{-6} = 2^{-9}$, the smallest.
 #
 # ### Exercise 1: any small float
-# *Easy, 8 minutes.*
+# *Easy, 8 minutes.* Cut the code into its three fields, then follow the equation. Whole-number operations are enough: `//`, `%` and `>>`.
 
 # %%
 def decode(code, e_bits, m_bits, bias):
@@ -152,7 +152,7 @@ for largest in (6.0, 6.1):
 # for all.
 #
 # ### Exercise 2: round a block
-# *Medium, 10 minutes.*
+# *Medium, 10 minutes.* The equation above for one block. Test yours on (0.70, -0.11, 0.26, 0.04), filled up with zeros, before you run the check.
 
 # %%
 GRID = torch.tensor(FP4_VALUES[:8])         # 0, .5, 1, 1.5, 2, 3, 4, 6: the codes 0 to 7
@@ -349,7 +349,7 @@ print("control: exactly 0. Swapped halves cost more than 0.2 nats and more than 
 # ## 4. What a format costs
 #
 # Now the error of honest rounding, on nano's own matrices. The error is the RMS of $\hat x - x$ in percent of the RMS of $x$.
-# Experts cannot take part: they *are* FP4 in the file, their error is 0. Attention's matrices are FP8 in the file, so only their FP4 column says something.
+# Experts and attention cannot take part: they *are* FP4 and FP8 in the file, where rounding again does nothing. We take three matrices that the file keeps in BF16, shaken by 0.2 % so that BF16 is not exact either, and normal random numbers beside them.
 
 # %%
 def relative(y, x):
@@ -383,7 +383,7 @@ style.show(numbers.format_errors(errors), "Relative errors on a log axis: BF16 n
 # One bit less of mantissa doubles the error: BF16 has 7 bits, E4M3 3, E2M1 1. The shape of the distribution hardly matters, and a normal one gives the same: **12 % is what FP4 costs, about a hundredth of the power** ($0.12^2 = 1.4\,\%$).
 # That sounds like much. It is not, since the errors are independent: a product of a row of $n$ weights with an input has a relative error of 12 % too, but many experts, layers and streams are added up, and the next norm does not care.
 #
-# A larger block has a larger largest number, which pushes up the scale for all: a tile of 32 x 32 costs a third more even for normal numbers, and still more in the head, where a few rows are large.
+# A larger block has a larger largest number, which pushes up the scale for all: a tile of 32 x 32 costs a third more even for normal numbers, and still more in the head, whose numbers differ more in size.
 #
 # **And along which axis?** The scale serves 32 *columns of a row*, which are inputs of one output. A product sums over inputs, so within a block the scale can be pulled out of the sum:
 # $\sum_{j} s\, c_j x_j = s \sum_j c_j x_j$. A block down the *outputs* would have another scale for each term.
@@ -408,7 +408,7 @@ print("zeros in the block of the outlier:", (y[:32] == 0).sum().item(), "of 32; 
 # $H_n H_n = n$, so queries and keys that are both turned have the same products as before: $q' \cdot k' = q \cdot k$. By hand: (8, 0, 0, 0) becomes (4, 4, 4, 4).
 #
 # ### Exercise 4: the turn
-# *Medium, 8 minutes.*
+# *Medium, 8 minutes.* Build the matrix by doubling, then multiply.
 
 # %%
 def hadamard_turn(x):
@@ -528,7 +528,7 @@ for d in (6, 14, 15, 16):
 # At 15 the half is in the middle between 0 and the smallest FP8 number, 1 (in these units); the tie goes to the even code, 0. And 1.5 becomes 2. So the answer is: exact up to 14, and beyond that wrong **silently**.
 #
 # ### Exercise 5: the limit, for any two formats
-# *Hard, 15 minutes.*
+# *Hard, 15 minutes.* Put the calculation by hand into code, for any narrow format inside any wide one. A loop over $d$ is fine.
 
 # %%
 def largest_spread(code_max, code_min, wide_max, wide_min):
@@ -613,8 +613,8 @@ print("Activations: less than 0.01 nats, in sum. All matrices in FP4: more than 
 # %% [markdown]
 # The activations' rounding is within or near the noise. The last line is a format that V4 does *not* use, for comparison: attention, embedding and head in FP4 as well. Even that costs little here.
 #
-# **Honest limit:** nano is a small model of a simple language. Its weights have no extreme outliers, it was trained for minutes, and its loss is far from what the data allow. A result like "FP4 is free" does not carry
-# over to a model that was trained on 32 trillion tokens to the last digit.
+# **Honest limit:** nano is a small model of a simple language. Its weights have no extreme outliers, and it has read a few million tokens where Flash has read 32 trillion. A result like "FP4 is free" does not carry
+# over to a model whose numbers hold so much more.
 #
 # ## 8. Training through rounding
 #
@@ -624,7 +624,7 @@ print("Activations: less than 0.01 nats, in sum. All matrices in FP4: more than 
 # $$ \hat w = \mathrm{round}(w) \ \text{(forward)}, \qquad \frac{\partial \hat w}{\partial w} := 1 \ \text{(backward)} $$
 #
 # ### Exercise 6: straight through
-# *Medium, 5 minutes.*
+# *Medium, 5 minutes.* One line, if you know which part of it autograd must not see.
 
 # %%
 def straight_through(x, rounding):
@@ -752,8 +752,9 @@ assert abs(table["QAT, FP4"]["FP4"].mean() - table["float"]["FP4"].mean()) < 0.0
 print("In three numbers QAT is better than rounding afterwards, by more than 0.01 nats; in FP4 the two are within 0.02.")
 
 # %% [markdown]
-# - **In three numbers** the model loses much when it is rounded, trained in float or not, and QAT repairs a good part of it within seconds. Rounding *after* float training gains nothing: what those steps learn is finer than the codes.
-# - **In FP4** there was nothing to repair, and QAT repairs nothing: our negative control. On the server that built this page the trained models are even slightly worse than the start, since 16 steps at this rate disturb a finished model more than they teach it.
+# - **In three numbers** the model loses much when it is rounded, and training in float before does not help. QAT repairs a good part of the damage with the same 16 steps (about half, on the server that built this page):
+#   only it has the damage in its loss.
+# - **In FP4** there was nothing to repair, and QAT repairs nothing: our negative control. The three models lie closer together than their bars are long.
 # - One run each and 6,144 tokens of text: the bars show the spread between windows, not between seeds.
 #
 # ### What is trained is what the file holds
@@ -839,7 +840,7 @@ for name, config in (("Flash", Config.flash()), ("Pro", Config.pro())):
 # | the indexer's queries and keys in FP4 | most of nano's picks stay |
 # | index scores in BF16: a twice as fast top-k that keeps 99.7 % of the entries | not tried: a question of speed on a GPU |
 #
-# The report gives no number for what FP4 costs V4 in quality, and no ablation of the Hadamard turn (it is in the released code). The base models are released with FP8 experts.
+# Of the 4.39 bits, 4 are codes and 0.25 are FP4's scales; what few numbers are in wider formats makes up the rest. The report gives no number for what FP4 costs V4 in quality, and no ablation of the Hadamard turn (it is in the released code). The base models are released with FP8 experts.
 #
 # ## Key points
 # - A small float is sign, exponent, mantissa; FP4 has 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives. Relative error: about 12 % for FP4, 2.7 % for FP8, 0.17 % for BF16.
