@@ -47,6 +47,7 @@ class DistillConfig(Settings):
     families: tuple[str, ...] = tasks.FAMILIES
     method: str = "on-policy"   # one of METHODS
     batch: int = 64             # problems of a step
+    lr: float = 2e-3
     weights: tuple[float, ...] = ()     # of the families, in their order; none: all alike
     mtp_weight: float = 0.1     # of the MTP loss on the same texts, which the MTP block alone learns from
     lean: bool = False          # one teacher in memory at a time; hidden states wait on disk
