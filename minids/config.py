@@ -47,7 +47,8 @@ SLIDING, CSA, HCA = "sliding_attention", "compressed_sparse_attention", "heavily
 CSA_RATE = 4  # the ratio that means "with overlap and an indexer"; any other ratio above 1 is an HCA layer
 # the largest numbers that are believed, beyond 2^20: no product of sizes leaves 64 bits
 LARGEST = {"vocab_size": 2**24, "bos_token_id": 2**24, "eos_token_id": 2**24, "pad_token_id": 2**24, "hc_mult": 2**10,
-           "hc_sinkhorn_iters": 2**10, "max_seq_len": 2**40, "original_seq_len": 2**40, "window_size": 2**40, "index_topk": 2**40}
+           "hc_sinkhorn_iters": 2**10, "max_seq_len": 2**40, "original_seq_len": 2**40, "window_size": 2**40,
+           "index_topk": 2**40}
 MAX_BYTES = 2**20  # of a config.json; V4's have 2 KB
 
 
@@ -114,7 +115,8 @@ class Config:
             if field.type is int and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
                 raise ConfigError(f"{field.name} must be a whole number of at least 0, found {value!r:.80}")
             if field.type is int:
-                _require(value <= LARGEST.get(field.name, 2**20), field.name, f"at most {LARGEST.get(field.name, 2**20)}", value)
+                largest = LARGEST.get(field.name, 2**20)
+                _require(value <= largest, field.name, f"at most {largest}", value)
             if field.type is float:
                 if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1e9:
                     raise ConfigError(f"{field.name} must be a number from 0 to 1e9, found {value!r:.80}")
