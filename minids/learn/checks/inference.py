@@ -1,0 +1,243 @@
+"""Checks of lesson 14: what is drawn from a distribution, drafts and their judge, and pass@k (V4 report, sections 2.1, 5.3)."""
+
+from math import ceil, comb
+
+import torch
+
+from minids.learn.exercise import Check
+
+LESSON = "14_inference"
+
+
+# ---- top-p ----
+
+def top_p(p, bound):
+    """The likeliest tokens that together reach `bound`, their probabilities scaled to sum to 1, the others 0. p: ... V."""
+    return _kept(lambda ranked: ranked.cumsum(-1) - ranked < bound)(p, bound)
+
+
+def _kept(rule, scale=True, back=True):
+    """A version of top_p that keeps what `rule(ranked)` or `rule(ranked, bound)` says."""
+    def version(p, bound):
+        ranked, order = p.sort(dim=-1, descending=True, stable=True)
+        kept = rule(ranked) if rule.__code__.co_argcount == 1 else rule(ranked, bound)
+        left = ranked * kept
+        left = torch.zeros_like(p).scatter(-1, order, left) if back else left
+        return left / left.sum(-1, keepdim=True) if scale else left
+    return version
+
+
+def _right(ranked, bound):
+    return ranked.cumsum(-1) - ranked < bound
+
+
+def _one_too_few(ranked, bound):
+    return ranked.cumsum(-1) < bound
+
+
+def _first_at_least(ranked, bound):
+    kept = ranked.cumsum(-1) < bound
+    kept[..., 0] = True
+    return kept
+
+
+def _one_too_many(ranked, bound):
+    kept = _right(ranked, bound)
+    return torch.cat([kept[..., :1], kept[..., :-1]], -1)
+
+
+def _smallest_first(p, bound):
+    ranked, order = p.sort(dim=-1)
+    left = torch.zeros_like(p).scatter(-1, order, ranked * (ranked.cumsum(-1) - ranked < bound))
+    return left / left.sum(-1, keepdim=True)
+
+
+def _top_p_cases(rng):
+    yield "four tokens by hand, two are kept", (torch.tensor([0.15, 0.5, 0.04, 0.31]), 0.7)
+    yield "one token has more than top_p by itself", (torch.tensor([0.02, 0.93, 0.05]), 0.9)
+    yield "B V", ((1.5 * torch.randn(3, 9, generator=rng)).softmax(-1), 0.8)
+    yield "B T V, a low bound", ((1.5 * torch.randn(2, 4, 11, generator=rng)).softmax(-1), 0.35)
+
+
+# ---- drafts and their judge ----
+
+def accept(p, q, guess):
+    """The probability with which a guess stands that was drawn from q, where the model says p. p, q: V."""
+    return min(1.0, float(p[guess] / q[guess]))
+
+
+def residual(p, q):
+    """What the token is drawn from that replaces a refused guess: max(0, p - q), scaled to sum to 1. p, q: V -> V."""
+    left = (p - q).clamp_min(0)
+    return left / left.sum()
+
+
+def _pair(rng, V):
+    return [(1.2 * torch.randn(V, generator=rng)).softmax(-1) for _ in range(2)]
+
+
+def _accept_cases(rng):
+    p, q = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.2, 0.6, 0.2])
+    for guess in (0, 1, 2):
+        yield f"three tokens by hand, guess {guess}", (p, q, guess)
+    p, q = _pair(rng, 7)
+    for guess in range(7):
+        yield f"seven tokens, guess {guess}", (p, q, guess)
+
+
+def _residual_cases(rng):
+    yield "three tokens by hand", (torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.2, 0.6, 0.2]))
+    yield "seven tokens", tuple(_pair(rng, 7))
+    yield "many tokens", tuple(_pair(rng, 200))
+
+
+def speed_up(rate, drafts, verify, draft):
+    """Tokens a pass with `drafts` guesses, each of which stands with probability `rate` if those before it did, divided by
+    the cost of such a pass. Costs are in passes over a single token: `verify` for the model's, `draft` for each guess."""
+    return sum(rate**i for i in range(drafts + 1)) / (verify + drafts * draft)
+
+
+def _speed(tokens=lambda rate, k: sum(rate**i for i in range(k + 1)), cost=lambda k, verify, draft: verify + k * draft):
+    return lambda rate, drafts, verify, draft: tokens(rate, drafts) / cost(drafts, verify, draft)
+
+
+def _speed_cases(rng):
+    yield "one draft, free", (0.7, 1, 1.0, 0.0)
+    yield "one draft", (0.85, 1, 1.3, 0.12)
+    yield "three drafts", (0.6, 3, 1.5, 0.2)
+    yield "drafts that always stand", (1.0, 4, 1.1, 0.1)
+    yield "drafts that never stand", (0.0, 2, 1.2, 0.3)
+
+
+# ---- pass@k ----
+
+def pass_at_k(samples, right, k):
+    """The probability that k answers, taken from `samples` of which `right` are right, hold a right one."""
+    return 1 - comb(samples - right, k) / comb(samples, k)
+
+
+def _pass_cases(rng):
+    yield "by hand: 4 answers, 1 right, k = 2", (4, 1, 2)
+    yield "k = 1", (10, 3, 1)
+    yield "k = 5", (10, 3, 5)
+    yield "none is right", (6, 0, 3)
+    yield "fewer wrong ones than k", (6, 4, 3)
+    yield "many answers", (40, 5, 8)
+
+
+CHECKS = [
+    Check(
+        "inference.top_p", top_p, _top_p_cases,
+        mistakes={
+            "one token too few: the one with which the sum reaches top_p belongs to those that are kept. Where the first token "
+            "has more than top_p by itself nothing is left": _kept(_one_too_few),
+            "one token too few: the one with which the sum reaches top_p belongs to those that are kept (only the first token "
+            "is safe here)": _kept(_first_at_least),
+            "one token too many: stop with the one that brings the sum to top_p": _kept(_one_too_many),
+            "the kept probabilities do not sum to 1: divide by their sum": _kept(_right, scale=False),
+            "this keeps the wrong side: the tail is left, and the likeliest tokens are cut":
+                _kept(lambda ranked, bound: ~_right(ranked, bound)),
+            "this begins with the least likely tokens: sort with descending=True": _smallest_first,
+            "the result stands in the order of likelihood: put each probability back to its own token":
+                _kept(_right, back=False),
+            "single probabilities are compared with the bound: it is their running sum that has to reach top_p":
+                _kept(lambda ranked, bound: ranked >= 1 - bound),
+            "this keeps a share of the vocabulary, as top-k would: top-p keeps a share of the probability":
+                _kept(lambda ranked, bound: torch.arange(ranked.shape[-1]) < ceil(bound * ranked.shape[-1])),
+        },
+        hints=(
+            "Sort from the likeliest down and add up. A token stays while the sum of those BEFORE it is still below top_p.",
+            "ranked, order = p.sort(dim=-1, descending=True); the sum before each token is ranked.cumsum(-1) - ranked.",
+            "torch.zeros_like(p).scatter(-1, order, values) puts sorted values back; then divide by the sum of the last axis.",
+        ),
+    ),
+    Check(
+        "inference.accept", accept, _accept_cases,
+        mistakes={
+            "the ratio is upside down: it is the model's p over the helper's q":
+                lambda p, q, guess: min(1.0, float(q[guess] / p[guess])),
+            "a probability above 1: where the model likes the guess better than the helper, it stands for certain":
+                lambda p, q, guess: float(p[guess] / q[guess]),
+            "this forgets how often the helper proposes the guess: divide p by q": lambda p, q, guess: float(p[guess]),
+            "this is the probability that the guess is drawn AND stands; it has been drawn already, so divide by q":
+                lambda p, q, guess: min(float(p[guess]), float(q[guess])),
+            "this is the mean over all guesses, the acceptance rate; here one guess is on the table":
+                lambda p, q, guess: float(torch.minimum(p, q).sum()),
+            "every guess stands: then the text is the helper's, not the model's": lambda p, q, guess: 1.0,
+            "a hard threshold: a guess that the model likes less than the helper must still stand with probability p / q":
+                lambda p, q, guess: float(p[guess] >= q[guess]),
+            "this is the probability that the guess falls": lambda p, q, guess: 1 - min(1.0, float(p[guess] / q[guess])),
+        },
+        hints=(
+            "Where the helper proposes a token too often, q > p, some of its proposals must fall. Which share may stay?",
+            "Proposed with probability q and kept with a gives q * a. It shall be p where p < q, and cannot exceed q.",
+            "min(1, p / q) at the guess, as a float.",
+        ),
+    ),
+    Check(
+        "inference.residual", residual, _residual_cases,
+        mistakes={
+            "the sum is not 1: divide by it": lambda p, q: (p - q).clamp_min(0),
+            "this is p itself: then a token that q proposes and p likes comes too often; what has been given out already must "
+            "be taken off": lambda p, q: p,
+            "the wrong way round: this is where the helper gives too much; what is missing is where p exceeds q":
+                lambda p, q: residual(q, p),
+            "negative differences have become positive: clamp at 0, do not take the absolute value":
+                lambda p, q: (p - q).abs() / (p - q).abs().sum(),
+            "negative weights are left: clamp at 0": lambda p, q: p - q,
+            "the difference is scaled by softmax: divide by its sum": lambda p, q: (p - q).clamp_min(0).softmax(-1),
+            "this is the overlap of both, which the accepted guesses deliver already; it is the rest of p that is missing":
+                lambda p, q: torch.minimum(p, q) / torch.minimum(p, q).sum(),
+        },
+        hints=(
+            "The accepted guesses deliver min(p, q) of each token. What of p is still missing?",
+            "p - min(p, q) is the same as max(0, p - q).",
+            "(p - q).clamp_min(0), divided by its sum.",
+        ),
+    ),
+    Check(
+        "inference.speed_up", speed_up, _speed_cases,
+        mistakes={
+            "the token is missing that each pass gives in any case: after the drafts, or in place of the first that falls":
+                _speed(tokens=lambda rate, k: sum(rate**i for i in range(1, k + 1))),
+            "drafts behind one that has fallen are lost: the second stands with rate^2, the third with rate^3":
+                _speed(tokens=lambda rate, k: 1 + k * rate),
+            "this counts only passes in which all drafts stand; those before the first that falls count too":
+                _speed(tokens=lambda rate, k: 1 + k * rate**k),
+            "one term too many: k drafts give at most k + 1 tokens":
+                _speed(tokens=lambda rate, k: sum(rate**i for i in range(k + 2))),
+            "the guesses cost time as well: drafts * draft": _speed(cost=lambda k, verify, draft: verify),
+            "each guess is a pass of the helper: its cost comes `drafts` times":
+                _speed(cost=lambda k, verify, draft: verify + draft),
+            "verifying several tokens costs `verify`, which need not be 1": _speed(cost=lambda k, verify, draft: 1 + k * draft),
+            "this is the cost of a token: the speed-up is its inverse":
+                lambda rate, drafts, verify, draft: 1 / speed_up(rate, drafts, verify, draft)
+                if speed_up(rate, drafts, verify, draft) else float("inf"),
+            "these are the tokens of a pass: divide by what the pass costs": _speed(cost=lambda k, verify, draft: 1),
+        },
+        hints=(
+            "Tokens of a pass: one in any case, one more if the first draft stands, another if the second stands as well, ...",
+            "1 + rate + rate^2 + ... + rate^drafts; without drafts a pass costs 1 and gives 1.",
+            "The cost of a pass is verify + drafts * draft. Divide.",
+        ),
+    ),
+    Check(
+        "inference.pass_at_k", pass_at_k, _pass_cases,
+        mistakes={
+            "this puts each answer back before the next is taken: 1 - (1 - right/samples)^k. It gives too little for k > 1, "
+            "since the same wrong answer can be taken twice": lambda n, c, k: 1 - (1 - c / n) ** k,
+            "this is 1 as soon as one of ALL answers is right: that is pass@samples": lambda n, c, k: float(c > 0),
+            "this is the probability that all k are wrong: take it from 1": lambda n, c, k: comb(n - c, k) / comb(n, k),
+            "this asks that all k are right": lambda n, c, k: comb(c, k) / comb(n, k),
+            "this is pass@1 whatever k is": lambda n, c, k: c / n,
+            "the chances of k answers cannot be added up: two of them may be right at once":
+                lambda n, c, k: min(1.0, k * c / n),
+        },
+        hints=(
+            "Think of all ways to take k of the answers. How many of them hold wrong answers only?",
+            "math.comb(m, k) is the number of ways to take k of m, and 0 where m < k.",
+            "1 minus the ways to take k wrong ones, divided by the ways to take any k.",
+        ),
+        atol=1e-6,
+    ),
+]

@@ -1,0 +1,152 @@
+"""Lesson 14: right answers written otherwise pass, slips are named; drafts keep the distribution, the pictures draw."""
+
+import itertools
+from fractions import Fraction
+from math import comb
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+from minids import MinidsError, evaluate, speculate
+from minids.generate import distribution
+from minids.learn.checks import inference as checks
+from minids.learn.exercise import check, find
+from minids.show import inference, start
+
+
+def top_p_by_loops(p, bound):
+    if p.ndim > 1:
+        return torch.stack([top_p_by_loops(row, bound) for row in p])
+    kept, total = torch.zeros_like(p), 0.0
+    for token in sorted(range(len(p)), key=lambda i: -p[i]):
+        kept[token] = p[token]
+        total += float(p[token])
+        if total >= bound:
+            break
+    return kept / kept.sum()
+
+
+def pass_by_subsets(samples, right, k):
+    answers = [i < right for i in range(samples)]
+    if comb(samples, k) > 100_000:
+        return 1 - float(Fraction(comb(samples - right, k), comb(samples, k)))
+    taken = list(itertools.combinations(answers, k))
+    return sum(map(any, taken)) / len(taken)
+
+
+def closed_form(rate, drafts, verify, draft):
+    tokens = drafts + 1 if rate == 1 else (1 - rate ** (drafts + 1)) / (1 - rate)
+    return tokens / (verify + drafts * draft)
+
+
+@pytest.mark.parametrize("name, attempt", [
+    ("inference.top_p", top_p_by_loops),
+    ("inference.accept", lambda p, q, guess: (p / q).clamp_max(1)[guess]),
+    ("inference.residual", lambda p, q: (p - torch.minimum(p, q)) / (1 - torch.minimum(p, q).sum())),
+    ("inference.speed_up", closed_form),
+    ("inference.pass_at_k", pass_by_subsets),
+])
+def test_a_right_answer_written_otherwise_passes(name, attempt):
+    assert check(name, attempt) is attempt
+
+
+@pytest.mark.parametrize("name, message", [(name, message) for name in (
+    "inference.top_p", "inference.accept", "inference.residual", "inference.speed_up", "inference.pass_at_k")
+    for message in find(name).mistakes])
+def test_each_mistake_is_told_by_its_own_name(name, message, capsys):
+    this = find(name)
+    assert check(name, this.mistakes[message]) is this.reference
+    assert f"Likely: {message}." in capsys.readouterr().out
+
+
+def test_the_references_are_the_package():
+    rng = torch.Generator().manual_seed(1)
+    logits = 2 * torch.randn(5, 50, generator=rng)
+    for bound in (0.2, 0.5, 0.9, 0.99):
+        torch.testing.assert_close(checks.top_p((logits / 0.7).softmax(-1), bound), distribution(logits, 0.7, bound))
+    assert all(checks.pass_at_k(n, c, k) == evaluate.pass_at_k(n, c, k) for n, c, k in ((4, 1, 2), (10, 10, 3), (8, 0, 8)))
+    p, q = (2 * torch.randn(2, 9, generator=rng)).softmax(-1)
+    stands = torch.tensor([checks.accept(p, q, g) for g in range(9)])
+    torch.testing.assert_close(q * stands + (1 - (q * stands).sum()) * checks.residual(p, q), p)
+
+
+def test_only_the_right_judge_keeps_the_texts_distribution():
+    model, prompt = inference.tiny(), [0, 2, 1, 1, 0]
+    plain = inference.plainly(model, prompt, 3)
+    assert len(plain) == 27 and sum(plain.values()) == pytest.approx(1, abs=1e-5)
+    right = inference.every_way(model, prompt, 3, 1)
+    assert inference.total_variation(plain, right) < 1e-5
+    for judge in (inference.accept_all, inference.resample_from_p):
+        assert inference.total_variation(plain, inference.every_way(model, prompt, 3, 1, judge)) > 0.01
+    assert inference.every_way(model, prompt, 3, 1) == pytest.approx(right)              # the judge is back in its place
+
+
+def test_the_guessed_tokens_are_marked():
+    model = inference.tiny()
+    out, marks = inference.guessed(model, [0, 2, 1], 12, temperature=0, stop=())
+    assert out.ids == speculate.speculate(model, [0, 2, 1], 12, temperature=0, stop=()).ids
+    assert len(marks) == 12 and not marks[0] and sum(marks) == sum(out.accepted)
+
+
+def test_talk_shows_thoughts_and_answer():
+    asked = []
+
+    def write(prompt, limit):
+        asked.append(prompt)
+        if len(prompt) > 200:
+            raise MinidsError("the prompt is too <long>")
+        return "<b>7</b>", 5
+
+    talk = inference.Talk(write, "What is 3 + 4?")
+    assert asked == ["Question: What is 3 + 4?\nAnswer:"] and talk.shown["answer"] == "<b>7</b>"
+    assert "<b>7</b>" not in talk.page.value.replace("<b>&lt;", "") and "&lt;b&gt;7" in talk.page.value
+    talk.mode.value = "think first"
+    assert asked[1:] == ["Question: What is 3 + 4?\nThinking:", "Question: What is 3 + 4?\nThinking: <b>7</b>\nAnswer:"]
+    assert talk.shown["thoughts"] == "<b>7</b>" and talk.shown["tokens"] == 10
+    talk.question.value = "   "
+    assert talk.shown["answer"] is None and "Ask something" in talk.page.value
+    talk.question.value = 300 * "x"
+    assert talk.shown["answer"] is None and "too &lt;long&gt;" in talk.page.value
+    assert "7" not in repr(talk)
+
+
+def test_windows_move_with_padding():
+    assert inference.windows(8, 4, 0) == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert inference.windows(8, 4, 1) == [0, 0, 0, 1, 1, 1, 1, 2]
+
+
+def test_estimators_of_pass_at_k_in_expectation():
+    """The exact mean over all outcomes: the unbiased one hits, the other one is below for k > 1."""
+    for k in (1, 2, 5):
+        plug_in, unbiased, truth = inference.expected_estimates(0.2, 10, k)
+        assert unbiased == pytest.approx(truth)
+        assert plug_in == pytest.approx(truth) if k == 1 else plug_in < truth - 0.01
+
+
+def test_the_price_of_an_effort():
+    points = inference.effort_points("HLE (Pass@1)", 10, 500)
+    assert set(points) == {"V4-Flash Non-think", "V4-Flash Max", "V4-Pro Non-think", "V4-Pro Max"}
+    usd = {name: point[0] for name, point in points.items()}
+    assert usd["V4-Flash Max"] == pytest.approx(10 * usd["V4-Flash Non-think"])
+    price = next(r for r in start.published("prices") if r["model"] == start.FLASH and r["as_of"] == "2026-05-22")
+    assert usd["V4-Flash Non-think"] == pytest.approx(500 * price["output_usd_per_mtok"] / 1000)
+
+
+def test_every_picture_draws():
+    p, q = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.2, 0.6, 0.2])
+    logits = {"sure": torch.randn(50) * 5, "unsure": torch.randn(50)}
+    share = (0.5, 0.4, 0.6)
+    texts = {(i,): 1 / 3 for i in range(3)}
+    for figure in (
+            inference.drawn({"a": p, "b": q}, ["x", "y", "z"]), inference.curves(logits, 1.0, 0.9), inference.tempered(logits),
+            inference.padding(), inference.steps([[False, True], [True, None]]),
+            inference.throughput([1, 2], [1.0, 2.0], [3.0, 4.0]), inference.reading({"Flash": ([1, 2], [3.0, 2.0])}),
+            inference.overlap(p, q, ["x", "y", "z"]), inference.passes(), inference.enumerations(texts, {"same": texts}),
+            inference.acceptance({"a": [0.7, 0.5]}), inference.speeds({"nano": (1.3, 0.3, 0.6)}),
+            inference.conditions({"at once": {"all": share}, "thinks": {"all": share}}), inference.passes_at({"b": {1: share}}),
+            inference.biases(0.2, 10), inference.card({"a": share}), inference.effort("HLE (Pass@1)", 10),
+            inference.efforts("HLE (Pass@1)", (1, 10))):
+        assert figure.axes
+        figure.canvas.draw()
+        plt.close(figure)
