@@ -114,6 +114,7 @@ def test_figures_of_an_unfinished_record(tmp_path):
     for n in (1024, 2048, 4096):
         held = million.formula_bytes(config, n)
         points.append({"n": n, "prefill_minutes": n / 1e4, "ms": 8.0, "cpu_ms": 7.0, "state_bytes": sum(held.values()),
+                       "nats": 2.0, "nats_without_context": 1.5,
                        "resident_most": 5e8, "found": {"8": 3, "32": 2}, "state": held})
         record = {"complete": False, "cpu": "some", "cores": 2, "threads": 1, "torch": "2", "dtype": "float32", "questions": 4,
                   "rivals": 3, "found_without_context": {"8": 4, "32": 3}, "points": points}

@@ -263,4 +263,6 @@ def summary(found):
              f"the state: {end['state_bytes']:,} bytes; the process: at most {end['resident_most'] / 1e9:.2f} GB"]
     lines += [f"one decoded token behind {n:9,} tokens: {points[n]['cpu_ms']:5.1f} ms" for n in sorted(points) if n in
               (2**10, 2**14, 2**17, 2**20, last)]
+    lines.append(f"the text that follows: {end['nats']:.2f} nats a token behind all this, "
+                 f"{end['nats_without_context']:.2f} by itself")
     return "\n".join(lines)

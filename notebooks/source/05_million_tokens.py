@@ -441,8 +441,8 @@ style.show(context.stacks(lengths, what), "Operations and bytes by term from 1K 
 
 # %% jupyter={"source_hidden": true}
 style.show(context.shares({f"{name}, {context.length(n)}": pair[0](n) for n in (2**14, 2**20) for name, pair in models.items()}),
-           "What the operations of one decoded token are spent on, in percent: at 16K mostly weights in all three models; at a million tokens "
-           "V3.2's indexer takes 88 percent, while Pro and Flash divide theirs among weights, HCA core and indexer")
+           "What the operations of one decoded token are spent on, in percent: at 16K the weights take 46 of V3.2's and over 80 of V4's; at 1M "
+           "V3.2's indexer takes 88, while Pro and Flash divide theirs among weights, HCA core and indexer")
 
 # %% [markdown]
 # **Predict before you run:** V4-Pro has 49 billion active parameters, V3.2 has 37. From which context on is a token of V4-Pro the cheaper one?
@@ -553,7 +553,8 @@ if record:
         print(f"a token behind 1,048,576 tokens takes {slower:.1f} times as long as behind 16,384. In proportion it would be 64 times")
 
 # %% [markdown]
-# Past 64K the straight line of the indexer comes through: V4 too is linear in the context, only with a small factor. And reading the whole text is quadratic, with the same factor.
+# Past 64K the straight line of the indexer comes through: V4 too is linear in the context, only with a small factor. And reading the whole text is quadratic, with the same factor. What the text is worth to *this* model, the facts found and the nats say: behind so much text it
+# predicts the next tokens no better than without any, rather worse.
 #
 # ## In the real V4
 #
