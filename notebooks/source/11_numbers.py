@@ -56,10 +56,12 @@ print(f"divided by {scale}: {(w[0, :32] / scale).tolist()}")
 # the trained model was rounded to these?
 
 # %%
-experts = [name for name in shipped.state_dict() if ".experts." in name]
+experts, codes = [name for name in shipped.state_dict() if ".experts." in name], []
 with Checkpoint(folder) as file:
-    codes = torch.cat([(file.read(name).unflatten(1, (-1, 32)) / file.raw(name.replace("weight", "scale")).float()[..., None]).flatten()
-                       for name in experts])
+    for name in experts:
+        scale = file.raw(name.replace("weight", "scale")).float()               # o i/32
+        codes.append(file.read(name).unflatten(1, (-1, 32)) / scale[..., None])     # o i/32 32
+codes = torch.cat([c.flatten() for c in codes])
 log = read_log(folder)
 before, after = (next(r[key] for r in log if key in r) for key in ("heldout_loss", "rounded_loss"))
 print(f"{len(codes):,} weights, {len(codes.unique())} different numbers: {codes.unique().tolist()}")
@@ -366,7 +368,8 @@ def fp4_tile(x):
 
 FORMATS = {"BF16": lambda x: x.bfloat16().float(), "FP8": lambda x: fake_quant(x, "fp8"),
            "FP4": lambda x: fake_quant(x, "fp4"), "FP4, tiles": fp4_tile}
-matrices = {"embedding": shipped.embed.weight, "head": shipped.head.weight, "compressor": shipped.layers[2].attn.compressor.wkv.weight,
+matrices = {"embedding": shipped.embed.weight, "head": shipped.head.weight,
+            "compressor": shipped.layers[2].attn.compressor.wkv.weight,
             "normal": torch.randn(256, 128, generator=torch.Generator().manual_seed(2))}
 noise = torch.Generator().manual_seed(3)
 errors = {}
@@ -398,7 +401,8 @@ x = torch.randn(128, generator=torch.Generator().manual_seed(4))
 x[5] = 24.0
 y = fake_quant(x, "fp4_act")
 print("scale of the block: 24 / 6 =", 24 / 6, "-> numbers below 1 become 0")
-print("zeros in the block of the outlier:", (y[:32] == 0).sum().item(), "of 32;  in the other blocks:", (y[32:] == 0).sum().item(), "of 96")
+inside, elsewhere = ((part == 0).sum().item() for part in (y[:32], y[32:]))
+print(f"zeros in the block of the outlier: {inside} of 32;  in the other blocks: {elsewhere} of 96")
 
 # %% [markdown]
 # The remedy: multiply the vector by an orthogonal matrix whose entries are all of equal size. That spreads each channel over all. V4 takes the **Hadamard matrix**, whose entries are $\pm 1$:
@@ -607,7 +611,8 @@ style.show(numbers.changes(served, "what rounding costs the shipped model"),
            "clearly more")
 
 # %%
-assert max(abs(served[name][0]) for name in PARTS) < 0.01 and served["all matrices FP4"][0] > max(served["all three"][0], 0.004)
+assert max(abs(served[name][0]) for name in PARTS) < 0.01
+assert served["all matrices FP4"][0] > max(served["all three"][0], 0.004)
 print("Activations: less than 0.01 nats, in sum. All matrices in FP4: more than 0.004 nats, and more than all activations.")
 
 # %% [markdown]
@@ -729,7 +734,8 @@ def trained(stored):
 
 
 # %% tags=["nbval-ignore-output"]
-arms = {"only rounded": shipped, "float": trained(None), "QAT, FP4": trained(rounding.as_stored), "QAT, three": trained(three)}
+arms = {"only rounded": shipped, "float": trained(None), "QAT, FP4": trained(rounding.as_stored),
+        "QAT, three": trained(three)}
 table, parts = {}, rounding.PARTS
 for name, masters in arms.items():                                                      # masters: in float, nothing rounded
     table[name] = {"masters": nats(masters)} if name == "float" else {}
@@ -738,10 +744,12 @@ for name, masters in arms.items():                                              
             table[name][stored] = nats(rounding.released(masters, rule), parts)
 print(f"{'':14}{'masters':>9}{'FP4':>9}{'three':>9}   (nats per token)")
 for name, row in table.items():
-    print(f"{name:14}" + "".join(f"{row[key].mean():9.4f}" if key in row else f"{'':9}" for key in ("masters", "FP4", "three")))
+    print(f"{name:14}" + "".join(f"{row[key].mean():9.4f}" if key in row else f"{'':9}"
+                                 for key in ("masters", "FP4", "three")))
 
 # %%
-rows = {f"{name}, served in {key}": against(row[key], base) for key in ("FP4", "three") for name, row in table.items() if key in row}
+rows = {f"{name}, served in {key}": against(row[key], base)
+        for key in ("FP4", "three") for name, row in table.items() if key in row}
 style.show(numbers.changes(rows, "against the shipped model in float32"), "In FP4 all arms lie within hundredths of a nat of each "
            "other; in three numbers the arm trained with rounding has lost clearly less than the other two")
 
@@ -776,7 +784,8 @@ print(f"{len(loaded)} tensors: the saved file gives exactly the numbers that the
 
 # %%
 box = style.slider_image(numbers.landing, "FP4's numbers at a block's scale, and where a number lands",
-                         number=[0.5, 0.1, 0.2, 0.3, 0.9, 1.2, 1.25, 1.7, 2.4, 2.5], largest=[6.0, 3.0, 4.0, 6.1, 8.0, 10.0, 12.0])
+                         number=[0.5, 0.1, 0.2, 0.3, 0.9, 1.2, 1.25, 1.7, 2.4, 2.5],
+                         largest=[6.0, 3.0, 4.0, 6.1, 8.0, 10.0, 12.0])
 box
 
 # %%
@@ -829,8 +838,8 @@ style.show(numbers.on_disk(models), "Shares of bytes: in Flash and Pro FP4 and i
 for name, config in (("Flash", Config.flash()), ("Pro", Config.pro())):
     counts = cost.params(config)
     everything = counts["total"] + counts["mtp"]
-    print(f"{name:6}{totals[name] / 1e9:7.1f} GB released;  all FP8 {everything / 1e9:7.0f} GB;  all BF16 {2 * everything / 1e9:7.0f} GB;  "
-          f"{8 * totals[name] / everything:.2f} bits a parameter")
+    print(f"{name:6}{totals[name] / 1e9:7.1f} GB released;  all FP8 {everything / 1e9:7.0f} GB;  "
+          f"all BF16 {2 * everything / 1e9:7.0f} GB;  {8 * totals[name] / everything:.2f} bits a parameter")
 
 # %% [markdown]
 # | what the report claims (3.4) | what we could show |
