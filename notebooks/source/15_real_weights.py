@@ -1,0 +1,854 @@
+# %% [markdown]
+# # 15 The real weights
+#
+# **A released model is a few lists of numbers with a table of contents. Whoever can read the table sees any part of 284 billion parameters from a laptop, without fetching the rest.**
+#
+# **After this you can**
+# - read a safetensors file byte by byte, with five lines of code and no library,
+# - say in which file and at which bytes a tensor of a sharded checkpoint lies, and ask a server for these alone,
+# - decode FP8 and FP4 matrices by hand and prove that you got them right,
+# - tell which slips in reading are loud and which are silent, and what a reader has to check,
+# - run one model class on a sample in V4's format and let `transformers` judge it,
+# - lay a large model beside a small one: routers, hash tables, hyper-connections, sinks, biases, spectra, rounding, predictions,
+# - compute what a forward pass costs when the model is larger than your memory.
+#
+# *Time (estimated): 45 minutes to read, predict and run. The four exercises take 5 to 15 minutes each on top; none has to be solved for the next cell to run. The code itself runs
+# in about half a minute.*
+# *Before this: PyTorch. Formats are the subject of lesson 11, the parts of the model that of lessons 02 to 08; each is recalled in a sentence where it is needed.*
+
+# %%
+import json
+import math
+import os
+import shutil
+import tempfile
+import textwrap
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
+from pathlib import Path
+from unittest import mock
+
+import minids
+import numpy as np
+import torch
+import torch.nn.functional as F
+from minids import Config, cost, header, numerics, paths, ranges, sample
+from minids.checkpoint import INDEX, empty
+from minids.data import mixture
+from minids.hub import RemoteCheckpoint
+from minids.learn import check, hint, versions
+from minids.model.transformer import Block
+from minids.numerics import FP4_VALUES, fp4_decode, fp8_decode
+from minids.show import real, style
+from minids.stream import streamed
+from minids.tokenizer import Tokenizer
+
+style.use()
+versions()
+
+# %%
+REPO = None     # where there is a network: "deepseek-ai/DeepSeek-V4-Flash"
+
+SAMPLE, NANO = paths.data("v4_sample"), paths.data("checkpoints", "nano")
+far = RemoteCheckpoint(REPO or SAMPLE)
+NAME = REPO.split("/")[1] if REPO else "sample"
+print("This lesson runs on data/v4_sample: 2.5 million random weights in exactly the format of the released files." if not REPO
+      else f"Section 5 reads {far.where}; all other sections run on data/v4_sample.")
+
+# %% [markdown]
+# The **sample** has the names, types, cut into files and `config.json` of V4-Flash, and every kind of layer; only the sizes are small, and the weights are random: they mean nothing. So nothing below needs a network or a GPU.
+#
+# *With a network:* `pip install "minids[real]"`, set `REPO = "deepseek-ai/DeepSeek-V4-Flash"` and run again. Section 5 then shows the real model beside nano. It fetches some 150 MB of 160 GB, once; the next cell but one says
+# how much for what. Files and figures stay as they are; behind a proxy or a mirror, `HF_ENDPOINT` and `HF_TOKEN` work as usual.
+#
+# ## A cold open: what does it cost to look?
+#
+# V4-Flash is on the Hub: 69,187 tensors in 46 files. At 100 Mbit a second the download takes three and a half hours. But you only want to *look* at some of it: which experts do the routers like? Do heads use their
+# sinks (lesson 02)? What do the four residual streams do to each other (lesson 07)?
+#
+# **Predict before you run:** all attention sinks of the 284-billion-parameter model, 64 heads in each of 43 layers: how many bytes? And the static part of all hyper-connections, `base` and `scale` of 86 sites?
+
+# %%
+rows = {aspect: real.size(*patterns) for aspect, patterns in real.ASPECTS.items()}
+middle = [f"layers.21.{part}.weight" for part in (*real.SPECTRA, "ffn.experts.0.w2", "ffn.experts.1.w1")]
+rows["six matrices of a middle layer"] = real.size(*middle)
+whole = cost.disk_bytes(Config.flash())
+for aspect, size in rows.items():
+    print(f"{aspect:32}{size:16,} bytes")
+print(f"{'all of these':32}{sum(rows.values()):16,} bytes of {whole:,}: {sum(rows.values()) / whole:.2%}")
+
+# %% [markdown]
+# Kilobytes, of a model of 160 GB. What all 86 sites do to the streams, as far as it does not depend on the token, takes 9,288 bytes. Everything that section 5 shows is less than
+# a thousandth of the files. These numbers come from the configuration alone (`minids.cost`, lesson 08); they are exact.
+
+# %% jupyter={"source_hidden": true}
+style.show(real.bills(rows | {"a layer": real.size("layers.3.*"), "all of V4-Flash": whole}),
+           "Bytes of parts of V4-Flash on a logarithmic axis: 9 kB for static hyper-connections, 11 kB for sinks, megabytes for biases, "
+           "tables, matrices and routers, 3.6 GB for one layer, 160 GB for all")
+
+# %% [markdown]
+# To get at them we need three things: to know *where* they are in the files, to get just these bytes, and to read them right. One section for each.
+#
+# ## 1. A file, byte by byte
+#
+# A safetensors file has three parts: eight bytes, a table of contents, and the numbers.
+
+# %%
+shard = SAMPLE / "model-00002-of-00007.safetensors"         # layer 0: files are numbered from 1, the first has the embedding
+data = shard.read_bytes()
+real.dump(data[:96])
+
+# %% [markdown]
+# The first eight bytes are a whole number, its smallest byte first (*little-endian*): here `00 14 00 ...`. By hand: hexadecimal 14 is 20, and the second byte counts 256s, so $0 + 20 \cdot 256 = 5120$. That many bytes of **header** follow,
+# and the header is plain JSON: for each tensor its type, its shape, and `data_offsets`, the first byte and the byte after the last, counted **from the end of the header**.
+#
+# So this is a reader:
+
+# %%
+def contents(path):
+    """(where the data begin, what the header says) of a safetensors file."""
+    with open(path, "rb") as file:
+        n = int.from_bytes(file.read(8), "little")
+        return 8 + n, json.loads(file.read(n))
+
+
+def bytes_of(path, name):
+    """The bytes of one tensor. Nothing else of the data is read."""
+    begin, said = contents(path)
+    start, end = said[name]["data_offsets"]
+    with open(path, "rb") as file:
+        file.seek(begin + start)
+        return file.read(end - start)
+
+# %%
+begin, said = contents(shard)
+for name in ("layers.0.attn.attn_sink", "layers.0.attn.wq_b.weight", "layers.0.attn.wq_b.scale", "layers.0.ffn.experts.0.w1.weight"):
+    print(f"{name:34}{said[name]}")
+raw = bytes_of(shard, "layers.0.attn.attn_sink")
+print(f"\nthe sinks of layer 0: {raw.hex(' ')} = {[round(v, 4) for v in torch.frombuffer(bytearray(raw), dtype=torch.float32).tolist()]}")
+
+# %% jupyter={"source_hidden": true}
+style.show(real.anatomy(shard.name, header.read(shard), len(data)),
+           "The file to scale: a short header, a table of ids, two wide float32 maps of the hyper-connections, few bytes of norms and "
+           "scales, then FP8 matrices and packed FP4 experts, without gaps")
+
+# %% [markdown]
+# Types stand in blocks: the writer sorts by type, the widest first. There are no gaps and no overlaps: the ranges of all tensors tile the file to its last byte. We come back to why a reader should check that.
+#
+# ### Which file?
+#
+# A large model is cut into **shards**. `model.safetensors.index.json` says which tensor is in which:
+
+# %%
+index = json.loads((SAMPLE / INDEX).read_text())
+print("keys:", list(index), "  metadata:", index["metadata"])
+for file in sorted(set(index["weight_map"].values())):
+    names = [name for name, where in index["weight_map"].items() if where == file]
+    print(f"{file}  {len(names):3} tensors  {(SAMPLE / file).stat().st_size:8,} bytes   {names[0]} ...")
+
+# %% [markdown]
+# The same cut as the release: the embedding, one layer a file, the head, the MTP block. In Flash that makes 1 + 43 + 1 + 1 = 46 files. **Predict before you run:** how large are Flash's tables of contents, if they are
+# spelled like the sample's?
+
+# %%
+index_size, header_size = real.spelled("flash")
+print(f"Flash: the index takes {index_size / 1e6:.1f} MB, the largest header {header_size / 1e6:.2f} MB")
+print(f"the largest file has {max(len(names) for names in cost.shards(Config.flash()).values()):,} tensors, all files {len(cost.inventory(Config.flash())):,}")
+
+# %% [markdown]
+# So before the first number comes, some megabytes of names must: 69,187 of them.
+#
+# ### Exercise 1: ask for just these bytes
+# *Easy, 8 minutes.* Stuck? `hint("real.byte_range")` in a new cell gives one of three hints; so for the other exercises. A web server hands out a part of a file to whoever sends the header `Range: bytes=100-109`. That means ten bytes: **the last one counts**. A colleague wrote this. It has **two** faults.
+
+# %%
+def colleagues_range(head, name):
+    """head: the first bytes of a file, its whole header among them -> what to send as Range for one tensor. Two faults."""
+    n = int.from_bytes(head[:8], "little")
+    start, end = json.loads(head[8:8 + n])[name]["data_offsets"]
+    return f"bytes={n + start}-{n + end}"
+
+
+asked = colleagues_range(data[:8192], "layers.0.attn.attn_sink")
+first, last = map(int, asked.removeprefix("bytes=").split("-"))
+got = data[first:last + 1]
+print(f"{asked}: {len(got)} bytes, as numbers {[round(v, 4) for v in torch.frombuffer(bytearray(got[:8]), dtype=torch.float32).tolist()]}")
+
+# %% [markdown]
+# Two sinks of zero: exactly what an untrained model would have. No error, no warning. (They are the last id of the table before, read as floats.)
+
+# %%
+def byte_range(head, name):
+    """head: the first bytes of a file, its whole header among them -> what to send as Range for one tensor."""
+    ### BEGIN SOLUTION
+    n = int.from_bytes(head[:8], "little")
+    start, end = json.loads(head[8:8 + n])[name]["data_offsets"]
+    return f"bytes={8 + n + start}-{8 + n + end - 1}"
+    ### END SOLUTION
+
+
+# %%
+byte_range = check("real.byte_range", byte_range)
+first, last = map(int, byte_range(data[:8192], "layers.0.attn.attn_sink").removeprefix("bytes=").split("-"))
+assert data[first:last + 1] == raw
+print(f"bytes {first} to {last}: the sinks, as bytes_of gives them")
+
+# %% [markdown]
+# ## 2. From bytes to numbers
+#
+# BF16, float32 and int64 are numbers as they stand. FP8 and FP4 need a **scale**, a tensor of its own beside the weight, in the type E8M0: one byte $b$ that means $2^{b - 127}$ (lesson 11; report 3.4 for FP4).
+#
+# ### Exercise 2: E8M0
+# *Easy, 5 minutes.* By hand first: which numbers are 127, 128 and 124? The byte 255 is "not a number".
+
+# %%
+def e8m0(codes):
+    """The scales of bytes. codes: any shape, uint8 -> the same shape, float32."""
+    ### BEGIN SOLUTION
+    return torch.exp2(codes.float() - 127).masked_fill(codes == 255, float("nan"))
+    ### END SOLUTION
+
+
+# %%
+e8m0 = check("real.e8m0", e8m0)
+every = torch.arange(256, dtype=torch.uint8)
+torch.testing.assert_close(e8m0(every), every.view(torch.float8_e8m0fnu).float(), rtol=0, atol=0, equal_nan=True)
+print("127, 128, 124 are", e8m0(torch.tensor([127, 128, 124], dtype=torch.uint8)).tolist(), "- and all 256 bytes equal torch's own")
+
+# %% [markdown]
+# ### An FP8 matrix
+#
+# $$W_{o,i} = \mathrm{code}_{o,i} \cdot \mathrm{scale}_{\lfloor o/128 \rfloor,\, \lfloor i/128 \rfloor}$$
+#
+# One scale for each block of 128 x 128. `wq_b` of the sample has two blocks, one below the other.
+
+# %%
+name = "layers.0.attn.wq_b"
+o, i = said[f"{name}.weight"]["shape"]
+codes = torch.frombuffer(bytearray(bytes_of(shard, f"{name}.weight")), dtype=torch.float8_e4m3fn).view(o, i)
+scale = torch.frombuffer(bytearray(bytes_of(shard, f"{name}.scale")), dtype=torch.uint8).view(o // 128, i // 128)
+spread = e8m0(scale).repeat_interleave(128, 0).repeat_interleave(128, 1)        # o i
+mine = codes.float() * spread                                                  # o i
+print("scale bytes", scale.flatten().tolist(), "=", e8m0(scale).flatten().tolist())
+print("codes", codes[0, :4].float().tolist(), "-> numbers", mine[0, :4].tolist())
+
+# %%
+torch.testing.assert_close(mine, RemoteCheckpoint(SAMPLE).read(f"{name}.weight")[f"{name}.weight"], rtol=0, atol=0)
+print("equal to minids, bit for bit")
+
+# %% [markdown]
+# ### An FP4 expert
+#
+# Two columns share a byte: the **low** half is column $2j$, the **high** half $2j + 1$. A half is a code for one of sixteen numbers, `FP4_VALUES`. One scale serves 32 columns of a row. By hand, with the scale byte `7C` (124, so 1/8):
+# the byte `21` holds the codes 1 and 2, the numbers 0.5 and 1, and stands for 0.0625 and 0.125.
+#
+# ### Exercise 3: an expert from its bytes
+# *Medium, 10 minutes.* From the bytes of the file to the matrix. (Lesson 11 repairs such a function; here you write one.)
+
+# %%
+def fp4_matrix(data, scales, o, i):
+    """data: o * i / 2 bytes; scales: o * i / 32 bytes, both row after row -> the numbers, o i, float32."""
+    ### BEGIN SOLUTION
+    packed = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(o, i // 2)
+    codes = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(1)                          # o i
+    scale = e8m0(torch.frombuffer(bytearray(scales), dtype=torch.uint8)).view(o, i // 32)
+    return torch.tensor(FP4_VALUES)[codes.long()] * scale.repeat_interleave(32, 1)
+    ### END SOLUTION
+
+
+# %%
+fp4_matrix = check("real.fp4_matrix", fp4_matrix)
+name = "layers.0.ffn.experts.0.w1"
+o, half = said[f"{name}.weight"]["shape"]
+mine = fp4_matrix(bytes_of(shard, f"{name}.weight"), bytes_of(shard, f"{name}.scale"), o, 2 * half)
+loaded = minids.load(SAMPLE).requires_grad_(False)
+torch.testing.assert_close(mine, loaded.layers[0].ffn.experts[0].w1.weight, rtol=0, atol=0)
+print(f"{name}: {o} x {half} bytes are {o} x {2 * half} numbers, equal to minids.load, bit for bit")
+
+# %% [markdown]
+# ### Sabotage: four ways to read it wrongly
+#
+# We know the sample's weights only from its files. For an honest test we take *trained* weights, the shipped nano model, whose files have the same format, and read **all its experts** wrongly:
+# 1. *halves swapped*: the high half of a byte first,
+# 2. *neighbour's scale*: each block of 32 gets the scale of the block before,
+# 3. *E8M0 as E4M3*: the scale's byte is taken for an FP8 number,
+# 4. *read, rounded again, read again*: the control.
+#
+# **Predict before you run:** which of them would you notice if you looked at the matrix, its mean and its deviation? Which hurts the model most?
+
+# %%
+def swapped(packed, scale, dtype=torch.float32):
+    b = packed.view(torch.uint8)
+    return fp4_decode((b >> 4 | b << 4).view(torch.int8), scale, dtype)
+
+
+def neighbours(packed, scale, dtype=torch.float32):
+    return fp4_decode(packed, scale.view(torch.uint8).roll(1, 1).view(torch.float8_e8m0fnu), dtype)
+
+
+def as_e4m3(packed, scale, dtype=torch.float32):
+    return fp4_decode(packed, scale.view(torch.float8_e4m3fn).float(), dtype)
+
+
+def again(packed, scale, dtype=torch.float32):
+    return fp4_decode(*numerics.fp4_encode(fp4_decode(packed, scale)), dtype)
+
+
+READERS = {"right": fp4_decode, "rounded again (control)": again, "neighbour's scale": neighbours, "halves swapped": swapped,
+           "E8M0 as E4M3": as_e4m3}
+
+# %%
+tokenizer = Tokenizer.load()
+story = "\n".join(mixture.document("stories", "heldout", i) for i in range(3))
+ids = tokenizer.encode(story, bos=True)[:512]
+
+
+def nats(model, ids):
+    """Mean loss of a model on a text."""
+    with torch.inference_mode():
+        return F.cross_entropy(model(torch.tensor([ids]))[0, :-1], torch.tensor(ids[1:])).item()
+
+
+stored = RemoteCheckpoint(NANO).raw("layers.1.ffn.experts.0.w1.weight").values()
+right, results = fp4_decode(*stored), {}
+for way, reader in READERS.items():
+    W = reader(*stored)
+    with mock.patch.object(numerics, "fp4_decode", reader):
+        results[way] = W.std().item(), ((W - right).norm() / right.norm()).item(), nats(minids.load(NANO), ids)
+
+# %% tags=["nbval-ignore-output"]
+print(f"{'':26}{'deviation':>12}{'error':>10}{'loss of nano':>15}")
+for way, (deviation, error, loss) in results.items():
+    print(f"{way:26}{deviation:12.4g}{error:10.0%}{loss:15.3f}")
+
+# %%
+base = results["right"][2]
+assert results["rounded again (control)"][1] == 0 and abs(results["rounded again (control)"][2] - base) < 1e-5
+for way in ("halves swapped", "neighbour's scale"):
+    assert 0.8 < results[way][0] / results["right"][0] < 1.3 and results[way][1] > 0.1 and results[way][2] > base + 0.001
+assert results["E8M0 as E4M3"][0] > 1000 * results["right"][0] and results["halves swapped"][1] > 1
+print("E8M0 as E4M3 is loud: the deviation is more than a thousand times too large. The other two keep it within a third,")
+print("although swapped halves are off by more than the weights themselves are large. The control changes nothing.")
+
+# %% [markdown]
+# A wrong exponent is loud. A wrong *order* is silent: swapped halves leave every number of the matrix there, only elsewhere. Mean, deviation and histogram cannot tell; a comparison with another reader can, and the loss can, if the model is
+# trained. The neighbour's scale is the worst kind: a third of the size of the weights is wrong, and the loss hardly moves, because neighbouring scales are mostly equal. One would take it for a slightly worse model.
+#
+# ### Sabotage: files that are not what they say
+#
+# Now the files themselves are wrong. `contents` and `bytes_of` above believe everything. **Predict before you run:** for which of these five does our five-line reader complain?
+
+# %%
+def short(folder):
+    """The download stopped 1,000 bytes before the end."""
+    path = folder / shard.name
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def elsewhere(folder, file="model-00003-of-00007.safetensors"):
+    """The index says that layer 0's sinks are in another file."""
+    changed = json.loads((folder / INDEX).read_text())
+    changed["weight_map"]["layers.0.attn.attn_sink"] = file
+    (folder / INDEX).write_text(json.dumps(changed))
+
+
+def outside(folder):
+    """The index leads out of the folder."""
+    shutil.copy(folder / shard.name, folder.parent / "diary.safetensors")
+    elsewhere(folder, "../diary.safetensors")
+
+# %%
+def rewritten(folder, change):
+    """Layer 0's file with another header of the same length."""
+    path = folder / shard.name
+    old = path.read_bytes()
+    begin, said = contents(path)
+    change(said)
+    text = json.dumps(said, separators=(",", ":")).encode().ljust(begin - 8)
+    path.write_bytes(old[:8] + text + old[begin:])
+
+
+def overlapping(folder):
+    """Two experts share their bytes."""
+    first, second = (f"layers.0.ffn.experts.{e}.w1.weight" for e in (0, 1))
+    rewritten(folder, lambda said: said[second].update(data_offsets=said[first]["data_offsets"]))
+
+
+def other_config(folder):
+    """config.json of a model with wider heads."""
+    spelled = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(spelled | {"head_dim": 256}))
+
+# %%
+def naive(folder):
+    """What the five lines make of layer 0's sinks and of the file's last expert."""
+    where = json.loads((folder / INDEX).read_text())["weight_map"]
+    for name in ("layers.0.attn.attn_sink", "layers.0.ffn.experts.3.w3.weight"):
+        found = bytes_of(folder / where[name], name)
+        torch.frombuffer(bytearray(found), dtype=torch.uint8)
+    return "no complaint"
+
+
+def attempt(read, folder):
+    try:
+        result = read(folder)
+        return result if isinstance(result, str) else "no complaint"
+    except (ValueError, KeyError, OSError) as error:
+        return f"{type(error).__name__}: {error}".replace(str(folder.parent) + os.sep, "")
+
+
+for fault in (short, elsewhere, outside, overlapping, other_config):
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "copy"
+        shutil.copytree(SAMPLE, folder)
+        fault(folder)
+        print(f"{fault.__doc__}\n  five lines: {attempt(naive, folder)}")
+        print(textwrap.fill(attempt(minids.load, folder), 108, initial_indent="  minids: ", subsequent_indent="    ") + "\n")
+
+# %% [markdown]
+# Only one of five stops the five-line reader, and with a message that names neither the file nor the cure. The short file gives fewer bytes than promised; the index that leads outside *opens a file that is none of its business*; two experts become one.
+#
+# A reader of files from strangers checks **before it believes**: that the ranges tile the file, that names are names and not paths, that shapes are those of the configuration, and all that before it takes memory for
+# what a header promises. That is `minids/header.py`, some hundred lines. It reads safetensors only: the older `.bin` files are pickles, and a pickle may run any code while it is opened.
+#
+# ## 3. Only the bytes you want
+#
+# ### Exercise 4: the bytes of a layer
+# *Medium, 12 minutes.* Before you fetch, know the bill. `cost.layout(config)` gives {name: (format, shape)} of the *numbers*, with the formats FP8, FP4, BF16, F32 and I64.
+
+# %%
+def layer_bytes(config, i):
+    """Bytes of layer i in the released files, scales included: FP8 has one byte of scale for a block of 128 x 128 (fewer at
+    an edge), FP4 one for 32 columns of a row."""
+    ### BEGIN SOLUTION
+    each, total = {"FP8": 1, "FP4": 0.5, "BF16": 2, "F32": 4, "I64": 8}, 0
+    for name, (format, shape) in cost.layout(config).items():
+        if name.startswith(f"layers.{i}."):
+            total += int(each[format] * math.prod(shape))
+            if format == "FP8":
+                total += math.ceil(shape[0] / 128) * math.ceil(shape[1] / 128)
+            if format == "FP4":
+                total += shape[0] * math.ceil(shape[1] / 32)
+    return total
+    ### END SOLUTION
+
+
+# %%
+layer_bytes = check("real.layer_bytes", layer_bytes)
+for layer, kind in ((0, "window only, by hash"), (2, "CSA, by hash"), (3, "HCA, by score"), (4, "CSA, by score")):
+    print(f"Flash, layer {layer}, {kind:22}{layer_bytes(Config.flash(), layer):15,} bytes")
+
+# %% [markdown]
+# All layers weigh nearly the same, 3.57 to 3.60 GB: the 256 experts are 96 % of each, and attention hardly shows.
+#
+# ### We play the Hub
+#
+# To see what goes over the line, we are the Hub ourselves: a server of twenty lines hands out parts of the sample's files and writes down what it is asked for. `RemoteCheckpoint` talks to it through `huggingface_hub`, as it would to the
+# real one.
+
+# %% jupyter={"source_hidden": true}
+class Hub(BaseHTTPRequestHandler):
+    """Knows one repository, course/sample, and keeps a list of (file, first byte, last byte)."""
+
+    asked = []
+
+    def do_GET(self):
+        file = self.path.rpartition("/")[2]
+        whole = (SAMPLE / file).read_bytes()
+        first, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
+        last = min(last, len(whole) - 1)
+        self.asked.append((file, first, last))
+        self.send_response(206)                                     # "partial content"
+        for key, value in (("Content-Range", f"bytes {first}-{last}/{len(whole)}"), ("Content-Length", last - first + 1),
+                           ("X-Repo-Commit", "5" * 40)):
+            self.send_header(key, str(value))
+        self.end_headers()
+        self.wfile.write(whole[first:last + 1])
+
+    def log_message(self, *_):
+        pass
+
+# %%
+def played(visit):
+    """Run visit() while our own Hub answers; the requests it got, or None where huggingface_hub is not installed."""
+    if find_spec("huggingface_hub") is None:
+        return None
+    from huggingface_hub.utils import close_session
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    Hub.asked.clear()
+    with tempfile.TemporaryDirectory() as cache, mock.patch.multiple(ranges, HEAD=4096, GAP=0), mock.patch.dict(os.environ, {
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_ASSETS_CACHE": cache, "NO_PROXY": "127.0.0.1"}):
+        close_session()
+        visit()
+        close_session()
+    server.shutdown()
+    server.server_close()
+    return sorted(Hub.asked)
+
+# %%
+def visit():
+    distant = RemoteCheckpoint("course/sample")
+    names = distant.find("layers.*.ffn.gate.weight")
+    print("price:", distant.price(names))
+    read = distant.read(names)
+    for name in names:
+        torch.testing.assert_close(read[name], loaded.state_dict()[name], rtol=0, atol=0)
+    before = len(Hub.asked)
+    distant.read(names)
+    print(f"{len(names)} routers, equal to minids.load; asked once more, they cost {len(Hub.asked) - before} requests")
+
+
+requests = played(visit)
+if requests is None:
+    print('huggingface_hub is not installed here: pip install "minids[real]", then run this cell again')
+else:
+    for file, first, last in requests:
+        print(f"{file:36}bytes {first:6} to {last:6}: {last - first + 1:6}")
+    size = sum(path.stat().st_size for path in SAMPLE.glob("*.safetensors"))
+    print(f"{sum(last - first + 1 for _, first, last in requests):,} bytes in all; the files have {size:,}")
+
+# %% [markdown]
+# `config.json`, the index, then for each file that matters the beginning with its header (in two pieces, where the first guess was too short), and last the 1,024 bytes of each router. The second time nothing is asked: what came is in a cache, with
+# a checksum behind it. (For this small copy we set the first guess to 4 kB; for real files it is 256 kB, and small gaps between tensors are read rather than asked around.) A cut connection goes on where it was cut; "too many requests" is
+# answered by waiting; `tests/test_hub.py` plays all that.
+#
+# In the sample the tables of contents weigh more than the routers. In Flash it is the other way round: megabytes (section 1) against 90 MB of routers.
+#
+# From the shell, with the bill before it starts:
+#
+#     minids real info deepseek-ai/DeepSeek-V4-Flash
+#     minids real fetch deepseek-ai/DeepSeek-V4-Flash --tensors "layers.*.ffn.gate.*"
+#
+# ### Play: the bill
+#
+# In a pattern `*` stands for anything. The bandwidth is in megabytes a second: 12 is an ordinary connection of 100 Mbit, 3000 a good disk. **Find out:** which costs more, all routers of Flash or one layer's `wq_b`? All norms are 242 tensors: why do
+# they cost less than a tenth of one expert?
+
+# %%
+PATTERNS = ["layers.*.ffn.gate.weight", "layers.*.attn.wq_b.weight", "layers.20.attn.wq_b.weight", "*.hc_*", "*norm.weight",
+            "*.attn_sink", "*.tid2eid", "layers.20.ffn.experts.7.*", "layers.*.ffn.experts.7.*", "layers.20.*", "mtp.*",
+            "embed.weight", "*"]
+box = style.slider_image(real.bill, "Bytes and seconds of the tensors that a pattern fits, beside the whole model, on a logarithmic axis",
+                         model=["flash", "pro"], pattern=PATTERNS, bandwidth=[12, 1, 120, 500, 3000, 7000])
+box
+
+# %%
+box.sliders["pattern"].value = "*norm.weight"
+assert box.shown == {"model": "flash", "pattern": "*norm.weight", "bandwidth": 12}
+for pattern in ("layers.*.ffn.gate.weight", "layers.20.attn.wq_b.weight", "*norm.weight", "layers.20.ffn.experts.7.*", "layers.20.*"):
+    count, size = real.price(pattern, "flash")[0], real.size(pattern)
+    print(f"{pattern:30}{count:6,} tensors {size:15,} bytes {real.duration(size / 12.5e6):>14} at 100 Mbit/s")
+
+# %% [markdown]
+# The static figure says the same as the one in the cold open: from kilobytes to gigabytes. Norms are many and tiny: one number for each channel. A single expert is 13 MB: a second of an ordinary connection.
+#
+# ## 4. One class, two configurations
+#
+# The point of keeping V4's names and file format: there is nothing to convert. The very class that lessons 02 to 10 train opens the released format.
+
+# %%
+print(f"{'':14}{'sample':>12}{'Flash':>12}")
+flash = Config.flash()
+for field in ("vocab_size", "dim", "n_layers", "n_heads", "head_dim", "n_routed_experts", "moe_inter_dim", "window_size"):
+    print(f"{field:18}{getattr(loaded.config, field):8}{getattr(flash, field):12}")
+print("layers", loaded.config.compress_ratios[:4], "and", flash.compress_ratios[:4], "...")
+
+# %% [markdown]
+# The sample's model can be run. The independent judge is `transformers`' `DeepseekV4ForCausalLM`, which knows nothing of `minids`: we save what we read as float32, and let it open that.
+
+# %%
+def judged(model, ids):
+    """transformers' logits of the model's weights; None where it is not installed."""
+    if find_spec("transformers") is None:
+        return None
+    from transformers import DeepseekV4ForCausalLM
+    from transformers.utils import logging
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as folder:
+        minids.save(model, Path(folder) / "checkpoint", format="fp32")
+        theirs = DeepseekV4ForCausalLM.from_pretrained(Path(folder) / "checkpoint").eval()
+    with torch.no_grad():
+        return theirs(ids, use_cache=False).logits
+
+
+some = torch.randint(0, loaded.config.vocab_size, (2, 160), generator=torch.Generator().manual_seed(0))     # B T
+theirs = judged(loaded, some)
+if theirs is None:
+    print("transformers is not installed here: pip install transformers, then run this cell again")
+else:
+    torch.testing.assert_close(loaded(some), theirs, atol=1e-3, rtol=1e-3)
+    print("the sample: minids equals transformers' DeepseekV4ForCausalLM,", theirs.numel(), "logits")
+
+# %% [markdown]
+# 160 tokens, so that the HCA layer has a complete window of 128. Flash itself does not fit here, but its *shape* does: torch's `meta` device makes tensors without memory. One layer of Flash, built by the same class:
+
+# %%
+block = empty(lambda: Block(flash, flash.compress_ratios[4], flash.is_hash(4)), torch.bfloat16)
+shapes = {f"layers.4.{name}": tuple(t.shape) for name, t in block.state_dict().items()}
+assert shapes == {name: shape for name, (_, shape) in cost.layout(flash).items() if name.startswith("layers.4.")}
+print(f"{len(shapes)} tensors, {sum(math.prod(shape) for shape in shapes.values()):,} numbers, names and shapes as in the released files")
+
+# %% [markdown]
+# ## 5. Large beside small: single tensors
+#
+# Each figure reads a few tensors and needs no forward pass. Left: the sample (or the model of `REPO`); right: the shipped nano, trained on stories; and `mini` where you have trained one. **The sample is random: it shows what a figure
+# looks like when there is nothing to see.** That is a control worth having: what nano has and the sample does not, training has made.
+
+# %%
+models = {NAME: far, "nano": RemoteCheckpoint(NANO)}
+if (paths.DATA / "checkpoints" / "mini").is_dir():
+    models["mini"] = RemoteCheckpoint(paths.data("checkpoints", "mini"))
+style.show(real.sinks(models), "The sink of each head, layer by layer: around 0 in the sample, mostly well above 0 in the trained nano")
+
+# %% [markdown]
+# ### Sinks
+#
+# A sink $s$ joins the softmax's denominator: with 32 keys that all score 0, a share $e^s / (e^s + 32)$ of the attention goes nowhere (lesson 02). **Predict:** which sink takes half of it? By hand: $e^s = 32$, so $s = \ln 32 = 3.47$.
+
+# %%
+found = torch.cat(list(real.sinks_of(NANO).values()))
+share = found.exp() / (found.exp() + 32)                            # with 32 scores of 0
+assert (share > 0.07).float().mean() > 0.5 and share.max() > 0.25 and math.e / (math.e + 32) > 0.07
+print("more than half of nano's heads would drop over 7 % of such a window, the largest sink over a quarter of it")
+
+# %% [markdown]
+# Trained heads use the door: at least one could drop a quarter and more of an undecided window. (Heads that decide, with scores far above 0, drop less.)
+#
+# ### Hash tables
+#
+# In the first layers a table says by token id which experts work (lesson 06). From the table and the frequencies of a text the load follows without running anything.
+
+# %%
+texts = {name: torch.tensor(Tokenizer.load(folder / "tokenizer.json").encode(story)) for name, folder in
+         (("sample", SAMPLE), ("nano", NANO), ("mini", NANO))}
+style.show(real.tables(models, texts), "Loads that the hash tables give to experts: nearly even if all ids were equally frequent, uneven with "
+           "the frequencies of a text")
+
+# %% [markdown]
+# Over the vocabulary the load is even, over a text it is not: frequent words have fixed experts, and no bias can help them. Whether V4's tables were drawn at random or balanced by frequency is not in the report. With `REPO` set you can see it.
+#
+# ### Routers
+
+# %%
+style.show(real.routers(models), "Left: how far the balancing biases of experts lie apart, large in the sample, small in nano. Right: rows of nano's "
+           "gates point in similar directions, those of the sample do not")
+
+# %% [markdown]
+# A bias is what balancing had to add (lesson 06): it moves by a small amount each step, and tells which experts would else be flooded or idle. In nano these are hundredths, against affinities near 1. Rows of random gates are nearly at right angles;
+# trained ones share a direction, which suits the direction that all tokens have in common (lesson 06).
+#
+# ### Hyper-connections
+
+# %%
+style.show(real.connections(models), "Static comb matrices of the first, a middle and the last site, and below the largest gain and what is left of a "
+           "difference between streams over all sites; the gain stays 1 everywhere")
+
+# %%
+for name, folder in (("the sample", SAMPLE), ("nano", NANO)):
+    gains, left = real.through_depth(real.connections_of(folder)[2])
+    assert all(abs(gain - 1) < 1e-3 for gain in gains)
+    print(f"{name}: {len(gains)} sites, gain 1.000; differences between streams {'die out' if left[-1] < 0.01 else 'survive'}")
+assert real.through_depth(real.connections_of(SAMPLE)[2])[1][-1] < 0.01 < 0.1 < real.through_depth(real.connections_of(NANO)[2])[1][-1]
+
+# %% [markdown]
+# The gain is 1 for any weights, random ones too: Sinkhorn sees to it, and that is what the report claims for it (2.2). What the *weights* decide is the second line: random matrices mix the streams to one within a few sites; nano keeps them apart from the first layer
+# to the last, its matrices are near the identity. (This is the static part, 9 kB in Flash. What depends on the token needs `fn`, 135 MB, and a pass.)
+#
+# ### What the compressors' biases weigh
+
+# %%
+style.show(real.biases(models), "Weights that the compressors' biases alone give to the slots of a window, relative to even weights: near 1 in the "
+           "sample, with preferences in nano")
+
+# %% [markdown]
+# A compressor pools its window by a softmax over slots; the learned `ape` is added to the scores (lessons 03 and 04). Here the bias speaks alone, averaged over channels: single channels differ far more. A CSA layer has eight slots,
+# the four tokens of the window before (left half) and its own four. Even weights would be the dotted line.
+#
+# ### Spectra
+
+# %%
+style.show(real.spectra(models), "Singular values of four matrices of a middle layer and of random numbers; in brackets the effective rank as a share of "
+           "all directions. The sample's fall off faster than nano's")
+
+# %% [markdown]
+# The effective rank says over how many directions a matrix spreads (lesson 09). The sample's columns have different widths on purpose, so its spectrum is steeper than that of plain random numbers (dotted). Nano was trained with Muon, which pushes
+# all directions alike: most of its matrices stay about as broad as random ones. Is it so in Flash, after 32T tokens? Set `REPO`.
+#
+# ### What rounding has cost
+#
+# The released files hold rounded weights; the originals are unpublished. Can one still tell the error? A code stands for a *cell*, all numbers that round to it. If numbers are spread evenly over their cells, the cell's width gives the error. For the
+# sample we can check that: it is made from a seed, so here **the originals are known**.
+
+# %%
+rng = np.random.default_rng(sample.SEED)
+originals = {name: torch.from_numpy(sample.numbers(name, shape, rng)) for name, (_, shape) in cost.layout(sample.CONFIG).items()}
+estimated = real.rounding_of(SAMPLE)
+for part, what in estimated.items():
+    name = f"layers.2.{part}.weight"
+    truth = ((loaded.state_dict()[name] - originals[name]).norm() / originals[name].norm()).item()
+    print(f"{part:22}{what['format']}   estimated {what['error']:.1%}   true {truth:.1%}")
+    assert abs(what["error"] / truth - 1) < 0.25
+
+# %%
+style.show(real.rounding(models), "Left: share of FP4 numbers with each size of code, most of them small. Right: estimated rounding errors, about 2.7 percent "
+           "for FP8, and above ten percent for FP4")
+
+# %%
+for folder in (SAMPLE, NANO):
+    spreads = [one["spread"] for one in real.rounding_of(folder).values() if one["format"] == "FP4"]
+    bits = [one["bits"] for one in real.rounding_of(folder).values() if one["format"] == "FP4"]
+    assert max(spreads) <= 14 and 3 < min(bits) and max(bits) < 4
+print("scale exponents within a block of 128 x 128 differ by far less than 14: FP4 to FP8 would be exact; 4 bits carry 3 to 4 bits")
+
+# %% [markdown]
+# From codes and scales alone the error comes out right to within a tenth of itself. FP8 has the same 2.7 % everywhere; FP4's depends on how outliers stretch the scales: the sample has wide columns, many of its numbers fall to 0, and its error is larger.
+# The released Flash can be asked the same: how large is its error, and do its scales stay within 14 powers of two? The report says so of its own weights (3.4).
+#
+# ## 6. What needs a whole pass
+#
+# Loads by score, predictions layer by layer: these depend on hidden states, and a hidden state needs *all* layers before it. If the model is larger than memory, its layers come one after another: while one computes, a thread reads the next.
+# At most two are in memory, experts stay packed until they are used.
+
+# %%
+passing = streamed(SAMPLE)
+with torch.inference_mode():
+    assert torch.equal(passing(some), loaded(some))
+print("streamed, layer by layer: equal to minids.load, bit for bit")
+
+# %%
+walks = {"sample": real.walk(SAMPLE, Tokenizer.load(SAMPLE / "tokenizer.json").encode(story, bos=True)[:512]),
+         "nano": real.walk(NANO, ids)}
+if "mini" in models:
+    walks["mini"] = real.walk(models["mini"], ids)
+style.show(real.loads(walks), "Loads of experts on a story, by layer, and how even they are. Sample: even in layers 0 and 1, where a table decides, "
+           "uneven where scores do. Nano: every expert works, some twice as much as others")
+
+# %% [markdown]
+# **Evenness** is the number of experts that would carry the load if it were even, $e^{\text{entropy}}$, as a share of all. Nano was balanced on the mean over much text; a single story may prefer some experts. The sample was never balanced, and where scores decide an expert or two get nothing: random biases outvote
+# the affinities.
+#
+# ### The logit lens
+#
+# What would the model say if it stopped after layer $l$? Give the streams behind that layer to the head (nostalgebraist, 2020). **Predict before you run:** behind which of nano's four layers is the lens better than guessing?
+
+# %%
+chances = {name: math.log(RemoteCheckpoint(folder).config.vocab_size) for name, folder in
+           (("sample", SAMPLE), ("nano", NANO), ("mini", NANO))}
+style.show(real.lens(walks, chances), "Loss of the logit lens by layers passed: nano's is far below guessing from the first layer on, and falls; the "
+           "sample's stays above guessing")
+lens, random = walks["nano"]["loss"], walks["sample"]["loss"]
+assert torch.allclose(lens[-1], torch.tensor(nats(minids.load(NANO), ids)), atol=1e-4)
+assert lens[-1] < lens[0] - 0.5 and lens[0] < chances["nano"] - 3 and random.min() > chances["sample"]
+print("nano's lens beats guessing by more than 3 nats behind every layer; behind the last it is the model itself.")
+print("The sample, all of it random, is worse than guessing everywhere: it is sure of nonsense.")
+
+# %% jupyter={"source_hidden": true}
+def word(i):
+    return tokenizer.decode([i]).replace("\n", "\\n").encode("ascii", "replace").decode()
+
+
+end = 201
+cut = {key: walks["nano"][key][:, :end] for key in ("best", "chance")}
+style.show(real.lens_table(cut, [word(i) for i in ids[:end]], word),
+           "What nano's head would say comes next, behind each layer, at nine tokens of a story; brighter is surer")
+
+# %% [markdown]
+# Read a column from top to bottom: after `stood` and `the`, when does the lens know what comes next? In a model of four layers the first one already speaks the head's language. Deep models need not: their early layers have no duty to. And mHC adds a
+# twist: to make one vector of four streams the lens borrows the mHC head, which was trained for the last layer only.
+#
+# ### The price of a pass through Flash
+#
+# Arithmetic, not measurement. A pass reads 43 layers; their bytes, over what your disk gives, are the time, as long as computing is faster. **Predict before you run:** how long does one token take from a disk of 3 GB/s? And 4,096 tokens?
+
+# %%
+layers = sum(layer_bytes(flash, i) for i in range(flash.n_layers))
+active = cost.params(flash)["active"]
+print(f"43 layers: {layers:,} bytes; a token needs {active:,} active parameters, {2 * active / 1e9:.1f} GFLOP\n")
+print(f"{'read at':>10}{'one pass':>14}{'generate 100 tokens':>22}{'4,096 tokens in one pass':>28}")
+for bandwidth in (0.15, 0.5, 3, 7):
+    seconds = layers / (bandwidth * 1e9)
+    print(f"{bandwidth:5} GB/s{real.duration(seconds):>14}{real.duration(100 * seconds):>22}{seconds / 4096 * 1000:20.3g} ms a token")
+
+# %% [markdown]
+# A pass costs the same for one token as for thousands, until computing takes longer than reading. At 3 GB/s and an assumed 20 TFLOP/s of real speed that is at 40,000 tokens (below). So streaming is for *reading*: perplexity of a text, statistics of routers, activations. To generate,
+# each token pays the whole pass again.
+
+# %%
+tokens = layers / 3e9 * 20e12 / (2 * active)
+share = {name: (flash.n_activated_experts / flash.n_routed_experts if ".ffn.experts." in name else 1) for name in cost.inventory(flash)
+         if name.startswith("layers.")}
+needed = sum(cost.nbytes(cost_of) * share[name] for name, cost_of in cost.inventory(flash).items() if name in share)
+print(f"computing takes as long as reading at {tokens:,.0f} tokens")
+print(f"one token really needs 6 of 256 experts: {needed / 1e9:.1f} GB of {layers / 1e9:.1f} GB, {real.duration(needed / 3e9)} at 3 GB/s")
+memory = 2 * layer_bytes(flash, 2) + real.size("embed.weight", "head.weight")
+print(f"memory: two layers, embedding and head, {memory / 1e9:.1f} GB, and the activations")
+
+# %% [markdown]
+# The gap between 154 GB and what one token needs is the mixture of experts: a clever streamer would read the router first and fetch six experts. Ours reads whole layers, which is best for many tokens: a batch of a few hundred uses all experts anyway.
+# With Flash's files in a folder, `streamed("DeepSeek-V4-Flash", device="cuda", dtype=torch.bfloat16)` does what `streamed(SAMPLE)` did above; the figures of this section take such a folder as they take the sample, and so does the command
+# `minids real run --model DIR --prompt "..."`, which states its price first.
+#
+# ## In the real V4
+#
+# | | Flash | Pro | source |
+# | --- | ---: | ---: | --- |
+# | tensors, files | 69,187 in 46 | 145,116 in 64 | released files; `minids.cost` computes the same |
+# | bytes of tensors | 159,609,485,896 | 864,704,792,696 | the same |
+# | routed experts | FP4, scale for 32 columns | the same | report 3.4; released files |
+# | attention, shared experts | FP8, scale for 128 x 128 | the same | released files |
+# | embedding, head, routers, norms | BF16 | the same | released files |
+# | hyper-connections, sinks, `ape`, gate biases | float32 | the same | released files |
+# | licence | MIT | MIT | model cards, April 2026 |
+#
+# The base models are released with FP8 experts and float32 scales; `minids` reads these, too. Later releases under similar names (another draft module, for example) are different models: tensors that the configuration does not know are named, not guessed at.
+#
+# **Shown here:** the format, to the byte, on a sample that has it; that one class serves both sizes; how to compare. **Not shown:** anything about the real model's weights, because this lesson runs without them. Every figure of section 5 awaits your `REPO`, and
+# you know its price. That a trained nano has large sinks or keeps its streams apart does not mean that Flash does.
+#
+# ## Key points
+# - A safetensors file: eight bytes, a JSON header, numbers without gaps. `data_offsets` count from the end of the header; HTTP ranges count from the file's first byte and include the last.
+# - With index and headers any tensor can be fetched alone. All sinks of Flash are 11 kB, all routers 90 MB, one expert 13 MB, a layer 3.6 GB.
+# - FP8: a scale for 128 x 128. FP4: low half first, a scale for 32 columns. A wrong exponent is loud, a wrong order is silent: compare with another reader.
+# - Check before you believe: whole files, no overlaps, no paths, shapes as configured, nothing unpickled.
+# - The rounding error can be estimated from the codes alone.
+# - What needs hidden states needs a pass; a pass reads every layer once, however many tokens it serves.
+#
+# ## Questions to discuss
+#
+# <details><summary>1. Why do the released files store scales as tensors of their own and not beside their blocks?</summary>
+#
+# A tensor in the file is a plain array: it can be mapped into memory, sent to a chip and given to a kernel as it is. Scales between codes would break the rows' alignment, and readers that do not know the format could not even tell the shape. *"To save space"* is wrong: the number of bytes is the same. The price: weight and scale can be
+# separated or mixed up, and nothing in the file notices.
+# </details>
+#
+# <details><summary>2. Somebody publishes "Flash, repaired": the same names, other numbers. What do the checks of this lesson protect you from?</summary>
+#
+# From code in the file, from files outside the folder, from sizes that eat your memory, from a half download. Not from bad *weights*: any numbers of the right shape pass. A checksum published by a source you trust helps against that; so does the revision's commit, which `RemoteCheckpoint` pins and reports.
+# *"Safetensors is safe"* is true about running code, and about nothing else.
+# </details>
+#
+# <details><summary>3. The static hyper-connections of Flash are 9 kB. Why not look only at those?</summary>
+#
+# Because they are what a site does for a token about which nothing is known. The dynamic part, scale times fn times the normed streams, can be as large; in lesson 07 you measure by how much the maps vary from token to token. *"The rest is noise"* would have to be shown, with a pass.
+# </details>
+#
+# <details><summary>4. You stream Flash from disk and generate 100 tokens. A friend says: cache the six experts that were used, next time they are there. Does it help?</summary>
+#
+# Some. Each token chooses 6 of 256 in each of 40 layers by score; balancing works against favourites. If choices were independent, an expert used now would be used for the next token with a chance of 6/256, 2.3 %. Neighbouring tokens are more alike than that, so it helps more, and how much is an experiment: `real.walk` gives you the choices.
+# *"No, because experts are random"* and *"yes, they repeat"* are both guesses.
+# </details>
+#
+# <details><summary>5. The lens says that after half of the layers the loss is still as bad as guessing. Are these layers useless?</summary>
+#
+# No. They prepare what later layers read: who is who, what was said where. The lens only asks whether it already stands in the head's language. *Removing* a layer, and measuring the loss, answers the other question.
+# </details>
+#
+# ## Links
+# - [The safetensors format](https://github.com/huggingface/safetensors), with the reasons for it
+# - [DeepSeek-V4-Flash on the Hub](https://huggingface.co/deepseek-ai/DeepSeek-V4-Flash): files, index, model card, licence
+# - RFC 9110, section 14: [range requests](https://www.rfc-editor.org/rfc/rfc9110#name-range-requests)
+# - nostalgebraist, [interpreting GPT: the logit lens](https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens), 2020
+# - In this repository: `minids/header.py` (what is checked), `minids/hub.py` and `minids/ranges.py` (single tensors from afar), `minids/stream.py` (layer by layer), `minids/sample.py` (how the sample is made)

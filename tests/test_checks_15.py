@@ -1,0 +1,192 @@
+"""Lesson 15: right answers written otherwise pass, slips are named, measures agree with plain transcriptions, figures draw."""
+
+import json
+import math
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+
+from minids import cost, header, load, numerics, sample
+from minids.files import MinidsError
+from minids.hub import RemoteCheckpoint
+from minids.learn.exercise import check
+from minids.numerics import FP4_VALUES
+from minids.paths import data
+from minids.show import real
+
+SAMPLE, NANO = data("v4_sample"), data("checkpoints", "nano")
+
+
+def range_by_hand(head, name):
+    n = head[0] + 256 * head[1]
+    found = json.JSONDecoder().raw_decode(head[8:8 + n].decode().strip())[0][name]
+    start, stop = (8 + n + at for at in found["data_offsets"])
+    return f"bytes={range(start, stop)[0]}-{range(start, stop)[-1]}"
+
+
+def e8m0_by_powers(codes):
+    return torch.tensor([math.nan if b == 255 else 2.0 ** (b - 127) for b in codes.flatten().tolist()]).view(codes.shape)
+
+
+def fp4_by_loops(data, scales, o, i):
+    W = torch.zeros(o, i)
+    for row in range(o):
+        for j in range(i):
+            byte = data[row * i // 2 + j // 2]
+            W[row, j] = FP4_VALUES[byte >> 4 if j % 2 else byte & 15] * 2.0 ** (scales[(row * i + j) // 32] - 127)
+    return W
+
+
+def bytes_by_inventory(config, i):
+    own = ["layers", str(i)]
+    return sum(cost.nbytes(entry) for name, entry in cost.inventory(config).items() if name.split(".")[:2] == own)
+
+
+@pytest.mark.parametrize("name, attempt", [
+    ("real.byte_range", range_by_hand), ("real.e8m0", e8m0_by_powers), ("real.fp4_matrix", fp4_by_loops),
+    ("real.layer_bytes", bytes_by_inventory),
+    ("real.e8m0", lambda codes: torch.exp2(codes.float() - 127).masked_fill(codes == 255, math.nan)),
+    ("real.fp4_matrix", lambda data, scales, o, i: numerics.fp4_decode(
+        torch.frombuffer(bytearray(data), dtype=torch.int8).view(o, i // 2),
+        torch.frombuffer(bytearray(scales), dtype=torch.float8_e8m0fnu).view(o, i // 32))),
+])
+def test_a_right_answer_written_otherwise_passes(name, attempt):
+    assert check(name, attempt) is attempt
+
+
+def range_without_the_eight(head, name):
+    n = int.from_bytes(head[:8], "little")
+    start, end = json.loads(head[8:8 + n])[name]["data_offsets"]
+    return f"bytes={n + start}-{n + end - 1}"
+
+
+def layer_with_names_that_begin_alike(config, i):
+    return sum(cost.nbytes(entry) for name, entry in cost.inventory(config).items() if name.startswith(f"layers.{i}"))
+
+
+@pytest.mark.parametrize("name, attempt, words", [
+    ("real.byte_range", range_without_the_eight, "eight bytes before the header are still left out"),
+    ("real.byte_range", lambda head, name: 5, "In the case"),
+    ("real.e8m0", lambda codes: torch.exp2(codes - 127.0), "all is right but the byte 255"),
+    ("real.e8m0", lambda codes: 2.0 ** (codes - 127), "bytes have no negative numbers"),
+    ("real.e8m0", lambda codes: (codes.to(torch.int32) << 23).view(torch.float32), "0 means 2^-127"),
+    ("real.e8m0", lambda codes: torch.exp2(codes.float() - 128).masked_fill(codes == 255, math.nan), "the bias is 127"),
+    ("real.fp4_matrix", lambda *args: fp4_by_loops(*args).abs(), "the signs are lost"),
+    ("real.fp4_matrix", lambda data, *rest: fp4_by_loops(bytes(b >> 4 | (b & 15) << 4 for b in data), *rest),
+     "neighbours are swapped"),
+    ("real.layer_bytes", layer_with_names_that_begin_alike, "layers 40 to 42"),
+    ("real.layer_bytes", lambda c, i: bytes_by_inventory(c, i) + 1, "off by +1"),
+])
+def test_a_slip_is_named(name, attempt, words, capsys):
+    assert check(name, attempt) is not attempt
+    assert words in capsys.readouterr().out
+
+
+def test_the_price_of_a_pattern_is_that_of_the_tensors(monkeypatch):
+    """Against the sizes of the sample's own tensors, as its files have them."""
+    remote = RemoteCheckpoint(SAMPLE)
+    stored = remote.inventory()
+    monkeypatch.setattr(real, "inventory", lambda name: stored)
+    for pattern in ("layers.*.ffn.gate.weight", "layers.1.*", "*.experts.0.*", "*"):
+        names = remote.find(pattern)
+        assert real.price(pattern, "this sample")[0] == len(names)
+        assert real.size(pattern, model="this sample") == remote.price(names).here
+
+
+def test_the_tables_of_contents_of_flash_have_their_size():
+    index, head = real.spelled("flash")
+    assert 5e6 < index < header.MAX_INDEX and 1e5 < head < header.MAX_HEADER
+
+
+def test_loads_of_a_table_are_those_of_a_pass():
+    """The hash layers' loads, from table and frequencies alone, equal the loads of the forward pass."""
+    ids = torch.randint(0, 512, (200,), generator=torch.Generator().manual_seed(0))
+    walk, tables = real.walk(SAMPLE, ids.tolist()), real.tables_of(SAMPLE, ids)
+    for layer, load_ in tables.items():
+        counted = walk["load"][layer].float()
+        torch.testing.assert_close(load_, counted / counted.mean())
+    assert list(tables) == [0, 1] and walk["load"].sum(1).tolist() == [400] * 4
+
+
+def test_a_walk_ends_with_the_model_itself():
+    ids = torch.randint(0, 512, (1, 40), generator=torch.Generator().manual_seed(1))
+    walk = real.walk(RemoteCheckpoint(SAMPLE), ids[0].tolist())
+    with torch.no_grad():
+        logits = load(SAMPLE)(ids)[0]
+    assert torch.equal(walk["best"][-1], logits.argmax(-1))
+    torch.testing.assert_close(walk["loss"][-1], torch.nn.functional.cross_entropy(logits[:-1], ids[0, 1:]))
+
+
+def test_a_walk_of_a_model_far_away_is_refused():
+    far = RemoteCheckpoint(SAMPLE)
+    far.source = type("Elsewhere", (), {})()
+    far.where = "owner/name"
+    with pytest.raises(MinidsError, match="a pass reads every layer of owner/name"):
+        real.walk(far, [1, 2])
+
+
+def test_the_estimated_error_is_near_the_true_one():
+    rng = np.random.default_rng(sample.SEED)
+    shapes = {name: shape for name, (_, shape) in cost.layout(sample.CONFIG).items()}
+    originals = {name: torch.from_numpy(sample.numbers(name, shape, rng)) for name, shape in shapes.items()}
+    stored = RemoteCheckpoint(SAMPLE)
+    for part, found in real.rounding_of(SAMPLE, 1).items():
+        name = f"layers.1.{part}.weight"
+        true = (stored.read(name)[name] - originals[name]).norm() / originals[name].norm()
+        assert abs(found["error"] / true - 1) < 0.15
+
+
+def test_a_cell_is_what_rounds_to_a_code():
+    """The mean squared error in a cell, against many numbers rounded."""
+    x = torch.linspace(0, 6, 600_001, dtype=torch.float64)
+    cells = real._cells(torch.tensor(FP4_VALUES))
+    values = torch.tensor(FP4_VALUES[:8], dtype=torch.float64)
+    nearest = (x[:, None] - values).abs().argmin(1)
+    for code in range(8):
+        near = x[nearest == code]
+        assert abs((near - values[code]).square().mean() / cells[code] - 1) < 1e-2
+    assert torch.equal(cells[:8], cells[8:])
+
+
+def test_static_maps_are_doubly_stochastic_and_differences_shrink():
+    pre, post, comb = real.connections_of(SAMPLE)
+    assert pre.shape == post.shape == (8, 4) and comb.shape == (8, 4, 4)
+    torch.testing.assert_close(comb.sum(1), torch.ones(8, 4), atol=1e-4, rtol=0)
+    gains, left = real.through_depth(comb)
+    assert all(a >= b - 1e-6 for a, b in zip(left, left[1:])) and max(gains) < 1.001
+    identity = torch.eye(4).expand(3, 4, 4)
+    assert real.through_depth(identity)[1] == pytest.approx([1, 1, 1])
+
+
+def test_biases_of_a_compressor_have_mean_one():
+    found = real.biases_of(NANO)
+    assert {layer: (m, len(w)) for layer, (m, w) in found.items()} == {1: (4, 8), 2: (16, 16), 3: (4, 8)}
+    for _, weights in found.values():
+        assert weights.mean().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_words_for_amounts():
+    assert [real.amount(n) for n in (999, 11008, 13369344, 159609485896)] == ["999 bytes", "11 kB", "13.4 MB", "160 GB"]
+    assert [real.duration(s) for s in (0.5, 51, 200, 7500, 200000)] == ["0.5 s", "51 s", "3.3 minutes", "2.1 hours", "2.3 days"]
+
+
+def test_a_dump_has_the_bytes_and_their_letters(capsys):
+    real.dump(bytes([0, 65, 66, 255]), start=8)
+    assert capsys.readouterr().out.split() == ["8", "00", "41", "42", "ff", ".AB."]
+
+
+def test_the_figures_draw():
+    models = {"sample": SAMPLE, "nano": RemoteCheckpoint(NANO)}
+    walks = {"sample": real.walk(SAMPLE, list(range(60)))}
+    path = SAMPLE / "model-00002-of-00007.safetensors"
+    figures = [real.anatomy(path.name, header.read(path), path.stat().st_size), real.bill("flash", "*.attn_sink", 12),
+               real.bill("pro", "nothing", 12), real.bills({"a": 10**4, "b": 10**8}), real.loads(walks),
+               real.lens(walks, {"sample": math.log(512)}), real.lens_table(walks["sample"], ["x"] * 9, str),
+               real.tables(models, {"nano": torch.arange(9)})]
+    figures += [draw(models) for draw in (real.sinks, real.routers, real.connections, real.biases, real.spectra, real.rounding)]
+    for figure in figures:
+        assert figure.axes
+        figure.canvas.draw()
+        plt.close(figure)
