@@ -552,7 +552,7 @@ print("Two experts for each of 1,024 tokens, in every step.")
 
 # %% [markdown]
 # Nobody told the gates to be fair, and at first they are not: a few experts take most tokens. A bias that moves by 0.001 a step has moved by 0.05 at most in
-# this run. At this length we cannot show what balancing brings; lesson 06 looks at it on longer runs.
+# this run. At this length we cannot show what balancing brings; the ablations at the end take longer runs.
 
 # %% [markdown]
 # ## Against a peer
