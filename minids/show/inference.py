@@ -134,6 +134,7 @@ def throughput(batches, speed, wait):
         ax.plot(batches, values, "o-", color=colour)
         ax.set(xscale="log", yscale="log", xlabel="rows in the batch", ylabel=label, xticks=batches, xticklabels=batches)
         ax.minorticks_off()
+    axes[1].set(yscale="linear", ylim=(0, 1.1 * max(wait)))
     axes[0].plot(batches, [speed[0] * b for b in batches], ":", color=BLACK, linewidth=1, label="if a step cost the same")
     axes[0].legend(fontsize=9)
     return figure
@@ -145,7 +146,7 @@ def reading(lines: dict):
     for (name, (batches, gigabytes)), colour, marker in zip(lines.items(), (SKY, BLUE), "os"):
         ax.plot(batches, gigabytes, marker + "-", color=colour, label=name)
     ax.set(xscale="log", yscale="log", xlabel="tokens in one pass", ylabel="GB of weights read per token", xticks=batches,
-           xticklabels=batches)
+           xticklabels=batches, yticks=[0.5, 1, 2, 5, 10, 20, 40], yticklabels=["0.5", "1", "2", "5", "10", "20", "40"])
     ax.minorticks_off()
     ax.legend()
     return figure
