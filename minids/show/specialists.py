@@ -1,0 +1,235 @@
+"""Figures of lesson 12: the clipped objective, estimates of a divergence, rewards and how they are cheated, a run of GRPO."""
+
+import csv
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from minids import paths
+from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+
+GREY = "#9A9A9A"
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE)
+
+
+def _curve(ax, ratio, A: float, clip: float | None):
+    """min(ratio A, clip(ratio) A) over the ratio, the flat part thick."""
+    gain = ratio * A
+    flat = np.zeros_like(ratio, dtype=bool)
+    if clip is not None:
+        gain = np.minimum(gain, np.clip(ratio, 1 - clip, 1 + clip) * A)
+        flat = ratio > 1 + clip if A > 0 else ratio < 1 - clip
+        ax.axvspan(1 - clip, 1 + clip, color=SKY, alpha=0.25, linewidth=0)
+    ax.plot(ratio, ratio * A, color=GREY, linestyle=":", linewidth=1.2)
+    ax.plot(ratio, np.where(flat, np.nan, gain), color=BLUE, linewidth=2.4, label="slope A")
+    ax.plot(ratio, np.where(flat, gain, np.nan), color=VERMILION, linewidth=3.4, label="slope 0")
+    ax.axhline(0, color=BLACK, linewidth=0.6)
+    ax.set(xlabel="ratio = pi / pi_old", ylabel="gain")
+    return gain
+
+
+def gain_at(ratio: float, A: float, clip: float) -> tuple[float, float]:
+    """The clipped gain and its slope by the ratio."""
+    outside = ratio > 1 + clip if A > 0 else ratio < 1 - clip
+    bounded = min(max(ratio, 1 - clip), 1 + clip) * A
+    return (bounded, 0.0) if outside and A else (ratio * A, A)
+
+
+def objective(ratio: float, advantage: float, clip: float = 0.2):
+    """The clipped gain over the ratio for one advantage, with a point and its tangent."""
+    figure, ax = plt.subplots(figsize=(6.6, 3.6))
+    _curve(ax, np.linspace(0.0, 2.0, 401), advantage, clip)
+    gain, slope = gain_at(ratio, advantage, clip)
+    near = np.array([ratio - 0.3, ratio + 0.3])
+    ax.plot(near, gain + slope * (near - ratio), color=BLACK, linewidth=1.2)
+    ax.plot([ratio], [gain], "o", color=BLACK, markersize=8)
+    ax.set(xlim=(0, 2), ylim=(-2.1, 2.1),
+           title=f"ratio {ratio:.2f}, advantage {advantage:+.2f}: gain {gain:+.2f}, slope {slope:+.2f}")
+    ax.legend(loc="upper left" if advantage <= 0 else "lower right", fontsize=9)
+    return figure
+
+
+def objective_pair(clip: float = 0.2):
+    """The clipped gain for a good answer and for a bad one."""
+    figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.4), sharey=True)
+    for ax, A, name in zip(axes, (1.0, -1.0), ("Good answer, A = +1", "Bad answer, A = -1")):
+        _curve(ax, np.linspace(0.0, 2.0, 401), A, clip)
+        ax.set_title(name)
+        ax.legend(loc="lower right" if A > 0 else "upper right", fontsize=9)
+    axes[0].text(1.62, 0.85, "gone far enough", ha="center", fontsize=9)
+    axes[1].text(0.42, -1.12, "gone far enough", ha="center", fontsize=9)
+    axes[1].text(1.5, -1.05, "wrong way:\nfull slope", ha="left", fontsize=9)
+    axes[1].set_ylabel("")
+    return figure
+
+
+def worked(ratio, mask, A, kept, clip: float, words):
+    """The tokens of some rollouts by their ratio: which are clipped, which left out. ratio, mask: B R; A, kept: B."""
+    figure, ax = plt.subplots(figsize=(8.6, 3.4))
+    ax.axvspan(1 - clip, 1 + clip, color=SKY, alpha=0.25, linewidth=0)
+    ax.axvline(1, color=BLACK, linewidth=0.8)
+    seen = set()
+    for i in range(len(A)):
+        for t in [t for t in range(mask.shape[1]) if mask[i, t]]:
+            x, a = float(ratio[i, t]), float(A[i])
+            kind = "left out" if not kept[i] else "clipped: slope 0" if gain_at(x, a, clip)[1] == 0 else "counts"
+            y = i + 0.25 * (t - (int(mask[i].sum()) - 1) / 2)
+            ax.plot([x], [y], {"counts": "o", "clipped: slope 0": "s", "left out": "X"}[kind], markersize=9,
+                    color={"counts": BLUE, "clipped: slope 0": VERMILION, "left out": GREY}[kind],
+                    label=None if kind in seen else kind)
+            ax.text(x + 0.03, y, words[i][t], va="center", fontsize=9)
+            seen.add(kind)
+    ax.set_yticks(range(len(A)), [f"rollout {i + 1}\nA = {float(a):+.2f}" for i, a in enumerate(A)])
+    ax.invert_yaxis()
+    ax.set(xlabel="ratio = pi / pi_old of the token (shaded: inside the clip)", xlim=(0, 2.05))
+    ax.legend(loc="lower right", fontsize=9)
+    return figure
+
+
+def estimators(exact: float, on: dict, off: dict):
+    """Mean and deviation of KL estimates, {name: (mean, deviation)}, tokens from the policy and from an older one."""
+    figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.4), sharex=True)
+    for ax, table, title in zip(axes, (on, off), ("Tokens from the policy itself", "Tokens from an older policy")):
+        for i, (name, (mean, deviation)) in enumerate(table.items()):
+            right = abs(mean - exact) < 1e-6
+            ax.errorbar([mean], [i], xerr=[deviation], fmt="o" if right else "X", color=BLUE if right else VERMILION,
+                        markersize=8, capsize=4, elinewidth=1.5)
+        ax.axvline(exact, color=BLACK, linestyle="--", linewidth=1.2)
+        ax.set_yticks(range(len(table)), list(table))
+        ax.set_ylim(len(table) - 0.5, -0.5)
+        ax.set(title=title, xlabel="nats: mean, and one deviation of a token")
+    return figure
+
+
+def baselines(table: dict):
+    """Noise of the gradient estimate with several baselines: {name: deviations, one for each prompt}."""
+    figure, ax = plt.subplots(figsize=(7.4, 3.2))
+    for i, ((name, values), mark) in enumerate(zip(table.items(), ("X", "s", "o", "^"))):
+        ax.plot(range(len(values)), values, marker=mark, color=COLOURS[(1, 4, 0, 2)[i]], label=name)
+    ax.set(ylabel="noise (deviation)", ylim=(0, None))
+    ax.legend(fontsize=9)
+    return figure, ax
+
+
+def hacking(runs: dict, sayings: dict):
+    """For each judge: what a policy earns and how often it is right, over steps. runs: {name: rows (reward, right, ...)}."""
+    figure, axes = plt.subplots(1, len(runs), figsize=(9.4, 3.6), sharey=True, squeeze=False)
+    axes = axes[0]
+    for ax, (name, log) in zip(axes, runs.items()):
+        ax.plot([100 * row[0] for row in log], color=ORANGE, linewidth=4.5, alpha=0.7, label="what it earns")
+        ax.plot([100 * row[1] for row in log], color=BLUE, linewidth=1.8, label="how often it is right")
+        ax.set(title=f"{name}\nat the end it says: {sayings[name]}", xlabel="step", ylim=(-3, 103))
+        ax.title.set_fontsize(10)
+        ax.legend(fontsize=9, loc="upper left")
+    axes[0].set_ylabel("% of replies")
+    return figure
+
+
+def seeds(curves: dict, ylabel: str, title: str):
+    """Runs of several kinds over steps, thin lines for seeds: {name: list of curves}."""
+    figure, ax = plt.subplots(figsize=(7.4, 3.4))
+    for (name, lines), colour in zip(curves.items(), COLOURS):
+        for i, line in enumerate(lines):
+            ax.plot(line, color=colour, linewidth=1.2, label=None if i else name)
+    ax.set(xlabel="batch of answers", ylabel=ylabel, title=title, ylim=(-0.02, 1.02))
+    ax.legend(fontsize=9)
+    return figure
+
+
+def shares(table: dict):
+    """How often a policy takes the second of two equally right words: {name: shares, one for each problem}."""
+    figure, axes = plt.subplots(1, len(table), figsize=(9.0, 2.8), sharey=True)
+    for ax, (name, values), colour in zip(axes, table.items(), (GREY, VERMILION, BLUE)):
+        ax.hist([100 * v for v in values], bins=np.linspace(0, 100, 11), color=colour, edgecolor="white")
+        ax.set(title=name, xlabel="'seven' instead of '7' (% of right answers)")
+        ax.xaxis.label.set_fontsize(9)
+    axes[0].set_ylabel("problems")
+    return figure
+
+
+def replay(without, replayed, changed: float):
+    """Log-ratios of the tokens of a batch after one update: experts free, and experts replayed."""
+    figure, ax = plt.subplots(figsize=(7.0, 4.0))
+    limit = 1.1 * max(np.abs(without).max(), np.abs(replayed).max(), 0.05)
+    ax.plot([-limit, limit], [-limit, limit], color=BLACK, linewidth=0.8)
+    ax.plot(replayed, without, ".", color=BLUE, markersize=5, alpha=0.6)
+    ax.axhline(0, color=GREY, linewidth=0.6)
+    ax.axvline(0, color=GREY, linewidth=0.6)
+    ax.set(xlim=(-limit, limit), ylim=(-limit, limit), xlabel="log ratio, experts replayed", ylabel="log ratio, experts free",
+           title=f"After one update {100 * changed:.1f} % of the tokens have an expert changed")
+    ax.title.set_fontsize(11)
+    return figure
+
+
+def falling(losses):
+    """The loss of fine-tuning over steps."""
+    figure, ax = plt.subplots(figsize=(6.6, 2.8))
+    ax.plot(range(1, len(losses) + 1), losses, color=SKY, linewidth=1.2)
+    smooth = np.convolve(np.pad(losses, 3, mode="edge"), np.ones(7) / 7, mode="valid")
+    ax.plot(range(1, len(losses) + 1), smooth, color=BLUE)
+    ax.set(xlabel="step", ylabel="nats a reply token", ylim=(0, None), title="SFT: loss on replies (mean of seven steps)")
+    return figure
+
+
+def learning(runs: dict, what: dict):
+    """Runs of GRPO over steps, a panel for each of `what` {key: label}; runs: {name: list of records}."""
+    figure, axes = plt.subplots(1, len(what), figsize=(3.2 * len(what), 3.3))
+    for ax, (key, label) in zip(axes, what.items()):
+        for (name, log), colour, mark in zip(runs.items(), (BLUE, VERMILION), ("o", "s")):
+            values = np.array([record[key] for record in log])
+            smooth = np.convolve(np.pad(values, 2, mode="edge"), np.ones(5) / 5, mode="valid")
+            ax.plot(range(1, len(values) + 1), values, mark, color=colour, markersize=3, alpha=0.45)
+            ax.plot(range(1, len(values) + 1), smooth, color=colour, label=name)
+        ax.set(xlabel="step", title=label)
+        ax.title.set_fontsize(10)
+    axes[0].legend(fontsize=8.5)
+    return figure
+
+
+def bars(table: dict, ylabel: str, guess: float | None = None):
+    """Shares with their intervals, in groups: {group: {name: (share, low, high)}}."""
+    figure, ax = plt.subplots(figsize=(7.4, 3.6))
+    names = list(next(iter(table.values())))
+    width = 0.8 / len(names)
+    for j, (name, colour) in enumerate(zip(names, (GREY, BLUE, VERMILION, GREEN))):
+        share, low, high = (100 * np.array([table[group][name][k] for group in table]) for k in range(3))
+        at = np.arange(len(table)) + (j - (len(names) - 1) / 2) * width
+        ax.bar(at, share, 0.92 * width, color=colour, label=name, alpha=0.85)
+        ax.errorbar(at, share, yerr=[share - low, high - share], fmt="none", color=BLACK, capsize=3, elinewidth=1.2)
+    if guess is not None:
+        ax.axhline(100 * guess, color=BLACK, linestyle=":", linewidth=1.2)
+        ax.text(len(table) - 0.5, 100 * guess, " guessing", fontsize=9, ha="right", va="bottom")
+    ax.set_xticks(range(len(table)), list(table))
+    ax.set(ylabel=ylabel, ylim=(0, 100))
+    ax.legend(fontsize=9, loc="upper left", ncol=len(names))
+    return figure
+
+
+def pass_curves(curves: dict):
+    """pass@k over k: {name: list for k = 1, 2, ...}."""
+    figure, ax = plt.subplots(figsize=(6.4, 3.4))
+    for (name, line), colour, mark in zip(curves.items(), (GREY, BLUE, VERMILION), ("X", "o", "s")):
+        ax.plot(range(1, len(line) + 1), [100 * v for v in line], marker=mark, color=colour, label=name)
+    ax.set(xlabel="k: answers that may be tried", ylabel="pass@k (%)", ylim=(0, 102))
+    ax.set_xticks(range(1, len(next(iter(curves.values()))) + 1))
+    ax.legend(fontsize=9, loc="lower right")
+    return figure
+
+
+def modes(names):
+    """Published scores of V4 in its three modes: a row for each of the benchmarks `names` (prefixes)."""
+    with open(paths.data("published", "benchmarks_modes.csv"), encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    rows = [next(row for row in rows if row["benchmark"].startswith(name)) for name in names]
+    figure, axes = plt.subplots(1, 2, figsize=(9.6, 0.42 * len(rows) + 1.3), sharey=True)
+    for ax, model in zip(axes, ("V4-Flash", "V4-Pro")):
+        for i, row in enumerate(rows):
+            values = [float(row[f"{model} {mode}"]) for mode in ("Non-think", "High", "Max")]
+            ax.plot([min(values), max(values)], [i, i], color=GREY, linewidth=1)
+            for value, mark, colour, mode in zip(values, ("X", "o", "^"), (GREY, SKY, BLUE), ("Non-think", "High", "Max")):
+                ax.plot([value], [i], mark, color=colour, markersize=9, label=mode if i == 0 else None)
+        ax.set(title=model, xlabel="score (%)", xlim=(0, 101))
+    axes[0].set_yticks(range(len(rows)), [row["benchmark"].split(" (")[0] for row in rows])
+    axes[0].invert_yaxis()
+    axes[0].legend(fontsize=9, loc="upper left")
+    return figure

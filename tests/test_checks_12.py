@@ -1,0 +1,117 @@
+"""Lesson 12: right answers written otherwise pass, slips are named, the parts make minids.grpo's loss, and the figures draw."""
+
+from math import comb, prod
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+from minids import evaluate, grpo
+from minids.learn.checks import specialists as checks
+from minids.learn.exercise import check
+from minids.show import specialists
+
+
+def reply_loss_by_loops(logits, ids, wrote):
+    logp, B, T = logits.log_softmax(-1), *ids.shape
+    losses = [-logp[b, t - 1, ids[b, t]] for b in range(B) for t in range(1, T) if wrote[b, t]]
+    return torch.stack(losses).mean()
+
+
+def advantages_by_loops(rewards, group):
+    parts = [rewards[i : i + group] for i in range(0, len(rewards), group)]
+    return torch.cat([part - part.mean() for part in parts])
+
+
+def gain_by_cases(ratio, A, clip):
+    A = A[:, None]
+    return torch.where(A > 0, ratio.clamp_max(1 + clip), ratio.clamp_min(1 - clip)) * A
+
+
+def kl_from_probabilities(logprobs, old, reference):
+    p, q, f = logprobs.exp(), old.exp(), reference.exp()
+    return f / q - p / q * (f / p).log() - p / q
+
+
+def kept_by_loops(logprobs, old, A, mask, bound):
+    means = [(old[i] - logprobs[i])[mask[i]].mean() for i in range(len(A))]
+    return torch.tensor([0.0 if a < 0 and m > bound else 1.0 for a, m in zip(A, means)])
+
+
+def pass_by_product(n, c, k):
+    return 1.0 if n - c < k else 1 - prod(1 - k / i for i in range(n - c + 1, n + 1))
+
+
+@pytest.mark.parametrize("name, attempt", [
+    ("specialists.reply_loss", reply_loss_by_loops), ("specialists.advantages", advantages_by_loops),
+    ("specialists.clipped", gain_by_cases), ("specialists.kl", checks._with_gradient(kl_from_probabilities)),
+    ("specialists.kept", kept_by_loops), ("specialists.pass_at_k", checks._for_all(pass_by_product)),
+    ("specialists.pass_at_k", checks._for_all(evaluate.pass_at_k)),
+])
+def test_a_right_answer_written_otherwise_passes(name, attempt):
+    assert check(name, attempt) is attempt
+
+
+@pytest.mark.parametrize("name, attempt, words", [
+    ("specialists.reply_loss", lambda logits, ids, wrote: reply_loss_by_loops(logits, ids, torch.ones_like(wrote)),
+     "the prompt counts too"),
+    ("specialists.advantages", lambda r, g: checks.advantages(r, g) / r.view(-1, g).std(1).repeat_interleave(g),
+     "divided by the group's deviation"),
+    ("specialists.advantages", lambda r, g: r - r.mean(), "over the whole batch"),
+    ("specialists.clipped", lambda ratio, A, c: torch.where(A[:, None] > 0, torch.maximum(ratio, ratio.clamp(1 - c, 1 + c)),
+                                                            torch.minimum(ratio, ratio.clamp(1 - c, 1 + c))) * A[:, None],
+     "this is the maximum"),
+    ("specialists.clipped", lambda ratio, A, c: torch.minimum(ratio, ratio.clamp(1 - c, 1 + c)) * A[:, None],
+     "wrong side of bad"),
+    ("specialists.kl", checks._with_gradient(lambda p, o, f: (f - p).exp() - (f - p) - 1), "the ratio pi / pi_old is missing"),
+    ("specialists.kl", checks._with_gradient(lambda p, o, f: (p - o).exp() * ((p - f).exp() - (p - f) - 1)),
+     "r is upside down"),
+    ("specialists.kept", lambda p, o, A, m, b: 1.0 - ((A < 0) & ((o - p).mul(m).sum(1) > b)).float(), "this is the sum"),
+    ("specialists.pass_at_k", checks._for_all(lambda n, c, k: 1 - ((n - c) / n) ** k), "with replacement"),
+])
+def test_a_slip_is_named(name, attempt, words, capsys):
+    assert check(name, attempt) is not attempt
+    assert words in capsys.readouterr().out
+
+
+def test_the_parts_make_the_loss_of_the_package():
+    rng = torch.Generator().manual_seed(4)
+    old = -0.2 - torch.rand(6, 5, generator=rng)
+    logprobs, reference = (old + 0.5 * torch.randn(6, 5, generator=rng) for _ in range(2))
+    mask = torch.arange(5) < torch.tensor([5, 3, 1, 4, 5, 2])[:, None]
+    A = checks.advantages(torch.randn(6, generator=rng), 3)
+    mean = lambda t: (t * mask).sum(1) / mask.sum(1)
+    gain = mean(checks.clipped_gain((logprobs - old).exp(), A, 0.2)) * checks.kept(logprobs, old, A, mask, 0.05)
+    wanted, told = grpo.objective(logprobs, old, reference, A, mask, clip=0.2, beta=0.3, bound=0.05)
+    assert told["masked"] > 0
+    torch.testing.assert_close(-(gain - 0.3 * mean(checks.kl_estimate(logprobs, old, reference))).mean(), wanted)
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.9, 1.0, 1.1, 1.7])
+@pytest.mark.parametrize("A", [1.0, -0.5])
+def test_the_widget_shows_gain_and_slope(ratio, A):
+    x = torch.tensor([[ratio]], requires_grad=True)
+    gain = checks.clipped_gain(x, torch.tensor([A]), 0.2)
+    slope, = torch.autograd.grad(gain.sum(), x)
+    assert specialists.gain_at(ratio, A, 0.2) == (pytest.approx(gain.item()), pytest.approx(slope.item()))
+
+
+def test_pass_at_k_counts_subsets():
+    assert checks.pass_at_k(5, 2, 3) == pytest.approx(1 - comb(3, 3) / comb(5, 3))
+
+
+def test_the_figures_draw():
+    ratio, mask = torch.tensor([[1.5, 1.0], [0.5, 1.0]]), torch.tensor([[True, True], [True, False]])
+    log = [{"right": 0.1 * i, "thinks": 0.5} for i in range(6)]
+    for figure in (specialists.objective(1.5, -1.0), specialists.objective_pair(), specialists.falling([2.0] * 9),
+                   specialists.worked(ratio, mask, [0.5, -0.5], [True, False], 0.2, [["a", "b"], ["c"]]),
+                   specialists.estimators(0.3, {"k1": (0.3, 1.0)}, {"k1": (0.0, 1.0)}),
+                   specialists.baselines({"none": [0.1, 0.2]})[0], specialists.hacking({"a": [[0.1, 0.2]]}, {"a": "1 2"}),
+                   specialists.seeds({"a": [[0.1, 0.2]]}, "y", "t"), specialists.shares({"a": [0.5], "b": [0.1]}),
+                   specialists.replay(ratio.flatten().numpy(), ratio.flatten().numpy(), 0.1),
+                   specialists.learning({"a": log}, {"right": "r", "thinks": "t"}),
+                   specialists.bars({"m": {"a": (0.5, 0.4, 0.6)}}, "y", guess=0.1), specialists.pass_curves({"a": [0.1, 0.2]}),
+                   specialists.modes(("HLE (", "MMLU-Pro"))):
+        figure.canvas.draw()
+        assert figure.axes
+        plt.close(figure)
