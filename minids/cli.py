@@ -138,6 +138,14 @@ def parser() -> Parser:
         c.set_defaults(run=run)
     c.add_argument("--tensors", nargs="+", required=True, metavar="PATTERN", help='names or patterns: "layers.*.ffn.gate.*"')
 
+    c = jobs.add_parser("layer", help="run one layer at its full size; what fetching it costs is said first",
+                        description="Run one layer at its full size on random streams, on a GPU if there is one, beside "
+                                    "the layer of transformers if that is installed and fits.")
+    c.add_argument("repo", metavar="REPO", help="OWNER/NAME on the Hub, or a folder")
+    c.add_argument("--revision", metavar="R", help="a branch, a tag or a commit (default: main)")
+    c.add_argument("--layer", type=int, default=3, metavar="I", help="which one, counted from 0 (default: %(default)s)")
+    c.set_defaults(run=real_layer)
+
     c = jobs.add_parser("run", help="read a text with a model larger than memory, layer by layer",
                         description="Read a text with a model larger than memory, layer by layer, on a GPU if there is one.")
     c.add_argument("--model", type=Path, required=True, metavar="DIR", help="a checkpoint in the released format")
@@ -390,6 +398,38 @@ def real_fetch(args) -> None:
     print(f"{remote.where}: {price.tensors:,} tensors in {price.files} files: {price.fetch:,} bytes to fetch, "
           f"{price.here:,} are here", flush=True)
     remote.fetch(names, progress=price.fetch > 0)
+
+
+def real_layer(args) -> None:
+    import torch
+
+    from minids import layer
+    from minids.hub import RemoteCheckpoint
+    from minids.paths import DATA
+
+    remote = RemoteCheckpoint(args.repo, args.revision)
+    config, names = remote.config, layer.names(remote, args.layer)
+    price, ratio = remote.price(names), config.compress_ratios[args.layer]
+    routing = "hash" if config.is_hash(args.layer) else "score"
+    kind = {0: "window only", 4: "CSA"}.get(ratio, "HCA") + f", experts by {routing}"
+    if Path(args.repo).resolve() == DATA / "v4_sample":
+        print("This is the sample in V4's format: random weights, small sizes.")
+    print(f"{remote.where}, layer {args.layer} ({kind}): {price.tensors:,} tensors, {price.fetch:,} bytes to fetch, "
+          f"{price.here:,} are here", flush=True)
+    remote.fetch(names, progress=price.fetch > 0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    print(f"on {torch.cuda.get_device_name() if device == 'cuda' else 'the CPU'}, {dtype}: it takes "
+          f"{layer.weigh(remote, args.layer, dtype):,} bytes of memory, experts as stored; "
+          f"{layer.weigh(remote, args.layer, dtype, packed=False):,} if all were decoded", flush=True)
+    for trial in layer.trials(remote, args.layer, device, dtype):
+        print(f"{trial.tokens:5,} tokens: {trial.ours.seconds:9.4f} s, at most {trial.ours.memory / 1e9:.2f} GB in use")
+        if trial.theirs is None:
+            print(f"       transformers' layer: not run, {trial.why}")
+        else:
+            print(f"       transformers' layer: {trial.theirs.seconds:9.4f} s, at most {trial.theirs.memory / 1e9:.2f} GB; "
+                  f"largest difference {trial.largest:.2g} where outputs are of size {trial.size:.2g}, "
+                  f"{trial.same:.1%} of tokens with the same experts")
 
 
 def real_run(args) -> None:

@@ -67,15 +67,7 @@ class Layers:
     def fill(self, block: Block, i: int) -> Block:
         """Read the numbers of layer `i`."""
         read, at = self.checkpoint, f"layers.{i}."
-        state = {name: read.read(at + name, t.dtype, self.device) for name, t in block.state_dict().items()
-                 if not name.startswith("ffn.experts.")}
-        block.load_state_dict(state, strict=False, assign=True)
-        if block.ffn.gate.is_hash:
-            check_table(block.ffn.gate.tid2eid, read.config, f"{read.path}: {at}ffn.gate.tid2eid")
-        for e, expert in enumerate(block.ffn.experts):
-            for w in ("w1", "w2", "w3"):
-                setattr(expert, w, self.stored(f"{at}ffn.experts.{e}.{w}.weight"))
-        return block.eval()
+        return fill(block, at, lambda name, dtype: read.read(name, dtype, self.device), self.stored, read.path)
 
     def stored(self, name: str) -> Stored:
         """A matrix in memory of its own, not decoded."""
@@ -83,6 +75,19 @@ class Layers:
         codes, *scale = (self.checkpoint.raw(n).to(self.device, copy=True)
                          for n in ((name, scale_name(name)) if kind in CODES else (name,)))
         return Stored(kind, codes, *(scale or [None]), self.dtype, name)
+
+
+def fill(block: Block, at: str, read, stored, where) -> Block:
+    """Put numbers into an empty layer whose names begin with `at`. `read(name, dtype)` gives them, `stored(name)` those of
+    a routed expert; `where` is for errors."""
+    state = {name: read(at + name, t.dtype) for name, t in block.state_dict().items() if not name.startswith("ffn.experts.")}
+    block.load_state_dict(state, strict=False, assign=True)
+    if block.ffn.gate.is_hash:
+        check_table(block.ffn.gate.tid2eid, block.config, f"{where}: {at}ffn.gate.tid2eid")
+    for e, expert in enumerate(block.ffn.experts):
+        for w in ("w1", "w2", "w3"):
+            setattr(expert, w, stored(f"{at}ffn.experts.{e}.{w}.weight"))
+    return block.eval()
 
 
 def streamed(path, device="cpu", dtype: torch.dtype = torch.float32) -> Model:

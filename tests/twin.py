@@ -6,24 +6,11 @@ import torch
 from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
 
 import minids
+from minids import layer
 
 RENAMES = [
     (r"^embed\.", "model.embed_tokens."), (r"^head\.", "lm_head."), (r"^norm\.", "model.norm."),
-    (r"^hc_head_", "model.hc_head.hc_"), (r"^layers\.", "model.layers."),
-    (r"\.hc_(attn|ffn)_(fn|base|scale)", r".\1_hc.\2"),
-    (r"\.attn_norm\.", ".input_layernorm."), (r"\.ffn_norm\.", ".post_attention_layernorm."),
-    (r"\.attn\.attn_sink", ".self_attn.sinks"),
-    (r"\.attn\.indexer\.compressor\.norm", ".self_attn.compressor.indexer.kv_norm"),
-    (r"\.attn\.indexer\.compressor\.", ".self_attn.compressor.indexer."),
-    (r"\.attn\.indexer\.weights_proj", ".self_attn.compressor.indexer.scorer.weights_proj"),
-    (r"\.attn\.indexer\.wq_b", ".self_attn.compressor.indexer.q_b_proj"),
-    (r"\.attn\.compressor\.norm", ".self_attn.compressor.kv_norm"),
-    (r"\.attn\.", ".self_attn."), (r"\.ffn\.", ".mlp."),
-    (r"\.wq_a\.", ".q_a_proj."), (r"\.wq_b\.", ".q_b_proj."), (r"\.q_norm\.", ".q_a_norm."), (r"\.wkv\.", ".kv_proj."),
-    (r"\.wgate\.", ".gate_proj."), (r"\.ape$", ".position_bias"), (r"\.wo_a\.", ".o_a_proj."), (r"\.wo_b\.", ".o_b_proj."),
-    (r"\.gate\.bias", ".gate.e_score_correction_bias"),
-    (r"\.shared_experts\.w1", ".shared_experts.gate_proj"), (r"\.shared_experts\.w2", ".shared_experts.down_proj"),
-    (r"\.shared_experts\.w3", ".shared_experts.up_proj"),
+    (r"^hc_head_", "model.hc_head.hc_"), (r"^layers\.", "model.layers."), *layer.RENAMES,
 ]
 
 
