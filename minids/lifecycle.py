@@ -49,7 +49,7 @@ class Plan:
     @classmethod
     def preset(cls, name: str, seed: int = 0) -> "Plan":
         """The plan of a preset: "nano", meant for a quarter of an hour on two cores, or "mini"."""
-        steps = {"nano": (600, 120, 40, 40), "mini": (1350, 300, 200, 150)}
+        steps = {"nano": (600, 120, 40, 40), "mini": (2700, 300, 200, 150)}
         if name not in steps:
             raise MinidsError(f"no life cycle for {name!r}: expected nano or mini")
         base, tuned, rewarded, distilled = steps[name]

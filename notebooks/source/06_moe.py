@@ -36,7 +36,7 @@ from minids.show import style
 from minids.tokenizer import Tokenizer
 from torch import nn
 
-CHECKPOINT = "nano"         # the shipped model that this lesson looks into
+CHECKPOINT = "mini"         # the shipped model that this lesson looks into
 style.use()
 versions()
 
