@@ -415,7 +415,7 @@ def routers(models):
         axes[1].plot(_depth(found["cosine"]), found["cosine"].tolist(), style, color=colour, marker="o", label=name)
     for axis in axes:
         axis.set_xlabel("depth (0: first such layer, 1: last)")
-        axis.legend()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(models))
     axes[0].set_ylim(bottom=0)
     axes[0].set_ylabel("deviation over experts")
     axes[0].set_title("the balancing biases")
@@ -426,7 +426,7 @@ def routers(models):
 
 def connections(models):
     """The static comb of three sites of each model, and what it does to the streams through all layers."""
-    figure = plt.figure(figsize=(5.3 * len(models), 5.0))
+    figure, small = plt.figure(figsize=(max(10.6, 4.2 * len(models)), 5.0)), len(models) > 2
     grid = figure.add_gridspec(2, 3 * len(models), height_ratios=[1, 1.5])
     combs = {name: connections_of(source)[2] for name, source in models.items()}
     lowest = min(through_depth(comb)[1][-1] for comb in combs.values())
@@ -434,7 +434,7 @@ def connections(models):
         S = len(comb)
         for k, site in enumerate((0, S // 2, S - 1)):
             axis = figure.add_subplot(grid[0, 3 * column + k])
-            heat(axis, comb[site], f"{name}, site {site}" if k == 0 else f"site {site}", size=8)
+            heat(axis, comb[site], f"{name}, site {site}" if k == 0 else f"site {site}", size=6.5 if small else 8)
         axis = figure.add_subplot(grid[1, 3 * column:3 * column + 3])
         gains, left = through_depth(comb)
         axis.plot(range(1, S + 1), gains, color=BLUE, marker="o", markersize=4, label="largest gain")
@@ -458,7 +458,7 @@ def biases(models):
                       linestyle="-" if m == 4 else "--", label=f"layer {layer}: {'CSA' if m == 4 else f'HCA, {m} tokens'}")
         axis.axhline(1, color=BLACK, linewidth=0.7, linestyle=":")
         axis.set_xlabel("slot (0: oldest, 1: newest)")
-        if len(biases_of(source)) < 8:
+        if len(biases_of(source)) < 5:
             axis.legend(fontsize=9)
         else:
             axis.legend(handles=[Patch(facecolor=BLUE, label="CSA"), Patch(facecolor=ORANGE, label="HCA")], fontsize=9)
@@ -518,7 +518,8 @@ def loads(walks):
     figure, axes = plt.subplots(1, len(walks) + 1, figsize=(10.6, 3.4), width_ratios=[1] * len(walks) + [1.2])
     for axis, (name, found) in zip(axes, walks.items()):
         load = found["load"].float()
-        image = axis.imshow((load / load.mean(1, keepdim=True)).tolist(), aspect="auto", vmin=0, vmax=2.5, interpolation="nearest")
+        share = (load / load.mean(1, keepdim=True)).tolist()
+        image = axis.imshow(share, aspect="auto", vmin=0, vmax=2.5, interpolation="nearest")
         axis.set_title(name)
         axis.set_xlabel("expert")
         axis.set_ylabel("layer")
@@ -543,8 +544,10 @@ def lens(walks, chances):
     for (name, found), colour, style in zip(walks.items(), COLOURS, LINES):
         layers = range(1, len(found["loss"]) + 1)
         axis.plot(layers, found["loss"].tolist(), style, color=colour, marker="o", label=name)
-        axis.axhline(chances[name], color=colour, linewidth=0.8, linestyle=":")
-        axis.text(1, chances[name], f"guessing, {name}", fontsize=9, va="bottom", color=colour)
+    for chance in {chances[name] for name in walks}:
+        axis.axhline(chance, color=BLACK, linewidth=0.8, linestyle=":")
+        alike = " and ".join(name for name in walks if chances[name] == chance)
+        axis.text(1, chance, f"guessing, {alike}", fontsize=9, va="bottom")
     axis.set_xlabel("layers passed")
     axis.set_ylabel("loss of the lens (nats per token)")
     axis.xaxis.get_major_locator().set_params(integer=True)

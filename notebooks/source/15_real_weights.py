@@ -29,6 +29,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
 
+# %%
 import minids
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ from minids.data import mixture
 from minids.hub import RemoteCheckpoint
 from minids.learn import check, hint, versions
 from minids.model.transformer import Block
-from minids.numerics import FP4_VALUES, fp4_decode, fp8_decode
+from minids.numerics import FP4_VALUES, fp4_decode
 from minids.show import real, style
 from minids.stream import streamed
 from minids.tokenizer import Tokenizer
@@ -53,14 +54,17 @@ REPO = None     # where there is a network: "deepseek-ai/DeepSeek-V4-Flash"
 SAMPLE, NANO = paths.data("v4_sample"), paths.data("checkpoints", "nano")
 far = RemoteCheckpoint(REPO or SAMPLE)
 NAME = REPO.split("/")[1] if REPO else "sample"
-print("This lesson runs on data/v4_sample: 2.5 million random weights in exactly the format of the released files." if not REPO
-      else f"Section 5 reads {far.where}; all other sections run on data/v4_sample.")
+if REPO:
+    print(f"Section 5 reads {far.where}; all other sections run on data/v4_sample.")
+else:
+    print("This lesson runs on data/v4_sample: 2.5 million random weights in exactly the format of the released files.")
+    print("With a network and REPO set, section 5 shows the real model: 0.15 GB to fetch, of 160.")
 
 # %% [markdown]
 # The **sample** has the names, types, cut into files and `config.json` of V4-Flash, and every kind of layer; only the sizes are small, and the weights are random: they mean nothing. So nothing below needs a network or a GPU.
 #
-# *With a network:* `pip install "minids[real]"`, set `REPO = "deepseek-ai/DeepSeek-V4-Flash"` and run again. Section 5 then shows the real model beside nano. It fetches some 150 MB of 160 GB, once; the next cell but one says
-# how much for what. Files and figures stay as they are; behind a proxy or a mirror, `HF_ENDPOINT` and `HF_TOKEN` work as usual.
+# *With a network:* `pip install "minids[real]"`, set `REPO = "deepseek-ai/DeepSeek-V4-Flash"` and run again. Section 5 then shows the real model beside nano, and everything else stays as it is. What it
+# fetches, it fetches once; the next cell says how much for what. Behind a mirror `HF_ENDPOINT` works as usual, and so does `HF_TOKEN`.
 #
 # ## A cold open: what does it cost to look?
 #
@@ -75,12 +79,17 @@ middle = [f"layers.21.{part}.weight" for part in (*real.SPECTRA, "ffn.experts.0.
 rows["six matrices of a middle layer"] = real.size(*middle)
 whole = cost.disk_bytes(Config.flash())
 for aspect, size in rows.items():
-    print(f"{aspect:32}{size:16,} bytes")
-print(f"{'all of these':32}{sum(rows.values()):16,} bytes of {whole:,}: {sum(rows.values()) / whole:.2%}")
+    print(f"{aspect:34}{size:16,} bytes")
+print(f"{'all of these (section 5)':34}{sum(rows.values()):16,} bytes of {whole:,}: {sum(rows.values()) / whole:.2%}\n")
+more = {"hyper-connections with fn": real.size("*hc_*"), "norms": real.size("*norm.weight")}
+for aspect, size in more.items():
+    print(f"{aspect:34}{size:16,} bytes")
+small = sum(more.values()) + sum(rows[aspect] for aspect in list(rows)[:5]) - rows["static hyper-connections"]
+print(f"{'all but the other matrices':34}{small:16,} bytes: {small / whole:.2%}")
 
 # %% [markdown]
 # Kilobytes, of a model of 160 GB. What all 86 sites do to the streams, as far as it does not depend on the token, takes 9,288 bytes. Everything that section 5 shows is less than
-# a thousandth of the files. These numbers come from the configuration alone (`minids.cost`, lesson 08); they are exact.
+# a thousandth of the files; all routers, biases, hash tables, hyper-connections, sinks and norms together are a quarter of a gigabyte. These numbers come from the configuration alone (`minids.cost`, lesson 08); they are exact.
 
 # %% jupyter={"source_hidden": true}
 style.show(real.bills(rows | {"a layer": real.size("layers.3.*"), "all of V4-Flash": whole}),
@@ -122,11 +131,16 @@ def bytes_of(path, name):
         return file.read(end - start)
 
 # %%
+def floats(raw):
+    """Bytes as float32 numbers, rounded for print."""
+    return [round(v, 4) for v in torch.frombuffer(bytearray(raw), dtype=torch.float32).tolist()]
+
+
 begin, said = contents(shard)
-for name in ("layers.0.attn.attn_sink", "layers.0.attn.wq_b.weight", "layers.0.attn.wq_b.scale", "layers.0.ffn.experts.0.w1.weight"):
-    print(f"{name:34}{said[name]}")
+for name in ("attn.attn_sink", "attn.wq_b.weight", "attn.wq_b.scale", "ffn.experts.0.w1.weight"):
+    print(f"layers.0.{name:25}{said[f'layers.0.{name}']}")
 raw = bytes_of(shard, "layers.0.attn.attn_sink")
-print(f"\nthe sinks of layer 0: {raw.hex(' ')} = {[round(v, 4) for v in torch.frombuffer(bytearray(raw), dtype=torch.float32).tolist()]}")
+print(f"\nthe sinks of layer 0: {raw.hex(' ')} = {floats(raw)}")
 
 # %% jupyter={"source_hidden": true}
 style.show(real.anatomy(shard.name, header.read(shard), len(data)),
@@ -154,7 +168,8 @@ for file in sorted(set(index["weight_map"].values())):
 # %%
 index_size, header_size = real.spelled("flash")
 print(f"Flash: the index takes {index_size / 1e6:.1f} MB, the largest header {header_size / 1e6:.2f} MB")
-print(f"the largest file has {max(len(names) for names in cost.shards(Config.flash()).values()):,} tensors, all files {len(cost.inventory(Config.flash())):,}")
+counts = [len(names) for names in cost.shards(Config.flash()).values()]
+print(f"the fullest file has {max(counts):,} tensors, all {len(counts)} files {sum(counts):,}")
 
 # %% [markdown]
 # So before the first number comes, some megabytes of names must: 69,187 of them.
@@ -173,7 +188,7 @@ def colleagues_range(head, name):
 asked = colleagues_range(data[:8192], "layers.0.attn.attn_sink")
 first, last = map(int, asked.removeprefix("bytes=").split("-"))
 got = data[first:last + 1]
-print(f"{asked}: {len(got)} bytes, as numbers {[round(v, 4) for v in torch.frombuffer(bytearray(got[:8]), dtype=torch.float32).tolist()]}")
+print(f"{asked}: {len(got)} bytes, as numbers {floats(got[:8])}")
 
 # %% [markdown]
 # Two sinks of zero: exactly what an untrained model would have. No error, no warning. (They are the last id of the table before, read as floats.)
@@ -214,7 +229,8 @@ def e8m0(codes):
 e8m0 = check("real.e8m0", e8m0)
 every = torch.arange(256, dtype=torch.uint8)
 torch.testing.assert_close(e8m0(every), every.view(torch.float8_e8m0fnu).float(), rtol=0, atol=0, equal_nan=True)
-print("127, 128, 124 are", e8m0(torch.tensor([127, 128, 124], dtype=torch.uint8)).tolist(), "- and all 256 bytes equal torch's own")
+print("127, 128, 124 are", e8m0(torch.tensor([127, 128, 124], dtype=torch.uint8)).tolist())
+print("all 256 bytes are what torch's own type says")
 
 # %% [markdown]
 # ### An FP8 matrix
@@ -328,8 +344,9 @@ assert results["rounded again (control)"][1] == 0 and abs(results["rounded again
 for way in ("halves swapped", "neighbour's scale"):
     assert 0.8 < results[way][0] / results["right"][0] < 1.3 and results[way][1] > 0.1 and results[way][2] > base + 0.001
 assert results["E8M0 as E4M3"][0] > 1000 * results["right"][0] and results["halves swapped"][1] > 1
-print("E8M0 as E4M3 is loud: the deviation is more than a thousand times too large. The other two keep it within a third,")
-print("although swapped halves are off by more than the weights themselves are large. The control changes nothing.")
+print("E8M0 as E4M3 is loud: the deviation is more than a thousand times too large.")
+print("The other two keep it within a third, although swapped halves are off by more than the weights are large.")
+print("The control changes nothing.")
 
 # %% [markdown]
 # A wrong exponent is loud. A wrong *order* is silent: swapped halves leave every number of the matrix there, only elsewhere. Mean, deviation and histogram cannot tell; a comparison with another reader can, and the loss can, if the model is
@@ -589,30 +606,31 @@ else:
 block = empty(lambda: Block(flash, flash.compress_ratios[4], flash.is_hash(4)), torch.bfloat16)
 shapes = {f"layers.4.{name}": tuple(t.shape) for name, t in block.state_dict().items()}
 assert shapes == {name: shape for name, (_, shape) in cost.layout(flash).items() if name.startswith("layers.4.")}
-print(f"{len(shapes)} tensors, {sum(math.prod(shape) for shape in shapes.values()):,} numbers, names and shapes as in the released files")
+numbers = sum(math.prod(shape) for shape in shapes.values())
+print(f"{len(shapes)} tensors, {numbers:,} numbers, names and shapes as in the released files")
 
 # %% [markdown]
 # ## 5. Large beside small: single tensors
 #
-# Each figure reads a few tensors and needs no forward pass. Left: the sample (or the model of `REPO`); right: the shipped nano, trained on stories; and `mini` where you have trained one. **The sample is random: it shows what a figure
-# looks like when there is nothing to see.** That is a control worth having: what nano has and the sample does not, training has made.
+# Each figure reads a few tensors and needs no forward pass. Left: the sample (or the model of `REPO`); right: the shipped nano, trained on stories, and `mini`, its larger sister, where that checkpoint is there. **The sample is random: it shows what a figure
+# looks like when there is nothing to see.** That is a control worth having: what nano has and the sample does not comes from training, or from how nano began.
+#
+# ### Sinks
+#
+# A sink $s$ joins the softmax's denominator: with 32 keys that all score 0, a share $e^s / (e^s + 32)$ of the attention goes nowhere (lesson 02). **Predict before you run:** which sink takes half of it? (By hand: $e^s = 32$, so $s = \ln 32 = 3.47$.)
+# All sinks of nano began at 0. Where are they now?
 
 # %%
 models = {NAME: far, "nano": RemoteCheckpoint(NANO)}
 if (paths.DATA / "checkpoints" / "mini").is_dir():
     models["mini"] = RemoteCheckpoint(paths.data("checkpoints", "mini"))
-style.show(real.sinks(models), "The sink of each head, layer by layer: around 0 in the sample, mostly well above 0 in the trained nano")
-
-# %% [markdown]
-# ### Sinks
-#
-# A sink $s$ joins the softmax's denominator: with 32 keys that all score 0, a share $e^s / (e^s + 32)$ of the attention goes nowhere (lesson 02). **Predict:** which sink takes half of it? By hand: $e^s = 32$, so $s = \ln 32 = 3.47$.
+style.show(real.sinks(models), "The sink of each head, layer by layer: near 0 in the sample, far from 0, most of them above, after training")
 
 # %%
 found = torch.cat(list(real.sinks_of(NANO).values()))
 share = found.exp() / (found.exp() + 32)                            # with 32 scores of 0
 assert (share > 0.07).float().mean() > 0.5 and share.max() > 0.25 and math.e / (math.e + 32) > 0.07
-print("more than half of nano's heads would drop over 7 % of such a window, the largest sink over a quarter of it")
+print("more than half of nano's heads would drop over 7 % of such a window, the largest sink over a quarter")
 
 # %% [markdown]
 # Trained heads use the door: at least one could drop a quarter and more of an undecided window. (Heads that decide, with scores far above 0, drop less.)
@@ -633,11 +651,12 @@ style.show(real.tables(models, texts), "Loads that the hash tables give to exper
 # ### Routers
 
 # %%
-style.show(real.routers(models), "Left: how far the balancing biases of experts lie apart, large in the sample, small in nano. Right: rows of nano's "
-           "gates point in similar directions, those of the sample do not")
+style.show(real.routers(models), "Left: how far the balancing biases of a layer's experts lie apart, by depth. Right: the rows of trained gates "
+           "point in similar directions, those of the sample do not")
 
 # %% [markdown]
-# A bias is what balancing had to add (lesson 06): it moves by a small amount each step, and tells which experts would else be flooded or idle. In nano these are hundredths, against affinities near 1. Rows of random gates are nearly at right angles;
+# A bias is what balancing had to add (lesson 06): it moves by a small amount each step, and tells which experts would else be flooded or idle. It is added to affinities near 1. The sample's are simply drawn
+# at random. Rows of random gates are nearly at right angles;
 # trained ones share a direction, which suits the direction that all tokens have in common (lesson 06).
 #
 # ### Hyper-connections
@@ -649,13 +668,12 @@ style.show(real.connections(models), "Static comb matrices of the first, a middl
 # %%
 for name, folder in (("the sample", SAMPLE), ("nano", NANO)):
     gains, left = real.through_depth(real.connections_of(folder)[2])
-    assert all(abs(gain - 1) < 1e-3 for gain in gains)
+    assert all(abs(gain - 1) < 1e-3 for gain in gains) and (left[-1] < 0.01 if folder == SAMPLE else left[-1] > 0.1)
     print(f"{name}: {len(gains)} sites, gain 1.000; differences between streams {'die out' if left[-1] < 0.01 else 'survive'}")
-assert real.through_depth(real.connections_of(SAMPLE)[2])[1][-1] < 0.01 < 0.1 < real.through_depth(real.connections_of(NANO)[2])[1][-1]
 
 # %% [markdown]
 # The gain is 1 for any weights, random ones too: Sinkhorn sees to it, and that is what the report claims for it (2.2). What the *weights* decide is the second line: random matrices mix the streams to one within a few sites; nano keeps them apart from the first layer
-# to the last, its matrices are near the identity. (This is the static part, 9 kB in Flash. What depends on the token needs `fn`, 135 MB, and a pass.)
+# to the last. Its matrices began near the identity (lesson 08), and training left them there. (This is the static part, 9 kB in Flash. What depends on the token needs `fn`, 135 MB, and a pass.)
 #
 # ### What the compressors' biases weigh
 
@@ -683,10 +701,9 @@ style.show(real.spectra(models), "Singular values of four matrices of a middle l
 # sample we can check that: it is made from a seed, so here **the originals are known**.
 
 # %%
-rng = np.random.default_rng(sample.SEED)
-originals = {name: torch.from_numpy(sample.numbers(name, shape, rng)) for name, (_, shape) in cost.layout(sample.CONFIG).items()}
-estimated = real.rounding_of(SAMPLE)
-for part, what in estimated.items():
+rng, layout = np.random.default_rng(sample.SEED), cost.layout(sample.CONFIG)
+originals = {name: torch.from_numpy(sample.numbers(name, shape, rng)) for name, (_, shape) in layout.items()}
+for part, what in real.rounding_of(SAMPLE).items():
     name = f"layers.2.{part}.weight"
     truth = ((loaded.state_dict()[name] - originals[name]).norm() / originals[name].norm()).item()
     print(f"{part:22}{what['format']}   estimated {what['error']:.1%}   true {truth:.1%}")
@@ -701,7 +718,8 @@ for folder in (SAMPLE, NANO):
     spreads = [one["spread"] for one in real.rounding_of(folder).values() if one["format"] == "FP4"]
     bits = [one["bits"] for one in real.rounding_of(folder).values() if one["format"] == "FP4"]
     assert max(spreads) <= 14 and 3 < min(bits) and max(bits) < 4
-print("scale exponents within a block of 128 x 128 differ by far less than 14: FP4 to FP8 would be exact; 4 bits carry 3 to 4 bits")
+print("scale exponents within a block of 128 x 128 differ by far less than 14: FP4 to FP8 would be exact.")
+print("The codes are used well: their entropy is above 3 of 4 bits.")
 
 # %% [markdown]
 # From codes and scales alone the error comes out right to within a tenth of itself. FP8 has the same 2.7 % everywhere; FP4's depends on how outliers stretch the scales: the sample has wide columns, many of its numbers fall to 0, and its error is larger.
@@ -770,7 +788,8 @@ print(f"43 layers: {layers:,} bytes; a token needs {active:,} active parameters,
 print(f"{'read at':>10}{'one pass':>14}{'generate 100 tokens':>22}{'4,096 tokens in one pass':>28}")
 for bandwidth in (0.15, 0.5, 3, 7):
     seconds = layers / (bandwidth * 1e9)
-    print(f"{bandwidth:5} GB/s{real.duration(seconds):>14}{real.duration(100 * seconds):>22}{seconds / 4096 * 1000:20.3g} ms a token")
+    print(f"{bandwidth:5} GB/s{real.duration(seconds):>14}{real.duration(100 * seconds):>22}"
+          f"{seconds / 4096 * 1000:20.3g} ms a token")
 
 # %% [markdown]
 # A pass costs the same for one token as for thousands, until computing takes longer than reading. At 3 GB/s and an assumed 20 TFLOP/s of real speed that is at 40,000 tokens (below). So streaming is for *reading*: perplexity of a text, statistics of routers, activations. To generate,
@@ -778,11 +797,12 @@ for bandwidth in (0.15, 0.5, 3, 7):
 
 # %%
 tokens = layers / 3e9 * 20e12 / (2 * active)
-share = {name: (flash.n_activated_experts / flash.n_routed_experts if ".ffn.experts." in name else 1) for name in cost.inventory(flash)
-         if name.startswith("layers.")}
-needed = sum(cost.nbytes(cost_of) * share[name] for name, cost_of in cost.inventory(flash).items() if name in share)
+used = flash.n_activated_experts / flash.n_routed_experts                                    # 6 of 256
+needed = sum(cost.nbytes(entry) * (used if ".ffn.experts." in name else 1)
+             for name, entry in cost.inventory(flash).items() if name.startswith("layers."))
 print(f"computing takes as long as reading at {tokens:,.0f} tokens")
-print(f"one token really needs 6 of 256 experts: {needed / 1e9:.1f} GB of {layers / 1e9:.1f} GB, {real.duration(needed / 3e9)} at 3 GB/s")
+print(f"one token really needs 6 of 256 experts: {needed / 1e9:.1f} GB of {layers / 1e9:.1f}, "
+      f"{real.duration(needed / 3e9)} at 3 GB/s")
 memory = 2 * layer_bytes(flash, 2) + real.size("embed.weight", "head.weight")
 print(f"memory: two layers, embedding and head, {memory / 1e9:.1f} GB, and the activations")
 
