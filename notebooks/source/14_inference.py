@@ -56,8 +56,8 @@ plain = generate(model, ids, 40, temperature=0)
 fast, marks = inference.guessed(model, ids, 40, temperature=0)
 
 # %% tags=["nbval-ignore-output"]
-print(f"without guesses: {len(plain)} tokens in {len(plain)} passes\nwith guesses:    {len(fast.ids)} tokens in {fast.passes} passes; guesses "
-      f"that stood are in brackets:\n")
+print(f"without guesses: {len(plain)} tokens in {len(plain)} passes")
+print(f"with guesses:    {len(fast.ids)} tokens in {fast.passes} passes; guesses that stood are in brackets:\n")
 print(scene + inference.marked(tokenizer, [i for i in fast.ids if i != tokenizer.eos_id], marks))
 
 # %%
@@ -88,8 +88,8 @@ print("The same tokens, all of them, in fewer passes of the model.")
 
 # %%
 hand = torch.tensor([0.5, 0.3, 0.15, 0.05])
-rows = {"as it is": hand, "temperature 0.5": distribution(hand.log(), 0.5, 1.0), "temperature 2": distribution(hand.log(), 2.0, 1.0),
-        "top-p 0.7": distribution(hand.log(), 1.0, 0.7)}
+rows = {"as it is": hand, "temperature 0.5": distribution(hand.log(), 0.5, 1.0),
+        "temperature 2": distribution(hand.log(), 2.0, 1.0), "top-p 0.7": distribution(hand.log(), 1.0, 0.7)}
 for name, p in rows.items():
     print(f"{name:16}", " ".join(f"{v:.3f}" for v in p.tolist()), f"  first : second = {p[0] / p[1]:.2f}")
 
@@ -137,7 +137,8 @@ print("equal to minids, at every position of the scene")
 beginnings = {"Jonas is in the": "Late in the evening Jonas was in the mill.\n\nQuestion: Where is Jonas?\nAnswer: Jonas is in the",
               "In those days": "In those days"}
 with torch.inference_mode():
-    contexts = {name: model(torch.tensor([tokenizer.encode(text, bos=True)]))[0, -1] for name, text in beginnings.items()}  # V each
+    contexts = {name: model(torch.tensor([tokenizer.encode(text, bos=True)]))[0, -1]      # V
+                for name, text in beginnings.items()}
 
 
 def draw(temperature, top_p):
@@ -197,9 +198,11 @@ def judged(new, start):
 
 # %%
 begin, ways = tokenizer.encode("In those days", bos=True), {}
-settings = {"as it is": (1.0, 1.0), "top-p 0.9": (1.0, 0.9), "temperature 0.5": (0.5, 1.0), "wrong half": (1.0, 0.9), "wrong order": (1.0, 0.9)}
+settings = {"as it is": (1.0, 1.0), "top-p 0.9": (1.0, 0.9), "temperature 0.5": (0.5, 1.0), "wrong half": (1.0, 0.9),
+            "wrong order": (1.0, 0.9)}
 for name, options in settings.items():
-    with mock.patch.object(generation, "distribution", sabotaged(name == "wrong half") if "wrong" in name else distribution):
+    way = sabotaged(name == "wrong half") if "wrong" in name else distribution
+    with mock.patch.object(generation, "distribution", way):
         ways[name] = generate(model, [begin] * 16, 32, *options, seed=1, stop=())
 verdicts = {name: judged(new, begin) for name, new in ways.items()}
 
@@ -244,7 +247,8 @@ wrote, left = [], [5, 5, 5]
 for new in stream(model, prompts, 5, temperature=0, stop=()):
     wrote.append([None if left[i] == 0 else token is not None for i, token in enumerate(new)])
     left = [n - (token is not None) for n, token in zip(left, new)]
-style.show(inference.steps(wrote), "Three rows over eleven steps: the row with the shortest prompt writes at once and then idles, the "
+style.show(inference.steps(wrote),
+           "Three rows over eleven steps: the row with the shortest prompt writes at once and then idles, the "
            "longest prompt is read for six steps, and its row ends last")
 
 # %%
@@ -276,9 +280,10 @@ batches = [1, 2, 4, 8, 16, 32, 64]
 spent = {rows: min(seconds_a_step(rows) for _ in range(2)) for rows in batches}
 
 # %% tags=["nbval-ignore-output"]
-print(f"1 row: {1 / spent[1]:,.0f} tokens a second; 32 rows: {32 / spent[32]:,.0f}, and a step takes {spent[32] / spent[1]:.1f} times as long")
+print(f"1 row: {1 / spent[1]:,.0f} tokens a second; 32 rows: {32 / spent[32]:,.0f}, "
+      f"and a step takes {spent[32] / spent[1]:.1f} times as long")
 style.show(inference.throughput(batches, [rows / spent[rows] for rows in batches], [1000 * spent[rows] for rows in batches]),
-           "Left: tokens a second rise with the batch, at first nearly in proportion, then less. Right: the time of a step rises too")
+           "Left: tokens a second rise with the batch, at first nearly in proportion, then less. Right: the time of a step rises")
 
 # %%
 assert 3 * 1 / spent[1] < 32 / spent[32] < 32 / spent[1]
@@ -327,7 +332,8 @@ for name, (_, gigabytes) in lines.items():
 print(f"64 tokens touch {1 - (1 - 6 / 256) ** 64:.0%} of Flash's routed experts")
 
 # %% jupyter={"source_hidden": true}
-style.show(inference.reading(lines), "Gigabytes of weights read per token against the tokens in one pass: they fall for both models, "
+style.show(inference.reading(lines),
+           "Gigabytes of weights read per token against the tokens in one pass: they fall for both models, "
            "slowly at first, since more tokens touch more experts, and faster once all experts are read anyway")
 
 # %% [markdown]
@@ -341,7 +347,8 @@ style.show(inference.reading(lines), "Gigabytes of weights read per token agains
 # keeps from V3 without modification (report, section 2.1).
 
 # %% jupyter={"source_hidden": true}
-style.show(inference.passes(), "The small block guesses two tokens; the model reads the known token and both guesses in one pass and gives "
+style.show(inference.passes(),
+           "The small block guesses two tokens; the model reads the known token and both guesses in one pass and gives "
            "three distributions; the first guess stands, the second falls and is replaced")
 
 # %% [markdown]
@@ -366,7 +373,8 @@ style.show(inference.passes(), "The small block guesses two tokens; the model re
 
 # %% jupyter={"source_hidden": true}
 p, q = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.2, 0.6, 0.2])
-style.show(inference.overlap(p, q, ["sea", "mill", "king"]), "Bars of p and q over three tokens: what both share is delivered by guesses "
+style.show(inference.overlap(p, q, ["sea", "mill", "king"]),
+           "Bars of p and q over three tokens: what both share is delivered by guesses "
            "that stand; what p has above q is drawn instead, and is as large as what q has above p, which falls")
 
 # %% [markdown]
@@ -443,7 +451,8 @@ print(f"200 random tokens: equal as well, though only {torch.minimum(*wide).sum(
 # **Predict before you run:** which tokens come too often in the second case, those that the helper likes or those that the model likes? Compute it for the table above first.
 
 # %%
-judges = {"right": (accept, residual), "all stand": (lambda p, q, guess: 1.0, residual), "resample from p": (accept, lambda p, q: p)}
+judges = {"right": (accept, residual), "all stand": (lambda p, q, guess: 1.0, residual),
+          "resample from p": (accept, lambda p, q: p)}
 print("                     sea   mill   king   total variation from p")
 for name, (rule, instead) in judges.items():
     out = emitted(p, q, rule, instead)
@@ -463,10 +472,12 @@ texts = {"right, 1 draft": inference.every_way(tiny, prompt, 3, 1), "right, 2 dr
 wrong = {"all stand": inference.every_way(tiny, prompt, 3, 1, inference.accept_all),
          "resample from p": inference.every_way(tiny, prompt, 3, 1, inference.resample_from_p)}
 for name, other in (texts | wrong).items():
-    print(f"{name:16} probabilities sum to {sum(other.values()):.3f}, total variation {inference.total_variation(exact, other):.3f}")
+    apart = inference.total_variation(exact, other)
+    print(f"{name:16} probabilities sum to {sum(other.values()):.3f}, total variation {apart:.3f}")
 
 # %%
-torch.testing.assert_close(torch.tensor([texts["right, 1 draft"][t] for t in exact]), torch.tensor(list(exact.values())), atol=1e-5, rtol=1e-4)
+with_drafts = torch.tensor([texts["right, 1 draft"][text] for text in exact])
+torch.testing.assert_close(with_drafts, torch.tensor(list(exact.values())), atol=1e-5, rtol=1e-4)
 style.show(inference.enumerations(exact, {"right, 1 draft": texts["right, 1 draft"]} | wrong),
            "The probability of each of 27 texts with drafts against plain sampling: on the diagonal with the right judge, off it "
            "with both sabotaged ones")
@@ -498,7 +509,8 @@ overlaps = {name: expected_acceptance(model, full, n) for name, (full, n) in wri
 for name in kinds:
     print(f"{name:10} drafts that stood:", " ".join(f"{r:4.0%}" for r in rates[name]),
           f"  first draft, computed: {overlaps[name]:.0%}   tokens a pass: {per_pass[name]:.2f}")
-style.show(inference.acceptance(rates), "Share of judged drafts that stood, for three kinds of text: most of the first drafts stand, fewer of "
+style.show(inference.acceptance(rates),
+           "Share of judged drafts that stood, for three kinds of text: most of the first drafts stand, fewer of "
            "the second, and fewer still of the third")
 
 # %%
@@ -553,7 +565,7 @@ with torch.inference_mode(), enough_threads(model, 1):
     X = model.features(torch.tensor([ids]), state)[:, -1:]              # 1 1 n d
     one, two = processor_seconds(lambda: read(1)), processor_seconds(lambda: read(2))
     guess = processor_seconds(lambda: drafter.guess(X, [5], 1, lambda z: distribution(z[0], 1.0, 1.0), dice))
-took = {drafts: min(processor_seconds(lambda: generate(model, ids, 64, seed=0, stop=(), drafts=drafts), 1) for _ in range(2)) for drafts in (0, 1)}
+took = {drafts: processor_seconds(lambda: generate(model, ids, 64, seed=0, stop=(), drafts=drafts), 3) for drafts in (0, 1)}
 
 # %% tags=["nbval-ignore-output"]
 verify, draft, rate = two / one, guess / one, overlaps["a scene"]
@@ -674,7 +686,7 @@ print("The talk shows thoughts and an answer; an empty question gets a request t
 # - **another's thoughts**: the worked steps of another problem of the same family. The form is perfect, the content is wrong.
 # - **the right thoughts**: the steps that the problem's author wrote.
 #
-# **Predict before you run:** put the four in order. Does form without content beat the answer at once?
+# **Predict before you run:** put the four in order. Does form without content beat the answer at once? In which family might it?
 
 # %%
 problems = [p for family in tasks.FAMILIES for p in tasks.problems(family, "test", 30, difficulty=2)]
@@ -694,21 +706,28 @@ def by_family(right):
 results = {name: by_family(of) for name, of in right.items()}
 
 # %% tags=["nbval-ignore-output"]
-for name, shares in results.items():
+for name, of in results.items():
     tokens = np.mean(replies[name][1]) + (np.mean(thought) if name == "own thoughts" else 0)
-    print(f"{name:20} right {shares['all'][0]:4.0%} ({shares['all'][1]:.0%} to {shares['all'][2]:.0%})   {tokens:5.1f} tokens written")
+    share, low, high = of["all"]
+    print(f"{name:20} right {share:4.0%} ({low:.0%} to {high:.0%})   {tokens:5.1f} tokens written")
 style.show(inference.conditions(results),
-           "Right answers by family with intervals: own thoughts beat the answer at once, the right thoughts beat both, another's "
-           "thoughts are not better than none")
+           "Right answers by family with intervals: own thoughts beat the answer at once, the right thoughts beat all; another's "
+           "thoughts do not help where an answer must be worked out")
 
 # %%
-share = {name: shares["all"][0] for name, shares in results.items()}
-assert share["the right thoughts"] > share["own thoughts"] > max(share["at once"], share["another's thoughts"]) + 0.03
-print("right thoughts > own thoughts > both an answer at once and another's thoughts: it is the content that pays.")
+worked_out = np.array([p.family != "knowledge" for p in problems])
+share = {name: of[worked_out].mean() for name, of in right.items()}
+assert right["own thoughts"].mean() > right["at once"].mean() + 0.05
+assert share["the right thoughts"] > share["own thoughts"] > share["another's thoughts"] + 0.03
+print("All families: own thoughts are more than 5 points better than an answer at once.")
+print("Mathematics, coding, reasoning: the right thoughts are better still, another's thoughts worse than own ones.")
 
 # %% [markdown]
-# Own thoughts help, at several times the tokens; another's thoughts, in the same perfect form, do not. The right thoughts show what is lost on the way: the model can often *read off* an answer, and
-# fails to work it out. In the report's words, performance on reasoning tasks is "fundamentally governed by the computational effort expended" (section 5.1.1).
+# Own thoughts help, at several times the tokens. Where an answer has to be *worked out*, another's thoughts in the same perfect form do not: it is the content that pays. Knowledge is different. Its answers are facts that lie in the
+# weights; there is nothing to work out, and the form of a thought may be all that it takes to fetch one. Without the control we would have praised the thinking for it.
+#
+# The right thoughts show what is lost on the way: the model can nearly always *read off* the answer, and fails to work it out. In the report's words, performance on reasoning tasks is
+# "fundamentally governed by the computational effort expended" (section 5.1.1).
 #
 # **Limits.** This base model never saw a problem answered at once, so "at once" is a little unfair. Lesson 12 teaches both modes with V4's tokens, on equal terms. And single families have wide intervals:
 # 30 problems.
@@ -764,8 +783,9 @@ for k in (1, 2, 4, 8):
     print(f"k = {k}: truth {truth:.3f}, mean of the right estimate {unbiased:.3f}, of the colleague's {naive:.3f}")
 
 # %% jupyter={"source_hidden": true}
-style.show(inference.biases(0.2, 8), "The mean of both estimators over everything that can happen, eight answers: the unbiased one lies on the "
-           "truth, the other one falls below it as k grows")
+style.show(inference.biases(0.2, 8),
+           "The mean of both estimators over everything that can happen, eight answers: the unbiased one "
+           "lies on the truth, the other one falls below it as k grows")
 
 # %% [markdown]
 # These are exact means: every number of right answers from 0 to 8, weighed with its probability. The colleague puts each answer *back* before the next is taken, so the same wrong answer can count twice; it is
@@ -781,22 +801,24 @@ sums, tries = tasks.problems("mathematics", "test", 20, difficulty=1), 8
 many, solved = [p for p in sums for _ in range(tries)], {}
 for temperature in (0.4, 1.0):
     thoughts, _ = think(many, temperature=temperature, seed=1)
-    texts_, _ = answers(many, thoughts, temperature=temperature, seed=2)
-    marks_ = np.array([tasks.verify(p, text) for p, text in zip(many, texts_)]).reshape(-1, tries)       # problems tries
-    solved[temperature] = marks_.sum(1).tolist()
+    said, _ = answers(many, thoughts, temperature=temperature, seed=2)
+    judged_right = np.array([tasks.verify(p, text) for p, text in zip(many, said)]).reshape(-1, tries)       # problems tries
+    solved[temperature] = judged_right.sum(1).tolist()
 curves = {f"temperature {t}": {k: evaluate.interval([pass_at_k(tries, c, k) for c in found]) for k in (1, 2, 4, 8)}
           for t, found in solved.items()}
 
 # %% tags=["nbval-ignore-output"]
-style.show(inference.passes_at(curves), "pass@k against k at two temperatures with intervals: both rise with k, the higher temperature more "
+style.show(inference.passes_at(curves),
+           "pass@k against k at two temperatures with intervals: both rise with k, the higher temperature more "
            "steeply")
 for name, points in curves.items():
     print(name, " ".join(f"pass@{k} {share:.0%}" for k, (share, *_) in points.items()))
 
 # %%
-gains = {name: points[8][0] - points[1][0] for name, points in curves.items()}
-assert min(gains.values()) > 0.05 and all(points[1][0] <= points[2][0] <= points[4][0] <= points[8][0] for points in curves.values())
-print("pass@8 is more than 5 points above pass@1 at both temperatures; it can only rise with k.")
+cold, warm = (points[8][0] - points[1][0] for points in curves.values())
+assert cold > 0.02 and warm > 0.05
+assert all(points[1][0] <= points[2][0] <= points[4][0] <= points[8][0] for points in curves.values())
+print("pass@k rises with k, as it must: from 1 to 8 by more than 2 points at 0.4, by more than 5 at temperature 1.")
 
 # %% [markdown]
 # A sharp distribution repeats itself: its eighth answer is often its first. A warm one is more often wrong, and more different. So *the best temperature depends on k*; and a table that says pass@8 beside one that says pass@1
@@ -819,17 +841,18 @@ for family in tasks.FAMILIES:
 # %% tags=["nbval-ignore-output"]
 print(f"bits per byte of unseen text: {bits['mixture']:.2f} of the whole mixture, {bits['text']:.2f} of its real English")
 print(f"first MTP drafts expected to stand, in a scene it wrote: {overlaps['a scene']:.0%}")
-style.show(inference.card(shares), "Right answers of the base model with intervals: stories, facts near and far, and four families of problems "
+style.show(inference.card(shares),
+           "Right answers of the base model with intervals: stories, facts near and far, and four families of problems "
            "after thinking")
 
 # %%
-assert bits["mixture"] < bits["text"] < 3 and max(share for share, *_ in shares.values()) < 1
-assert all(high - low < 0.45 for _, low, high in shares.values())
-print("Predictable text costs fewer bits. No share is 100 %, and no interval here is narrower than the question deserves.")
+assert bits["mixture"] < bits["text"] < 3
+assert all(0.1 < high - low < 0.45 for _, low, high in shares.values())
+print("The mixture costs fewer bits than its real English. Each interval is wider than 10 points: so small are these samples.")
 
 # %% [markdown]
-# Read it as a teacher would. What stands near, or was said a hundred times in training, it knows; a fact planted once and asked for later is harder, the further away the harder; where the bar
-# is at 0, look at the whisker. `minids eval` makes the full card, with more problems and V4's modes, of any model that you train.
+# Read it as a teacher would. Where a bar is at 0, look at the whisker. Compare the planted fact near and far: a fact told once must be looked up in the text, a fact of the family "knowledge" was told again and again in
+# training. And real English costs several times the bits of the mixture, most of which a program wrote. `minids eval` makes the full card, with more problems and V4's modes, of any model that you train.
 #
 # ## 8. Quality against cost
 #
@@ -842,7 +865,8 @@ print("Predictable text costs fewer bits. No share is 100 %, and no interval her
 # %%
 scored = [row["benchmark"] for row in start.published("benchmarks_modes")
           if None not in (row["V4-Flash Non-think"], row["V4-Flash Max"], row["V4-Pro Non-think"], row["V4-Pro Max"])]
-explorer = style.slider_image(inference.effort, "Score against the price of 1000 answers for both models, without thinking and with the longest",
+explorer = style.slider_image(inference.effort,
+                              "Score against the price of 1000 answers for both models, without thinking and with the longest",
                               benchmark=["HLE (Pass@1)"] + [name for name in scored if not name.startswith("HLE")],
                               longer=[10, 1, 2, 3, 4, 5, 20, 50])
 display(explorer)
@@ -852,12 +876,13 @@ explorer.sliders["longer"].value = 3
 assert explorer.shown == {"benchmark": "HLE (Pass@1)", "longer": 3}
 for longer in (1, 3, 4, 10):
     usd = {name: point[0] for name, point in inference.effort_points("HLE (Pass@1)", longer).items()}
-    print(f"Max writes {longer:2} x: Flash Max {usd['V4-Flash Max']:5.2f} dollars for 1000 answers, Pro Non-think {usd['V4-Pro Non-think']:5.2f}")
+    print(f"Max writes {longer:2} x: Flash Max {usd['V4-Flash Max']:5.2f} dollars for 1000 answers, "
+          f"Pro Non-think {usd['V4-Pro Non-think']:5.2f}")
 
 # %%
 style.show(inference.efforts("HLE (Pass@1)", (1, 3, 10)),
-           "Three panels: the longer Max thinks, the further its points move to the right; at three times the tokens Flash Max still "
-           "costs a little less than Pro Non-think and scores far higher, at ten times it costs several times as much")
+           "Three panels: the longer Max thinks, the further its points move to the right; at three times the tokens Flash Max "
+           "still costs a little less than Pro Non-think and scores far higher, at ten times it costs several times as much")
 
 # %% [markdown]
 # A little more than three times: that is the ratio of the two output prices, 0.87 to 0.28. A small model that thinks is a bargain only as long as it thinks briefly, and a price per token hides exactly that.
