@@ -1,9 +1,12 @@
 """One layer by itself: the numbers of the whole model, experts as stored, and transformers' layer beside it."""
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 import torch
 
-from minids import layer, load, save
+from minids import cost, layer, load, save
 from minids.checkpoint import Checkpoint
 from minids.cli import main
 from minids.config import Config
@@ -49,7 +52,7 @@ def test_what_it_weighs(remote, i, dtype):
 def test_trials(remote, i):
     for trial, T in zip(layer.trials(remote, i, lengths=(1, 300), seconds=0), (1, 300), strict=True):
         assert trial.tokens == T and trial.why == "" and trial.same == 1
-        assert trial.largest < 1e-4 and trial.size > 0.5
+        assert trial.size > 0.5 and trial.largest < 1e-4 * trial.size
         assert min(trial.ours.memory, trial.theirs.memory) > 2**26
 
 
@@ -61,7 +64,7 @@ def test_other_formats(tmp_path):
     X, ids = layer.streams(remote.config, 40)
     with torch.no_grad():
         assert torch.equal(layer.read(remote, 1)(X, ids), load(tmp_path / "c").layers[1](X, ids))
-    assert all(trial.largest < 1e-4 for trial in layer.trials(remote, 1, lengths=(40,), seconds=0))
+    assert all(trial.largest < 1e-4 * trial.size for trial in layer.trials(remote, 1, lengths=(40,), seconds=0))
 
 
 def test_where_memory_or_transformers_is_missing(remote, monkeypatch):
@@ -95,3 +98,56 @@ def test_the_command(capsys, monkeypatch):
     assert "    1 tokens:" in said and "   64 tokens:" in said and said.count("transformers' layer") == 2
     assert main(["real", "layer", str(SAMPLE), "--layer", "9"]) == 2
     assert "layer: expected 0 to 3, found 9" in capsys.readouterr().err
+
+
+# ---- the benchmark of full-size layers, on layers of the sample's sizes ----
+
+@pytest.fixture(scope="module")
+def full_size():
+    spec = importlib.util.spec_from_file_location("full_size", Path(__file__).parent / "benchmarks" / "test_full_size.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_layers_that_are_written(full_size, tmp_path, monkeypatch):
+    """Complete files in the released format, from chunks that are smaller than a tensor; numbers that can be computed with."""
+    monkeypatch.setattr(full_size, "CHUNK", 1000)
+    config = full_size.config(True, 2)
+    files = full_size.write_layers(tmp_path, config)
+    inventory = {n: t for n, t in cost.inventory(config).items() if n.startswith("layers.")}
+    assert len(files) == 2 and RemoteCheckpoint(tmp_path).inventory(inventory) == inventory
+    with Checkpoint(tmp_path) as c:
+        assert c.config == config
+        assert all(c.read(n).isfinite().all() for n in inventory if not n.endswith("scale"))
+        w = c.read("layers.0.ffn.experts.1.w2.weight"), c.read("layers.1.attn.wo_b.weight")
+    assert all(0.5 < m.square().sum(1).mean().sqrt() < 2 for m in w)
+    assert cost.nbytes(inventory["layers.0.ffn.experts.1.w2.weight"]) > 1000
+
+
+def test_layers_of_flash_are_true(full_size):
+    """What the benchmark writes for V4-Flash is what V4-Flash has, layer for layer, apart from the layers' numbers."""
+    of = lambda config, i: {n.split(".", 2)[2]: t for n, t in cost.inventory(config).items() if n.startswith(f"layers.{i}.")}
+    ours, flash = full_size.config(False, 2), Config.flash()
+    assert (of(ours, 0), of(ours, 1)) == (of(flash, 4), of(flash, 3))
+    assert 3.5e9 < sum(map(cost.nbytes, of(ours, 0).values())) < 3.6e9
+
+
+def test_the_benchmark(full_size, tmp_path, capsys, monkeypatch):
+    ratios = full_size.bench(tmp_path, small=True, lengths=(1, 64), seconds=0)
+    said = capsys.readouterr().out
+    assert len(ratios) == 9 and all(ratio > 0 for ratio in ratios.values())
+    assert "say nothing about V4-Flash" in said and "of a copy's speed" in said and "plain reading of the same files" in said
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    little = full_size.config(True, 2)
+    monkeypatch.setattr(full_size, "config", lambda small, n: little)
+    assert list(full_size.bench(tmp_path)) == ["streaming"] and "no GPU" in capsys.readouterr().out
+
+
+def test_a_disk_without_room(full_size, tmp_path, monkeypatch):
+    monkeypatch.setattr(full_size.shutil, "disk_usage", lambda path: type("usage", (), {"free": 7 * 10**9}))
+    with pytest.raises(MinidsError, match="bytes are to be written, 7,000,000,000 are free"):
+        full_size.bench(tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert full_size.main(["--folder", str(tmp_path)]) == 2
