@@ -1,0 +1,769 @@
+# %% [markdown]
+# # 13 Distillation: many teachers, one student
+#
+# **Two specialists become one model. It writes answers of its own, and at every token the right teacher tells it the probability of every token of the vocabulary.**
+#
+# **After this you can**
+# - compute both KL divergences by hand, and say which one covers and which one seeks,
+# - write the reverse KL over a whole vocabulary, and the estimate of it from a single token, and tell how much noisier that is,
+# - explain why a student should practise on its own texts, and show errors that compound,
+# - say why V4 caches hidden states and sorts samples by teacher, in bytes,
+# - average the weights of several models, and know when that is no use,
+# - distil two specialists into one model, and compare it fairly with three other ways,
+# - tell a laboratory's own distillation from what the dispute about "distillation attacks" is about.
+#
+# *Time (estimated): 50 minutes to read, predict and run; the four exercises take 5 to 15 minutes each on top. None has to be solved for the next cell to run.*
+# *Before this: lesson 12 (what a specialist is). Terms in bold are in the [glossary](GLOSSARY.md).*
+
+# %%
+import copy
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import process_time
+
+import minids
+import torch
+import torch.nn.functional as F
+from minids import Config, cost, distill, paths
+from minids.data import tasks
+from minids.distill import DistillConfig, learn, lessons
+from minids.evaluate import interval
+from minids.learn import check, hint, versions
+from minids.optim import make_optimiser
+from minids.posttrain import descend, question, solve
+from minids.sft import SFTConfig, sft
+from minids.show import distillation, style
+from minids.teachers import Teachers, Texts
+from minids.tokenizer import Tokenizer
+
+style.use()
+versions()
+
+# %% [markdown]
+# ## A cold open: two experts, both right
+# Each of these small networks computes the absolute value of x, without any error: $|x| = \mathrm{relu}(x) + \mathrm{relu}(-x)$. They differ in one respect: the
+# second has its two hidden units in the other order.
+#
+# **Predict before you run:** what does the network with the *mean* of their weights compute?
+
+# %%
+def network(x, w_in, w_out):
+    """x: N, w_in: 2, w_out: 2 -> N. Two hidden units."""
+    return (x[:, None] * w_in).relu() @ w_out
+
+
+x = torch.tensor([-3.0, -1.0, 0.5, 2.0])
+first = torch.tensor([1.0, -1.0]), torch.tensor([1.0, 1.0])
+second = torch.tensor([-1.0, 1.0]), torch.tensor([1.0, 1.0])
+mean = [(a + b) / 2 for a, b in zip(first, second)]
+for name, weights in (("first expert", first), ("second expert", second), ("mean of weights", mean)):
+    print(f"{name:15}", network(x, *weights).tolist())
+
+# %% [markdown]
+# Nothing at all. Two perfect experts, and their mean has forgotten everything. What a network *knows* is not in its weights one by one.
+# It is in the function that they compute together, and that can be taught: let one network show another what it would say. This is **distillation**.
+#
+# V4 has this problem on a large scale. After pre-training, more than ten specialists are raised, one for each domain, by fine-tuning and reinforcement learning (lesson 12).
+# Users want *one* model. V4 makes it by **on-policy distillation** (report, section 5.1.2), with this loss:
+#
+# $$ \mathcal{L}(\theta) = \sum_{i=1}^{N} w_i \, D_{\mathrm{KL}}\!\left(\pi_\theta \,\|\, \pi_{E_i}\right) $$
+#
+# $\pi_\theta$ is the student, $\pi_{E_i}$ the teacher of domain i, $w_i$ its weight. Each part of this line is a decision, and a section below:
+# which KL (1), over which tokens (2), on whose texts (3), with ten teachers in which memory (4), with which weights (5). Then we do it (6).
+#
+# ## 1. Which KL? Covering and seeking
+#
+# For a student's probabilities p and a teacher's q there are two divergences, and they are different questions:
+#
+# $$ \text{reverse: } \mathrm{KL}(p \,\|\, q) = \sum_v p_v \ln \frac{p_v}{q_v} \qquad\qquad \text{forward: } \mathrm{KL}(q \,\|\, p) = \sum_v q_v \ln \frac{q_v}{p_v} $$
+#
+# Both are 0 where p = q, and positive elsewhere. The **reverse KL** is a mean over what the *student* says: it pays where the student says what its teacher would not. The
+# **forward KL** is a mean over what the *teacher* says: it pays where the teacher says what the student would not.
+#
+# By hand. A teacher knows two good answers, A and C, and never writes B: q = (0.49, 0.02, 0.49). Suppose that the student is too small to say "A or C, not B". It can be even,
+# or sure of one answer:
+#
+# | student p | reverse, $\sum p \ln (p/q)$ | forward, $\sum q \ln (q/p)$ |
+# | --- | --- | --- |
+# | even (1/3, 1/3, 1/3) | (-0.385 + 2.813 - 0.385) / 3 = **0.68** | 0.189 - 0.056 + 0.189 = **0.32** |
+# | sure (0.90, 0.05, 0.05) | 0.547 + 0.046 - 0.114 = **0.48** | -0.298 - 0.018 + 1.118 = **0.80** |
+#
+# The forward KL prefers the even student, which **covers** both answers, and writes B a third of the time. The reverse KL prefers the sure one, which **seeks** one answer, and
+# leaves the other out.
+
+# %%
+q = torch.tensor([0.49, 0.02, 0.49])
+for name, p in (("even", torch.full((3,), 1 / 3)), ("sure", torch.tensor([0.90, 0.05, 0.05]))):
+    reverse, forward = (p * (p / q).log()).sum(), (q * (q / p).log()).sum()
+    print(f"{name}: reverse {reverse:.2f}, forward {forward:.2f}")
+
+# %% [markdown]
+# The same on a line of 21 tokens. The teacher has two humps; the student can only be one hump, wide or narrow. **Predict before you run:** where will the best student of each KL be?
+
+# %%
+style.show(distillation.two_fits(),
+           "The best student by forward KL is one wide hump over both of the teacher's, the one by reverse KL sits on the larger of the two")
+
+# %% [markdown]
+# A model that *generates* pays for what it writes. The covering student has much of its probability between the humps, on tokens that the teacher would hardly ever write. The seeking one
+# writes nothing that is wrong, and less than all that is right. V4 takes the reverse KL.
+#
+# The price: it may forget rare answers. And where the student is large enough to match its teacher, the two agree: both KLs are 0 there and only there. V4's student is as large as its teachers.
+#
+# ### Exercise 1: the reverse KL over the vocabulary
+# *Easy, 5 minutes.* From logits. Remember that logits are not log-probabilities: adding 7 to all of them changes nothing.
+
+# %%
+def reverse_kl(student, teacher):
+    """KL(student || teacher) at each position, in nats. student, teacher: N V, logits -> N."""
+    ### BEGIN SOLUTION
+    logp, logq = student.log_softmax(-1), teacher.log_softmax(-1)       # N V
+    return (logp.exp() * (logp - logq)).sum(-1)                         # N
+    ### END SOLUTION
+
+
+# %%
+reverse_kl = check("distillation.reverse_kl", reverse_kl)
+a, b = torch.randn(2, 5, 2048, generator=torch.Generator().manual_seed(0))      # N V each
+torch.testing.assert_close(reverse_kl(a, b), distill.divergence(a, b))
+print("equal to minids.distill.divergence")
+
+# %% [markdown]
+# Stuck? `hint("distillation.reverse_kl")` in a new cell gives one of three hints; so for the others.
+#
+# ### Play: which student does which KL like?
+# The sliders move the student. **Find out:** start at centre 0 and width 4.4, and make it narrower. Which KL rises fast? Then find a student with a reverse KL below 0.8. How many
+# places are there?
+
+# %%
+box = style.slider_image(lambda centre, width: distillation.both(centre, width),
+                         "The teacher's two humps, the student, and its two divergences",
+                         centre=[0.0, -6.0, -4.0, -2.0, 2.0, 4.0, 6.0], width=[4.4, 0.8, 1.2, 2.0, 3.0, 6.0])
+box
+
+# %%
+box.sliders["width"].value = 1.2
+assert box.shown == {"centre": 0.0, "width": 1.2}
+for centre, width in ((0.0, 4.4), (0.0, 1.2), (-4.0, 1.2), (4.0, 1.2)):
+    forward, reverse = distillation.divergences(centre, width)
+    print(f"centre {centre:4}, width {width}: forward {forward:5.2f}, reverse {reverse:5.2f}")
+
+# %% [markdown]
+# A narrow student between the humps is bad for both. On a hump, either hump, the reverse KL is small: two places. Then the forward KL is large, because the other hump is left out. As a map of all students:
+
+# %%
+style.show(distillation.landscape(),
+           "Over centre and width the forward KL has one valley, in the middle and wide; the reverse KL has two, one on each hump; crosses mark the least")
+
+# %% [markdown]
+# ## 2. The whole vocabulary, or the one token that was drawn?
+#
+# The sum runs over all 129,280 tokens of V4's vocabulary, at each position. Before V4, many implementations avoided it: take only the token that the student drew, and treat
+# $\ln q - \ln p$ of that token as a *reward* in a policy gradient (report, section 5.1.2). With sg for "no gradient":
+#
+# $$ \text{loss} = -\,\mathrm{sg}\!\left[\ln q_x - \ln p_x\right] \ln p_x, \qquad x \sim p $$
+#
+# The mean of its gradient is right. By the student's logits, with $\ell = \ln p - \ln q$ and K = KL(p || q):
+#
+# - whole vocabulary: $g_v = p_v (\ell_v - K)$,
+# - one token x: $\ell_x (e_x - p)$, where $e_x$ is 1 at x and 0 elsewhere.
+#
+# By hand, with p = (0.7, 0.2, 0.1) and q = (0.2, 0.5, 0.3): $\ell$ = (1.253, -0.916, -1.099), K = 0.877 - 0.183 - 0.110 = 0.584, and the first number of g is 0.7 (1.253 - 0.584) = 0.468.
+#
+# | drawn | how often | its gradient |
+# | --- | --- | --- |
+# | A | 0.7 | 1.253 (0.3, -0.2, -0.1) = (0.376, -0.251, -0.125) |
+# | B | 0.2 | -0.916 (-0.7, 0.8, -0.1) = (0.641, -0.733, 0.092) |
+# | C | 0.1 | -1.099 (-0.7, -0.2, 0.9) = (0.769, 0.220, -0.989) |
+#
+# **Predict before you go on:** does drawing B push B's logit up or down? (Steps go *against* the gradient.)
+#
+# ### Exercise 2: the loss from one token
+# *Medium, 10 minutes.* Return a loss for each position whose gradient is that of the formula.
+
+# %%
+def token_loss(student, teacher, token):
+    """The one-token loss. student, teacher: N V, logits; token: N, ids that the student drew -> N."""
+    ### BEGIN SOLUTION
+    logp = student.log_softmax(-1).gather(-1, token[:, None])[:, 0]     # N
+    logq = teacher.log_softmax(-1).gather(-1, token[:, None])[:, 0]     # N
+    return -(logq - logp).detach() * logp
+    ### END SOLUTION
+
+
+def with_gradient(function):
+    """A function that returns function(student, ...) and the gradient of its sum by the student's logits."""
+    def both(student, *others):
+        x = student.clone().requires_grad_()
+        y = function(x, *others)
+        grad = torch.autograd.grad(y.sum(), x, allow_unused=True)[0] if y.requires_grad else None
+        return y.detach(), torch.zeros_like(x) if grad is None else grad
+    return both
+
+
+# %%
+loss_and_gradient = check("distillation.token_loss", with_gradient(token_loss))
+
+# %% [markdown]
+# (The next cells use what `check` gave back, with its gradient.) All three tokens, each as often as it is drawn:
+
+# %%
+p, q = torch.tensor([[0.7, 0.2, 0.1]]), torch.tensor([[0.2, 0.5, 0.3]])
+student, teacher = p.log(), q.log()                                     # 1 V: log-probabilities are logits too
+each = torch.cat([loss_and_gradient(student, teacher, torch.tensor([x]))[1] for x in range(3)])     # V V
+exact = with_gradient(reverse_kl)(student, teacher)[1]                  # 1 V
+for name, row in zip("ABC", each):
+    print(f"drawn {name}:", [round(v, 3) for v in row.tolist()])
+print("mean:   ", [round(v, 3) for v in (p @ each)[0].tolist()])
+print("whole:  ", [round(v, 3) for v in exact[0].tolist()])
+signal, noise = distill.noise(student, teacher)
+print(f"squared length of the whole gradient {signal.item():.3f}, variance of the one-token gradient {noise.item():.3f}")
+
+# %% [markdown]
+# The mean is the whole gradient, to the digit. But a single draw is off: the variance is about as large as the square of what it estimates, with three tokens. The variance grows with $\ell$: the worse the student, the noisier.
+#
+# **A trap.** One might take the estimate of the *value*, $\ln p_x - \ln q_x$, and call `backward` on it. Its mean is the KL, after all. **Predict before you run:** what is the mean of its gradient?
+
+# %%
+value = with_gradient(lambda s, t, x: s.log_softmax(-1)[0, x] - t.log_softmax(-1)[0, x])
+means = [sum(p[0, x] * value(student, teacher, torch.tensor([x]))[i] for x in range(3)) for i in (0, 1)]
+print(f"mean value {means[0].item():.3f}, mean gradient", [round(abs(v), 3) for v in means[1][0].tolist()])
+
+# %% [markdown]
+# Zero. The gradient of $\ln p_x$ is $e_x - p$, and its mean over $x \sim p$ is $p - p$. The value depends on p in two ways, through the logarithm and through *which* tokens are drawn, and the second is what matters
+# here. Code with this fault runs, shows a sensible loss, and learns nothing.
+#
+# Now a descent: 50 tokens, a random teacher, the student starts even. In red: each step draws 4 tokens, and takes the mean of their gradients; eight runs. In blue: the whole vocabulary, once.
+
+# %%
+def descent(draws, seed=0, steps=150, V=50, lr=1.0):
+    """The true KL over steps of plain gradient descent; `draws` tokens a step, or the whole vocabulary (0)."""
+    rng = torch.Generator().manual_seed(seed)
+    teacher = 2 * torch.randn(1, V, generator=torch.Generator().manual_seed(99))    # 1 V
+    student, kls = torch.zeros(1, V), []
+    for _ in range(steps):
+        kls.append(reverse_kl(student, teacher).item())
+        if draws:
+            x = torch.multinomial(student.softmax(-1)[0], draws, replacement=True, generator=rng)
+            wide = student.expand(draws, V)                                         # draws V
+            g = loss_and_gradient(wide, teacher.expand(draws, V), x)[1].mean(0, keepdim=True)
+        else:
+            g = with_gradient(reverse_kl)(student, teacher)[1]                      # 1 V
+        student = student - lr * g
+    return kls
+
+
+runs = {"4 drawn tokens a step, 8 runs": [descent(4, seed) for seed in range(8)], "whole vocabulary": [descent(0)]}
+style.show(distillation.descents(runs),
+           "The whole vocabulary gives one smooth curve; estimates from drawn tokens scatter around it and some end far above")
+
+# %%
+ends = torch.tensor([run[-1] for run in runs["4 drawn tokens a step, 8 runs"]])
+whole = runs["whole vocabulary"][0][-1]
+assert ends.mean() > 1.5 * whole and ends.std() > 0.02
+print("Drawn tokens end higher on average than the whole vocabulary, and differ from run to run.")
+
+# %% [markdown]
+# More draws, or smaller steps, would smooth the red curves, at a price in time. The report names the same two troubles, high variance and training that is "often" unstable, as its reason for the whole vocabulary (section 5.1.2).
+# The blue curve is not free: V logits of the teacher at each position instead of one. Section 4 is about that bill.
+#
+# ## 3. On whose texts?
+#
+# A loss needs texts on which teacher and student are compared. The easy way is **off-policy**: let the teacher write, and train the student on that. The student then sees only places to which a *teacher* comes.
+#
+# By hand: a student slips with probability 0.01 at each of 50 steps. If it recovers at once, 50 x 0.01 = 0.5 steps are wrong on average. If it knows no way back, all later steps are wrong too:
+# about 0.01 x 50 x 50 / 2 = 12.5. Errors that nobody mends **compound**: they grow with the square of the length.
+#
+# A toy that can be computed exactly, without drawing. A walker should stay on a path; it can step left, stay, or step right. The teacher stays on the path with 98 %, and off it steps *back* with 98 %. The student is a table of
+# logits, one row for each distance from the path; its hand shakes, so that 6 % of its steps are random. The only difference between two students: where they are compared with the teacher.
+
+# %%
+D, T = 8, 50                                                        # places -8 ... 8, steps of a walk
+place, moves = torch.arange(-D, D + 1), torch.tensor([-1, 0, 1])
+guide = torch.full((2 * D + 1, 3), 0.01)
+guide[torch.arange(2 * D + 1), 1 - place.sign()] = 0.98             # places 3: back to the path, or stay on it
+
+
+def policy(z, shake=0.06):
+    """Logits -> probabilities of the moves, places 3."""
+    return (1 - shake) * z.softmax(-1) + shake / 3
+
+
+def visits(p):
+    """The probability of each place at each step of a walk from the path: T places."""
+    to = (place[:, None] + moves).clamp(-D, D) + D                  # places 3: where a move leads
+    M = torch.zeros(2 * D + 1, 2 * D + 1).scatter_add(1, to, p)     # from, to
+    at, rows = F.one_hot(torch.tensor(D), 2 * D + 1).float(), []
+    for _ in range(T):
+        rows.append(at)
+        at = at @ M
+    return torch.stack(rows)
+
+
+# %%
+def kl_of(p):
+    return (p * (p / guide).log()).sum(-1)                          # places
+
+
+def practise(own, steps=200):
+    """Gradient descent on the reverse KL, weighed by how often a place is visited: by the student, or by the teacher."""
+    z = torch.zeros(2 * D + 1, 3, requires_grad=True)
+    for _ in range(steps):
+        p = policy(z)
+        weight = visits(p.detach() if own else guide).mean(0)       # places
+        (g,) = torch.autograd.grad((weight * kl_of(p)).sum(), z)
+        z.data -= g
+    return policy(z).detach()
+
+
+students = {"trained on the teacher's walks": practise(False), "trained on its own walks": practise(True)}
+for name, p in students.items():
+    print(f"{name:31} KL on the teacher's walks: {(visits(guide).mean(0) * kl_of(p)).sum():.3f} nats a step")
+
+# %% [markdown]
+# Judged on the teacher's walks, both are good, and they are close. **Predict before you run:** now they walk by themselves. How often is each more than 2 places off the path after 50 steps?
+
+# %%
+lost = {name: visits(p)[:, place.abs() > 2].sum(1) for name, p in (students | {"the teacher": guide}).items()}
+for name, share in lost.items():
+    print(f"{name:31} lost after 50 steps: {100 * share[-1]:.1f} %")
+off, on = (students[name][D:D + 5, 0] for name in list(students)[:2])
+print("chance to step back at distance 1, 2, 3, 4:", [round(v, 2) for v in off[1:].tolist()], "and", [round(v, 2) for v in on[1:].tolist()])
+style.show(distillation.lost(lost),
+           "The share of walks off the path grows step by step for the student trained on the teacher's walks, and stays near 0 for the others")
+
+# %%
+first, second = lost["trained on the teacher's walks"][-1], lost["trained on its own walks"][-1]
+assert first > 10 * second
+print("Nearly the same score on the teacher's walks, and more than ten times as many lost walks.")
+
+# %% [markdown]
+# The last line before the figure says why. Two places off the path the first student steps at random (0.33 is one of three moves): its teacher never went there, so nobody ever told it what to do. The second student goes there
+# by its own slips, at first very often, and learns the way back.
+#
+# This is the reason for **on-policy**: texts by the student, judged by the teacher. It is an old lesson of imitation learning (Ross et al., 2011), and the loss on the teacher's text hides it. For language models see Agarwal et al. (2023).
+# The negative control is in the toy: more training *and* a steadier hand make the first student's gap smaller. Try `shake=0.0`.
+#
+# ## 4. Ten teachers, one memory
+#
+# The whole vocabulary at each position: how much must be stored between "the teachers read" and "the student learns"? A teacher's logits are a product of its **last hidden state**, d numbers, with its head, V x d numbers. So keep the
+# hidden state, and apply the head when the logits are needed (report, section 5.2.2). **Predict before you run:** how much smaller is that, for V4-Flash?
+
+# %%
+flash, pro = (Config.from_json(paths.data("v4", f"{name}.config.json")) for name in ("flash", "pro"))
+print("for a million tokens of text, 2 bytes a number:")
+for name, c in (("nano", Config.nano()), ("Flash", flash), ("Pro", pro)):
+    logits, hidden, head = (2 * numbers / 1e9 for numbers in (1e6 * c.vocab_size, 1e6 * c.dim, c.vocab_size * c.dim))
+    print(f"{name:5} logits {logits:7.2f} GB, hidden states {hidden:6.2f} GB ({c.vocab_size / c.dim:4.1f} times less), "
+          f"one teacher's head {head:6.4f} GB")
+
+# %% [markdown]
+# Nothing is lost: the product gives the same logits, number by number. Check it on the shipped model, whose streams are first read by the mHC head and normed (lesson 08); that is the hidden state.
+
+# %%
+base = minids.load(paths.data("checkpoints", "nano")).eval()
+ids = torch.randint(3, 2000, (2, 20), generator=torch.Generator().manual_seed(0))       # B T
+with torch.no_grad():
+    hidden = base.hidden(base.features(ids))                                            # B T d: what is cached
+    torch.testing.assert_close(F.linear(hidden, base.head.weight.float()), base(ids))   # B T V
+print("cached", tuple(hidden.shape), "gives", (*hidden.shape[:2], base.config.vocab_size), "- equal to the model's logits")
+
+# %% [markdown]
+# What remains is the heads. One head of Pro is 1.85 GB, and there are more than ten teachers. If samples come in any order, heads go in and out of memory again and again. So V4 **orders the samples by teacher**: each
+# head comes in once a batch, and one at a time is enough.
+
+# %%
+teacher_of = torch.randint(0, 10, (64,), generator=torch.Generator().manual_seed(0))    # 64 samples, 10 teachers
+loads = lambda order: 1 + int((order[1:] != order[:-1]).sum())                          # changes of the head in memory
+print(f"any order: {loads(teacher_of)} loads of a head; by teacher: {loads(teacher_of.sort().values)}")
+
+# %% [markdown]
+# ## 5. One student, many weights
+#
+# Which teacher speaks at a token? The one of the prompt's domain: the mathematics expert for mathematics (report, section 5.1.2). A batch holds several domains, so the loss is a sum by weight. There is a trap in "mean": knowledge answers
+# have about 6 tokens, mathematics answers here 2. A mean over all *tokens* would give knowledge three times the say.
+#
+# By hand: family 0 has 6 tokens with KL 1, family 1 has 2 tokens with KL 5, weights 1/2 each. By family: (1 + 5) / 2 = **3**. Over tokens: (6 x 1 + 2 x 5) / 8 = **2**.
+#
+# ### Exercise 3: weights by domain
+# *Medium, 10 minutes.* The mean within each family, then the weighted sum. A batch may lack a family: scale the weights of those that are there to sum 1.
+
+# %%
+def opd_loss(kl, family, weights):
+    """kl: N, each token's KL to its teacher; family: N, numbers of families; weights: F -> a tensor without axes."""
+    ### BEGIN SOLUTION
+    there = family.unique()                                             # the families of this batch
+    means = torch.stack([kl[family == i].mean() for i in there])
+    return (weights[there] * means).sum() / weights[there].sum()
+    ### END SOLUTION
+
+
+# %%
+opd_loss = check("distillation.opd_loss", opd_loss)
+kl, family = torch.tensor([1.0] * 6 + [5.0] * 2), torch.tensor([0] * 6 + [1] * 2)
+print("by hand 3, found", opd_loss(kl, family, torch.tensor([0.5, 0.5])).item())
+
+# %% [markdown]
+# ### Exercise 4: a colleague merges models (debug)
+# *Medium, 10 minutes.* The rival way to one model: the mean of the weights. A colleague wrote the function below. It runs. The model that it gives loads. Something in it is nonsense.
+
+# %%
+def colleagues_mean(states):
+    return {name: torch.stack([s[name].float() for s in states]).mean(0).to(t.dtype) for name, t in states[0].items()}, []
+
+
+tables = [{"layers.0.ffn.gate.tid2eid": torch.tensor([[2, 7], [0, 3]])}, {"layers.0.ffn.gate.tid2eid": torch.tensor([[6, 1], [1, 3]])}]
+print("token 0 goes to experts 2 and 7, or 6 and 1; in the mean to", colleagues_mean(tables)[0]["layers.0.ffn.gate.tid2eid"][0].tolist())
+
+# %% [markdown]
+# To expert 4, twice. `tid2eid` (lesson 06) holds *names* of experts, and names have no mean. Specialists of one base share this table, so nobody notices, until models of two bases meet. Write the mean that says so.
+
+# %%
+def mean_weights(states):
+    """states: a list of state dicts with the same names and shapes -> (mean, odd).
+
+    mean: floating-point tensors are averaged, in float32, and come back in their own type; of tables of integers
+    the first model's is kept. odd: the names of the tables of integers that are not the same in all models, in order.
+    """
+    ### BEGIN SOLUTION
+    mean, odd = {}, []
+    for name, t in states[0].items():
+        same = [state[name] for state in states]
+        if t.is_floating_point():
+            mean[name] = torch.stack([s.float() for s in same]).mean(0).to(t.dtype)
+            continue
+        mean[name] = t.clone()
+        if not all(torch.equal(t, s) for s in same):
+            odd.append(name)
+    return mean, odd
+    ### END SOLUTION
+
+
+# %%
+mean_weights = check("distillation.mean_weights", mean_weights)
+print("named:", mean_weights(tables)[1])
+
+# %% [markdown]
+# ## 6. Live: two specialists, one model
+#
+# Two short fine-tunings of the shipped nano model, each on one family of problems (lesson 12 does this at length, with reinforcement learning after it). *Knowledge* asks for facts of TinyWorld, *mathematics* for small
+# sums. All answers are given without thinking, and all problems are of the easiest kind: that is what two million parameters can begin to learn in seconds.
+
+# %%
+FAMILIES, MODE, tokenizer = ("knowledge", "mathematics"), "non-think", Tokenizer.load()
+shelf = TemporaryDirectory()
+COMMON = dict(difficulties=(1,), modes=(MODE,), mtp_weight=0.0, eval_problems=0, format="fp32")
+for name in FAMILIES:
+    p = tasks.problem(name, "test", 3, 1)
+    print(f"{name:12} {p.prompt} -> {p.answer}")
+
+# %% tags=["nbval-ignore-output"]
+folders = {}
+for name in FAMILIES:
+    log = sft(paths.data("checkpoints", "nano"), SFTConfig(steps=28, batch=24, families=(name,), **COMMON), Path(shelf.name, name))
+    folders[name] = Path(shelf.name, name, "model")
+    print(f"{name:12} reply loss of a batch: {log[0]['loss']:.2f} -> {log[-1]['loss']:.2f} nats per token")
+
+# %%
+school = Teachers(folders)
+teachers = {name: school.model(name).eval() for name in FAMILIES}
+mean, odd = mean_weights([teacher.state_dict() for teacher in teachers.values()])
+start = copy.deepcopy(base)
+start.load_state_dict(mean)
+print("tables that differ:", odd)
+
+# %% [markdown]
+# The student starts from the mean of the weights: both teachers speak the chat format, and they are close relatives.
+#
+# ### A step, and the proof
+# One step: the student answers problems of both families; each teacher reads the answers of its own and leaves its hidden states; the student reads all, and the reverse KL is taken at the positions of the **reply**, and of the reply only.
+# The text counts as given: we do not differentiate through the drawing. (`Texts.reply` says at which positions a token of the reply comes next.)
+
+# %%
+def write(model, problems, seed):
+    """The model answers: {family: Texts}, ordered by teacher."""
+    prompts = [question(p, tokenizer, MODE) for p in problems]
+    replies = minids.generate(model, prompts, max_new_tokens=48, seed=seed)
+    parts = {}
+    for name in FAMILIES:
+        some = [i for i, p in enumerate(problems) if p.family == name]
+        parts[name] = Texts.of([prompts[i] for i in some], [replies[i] for i in some], [problems[i] for i in some])
+    return parts
+
+
+def opd_backward(model, parts, kl=reverse_kl, head_of=lambda name: name):
+    """Gradients of the distillation loss. Returns the loss, a float."""
+    cache, kls, family = {}, [], []
+    for name, texts in parts.items():                                   # first all teachers read
+        with torch.no_grad():
+            X = teachers[name].features(texts.ids[:, :-1])              # B T-1 n d
+            cache[name] = teachers[name].hidden(X[texts.reply][None])[0]                # N d
+    for i, (name, texts) in enumerate(parts.items()):                   # then one head after the other
+        X = model.features(texts.ids[:, :-1])                           # B T-1 n d
+        student = model.logits(X[texts.reply][None])[0]                 # N V
+        teacher = F.linear(cache[name], teachers[head_of(name)].head.weight.detach())   # N V
+        kls.append(kl(student, teacher))
+        family.append(torch.full((len(student),), i))
+    loss = opd_loss(torch.cat(kls), torch.cat(family), torch.tensor([0.5, 0.5]))
+    loss.backward()
+    return loss.item()
+
+# %%
+SETTINGS = DistillConfig(steps=16, families=FAMILIES, batch=32, lr=2e-3, warmup=3, **COMMON)
+problems = [SETTINGS.problem("train", i) for i in range(32)]
+parts = write(start, problems, seed=0)
+found = {}
+for name, backward in (("ours", lambda m: opd_backward(m, parts)), ("minids", lambda m: learn(m, school, parts, SETTINGS)["loss"])):
+    model = copy.deepcopy(start).train()
+    loss = backward(model)
+    found[name] = [torch.tensor(loss)] + [p_.grad for p_ in model.parameters() if p_.grad is not None]
+torch.testing.assert_close(found["ours"], found["minids"], atol=1e-4, rtol=1e-3)
+print("loss and all gradients equal those of minids.distill.learn")
+
+# %% [markdown]
+# From here on the package does the same work: `lessons` writes the texts, `learn` makes the gradients. First look at the noise of section 2, at the very positions of this batch.
+
+# %% tags=["nbval-ignore-output"]
+ratio = []
+for name, texts in parts.items():
+    school.read(name, texts)
+    with torch.no_grad():
+        student = start.logits(start.features(texts.ids[:, :-1])[texts.reply][None])[0]         # N V
+        signal, noise = distill.noise(student, school.logits(name))
+    ratio.append((noise.mean() / signal.mean()).item())
+    print(f"{name:12} {len(student):4} tokens: variance of the one-token gradient is {ratio[-1]:.0f} times its squared mean")
+
+# %%
+assert min(ratio) > 1
+print("On both families the noise of one token is larger than what it estimates.")
+
+# %% [markdown]
+# ### Four ways to one model
+# All begin with the mean of the weights and share harness, problems, optimiser and rate (which has been tuned for the on-policy way, not for the others).
+#
+# - **mean weights**: no training at all.
+# - **on-policy**: 16 steps of the above.
+# - **off-policy**: the teachers write, and the student learns from their whole distribution, KL(teacher || student).
+# - **mixed SFT**: worked answers of both families, no teacher.
+#
+# The last two get as many seconds of the processor as the on-policy student used. Their steps are cheaper or dearer, so they take more or fewer. **Predict before you run:** who will be nearest to the teachers? Who will answer best?
+
+# %%
+def train_student(method, limit=None, steps=16):
+    """From the mean weights on: `steps` steps, or as many as fit into `limit` processor seconds."""
+    settings, model = replace(SETTINGS, method=method), copy.deepcopy(start).train()
+    optimiser, seconds, kls = make_optimiser(model, settings), [], []
+    while len(seconds) < steps if limit is None else sum(seconds) < limit:
+        began, s = process_time(), len(seconds)
+        problems = [settings.problem("train", i) for i in range(s * settings.batch, (s + 1) * settings.batch)]
+        texts = lessons(model, school, problems, MODE, settings, tokenizer, seed=s)
+        record = learn(model, school, texts, settings)
+        at = s if limit is None else int(steps * sum(seconds) / limit)          # the rate follows the share of the time
+        descend(model, optimiser, settings, min(at, steps - 1))
+        seconds.append(process_time() - began)
+        kls.append(record.get("kl"))
+    return model.eval(), seconds, kls
+
+
+# %% tags=["nbval-ignore-output"]
+models, curves = {"mean weights": start.eval()}, {}
+for name, method in (("on-policy", "on-policy"), ("off-policy", "off-policy"), ("mixed SFT", "sft")):
+    limit = sum(curves["on-policy"][0]) if curves else None
+    models[name], seconds, kls = train_student(method, limit)
+    curves[name] = seconds, kls
+    print(f"{name:12} {len(seconds):3} steps in {sum(seconds):.0f} processor seconds")
+
+# %%
+style.show(distillation.falling({name: curves[name] for name in ("on-policy", "off-policy")}),
+           "The student's KL to its teachers falls while it learns, on its own texts and on the teachers'")
+
+# %% [markdown]
+# (The two curves are measured on different texts: each on those that its method learns from. They cannot be compared with each other.)
+#
+# Now the same questions for all, on the test split, whose problems nobody has trained on: the share of right greedy answers, with its 95 % interval; the KL to the family's teacher on texts that the model itself writes; and the loss on worked replies.
+
+# %% tags=["nbval-ignore-output"]
+def judge(model, name):
+    """Of one family: right answers with interval, KL to the teacher on the model's own texts, loss on worked replies."""
+    problems = tasks.problems(name, "test", 64, 1)
+    accuracy, measured = interval(solve(model, tokenizer, problems, MODE)[0]), {}
+    for method in ("on-policy", "sft"):
+        texts = lessons(model, school, problems[:40], MODE, replace(SETTINGS, method=method), tokenizer, 7)[name]
+        school.read(name, texts)
+        with torch.no_grad():
+            logits = model.logits(model.features(texts.ids[:, :-1])[texts.reply][None])[0]              # N V
+        measured["on-policy"] = measured.get("on-policy", distill.divergence(logits, school.logits(name)).mean().item())
+        measured["sft"] = F.cross_entropy(logits, texts.ids[:, 1:][texts.reply]).item()
+    return accuracy, measured["on-policy"], measured["sft"]
+
+
+rows = {f"teacher of {name}": teachers[name] for name in FAMILIES} | models
+results = {row: {name: judge(model, name) for name in FAMILIES} for row, model in rows.items()}
+print(f"{'':24}" + "".join(f"{name + ': right':>27}{'KL':>7}{'loss':>7}" for name in FAMILIES))
+for row, found in results.items():
+    print(f"{row:24}" + "".join(f"{a:>13.0%} ({low:4.0%} -{high:4.0%}){kl:7.2f}{loss:7.2f}" for (a, low, high), kl, loss in found.values()))
+
+# %%
+style.show(distillation.report({row: {name: one[0] for name, one in found.items()} for row, found in results.items()},
+                               "share of right answers"),
+           "Right answers with 95 percent intervals, for each teacher on both families, and for the four single models")
+
+# %%
+total = {row: sum(one[1] for one in found.values()) for row, found in results.items()}
+assert total["on-policy"] < total["mean weights"] / 2 and total["on-policy"] < min(total[f"teacher of {name}"] for name in FAMILIES)
+print("Summed over both families, the distilled student is nearer to the right teachers than the mean weights are,")
+print("and nearer than either teacher is to the other's domain.")
+
+# %% [markdown]
+# What to read from the table, and what not:
+#
+# - **A teacher is of no use in the other's domain.** Its KL there is large: a specialist answers everything in its own manner.
+# - **Mean weights** may do fairly well in one family and fail in the other. In none of our runs did they match both teachers. Their own texts in the weaker family are far from anything that the teacher would write.
+# - **On-policy and off-policy** both come near to both teachers. Which of them is ahead depends on the run: answers of a few tokens leave no room for errors to compound, and that is what on-policy is for. *At this length we cannot show its advantage*; the toy of section 3 can.
+# - **Mixed SFT** sees worked answers, so it may have the lowest loss on *worked replies*; it is farther from the teachers, since nobody asked it to be near.
+# - **A student can beat its teacher.** A specialist that was fine-tuned in a hurry has lost some of what its base knew; the mean with another one takes part of the damage back. The KL to a teacher is a means, the right answers are the end.
+# - Intervals of 64 problems are wide, over ten points each way at worst. Where two overlap much, do not call a winner. One seed, one duration.
+#
+# The full run, four specialists with reinforcement learning and the student's 40 steps on all four families, is one command, `minids lifecycle`. Its record is not part of this lesson yet.
+#
+# ## 7. Sabotage
+# Five steps from the mean weights, broken in three ways, and judged like the right recipe: KL(student || right teacher) on new texts of the student. Two controls: no step at all, and the right recipe on *other problems*. The
+# distance between the two right ones says how much chance there is.
+#
+# 1. **The KL turned round**: KL(teacher || student), on the student's texts.
+# 2. **The wrong head**: the cached states of the knowledge teacher go through the mathematics teacher's head, and the other way round.
+# 3. **The prompt counts too**: the KL is taken at all positions, not only where the reply is.
+#
+# **Predict before you run:** which of the three stops the learning?
+
+# %%
+def everywhere(parts):
+    """The same texts, with every position before the padding counted."""
+    return {name: replace(texts, reply=texts.ids[:, 1:] != tokenizer.pad_id) for name, texts in parts.items()}
+
+
+def broken(steps=5, first=10_000, change=lambda parts: parts, **fault):
+    """The mean KL to the right teachers after a few steps of a recipe."""
+    model, settings = copy.deepcopy(start).train(), replace(SETTINGS, steps=8)
+    optimiser = make_optimiser(model, settings)
+    for step in range(steps):
+        problems = [settings.problem("train", first + 32 * step + i) for i in range(32)]
+        opd_backward(model, change(write(model, problems, seed=step)), **fault)
+        descend(model, optimiser, settings, step)
+    judged = write(model, [settings.problem("valid", i) for i in range(48)], seed=1)
+    return opd_backward(model, judged)
+
+
+# %% tags=["nbval-ignore-output"]
+other = dict(zip(FAMILIES, FAMILIES[::-1]))
+recipes = {"no step": dict(steps=0), "as it is": {}, "as it is, other problems": dict(first=20_000),
+           "KL turned round": dict(kl=lambda s, t: reverse_kl(t, s)), "wrong head": dict(head_of=other.get),
+           "prompt counts too": dict(change=everywhere)}
+after = {name: broken(**recipe) for name, recipe in recipes.items()}
+for name, kl in after.items():
+    print(f"{name:26} {kl:6.2f} nats from the right teachers")
+
+# %%
+right = max(after["as it is"], after["as it is, other problems"])
+assert right < 0.7 * after["no step"]
+print("The right recipe comes nearer on both sets of problems.")
+
+# %% [markdown]
+# Compare each line with the distance between the two right ones. In our runs:
+#
+# - **The wrong head** does the least harm one would hope for, and this is a warning. The two specialists are children of one base, fine-tuned for seconds: their heads are still nearly the same matrix, so the mistake *hardly shows*. After a long training heads differ, and
+#   the same mistake would teach a wrong vocabulary. A fault that is invisible in a small test is the most dangerous kind: check the wiring, not the curve. The next cell does.
+# - **The prompt counts too**: most positions are then prompt, which no model has to write. The learning goes into imitating a teacher's guesses about *questions*, and the reply gets a small share of it.
+# - **The KL turned round** learns, too, and not clearly worse: where a student can match its teacher, both KLs lead to the same place. The toy of section 1 shows when they differ: a student that cannot.
+
+# %% tags=["nbval-ignore-output"]
+texts = parts["knowledge"]
+with torch.no_grad():
+    hidden = teachers["knowledge"].hidden(teachers["knowledge"].features(texts.ids[:, :-1])[texts.reply][None])[0]      # N d
+    rights = F.linear(hidden, teachers["knowledge"].head.weight)                                                        # N V
+    wrong_head = F.linear(hidden, teachers["mathematics"].head.weight)
+    wrong_teacher = teachers["mathematics"](texts.ids[:, :-1])[texts.reply]
+gap = {"wrong head": distill.divergence(wrong_head, rights).mean().item(),
+       "wrong teacher": distill.divergence(wrong_teacher, rights).mean().item()}
+print("KL from the knowledge teacher:", {name: round(kl, 3) for name, kl in gap.items()})
+
+# %%
+assert gap["wrong head"] < gap["wrong teacher"] / 2
+print("A wrong head alone is a far smaller mistake here than a wrong teacher: what was learned sits below the head.")
+shelf.cleanup()
+
+# %% [markdown]
+# ## In the real V4
+#
+# | | here | V4 | source |
+# | --- | --- | --- | --- |
+# | teachers | 2, by a minute of SFT (4 by SFT and GRPO in `minids lifecycle`) | more than ten, by SFT and GRPO | report 5.1.2 |
+# | loss | reverse KL, whole vocabulary of 2,048 | reverse KL, whole vocabulary ("|V| > 100k") | 5.1.2, 5.2.2 |
+# | texts | the student's | the student's | 5.1.2 |
+# | teachers' weights | in memory | in a distributed store, loaded on demand, sharded | 5.2.2 |
+# | what is cached | last hidden states | last hidden states | 5.2.2 |
+# | order of samples | by family | by teacher, so that each head is loaded once a mini-batch | 5.2.2 |
+# | the exact KL | three lines of PyTorch | a kernel of its own, in TileLang | 5.2.2 |
+# | teachers compute in | float32 | FP4 weights | 5.2.1 |
+#
+# The report says that this step *replaces* the mixed reinforcement learning of V3.2 (5.1), and that it avoids the losses that come with merging weights or mixing rewards (5.1.2). It gives no figures for that, and we can confirm only
+# parts of it: mean weights failed here in one family. **What our scale cannot show**: long answers, in which errors compound; ten teachers that disagree; a head that has moved far.
+#
+# ## Distillation in the world
+#
+# Hinton, Vinyals and Dean named it in 2015 ([arXiv 1503.02531](https://arxiv.org/abs/1503.02531), 9 March 2015): a small network learns from the *probabilities* of a large one, not only from its answers. Today the word is also used for training
+# on another model's *text*.
+#
+# The dispute is about that second kind, across companies. On 12 February 2026 OpenAI told a committee of the US House that accounts of DeepSeek's employees had got round its access limits to collect outputs for distillation
+# ([Reuters, 13 February 2026](https://www.devdiscourse.com/article/technology/3803421-update-1-openai-says-chinas-deepseek-trained-its-ai-by-distilling-us-models-memo-shows)). On 23 February Anthropic wrote that DeepSeek, Moonshot and MiniMax had made over
+# 16 million exchanges through some 24,000 fraudulent accounts, and called this distillation attacks ([Anthropic, 23 February 2026](https://www.anthropic.com/news/detecting-and-preventing-distillation-attacks)). These are claims of competitors; we know of no
+# court that has decided on them. DeepSeek did not answer Reuters; in September 2025 it had said that its V3 base may hold text of other models found on the web, but none put in on purpose
+# ([36Kr, September 2025](https://eu.36kr.com/en/p/3471329256641924)). Critics hold that the term blames a common technique for what is a breach of contract
+# ([N. Lambert, 4 May 2026](https://podparley.com/Episode/Details/the-distillation-panic-18ad52247d869fbe-697e22)), and that copyright fits it badly ([Monash, 2026](https://lens.monash.edu/ai-distillation-and-the-law-why-learning-from-claude-or-gpt-may-not-be-copyright-infringement)).
+#
+# This lesson's distillation is another thing. Teachers and student belong to one laboratory and descend from one base. The loss needs every token's probability from the teacher's own head, at places that the student chose; an interface that sells text
+# does not give that ([Lambert, February 2026](https://www.interconnects.ai/p/how-much-does-distillation-really)). Whether V4's specialists ever saw another model's text is a question about their *data*, which this method does not answer.
+#
+# ## Key points
+# - The mean of two networks is not the mean of what they know. Names (`tid2eid`) have no mean at all.
+# - Reverse KL, the student's probabilities first: do not say what the teacher would not. Forward KL: leave out nothing that it says.
+# - One drawn token gives the right gradient on average, with a variance above its square. The whole vocabulary has no such noise.
+# - The gradient of the *value's* estimate is 0 on average: a loss that looks right and teaches nothing.
+# - Who practises only where the teacher goes has never learned the way back. Loss on the teacher's text does not show it.
+# - Keep hidden states, not logits: 32 times less in Flash, and exactly the same.
+# - Means first within a family, then by weight; on the reply, not on the prompt.
+#
+# ## Questions to discuss
+#
+# <details><summary>1. Your student has a reverse KL of 0.01 to its teacher, and the teacher's best rare answer never comes. How can that be?</summary>
+#
+# Reverse KL is a mean over what the *student* writes. An answer that it never writes costs almost nothing. *"Then 0.01 must be a bug"* is wrong. *"Take the forward KL"* is a fair idea, at the price of a student that also writes what lies between the teacher's answers, if it is too small to match.
+# </details>
+#
+# <details><summary>2. Off-policy distillation computes the teachers' texts once and can use them for many students. Why pay for new texts at each step?</summary>
+#
+# Because the student's mistakes are its own, and change while it learns. *"Because the teacher's texts are worse"* is wrong: they are better, and that is the trouble; they never show a mistake and its repair. For short answers, as here, the cheaper way may well be good enough.
+# </details>
+#
+# <details><summary>3. Would it be simpler to let all teachers vote at each token, and learn from their mean?</summary>
+#
+# Simpler, and bad: outside its domain a specialist is confidently wrong (look at its KL in the other family). The mean of one expert and nine strangers is mostly strangers. V4 picks the teacher by the prompt's domain. *"The weights w_i do that already"* is half right: they say how much a domain counts, not who speaks where.
+# </details>
+#
+# <details><summary>4. Why not go on with reinforcement learning on all domains at once, as V3.2 did?</summary>
+#
+# It works, and needs no teachers. But rewards of different domains have different scales and different noise, and a reward is one number for a whole answer, while a teacher gives a whole distribution at each token. *"Distillation makes reinforcement learning needless"* is wrong: the teachers came from it.
+# </details>
+#
+# <details><summary>5. Teacher and student have different tokenizers. What breaks?</summary>
+#
+# Everything here: the sum over the vocabulary pairs token v with token v. One could only learn from *text* then. `minids distill` refuses such teachers.
+# </details>
+#
+# ## Links
+# - Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, [arXiv 1503.02531](https://arxiv.org/abs/1503.02531)
+# - Agarwal et al., On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes, [arXiv 2306.13649](https://arxiv.org/abs/2306.13649)
+# - Gu et al., MiniLLM: Knowledge Distillation of Large Language Models (reverse KL), [arXiv 2306.08543](https://arxiv.org/abs/2306.08543)
+# - Ross, Gordon, Bagnell, A Reduction of Imitation Learning and Structured Prediction to No-Regret Online Learning, [arXiv 1011.0686](https://arxiv.org/abs/1011.0686): why errors compound
+# - In this repository: `minids/distill.py` (the five methods and the noise), `minids/teachers.py` (the cache), `minids/lifecycle.py` (the whole life in one command)
