@@ -149,15 +149,16 @@ def shares(table: dict):
 
 def replay(without, replayed, changed: float):
     """Log-ratios of the tokens of a batch after one update: experts free, and experts replayed."""
-    figure, ax = plt.subplots(figsize=(7.0, 4.0))
+    figure, (ax, how_far) = plt.subplots(1, 2, figsize=(9.4, 3.8))
     limit = 1.1 * max(np.abs(without).max(), np.abs(replayed).max(), 0.05)
     ax.plot([-limit, limit], [-limit, limit], color=BLACK, linewidth=0.8)
     ax.plot(replayed, without, ".", color=BLUE, markersize=5, alpha=0.6)
-    ax.axhline(0, color=GREY, linewidth=0.6)
-    ax.axvline(0, color=GREY, linewidth=0.6)
-    ax.set(xlim=(-limit, limit), ylim=(-limit, limit), xlabel="log ratio, experts replayed", ylabel="log ratio, experts free",
-           title=f"After one update {100 * changed:.1f} % of the tokens have an expert changed")
-    ax.title.set_fontsize(11)
+    ax.set(xlim=(-limit, limit), ylim=(-limit, limit), xlabel="log ratio, experts replayed", ylabel="log ratio, experts free")
+    apart = np.maximum(np.abs(without - replayed), 1e-7)
+    how_far.hist(apart, bins=np.geomspace(1e-7, max(apart.max(), 1e-6) * 1.1, 30), color=BLUE)
+    how_far.set(xscale="log", xlabel="|free - replayed|", ylabel="tokens",
+                title=f"{100 * changed:.1f} % of the tokens have an expert changed")
+    how_far.title.set_fontsize(11)
     return figure
 
 
@@ -231,5 +232,5 @@ def modes(names):
         ax.set(title=model, xlabel="score (%)", xlim=(0, 101))
     axes[0].set_yticks(range(len(rows)), [row["benchmark"].split(" (")[0] for row in rows])
     axes[0].invert_yaxis()
-    axes[0].legend(fontsize=9, loc="upper left")
+    axes[0].legend(fontsize=9, loc="center left")
     return figure
