@@ -1,4 +1,6 @@
-"""Shared by all tests: minids before torch (see minids/threads.py), and a folder of their own for progress."""
+"""Shared by all tests: minids before torch (see minids/process.py), a folder of their own for progress, no figure left open."""
+
+import sys
 
 import pytest
 
@@ -12,3 +14,11 @@ def own_home(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("MINIDS_HOME", str(home))
     monkeypatch.delenv("MINIDS_STRICT", raising=False)
     return home
+
+
+@pytest.fixture(autouse=True)
+def no_figures():
+    """What a test drew is closed behind it."""
+    yield
+    if pyplot := sys.modules.get("matplotlib.pyplot"):
+        pyplot.close("all")
