@@ -12,6 +12,7 @@ Which tensor of a checkpoint has which format is `minids.cost`'s business, files
 """
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -53,8 +54,7 @@ def fp8_decode(codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype = to
     _check_scale(codes, scale, _blocks(codes.shape, rows, columns), torch.float8_e4m3fn)
     out = torch.empty(codes.shape, dtype=dtype, device=codes.device)
     for part, blocks in _stripes(codes.shape, rows):
-        x = codes[part].float()
-        out[part] = x.mul_(_spread(scale[blocks].float(), x.shape, rows, columns))
+        _times(codes[part].to(_exact(scale, dtype)), scale[blocks], rows, columns, out[part])
     return out
 
 
@@ -82,13 +82,20 @@ def fp4_decode(packed: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype = t
     rows, columns, _, _ = KINDS["fp4"]
     shape = (packed.shape[0], 2 * packed.shape[-1])
     _check_scale(packed, scale, _blocks(shape, rows, columns), torch.int8)
-    values = torch.tensor(FP4_VALUES, device=packed.device)
-    pairs = torch.stack([values.repeat(16), values.repeat_interleave(16)], dim=1)  # both numbers of every byte: 256 2
+    pairs = _pairs(_exact(scale, dtype), packed.device)
     out = torch.empty(shape, dtype=dtype, device=packed.device)
     for part, blocks in _stripes(shape, rows):
         x = F.embedding(packed[part].view(torch.uint8).int(), pairs).flatten(1)  # o i/2 -> o i/2 2 -> o i
-        out[part] = x.mul_(_spread(scale[blocks].float(), x.shape, rows, columns))
+        _times(x, scale[blocks], rows, columns, out[part])
     return out
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def _pairs(dtype: torch.dtype, device) -> torch.Tensor:
+    """Both FP4 numbers of every byte, 256 x 2. Made once: decoding experts as they are used asks for it all the time."""
+    values = torch.tensor(FP4_VALUES, dtype=dtype, device=device)
+    return torch.stack([values.repeat(16), values.repeat_interleave(16)], dim=1)
 
 
 def fake_quant(x: torch.Tensor, kind: str) -> torch.Tensor:
@@ -148,6 +155,25 @@ def _fp4_codes(x: torch.Tensor) -> torch.Tensor:
     for middle in (0.75, 1.75, 3.5):          # between codes 1|2, 3|4, 5|6: the tie goes up
         codes += a >= middle
     return codes
+
+
+def _exact(scale: torch.Tensor, dtype: torch.dtype) -> torch.dtype:
+    """The type to multiply codes and scales in, so that numbers of type `dtype` are rounded once: bfloat16, half the memory to
+    walk through, where it holds both exactly, as it does powers of two; else float32."""
+    return dtype if dtype == torch.bfloat16 and scale.dtype == torch.float8_e8m0fnu else torch.float32
+
+
+def _times(x: torch.Tensor, scale: torch.Tensor, rows: int, columns: int, out: torch.Tensor) -> None:
+    """Put into `out` the numbers `x`, o i, times the scales of their blocks. `x` may be overwritten."""
+    (o, i), scale = x.shape, scale.float().to(x.dtype)
+    product = out if out.dtype == x.dtype else x
+    if o % rows or i % columns:
+        torch.mul(x, _spread(scale, x.shape, rows, columns), out=product)
+    else:                                                # whole blocks: each scale is read where it is, not spread first
+        blocks = (o // rows, rows, i // columns, columns)
+        torch.mul(x.view(blocks), scale[:, None, :, None], out=product.view(blocks))
+    if product is x:
+        out.copy_(x)
 
 
 def _blocks(shape, rows: int, columns: int) -> tuple[int, int]:

@@ -178,3 +178,16 @@ def test_wrong_input_is_refused():
     ):
         with pytest.raises(MinidsError, match=words):
             action()
+
+
+@pytest.mark.parametrize("encode, decode", [(fp8_encode, fp8_decode), (fp4_encode, fp4_decode)])
+def test_half_precision_is_rounded_once(encode, decode):
+    """Whatever type the product is computed in: the numbers of float32, rounded; every scale, whole blocks and others."""
+    codes, scale = encode(torch.randn(256, 256, generator=torch.Generator().manual_seed(0)))
+    every = torch.arange(scale.numel()).remainder(255).to(torch.uint8).view(E8M0).view(scale.shape)
+    for s in (scale, every, every.float() * 1.1):
+        for part in (codes, codes[:200]):
+            blocks = s[: -(-len(part) // (256 // len(s)))]
+            exact = decode(part, blocks)
+            for dtype in (torch.bfloat16, torch.float16):
+                assert torch.equal(decode(part, blocks, dtype), exact.to(dtype))
