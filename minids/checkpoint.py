@@ -76,11 +76,16 @@ class Checkpoint:
 
     def info(self, name: str) -> tuple[str, tuple[int, ...]]:
         """What is stored under this name: (dtype as safetensors says, shape). Reads the file's header only."""
+        _, entry = self.entry(name)
+        return entry.dtype, entry.shape
+
+    def entry(self, name: str) -> tuple[Path, header.Entry]:
+        """Where a tensor is: the file, and what the file's header says of it. Reads the header only."""
         file, stored = self._find(name)
         held = self._file(file)[0]
         if stored not in held:
             raise MinidsError(f"{self.path}: {INDEX} and {file} disagree: {stored} is only in the index. Fetch both again.")
-        return held[stored].dtype, held[stored].shape
+        return self.path / file, held[stored]
 
     def raw(self, name: str) -> torch.Tensor:
         """The tensor as it is stored: FP8 codes, packed FP4 bytes, scales."""

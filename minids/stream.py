@@ -9,15 +9,19 @@ the price of reading the whole model for each token. Reading from the Hub is `mi
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import torch
 from torch import nn
 
-from minids.checkpoint import CODES, Checkpoint, check_table, empty, numbers, scale_name
+from minids.checkpoint import Checkpoint, check_table, empty, numbers, scale_name
 from minids.cost import nbytes
 from minids.files import MinidsError
+from minids.hub import DTYPES
 from minids.model import Model
 from minids.model.transformer import Block
+
+PIECE = 2**25    # bytes that are read at a time
 
 
 class Stored(nn.Module):
@@ -39,8 +43,14 @@ class Layers:
     """
 
     def __init__(self, checkpoint: Checkpoint, device, dtype: torch.dtype):
-        self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
+        self.checkpoint, self.device, self.dtype = checkpoint, torch.device(device), dtype
         self.look = lambda i, block: None
+        self.names = {i: [] for i in range(len(self))}      # of each layer's tensors
+        for name in checkpoint.names():
+            if name.startswith("layers."):
+                self.names[int(name.split(".")[1])].append(name)
+        # on a GPU: a queue of its own, so that copies do not wait for what is being computed
+        self.queue = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     def __len__(self) -> int:
         return self.checkpoint.config.n_layers
@@ -54,6 +64,8 @@ class Layers:
                     coming = reader.submit(self.fill, self.shell(i + 1), i + 1)
                 self.look(i, block)
                 yield block
+                if self.queue:
+                    torch.cuda.synchronize(self.device)     # its memory is still being read: the GPU lags behind
                 block._modules.clear()      # whoever loops still holds the block itself
                 block._parameters.clear()
 
@@ -66,15 +78,57 @@ class Layers:
     @torch.no_grad()
     def fill(self, block: Block, i: int) -> Block:
         """Read the numbers of layer `i`."""
-        read, at = self.checkpoint, f"layers.{i}."
-        return fill(block, at, lambda name, dtype: read.read(name, dtype, self.device), self.stored, read.path)
+        with torch.cuda.stream(self.queue) if self.queue else nullcontext():
+            raw = together(self.checkpoint, self.names[i], self.device)
+            kinds = {name: self.checkpoint.info(name)[0] for name in raw}
+            where = self.checkpoint.path
 
-    def stored(self, name: str) -> Stored:
-        """A matrix in memory of its own, not decoded."""
-        kind, _ = self.checkpoint.info(name)
-        codes, *scale = (self.checkpoint.raw(n).to(self.device, copy=True)
-                         for n in ((name, scale_name(name)) if kind in CODES else (name,)))
-        return Stored(kind, codes, *(scale or [None]), self.dtype, name)
+            def read(name, dtype):
+                return numbers(kinds[name], raw[name], raw.get(scale_name(name)), dtype, self.device, f"{where}: {name}")
+
+            def stored(name):
+                return Stored(kinds[name], raw[name], raw.get(scale_name(name)), self.dtype, f"{where}: {name}")
+
+            fill(block, f"layers.{i}.", read, stored, where)
+            if self.queue:
+                self.queue.synchronize()
+        return block
+
+
+def together(checkpoint: Checkpoint, names, device) -> dict[str, torch.Tensor]:
+    """{name: tensor as it is stored}, read in the order of the files' bytes. Neighbours in a file share memory."""
+    runs = []       # [file, [(name, entry), ...]], without gaps
+    for (path, entry), name in sorted(((checkpoint.entry(name), name) for name in names), key=lambda e: (e[0][0], e[0][1][2:])):
+        if not runs or runs[-1][0] != path or runs[-1][1][-1][1].end != entry.start:
+            runs.append((path, []))
+        runs[-1][1].append((name, entry))
+    found = {}
+    for path, run in runs:
+        first, size = run[0][1].start, run[-1][1].end - run[0][1].start
+        data = read_bytes(path, first, size, device)
+        for name, entry in run:
+            dtype, at = DTYPES[entry.dtype], entry.start - first
+            t = data[at:at + entry.end - entry.start]
+            found[name] = (t.clone() if at % dtype.itemsize else t).view(dtype).view(entry.shape)
+    return found
+
+
+def read_bytes(path, first: int, size: int, device) -> torch.Tensor:
+    """Bytes of a file, uint8, read piece by piece; for a GPU, each by way of memory that it can copy from directly."""
+    data = torch.empty(size, dtype=torch.uint8, device=device)
+    staging = torch.empty(min(PIECE, size), dtype=torch.uint8, pin_memory=True) if data.is_cuda else None
+    try:
+        with open(path, "rb", buffering=0) as file:
+            file.seek(first)
+            for part in data.split(PIECE):
+                piece = part if staging is None else staging[:len(part)]
+                if file.readinto(piece.numpy()) != len(part):
+                    raise MinidsError(f"{path} ends before byte {first + size}: it changed since it was opened")
+                if staging is not None:
+                    part.copy_(piece)
+    except OSError as error:
+        raise MinidsError(f"{path} cannot be read: {error.strerror or error}") from None
+    return data
 
 
 def fill(block: Block, at: str, read, stored, where) -> Block:
