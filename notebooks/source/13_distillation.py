@@ -25,7 +25,7 @@ from time import process_time
 import minids
 import torch
 import torch.nn.functional as F
-from minids import Config, cost, distill, paths
+from minids import Config, distill, paths
 from minids.data import tasks
 from minids.distill import DistillConfig, learn, lessons
 from minids.evaluate import interval
@@ -234,7 +234,7 @@ print(f"mean value {means[0].item():.3f}, mean gradient", [round(abs(v), 3) for 
 # Zero. The gradient of $\ln p_x$ is $e_x - p$, and its mean over $x \sim p$ is $p - p$. The value depends on p in two ways, through the logarithm and through *which* tokens are drawn, and the second is what matters
 # here. Code with this fault runs, shows a sensible loss, and learns nothing.
 #
-# Now a descent: 50 tokens, a random teacher, the student starts even. In red: each step draws 4 tokens, and takes the mean of their gradients; eight runs. In blue: the whole vocabulary, once.
+# Now a descent: 50 tokens, a random teacher, the student starts even. In red: each step draws 2 tokens, and takes the mean of their gradients; eight runs. In blue: the whole vocabulary, once.
 
 # %%
 def descent(draws, seed=0, steps=150, V=50, lr=1.0):
@@ -254,18 +254,19 @@ def descent(draws, seed=0, steps=150, V=50, lr=1.0):
     return kls
 
 
-runs = {"4 drawn tokens a step, 8 runs": [descent(4, seed) for seed in range(8)], "whole vocabulary": [descent(0)]}
+runs = {"2 drawn tokens a step, 8 runs": [descent(2, seed) for seed in range(8)], "whole vocabulary": [descent(0)]}
 style.show(distillation.descents(runs),
            "The whole vocabulary gives one smooth curve; estimates from drawn tokens scatter around it and some end far above")
 
 # %%
-ends = torch.tensor([run[-1] for run in runs["4 drawn tokens a step, 8 runs"]])
+ends = torch.tensor([run[-1] for run in runs["2 drawn tokens a step, 8 runs"]])
 whole = runs["whole vocabulary"][0][-1]
-assert ends.mean() > 1.5 * whole and ends.std() > 0.02
+assert ends.mean() > 3 * whole and ends.max() > 3 * ends.min()
 print("Drawn tokens end higher on average than the whole vocabulary, and differ from run to run.")
 
 # %% [markdown]
-# More draws, or smaller steps, would smooth the red curves, at a price in time. The report names the same two troubles, high variance and training that is "often" unstable, as its reason for the whole vocabulary (section 5.1.2).
+# Some runs get stuck far up: an unlucky step makes a token so unlikely that it is not drawn again, and what is not drawn is not mended. Four draws a step, or
+# smaller steps, tame most of it at a price (try `descent(4)`); in a network of many layers one cannot know beforehand how many are enough. The report names the same two troubles, high variance and training that is "often" unstable, as its reason for the whole vocabulary (section 5.1.2).
 # The blue curve is not free: V logits of the teacher at each position instead of one. Section 4 is about that bill.
 #
 # ## 3. On whose texts?
@@ -600,7 +601,7 @@ def judge(model, name):
 
 rows = {f"teacher of {name}": teachers[name] for name in FAMILIES} | models
 results = {row: {name: judge(model, name) for name in FAMILIES} for row, model in rows.items()}
-print(f"{'':24}" + "".join(f"{name + ': right':>27}{'KL':>7}{'loss':>7}" for name in FAMILIES))
+print(f"{'':24}" + "".join(f"{name + ': right':>26}{'KL':>7}{'loss':>7}" for name in FAMILIES))
 for row, found in results.items():
     print(f"{row:24}" + "".join(f"{a:>13.0%} ({low:4.0%} -{high:4.0%}){kl:7.2f}{loss:7.2f}" for (a, low, high), kl, loss in found.values()))
 
