@@ -51,7 +51,7 @@ versions()
 # %%
 REPO = None     # where there is a network: "deepseek-ai/DeepSeek-V4-Flash"
 
-SAMPLE, NANO = paths.data("v4_sample"), paths.data("checkpoints", "nano")
+SAMPLE, NANO, MINI = paths.data("v4_sample"), paths.data("checkpoints", "nano"), paths.data("checkpoints", "mini")
 far = RemoteCheckpoint(REPO or SAMPLE)
 NAME = REPO.split("/")[1] if REPO else "sample"
 if REPO:
@@ -612,7 +612,7 @@ print(f"{len(shapes)} tensors, {numbers:,} numbers, names and shapes as in the r
 # %% [markdown]
 # ## 5. Large beside small: single tensors
 #
-# Each figure reads a few tensors and needs no forward pass. Left: the sample (or the model of `REPO`); right: the shipped nano, trained on stories, and `mini`, its larger sister, where that checkpoint is there. **The sample is random: it shows what a figure
+# Each figure reads a few tensors and needs no forward pass. Left: the sample (or the model of `REPO`); then the two shipped models that were trained on stories, nano (2 million parameters) and mini (11 million). **The sample is random: it shows what a figure
 # looks like when there is nothing to see.** That is a control worth having: what nano has and the sample does not comes from training, or from how nano began.
 #
 # ### Sinks
@@ -621,9 +621,7 @@ print(f"{len(shapes)} tensors, {numbers:,} numbers, names and shapes as in the r
 # All sinks of nano began at 0. Where are they now?
 
 # %%
-models = {NAME: far, "nano": RemoteCheckpoint(NANO)}
-if (paths.DATA / "checkpoints" / "mini").is_dir():
-    models["mini"] = RemoteCheckpoint(paths.data("checkpoints", "mini"))
+models = {NAME: far, "nano": RemoteCheckpoint(NANO), "mini": RemoteCheckpoint(MINI)}
 style.show(real.sinks(models), "The sink of each head, layer by layer: near 0 in the sample, far from 0, most of them above, after training")
 
 # %%
@@ -641,7 +639,7 @@ print("more than half of nano's heads would drop over 7 % of such a window, the 
 
 # %%
 texts = {name: torch.tensor(Tokenizer.load(folder / "tokenizer.json").encode(story)) for name, folder in
-         (("sample", SAMPLE), ("nano", NANO), ("mini", NANO))}
+         (("sample", SAMPLE), ("nano", NANO), ("mini", MINI))}
 style.show(real.tables(models, texts), "Loads that the hash tables give to experts: nearly even if all ids were equally frequent, uneven with "
            "the frequencies of a text")
 
@@ -738,9 +736,7 @@ print("streamed, layer by layer: equal to minids.load, bit for bit")
 
 # %%
 walks = {"sample": real.walk(SAMPLE, Tokenizer.load(SAMPLE / "tokenizer.json").encode(story, bos=True)[:512]),
-         "nano": real.walk(NANO, ids)}
-if "mini" in models:
-    walks["mini"] = real.walk(models["mini"], ids)
+         "nano": real.walk(NANO, ids), "mini": real.walk(MINI, ids)}
 style.show(real.loads(walks), "Loads of experts on a story, by layer, and how even they are. Sample: even in layers 0 and 1, where a table decides, "
            "uneven where scores do. Nano: every expert works, some twice as much as others")
 
@@ -754,9 +750,9 @@ style.show(real.loads(walks), "Loads of experts on a story, by layer, and how ev
 
 # %%
 chances = {name: math.log(RemoteCheckpoint(folder).config.vocab_size) for name, folder in
-           (("sample", SAMPLE), ("nano", NANO), ("mini", NANO))}
-style.show(real.lens(walks, chances), "Loss of the logit lens by layers passed: nano's is far below guessing from the first layer on, and falls; the "
-           "sample's stays above guessing")
+           (("sample", SAMPLE), ("nano", NANO), ("mini", MINI))}
+style.show(real.lens(walks, chances), "Loss of the logit lens by layers passed: nano's and mini's are far below guessing from the first layer on, and fall; "
+           "the sample's stays above guessing")
 lens, random = walks["nano"]["loss"], walks["sample"]["loss"]
 assert torch.allclose(lens[-1], torch.tensor(nats(minids.load(NANO), ids)), atol=1e-4)
 assert lens[-1] < lens[0] - 0.5 and lens[0] < chances["nano"] - 3 and random.min() > chances["sample"]
@@ -808,7 +804,9 @@ print(f"memory: two layers, embedding and head, {memory / 1e9:.1f} GB, and the a
 
 # %% [markdown]
 # The gap between 154 GB and what one token needs is the mixture of experts: a clever streamer would read the router first and fetch six experts. Ours reads whole layers, which is best for many tokens: a batch of a few hundred uses all experts anyway.
-# With Flash's files in a folder, `streamed("DeepSeek-V4-Flash", device="cuda", dtype=torch.bfloat16)` does what `streamed(SAMPLE)` did above; the figures of this section take such a folder as they take the sample, and so does the command
+#
+# With a GPU one layer of Flash (3.6 GB) can be fetched and run at full size, beside `transformers`' layer: `minids real layer deepseek-ai/DeepSeek-V4-Flash`.
+# With all of Flash's files in a folder, `streamed("DeepSeek-V4-Flash", device="cuda", dtype=torch.bfloat16)` does what `streamed(SAMPLE)` did above; the figures of this section take such a folder as they take the sample, and so does the command
 # `minids real run --model DIR --prompt "..."`, which states its price first.
 #
 # ## In the real V4
