@@ -3,9 +3,10 @@
     model = streamed("DeepSeek-V4-Flash", device="cuda", dtype=torch.bfloat16)
     logits = model(ids)                 # reads every layer once; the next one is read while this one computes
 
-At most two layers are in memory. Routed experts stay as they are stored, in FP4 or FP8, and are decoded one by one as they
-are used: a layer of V4-Flash takes 3.6 GB. The results are those of `minids.load`, bit for bit. Generation works too, at
-the price of reading the whole model for each token. Reading from the Hub is `minids.hub`'s business.
+At most two layers are in memory; a file is read from its first byte to its last. Routed experts stay as they are stored, in
+FP4 or FP8, and are decoded one by one as they are used: a layer of V4-Flash takes 3.6 GB. The results are those of
+`minids.load`, bit for bit. Generation works too, at the price of reading the whole model for each token. The path to a GPU
+has been written without one. Reading from the Hub is `minids.hub`'s business.
 """
 
 from concurrent.futures import ThreadPoolExecutor

@@ -2,6 +2,7 @@
 
 import threading
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from minids.checkpoint import Checkpoint
 from minids.cli import main
 from minids.config import Config
 from minids.files import MinidsError
+from minids.header import Entry
 from minids.model import Model
 from minids.paths import DATA
-from minids.stream import Layers, Stored, bytes_of_a_pass, report, streamed
+from minids.stream import Layers, Stored, bytes_of_a_pass, report, streamed, together
 
 SAMPLE = DATA / "v4_sample"
 IDS = torch.randint(0, 512, (2, 150), generator=torch.Generator().manual_seed(0))
@@ -112,6 +114,16 @@ def test_an_error_while_reading_reaches_the_caller(tmp_path):
     (tmp_path / "model-00004-of-00007.safetensors").unlink()
     with pytest.raises(MinidsError, match="model-00004-of-00007.safetensors is missing"):
         streamed(tmp_path)
+
+
+def test_tensors_that_lie_askew(tmp_path):
+    """Four numbers of two bytes begin at an odd byte, behind a neighbour of three; another one lies apart."""
+    file, numbers = tmp_path / "file", torch.tensor([1.5, -2.0, 0.0, 7.0], dtype=torch.bfloat16)
+    file.write_bytes(b"\1\2\3" + bytes(numbers.view(torch.uint8).tolist()) + b"..." + b"\4")
+    entries = {"last": Entry("I8", (1,), 14, 15), "askew": Entry("BF16", (2, 2), 3, 11), "first": Entry("I8", (3,), 0, 3)}
+    found = together(SimpleNamespace(entry=lambda name: (file, entries[name])), entries, "cpu")
+    assert torch.equal(found["askew"], numbers.view(2, 2))
+    assert (found["first"].tolist(), found["last"].tolist()) == ([1, 2, 3], [4])
 
 
 def test_a_table_that_leads_nowhere(tmp_path):
