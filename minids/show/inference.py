@@ -77,7 +77,7 @@ def tempered(contexts: dict, temperatures=(0.5, 1.0, 2.0), top_p: float = 0.9):
             ax.plot(left, p[left - 1], "o", color=colour, markersize=8)
         ax.set(xscale="log", yscale="log", ylim=(1e-8, 2), xlabel="rank of the token")
         ax.set_title(f'"{name} ..."', fontsize=10)
-        ax.legend(fontsize=9, loc="lower left")
+        ax.legend(fontsize=9, loc="upper right")
     axes[0].set_ylabel("probability")
     return figure
 
