@@ -256,7 +256,8 @@ for mode, (middle, low, high) in after_sft.items():
     print(f"{mode:11} {middle:.0%} right ({low:.0%} to {high:.0%})")
 for thinks in (True, False):
     some = [ok for ok, _, thought in sample_sft if thought == thinks]
-    print(f"think-high, replies {'with' if thinks else 'without'} thoughts: {len(some) / len(sample_sft):.0%} of all, {share(some):.0%} right")
+    kind = "with" if thinks else "without"
+    print(f"think-high, replies {kind} thoughts: {len(some) / len(sample_sft):.0%} of all, {share(some):.0%} right")
 
 # %%
 thinks_sft = share(thought for *_, thought in sample_sft)
@@ -320,7 +321,8 @@ rewards = torch.tensor([1.0, 0.0, 0.0, 0.0])
 A = rewards - rewards.mean()                                                                           # B
 
 loss, told = grpo.objective(now, old, ref, A, mask, clip=0.2, beta=0.1, bound=0.5)
-print(f"objective {-loss:.4f}, KL {told['kl']:.3f}, clipped {told['clipped']:.3f} of the tokens, left out {told['masked']:.2f} of the rollouts")
+print(f"objective {-loss:.4f}, KL {told['kl']:.3f}")
+print(f"clipped {told['clipped']:.3f} of the tokens, left out {told['masked']:.2f} of the rollouts")
 
 # %% [markdown]
 # It does. (Clipped: 4 of 9 tokens have a slope of 0 by the clip, two of them in rollout 4, which is left out anyway.) The same as a picture:
@@ -380,7 +382,7 @@ figure, ax = specialists.baselines(noise)
 ax.set_xticks(range(6), [f"{p:.0%}" for p in solved.tolist()])
 ax.set_xlabel("how often the policy solves the prompt")
 style.show(figure, "Noise of the gradient estimate for six prompts: without a baseline it grows with the share of right answers; "
-           "the group's mean is as good as a perfect value network, the mean of the batch lies between")
+           "the group's mean is as good as a perfect value network; the batch's mean is as noisy everywhere")
 
 # %% [markdown]
 # ($\nabla \ln \pi$ by the logit of a yes-or-no choice is 1 - p or -p: hence the `- solved` and the `- 0.5`.) The group's mean is about as good as a *perfect* value network, and costs nothing but the answers that one samples anyway. What it keeps is 7/8 of the gradient, since each answer is a part of its own baseline: a smaller step in
@@ -490,7 +492,8 @@ kl_exact = (POLICY * (POLICY / REFERENCE).log()).sum().item()
 on, off = ({name: moments(f, sampler) for name, f in ESTIMATES.items()} for sampler in (POLICY, OLDER))
 print(f"exact {kl_exact:.3f}")
 for name in ESTIMATES:
-    print(f"{name:9} from the policy {on[name][0]:6.3f} +- {on[name][1]:.3f}     from the older one {off[name][0]:6.3f} +- {off[name][1]:.3f}")
+    here, there = ((round(mean, 3) + 0.0, deviation) for mean, deviation in (on[name], off[name]))
+    print(f"{name:9} from the policy {here[0]:6.3f} +- {here[1]:.3f}     from the older one {there[0]:6.3f} +- {there[1]:.3f}")
 
 # %% jupyter={"source_hidden": true}
 style.show(specialists.estimators(kl_exact, on, off), "Means (blue where exact, red crosses where not) and deviations of five "
@@ -667,7 +670,7 @@ style.show(specialists.replay(free.numpy(), replayed.numpy(), changed), "Left: l
 
 # %%
 assert 0 < changed < 0.6 and (free - replayed).abs().max() > 1e-3
-print("One update changes experts of some tokens. On the diagonal nothing happened; what is off it is not learning, but a jump of the path.")
+print("One update changes experts of some tokens. What is off the diagonal is not learning, but a jump of the path.")
 
 # %% [markdown]
 # At our size the jumps are mild: eight experts, two of them used, and the shared one beside. At 384 experts and 61 layers some race is close for nearly every token, and V4 samples rollouts with FP4 weights (5.2.1). What *instability* that causes without replay is not
@@ -749,7 +752,7 @@ accuracy = {name: found["think-high"][0] for name, (found, _) in after.items()}
 habit = {name: share(thought for *_, thought in sample) for name, (_, sample) in after.items()}
 assert habit["GRPO, cheap"] > habit["after SFT"] + 0.2 and habit["GRPO, dear"] < habit["after SFT"] - 0.2
 assert accuracy["GRPO, cheap"] > accuracy["after SFT"] + 0.04 and accuracy["GRPO, cheap"] > accuracy["GRPO, dear"]
-print("Cheap tokens: it thinks more and is right more often. Dear tokens: it hardly thinks, and is right less often than the other.")
+print("Cheap tokens: it thinks more, and is right more often. Dear tokens: it hardly thinks, and is right less often.")
 
 # %% [markdown]
 # **What has GRPO taught?** Look at the size of what happened. The SFT model already knew both ways. The reward moved the *choice* between them, in a few dozen steps, with one bit for each reply. To teach it new *sums* the same bits would have to do what
@@ -921,7 +924,8 @@ style.show(specialists.seeds(lines, "share of right replies", "A judge that is w
            "Share of right replies over batches: 16 updates with the clip climb highest; without the clip the curves stay below")
 
 # %%
-assert min(ends["16 updates, clip"]) > max(ends["16 updates, no clip"]) + 0.05 and far["16 updates, no clip"] > 5 > far["16 updates, clip"]
+assert min(ends["16 updates, clip"]) > max(ends["16 updates, no clip"]) + 0.05
+assert far["16 updates, no clip"] > 5 > far["16 updates, clip"]
 print("Without the clip one batch moves single tokens many times as far, and the end is worse, in each of three seeds.")
 
 # %% [markdown]
