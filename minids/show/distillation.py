@@ -100,7 +100,7 @@ def descents(runs: dict):
     for (name, losses), colour in zip(runs.items(), (style.VERMILION, style.BLUE)):
         for i, row in enumerate(torch.as_tensor(losses).tolist()):
             ax.plot(range(len(row)), row, color=colour, linewidth=0.8, alpha=0.6, label=None if i else name)
-    ax.set(xlabel="step", ylabel="true KL (nats)", ylim=(0, None), title="The same step size, the same number of tokens")
+    ax.set(xlabel="step", ylabel="true KL (nats)", ylim=(0, None), title="The same step size for all")
     ax.legend(fontsize=10)
     return figure
 
