@@ -493,7 +493,7 @@ def write(model, problems, seed):
         parts[name] = Texts.of([prompts[i] for i in some], [replies[i] for i in some], [problems[i] for i in some])
     return parts
 
-
+# %%
 def opd_backward(model, parts, kl=reverse_kl, head_of=lambda name: name):
     """Gradients of the distillation loss. Returns the loss, a float."""
     cache, kls, family = {}, [], []
