@@ -82,19 +82,26 @@ def grpo(base, settings: GRPOConfig, out, resume: bool = True, on_step=None) -> 
 
 
 def learn(model, reference, optimiser, r: Rollouts, scores, settings: GRPOConfig, step: int) -> dict:
-    """The updates on one batch of answers; scores: B, their advantages. Returns what the log says, means over the updates."""
+    """The updates on one batch of answers; scores: B, their advantages. Returns what the log says, means over the updates.
+
+    Without a KL, an answer as good as its group's mean has no gradient: it counts in the mean, but is not read again.
+    """
     scores, totals = scores.to(r.ids.device), defaultdict(float)
     for i in range(settings.updates):
         rows = torch.arange(i, len(r.ids), settings.updates, device=r.ids.device)
+        share = 1.0
+        if not settings.beta:
+            telling = rows[scores[rows] != 0]
+            share, rows = len(telling) / len(rows), telling if len(telling) else rows[:1]
         some = r.rows(rows)
         with torch.no_grad():
             base = policy(reference, some, settings, replay=False)[0] if settings.beta else some.logprobs
         logprobs, entropy = policy(model, some, settings, settings.replay_routing)
         loss, stats = objective(logprobs, some.logprobs, base, scores[rows], some.mask, settings.clip_ratio, settings.beta,
                                 settings.bound, settings.unbiased)
-        loss.backward()
+        (share * loss).backward()
         entropy = (entropy * some.mask).sum() / some.mask.sum()
-        stats |= {"loss": loss.item(), "entropy": entropy.item()} | descend(model, optimiser, settings, step)
+        stats |= {"loss": share * loss.item(), "entropy": entropy.item()} | descend(model, optimiser, settings, step)
         for name, value in stats.items():
             totals[name] += value / settings.updates
     return dict(totals)

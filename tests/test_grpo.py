@@ -221,6 +221,39 @@ def test_without_advantages_only_the_kl_pulls():
     assert sum(kls[-3:]) < 0.5 * sum(kls[:3])
 
 
+def test_answers_as_good_as_their_group_need_not_be_read_again(monkeypatch):
+    """Without a KL the gradients of a step are those of all answers, though only those with an advantage are read."""
+    settings = GRPOConfig(steps=4, problems=4, group=4, updates=2, beta=0.0)
+    scores = advantages(torch.tensor([1.0, 1, 1, 1, 0, 1, 0, 0, 0, 0, 0, 0, 1, 1, 1, 0]), settings)
+    model, read, gradients = new_model(SMALL), [], []
+
+    def keep(model, *rest):
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        model.zero_grad()
+        return {}
+
+    monkeypatch.setattr(grpo, "descend", keep)
+    monkeypatch.setattr(grpo, "policy", lambda model, r, *rest: read.append(len(r.ids)) or policy(model, r, *rest))
+    r = rollouts(model, [[0, 5, i] for i in range(4) for _ in range(4)], 4,
+                 generator=torch.Generator().manual_seed(0), record=True)
+    losses = [learn(model, None, None, r, scores + noise, settings, 0)["loss"] for noise in (0.0, 1e-30)]
+    assert read == [4, 4, 8, 8]             # an advantage of next to nothing is read
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6) and len(gradients) == 4
+    for some, every in zip(gradients[:2], gradients[2:]):
+        assert some.keys() == every.keys()
+        for name, g in some.items():
+            torch.testing.assert_close(g, every[name], atol=1e-6, rtol=1e-4)
+
+
+def test_with_nothing_to_learn_a_step_changes_nothing_but_the_decay():
+    settings = GRPOConfig(steps=4, problems=1, group=8, updates=2, beta=0.0, lr=1e-3, warmup=1, weight_decay=0.0)
+    model = new_model(SMALL)
+    before = digest(model)
+    r = rollouts(model, [[0, 5, 6]] * 8, 4, generator=torch.Generator().manual_seed(0), record=True)
+    record = learn(model, None, make_optimiser(model, settings), r, torch.zeros(8), settings, 0)
+    assert record["loss"] == record["grad_norm"] == 0 and digest(model) == before
+
+
 # ---- a run ----
 
 def test_a_step_takes_prompts_of_one_length_and_an_epoch_each_problem_once():
