@@ -17,6 +17,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from minids.chat import MODES
 from minids.checkpoint import load
 from minids.config import Config
 from minids.distill import DistillConfig, distill
@@ -43,7 +44,8 @@ class Plan:
     grpo: GRPOConfig
     mixed: DistillConfig
     distill: DistillConfig
-    problems: int = 96          # of each family, of the test split, once each
+    problems: int = 96          # of each family, of the test split
+    samples: int = 4            # answers to each of them
     modes: tuple[str, ...] = ("think-high",)    # that are measured
 
     @classmethod
@@ -53,9 +55,11 @@ class Plan:
         if name not in steps:
             raise MinidsError(f"no life cycle for {name!r}: expected nano or mini")
         base, tuned, rewarded, distilled = steps[name]
-        common = dict(difficulties=(1, 2), eval_every=10_000, seed=seed)     # looks: at the beginning and the end
+        modes = ("think-high",) if name == "nano" else MODES
+        common = dict(difficulties=(1, 2), modes=modes, eval_every=10_000, seed=seed)    # looks: at the beginning and the end
+        rewards = dict(problems=24, group=16, updates=3, lr=5e-4, beta=0.0, penalty=0.0, pool=8192, eval_problems=40)
         return cls(Config.preset(name), TrainConfig.preset(name, "mix", steps=base, seed=seed),
-                   SFTConfig(steps=tuned, eval_problems=40, **common), GRPOConfig(steps=rewarded, eval_problems=40, **common),
+                   SFTConfig(steps=tuned, eval_problems=40, **common), GRPOConfig(steps=rewarded, **rewards, **common),
                    DistillConfig(steps=tuned, method="sft", eval_problems=0, **common),
                    DistillConfig(steps=distilled, eval_problems=16, **common))
 
@@ -117,7 +121,7 @@ def evaluation(plan: Plan, out: Path, base) -> dict:
             where = folder.format(family=family)
             model = load(out / where / "model")
             asked = dict(families=(family,) if several else plan.distill.families, modes=plan.modes, count=plan.problems,
-                         samples=1, difficulties=plan.distill.difficulties, seed=plan.distill.seed,
+                         samples=plan.samples, difficulties=plan.distill.difficulties, seed=plan.distill.seed,
                          everything=name == "distilled")
             told = json.loads(json.dumps({"weights": digest(model), "asked": asked}))
             path = out / "cards" / f"{where}.json"
@@ -134,17 +138,20 @@ def evaluation(plan: Plan, out: Path, base) -> dict:
 
 
 def card(report: dict) -> str:
-    """The report card as text: pass@1 of every model in every family, with the means, and all about the distilled model."""
+    """The report card as text: pass@1 and pass@k of every model in every family, with the means, and all about the distilled
+    model."""
     models, lines = report["models"], []
-    rows = {(name, row["family"], row["mode"]): row["pass@1"] for name, model in models.items() for row in model["problems"]}
+    rows = {(name, row["family"], row["mode"]): row for name, model in models.items() for row in model["problems"]}
+    keys = dict.fromkeys(("pass@1", *(f"pass@{row['samples']}" for row in rows.values())))
     for mode in dict.fromkeys(mode for _, _, mode in rows):
         families = [family for name, family, m in rows if (name, m) == ("distilled", mode)]
-        lines += [f"pass@1, {mode}", " " * 13 + "".join(f"    {name:<17}" for name in models)]
-        for family in families:
-            shares = [rows[name, family, mode] for name in models]
-            lines.append(f"{family:<13}" + "".join(f"{s:>8.0%} ({low:3.0%} -{high:4.0%})" for s, low, high in shares))
-        means = [sum(rows[name, family, mode][0] for family in families) / len(families) for name in models]
-        lines += [f"{'mean':<13}" + "".join(f"{mean:>8.0%}" + " " * 13 for mean in means), ""]
+        for key in keys:
+            lines += [f"{key}, {mode}", " " * 13 + "".join(f"    {name:<17}" for name in models)]
+            for family in families:
+                shares = [rows[name, family, mode][key] for name in models]
+                lines.append(f"{family:<13}" + "".join(f"{s:>8.0%} ({low:3.0%} -{high:4.0%})" for s, low, high in shares))
+            means = [sum(rows[name, family, mode][key][0] for family in families) / len(families) for name in models]
+            lines += [f"{'mean':<13}" + "".join(f"{mean:>8.0%}" + " " * 13 for mean in means), ""]
     return "\n".join([*lines, "the distilled model:", table(models["distilled"])])
 
 

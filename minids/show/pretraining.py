@@ -203,3 +203,22 @@ def against(runs: dict, baselines: dict[str, float]):
            title="Training batches, mean of ten steps")
     ax.legend(loc="upper right", fontsize=10)
     return figure
+
+
+def ablations(records, base: str):
+    """What each variant of a run ended with: a dot for each seed, loss and questions answered; the base's range in grey."""
+    names = list(dict.fromkeys(r["variant"] for r in records))
+    shown = (("loss", "loss on held-out scenes\n(nats per token)", 1),
+             ("near", "questions after 30 words\n(percent right)", 100),
+             ("far", "questions after 100 words\n(percent right)", 100))
+    figure, axes = plt.subplots(1, 3, figsize=(10.0, 0.42 * len(names) + 1.2), sharey=True)
+    for ax, (key, label, times) in zip(axes, shown):
+        of = {name: [times * r[key] for r in records if r["variant"] == name] for name in names}
+        ax.axvspan(min(of[base]), max(of[base]), color="0.88", zorder=0)
+        for row, name in enumerate(names):
+            ax.plot(of[name], [row] * len(of[name]), "o", markersize=6, alpha=0.8,
+                    color=style.BLUE if name == base else style.VERMILION)
+        ax.set(xlabel=label)
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].invert_yaxis()
+    return figure
