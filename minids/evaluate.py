@@ -14,6 +14,7 @@ from math import comb
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from minids.chat import END_THINK, THINK
@@ -67,21 +68,34 @@ def recall(count: int, words_between: int, kind: str = "secret", seed: int = 0) 
 @torch.inference_mode()
 def answered(model, tokenizer, items, batch: int = 16) -> list[bool]:
     """For each item whether greedy decoding writes its answer."""
-    training = model.training
+    return _judged(model, tokenizer, items, batch, lambda logits, answer: bool((logits.argmax(-1) == answer).all()))
+
+
+@torch.inference_mode()
+def answer_nats(model, tokenizer, items, batch: int = 16) -> list[float]:
+    """For each item the nats of its answer: -log of the probability of writing just that."""
+    nats = lambda logits, answer: F.cross_entropy(logits, answer, reduction="sum").item()
+    return _judged(model, tokenizer, items, batch, nats)
+
+
+def _judged(model, tokenizer, items, batch, judge) -> list:
+    """judge(logits of the answer's tokens, their ids) for each item: one pass over prompt and answer tells."""
+    training, device = model.training, model.embed.weight.device
     model.eval()
     pairs = [(tokenizer.encode(item.prompt, bos=True), tokenizer.encode(item.answer)) for item in items]
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))    # equal lengths share a batch
-    right = [False] * len(pairs)
+    found = [None] * len(pairs)
     for some in (order[i : i + batch] for i in range(0, len(order), batch)):
         longest = max(sum(map(len, pairs[i])) for i in some)
         rows = [sum(pairs[i], []) for i in some]
         ids = torch.tensor([row + [tokenizer.pad_id] * (longest - len(row)) for row in rows])   # what is behind is not seen
-        best = model(ids.to(model.embed.weight.device)).argmax(-1).cpu()                 # B T
-        for i, row in zip(some, best):
+        logits = model(ids.to(device))                                                   # B T vocab
+        for i, of in zip(some, logits):
             prompt, answer = pairs[i]
-            right[i] = row[len(prompt) - 1 : len(prompt) + len(answer) - 1].tolist() == answer
+            end = len(prompt) + len(answer) - 1
+            found[i] = judge(of[len(prompt) - 1 : end], torch.tensor(answer, device=device))
     model.train(training)
-    return right
+    return found
 
 
 def answered_by_trigram(trigram, tokenizer, items) -> list[bool]:

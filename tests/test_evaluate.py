@@ -10,7 +10,7 @@ import torch
 
 from minids import Config, MinidsError, Model, evaluate, generate, load
 from minids.data import tasks
-from minids.evaluate import Item, answered, answered_by_trigram, exam, interval, recall
+from minids.evaluate import Item, answer_nats, answered, answered_by_trigram, exam, interval, recall
 from minids.ngram import Trigram
 from minids.paths import data
 from minids.show.report import bars
@@ -51,6 +51,17 @@ def test_answered_is_what_greedy_decoding_writes(tokenizer):
         wrong.append(Item("greedy", item.prompt, tokenizer.decode(ids[:-2]) + " nowhere", 0))
     assert answered(model, tokenizer, items, batch=4) == [True] * 6
     assert not any(answered(model, tokenizer, wrong, batch=4))
+
+
+def test_nats_of_an_answer_are_those_of_its_tokens_one_by_one(tokenizer):
+    model, items = load(data("checkpoints", "nano")), exam(3, words=40)
+    for item, found in zip(items, answer_nats(model, tokenizer, items, batch=2)):
+        ids, nats = tokenizer.encode(item.prompt, bos=True), 0.0
+        for token in tokenizer.encode(item.answer):
+            with torch.no_grad():
+                nats -= model(torch.tensor([ids]))[0, -1].log_softmax(-1)[token].item()
+            ids.append(token)
+        assert found == pytest.approx(nats, rel=1e-3)
 
 
 def test_trigram_answers_what_it_has_counted(tokenizer):

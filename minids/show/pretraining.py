@@ -206,14 +206,14 @@ def against(runs: dict, baselines: dict[str, float]):
 
 
 def ablations(records, base: str):
-    """What each variant of a run ended with: a dot for each seed, loss and questions answered; the base's range in grey."""
+    """What each variant of a run ended with: a dot for each seed, for the loss and for near and far questions; the base's
+    range in grey."""
     names = list(dict.fromkeys(r["variant"] for r in records))
-    shown = (("loss", "loss on held-out scenes\n(nats per token)", 1),
-             ("near", "questions after 30 words\n(percent right)", 100),
-             ("far", "questions after 100 words\n(percent right)", 100))
-    figure, axes = plt.subplots(1, 3, figsize=(10.0, 0.42 * len(names) + 1.2), sharey=True)
-    for ax, (key, label, times) in zip(axes, shown):
-        of = {name: [times * r[key] for r in records if r["variant"] == name] for name in names}
+    shown = {"loss": "loss on held-out scenes\n(nats per token)", "near": "questions, 30 words\n(nats per answer)",
+             "far": "questions, 100 words\n(nats per answer)"}
+    figure, axes = plt.subplots(1, 3, figsize=(10.0, 0.4 * len(names) + 1.2), sharey=True)
+    for ax, (key, label) in zip(axes, shown.items()):
+        of = {name: [r[key] for r in records if r["variant"] == name] for name in names}
         ax.axvspan(min(of[base]), max(of[base]), color="0.88", zorder=0)
         for row, name in enumerate(names):
             ax.plot(of[name], [row] * len(of[name]), "o", markersize=6, alpha=0.8,
