@@ -124,6 +124,7 @@ def parser() -> Parser:
     jobs = c.add_subparsers(title="jobs", metavar="JOB", required=True)
     c = jobs.add_parser("build", help="make both editions of lessons from notebooks/source, and run them")
     c.add_argument("names", nargs="*", metavar="NAME", help="lessons, such as 00_start_here (default: all)")
+    c.add_argument("--keep", action="store_true", help="lessons of which only texts have changed keep their outputs, unrun")
     c.set_defaults(run=course_build)
     c = jobs.add_parser("lint", help="check that the notebooks keep the rules")
     c.set_defaults(run=course_lint)
@@ -171,7 +172,7 @@ def lab(args) -> int:
 def course_build(args) -> None:
     from minids.learn.course import build
 
-    for path in build(args.names or None):
+    for path in build(args.names or None, keep=args.keep):
         print(path)
 
 

@@ -118,6 +118,23 @@ def test_editions_differ_in_solutions_only(write):
     assert learner.cells[4].metadata == {"jupyter": {"source_hidden": True}, "tags": ["nbval-ignore-output"]}
 
 
+def test_outputs_are_kept_where_only_texts_have_changed(write):
+    source = write(TINY)
+    course.build()
+    before = {which: nbformat.read(course.target(source, which), 4) for which in course.EDITIONS}
+    write(TINY.replace("you can build a lesson", "you can mend a text"))
+    course.build(run=False, keep=True)
+    for which, old in before.items():
+        new = nbformat.read(course.target(source, which), 4)
+        assert "mend a text" in new.cells[0].source and not lint.drift(source, which, course.target(source, which))
+        assert new.cells[1:] == old.cells[1:] and new.metadata == old.metadata
+    write(TINY.replace("double(21)", "double(4)"))           # the teacher's code alone is another now: the learner's is kept
+    course.build(keep=True)
+    learner, teacher = (nbformat.read(course.target(source, which), 4) for which in course.EDITIONS)
+    assert learner.cells[1:] == before["learner"].cells[1:]
+    assert [cell.outputs[0].text for cell in teacher.cells if cell.source == "print(double(4))"] == ["8\n"]
+
+
 def test_building_twice_gives_the_same_files_which_pass_the_lint(write):
     write(TINY)
     first = {path: path.read_bytes() for path in course.build()}

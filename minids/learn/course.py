@@ -157,24 +157,38 @@ def _normalise(notebook) -> None:
     notebook.metadata.language_info = nbformat.from_dict({"name": "python"})
 
 
-def build(names=None, out=None, run=True) -> list[Path]:
+def keep_outputs(notebook, path: Path) -> bool:
+    """Give a notebook the outputs of the one at `path`, if both have the same code; tells whether they have."""
+    was = nbformat.read(path, as_version=4) if path.exists() else notebook
+    code = lambda nb: [cell for cell in nb.cells if cell.cell_type == "code"]
+    if was is notebook or [cell.source for cell in code(was)] != [cell.source for cell in code(notebook)]:
+        return False
+    for cell, old in zip(code(notebook), code(was)):
+        cell.outputs = old.outputs
+    _normalise(notebook)
+    return True
+
+
+def build(names=None, out=None, run=True, keep=False) -> list[Path]:
     """Build both editions of the named lessons (all when None); returns the files written.
 
-    `out` is the notebooks folder to write to, the clone's own by default. `run=False` leaves the cells unexecuted.
+    `out` is the notebooks folder to write to, the clone's own by default. `run=False` leaves the cells unexecuted; with `keep`
+    an edition of which only texts have changed keeps its outputs, and is not run again.
     Both editions of a lesson are written after both have run, so that a failure changes nothing.
     """
     written = []
     for source in sources(names):
-        built, times = {}, {}
+        built = {}
         for which in EDITIONS:
             path, start = target(source, which, out), time.monotonic()
             path.parent.mkdir(parents=True, exist_ok=True)
             notebook = edition(source, which)
-            if run:
+            if keep and keep_outputs(notebook, path):
+                print(f"{source.stem}: the code of the {which}'s edition is as it was, and so are its outputs", flush=True)
+            elif run:
                 print(f"{source.stem}: running the {which}'s edition ...", end=" ", flush=True)
                 execute(notebook, path.parent, strict=which == "teacher", name=f"{source.stem} ({which}'s edition)")
-                times[which] = time.monotonic() - start
-                print(f"{times[which]:.0f} s", flush=True)
+                print(f"{time.monotonic() - start:.0f} s", flush=True)
             nbformat.validate(notebook)
             built[path] = nbformat.writes(notebook)
         for path, text in built.items():
