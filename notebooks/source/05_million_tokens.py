@@ -73,7 +73,7 @@ style.show(context.state(14, 6, 4, 20), "A CSA layer after 14 tokens: tokens 8 t
 # %% [markdown]
 # Token 14 pushes token 8 out of the window and waits. Token 15 completes window 3: entry 3 is made from the a-half (tokens 8 to 11) and from tokens 12 to 15, nobody waits any more, and the a-half is now that of 12 to 15.
 #
-# Tokens 0 to 7 are gone. What is left of them are two entries and two index keys. **A context of V4 is mostly a list of summaries.**
+# Token 15 makes an index key for window 3, too. Token 16 waits again, alone. Each of the three pushes the oldest token out of the window. In the figure tokens 0 to 7 are gone already. What is left of them are entries 0 and 1, a share of entry 2 (tokens 4 to 7, by the overlap), and the index keys. **A context of V4 is mostly a list of summaries.**
 #
 # ### The ring
 #
@@ -161,7 +161,7 @@ torch.testing.assert_close(torch.cat(pieces), whole)
 # %% [markdown]
 # ## 2. However you cut it
 #
-# *Prefill* is reading a prompt, many tokens at a time; *decoding* is one token at a time. With the whole state carried there is no difference: any cut gives the logits of one pass. The shipped nano model, 192 tokens of text it has not seen in training:
+# *Prefill* is reading a prompt, many tokens at a time; *decoding* is one token at a time. With the whole state carried there is no difference: any cut gives the logits of one pass. (192 tokens make 48 entries, fewer than k = 64: the indexer does not choose yet, each query reads all. The tests of `minids` also cut texts in which it chooses.) The shipped nano model, 192 tokens of text it has not seen in training:
 
 # %%
 nano, tokenizer = minids.load(paths.data("checkpoints", "nano")), Tokenizer.load()
@@ -222,7 +222,7 @@ assert lost[83]["waiting tokens"][-60:].min() > 1e-3 and lost[96]["waiting token
 print("cut at 83: each forgotten part is seen. Cut at 96: lost waiting tokens are NOT seen")
 
 # %% [markdown]
-# - **The ring**: the token at the cut sees nobody beside itself, the next ones little. The harm fades as the ring fills, but it does not end there: wrong vectors have gone into entries.
+# - **The ring**: in its window the token at the cut finds only itself and zeros, the next ones little more. The entries are still there. The harm fades as the ring fills, but it does not end there: wrong vectors have gone into entries.
 # - **Waiting tokens**: three of them are lost, so all later windows are cut three places off, and turned to wrong positions. Nothing ever mends that.
 # - **The a-halves**: in each CSA layer one entry is wrong. A small error, for good.
 #
@@ -305,7 +305,7 @@ print("window only: 32 tokens. HCA: all of them. CSA: a part, and another one in
 #
 # $$21 \cdot \frac{576 + 64}{4} + 20 \cdot \frac{576}{128} = 3360 + 90 = 3450 \text{ bytes}$$
 #
-# and all rings together $43 \cdot 128 \cdot 576$ bytes, once. V3.2 keeps 640 bytes and an index key of 128 in each of 61 layers: 46,848 bytes a token. $3450 / 46848 = 7.4\,\%$.
+# and all rings together $43 \cdot 128 \cdot 576$ bytes, once. V3.2 keeps $512 + 2 \cdot 64 = 640$ bytes (lesson 02) and an index key of 128 channels in FP8, 128 bytes, in each of 61 layers: 46,848 bytes a token. $3450 / 46848 = 7.4\,\%$.
 #
 # ### Exercise 4: from config.json to bytes
 # *Medium, 10 minutes.* Leave out the waiting tokens and the a-halves, as the published figure does. Scales are left out, too.
@@ -334,7 +334,7 @@ for name, config in (("V4-Flash", flash), ("V4-Pro", pro)):
     print(f"{name:9}", ", ".join(f"{part} {size / 1e9:.3f}" for part, size in mine.items()), f"GB; total {sum(mine.values()) / 1e9:.3f}")
 
 # %% [markdown]
-# Nearly all of it are CSA entries. HCA, which sees everything, costs Flash 2.6 percent of the cache.
+# Seven eighths of it are CSA entries, a tenth their index keys. HCA, which sees everything, costs Flash 2.6 percent of the cache.
 #
 # ### Exercise 5: how far does a card reach?
 # *Easy, 10 minutes.* Turn the question round. A hint of a difficulty: the cache grows in steps.
@@ -362,9 +362,11 @@ print(f"in 24 GB, beside the weights: V4-Flash {longest(flash, 24e9):,} tokens, 
 # ## 5. Operations
 #
 # One decoded token goes through the weights, whatever the context, and through the attention. Operations are counted in **FP8 equivalents**: a multiply-add is two operations, BF16 counts twice, FP8 once, FP4 times FP4 a half. The report does not give
-# its weights; these reproduce all four of its percentages. One product of a query with a key is c multiply-adds, adding up its value another c. So a *core* costs
+# its weights; these reproduce its 27 and 10 percent. (The percentages of the cache are bytes, and need no weights.). One product of a query with a key is c multiply-adds, adding up its value another c. So a *core* costs
 #
 # $$2 \cdot H \cdot (c + c) \cdot 2 \quad \text{for each key that is read}$$
+#
+# The first 2 is the multiply-add, the last is BF16: keys are kept in FP8 for the most part, but multiplied in BF16.
 #
 # ### Exercise 6: a colleague's estimate
 # *Medium, 15 minutes.* A colleague computed the attention's operations. **Three** faults. Find them. Below, both versions are printed for V4-Flash at a million tokens, and at a thousand, where another fault shows.
@@ -406,7 +408,7 @@ for n in (MILLION, 1000):
 # %% [markdown]
 # ## 6. Every term of the published figure
 #
-# `cost.flops` has the same four terms, and the weights (exactly counted in lesson 08). **Predict before you run:** on which single term does V3.2 spend 88 percent?
+# `cost.flops` has the same four terms, and the weights (exactly counted in lesson 08). V3.2 has 61 layers. In each an indexer (64 heads of 128 channels, FP8) scores every token, and 128 heads read the 2,048 best. **Predict before you run:** on which single term does it spend 88 percent? (By hand: $61 \cdot 2 \cdot 64 \cdot 128 \cdot 2^{20}$ operations for the indexer, and 74 billion for 37 billion weights.)
 
 # %%
 sides = {"V3.2": (cost.flops_v32(MILLION), cost.kv_bytes_v32(MILLION)), "V4-Pro": (cost.flops(pro, MILLION), cost.kv_bytes(pro, MILLION)),
@@ -481,12 +483,12 @@ style.show(context.bars(MILLION, 16), "The same as a figure: with 16 tokens to a
            "the cache grows by a fifth at most")
 
 # %% [markdown]
-# Operations forbid it: HCA reads *all* its entries with all heads, and at a million tokens Pro would cost more than V3.2. At 16K it adds an eighth. That is why there are two kinds of compression: many fine entries, of which few are read, and few coarse ones, of which all are read.
+# Operations forbid it: HCA reads *all* its entries with all heads, and at a million tokens Pro would cost more than V3.2. At 16K it adds an eighth, at 4K some 3 percent: there it hardly matters. That is why there are two kinds of compression: many fine entries, of which few are read, and few coarse ones, of which all are read.
 #
 # ## 8. The nano model reads on
 #
 # Nano was trained on texts of at most 1,024 tokens. Nothing in its code ends there: frequencies come from the length it was trained with, only the state grows. We let it read 16,384 tokens in chunks, compare the bytes of its state with the formula (here in float32,
-# waiting tokens and a-halves counted), and time decoded tokens on the way. Each time the state is *rewound* afterwards: entries are only ever added, so it is enough to remember how many there were, and the small parts.
+# a-halves counted; at powers of two nobody waits, so that term is 0 here, and a test takes lengths that are multiples of nothing), and time decoded tokens on the way. Each time the state is *rewound* afterwards: entries are only ever added, so it is enough to remember how many there were, and the small parts.
 
 # %%
 reader = million.long_model(2**14)
@@ -525,7 +527,7 @@ assert found[8][0] >= 8
 print("told just before, nothing else read: most are found. What is left of that behind 16,384 tokens, see above")
 
 # %% [markdown]
-# **Long is not the same as good.** The machinery reads on without a fault, in little memory, at nearly constant cost. But the model has never seen a position beyond 1,024, nor an indexer's choice among 4,096 entries. It finds what stands in its window at best. V4 was trained in stages of 4K, 16K, 64K
+# **Long is not the same as good.** The machinery reads on without a fault, in little memory, at nearly constant cost. But the model has never seen a position beyond 1,024, nor an indexer's choice among 4,096 entries. Nor has it ever seen other documents in front of its own: training kept them apart (lesson 01). It finds fewer of the near facts than on an empty state, and hardly any of those told 128 tokens before. V4 was trained in stages of 4K, 16K, 64K
 # and 1M tokens (report 4.2.2): that, and not only the code, makes a context of a million tokens worth having.
 #
 # ## 9. A million tokens for real
@@ -567,7 +569,7 @@ if record:
 # | bytes of all rings | 3.2 MB | 4.5 MB | section 6 |
 #
 # Serving keeps two pools (report 3.6.1): blocks for entries, each of lcm(4, 128) = 128 tokens, and a small block of fixed size for each user with rings and waiting tokens. A shared beginning of many prompts is kept on disk (3.6.2): the entries are small enough,
-# the window vectors of *all* tokens would be some 8 times as large, so they are kept now and then, or computed again.
+# the window vectors of *all* tokens would be some 7 times as large ($43 \cdot 576 / 3450$ in Flash), so they are kept now and then, or computed again.
 #
 # **The report claims** 27 / 10 and 10 / 7 percent. **Here we have shown** that they follow from the configuration, with weights for number formats that are inferred, and that code of this kind runs flat in memory at a million tokens. **At this scale we cannot show** that a model finds what it read a million
 # tokens ago: nano was not trained for that.
@@ -577,7 +579,7 @@ if record:
 # - Any cut gives the same logits. Test cuts that are multiples of nothing: a cut at a multiple of m hides lost waiting tokens.
 # - Keys carry their position, so a ring needs no order.
 # - CSA reads a few fine entries, HCA all coarse ones, the window the last tokens one by one.
-# - Flash keeps 3,450 bytes a token, V3.2 46,848. Nearly all of Flash's are CSA entries.
+# - Flash keeps 3,450 bytes a token, V3.2 46,848. Seven eighths of Flash's are CSA entries.
 # - 88 % of V3.2's operations at a million tokens are its indexer. V4 divides that by 16 (Pro) or 23 (Flash).
 # - At 4K tokens V4-Pro saves 17 % of V3.2's operations, at 1M 73 %: say the context when you say a percentage.
 # - Being able to read a million tokens is code. Making use of them is training.
@@ -587,12 +589,12 @@ if record:
 # <details><summary>1. Why are the waiting tokens not simply put into the cache as they are, and compressed later from the ring?</summary>
 #
 # The ring holds other vectors: keys made by `wkv` of the attention, normed and turned. The compressor has its own `wkv` and gate. One could keep the layer's input x instead and compute both later: d = 4096 numbers a token instead of 4c = 2048.
-# *"The ring is too short"* is wrong for CSA (4 of 128) and just right for HCA (127 of 128).
+# *"The ring is too short"* is wrong: of its 128 tokens at most 3 wait in CSA, and at most 127 in HCA, which just fits.
 # </details>
 #
 # <details><summary>2. Two users share a prompt of 100,001 tokens. What can be shared of the cache?</summary>
 #
-# All entries and index keys of complete windows: they depend on earlier tokens only. The ring, the a-half and the waiting token are also the same at the end of the prompt, but they change with the first new token, so each user needs a copy. *"Nothing, since the answers differ"* forgets that the past
+# All entries and index keys of complete windows: they depend on earlier tokens only. The ring, the a-half and the waiting tokens (1 in CSA layers, 33 in HCA layers) are also the same at the end of the prompt, but they change with the first new token, so each user needs a copy. *"Nothing, since the answers differ"* forgets that the past
 # does not know the future.
 # </details>
 #
@@ -603,7 +605,7 @@ if record:
 #
 # <details><summary>4. The cache of V4-Pro is a tenth of V3.2's. Does a server then serve ten times as many users?</summary>
 #
-# At long contexts nearly, if memory for caches was the limit. Not if weights are: Pro has 1.6 trillion parameters, more than twice V3.2's. And not if time is: at 1M it is 27 percent of the operations, at 4K more than 80.
+# At long contexts nearly, if memory for caches was the limit. Not if weights are: Pro's take 865 GB, though most are FP4; V3.2's 671 billion in FP8 take some 670 GB. And not if time is: at 1M it is 27 percent of the operations, at 4K more than 80.
 # </details>
 #
 # <details><summary>5. The time of a decoded nano token is flat up to 16K. Is its attention free of charge?</summary>

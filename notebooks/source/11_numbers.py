@@ -83,7 +83,7 @@ style.show(numbers.bit_fields(), "The bits of E2M1, E4M3 and E8M0: sign, exponen
 #
 # $$ x = \begin{cases} \pm\,(1 + m / 2^M) \cdot 2^{\,e - b} & e > 0 \quad \text{(normal)} \\ \pm\,(m / 2^M) \cdot 2^{\,1 - b} & e = 0 \quad \text{(subnormal)} \end{cases} $$
 #
-# The bias is 1 for E2M1 (FP4) and 7 for E4M3 (FP8). E4M3 here has no infinities; only the codes 7F and FF are "not a number". E8M0 is not a float at all: the byte $b$ means $2^{b - 127}$.
+# The bias is 1 for E2M1 (FP4) and 7 for E4M3 (FP8). E4M3 here has no infinities; only the codes 7F and FF are "not a number". E8M0 is not a float at all: the byte $k$ means $2^{k - 127}$.
 #
 # By hand, E2M1: `0 10 1` has $e = 2, m = 1$: $(1 + 1/2) \cdot 2^{2-1} = 3$. `0 00 1` is subnormal: $(1/2) \cdot 2^0 = 0.5$.
 # E4M3: byte 7E = `0 1111 110`: $(1 + 6/8) \cdot 2^{15-7} = 448$, the largest. Byte 01: $(1/8) \cdot 2^{-6} = 2^{-9}$, the smallest.
@@ -116,7 +116,7 @@ style.show(numbers.fp4_line(), "All numbers of FP4 on a line with their codes: d
            "0.5, 1, 1.5, 2, 3, 4, 6, and 0 has two codes")
 
 # %% [markdown]
-# **Predict before you run:** FP8 has 127 numbers from 0 up. How many of them are below 1?
+# **Predict before you run:** FP8 (E4M3) has 126 numbers above 0. How many of them are below 1?
 
 # %%
 positive = {"E4M3": numbers.positive_numbers(torch.float8_e4m3fn), "E5M2": numbers.positive_numbers(torch.float8_e5m2)}
@@ -127,7 +127,7 @@ style.show(numbers.density(positive), "Left: E4M3 has 8 numbers in each octave f
            "Right: the distance to the next number stays between 6 and 12 percent for E4M3 until it grows among subnormals")
 
 # %% [markdown]
-# About half. A float gives each *octave*, each doubling, equally many numbers: 8 in E4M3. So its **relative** error is about the same everywhere: at most half of 1/8, 6 %, down to $2^{-6}$. E5M2, the other 8-bit format,
+# A little less than half: 7 subnormal ones and 6 octaves of 8. A float gives each *octave*, each doubling, equally many numbers: 8 in E4M3. So its **relative** error is about the same everywhere: at most half of 1/8, 6 %, down to $2^{-6}$. E5M2, the other 8-bit format,
 # trades one bit of precision for range. V4's files have no E5M2: a block's scale brings all the range that is needed.
 #
 # ## 2. A block and its scale
@@ -213,7 +213,7 @@ for name, value in mean.items():
 assert mean["not rounded"] < mean["rounded up"] < mean["rounded down"]
 
 # %% [markdown]
-# Rounding up costs little against an exact scale. Rounding down wins right above 6, 3, 1.5, where clipping is slight, and loses far more elsewhere. What one gets for the power of two:
+# Rounding up costs little against an exact scale. Rounding down wins right above 0.75, 1.5 and 3 (and 6, 12, ...): there max / 6 is just above a power of two, and clipping is slight. It loses far more elsewhere. What one gets for the power of two:
 # - the scale is one byte (E8M0), half of a BF16 number,
 # - multiplying with it **is exact**: only the exponent changes. So rounding twice changes nothing, and FP4 fits into FP8 (section 6),
 # - a chip can apply it by adding integers.
@@ -278,7 +278,7 @@ print(f"{name}: {tuple(packed.shape)} bytes, {tuple(mine.shape)} numbers, equal 
 #
 # What does a model make of such faults? We damage **all** of nano's experts in four ways and measure the loss on text that it has not seen.
 # 1. *halves swapped*: each pair of neighbouring columns changes places,
-# 2. *scales down*: codes were made with the scale rounded down, and numbers beyond 6 clipped,
+# 2. *scales down*: codes were made with the scale rounded down, and numbers beyond 6 clipped (6.001 in the code: a number stored as 6 was mostly a little less before it was rounded),
 # 3. *scales of another axis*: the scale of row $i$, block $j$ goes to the wrong rows,
 # 4. *rounded twice*: FP4 once more, as it should be (the control).
 #
@@ -334,7 +334,7 @@ for fault, (difference, error) in damage.items():
 
 # %% jupyter={"source_hidden": true}
 style.show(numbers.changes(damage, "the same model, its experts read wrongly"),
-           "The control changes nothing at all; scales rounded down change little; wrong scales and swapped halves cost most")
+           "The control changes nothing at all; scales rounded down and wrong scales change little; swapped halves cost by far most")
 
 # %%
 assert damage["rounded twice (control)"] == (0.0, 0.0)
@@ -346,7 +346,7 @@ print("control: exactly 0. Swapped halves cost more than 0.2 nats and more than 
 # - **Swapped halves** are the worst kind of fault: every number is one that was in the matrix, so no histogram, no norm and no check of ranges sees it. But an expert then multiplies each input by its neighbour's weight.
 # - **Scales** are powers of two of similar size, so wrong ones hurt less than one would think. That makes the fault easy to overlook.
 #
-# The model still talks in all four cases: experts are only a part of what it knows. **Compare bytes with a worked example, not text with expectations.**
+# Even the worst of the four is far below the 7.6 nats of a model that knows nothing (ln 2048): experts are only a part of what it knows. **Compare bytes with a worked example, not text with expectations.**
 #
 # ## 4. What a format costs
 #
@@ -384,7 +384,7 @@ style.show(numbers.format_errors(errors), "Relative errors on a log axis: BF16 n
 
 # %% [markdown]
 # One bit less of mantissa doubles the error: BF16 has 7 bits, E4M3 3, E2M1 1. The shape of the distribution hardly matters, and a normal one gives the same: **12 % is what FP4 costs, about a hundredth of the power** ($0.12^2 = 1.4\,\%$).
-# That sounds like much. It is not, since the errors are independent: a product of a row of $n$ weights with an input has a relative error of 12 % too, but many experts, layers and streams are added up, and the next norm does not care.
+# That sounds like much. A product of a row of $n$ weights with an input has a relative error of 12 %, too: the sum and its error both grow like the root of $n$. But the error points nowhere in particular, and a trained model is near a minimum, where such small changes hardly move the loss (section 7 and question 1).
 #
 # A larger block has a larger largest number, which pushes up the scale for all: a tile of 32 x 32 costs a third more even for normal numbers, and still more in the head, whose numbers differ more in size.
 #
@@ -458,10 +458,10 @@ for size, a, b in zip(sizes, as_it_is, after_turn):
 
 # %% jupyter={"source_hidden": true}
 style.show(numbers.outlier_sweep(sizes, as_it_is, after_turn), "Over the size of the outlier: as it is, the error climbs to half "
-           "of the others' RMS and stays there; turned, it is lower up to an outlier of about 32, and higher beyond")
+           "of the others' RMS and stays there; turned, it is lower up to an outlier of about 50, and higher beyond")
 
 # %% [markdown]
-# The turn does not remove the outlier, it shares it out. Up to a size of some 40 that is a bargain: a quarter of the channels (one block of four) would have been lost. Beyond that everybody pays for the one, and the block that was sacrificed would have been cheaper.
+# The turn does not remove the outlier, it shares it out. Up to a size of some 50 that is a bargain: a quarter of the channels (one block of four) would have been lost. Beyond that everybody pays for the one, and the block that was sacrificed would have been cheaper.
 # So the turn is for *moderate* outliers, the usual ones.
 #
 # ### On nano's own index keys
@@ -566,15 +566,15 @@ for name in experts:
 print("all of them are exact in FP8")
 
 # %% [markdown]
-# Far from 14. A row of weights would have to be 32,768 times smaller than another one in its block to break it.
+# Far from 14. 32 weights would have to be 32,768 times smaller than 32 others in the same 128 x 128 block to break it.
 #
 # ## 7. Rounding as in serving
 #
-# So far weights. A served V4 also rounds **activations**, number by number, as it computes:
+# So far weights. A served V4 also rounds **activations**, block by block, as it computes:
 #
 # | what | to | where |
 # | --- | --- | --- |
-# | `linears` | FP8, blocks of 128 | what enters a product with an FP8 or FP4 matrix |
+# | `linears` | FP8, blocks of 128 | what enters a product with an FP8 or FP4 matrix (all but `wo_a`, which is decoded to BF16) |
 # | `keys` | FP8, blocks of 64 | the channels of window keys and compressed entries that do not turn; the others stay BF16 |
 # | `index` | Hadamard turn, FP4, blocks of 32 | the indexer's queries and keys |
 #
@@ -762,7 +762,7 @@ print("In three numbers QAT is better than rounding afterwards, by more than 0.0
 # %% [markdown]
 # - **In three numbers** the model loses much when it is rounded, and training in float before does not help. QAT repairs a good part of the damage with the same 16 steps (about half, on the server that built this page):
 #   only it has the damage in its loss.
-# - **In FP4** there was nothing to repair, and QAT repairs nothing: our negative control. The three models lie closer together than their bars are long.
+# - **In FP4** there was nothing to repair, and QAT repairs nothing: our negative control. It is an easy one: the shipped experts *are* FP4, so "only rounded" changes nothing in them, and the others leave the codes for 16 steps only. The three models lie closer together than their bars are long.
 # - One run each and 6,144 tokens of text: the bars show the spread between windows, not between seeds.
 #
 # ### What is trained is what the file holds
@@ -849,7 +849,7 @@ for name, config in (("Flash", Config.flash()), ("Pro", Config.pro())):
 # | the indexer's queries and keys in FP4 | most of nano's picks stay |
 # | index scores in BF16: a twice as fast top-k that keeps 99.7 % of the entries | not tried: a question of speed on a GPU |
 #
-# Of the 4.39 bits, 4 are codes and 0.25 are FP4's scales; what few numbers are in wider formats makes up the rest. The report gives no number for what FP4 costs V4 in quality, and no ablation of the Hadamard turn (it is in the released code). The base models are released with FP8 experts.
+# Of the 4.39 bits, 3.90 are FP4 codes and 0.24 their scales; the 2.6 % of the numbers in wider formats make up the other 0.25. The report gives no number for what FP4 costs V4 in quality, and no ablation of the Hadamard turn (it is in the released code). The base models are released with FP8 experts.
 #
 # ## Key points
 # - A small float is sign, exponent, mantissa; FP4 has 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives. Relative error: about 12 % for FP4, 2.7 % for FP8, 0.17 % for BF16.
@@ -880,13 +880,13 @@ for name, config in (("Flash", Config.flash()), ("Pro", Config.pro())):
 #
 # <details><summary>4. Why does V4 round what enters a linear to FP8 and not to FP4, when the weights are FP4?</summary>
 #
-# Weights are known in advance: they can be trained for their codes, and their outliers are mild. Activations come as they come, and outliers are worse; at 3 bits of mantissa the error is a quarter. *"To save memory"* is wrong: activations of a linear are not stored in serving. Where they *are* stored and read again a million times,
+# Weights are known in advance: they can be trained for their codes, and their outliers are mild. Activations come as they come, and outliers are worse; with 3 bits of mantissa instead of 1 the error is a quarter of FP4's. *"To save memory"* is wrong: activations of a linear are not stored in serving. Where they *are* stored and read again a million times,
 # in the index, V4 does go down to FP4, with the turn.
 # </details>
 #
 # <details><summary>5. You save a model in FP4, load it, train one more step in float32, and save it in FP4 again. What is in the second file?</summary>
 #
-# Very nearly the first file. After one small step all weights still round to the codes they come from. Keep the masters' checkpoint: the released file is an end product.
+# Mostly the first file, but not quite. Most weights round to the codes they come from. The exception is section 2: in some blocks the largest number stands at exactly 6 scales. If the step makes it a little larger, the scale doubles, and the block's 0.5s and 1.5s are rounded anew. With normal numbers that is one block in eight, however small the step. Keep the masters' checkpoint: the released file is an end product.
 # </details>
 #
 # ## Links

@@ -74,7 +74,7 @@ assert answers >= 4 and ends <= 1
 print("As a text nearly every question gets some answer. As a conversation hardly one: the reply does not even end.")
 
 # %% [markdown]
-# The weights are the same. What is missing is not knowledge but a *role*: the base model has never seen the tokens `<|User|>` and `<|Assistant|>`, and nobody has told it that it is the one who answers, or when to stop.
+# The weights are the same. As a text the question is taken up and answered in the old form. (The sums are mostly wrong: that comes later.) As a conversation the model goes on with the *user's* words, and answers something that nobody asked. What is missing is a *role*: the base model has never seen the tokens `<|User|>` and `<|Assistant|>`, and nobody has told it that it is the one who answers, or when to stop.
 #
 # This lesson gives it the role, in the two steps by which V4 raises each of its **specialists** (report, 5.1.1):
 # - **SFT**, supervised fine-tuning: imitate good answers,
@@ -211,6 +211,9 @@ assert sft_losses[0] > 1.2 and sum(sft_losses[-5:]) / 5 < 0.75
 print("It starts far below 7.6: digits and plus signs are no news to it. It ends below 0.75 nats for each reply token.")
 
 # %% [markdown]
+# In our run it goes from 3.9 to 0.06 nats. Most of the 3.9 are tokens of thoughts, which look like the texts of pre-training. At the end the *worked* sums are known by heart; that says little about others. A small rest cannot go: whether thoughts come is a coin toss,
+# $\ln 2 = 0.69$ nats at one token of each think-high reply.
+#
 # ## 3. Judges
 #
 # GRPO needs no good answers, only a **verifier**: a program that says whether an answer is right. For tasks that are easy to verify the report names "simple rule-based verifiers or test cases"; where answers cannot be checked, the model itself is
@@ -230,7 +233,7 @@ for reply in ("2 + 3 = 5" + THINK_END + "10" + END, THINK_END + "10" + END, "10"
 # The first two. The third has no answer: all of it is thoughts. The fourth does not end. The fifth says several numbers. Notice the second: whether the thoughts are any good is **not judged**. Only the result counts; thoughts
 # must earn their place by making it right.
 #
-# How good is our model? It is asked each exam problem twice, at temperature 1 (as in the report's own evaluation, 5.3.1). Intervals are 95 % (Wilson's) over replies; there are only ten sets of numbers in the exam, so take them for the least that is uncertain.
+# How good is our model? It is asked each exam problem twice, at temperature 1 (as in the report's own evaluation, 5.3.1). Intervals are 95 % (Wilson's) over replies; but the exam has only ten sets of numbers, and replies to one set are alike. So the true uncertainty is larger.
 
 # %%
 def examine(model, seed=5):
@@ -266,6 +269,8 @@ assert 0.2 < thinks_sft < 0.8 and with_thoughts > without + 0.1
 print("It thinks about half of the time, as the examples did. Replies with thoughts are right clearly more often.")
 
 # %% [markdown]
+# To compare: whoever says 12 to every exam problem is right in 19 %. So without thoughts the model does little better than a good guess.
+#
 # That is what imitation gives: a policy that *knows* two ways and tosses a coin. (**Policy** is the name for a model that chooses: here it chooses tokens.) A reward should move it to the better way. How?
 #
 # ## 4. GRPO by hand: four rollouts
@@ -295,7 +300,7 @@ print("It thinks about half of the time, as the examples did. Replies with thoug
 # **Step 3, clip.** Rollout 1: $\min(1.5 \cdot 0.75,\ 1.2 \cdot 0.75) = 0.9$, clipped: it may not be pushed further. Rollout 2: $\min(-0.125,\ -0.2) = -0.2$, clipped: it has sunk enough. Rollout 3: $\min(-0.3125,\ -0.3) = -0.3125$. **Not** clipped:
 # a bad answer has become *likelier*, and this must be undone.
 #
-# **Step 4, the off-policy mask.** $M = 0$ for a bad rollout whose tokens' mean of $\ln(\pi_{old} / \pi)$ exceeds a bound; take 0.5. Rollout 2: $(\ln 2 + 0) / 2 = 0.35$, stays. Rollout 4: $(\ln 5 + \ln 2 + 0) / 3 = 0.77$, **goes**. The policy would hardly
+# **Step 4, the off-policy mask.** (*Off-policy* text was written by another policy, or by an older state of this one; *on-policy* text by the policy as it is now.) $M = 0$ for a bad rollout whose tokens' mean of $\ln(\pi_{old} / \pi)$ exceeds a bound; take 0.5. Rollout 2: $(\ln 2 + 0) / 2 = 0.35$, stays. Rollout 4: $(\ln 5 + \ln 2 + 0) / 3 = 0.77$, **goes**. The policy would hardly
 # write it any more; pushing it down further teaches nothing and can do harm.
 #
 # **Step 5, the KL estimate.** $r = \pi_{ref} / \pi$. Rollout 1: $r = 0.5$, and $1.5\,(0.5 + 0.693 - 1) = 0.290$. Rollout 2: $r = 2$, $0.5\,(2 - 0.693 - 1) = 0.153$. Rollout 3: $r = 1$: 0. Rollout 4: $0.2\,(5 - 1.609 - 1) = 0.478$ and 0.153.
@@ -309,7 +314,7 @@ print("It thinks about half of the time, as the examples did. Replies with thoug
 #
 # Means over the four: gain (0.825 - 0.225 - 0.281 + 0) / 4 = 0.0797; KL 0.108. Objective: $0.0797 - 0.1 \cdot 0.108$ = **0.0689**. The loss is its negative.
 #
-# **Predict before you run:** does `minids.grpo.objective` agree to the last digit?
+# **Predict before you run:** does `minids.grpo.objective` agree to the last digit? (In the shapes B counts rollouts and R the tokens of the longest reply. In formulas R is a reward.)
 
 # %%
 PAD = 1.0           # stands where rollouts 1 to 3 have no third token; the mask leaves it out
@@ -362,7 +367,7 @@ print([round(a, 2) for a in advantages(torch.tensor([1.0, 0, 0, 0, 1, 1, 1, 0]),
 # answers to the same prompt and takes their mean.
 #
 # How much is lost? Take the noisiest kind of token: one that has **nothing to do** with the reward, say a reply that opens with "So" half of the time. Its true gradient is 0. Whatever an estimate says about it is noise. Six prompts, which the policy solves with probabilities
-# from 0.05 to 0.95; groups of 8. **Predict before you run:** rank these baselines: none; the mean of the whole batch; the group's mean; a perfect value network.
+# from 0.05 to 0.95; groups of 8. The first column of the table is for another token, the one that makes the answer right: how much of its true gradient is left. **Predict before you run:** rank these baselines: none; the mean of the whole batch; the group's mean; a perfect value network.
 
 # %%
 rng = torch.Generator().manual_seed(0)
@@ -385,7 +390,7 @@ style.show(figure, "Noise of the gradient estimate for six prompts: without a ba
            "the group's mean is as good as a perfect value network; the batch's mean is as noisy everywhere")
 
 # %% [markdown]
-# ($\nabla \ln \pi$ by the logit of a yes-or-no choice is 1 - p or -p: hence the `- solved` and the `- 0.5`.) The group's mean is about as good as a *perfect* value network, and costs nothing but the answers that one samples anyway. What it keeps is 7/8 of the gradient, since each answer is a part of its own baseline: a smaller step in
+# ($\nabla \ln \pi$ by the logit of a yes-or-no choice is 1 - p or -p: hence the `- solved` and the `- 0.5`.) The group's mean seems to beat a *perfect* value network (0.061 against 0.065). It does not: its gradient has shrunk more, to 0.87. Divide gradient by noise: 14.3 against 15.4. So it is about as good, and costs nothing but the answers that one samples anyway. What it keeps is 7/8 of the gradient, since each answer is a part of its own baseline: a smaller step in
 # the same direction. Without a baseline the easy prompts are the noisiest, although there is least to learn. The mean of the batch helps, but blames hard prompts for being hard. (A real value network can also spread credit over the *tokens* of an answer. GRPO gives all tokens of an answer the same advantage.)
 
 # %% [markdown]
@@ -400,7 +405,7 @@ style.show(specialists.objective_pair(), "The gain over the ratio. For a good an
 
 # %% [markdown]
 # ### Exercise 3: the clipped gain
-# *Debug, 8 minutes.* A colleague found the minimum superfluous and simply clamps. Look at the second line: a bad answer has become half as likely *again* as when it was sampled, and the slope is 0: nothing calls it back. Write the right version.
+# *Debug, 8 minutes.* A colleague found the minimum superfluous and simply clamps. Look at the second line: a bad answer has become 1.5 times as likely as when it was sampled, and the slope is 0: nothing calls it back. Write the right version.
 
 # %%
 def colleagues_gain(ratio, A, clip):
@@ -673,7 +678,7 @@ assert 0 < changed < 0.6 and (free - replayed).abs().max() > 1e-3
 print("One update changes experts of some tokens. What is off the diagonal is not learning, but a jump of the path.")
 
 # %% [markdown]
-# At our size the jumps are mild: eight experts, two of them used, and the shared one beside. At 384 experts and 61 layers some race is close for nearly every token, and V4 samples rollouts with FP4 weights (5.2.1). What *instability* that causes without replay is not
+# In the left picture all points seem to lie on the diagonal: the largest jump is below a tenth, and what was learned moves ratios by whole nats. The right picture shows the jumps by themselves. At our size they are mild: eight experts, two of them used, and the shared one beside. At 384 experts and 61 layers some race is close for nearly every token, and V4 samples rollouts with FP4 weights (5.2.1). What *instability* that causes without replay is not
 # something that we can show here.
 
 # %% [markdown]
@@ -755,8 +760,9 @@ assert accuracy["GRPO, cheap"] > accuracy["after SFT"] + 0.04 and accuracy["GRPO
 print("Cheap tokens: it thinks more, and is right more often. Dear tokens: it hardly thinks, and is right less often.")
 
 # %% [markdown]
-# **What has GRPO taught?** Look at the size of what happened. The SFT model already knew both ways. The reward moved the *choice* between them, in a few dozen steps, with one bit for each reply. To teach it new *sums* the same bits would have to do what
-# SFT does with a whole worked answer; in half a minute they hardly can. This holds beyond our size, as far as is known: rewards sharpen what a policy sometimes does already. What it never does cannot be rewarded.
+# **What has GRPO taught?** Two things, and only one of them carries over. It moved the *choice* between two ways that the SFT model already knew: in 14 steps, with little more than one bit for each reply, nearly all replies came to think. And on the 18 sets that it
+# practised it got better at the sums: see the second panel. The exam has other sets. There replies with thoughts were right in 62 % after SFT (section 3), and in 58 % after GRPO: no gain. So the new sums were learned by heart; what helps on the exam is the choice. To teach sums in general the same bits would have to
+# do what SFT does with a whole worked answer. As far as is known, it is so beyond our size, too: rewards sharpen what a policy sometimes does already. What it never does cannot be rewarded.
 #
 # ### pass@k: right at all, or right each time?
 # **pass@k** is the probability that at least one of k replies is right. It asks what a policy *can* do, where pass@1 asks what it does. If GRPO only sharpened, it would lift pass@1, and leave pass@8 where it was.
@@ -890,6 +896,8 @@ assert control[0] == control[1] < 0.15 and fooled[0] > 0.5 and fooled[1] < 0.02
 print("strict: earns what is right, about one in ten;  obvious: earns more than half, right less than 2 %")
 
 # %% [markdown]
+# At best: the strict judge gives 4 of 32, to a policy that always says 0 or always 1, since these two are the answer to four problems each. The obvious judge gives everything to a reply that names all ten digits.
+#
 # A policy that cannot see the question earns most of the reward, by **listing digits**. That is *reward hacking*. It was not clever; every digit more was rewarded a little. The curve of the reward looks splendid, so never look at that curve alone: read replies, and measure with a second, stricter judge.
 #
 # ### A group of one
@@ -929,6 +937,8 @@ assert far["16 updates, no clip"] > 5 > far["16 updates, clip"]
 print("Without the clip one batch moves single tokens many times as far, and the end is worse, in each of three seeds.")
 
 # %% [markdown]
+# Faster at first, then stuck: in the picture the unclipped curves lead for some batches and then stay where they are. (The control is lowest because it takes a sixteenth of the updates. It still rises. The fair comparison is 16 updates with and without the clip.)
+#
 # Without the clip a single lucky verdict makes a token twenty times as likely within one batch; a table that is sure of a wrong answer samples nothing else, and has nothing to compare. With the clip each batch may say only so much. (With a judge that is never wrong the unclipped table learns *fastest*: change
 # `wrong_verdicts` to 0 and see. In a table updates on one problem cannot harm another. In a network they can.)
 #
@@ -989,7 +999,7 @@ style.show(specialists.modes(("HLE (", "Apex (", "HMMT", "LiveCodeBench", "GPQA"
 # of one is shipped yet.
 #
 # ## Key points
-# - A base model has knowledge but no role. SFT on conversations gives it one, with the loss on what the assistant writes, and on nothing else.
+# - A base model goes on with texts but has no role. SFT on conversations gives it one, with the loss on what the assistant writes, and on nothing else.
 # - An advantage is a reward minus the mean of its group. It replaces a value network as large as the policy. Equal rewards teach nothing.
 # - The clip is one-sided: good answers are bounded from above, bad ones from below. In the other direction the pull stays whole.
 # - As a loss, only an estimate of the KL whose gradient is right will do: $\rho\,(r - \ln r - 1)$, on- and off-policy.

@@ -130,7 +130,7 @@ print("equal to minids, at every position of the scene")
 # The picture shows the whole vocabulary, from the likeliest token to the last, on logarithmic axes; grey is cut. Left a beginning after which the model is nearly sure, right one
 # after which it is not.
 #
-# **One question to answer by playing:** raise the temperature to 2. What happens on the left, where the model was sure? Which of the two sliders can bring it back to a single token, and
+# **One question to answer by playing:** raise the temperature to 2. What happens on the left, where the model was sure? Leave it there: how low must top-p go to bring back a single token, and
 # how many are left on the right then? Could a fixed number of tokens ("always the best 20", top-k) do the same?
 
 # %%
@@ -169,10 +169,10 @@ style.show(inference.tempered(contexts),
 # ### Sabotage: the cut on the wrong side
 #
 # Two slips, both easily made. *Wrong half*: what should be cut is kept, and the rest thrown away. *Wrong order*: the tokens are sorted from the unlikely end, and kept until they
-# reach 0.9. Both results sum to 1, nothing crashes. How bad are they? The model may judge: **surprise** is
+# reach 0.9. Nothing crashes: the sampler scales whatever it is given to sum to 1. How bad are they? The model may judge: **surprise** is
 # $-\log_2 p(\text{token})$, the model's own probability, in bits. The yardstick beside it is what the model *expects* at the same places, its entropy $-\sum p \log_2 p$.
 #
-# **Predict before you run:** in which rows does surprise equal the expectation? In which is it less, in which more?
+# **Predict before you run:** we try five ways: as it is, top-p 0.9, temperature 0.5, wrong half, wrong order. In which does surprise equal the expectation? In which is it less, in which more?
 
 # %%
 generation = importlib.import_module("minids.generate")
@@ -259,7 +259,7 @@ print(len(wrote), "steps; each row wrote what it writes alone.")
 
 # %% [markdown]
 # Eleven: the first three tokens of all prompts are read in one pass, which already gives row 0 its first token; the longest prompt then needs 6 more steps to be read, and 5 tokens take
-# one step each, the first of which comes with its last prompt token. Row 0 idles for 6 steps. Prompts of like length make good batches.
+# one step each, the first of which comes with its last prompt token. Row 0 idles for 6 steps, row 2 for 3. Prompts of like length make good batches.
 #
 # **Predict before you run:** if one row writes N tokens a second, what do 32 rows write together? (a) N, (b) 32 N, (c) in between. And how much longer does each row wait?
 
@@ -336,10 +336,10 @@ print(f"64 tokens touch {1 - (1 - 6 / 256) ** 64:.0%} of Flash's routed experts"
 # %% jupyter={"source_hidden": true}
 style.show(inference.reading(lines),
            "Gigabytes of weights read per token against the tokens in one pass: they fall for both models, "
-           "slowly at first, since more tokens touch more experts, and faster once all experts are read anyway")
+           "slowest in the middle, where more tokens touch more experts, and fastest once all experts are read anyway")
 
 # %% [markdown]
-# A single token of Flash reads 11 GB; in a pass over 256 tokens each accounts for 0.6. (Computed from the released layout; independent choice is our assumption, the experts that
+# A single token of Flash reads 11 GB; in a pass over 256 tokens each accounts for 0.6: 19 times less, not 256 times. (Computed from the released layout; independent choice is our assumption, the experts that
 # real tokens choose are correlated.) The cache of each row comes on top, and the arithmetic.
 #
 # ## 3. Drafts: the idea
@@ -421,7 +421,7 @@ residual = check("inference.residual", residual)
 # 4. Together: $\min(p, q)(t) + \beta \cdot \frac{\max(0, p - q)(t)}{\beta} = p(t)$. $\qquad\blacksquare$
 #
 # A whole text is a product of such steps, each with the text so far in its condition. So all texts keep their probabilities. Temperature and top-p change $p$ and $q$ before the judge sees
-# them; the proof does not care. The **acceptance rate** is $\sum_v \min(p, q) = 1 - \beta$, one minus the *total variation* between helper and model.
+# them; the proof does not care. The **acceptance rate** is $\sum_v \min(p, q) = 1 - \beta$, one minus the *total variation* between helper and model: half the sum of $|p - q|$, 0 where they agree, 1 where they share nothing.
 #
 # Do not take a proof on trust when you can enumerate. With three tokens there are three guesses, and each stands or falls:
 
@@ -461,21 +461,23 @@ for name, (rule, instead) in judges.items():
     print(f"{name:18}", " ".join(f"{v:6.3f}" for v in out.tolist()), f"{(out - p).abs().sum() / 2:12.3f}")
 
 # %% [markdown]
-# *All stand* writes the helper's text: its distance is the whole $\beta$. *Resample from p* is wrong by half as much here, and it leans to the helper: "mill" has already come through a
-# guess, and now it gets a second chance. That is why what was given out must be taken off first.
+# *All stand* writes the helper's text: its distance is the whole $\beta$. *Resample from p* is wrong by half as much here, and it leans to the helper: "mill" and "king" have already come
+# through guesses as often as they should, and now they get a second chance. "sea", the only token still missing, gets too little. That is why what was given out must be taken off first.
 #
 # And whole texts, with a whole model? Here is a V4 with a vocabulary of three tokens, untrained, with an MTP block, compression windows and all. We let `minids.speculate` write three tokens, and
-# **follow every way that its draws and coins can fall**. There are 27 texts.
+# **follow every way that its draws and coins can fall**. There are 27 texts. (For two drafts we need a fourth token, 81 texts: the first comes from the pass over the prompt, the last of a pass needs no guess.)
 
 # %%
 tiny, prompt = inference.tiny(), [0, 2, 1, 1, 0]
 exact = inference.plainly(tiny, prompt, 3)                              # {text: probability}, from full passes
-texts = {"right, 1 draft": inference.every_way(tiny, prompt, 3, 1), "right, 2 drafts": inference.every_way(tiny, prompt, 3, 2)}
+texts = {"right, 1 draft": inference.every_way(tiny, prompt, 3, 1)}
 wrong = {"all stand": inference.every_way(tiny, prompt, 3, 1, inference.accept_all),
          "resample from p": inference.every_way(tiny, prompt, 3, 1, inference.resample_from_p)}
 for name, other in (texts | wrong).items():
     apart = inference.total_variation(exact, other)
     print(f"{name:16} probabilities sum to {sum(other.values()):.3f}, total variation {apart:.3f}")
+longer, two = inference.plainly(tiny, prompt, 4), inference.every_way(tiny, prompt, 4, 2)
+print(f"right, 2 drafts, four tokens: {len(two)} texts, total variation {inference.total_variation(longer, two):.3f}")
 
 # %%
 with_drafts = torch.tensor([texts["right, 1 draft"][text] for text in exact])
@@ -485,7 +487,7 @@ style.show(inference.enumerations(exact, {"right, 1 draft": texts["right, 1 draf
            "with both sabotaged ones")
 
 # %% [markdown]
-# The right judge puts all 27 texts on the diagonal, with one draft and with two. The others write other texts, fluent as ever: no reader of a few samples would notice. This is the test
+# The right judge puts all 27 texts on the diagonal; with two drafts all 81 agree as well. The others write other texts, fluent as ever: no reader of a few samples would notice. This is the test
 # to write for a speculative decoder.
 #
 # ## 5. Drafts: what they bring
@@ -523,6 +525,8 @@ print("First drafts: more than 40 % stand, close to the sum of min(p, q), which 
 print("Second drafts do worse. A pass with three drafts gives more than 1.3 tokens on each kind of text.")
 
 # %% [markdown]
+# The scene is easiest. Between the Bible and the sum drawing and computing may disagree: three texts of 64 tokens have luck.
+#
 # Two ways to the same number: the drawn share, and $\sum \min(p, q)$, the mean over the places of the text. The second is exact for this text and needs no luck: use it when you compare helpers.
 #
 # ### Exercise 4: is it worth it?
@@ -608,7 +612,7 @@ style.show(inference.speeds(marked),
            "this machine gains little. Dots: the acceptance measured for nano, 85 percent for Flash")
 
 # %% [markdown]
-# The middle is worst. One token reads few experts; at 16, each further token brings in *new* experts, and so verifying reads 1.6 times the bytes; at 256 all experts are read anyway, and
+# The middle is worst. Every pass of Flash reads 7.8 GB that are not routed experts. One token adds 3.4 GB of experts, so a second one adds at most 3.4 to 11. At 16 the experts are 46 of 54 GB, and 16 more tokens bring in mostly *new* ones: verifying reads 1.6 times the bytes; at 256 all experts are read anyway, and
 # the second token is free, as far as bytes go. There V3's 1.8 is in reach. Two things are left out: at large batches arithmetic, not memory, may set the pace, and then
 # verified tokens cost their full price; and neighbouring tokens choose more similar experts than independent ones.
 #
@@ -727,20 +731,20 @@ print("All families: own thoughts are more than 5 points better than an answer a
 print("Mathematics, coding, reasoning: the right thoughts are better still, another's thoughts worse than own ones.")
 
 # %% [markdown]
-# Own thoughts help, at several times the tokens. Where an answer has to be *worked out*, another's thoughts in the same perfect form do not: it is the content that pays. Knowledge is different. Its answers are facts that lie in the
+# Own thoughts help, at two to three times the tokens. Where an answer has to be *worked out*, another's thoughts in the same perfect form do not: it is the content that pays. Knowledge is different. Its answers are facts that lie in the
 # weights; there is nothing to work out, and the form of a thought may be all that it takes to fetch one. Without the control we would have praised the thinking for it.
 #
 # The right thoughts show what is lost on the way: the model can nearly always *read off* the answer, and fails to work it out. In the report's words, performance on reasoning tasks is
 # "fundamentally governed by the computational effort expended" (section 5.1.1).
 #
-# **Limits.** This base model never saw a problem answered at once, so "at once" is a little unfair. Lesson 12 teaches both modes with V4's tokens, on equal terms. And single families have wide intervals:
+# **Limits.** Of *problems* this base model never saw one answered at once (questions about its scenes it did), so "at once" is a little unfair. Lesson 12 teaches both modes with V4's tokens, on equal terms. And single families have wide intervals:
 # 30 problems.
 #
 # ## 7. What a score means
 #
 # ### Intervals
 #
-# 3 right of 24: the share is 12.5 %. The textbook interval is $p \pm 1.96\sqrt{p(1-p)/n}$. `minids` takes [Wilson's](https://en.wikipedia.org/wiki/Binomial_proportion_confidence_interval).
+# 3 right of 24: the share is 12.5 %. The textbook interval is $p \pm 1.96\sqrt{p(1-p)/n}$. `minids` takes [Wilson's](https://en.wikipedia.org/wiki/Binomial_proportion_confidence_interval). It keeps every true share from which the observed one lies at most 1.96 of *that share's* deviations away. By hand, none of 24: $p \le 1.96\sqrt{p(1-p)/24}$ gives $p \le 3.84 / (24 + 3.84)$, 13.8 %.
 # **Predict before you run:** what does the textbook say when *none* is right?
 
 # %%
@@ -750,12 +754,12 @@ for right_ones in (0, 3, 12):
     print(f"{right_ones:2} of 24: textbook {p - half:6.1%} to {p + half:5.1%}   Wilson {low:5.1%} to {high:5.1%}")
 
 # %% [markdown]
-# None of 24 is no proof of 0 %: up to 14 % is compatible with it. The textbook's "0 % to 0 %" is certain, and wrong; below 3 it even promises negative shares.
+# None of 24 is no proof of 0 %: up to 14 % is compatible with it. The textbook's "0 % to 0 %" is certain, and wrong; from 1 to 3 right ones it even promises negative shares.
 #
 # ### pass@k
 #
 # Draw k answers, and count a problem as solved if *one* of them is right. This is fair where a verifier picks the right one for you (unit tests, a proof checker). One has $n$ answers per problem, $c$ of them
-# right, and wants pass@k for k below n. By hand, n = 4, c = 1, k = 2: there are 6 pairs, and 3 of them contain the right answer: **0.5**. In general
+# right, and wants pass@k for k up to n. By hand, n = 4, c = 1, k = 2: there are 6 pairs, and 3 of them contain the right answer: **0.5**. In general
 # ([Chen et al.](https://arxiv.org/abs/2107.03374)):
 #
 # $$\text{pass@}k = 1 - \binom{n-c}{k} \Big/ \binom{n}{k}$$
@@ -792,7 +796,7 @@ style.show(inference.biases(0.2, 8),
            "lies on the truth, the other one falls below it as k grows")
 
 # %% [markdown]
-# These are exact means: every number of right answers from 0 to 8, weighed with its probability. The colleague puts each answer *back* before the next is taken, so the same wrong answer can count twice; it is
+# These are exact means for answers that are right with probability 0.2 each: every number of right answers from 0 to 8, weighed with its probability. The colleague puts each answer *back* before the next is taken, so the same wrong answer can count twice; it is
 # too low for every k > 1, most where k is near n.
 #
 # Report section 5.3.1 has a relative of this for Codeforces: 32 candidates for each problem, of which 10 are taken *without replacement*, and the rating is the expectation over all
@@ -825,7 +829,7 @@ assert all(points[1][0] <= points[2][0] <= points[4][0] <= points[8][0] for poin
 print("pass@k rises with k, as it must: from 1 to 8 by more than 2 points at 0.4, by more than 5 at temperature 1.")
 
 # %% [markdown]
-# A sharp distribution repeats itself: its eighth answer is often its first. A warm one is more often wrong, and more different. So *the best temperature depends on k*; and a table that says pass@8 beside one that says pass@1
+# A sharp distribution repeats itself: its eighth answer is often its first. A warm one is more often wrong, and more different. So *the best temperature may depend on k* (here the curves cross; 20 problems cannot prove it); and a table that says pass@8 beside one that says pass@1
 # compares eight times the price. With 20 problems the intervals are wide: do not read more than the slopes.
 #
 # ### The report card of the shipped base model

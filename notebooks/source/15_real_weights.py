@@ -71,7 +71,7 @@ else:
 # V4-Flash is on the Hub: 69,187 tensors in 46 files. At 100 Mbit a second the download takes three and a half hours. But you only want to *look* at some of it: which experts do the routers like? Do heads use their
 # sinks (lesson 02)? What do the four residual streams do to each other (lesson 07)?
 #
-# **Predict before you run:** all attention sinks of the 284-billion-parameter model, 64 heads in each of 43 layers: how many bytes? And the static part of all hyper-connections, `base` and `scale` of 86 sites?
+# **Predict before you run:** all attention sinks of the 284-billion-parameter model, 64 heads in each of 43 layers: how many bytes? And `base` and `scale` of the hyper-connections, at 86 sites? (All float32; a site has 24 numbers of `base`, its static part, and 3 of `scale`.)
 
 # %%
 rows = {aspect: real.size(*patterns) for aspect, patterns in real.ASPECTS.items()}
@@ -88,7 +88,7 @@ small = sum(more.values()) + sum(rows[aspect] for aspect in list(rows)[:5]) - ro
 print(f"{'all but the other matrices':34}{small:16,} bytes: {small / whole:.2%}")
 
 # %% [markdown]
-# Kilobytes, of a model of 160 GB. What all 86 sites do to the streams, as far as it does not depend on the token, takes 9,288 bytes. Everything that section 5 shows is less than
+# Kilobytes, of a model of 160 GB. By hand: 64 x 43 x 4 = 11,008 and 86 x 27 x 4 = 9,288. What all 86 sites do to the streams, as far as it does not depend on the token, takes 9,288 bytes. Everything that section 5 shows is less than
 # a thousandth of the files; all routers, biases, hash tables, hyper-connections, sinks and norms together are a quarter of a gigabyte. These numbers come from the configuration alone (`minids.cost`, lesson 08); they are exact.
 
 # %% jupyter={"source_hidden": true}
@@ -97,7 +97,7 @@ style.show(real.bills(rows | {"a layer": real.size("layers.3.*"), "all of V4-Fla
            "tables, matrices and routers, 3.6 GB for one layer, 160 GB for all")
 
 # %% [markdown]
-# To get at them we need three things: to know *where* they are in the files, to get just these bytes, and to read them right. One section for each.
+# To get at them we need three things: to know *where* they are in the files, to read them right, and to get just these bytes. One section for each.
 #
 # ## 1. A file, byte by byte
 #
@@ -163,7 +163,7 @@ for file in sorted(set(index["weight_map"].values())):
 
 # %% [markdown]
 # The same cut as the release: the embedding, one layer a file, the head, the MTP block. In Flash that makes 1 + 43 + 1 + 1 = 46 files. **Predict before you run:** how large are Flash's tables of contents, if they are
-# spelled like the sample's?
+# spelled like the sample's? (Its index has 22,192 bytes for 307 tensors, the header above 5,120 for 53.)
 
 # %%
 index_size, header_size = real.spelled("flash")
@@ -175,7 +175,7 @@ print(f"the fullest file has {max(counts):,} tensors, all {len(counts)} files {s
 # So before the first number comes, some megabytes of names must: 69,187 of them.
 #
 # ### Exercise 1: ask for just these bytes
-# *Easy, 8 minutes.* Stuck? `hint("real.byte_range")` in a new cell gives one of three hints; so for the other exercises. A web server hands out a part of a file to whoever sends the header `Range: bytes=100-109`. That means ten bytes: **the last one counts**. A colleague wrote this. It has **two** faults.
+# *Easy, 8 minutes.* Stuck? `hint("real.byte_range")` in a new cell gives one of three hints; so for the other exercises. A web server hands out a part of a file to whoever sends the HTTP header (not the file's) `Range: bytes=100-109`. That means ten bytes: **the last one counts**. A colleague wrote this. It has **two** faults.
 
 # %%
 def colleagues_range(head, name):
@@ -283,7 +283,7 @@ torch.testing.assert_close(mine, loaded.layers[0].ffn.experts[0].w1.weight, rtol
 print(f"{name}: {o} x {half} bytes are {o} x {2 * half} numbers, equal to minids.load, bit for bit")
 
 # %% [markdown]
-# ### Sabotage: four ways to read it wrongly
+# ### Sabotage: three ways to read it wrongly, and a control
 #
 # We know the sample's weights only from its files. For an honest test we take *trained* weights, the shipped nano model, whose files have the same format, and read **all its experts** wrongly:
 # 1. *halves swapped*: the high half of a byte first,
@@ -349,12 +349,12 @@ print("The other two keep it within a third, although swapped halves are off by 
 print("The control changes nothing.")
 
 # %% [markdown]
-# A wrong exponent is loud. A wrong *order* is silent: swapped halves leave every number of the matrix there, only elsewhere. Mean, deviation and histogram cannot tell; a comparison with another reader can, and the loss can, if the model is
+# A misread *format* is loud. A wrong *order*, of codes or of scales, is silent: swapped halves leave every number of the matrix there, only elsewhere. Mean, deviation and histogram cannot tell; a comparison with another reader can, and the loss can, if the model is
 # trained. The neighbour's scale is the worst kind: a third of the size of the weights is wrong, and the loss hardly moves, because neighbouring scales are mostly equal. One would take it for a slightly worse model.
 #
 # ### Sabotage: files that are not what they say
 #
-# Now the files themselves are wrong. `contents` and `bytes_of` above believe everything. **Predict before you run:** for which of these five does our five-line reader complain?
+# Now the files themselves are wrong. `contents` and `bytes_of` above believe everything. **Predict before you run:** for which of these five does our five-line reader complain: a file cut short, an index that names the wrong file, one that leads out of the folder, two tensors on the same bytes, a config.json of another model?
 
 # %%
 def short(folder):
@@ -427,7 +427,7 @@ for fault in (short, elsewhere, outside, overlapping, other_config):
 # Only one of five stops the five-line reader, and with a message that names neither the file nor the cure. The short file gives fewer bytes than promised; the index that leads outside *opens a file that is none of its business*; two experts become one.
 #
 # A reader of files from strangers checks **before it believes**: that the ranges tile the file, that names are names and not paths, that shapes are those of the configuration, and all that before it takes memory for
-# what a header promises. That is `minids/header.py`, some hundred lines. It reads safetensors only: the older `.bin` files are pickles, and a pickle may run any code while it is opened.
+# what a header promises. The first two are in `minids/header.py`, some hundred lines; the shapes are compared in `minids/checkpoint.py`. It reads safetensors only: the older `.bin` files are pickles, and a pickle may run any code while it is opened.
 #
 # ## 3. Only the bytes you want
 #
@@ -457,7 +457,7 @@ for layer, kind in ((0, "window only, by hash"), (2, "CSA, by hash"), (3, "HCA, 
     print(f"Flash, layer {layer}, {kind:22}{layer_bytes(Config.flash(), layer):15,} bytes")
 
 # %% [markdown]
-# All layers weigh nearly the same, 3.57 to 3.60 GB: the 256 experts are 96 % of each, and attention hardly shows.
+# All layers weigh nearly the same, 3.57 to 3.60 GB: the 256 experts are 95 to 96 % of each, and attention hardly shows.
 #
 # ### We play the Hub
 #
@@ -531,7 +531,7 @@ else:
 # a checksum behind it. (For this small copy we set the first guess to 4 kB; for real files it is 256 kB, and small gaps between tensors are read rather than asked around.) A cut connection goes on where it was cut; "too many requests" is
 # answered by waiting; `tests/test_hub.py` plays all that.
 #
-# In the sample the tables of contents weigh more than the routers. In Flash it is the other way round: megabytes (section 1) against 90 MB of routers.
+# The price counts tensors only: four times 1,024. The tables of contents come on top. In the sample the tables of contents weigh more than the routers. In Flash it is the other way round: megabytes (section 1) against 90 MB of routers.
 #
 # From the shell, with the bill before it starts:
 #
@@ -559,7 +559,7 @@ for pattern in ("layers.*.ffn.gate.weight", "layers.20.attn.wq_b.weight", "*norm
     print(f"{pattern:30}{count:6,} tensors {size:15,} bytes {real.duration(size / 12.5e6):>14} at 100 Mbit/s")
 
 # %% [markdown]
-# The static figure says the same as the one in the cold open: from kilobytes to gigabytes. Norms are many and tiny: one number for each channel. A single expert is 13 MB: a second of an ordinary connection.
+# The figure in the cold open says the same: from kilobytes to gigabytes. Norms are many and tiny: one number for each channel. A single expert is 13 MB: a second of an ordinary connection.
 #
 # ## 4. One class, two configurations
 #
@@ -607,7 +607,7 @@ block = empty(lambda: Block(flash, flash.compress_ratios[4], flash.is_hash(4)), 
 shapes = {f"layers.4.{name}": tuple(t.shape) for name, t in block.state_dict().items()}
 assert shapes == {name: shape for name, (_, shape) in cost.layout(flash).items() if name.startswith("layers.4.")}
 numbers = sum(math.prod(shape) for shape in shapes.values())
-print(f"{len(shapes)} tensors, {numbers:,} numbers, names and shapes as in the released files")
+print(f"{len(shapes)} tensors, {numbers:,} numbers, names as in the released files, shapes as there once unpacked")
 
 # %% [markdown]
 # ## 5. Large beside small: single tensors
@@ -631,7 +631,7 @@ assert (share > 0.07).float().mean() > 0.5 and share.max() > 0.25 and math.e / (
 print("more than half of nano's heads would drop over 7 % of such a window, the largest sink over a quarter")
 
 # %% [markdown]
-# Trained heads use the door: at least one could drop a quarter and more of an undecided window. (Heads that decide, with scores far above 0, drop less.)
+# A sink of 0 would drop 1/33, 3 %. Trained heads use the door: most of nano's could drop over a quarter of an undecided window, several more than half (above 3.47). Two went the other way and shut it. (Heads that decide, with scores far above 0, drop less.)
 #
 # ### Hash tables
 #
@@ -644,7 +644,7 @@ style.show(real.tables(models, texts), "Loads that the hash tables give to exper
            "the frequencies of a text")
 
 # %% [markdown]
-# Over the vocabulary the load is even, over a text it is not: frequent words have fixed experts, and no bias can help them. Whether V4's tables were drawn at random or balanced by frequency is not in the report. With `REPO` set you can see it.
+# Over the vocabulary the load is even, over a text it is not: frequent words have fixed experts, and no bias can help them. Whether V4's tables were drawn at random or balanced by frequency is not in the report. With `REPO` set the solid line tells half of it: chance leaves it near 1. For the dashed one put the ids of a text, in V4's tokenizer, into `texts` under the model's name.
 #
 # ### Routers
 
@@ -670,7 +670,9 @@ for name, folder in (("the sample", SAMPLE), ("nano", NANO)):
     print(f"{name}: {len(gains)} sites, gain 1.000; differences between streams {'die out' if left[-1] < 0.01 else 'survive'}")
 
 # %% [markdown]
-# The gain is 1 for any weights, random ones too: Sinkhorn sees to it, and that is what the report claims for it (2.2). What the *weights* decide is the second line: random matrices mix the streams to one within a few sites; nano keeps them apart from the first layer
+# The solid line is the *gain*: the largest row sum of sizes in the product P of all matrices so far, how much a signal can grow (lesson 07). The dashed line is what is left of a difference between streams: the largest singular value of P after 1/4 is taken off each entry.
+#
+# The gain is 1 for any weights, random ones too: Sinkhorn sees to it, and that is what the report claims for it (2.2). What the *weights* decide is the dashed line: random matrices mix the streams to one within a few sites; nano keeps them apart from the first layer
 # to the last. Its matrices began near the identity (lesson 08), and training left them there. (This is the static part, 9 kB in Flash. What depends on the token needs `fn`, 135 MB, and a pass.)
 #
 # ### What the compressors' biases weigh
@@ -691,7 +693,7 @@ style.show(real.spectra(models), "Singular values of four matrices of a middle l
 
 # %% [markdown]
 # The effective rank says over how many directions a matrix spreads (lesson 09). The sample's columns have different widths on purpose, so its spectrum is steeper than that of plain random numbers (dotted). Nano was trained with Muon, which pushes
-# all directions alike: most of its matrices stay about as broad as random ones. Is it so in Flash, after 32T tokens? Set `REPO`.
+# all directions alike: most of its matrices stay about as broad as random ones. Compare within a panel only, with the thin black dotted curve, random numbers of an expert's shape: squarer matrices fall off faster by themselves, and `wkv` of nano (32 x 128) would have about 88 % at random. Is it so in Flash, after 32T tokens? Set `REPO`.
 #
 # ### What rounding has cost
 #
@@ -738,10 +740,10 @@ print("streamed, layer by layer: equal to minids.load, bit for bit")
 walks = {"sample": real.walk(SAMPLE, Tokenizer.load(SAMPLE / "tokenizer.json").encode(story, bos=True)[:512]),
          "nano": real.walk(NANO, ids), "mini": real.walk(MINI, ids)}
 style.show(real.loads(walks), "Loads of experts on a story, by layer, and how even they are. Sample: even in layers 0 and 1, where a table decides, "
-           "uneven where scores do. Nano: every expert works, some twice as much as others")
+           "uneven where scores do. Nano: every expert works; in the last layer some ten times as much as others")
 
 # %% [markdown]
-# **Evenness** is the number of experts that would carry the load if it were even, $e^{\text{entropy}}$, as a share of all. Nano was balanced on the mean over much text; a single story may prefer some experts. The sample was never balanced, and where scores decide an expert or two get nothing: random biases outvote
+# **Evenness** is the number of experts that would carry the load if it were even, $e^{\text{entropy}}$, as a share of all. Nano was balanced on the mean over much text; a single story may prefer some experts. The sample was never balanced, and where scores decide one expert in each layer gets almost nothing: random biases outvote
 # the affinities.
 #
 # ### The logit lens
@@ -770,7 +772,7 @@ style.show(real.lens_table(cut, [word(i) for i in ids[:end]], word),
            "What nano's head would say comes next, behind each layer, at nine tokens of a story; brighter is surer")
 
 # %% [markdown]
-# Read a column from top to bottom: after `stood` and `the`, when does the lens know what comes next? In a model of four layers the first one already speaks the head's language. Deep models need not: their early layers have no duty to. And mHC adds a
+# Read a column from top to bottom: from which layer on does the lens know what comes next? In a model of four layers the first one already speaks the head's language. Deep models need not: their early layers have no duty to. And mHC adds a
 # twist: to make one vector of four streams the lens borrows the mHC head, which was trained for the last layer only.
 #
 # ### The price of a pass through Flash
@@ -829,7 +831,7 @@ print(f"memory: two layers, embedding and head, {memory / 1e9:.1f} GB, and the a
 # ## Key points
 # - A safetensors file: eight bytes, a JSON header, numbers without gaps. `data_offsets` count from the end of the header; HTTP ranges count from the file's first byte and include the last.
 # - With index and headers any tensor can be fetched alone. All sinks of Flash are 11 kB, all routers 90 MB, one expert 13 MB, a layer 3.6 GB.
-# - FP8: a scale for 128 x 128. FP4: low half first, a scale for 32 columns. A wrong exponent is loud, a wrong order is silent: compare with another reader.
+# - FP8: a scale for 128 x 128. FP4: low half first, a scale for 32 columns. A misread format is loud, a wrong order is silent: compare with another reader.
 # - Check before you believe: whole files, no overlaps, no paths, shapes as configured, nothing unpickled.
 # - The rounding error can be estimated from the codes alone.
 # - What needs hidden states needs a pass; a pass reads every layer once, however many tokens it serves.
@@ -855,7 +857,7 @@ print(f"memory: two layers, embedding and head, {memory / 1e9:.1f} GB, and the a
 #
 # <details><summary>4. You stream Flash from disk and generate 100 tokens. A friend says: cache the six experts that were used, next time they are there. Does it help?</summary>
 #
-# Some. Each token chooses 6 of 256 in each of 40 layers by score; balancing works against favourites. If choices were independent, an expert used now would be used for the next token with a chance of 6/256, 2.3 %. Neighbouring tokens are more alike than that, so it helps more, and how much is an experiment: `real.walk` gives you the choices.
+# Some. Each token chooses 6 of 256 in each of 40 layers by score; balancing works against favourites. If choices were independent, an expert used now would be used for the next token with a chance of 6/256, 2.3 %. Neighbouring tokens are more alike than that, so it helps more, and how much is an experiment: a hook on the gates, as `real.walk` sets one, sees the choices token by token.
 # *"No, because experts are random"* and *"yes, they repeat"* are both guesses.
 # </details>
 #
