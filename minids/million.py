@@ -12,7 +12,7 @@ so that the largest temporary (a chunk's scores of all entries) stays at `SCORES
 
 Each of the two indexers scores n^2 / 8 pairs of token and entry with 16 heads: past 64 K this dominates. One token of the
 prefill takes a core of an AMD EPYC 0.5 ms behind 16 K tokens, 0.9 behind 64 K, 2.6 behind 256 K and 9.3 behind 1 M: an hour
-and a half in all, three quarters of it for the second half. The process holds less than 1 GB.
+and a half in all, three quarters of it for the second half. The process holds little more than 1 GB.
 """
 
 import argparse
