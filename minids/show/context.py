@@ -242,8 +242,8 @@ def record(found):
         axes[1, 1].plot([ns[0] / 2, *ns], [alone / found["questions"], *shares], marker=marker, color=colour,
                         label=f"{distance} tokens before")
     axes[1, 1].axhline(1 / (1 + found["rivals"]), color=BLACK, linewidth=0.9, linestyle=":")
-    axes[1, 1].set(title="facts found (dotted: chance)", ylabel="share", ylim=(0, 1.05))
-    axes[1, 1].legend(loc="upper right", fontsize=9)
+    axes[1, 1].set(title="facts found (dotted: chance)", ylabel="share", ylim=(0, 1.4))
+    axes[1, 1].legend(loc="upper center", ncol=2, fontsize=9)
     for axis in axes.flat:
         axis.set_xscale("log", base=2)
         axis.set_xticks(ns[::2], [length(n) for n in ns[::2]])
