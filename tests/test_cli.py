@@ -132,11 +132,12 @@ def test_doctor_and_lint_decide_the_exit_status(monkeypatch, capsys):
 
 def test_course_build_passes_names_on(monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr("minids.learn.course.build", lambda names: asked.append(names) or ["notebooks/a.ipynb"])
-    assert cli.main(["course", "build", "00_start_here"]) == cli.main(["course", "build"]) == 0
-    assert asked == [["00_start_here"], None] and "notebooks/a.ipynb" in capsys.readouterr().out
+    monkeypatch.setattr("minids.learn.course.build",
+                        lambda *names, **how: asked.append((*names, how["keep"])) or ["notebooks/a.ipynb"])
+    assert cli.main(["course", "build", "00_start_here"]) == cli.main(["course", "build", "--keep"]) == 0
+    assert asked == [(["00_start_here"], False), (None, True)] and "notebooks/a.ipynb" in capsys.readouterr().out
 
-    def fail(names):
+    def fail(names, keep):
         raise MinidsError("no lesson 99")
 
     monkeypatch.setattr("minids.learn.course.build", fail)
