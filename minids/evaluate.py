@@ -65,19 +65,18 @@ def recall(count: int, words_between: int, kind: str = "secret", seed: int = 0) 
     return items
 
 
-@torch.inference_mode()
 def answered(model, tokenizer, items, batch: int = 16) -> list[bool]:
     """For each item whether greedy decoding writes its answer."""
     return _judged(model, tokenizer, items, batch, lambda logits, answer: bool((logits.argmax(-1) == answer).all()))
 
 
-@torch.inference_mode()
 def answer_nats(model, tokenizer, items, batch: int = 16) -> list[float]:
     """For each item the nats of its answer: -log of the probability of writing just that."""
     nats = lambda logits, answer: F.cross_entropy(logits, answer, reduction="sum").item()
     return _judged(model, tokenizer, items, batch, nats)
 
 
+@torch.inference_mode()
 def _judged(model, tokenizer, items, batch, judge) -> list:
     """judge(logits of the answer's tokens, their ids) for each item: one pass over prompt and answer tells."""
     training, device = model.training, model.embed.weight.device

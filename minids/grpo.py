@@ -62,7 +62,8 @@ def grpo(base, settings: GRPOConfig, out, resume: bool = True, on_step=None) -> 
     KL estimate in nats per token, the share of clipped tokens and of answers left out, the policy's entropy in nats per token;
     and the records of `minids.posttrain.examine` now and then.
     """
-    model, reference = (load(base, device(), torch.float32) for _ in range(2))
+    model = load(base, device(), torch.float32)
+    reference = load(base, device(), torch.float32) if settings.beta else None
     tokenizer = Tokenizer.load()
 
     def update(optimiser, step):
@@ -92,7 +93,7 @@ def learn(model, reference, optimiser, r: Rollouts, scores, settings: GRPOConfig
         share = 1.0
         if not settings.beta:
             telling = rows[scores[rows] != 0]
-            share, rows = len(telling) / len(rows), telling if len(telling) else rows[:1]
+            share, rows = len(telling) / len(rows), telling if len(telling) else rows[:1]    # none: one is read, for the log
         some = r.rows(rows)
         with torch.no_grad():
             base = policy(reference, some, settings, replay=False)[0] if settings.beta else some.logprobs

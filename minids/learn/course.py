@@ -159,12 +159,12 @@ def _normalise(notebook) -> None:
 
 def keep_outputs(notebook, path: Path) -> bool:
     """Give a notebook the outputs of the one at `path`, if both have the same code; tells whether they have."""
-    was = nbformat.read(path, as_version=4) if path.exists() else notebook
     code = lambda nb: [cell for cell in nb.cells if cell.cell_type == "code"]
-    if was is notebook or [cell.source for cell in code(was)] != [cell.source for cell in code(notebook)]:
+    new, old = code(notebook), code(nbformat.read(path, as_version=4)) if path.exists() else []
+    if [cell.source for cell in new] != [cell.source for cell in old]:
         return False
-    for cell, old in zip(code(notebook), code(was)):
-        cell.outputs = old.outputs
+    for cell, was in zip(new, old):
+        cell.outputs = was.outputs
     _normalise(notebook)
     return True
 

@@ -362,7 +362,7 @@ print(f"in 24 GB, beside the weights: V4-Flash {longest(flash, 24e9):,} tokens, 
 # ## 5. Operations
 #
 # One decoded token goes through the weights, whatever the context, and through the attention. Operations are counted in **FP8 equivalents**: a multiply-add is two operations, BF16 counts twice, FP8 once, FP4 times FP4 a half. The report does not give
-# its weights; these reproduce its 27 and 10 percent. (The percentages of the cache are bytes, and need no weights.). One product of a query with a key is c multiply-adds, adding up its value another c. So a *core* costs
+# its weights; these reproduce its 27 and 10 percent. (The percentages of the cache are bytes, and need no weights.) One product of a query with a key is c multiply-adds, adding up its value another c. So a *core* costs
 #
 # $$2 \cdot H \cdot (c + c) \cdot 2 \quad \text{for each key that is read}$$
 #

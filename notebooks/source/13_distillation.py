@@ -326,7 +326,7 @@ for name, p in students.items():
 
 # %% [markdown]
 # Judged on the teacher's walks both are good. The second is even a little better there, though it was not trained on them: it comes to the places beside the path more often and is done with them sooner. (With 2,000 steps the two scores are 0.009 and
-# 0.0085, and the next picture looks the same.) **Predict before you run:** now they walk by themselves. How often is each more than 2 places off the path after 50 steps?
+# 0.0085.) **Predict before you run:** now they walk by themselves. How often is each more than 2 places off the path after 50 steps?
 
 # %%
 lost = {name: visits(p)[:, place.abs() > 2].sum(1) for name, p in (students | {"the teacher": guide}).items()}
