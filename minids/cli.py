@@ -19,6 +19,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells the default of an option that has one, unless its text does."""
+
+    def _get_help_string(self, action):
+        told = action.default in (None, "") or isinstance(action.default, bool) or "(default" in action.help
+        return action.help if told else super()._get_help_string(action)
+
+
 def main(argv=None) -> int:
     """Run one command; returns the exit status."""
     args = parser().parse_args(argv)
@@ -38,7 +46,7 @@ def parser() -> Parser:
 
     def command(name, run, help):
         c = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".",
-                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+                                formatter_class=Help)
         c.set_defaults(run=run)
         return c
 
@@ -63,10 +71,11 @@ def parser() -> Parser:
         c.add_argument("--model", type=Path, metavar="DIR", required=name == "grpo",
                        help="a checkpoint or a run to begin with" + (" (default: the shipped nano model)" * (name == "sft")))
         c.add_argument("--family", nargs="+", default=["mathematics"], metavar="NAME",
-                       help="mathematics, coding, reasoning, knowledge; several take turns")
-        c.add_argument("--difficulty", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="D", help="1 (easy) to 5 (hard)")
+                       help="mathematics, coding, reasoning, knowledge; several take turns (default: mathematics)")
+        c.add_argument("--difficulty", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="D",
+                       help="1 (easy) to 5 (hard) (default: all)")
         c.add_argument("--modes", nargs="+", metavar="MODE", default=["non-think", "think-high", "think-max"],
-                       help="thinking modes that take turns")
+                       help="thinking modes that take turns (default: all)")
         c.add_argument("--out", type=Path, metavar="DIR", help=f"folder of the run (default: runs/{name}-FAMILY)")
         c.add_argument("--steps", type=int, metavar="N", help="steps (default: as many as the nano model needs)")
         c.add_argument("--seed", type=int, default=0, metavar="S", help="for the order of problems and for the answers")
@@ -79,9 +88,10 @@ def parser() -> Parser:
     c.add_argument("--student", type=Path, required=True, metavar="DIR", help="a checkpoint or a run: the model that learns")
     c.add_argument("--teachers", nargs="+", default=[], metavar="FAMILY=DIR", help="a checkpoint or a run for each family")
     c.add_argument("--method", default="on-policy", help="on-policy; token, off-policy, sft or average, to compare with")
-    c.add_argument("--difficulty", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="D", help="1 (easy) to 5 (hard)")
+    c.add_argument("--difficulty", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="D",
+                   help="1 (easy) to 5 (hard) (default: all)")
     c.add_argument("--modes", nargs="+", metavar="MODE", default=["non-think", "think-high", "think-max"],
-                   help="thinking modes that take turns")
+                   help="thinking modes that take turns (default: all)")
     c.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/METHOD)")
     c.add_argument("--steps", type=int, metavar="N", help="steps (default: as many as the nano model needs)")
     c.add_argument("--lean", action="store_true", help="keep one teacher in memory at a time, and hidden states on disk")
@@ -94,6 +104,7 @@ def parser() -> Parser:
     c = command("lifecycle", lifecycle, "pre-train, raise specialists, distil them into one model, and measure all of it")
     c.add_argument("--preset", default="nano", help="size of the model: nano or mini")
     c.add_argument("--base", type=Path, metavar="DIR", help="a checkpoint or a run to begin with, instead of pre-training")
+    c.add_argument("--times", type=int, default=1, metavar="N", help="N times the steps in all stages after pre-training")
     c.add_argument("--out", type=Path, metavar="DIR", help="folder of all stages (default: runs/lifecycle-PRESET)")
     c.add_argument("--seed", type=int, default=0, metavar="S", help="for everything that is drawn")
     c.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
@@ -112,10 +123,12 @@ def parser() -> Parser:
 
     c = command("eval", evaluate, "measure a model: problems with verifiers, stories, plain text, drafts")
     c.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint or a run (default: the shipped nano model)")
-    c.add_argument("--modes", nargs="+", default=["think-high"], metavar="MODE", help="non-think, think-high, think-max")
+    c.add_argument("--modes", nargs="+", default=["think-high"], metavar="MODE",
+                   help="non-think, think-high, think-max (default: think-high)")
     c.add_argument("--problems", type=int, default=100, metavar="N", help="problems of each family, of the test split")
     c.add_argument("--samples", type=int, default=4, metavar="K", help="answers to each problem, for pass@1 and pass@K")
-    c.add_argument("--difficulty", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="D", help="1 (easy) to 5 (hard)")
+    c.add_argument("--difficulty", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="D",
+                   help="1 (easy) to 5 (hard) (default: all)")
     c.add_argument("--seed", type=int, default=0, metavar="S", help="the same seed gives the same answers")
     c.add_argument("--out", type=Path, metavar="FILE", help="the report (default: eval.json, in the run's folder if it is one)")
     c.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
@@ -285,7 +298,8 @@ def lifecycle(args) -> None:
 
     use_threads(args.threads)
     out = args.out or Path("runs") / f"lifecycle-{args.preset}"
-    found = run(Plan.preset(args.preset, args.seed), out, args.base and find_model(args.base), resume=not args.fresh)
+    plan = Plan.preset(args.preset, args.seed, args.times)
+    found = run(plan, out, args.base and find_model(args.base), resume=not args.fresh)
     print(card(found))
     print(f"the report is in {out / 'report.json'}, the model in {out / 'distilled' / 'model'}")
 

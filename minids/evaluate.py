@@ -182,16 +182,18 @@ def score(model, tokenizer, family: str, mode: str = "think-high", split: str = 
 def report(model, tokenizer, families=tasks.FAMILIES, modes=("think-high",), count: int = 100, samples: int = 4,
            difficulties=(1, 2, 3, 4, 5), seed: int = 0, everything: bool = True) -> dict:
     """The report card, ready for JSON: {"problems": a list with a dict for each family and mode, and with `everything` also
-    "bits_per_byte", "questions", "recall" and "drafts"}. Shares are [share, low, high]."""
+    "bits_per_byte", "questions", "recall" and "drafts"}. Shares are [share, low, high]; that of "greedy" answers takes the
+    likeliest token each time, the others sample."""
     measured, texts = [], []
     jobs = [(family, mode) for family in families for mode in modes]
     with tqdm(total=len(jobs) + 4 * everything, desc="evaluating", unit="part", dynamic_ncols=True) as bar:
         for family, mode in jobs:
             found, written = score(model, tokenizer, family, mode, "test", count, samples, difficulties, seed=seed)
+            greedy, _ = score(model, tokenizer, family, mode, "test", count, 1, difficulties, temperature=0.0)
             texts += written[:: max(len(written) // 32, 1)]
             measured.append({"family": family, "mode": mode, "difficulties": list(difficulties), "problems": count,
                              "samples": samples, "pass@1": found.pass_at(1), f"pass@{samples}": found.pass_at(samples),
-                             "tokens": round(found.tokens, 1), "ended": round(found.ended, 4)})
+                             "greedy": greedy.pass_at(1), "tokens": round(found.tokens, 1), "ended": round(found.ended, 4)})
             bar.update()
         found = {"problems": measured}
         if not everything:

@@ -66,6 +66,11 @@ class Settings:
             raise MinidsError(f"expected decay_from from 0 and below 1, eval_problems from 0, a seed from 0 and below 2^31; "
                               f"found {self.decay_from}, {self.eval_problems}, {self.seed}")
 
+    def numbers(self, step: int, count: int) -> range:
+        """The numbers of a step's `count` problems. Each seed has problems of its own."""
+        first = self.seed * 1_000_000 + step * count
+        return range(first, first + count)
+
     def problem(self, split: str, i: int) -> tasks.Problem:
         """The problem number i of a split: families and difficulties take turns."""
         family = self.families[i % len(self.families)]

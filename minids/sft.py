@@ -53,7 +53,7 @@ def sft(base, settings: SFTConfig, out, resume: bool = True, on_step=None) -> li
         raise MinidsError(f"seq_len: expected at most the model's context of {longest}, found {settings.seq_len}")
 
     def update(optimiser, step):
-        numbers = range(step * settings.batch, (step + 1) * settings.batch)
+        numbers = settings.numbers(step, settings.batch)
         rows = packed_rows([conversation(settings, "train", i) for i in numbers], settings.seq_len, tokenizer)
         found = losses(model, *rows, settings)
         total = found["loss"] + settings.mtp_weight * found.get("mtp_loss", 0.0)

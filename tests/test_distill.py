@@ -209,7 +209,7 @@ def test_other_methods_learn_from_what_they_should(folders, tmp_path, whole, met
     if method == "off-policy":
         assert log[0]["kl"] != whole[1][0]["kl"]
     if method == "sft":
-        model, problems = load(folders / "student"), [settings.problem("train", i) for i in range(4)]
+        model, problems = load(folders / "student"), [settings.problem("train", i) for i in settings.numbers(0, 4)]
         texts = lessons(model, None, problems, "non-think", settings, Tokenizer.load(), 0)
         expected = 0
         for part in texts.values():

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import signal
 
@@ -141,6 +142,13 @@ def test_what_a_run_leaves(whole):
     assert [r["step"] for r in log if "loss" in r] == [1, 2, 3, 4]
     assert [r["step"] for r in log if "valid_loss" in r] == [0, 2, 4]
     assert [(r["step"], r["mode"]) for r in log if "valid_accuracy" in r] == [(s, m) for s in (0, 2, 4) for m in SETTINGS.modes]
+
+
+def test_another_seed_learns_from_other_problems(base, whole, tmp_path):
+    log = sft(base, dataclasses.replace(SETTINGS, steps=1, seed=1), tmp_path / "run")
+    assert log[0]["valid_loss"] == whole[1][0]["valid_loss"]                       # the same model, the same valid split
+    first = next(record for record in log if "loss" in record)
+    assert first["loss"] != next(record for record in whole[1] if "loss" in record)["loss"]
 
 
 def test_another_base_is_told_apart(whole, tmp_path):

@@ -89,7 +89,7 @@ def course_table() -> None:
     rows = [[f"{name}.ipynb" if is_there(name) else name, teaches, shows, ", ".join(before) or "-",
              minutes if is_there(name) else "in preparation"] for name, teaches, shows, minutes, before in LESSONS]
     table(["lesson", "teaches", "shows and measures", "before it", "minutes"], rows,
-          "Minutes of study are planned, not measured.")
+          "Minutes of study, without exercises, are planned, not measured.")
 
 
 def chain(number: str) -> list[str]:

@@ -167,8 +167,8 @@ print("If a line above begins with PROBLEM, it says what to mend.")
 # `data/v4`. `minids.cost` counts what
 # follows from them. Nothing is downloaded, and nothing is built.
 #
-# Five words first, each in one sentence. An **expert** is a small network, of which a layer has hundreds; for each token a router chooses a few. The **cache** is what
-# the model keeps of the tokens that it has read, its **context**. **FP8** and **FP4** are numbers of eight and of four bits. **MTP** is one more block, which guesses the token after
+# A few words first, each in one sentence. An **expert** is a small network, of which a layer has hundreds; for each token a router chooses a few. The tokens read so far are the
+# **context**; the **cache** is what the model keeps of them. **FP8** and **FP4** are numbers of eight and of four bits, **BF16** of sixteen. **MTP** is one more block, which guesses the token after
 # the next. **V3.2** is DeepSeek's model before V4.
 #
 # **Predict before you run.** Pro has 5.5 times the parameters of Flash. After a million tokens of context, how many times
@@ -193,11 +193,11 @@ print(f"work for a token at 1M, Pro : Flash  {work[0] / work[1]:.2f}")
 MEANS = {
     "parameters": "numbers that training sets, without the MTP block",
     "active parameters": "take part in one token, without the table of embeddings",
-    "active share": "the rest: experts that were not chosen",
+    "active share": "the rest: experts not chosen, and the embeddings",
     "layers": "blocks, one after another",
     "routed experts at work": "chosen anew for each token, in each layer",
     "tensors on disk": "arrays in the released files, MTP included",
-    "bytes on disk": "most of it experts in FP4: half a byte a number",
+    "bytes on disk": "Flash, Pro: mostly FP4 experts, half a byte a number",
     "work for a token at 1M": "operations, in FP8 equivalents",
     "... of V3.2's work": "published: 10 % (Flash), 27 % (Pro)",
     "cache at 1M": "what one conversation keeps in memory",
@@ -228,8 +228,8 @@ start.table(["", "nano", "Flash", "Pro", "what it means"], rows,
 # (GFLOP: a billion operations. *FP8 equivalents*: a product of two FP4 numbers counts half, one of two 16-bit numbers twice.)
 #
 # Two notes on the comparison with V3.2. The report does not say how it weighs FP4, FP8 and BF16 operations; `minids.cost`
-# infers weights that come close to all four
-# percentages. And 10.55 % would round to 11, where the report prints 10: it truncates, or it counts a little differently.
+# infers weights that come close to both percentages of work; those of the cache follow from the bytes of its entries.
+# And 10.55 % would round to 11, where the report prints 10: it truncates, or it counts a little differently.
 #
 # ### One number by hand
 # Where are Flash's 284 billion parameters? An expert is three matrices between width $d$ and width $I$: two in, one out. So
@@ -248,13 +248,13 @@ print(f"{100 * counted / cost.params(flash)['total']:.1f} % of all parameters")
 # %% [markdown]
 # ### What the context costs
 # A model reads its own past for each new token. V4's claim is that a long past becomes cheap, since it is read in summaries: compressed sparse attention (**CSA**) makes an entry
-# of every 4 tokens and reads the few that matter; heavily compressed attention (**HCA**) makes one of every 128 and reads all. The last 128 tokens, the **window**, are read as they are.
+# of every 4 tokens and reads the few that matter (an **indexer** picks them by a short **index key**, which is kept beside each entry); heavily compressed attention (**HCA**) makes one of every 128 and reads all. The last 128 tokens, the **window**, are read as they are.
 # Two pictures, both axes logarithmic: a step up is a factor.
 
 # %%
 style.show(start.context_cost(flash, pro),
-           "Left: operations for one token against tokens of context: V4-Pro begins level with V3.2, and both "
-           "V4 models fall behind it as the context grows. Right: bytes of cache, below V3.2 at every length. At 1M "
+           "Left: operations for one token against tokens of context: V4-Pro begins level with V3.2, V4-Flash far "
+           "below, and both grow more slowly. Right: bytes of cache, below V3.2 at every length. At 1M "
            "the percentages of V3.2 are written beside the lines.")
 
 # %% [markdown]
@@ -273,14 +273,15 @@ for n in (100, 1_000, 10_000, 100_000, million):
 # %% [markdown]
 # Without compression a token at 1M takes 98 times the work, and the cache 7 times the bytes. The control is the first line:
 # at 100 tokens V4 is
-# *dearer* than plain attention, since it keeps the window and the compressed entries. At a thousand tokens compression
-# already pays.
+# *dearer* than plain attention: in work because compressors and indexers run, in cache because entries are kept beside
+# the window. At a thousand tokens compression already pays.
 #
 # This is arithmetic about cost. It says nothing about quality: lessons 03 to 05 measure what is lost.
 
 # %% [markdown]
 # ## 4. The network in one picture
 # Black marks name the lesson that teaches a part. Start at the bottom left and follow the four green streams.
+# (MTP is simplified: it reads all four streams, and the next token.)
 
 # %%
 style.show(start.architecture(),
@@ -314,6 +315,9 @@ style.show(start.layers({"Flash": flash, "Pro": pro}),
            "token id.")
 
 # %% [markdown]
+# Flash has 43 layers and begins with two that see the window alone; Pro has 61 and begins with two HCA layers. A triangle
+# marks a layer in which a fixed table, and not the router's score, picks the experts (lesson 06).
+#
 # ## 5. The life of a model in one picture
 # A model is not trained once. First it learns to guess the next token of everything. Then copies of it become
 # **specialists**: fine-tuned on good answers (SFT), then
@@ -390,7 +394,7 @@ for name, c in (("Flash", flash), ("Pro", pro), ("nano", nano)):
     print(f"{name:6} {100 * share:5.2f} % of a layer's experts work for one token")
 
 # %% [markdown]
-# Fewer than the 4.7 % and 3.1 % of *all* parameters in section 3: there attention and the head are counted too, which work for every token.
+# Fewer than the 4.7 % and 3.1 % of *all* parameters in section 3: there attention and the last matrix, the head, are counted too, which work for every token.
 #
 # **Start again.** Empty one exercise: delete your lines and write `raise NotImplementedError`. The whole notebook: *Restart*
 # in the menu *Kernel*; `git checkout -- notebooks/00_start_here.ipynb` in a terminal brings back the shipped file. Progress:
@@ -488,7 +492,7 @@ print("first on:", {name: wins.get(name, 0) for name in start.MODELS})
 # %%
 last = [benchmark for benchmark, row in start.scores().items()
         if row[start.FLASH] == min(score for score in row.values() if score is not None)]
-print(f"V4-Flash, the cheapest, is last on {len(last)} of {len(start.scores())}:")
+print(f"V4-Flash, the cheapest, is last or level with the last of six on {len(last)} of {len(start.scores())}:")
 print(textwrap.fill(", ".join(last), 96))
 
 # %% [markdown]
@@ -506,7 +510,7 @@ print(textwrap.fill(", ".join(last), 96))
 # %%
 style.show(start.modes(),
            "Scores of V4-Flash and V4-Pro in the modes Non-think, High and Max. Thinking buys most "
-           "in mathematics and code contests (top rows), little in software engineering and general "
+           "in mathematics, code contests and the two tests of long contexts (top rows), little in software engineering and general "
            "knowledge (bottom). Two benchmarks have no figure for Non-think.")
 
 # %%
@@ -519,8 +523,8 @@ for row in both:
 
 # %% [markdown]
 # A small model that thinks beats a large one that does not, almost everywhere. The largest gap of the three that remain is
-# SimpleQA, plain facts: what
-# was never stored cannot be thought up.
+# SimpleQA, plain facts: thinking helps to recall them (Flash goes from 23 to 34), but does not make up for what a small
+# model has not stored.
 #
 # **What you cannot conclude**
 # - *That a score is right.* All are the vendor's own; nobody else's run is in the table.
@@ -585,11 +589,10 @@ progress()
 #
 # | path | lessons | drop first |
 # | --- | --- | --- |
-# | 90 minutes | 00 up to section 5 (30), 08 the block (30), 10 the training run (30) | exercises 2 and 3 here |
+# | 90 minutes | 00 up to section 5 (30), 08 the block (30), 10 the training run (30) | in section 3 the sabotage and *one number by hand* |
 # | half a day | 00 (40), 02 and 04 (60), 08 (50), 10 (50), discussion (20) | section 8 here |
 # | two days | first day 00 to 08, second day 09 to 14, 15 as a demonstration | 03 and 11 as reading |
 #
-# Lessons that are still in preparation are marked in the map; until they are there, the 90-minute path is the one to teach.
 # The solved edition, with notes for teachers, is in
 # `notebooks/solutions/`.
 
@@ -628,7 +631,7 @@ print(f"... and read {32e12 / read:,.0f} times its tokens: 32 T against {read / 
 # - Of Flash's parameters 97.4 % are routed experts, and 4.7 % of all parameters work for one token.
 # - V4 compresses its past: 4 to 1 with a choice (CSA), 128 to 1 without (HCA), the last 128 tokens exactly.
 # - At a million tokens this leaves Pro 26.8 % and Flash 10.1 % of V3.2's work, and 10.55 % and 7.37 % of its cache. At a
-#   hundred tokens it saves nothing.
+#   hundred tokens compression saves nothing: the same model without it is cheaper.
 # - Benchmarks are claims with an author and a date. Missing is not zero, and a price is not a cost.
 #
 # ## Questions to discuss

@@ -309,11 +309,11 @@ for size in (300, 512, 1024, 2048, 4096):
 for kind, line in ratios.items():
     print(f"{kind:10}", "  ".join(f"{size:,}: {ratio:.2f}" for size, ratio in line.items()))
 style.show(tokens.compression(ratios, tokenizer.vocab_size),
-           "Bytes per token grow with the vocabulary; for made-up kinds they flatten once all their words have a "
-           "token, for real English they go on growing")
+           "Bytes per token grow with the vocabulary; for made-up kinds they flatten once nearly all their "
+           "words have a token, for real English they go on growing")
 
 # %% [markdown]
-# For the made-up kinds hardly at all: TinyWorld has a few hundred words, and each has its token by then. For real English by a sixth: each doubling brings about the same, so each new id brings
+# For the made-up kinds hardly at all: TinyWorld has a few hundred words, and nearly all that are frequent have a token by then (most secret words, such as *copper*, still take two or three). For real English by a sixth: each doubling brings about the same, so each new id brings
 # ever less.
 #
 # The price: each id has a row in the embedding (the table of input vectors) and a row in the head (the last matrix, lesson 08), whether it is used or not.
@@ -352,7 +352,7 @@ for name, words in texts.items():
 print("every text comes back exactly from both")
 print(f"Chinese: {len(texts['Chinese'])} characters, {table['Chinese'][1]} tokens of ours, {table['Chinese'][2]} of V4's")
 style.show(tokens.versus(table), "Bytes per token: close together on TinyWorld; V4's tokenizer far ahead on modern "
-           "English and Chinese, where ours is left with single bytes")
+           "English, and on Chinese, where ours is left with single bytes")
 
 # %% [markdown]
 # On TinyWorld ours is nearly as good: it was made for it. Chinese costs us one token **per byte**, three for each character. Who writes in a language that the tokenizer's corpus lacks pays more, in money
@@ -470,7 +470,7 @@ print(world.recall(random.Random(3), 0).context.strip().splitlines()[-1])
 
 # %% [markdown]
 # ### How words are spread
-# Count words and sort them by frequency. In natural language the second most frequent word has half the count of the first, the hundredth a hundredth: **Zipf's law**, a falling line when both axes are
+# Count words and sort them by frequency. In natural language the word of rank n has a count roughly in proportion to 1/n, apart from the first few ranks: **Zipf's law**, a falling line when both axes are
 # logarithmic. **Predict before you run:** does TinyWorld follow it?
 
 # %%
@@ -519,7 +519,7 @@ style.show(tokens.baselines(counting),
            "the made-up kinds are far below real English")
 
 # %% [markdown]
-# (A trigram fitted here has seen some hundred thousand tokens; lesson 10's has seen millions and is stronger.) On the made-up kinds the trigram needs less than one bit for each 8-bit byte. It writes like this:
+# (A trigram fitted here has seen about 450,000 tokens; lesson 10's has seen millions and is stronger.) On the made-up kinds the trigram needs less than one bit for each 8-bit byte. It writes like this:
 
 # %%
 draws, ids = np.random.default_rng(1), tokenizer.encode("Mira went to", bos=True)
@@ -541,7 +541,7 @@ for name, items in (("exam", exam), ("recall", near)):
     print(f"{name:7} {sum(verdicts):2} of {len(items)} right, 95 % interval {100 * max(low, 0):.0f} to {100 * high:.0f} %")
 
 # %% [markdown]
-# As good as none, even where the fact stands right above the question. Where does its surprise go? Here is the right answer to one question, token by token:
+# None, even where the fact stands right above the question. Where does its surprise go? Here is the right answer to one question, token by token:
 
 # %%
 item = near[1]
@@ -554,7 +554,7 @@ style.show(tokens.surprise(labels, bits, "What the trigram pays for the right an
 
 # %% [markdown]
 # The frame of the sentence is cheap. The name and the first token of the secret word cost most of the bits: two tokens of context cannot know them, although the text above says both. The average loss hides this,
-# since these are few tokens. **A good loss and no right answer go together.**
+# since these are few tokens. **A good loss and no right answer can go together.**
 #
 # Would more context help a counting model? To reach a fact n tokens back it needs counts for contexts of n tokens. How many of those in the stream stand at a second place as well?
 
@@ -701,7 +701,7 @@ for name, several in (("a copy in the row", [a, b, a]), ("other documents", [c, 
     print(f"{name:18} loss without masks {without:.2f}, with masks {own:.2f} nats per token")
 
 # %% [markdown]
-# With a copy in the row the loss collapses, and nothing was learned that helps on a new text. With other documents, the control, it falls only a little: the same authors repeat their phrases. With masks both
+# With a copy in the row the loss collapses, and nothing was learned that helps on a new text. With other documents, the control, it falls only a little: authors repeat their phrases (here b is another passage of the play that a is from). With masks both
 # numbers are the same, since the document is alone.
 #
 # **At this scale we cannot show** how much masks improve a trained model, and the report publishes no such ablation. What we can show is above: what is computed is what was meant.
@@ -745,8 +745,8 @@ ids = chat.encode_chat(messages, tokenizer, "think-high")
 tokens.ribbon(ids, tokenizer, tokens.roles(ids, tokenizer), chat.reply_mask(ids, tokenizer))
 
 # %% [markdown]
-# The thoughts of the first turn are gone, and its reply reads as in non-think: earlier reasoning is dropped when a new user message arrives (report, 5.1.1, figure 7b; with tools V4 keeps it). Notice also: the opening `<think>` is
-# **not** bold, the closing `</think>` and the end of the reply are. The prompt opens, the model closes.
+# The thoughts of the first turn are gone, and its reply reads as in non-think: earlier reasoning is dropped when a new user message arrives (report, 5.1.1, figure 7b; with tools V4 keeps it). Notice also, in the last turn: the opening `<think>` is
+# **not** bold, the closing `</think>` and the end of the reply are. The prompt opens, the model closes. (Without thoughts the prompt closes at once: in the first turn `</think>` is not bold either.)
 #
 # The same with V4's real tokenizer gives the ids of the released model:
 
@@ -878,7 +878,7 @@ for family in ("mathematics", "reasoning", "knowledge"):
 # The honest answers are the control: both judges accept all of them. Only ours refuses the lists. (In mathematics the lister misses the answers above 499; it only has to make its list longer.)
 #
 # ### Exercise 7: a verifier
-# *Medium, 12 minutes.* The rule: the **first sentence** names the accepted word, and **no other word of the pool**. Whole words; capital letters do not matter.
+# *Medium, 12 minutes.* The rule: the **first sentence** names the accepted word, and **no other word of the pool**. A sentence ends at `.`, `!`, `?` or a new line. Whole words; capital letters do not matter.
 
 # %%
 def verify(answer, pool, accepted):
@@ -962,7 +962,7 @@ print(f'reasoning:   "Yes." is right in {sum(tasks.verify(p, "Yes.") for p in se
 # ## Key points
 # - Bytes first: any text can be said and comes back. BPE merges the most frequent pair inside pieces, again and again; encoding repeats the merges in their order.
 # - A larger vocabulary shortens rows, each new id by less, and costs two rows of the model's tables for each id.
-# - Losses per token compare only with the same tokenizer. Bits per byte always compare.
+# - Losses per token compare only with the same tokenizer. On the same text bits per byte compare whatever the tokenizer.
 # - Special tokens are ids, not text. Encode what users type without them.
 # - Packing needs three things: the mask, positions from 0, and windows cut from each document's start.
 # - Train on what the assistant wrote: thoughts, `</think>`, answer, end of reply. Not on the opening.

@@ -101,7 +101,7 @@ style.show(figures.path(), "The path through one attention layer: queries throug
 # | d | $d$ | width of the model | 128 | 4096 | 7168 |
 # | H | $n_h$ | query heads | 4 | 64 | 128 |
 # | c | $c$ | channels of a head | 32 | 512 | 512 |
-# | r | (no symbol) | how many of these turn | 16 | 64 | 64 |
+# | r | (none) | how many of these turn | 16 | 64 | 64 |
 # | `q_lora_rank` | $d_c$ | width of the queries' latent | 64 | 1024 | 1536 |
 # | w | $n_{win}$ | window, in tokens | 32 | 128 | 128 |
 # | g, rank | $g$, $d_g$ | groups of the output, and the width of each | 2, 64 | 8, 1024 | 16, 1024 |
@@ -141,8 +141,8 @@ print("the same: K_h can move into the query matrix, V_h into the output matrix"
 
 # %% [markdown]
 # A key matrix can be moved into the query, a value matrix behind the sum. Both places have matrices of their own for each head already: `wq_b` and `wo_a`. So what sharing costs is not the heads'
-# independence, it is *width*: all a head can read of a token is in these c numbers. A width of 512, four times the usual 128, makes up for it. (In the channels that turn with the position, section 3, the argument ends: a
-# matrix cannot be moved past a turn.)
+# independence, it is *width*: all a head can read of a token is in these c numbers. A width of 512, four times the usual 128, is meant to make up for it. (In the channels that turn with the position, section 3, the argument ends: a
+# matrix cannot be moved past a turn. Nor past the RMS norm of a query head, which rescales that head's scores for each token.)
 #
 # What it saves is the *cache*, the vectors of earlier tokens that a model keeps while it writes. For one token in one layer (a number takes two bytes in BF16, one in FP8; lesson 11):
 #
@@ -411,7 +411,7 @@ print("values not turned: the same at every shift, within 2 points")
 
 # %% [markdown]
 # - **Not turned back**: it learned "the marker is at position 11", which is right only where it was trained. Shifted by 5, it is no better than guessing.
-# - **Values not turned** is the negative control: no position in the values, so no harm from shifts. It learns the distance too, by a detour: how *strongly* it attends depends on the distance. After the same 150 steps it is behind.
+# - **Values not turned** is the negative control: no position in the values, so no harm from shifts. It learns the distance too, presumably by a detour, in how *strongly* it attends. After the same 150 steps it is behind.
 # - **Turned back** reads the distance from the needle.
 #
 # *Limits:* one layer, one task, made to need distances. A model whose training covers all positions could learn to ignore the turned channels. What holds at every scale is the equation: with the inverse turn the output of
@@ -464,8 +464,8 @@ for layers, moved in maps.items():
     t, s = (moved > 1e-4).nonzero().T
     assert (t >= s).all() and (t - s).max() == layers * 7
     print(f"{layers} layers: reach {(t - s).max()} tokens back, none forward")
-style.show(figures.reach(maps, 8), "Perturbation maps: the band of outputs that move is 7 tokens wide for one layer, 14 for two, "
-           "28 for four, and fades towards its edge")
+style.show(figures.reach(maps, 8), "Perturbation maps: the outputs that move reach back 7 tokens for one layer, 14 for two, "
+           "28 for four, and fade towards the edge")
 
 # %% [markdown]
 # The bound is attained, and the map is causal: nothing above the diagonal. But the far edge is faint: a token 28 back is reached by one path through 4 layers, a near one by many.
@@ -478,7 +478,7 @@ def draw(window, layers):
 
 
 box = style.slider_image(draw, "How much each output moves when one input changes",
-                         window=[8, 2, 4, 14, 40], layers=[1, 2, 3, 4, 6])
+                         window=[8, 2, 4, 14, 40], layers=[1, 2, 3, 4, 5, 6])
 box
 
 # %%
@@ -605,10 +605,10 @@ print("Some heads spend less than 90 % of their attention on tokens. Moved by 4 
 
 # %% [markdown]
 # The trained sinks are about where they should be: far off on both sides it goes uphill (the control). Up is steeper: heads fall silent. Compare the left panel with the middle one: a head whose weights sum to nearly 1 has no use for its
-# sink and does not miss it. Among the others, how silent a head is need not say what the removal costs.
+# sink and does not miss it (most of the differences in the middle are below 0.003 nats on 8 texts, and section 9 would not count them). Among the others, how silent a head is need not say what the removal costs.
 #
 # **What this does not show.** Taking a part from a *trained* model shows what that model relies on. A model trained without sinks would arrange itself in another way, and at this size it might end as well. The report claims no
-# number for sinks; it says that they let a head's "total attention scores" be "not equal to 1, and even to be near 0" (2.3.3). That we have seen.
+# number for sinks; it says that they let a head's "total attention scores" be "not equal to 1, and even to be near 0" (2.3.3). Not equal to 1 we have seen; near 0 only with scores made by hand.
 #
 # ## 7. The output, in groups
 #
@@ -688,7 +688,7 @@ torch.testing.assert_close(window_attention(shipped.layers[0].attn, x), shipped.
 print("equal to minids' Attention in four lively layers, and in layer 0 of the trained nano model")
 
 # %% [markdown]
-# If you had left `start` out, the check could not have noticed: by section 4 a right layer gives the same at every start. It is there for the wrong ones.
+# If you ignored `start`, the check could not have noticed: by section 4 a right layer gives the same at every start. It is there for the wrong ones.
 #
 # **The independent judge.** You and `minids` could share a misunderstanding. `transformers` has an implementation of its own. We put *your* attention into a whole window-only model, save its weights, let `transformers`
 # open them, and compare every logit.
@@ -771,7 +771,7 @@ print("found by the shift: ", *[name for name, line in seen.items() if line[2]],
 # - The last column says what a fault *costs* a trained model in one of its layers. Some faults cost next to nothing there, and are faults all the same. Never judge an implementation by "the loss looks fine".
 #
 # ### Exercise 7: find the faults
-# *Hard, 15 minutes.* A colleague's layer passes the fresh, short test. With trained weights it fails. There are **two** faults. Find them by experiment or by reading, then write the repaired version.
+# *Hard, 15 minutes.* A colleague's layer passes the fresh, short test. With lively weights and a long text it fails. There are **two** faults. Find them by experiment or by reading, then write the repaired version.
 
 # %%
 def colleagues_attention(attn, x, start=0):
@@ -857,7 +857,7 @@ style.show(figures.periods(lines, {"window, 128": 128, "65,536": 65536, "1,048,5
            "from pair 25 on with YaRN")
 
 # %% [markdown]
-# A window of 128 needs no slow hands, so window-only layers keep base 10,000 and no YaRN. One base for all layers is a usual slip; the table above has it as "the other base".
+# A window of 128 needs no slow hands, so window-only layers keep base 10,000 and no YaRN. One base for all layers is a usual slip; the figure of section 9 has it as "the other base".
 #
 # ## In the real V4
 #

@@ -66,7 +66,7 @@ print("after 64 layers:", *[f"{line[-1]:.3g}" for line in sorted(free, key=lambd
 # Eight networks, eight answers, from a third to three hundred. Nobody chose these factors (we shall call them *gains*): each is the product of 64 harmless steps. In a model with 27 billion parameters, trained with free mixing matrices,
 # the same measure rose to **3000** (Xie et al., section 3.1), and the loss surged in mid-training.
 #
-# Now the same noise again, but each matrix goes through one function first. You will write it below. It has no parameters.
+# Now the same noise again, but each matrix goes through one function first. It has no parameters. You will write V4's version of it below (in the other order, since comb acts transposed).
 
 # %%
 def tamed(noise):
@@ -200,7 +200,7 @@ style.show(mhc.polytope(two, three), "Left: 2 x 2 matrices walk onto the segment
 # $$M^{(0)} = \mathrm{softmax}_{\text{rows}}(\text{raw}) + \varepsilon \qquad M \leftarrow \frac{M}{\text{column sums} + \varepsilon} \qquad
 #   \text{then } t_{\max} - 1 \text{ times:}\quad M \leftarrow \frac{M}{\text{row sums} + \varepsilon},\quad M \leftarrow \frac{M}{\text{column sums} + \varepsilon}$$
 #
-# V4 takes $t_{\max} = 20$ and $\varepsilon = 10^{-6}$ (report 4.2.1; the order is the reference code's). A softmax is exp and a first division of the rows in one, without overflow. The report's equation (8) says "columns, then
+# V4 takes $t_{\max} = 20$ and $\varepsilon = 10^{-6}$ (the first: report 4.2.1; the second: `config.json`; the order is the reference code's). A softmax is exp and a first division of the rows in one, without overflow. The report's equation (8) says "columns, then
 # rows"; it speaks of B, and B is comb transposed.
 #
 # By hand, with raw = ((ln 3, 0), (0, 0)) and no eps:
@@ -295,9 +295,10 @@ print(*[f"1/{1 / e:.0f}" for e in slow[:4]], f"... after 20: 1/{1 / slow[19]:.0f
 
 # %% [markdown]
 # Still 2.4 percent. The reason: the matrix ((1, 1), (0, 1)) has a zero at a place where its only possible end, the identity, has one too, but also a 1 where the end has a 0. That entry must be ground down,
-# and each round takes less of it. With eps no entry is exactly zero, so the walk ends somewhere; it is no faster.
+# and each round takes less of it. With eps no entry is exactly zero, so the walk ends somewhere.
 #
-# **And eps itself?** It makes each sum of a column $s / (s + \varepsilon)$, too small by one millionth. Over 64 sites: $(1 - 10^{-6})^{64} = 0.99994$. That is the smallest of our worries.
+# **And eps itself?** It has two effects. It makes each sum of a column $s / (s + \varepsilon)$, too small by one millionth. Over 64 sites: $(1 - 10^{-6})^{64} = 0.99994$, which is harmless. But it also lifts every entry of the softmax, so that entries far below $10^{-6}$ become $10^{-6}$,
+# and for sharp matrices that is another walk: for eight times our random numbers the error after 20 rounds is 2.7 % with eps and 5.3 % without, after 60 rounds 0.5 % with and 0.04 % without. The curves above are without eps; the slider at the end of this section has it.
 #
 # ### On which side does the error show?
 #
@@ -684,7 +685,7 @@ assert max(close) < 0.15
 print("With a gentle rate the free gains stay closer to 1 than with the brisk one, and the three losses are within 0.15.")
 
 # %% [markdown]
-# So the constraint is no magic: free mixing works as long as it moves little. It takes away a *limit on the learning rate and on the depth*. A large run cannot afford to find out where that limit lies.
+# So the constraint is no magic: free mixing works as long as it moves little. It takes away a *limit on how far the matrices may move* (here we varied rate and steps, not depth). A large run cannot afford to find out where that limit lies.
 #
 # ## 6. What the shipped nano has learnt
 #
@@ -729,7 +730,7 @@ print("Trained maps vary more than 5 times as much over tokens as fresh ones: pr
 names = [f"{i + 1} {kind}" for i in range(len(nano.layers)) for kind in ("attn", "experts")]
 style.show(mhc.learnt({name: tuple(t.mean(0) for t in one) for name, one in zip(names, sites)}),
            "comb, pre and post of the sites of the nano model: comb is bright on the diagonal at most sites, pre picks some "
-           "streams, post writes to them with different strength")
+           "streams, post writes to the streams with different strength")
 
 # %% tags=["nbval-ignore-output"]
 P = torch.eye(4).expand(ids.numel(), 4, 4)                                          # N n n
@@ -745,14 +746,14 @@ for name, which in (("read", 0), ("written", 1)):
 
 # %%
 peak = torch.stack([comb.amax(-1).mean() for _, _, comb in sites])                  # sites
-assert peak.mean() > 0.6 and abs(forward - 1) < 1e-3 and 1 < backward < 2 and off.max() > 1e-3
-print("The largest entry of a row of comb is above 0.6 on average: the matrices lie near permutations.")
-print("Forward gain 1; backward gain between 1 and 2. For some tokens a row is off by more than 0.1 percent.")
+assert peak.mean() > 0.6 and abs(forward - 1) < 1e-3 and 1 < backward < 2 and off.max() > 1e-2
+print("The largest entry of a row of comb is above 0.6 on average.")
+print("Forward gain 1; backward gain between 1 and 2. Rows are off by percents for some tokens.")
 
 # %% [markdown]
 # How to read the picture:
 # - **comb**: a bright diagonal means that streams stay where they are. A bright entry beside it means that a stream is handed over to another place. Such sharp matrices lie near a corner of the polytope, on the slow side of Sinkhorn: so the
-#   error of the rows is no longer one millionth.
+#   error of the rows is percents for some tokens, not one millionth. (Most sites are near the identity; "1 experts" is not.)
 # - **pre** says what a site looks at. How many sites look at one or two streams, rather than at a mean of all? We began it that way (lesson 08), so this alone is no discovery of training.
 # - **post** says where results go. (It began at 1. A small post need not mean a weak layer: the layer's last matrix may be large.) Is there a stream that gets next to nothing at several sites in a row? Then these layers leave it alone, and with comb near the identity it carries what it holds past all of them, unchanged, for whoever
 #   reads it later. Streams with jobs of their own: a single residual stream has nothing like it.
@@ -806,8 +807,8 @@ print("comb transposed costs less than comb all 1/4. 1 iteration costs more than
 # Two surprises.
 # - **A transposed comb can cost next to nothing.** It is wrong at every site and token; yet a matrix near the identity is nearly symmetric, and then the loss hardly tells. (When this lesson was written it cost the shipped model 0.007 nats. It cost 0.16 in another
 #   nano, trained on books alone for 520 steps.) So even on a trained model, "the loss looks right" proves little; compare logits with a reference (lesson 08).
-# - **100 iterations bring nothing**, although their matrices are *more* doubly stochastic. The model was trained with 20. Where the walk is slow, "after 20 steps" is a definite matrix, and the other weights have never met another. **The number of iterations,
-#   the order of rows and columns, and eps are part of the model**, like the shape of an activation function.
+# - **100 iterations bring nothing**, although their matrices are *more* doubly stochastic. The model was trained with 20. Where the walk is slow, "after 20 steps" is a definite matrix, and the other weights have never met another. Nano's loss hardly
+#   notices any of this (at most 0.003 from 2 rounds on); logits do. **To reproduce a model keep the number of iterations, the order of rows and columns, and eps**, as you keep the shape of an activation function.
 #
 # ## 7. Extend: doubly stochastic without iterating
 #
@@ -904,7 +905,7 @@ style.show(mhc.costs(NS, [cost.parts(flash.replace(hc_mult=k))["hyper-connection
 # - V4's Sinkhorn: softmax of the rows + eps, columns, then 19 times rows and columns. Columns last: the forward gain is exact, the backward gain carries the error.
 # - Each round multiplies what is left of the error by $\sigma_2^2$: fast for well-mixed matrices, slow near permutations, where trained matrices often lie. After 20 rounds percents can be left.
 # - One normalisation bounds the gains by n. Both together also share the signal and the gradient fairly.
-# - Iterations, order and eps belong to the model. More iterations later are no improvement.
+# - Iterations, order and eps belong to the model, even where its loss hardly notices. More iterations later are no improvement.
 # - 0.26 % of Flash's active parameters, but six times a residual connection's memory traffic, with good kernels.
 #
 # ## Questions to discuss

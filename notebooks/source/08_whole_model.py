@@ -450,11 +450,11 @@ print(f"five models     {mean:.2f}, from {min(losses):.2f} to {max(losses):.2f}"
 #
 # ### Its streams
 #
-# All n streams start as copies. The report says that the gating factors (our `scale`) begin small (2.2); everything else here is `minids`' own choice: `scale` 0.01,
-# `post` near 1 for all streams, `comb` from a softmax over a matrix with 4 on its diagonal and 0 elsewhere.
+# All n streams start as copies. The report says that the gating factors (our `scale`) begin small (2.2), and the paper on mHC takes 0.01; the rest is `minids`' own choice: `pre` reads mostly one stream,
+# `post` is near 1 for all streams, `comb` comes from a softmax over a matrix with 4 on its diagonal and 0 elsewhere.
 #
-# By hand: that softmax gives $e^4 / (e^4 + 3) = 0.948$ on the diagonal and 0.017 beside it. A *difference* between streams shrinks by 0.948 - 0.017 = 0.930 at each
-# site, their mean stays. Two sites a block, 43 blocks: $0.930^{86} = 0.002$.
+# By hand: that softmax gives $e^4 / (e^4 + 3) = 0.948$ on the diagonal and 0.017 beside it. A *difference* between streams shrinks by 0.948 - 0.017 = 0.931 at each
+# site, their mean stays. Two sites a block, 43 blocks: $0.931^{86} = 0.002$. (The figure will end a little above: layers write small differences.)
 #
 # Now sabotage. We build a narrow model of Flash's depth, 43 blocks, and take parts away. Each model walks twice: once from four copies, as always, and once from four *different* streams, to
 # follow their differences.
@@ -762,7 +762,7 @@ for name, (_, shape) in cost.layout(Config.nano()).items():
 #
 # ### Exercise 7: count, exactly
 # *Hard, 15 minutes.* Embedding, attention, norms and routers are done. Add routed and shared experts, the two mHC sites of a block, the compressors and the indexers.
-# The shapes above tell all: nano has d = 128, n = 4, c = 32 (`head_dim`), I = 64 (`moe_inter_dim`), 16 indexer heads (`index_n_heads`) of width 16 (`index_head_dim`). With `ratio` 4 a compressor is
+# The shapes above tell all: nano has d = 128, n = 4, c = 32 (`head_dim`), I = 64 (`moe_inter_dim`), 16 indexer heads (`index_n_heads`) of width 16 (`index_head_dim`). (The 64 columns of both `wq_b` are `q_lora_rank`, not I.) With `ratio` 4 a compressor is
 # twice as wide (f = 2), and an indexer comes with a narrower compressor of its own. An HCA layer (any other `ratio` above 0) has f = 1 and no indexer.
 
 # %%
@@ -917,7 +917,7 @@ style.show(whole.sweeps(by_experts, by_picks),
 # | first two layers | window only | HCA | 4.2.1 |
 # | routed experts, used, width | 256, 6, 2048 | 384, 6, 3072 | 4.2.1 |
 # | layers that route by token id | 3 | 3 | 4.2.1 |
-# | streams n, Sinkhorn steps | 4, 20 | 4, 20 | 4.2.1 |
+# | streams n, rounds of rows and columns for comb | 4, 20 | 4, 20 | 4.2.1 |
 # | MTP blocks, loss weight | 1, 0.3 then 0.1 | 1, 0.3 then 0.1 | 4.2.1, 4.2.2 |
 # | parameters, active | 284B, 13B | 1.6T, 49B | 4.2.1; exact counts above |
 #
@@ -936,8 +936,8 @@ style.show(whole.sweeps(by_experts, by_picks),
 #
 # <details><summary>1. Suppose you train from scratch with comb transposed in every layer. Does the model get worse?</summary>
 #
-# Very likely not. The transpose of a matrix whose rows and columns sum to 1 has the same property, so training simply learns the other one; the model can express the same things (nearly: Sinkhorn stops after 20 steps, and its last step
-# normalises columns). *"It trains badly"* is therefore wrong, and *"it trains well, so it is right"* is the dangerous conclusion. The fault matters when weights cross from one implementation to another.
+# Very likely not. The transpose of a matrix whose rows and columns sum to 1 has the same property, so training simply learns the other one; the model can express the same things (nearly: dividing rows and columns by their sums in turn, which is *Sinkhorn's* method, stops after 20 rounds, and the last step
+# is the columns'). *"It trains badly"* is therefore wrong, and *"it trains well, so it is right"* is the dangerous conclusion. The fault matters when weights cross from one implementation to another.
 # </details>
 #
 # <details><summary>2. "Flash has 13B active parameters, so it is as fast and as small as a dense 13B model." Which half is wrong?</summary>
@@ -958,7 +958,7 @@ style.show(whole.sweeps(by_experts, by_picks),
 #
 # <details><summary>5. Sharing one matrix between embedding and head would save 0.53 billion parameters in Flash. Is that much?</summary>
 #
-# It is 0.2 % of the total, and as much as 4 % of the active parameters. V4 keeps them apart. In the nano model the same step would save 15 % of all parameters: what is worth sharing depends on the scale.
+# It is 0.2 % of the total, and as much as 4 % of the active parameters. V4 keeps them apart. In the nano model the same step would save 15 % of all parameters (MTP not counted): what is worth sharing depends on the scale.
 # </details>
 #
 # ## Links

@@ -14,7 +14,7 @@
 #
 # *Time (estimated): 45 minutes to read, predict and run. The four exercises take 8 to 15 minutes each on top. None has to be solved for the next
 # cell to run. The code itself runs in less than a minute, most of it the race in section 8.*
-# *Before this: `backward`, matrix products, and what AdamW does (lesson 10 builds it). What a singular value is, this lesson says. Terms are in the
+# *Before this: `backward`, matrix products, and what AdamW does: it keeps running means m of the gradient and v of its square, and moves each number by m / sqrt(v) (lesson 10 builds it). What a singular value is, this lesson says. Terms are in the
 # [glossary](GLOSSARY.md).*
 
 # %%
@@ -76,7 +76,7 @@ print("90 %: less than a third of the directions in the gradient, about half of 
 # AdamW looks at each *number* by itself: every entry of its first update is +1 or -1. Yet as a matrix this update is still lopsided: numbers of equal size can conspire to one strong direction.
 # Muon looks at the *matrix*. Its update is the one in which no direction is stronger than another (58 is 90 % of 64, rounded up).
 #
-# Is that matrix an exception? Here are all matrices of the model.
+# Is that matrix an exception? Here are all matrices of the model that got a gradient and have at least 24 directions.
 
 # %% tags=["nbval-ignore-output"]
 matrices = {name: g for name, g in gradients.items() if optim.for_muon(name, g) and min(g.shape) >= 24 and g.any()}
@@ -155,10 +155,10 @@ for name, O in (("G", G2), ("sign(G)", G2.sign()), ("U V^T", Q2)):
 # So $a X + b X X^T X + c (X X^T)^2 X$ leaves the directions alone and maps each singular value by itself, $\sigma \mapsto a \sigma + b \sigma^3 + c \sigma^5$. Repeat with good coefficients,
 # and all of them drift to 1. This is a **Newton-Schulz iteration** (report, section 2.4, equation 28).
 #
-# One step by hand. First divide by the **Frobenius norm**, the root of the sum of squares, here $\sqrt{50}$. Then $\sigma_1 = \sqrt{0.9} = 0.949$ and $\sigma_2 = \sqrt{0.1} = 0.316$:
+# One step by hand. First divide by the **Frobenius norm**, the root of the sum of squares, here $\sqrt{50}$. Then $\sigma_1 = \sqrt{0.9} = 0.949$ and $\sigma_2 = \sqrt{0.1} = 0.3162$:
 # no singular value can be above 1. With V4's first coefficients, $(3.4445, -4.7750, 2.0315)$,
 #
-# $$ 0.316: \quad 3.4445 \cdot 0.316 - 4.775 \cdot 0.0316 + 2.0315 \cdot 0.00316 = 0.945 . $$
+# $$ 0.3162: \quad 3.4445 \cdot 0.3162 - 4.775 \cdot 0.0316 + 2.0315 \cdot 0.00316 = 0.945 . $$
 #
 # **Predict before you run:** 0.316 becomes 0.945. What becomes of 0.949: larger than 1, about 1, or less than 0.945?
 
@@ -197,7 +197,7 @@ style.show(muon.polynomials(), "Left: the steep polynomial rises fast from zero 
 # **Predict before you run:** the shaded range reaches down to 0.68, an error of 0.32. How large is the worst error after one flat step, and after two?
 
 # %%
-v = torch.linspace(0.6818, 1.1344, 1001, dtype=torch.float64)          # where eight steep steps leave singular values
+v = torch.linspace(0.6818, 1.1344, 1001, dtype=torch.float64)          # where eight steep steps leave those above 2e-4
 for steps in (0, 1, 2):
     after = muon.apply(v, [FLAT] * steps)                              # the polynomial, number by number
     print(f"after {steps} flat steps: from {after.min():.4f} to {after.max():.4f}")
@@ -442,7 +442,7 @@ print("cosine with minids.optim.Muon:", {name: round(c, 3) for name, c in alike.
 
 # %%
 assert alike["torch.optim.Muon"] > 0.9 > 0.7 > alike["AdamW's sign"]
-print("PyTorch's Muon points the same way within a few percent; AdamW's sign is another direction altogether.")
+print("The cosine with PyTorch's Muon is above 0.9; with AdamW's sign it is below 0.7.")
 
 # %% [markdown]
 # ### Why 0.18 times the root of the larger side?
@@ -503,12 +503,12 @@ within = torch.linalg.svdvals(in_a_stack(E)[0])
 print(f"inside the stack, expert 0's own singular values run from {within[-1]:.2f} to {within[0]:.2f}")
 style.show(muon.experts(share.tolist(), together, apart),
            "Left: experts are chosen unequally often. Right: taken each by itself, all experts with enough tokens move equally far; in the "
-           "stack they move less, and unequally")
+           "stack all but the busiest move less")
 
 # %%
 assert change["stacked"] > 0.05 and change["each by itself"] < 1e-6
 assert max(together) > 1.3 * min(together) and max(apart) < 8.01 and within[-1] < 0.5 * within[0]
-print("In the stack, experts disturb each other and none is orthogonal. Each by itself, the others do not change.")
+print("In the stack, experts disturb each other: the loudest takes most of the directions. Each by itself, the others stay.")
 
 # %% [markdown]
 # If a blue bar is short, look at its share: the gradient of an expert that saw only $k$ tokens is a sum of $k$ products of one column and one row. It has at most $k$ directions, and its update has the norm $\sqrt{k}$ instead of
@@ -564,7 +564,7 @@ for name, config in (("Flash", Config.flash()), ("Pro", Config.pro())):
 # ## 8. The race
 #
 # A fair race needs: the same model, the same batches, the same learning-rate schedule, and **each optimiser at its own best rate**. A small V4 with 3 layers learns to predict *bytes* of the shipped text, so that the embedding is small and matrices do the
-# work. The only difference is who updates the matrices, and at which rate. All other parameters get AdamW with the rate 0.016 in both.
+# work. The only difference is who updates the matrices, and at which rate. All other parameters get AdamW with the rate 0.016 in both, which was not varied.
 
 # %%
 def as_bytes(split):
@@ -595,7 +595,7 @@ def race(kind, lr, seed, steps=100):
     model, rng, losses = Model(SMALL).train(), torch.Generator().manual_seed(seed), []
     matrices = [p for name, p in model.named_parameters() if optim.for_muon(name, p)]
     others = [p for name, p in model.named_parameters() if not optim.for_muon(name, p)]
-    adamw = dict(betas=(0.9, 0.95), eps=1e-20, fused=True)                           # V4's
+    adamw = dict(betas=(0.9, 0.95), eps=1e-20, fused=True)                           # V4's betas and eps
     first = optim.Muon(matrices, lr) if kind == "Muon" else torch.optim.AdamW(matrices, weight_decay=0.1, **adamw)
     both = first, torch.optim.AdamW(others, weight_decay=0.0, **adamw)
     for step in range(steps):
@@ -632,7 +632,7 @@ for kind, rate in best.items():
 # %% [markdown]
 # Three things to see, all at this size and length:
 # - At the rate 0.001 AdamW is ahead. At 0.002 the two are alike: their means differ by less than the seeds do.
-# - Muon goes on improving with larger rates, where AdamW gets worse and noisier: its best rate is 8 times AdamW's. **The lead comes from steps that are larger and still safe.**
+# - Muon goes on improving up to 0.016, where AdamW has lost ground since 0.002. AdamW's best rate is 0.001 or 0.002 (a tie), so Muon's is 8 to 16 times as large. **The lead comes from steps that are larger and still safe.**
 # - So an equal RMS does not mean an equal *best* rate. The factor 0.18 makes the rates comparable, and a rate tuned for AdamW safe to start from. It does not spare the search.
 #
 # ### Now live
@@ -733,16 +733,17 @@ for name, losses in muon.VARIANTS.items():
 # | Muon: momentum, decay, scale | 0.95, 0.1, 0.18 | the same | report 4.2.2 |
 # | AdamW: betas, eps, decay | 0.9, 0.95, 1e-20, 0.1 | the same | 4.2.2 |
 # | learning rate, at the end | 2.7e-4, 2.7e-5 | 2.0e-4, 2.0e-5 | 4.2.2 |
-# | tokens in a step | 75.5 million | 94.4 million | 4.2.2 |
+# | tokens in a step, at most | 75.5 million | 94.4 million | 4.2.2 |
 #
-# **What it costs.** The iteration's work depends on the matrices only, not on the batch. The model's own work is about six operations for each active parameter and token. **Predict before you run:** what does Muon add to a step of Flash,
+# **What it costs.** The iteration's work depends on the matrices only, not on the batch. The model's own work is about six operations for each active parameter and token (lesson 10 counts them). **Predict before you run:** what does Muon add to a step of Flash,
 # 10 %, 1 % or 0.1 %? And to a step of our nano model with 2,048 tokens?
 
 # %%
 def iteration(config):
-    """Operations of the ten steps for all of a model's matrices."""
+    """Operations of the ten steps for all of a model's matrices, without the MTP block."""
     shapes = parameters(config)
-    return sum(operations(min(shapes[name]), max(shapes[name])) for name in choose(shapes))
+    names = [name for name in choose(shapes) if not name.startswith("mtp.")]           # the model's step has no MTP either
+    return sum(operations(min(shapes[name]), max(shapes[name])) for name in names)
 
 
 def model_step(config, tokens):
@@ -762,8 +763,8 @@ style.show(muon.cost_share(sizes, lines, {name: (batches[name][1], share) for na
            "The share falls in proportion to the tokens in a step: a large part for nano, less than one percent for V4 at its batch sizes")
 
 # %% [markdown]
-# For nano the iteration adds nearly half of the model's own operations, and time per step counts as well as steps. For V4 it is less than one percent of the operations. Operations are not all: a matrix must be *whole* on one device to be orthogonalised, while AdamW's work can be cut anywhere. The report
-# describes how V4 deals with that: whole matrices are dealt out to devices like packed bags, experts are never split, equal shapes are merged, and the products can run in BF16 (section 3.5.1).
+# For nano the iteration adds about a third of the model's own operations, and time per step counts as well as steps. For V4 it is less than one percent of the operations. Operations are not all: a matrix must be *whole* on one device to be orthogonalised, while AdamW's work can be cut anywhere. The report
+# describes how V4 deals with that: whole matrices are assigned to devices so that each has about equal work (a knapsack problem), experts are never split, equal shapes are merged, and the products can run in BF16 (section 3.5.1).
 #
 # **No QK-clip.** With Muon, attention logits can grow without bound; other large models that use Muon clip the query and key weights. V4 has a norm on queries and on keys, which bounds the logits by construction, so it needs no clip (section 2.4).
 #
@@ -776,7 +777,7 @@ style.show(muon.cost_share(sizes, lines, {name: (batches[name][1], share) for na
 # - Steep steps ($a = 3.44$) lift small values fast and do not converge; flat steps ($p(1) = 1$, $p'(1) = 0$) square the error.
 # - Dividing by the Frobenius norm keeps every singular value at or below 1. Much above 1 the iteration runs away.
 # - RMS of the update: $1 / \sqrt{\max(n, m)}$ by itself, 0.18 after scaling, for every shape. That is about AdamW's size, so AdamW's learning rate is a place to start.
-# - In our race, orthogonalising made larger steps safe: at a small rate all were alike, at 0.016 only the orthogonalised updates were good.
+# - In our race, orthogonalising made larger steps safe: at the rate 0.002 all were alike, at 0.016 only the orthogonalised updates were good.
 # - Each expert is its own matrix. In a stack, experts disturb each other and weak ones stay behind.
 # - Embedding, head, norms, and mHC's biases and factors stay with AdamW. Muon has over 99.6 % of V4's parameters.
 #
@@ -791,10 +792,10 @@ style.show(muon.cost_share(sizes, lines, {name: (batches[name][1], share) for na
 # <details><summary>2. Why not run Muon on the embedding? It is a matrix.</summary>
 #
 # It is a table: a token reads one row, the rows do not act together on a common input. In a batch most rows of a 129,280-row table have little or no gradient; orthogonalising ties the frequent and the rare rows together, which is just what went wrong with stacked experts.
-# *"Because it is too large"* is not it: 129,280 x 4,096 costs no more per number than others of 4,096 rows. The report states the choice (2.4), not the reason; this is the usual one.
+# *"Because it is too large"* is not it: 129,280 x 4,096 costs no more per number than other matrices whose smaller side is 4,096, such as `wo_b`. The report states the choice (2.4), not the reason; this is the usual one.
 # </details>
 #
-# <details><summary>3. Without the last two flat steps the singular values end between 0.7 and 1.1. Did that make training worse here?</summary>
+# <details><summary>3. Without the last two flat steps the singular values end mostly between 0.7 and 1.1. Did that make training worse here?</summary>
 #
 # Look at the table of variants: compare the difference with the spread of the seeds. Jordan et al. (2024) found no harm in values that scatter; the report says the flat steps "stabilize the singular values precisely at 1". A step costs little, and an exact result has an RMS that is known. *"More exact is always better for training"* does not follow.
 # </details>

@@ -143,7 +143,7 @@ rows = np.concatenate([batch_of(np.arange(41), toy, step) for step in range(3)])
 assert len(set(rows[:, 0])) == 9 and all(np.diff(row).tolist() == [1] * 4 for row in rows)
 
 # %% [markdown]
-# The same number: the last *target* of a window is the first *input* of the next. Every token is a target once.
+# The same number: the last *target* of a window is the first *input* of the next. Every token is a target at most once: where the first window starts is drawn (here at 3), and what is cut off at both ends waits for another epoch.
 #
 # The batch of step $s$ depends on the seed and on $s$, on nothing else. Later this lets a killed run go on exactly. One thing we leave
 # out: V4 packs documents into windows and keeps attention from crossing their borders (report, section 4.1). `minids.train` does so too. In
@@ -178,7 +178,7 @@ print("The surplus over the even bet agrees with half the variance of the logits
 
 # %% [markdown]
 # This is the first check of any training run. A first loss of 7.6 is right for 2,048 tokens. A first loss of 20 means an initialisation that is
-# far too loud; a first loss of 3 means that the answer leaks in.
+# far too loud; one well below 7.6 means a fault in the loss itself. (An answer that leaks in does not show here, since an untrained model cannot use it; it shows when the loss falls too fast, see *Sabotage*.)
 
 # %% [markdown]
 # ## Yardsticks: three models that only count
@@ -645,8 +645,8 @@ assert max(scores["nano"], scores["peer"]) < scores["unigram"] and len(peer_loss
 print("Both beat the unigram, and the peer took more steps in the same time.")
 
 # %% [markdown]
-# On one core of the server where this lesson was written it was **a tie**: 1.70 bits per byte each after 16 seconds (your table may say otherwise). Nano had learned more from each token; the peer, whose step is
-# cheap, had read two and a half times as many. In a longer race, 80 steps of nano, the peer was a little ahead, 1.43 against 1.47. **So at this size the machinery does not pay for itself.**
+# On the server where this lesson was written it was **nearly a tie**: at one time 1.70 bits per byte each, at another the peer a little ahead (your table may say otherwise). Nano had learned more from each token; the peer, whose step is
+# cheap, had read more than twice as many. In a longer race that we ran once, 80 steps of nano, the peer was a little ahead, 1.43 against 1.47. **So at this size the machinery does not pay for itself.**
 # The nano model has two million numbers, twenty Sinkhorn steps at each site, a second loss, and many small operations that leave a CPU half idle. What V4's parts save
 # (cache and operations over long texts) does not matter in windows of 64 or 256 tokens.
 #
@@ -654,10 +654,10 @@ print("Both beat the unigram, and the peer took more steps in the same time.")
 # A control that changes one thing at a time is an ablation; see the end of this lesson.
 #
 # ## The shipped run, from its log
-# The shipped model comes from `minids train --preset nano --data mix`, a much longer run on the same mixture. Four things differ from our loop. Muon updates the matrices (lesson 09).
+# The shipped model comes from `minids train --preset nano --data mix` (an earlier version of the code and of the mixture), a much longer run. The main differences from our loop: Muon updates the matrices (lesson 09).
 # A step reads more tokens, and the MTP loss is taken on a part of its windows, which makes a step cheaper. The rate stays constant for the larger part of the run. And there are
 # stages, as in V4: short windows with dense attention (a query reads all entries); a warm-up in which only the indexer learns; long windows with sparse attention (a query reads what
-# the indexer picks).
+# the indexer picks). Documents of a row are kept apart, and indexer and routers have small losses of their own. Its held-out text is that of its own time, close to today's and not the same.
 # Every run writes `log.jsonl`, a record each step. The log of the shipped one lies beside its weights.
 
 # %%
@@ -673,7 +673,7 @@ style.show(pretraining.run_log(log, per_step, baselines),
 
 # %% [markdown]
 # Look for the place, after about four fifths of the tokens, where the norm of the gradient drops. There is the warm-up of the indexer, where nothing else learns; steps are cheaper, since nothing flows back through
-# the rest of the model. After it windows are longer, and a step takes longer. The looks at validation text now fall on other pieces of it; hence the jump of the dots.
+# the rest of the model. From here on windows have 1,024 tokens; after the warm-up, with everything learning again, a step takes longer than in the first stage. The looks at validation text now fall on other pieces of it; hence the jump of the dots.
 #
 # ### Exercise 4: when did it beat what? (medium, 10 minutes)
 # The log has the loss of each step, on windows that the model has not seen before; we take the mean of ten. Join the points by straight lines: after how many tokens did the loss first reach a baseline?
@@ -788,7 +788,7 @@ print("The leaking recipe passes the trigram in training; asked the honest quest
 #   no triumph: look for the leak. The honest question (next token, unseen text) shows it at once: the model bets on repetition, and loses more than one that
 #   knows nothing. The control, with the same seeds and the same question, shows that the question itself is fair.
 # - **Gradients pile up.** Nothing crashes. Clipping hides the growing norm, and what remains is a slow, stale direction. The loss falls, only a little less far. Compare the
-#   distance to the control with the spread between its two seeds: in so short a run it is hardly larger, and without a control nobody would notice at all.
+#   distance to the control with the spread between its two seeds: in so short a run it is smaller. It can be seen at all only because both share seeds and batches.
 # - **Ten times the rate without a warm-up.** You may have expected a catastrophe. Look at the first steps, and then at the last: it stumbles, recovers, and ends behind.
 #   Clipping, norms on queries and keys, and a small depth forgive much. We cannot show the instabilities that V4's report fights (section 4.2.3) with two layers and
 #   40 steps.
@@ -796,7 +796,7 @@ print("The leaking recipe passes the trigram in training; asked the honest quest
 # %% [markdown]
 # ### Exercise 5: a loss that lies (debug, 10 minutes)
 # Pre-training packs its windows full. Fine-tuning does not: answers differ in length, and short rows are filled with a **padding** token.
-# A colleague wrote this loss. It runs, it falls, and it is wrong in three ways.
+# A colleague wrote this loss. It runs, it falls, and it is wrong in two ways; mend the second within its mean of means, and there is a third.
 
 # %%
 def colleagues_loss(logits, ids, pad):
@@ -957,13 +957,13 @@ print("the temperature must fall as well. It never changes the order of the toke
 
 # %% [markdown]
 # ## What each part brings
-# A peer differs in everything at once. An **ablation** is the same run with one part taken away, or with a plainer one in its place. Here are eight such runs beside V4's own: the same half a million tokens in the same
-# order, each with three seeds. A seed sets the first weights and the order of the text. Together they took an hour, so they were run before, by `python -m minids.ablations`, and their results are in the repository.
+# A peer differs in everything at once. An **ablation** is the same run with one part taken away, or with a plainer one in its place. Here are eight such runs beside V4's own, each with three seeds. A seed sets the first
+# weights and the order of the text: with one seed all variants read the same half a million tokens in the same order. Together they took an hour, so they were run before, by `python -m minids.ablations`, and their results are in the repository.
 #
 # They read one kind of text, TinyWorld's *scenes*: short stories that end in questions. Two numbers are measured beside the loss: what the right answer to a question costs, in nats for the whole answer, when its story has 30 words (*near*)
 # and 100 words (*far*, some 200 tokens; V4 nano's window holds 32).
 #
-# **Predict before you run:** which change costs most? Which hurts far questions more than near ones? And which will not matter here, although it does in the real V4?
+# **Predict before you run:** which change costs most? And which will not matter here, although it does in the real V4?
 
 # %%
 records = [json.loads(line) for line in (paths.DATA / "ablations" / "results.jsonl").read_text().splitlines()]
@@ -1000,15 +1000,15 @@ print(f"A far answer costs at least {min(r['far'] for r in records):.1f} nats in
       f"{spread('no balancing', 'load')[0]:.1f} times the mean without balancing, {spread('V4 nano', 'load')[0]:.1f} with it")
 
 # %% [markdown]
-# **What to read from it.** First the grey bands: V4 nano's own seeds lie a tenth of a nat apart. That is much, and it has a reason. Learning to look something up is a *jump*: a run sits on a plateau of some 0.87 nats, then within a few dozen steps it finds out that a name told before helps, and falls. The seed
+# **What to read from it.** First the grey bands: V4 nano's own seeds lie a tenth of a nat apart. That is much, and it has a reason. Learning to look something up is a *jump*: a run sits on a plateau of some 0.87 nats (so their logs said, which are not kept), then within a few dozen steps it finds out that a name told before helps, and falls. The seed
 # decides when. What these runs compare is mostly **how early the jump comes**, and with three seeds that is known badly. So most differences are within the spread, and *this table does not show that those parts help or harm*. It says:
 #
-# - **Free hyper-connections learn fastest**, in every seed, and far beyond the spread. So the constraint of mHC costs speed here. It was never meant to buy any: it keeps sixty layers stable (lesson 07), and four layers have nothing to keep.
-# - **With AdamW no seed left the plateau.** One of V4 nano's three did not leave it either, so the ranges touch, by two thousandths. A hint in favour of Muon, no more. (Lesson 09 races the two on their first steps.)
+# - **Free hyper-connections learn fastest**, in every seed, below all of V4 nano's. So here the constraint of mHC seems to cost speed (the free matrices also start at the identity, not near it). It was never meant to buy any: it keeps sixty layers stable (lesson 07), and four layers have nothing to keep.
+# - **With AdamW no seed left the plateau.** One of V4 nano's three did not leave it either, so the ranges touch, by two thousandths. A hint in favour of Muon, no more: AdamW has rates of its own here, which were not searched. (Lesson 09 races the two on their first steps.)
 # - **Dense** has two thirds of the parameters and is ahead in two seeds, on the plateau in the third. Eight experts share half a million tokens, so each sees a quarter of them; experts pay where there is more to know than a small network can hold.
-# - **Full attention** over all 256 tokens is ahead in every seed, too: it finds the way to a name sooner than compressed entries do, in which four tokens share 32 numbers. Compression is made for texts where full attention cannot be paid.
+# - **Full attention** over all 256 tokens is ahead in every seed, too: perhaps it finds the way to a name sooner than compressed entries do, in which four tokens share 32 numbers. Compression is made for texts where full attention cannot be paid.
 # - **Window only** comes out like V4 nano. In a scene most of what is asked stands near, and through four layers a window of 32 tokens reaches 125.
-# - **Nobody answers far questions yet**: ten nats and more are a guess, whatever the attention. So the part of V4 that is made for them cannot show what it is for at this length. The shipped models read eight and eleven times as much, and mini answers 23 % of questions after 250 words.
+# - **Nobody answers far questions yet**: nearly ten nats and more an answer in every run, whatever the attention. So the part of V4 that is made for them cannot show what it is for at this length. The shipped models read seven and a half and eleven times as much, and mini answers 23 % of questions after 250 words.
 # - **Without balancing** the busiest expert has nearly twice the mean load, with it some one and a half times. The loss does not mind, at eight experts on one machine.
 #
 # The lesson about ablations: with one seed each we would have found a winner in every row. And the report's claims, measured on models a hundred thousand times as large, cannot be checked here.
@@ -1075,7 +1075,7 @@ print(f"A far answer costs at least {min(r['far'] for r in records):.1f} nats in
 # <details><summary>Answer</summary>
 #
 # Decay pulls towards zero. For a matrix zero is neutral: less of everything. For a norm's weight zero means a dead channel, for an attention sink and a bias zero is an arbitrary
-# place. It would not break the run at once, which is what makes the question worth asking.
+# place. It would not break the run at once, which is what makes the question worth asking. (That is our choice. The report gives AdamW one decay, 0.1, and names no exception.)
 # </details>
 #
 # ## Links

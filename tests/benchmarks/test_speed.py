@@ -52,7 +52,8 @@ def dense(torch):
 
 
 def contender(name: str):
-    """In a process of its own: answers each line of standard input, "train" or "decode N", with what it measured."""
+    """In a process of its own: answers each line of standard input, "train", "memory", "decode N" or "rollouts N", with what it
+    measured."""
     if name == "minids":
         import minids  # noqa: F401  before torch
     import torch
@@ -98,6 +99,16 @@ def contender(name: str):
                 token = step(token).argmax(-1)
         return steps / (time.perf_counter() - begin)
 
+    def answers(rows, new=48):
+        """Tokens a second of the nano model's rollouts, recorded as GRPO needs them."""
+        from minids.rollouts import rollouts
+        nano = minids.Model(minids.Config.nano())
+        prompts = torch.randint(4, 2048, (rows, 24)).tolist()
+        rollouts(nano, prompts, 4)
+        begin = time.perf_counter()
+        written = rollouts(nano, prompts, new, record=True)
+        return int((written.length - 24).sum()) / (time.perf_counter() - begin)
+
     for line in sys.stdin:
         task, *numbers = line.split()
         if task == "train":
@@ -108,7 +119,7 @@ def contender(name: str):
         elif task == "memory":
             answer = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         else:
-            answer = decode(int(numbers[0]))
+            answer = {"decode": decode, "rollouts": answers}[task](int(numbers[0]))
         print(json.dumps(answer), flush=True)
 
 
@@ -158,6 +169,12 @@ def test_decoding(contenders, context):
     print(f"\ndecoding one stream at context {context}, tokens/s: minids {speed['minids']:,.0f}, "
           f"transformers {speed['transformers']:,.0f}: {speed['minids'] / speed['transformers']:.2f} times")
     assert speed["minids"] > speed["transformers"]
+
+
+def test_rollouts(contenders):
+    alone, many = (max(contenders["minids"].measure(f"rollouts {rows}") for _ in range(5)) for rows in (1, 64))
+    print(f"\nthe nano model's rollouts, tokens/s: {alone:,.0f} one by one, {many:,.0f} in a batch of 64")
+    assert many > 5 * alone
 
 
 if __name__ == "__main__":
