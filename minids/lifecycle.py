@@ -6,7 +6,7 @@ Report sections 4 and 5, in their order. Every stage is a run of its own module 
     sft-F, grpo-F           the specialist of each family F (minids.sft, minids.grpo)
     average, mixed          two simple ways to one model, to compare with: mean weights; fine-tuning on all families at once
     distilled               on-policy distillation from the specialists (minids.distill), from `mixed` on
-    cards, report.json      what was measured (minids.evaluate)
+    cards, report.json      what was measured (minids.evaluate), and the log of every stage
 
 A stage that is done is left alone, one that was stopped goes on where it stopped.
 """
@@ -25,6 +25,7 @@ from minids.evaluate import report, table
 from minids.files import MinidsError, write_text
 from minids.grpo import GRPOConfig, grpo
 from minids.posttrain import digest
+from minids.runs import read_log
 from minids.sft import SFTConfig, sft
 from minids.tokenizer import Tokenizer
 from minids.train import TrainConfig, train
@@ -32,11 +33,13 @@ from minids.train import TrainConfig, train
 # name in the report, and where its models are: one for each family, or one for all
 MODELS = {"after SFT": "sft-{family}", "specialists": "grpo-{family}", "mean weights": "average", "mixed SFT": "mixed",
           "distilled": "distilled"}
+# of the steps of fine-tuning, for each family: sums are short and take long to learn, stories are long
+SHARES = {"mathematics": 1.0, "coding": 0.5, "reasoning": 0.4, "knowledge": 0.4}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The settings of all stages; families are those of `distill`."""
+    """The settings of all stages; families, and difficulties that are measured, are those of `distill`."""
 
     config: Config
     train: TrainConfig
@@ -49,24 +52,31 @@ class Plan:
     modes: tuple[str, ...] = ("think-high",)    # that are measured
 
     @classmethod
-    def preset(cls, name: str, seed: int = 0) -> "Plan":
-        """The plan of a preset: "nano", meant for a quarter of an hour on two cores, or "mini"."""
-        steps = {"nano": (600, 120, 40, 40), "mini": (2700, 300, 200, 150)}
+    def preset(cls, name: str, seed: int = 0, times: int = 1) -> "Plan":
+        """The plan of a preset: "nano", meant for a quarter of an hour on two cores, or "mini". `times` more steps in all
+        stages after pre-training."""
+        steps = {"nano": (500, 100, 32, 40), "mini": (2700, 300, 200, 150)}
         if name not in steps:
             raise MinidsError(f"no life cycle for {name!r}: expected nano or mini")
-        base, tuned, rewarded, distilled = steps[name]
+        if times < 1:
+            raise MinidsError(f"times: expected at least 1, found {times}")
+        base, *others = steps[name]
+        tuned, rewarded, distilled = (times * count for count in others)
         modes = ("think-high",) if name == "nano" else MODES
-        common = dict(difficulties=(1, 2), modes=modes, eval_every=10_000, seed=seed)    # looks: at the beginning and the end
-        rewards = dict(problems=24, group=16, updates=3, lr=5e-4, beta=0.0, penalty=0.0, pool=8192, eval_problems=40)
+        common = dict(modes=modes, eval_every=10_000, seed=seed)    # looks: at the beginning and the end
+        easy = dict(difficulties=(1, 2))        # worked answers; rewards need none, and teach little where all is right already
+        rewards = dict(difficulties=(2, 3), problems=24, group=16, updates=3, lr=7e-4, beta=0.0, penalty=0.0, pool=8192,
+                       eval_problems=40)
         return cls(Config.preset(name), TrainConfig.preset(name, "mix", steps=base, seed=seed),
-                   SFTConfig(steps=tuned, eval_problems=40, **common), GRPOConfig(steps=rewarded, **rewards, **common),
-                   DistillConfig(steps=tuned, method="sft", eval_problems=0, **common),
-                   DistillConfig(steps=distilled, eval_problems=16, **common))
+                   SFTConfig(steps=tuned, eval_problems=40, **easy, **common),
+                   GRPOConfig(steps=rewarded, **rewards, **common),
+                   DistillConfig(steps=tuned, method="sft", lr=8e-3, eval_problems=0, **easy, **common),
+                   DistillConfig(steps=distilled, difficulties=(1, 2, 3), lr=4e-3, eval_problems=18, **common))
 
 
 def lifecycle(plan: Plan, out, base=None, resume: bool = True) -> dict:
     """Carry out all stages in the folder `out`, from the base model in the folder `base` if there is one. Gives the report,
-    {"base", "models": {name: a report of `minids.evaluate`}}, which is written to out/report.json too.
+    {"base", "models": {name: a report of `minids.evaluate`}, "logs": {stage: its log}}, also written to out/report.json.
 
     Without `resume` stages begin again. Raises `Interrupted` and `MinidsError` as the stages do: the same command goes on.
     """
@@ -95,7 +105,8 @@ def lifecycle(plan: Plan, out, base=None, resume: bool = True) -> dict:
         base = out / "base" / "model"
     for family in families:
         stage(f"fine-tuning, {family}")
-        sft(base, dataclasses.replace(plan.sft, families=(family,)), out / f"sft-{family}")
+        steps = max(1, round(SHARES[family] * plan.sft.steps))
+        sft(base, dataclasses.replace(plan.sft, families=(family,), steps=steps), out / f"sft-{family}")
     for family in families:
         stage(f"GRPO, {family}")
         grpo(out / f"sft-{family}" / "model", dataclasses.replace(plan.grpo, families=(family,)), out / f"grpo-{family}")
@@ -132,9 +143,16 @@ def evaluation(plan: Plan, out: Path, base) -> dict:
                 write_text(path, json.dumps(card, indent=2) + "\n")
             found = card["report"] | {"problems": found["problems"] + card["report"]["problems"]}
         cards[name] = found
-    found = {"base": str(base), "models": cards}
+    logs = {folder.name: [rounded(record) for record in read_log(folder)] for folder in sorted(out.iterdir())
+            if (folder / "log.jsonl").exists()}
+    found = {"base": str(base), "models": cards, "logs": logs}
     write_text(out / "report.json", json.dumps(found, indent=2) + "\n")
     return json.loads(json.dumps(found))
+
+
+def rounded(record: dict) -> dict:
+    """A record of a log with four digits of each number, which is all that a reader wants."""
+    return {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in record.items()}
 
 
 def card(report: dict) -> str:

@@ -15,6 +15,7 @@ from minids.grpo import GRPOConfig
 from minids.lifecycle import MODELS, Plan, card
 from minids.runs import newest
 from minids.sft import SFTConfig
+from minids.show import life, style
 from minids.tokenizer import Tokenizer
 from minids.train import TrainConfig
 
@@ -73,8 +74,30 @@ def test_the_report_has_every_model_and_family(lived):
     assert found == json.loads((out / "report.json").read_text()) and list(found["models"]) == list(MODELS)
     for model in found["models"].values():
         assert [row["family"] for row in model["problems"]] == list(FAMILIES)
+    assert set(found["logs"]) == {path.parent.name for path in out.glob("*/log.jsonl")} and len(found["logs"]["distilled"]) == 1
     text = card(found)
     assert all(word in text for word in (*MODELS, *FAMILIES, "pass@1, non-think", "pass@2, non-think", "mean"))
+
+
+def test_lives_can_be_told_and_drawn(lived):
+    other = json.loads(json.dumps(lived[1]))
+    rows = other["models"]["distilled"]["problems"]
+    rows[0]["pass@1"], rows[1]["pass@1"] = [1.0, 0.9, 1.0], [0.5, 0.4, 0.6]
+    found = [other, json.loads(json.dumps(other))]
+    found[1]["models"]["distilled"]["problems"][0]["pass@1"] = [0.0, 0.0, 0.1]
+    name, *cells = life.table(found, models=("distilled",)).splitlines()[1].split("  ")
+    assert name == "distilled" and " ".join(cells).split() == "50% ( 0% -100%) 50% (50% - 50%) 50% (25% - 75%)".split()
+    for figure in (life.lifted(found), life.practice(found), life.together(found)):
+        assert style.png(figure)
+    assert set(life.minutes(other)) == {stage for stage in other["logs"] if stage != "average"}
+
+
+def test_the_shipped_records_belong_together():
+    found = life.reports()
+    assert len(found) > 1 and len({json.dumps(report) for report in found}) == len(found)
+    for report in found:
+        assert set(life.shares(report)["distilled"]) == set(tasks.FAMILIES) and set(report["models"]) == set(MODELS)
+        assert {f"grpo-{family}" for family in tasks.FAMILIES} <= set(report["logs"])
 
 
 def test_what_is_done_is_left_alone_and_what_is_missing_is_made_again(lived, monkeypatch):
@@ -85,7 +108,10 @@ def test_what_is_done_is_left_alone_and_what_is_missing_is_made_again(lived, mon
     when = {p: p.stat().st_mtime_ns for p in out.glob("*/step-*/*") if "distilled" not in str(p)}
     shutil.rmtree(newest(out / "distilled"))
     shutil.rmtree(out / "distilled" / "model")
-    assert lifecycle.lifecycle(PLAN, out) == found
+    again, timeless = lifecycle.lifecycle(PLAN, out), lambda log: [{**record, "seconds": None} for record in log]
+    assert {stage: timeless(log) for stage, log in again["logs"].items()} == \
+        {stage: timeless(log) for stage, log in found["logs"].items()}
+    assert {**again, "logs": None} == {**found, "logs": None}
     assert {p: p.stat().st_mtime_ns for p in out.glob("*/step-*/*") if "distilled" not in str(p)} == when
     assert (out / "distilled" / "model").is_dir()
 
