@@ -55,7 +55,7 @@ class Plan:
     def preset(cls, name: str, seed: int = 0, times: int = 1) -> "Plan":
         """The plan of a preset: "nano", meant for a quarter of an hour on two cores, or "mini". `times` more steps in all
         stages after pre-training."""
-        steps = {"nano": (500, 100, 32, 40), "mini": (2700, 300, 200, 150)}
+        steps = {"nano": (360, 100, 32, 40), "mini": (2700, 300, 200, 150)}
         if name not in steps:
             raise MinidsError(f"no life cycle for {name!r}: expected nano or mini")
         if times < 1:

@@ -64,7 +64,7 @@ def practice(found: list[dict]):
                 line = 100 * line if key == "accuracy" else line
                 ax.plot(range(1, len(line) + 1), line, color=colour, linewidth=1.3, label=None if j else family)
         ax.set(xlabel="step (mean of seven)", ylabel=label, ylim=(0, None))
-    axes[0].legend(fontsize=9)
+    axes[0].legend(fontsize=9, ncol=len(families), loc="lower left", bbox_to_anchor=(0, 1))
     return figure
 
 

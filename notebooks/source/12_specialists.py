@@ -37,7 +37,7 @@ from minids.optim import make_optimiser
 from minids.posttrain import LIMITS, descend, question, right, solve
 from minids.rollouts import by_length, rollouts
 from minids.sft import SFTConfig, packed_rows
-from minids.show import specialists, style, tokens
+from minids.show import life, specialists, style, tokens
 from minids.tokenizer import Tokenizer
 from tqdm.auto import tqdm
 
@@ -207,8 +207,8 @@ for step in tqdm(range(recipe.steps), desc="SFT", unit="step"):
 style.show(specialists.falling(sft_losses), "The loss on replies falls steeply within ten steps, then slowly")
 
 # %%
-assert sft_losses[0] > 1.2 and sum(sft_losses[-5:]) / 5 < 0.75
-print("It starts far below 7.6: digits and plus signs are no news to it. It ends below 0.75 nats for each reply token.")
+assert 1.2 < sft_losses[0] < 6 and sum(sft_losses[-5:]) / 5 < 0.3
+print("It starts below 7.6: digits and plus signs are no news to it. It ends below 0.3 nats for each reply token.")
 
 # %% [markdown]
 # In our run it goes from 3.9 to 0.06 nats. Most of the 3.9 are tokens of thoughts, which look like the texts of pre-training. At the end the *worked* sums are known by heart; that says little about others. A small rest cannot go: whether thoughts come is a coin toss,
@@ -642,7 +642,7 @@ def log_ratios(model, routing=True, masks=True):
 largest = {name: log_ratios(sft_model, *flags).abs().max().item()
            for name, flags in (("both", (True, True)), ("experts only", (True, False)))}
 assert largest["both"] < 1e-3 < 0.02 < largest["experts only"]
-print("Before any update, with both replays: every ratio is 1, within 0.001. Without the masks: ratios off by 2 % and more.")
+print("Before any update, with both replays: every ratio is 1, within 0.001. Without the masks some are off by more than 2 %.")
 
 # %%
 moved = copy.deepcopy(sft_model)
@@ -744,8 +744,10 @@ style.show(specialists.learning({"penalty 0.1": cheap_log, "penalty 5": dear_log
 # %%
 after = {"after SFT": (after_sft, sample_sft), "GRPO, cheap": examine(cheap), "GRPO, dear": examine(dear)}
 table = {mode: {name: found[mode] for name, (found, _) in after.items()} for mode in ("non-think", "think-high")}
-style.show(specialists.bars(table, "right on the exam (%)"), "Share of right replies by mode with 95 % intervals: after SFT, and after "
-           "GRPO with cheap and with dear tokens, which practised think-high only")
+guess = share(p.answer == "12" for p in exam)           # whoever always says 12
+style.show(specialists.bars(table, "right on the exam (%)", guess),
+           "Share of right replies by mode with 95 % intervals: after SFT, and after GRPO with cheap and with dear tokens, which "
+           "practised think-high only; a dotted line for always saying 12")
 
 # %% tags=["nbval-ignore-output"]
 for name, (found, sample) in after.items():
@@ -812,6 +814,39 @@ print("GRPO lifts pass@1; and eight tries of the SFT model are right more often 
 # %% [markdown]
 # Do your curves meet at k = 8? In ours they did not. The SFT model's replies without thoughts repeat the same guess, so eight of them are hardly more than one; after GRPO all eight *work it out*. So even pass@8 depends on the way that a policy chooses. To see whether GRPO taught *sums*, compare only replies with thoughts.
 # (30 problems and one run: too little to say more.)
+#
+# ### Recorded: four whole families
+# Sums of five small numbers are a toy within a toy. `minids lifecycle` raises a specialist for each family of lesson 01. SFT sees worked answers to problems of difficulty 1 and 2. GRPO practises on problems of difficulty 2 and 3, whose answers nobody works out: 64 steps of
+# 24 problems, 16 answers each. The exam is the test split, difficulties 1 to 3, which no training sees: 96 problems of each family, four sampled answers each and a greedy one. Two seeds, one core each; a whole life takes 27 minutes.
+#
+# **Predict before you run:** four families. In how many does GRPO lift the exam's pass@1 by more than five points?
+
+# %%
+recorded = life.reports()
+print(life.table(recorded, "pass@1", ("after SFT", "specialists")))
+print(life.table(recorded, "greedy", ("after SFT", "specialists")))
+print(life.table(recorded, "pass@4", ("after SFT", "specialists")))
+
+# %%
+style.show(life.lifted(recorded),
+           "Arrows from SFT to GRPO for four families and two seeds. At pass@1 only coding rises, by some seven points; "
+           "at pass@4 reasoning falls, the others hardly move. Red marks: greedy answers before GRPO")
+
+# %%
+style.show(life.practice(recorded),
+           "Share of right replies in the batches of practice, and entropy of the policy, for four families and two seeds: knowledge "
+           "rises with large swings, the others wander about one level; entropy hardly changes")
+
+# %% [markdown]
+# In one. **Coding** goes from 46 % to 53 %, in both seeds, and so do its greedy answers. Mathematics, reasoning and knowledge end where they began (the interval of 96 problems is ten points each way), and reasoning even loses pass@4, from 67 % to 52 %: its four answers have become more alike, not better.
+# We had hoped for fifteen points in each. A negative result is worth a closer look, and the curves of practice say what is in the way. (Batches have prompts of one length, so one is harder than the next: look at trends, not at single steps.)
+#
+# - **It can learn from rewards alone, by heart.** In the batches of *knowledge* the share of right replies rises from about a half to about 90 %: nobody told it these facts' answers, it found them by trial and kept them. The exam asks for *other* facts, and stays at 11 %.
+# - **Verdicts are few bits.** 64 steps of 384 replies are 24,576 verdicts: at most as many bits, and fewer, because a group that is all right or all wrong says nothing. SFT's worked answers in mathematics were 9,600, with some eighteen tokens each.
+# - **Practice must be hard enough.** In a first version GRPO practised on difficulties 1 and 2, as SFT did. There 97 % of the replies in knowledge and some 75 % in coding were right in the first steps already, so most groups were of one mind, and coding did not rise on the exam: it stayed at 53 % of the easier problems.
+# - **Noise costs.** Muon makes a step of the same length whether a batch has said much or little. At a rate of 1e-3 instead of 7e-4 and with other batches, mathematics *fell* from 48 % to 43 % in one trial. Lower rates, more answers to a step and many more steps are what large runs pay for.
+#
+# So the clear success of this lesson is the small one above, where the better way was already there and had only to be chosen.
 #
 # ## 10. Sabotage
 #
@@ -995,8 +1030,8 @@ style.show(specialists.modes(("HLE (", "Apex (", "HMMT", "LiveCodeBench", "GPQA"
 # Flash on HMMT 2026: 40.8 without thoughts, 91.9 in High, 94.8 in Max. On MMLU-Pro: 83.0, 86.4, 86.2. As in our small sums, thinking pays where an answer has to be *worked out*; where it is known or not known, it brings little.
 #
 # **The report claims** that Max, with longer contexts and smaller length penalties in RL, beats High on the hardest tasks (5.3.2). **Here we have shown** the mechanism: the objective is right (equal to `minids`, gradient included), a reward alone moves a model to think or not to think, and how each part fails when it
-# is missing. **At this scale we cannot show** that RL teaches new skills, what off-policy masks and replay bring over weeks of training, or how a generative judge behaves. Whole families at all difficulties take longer runs: `minids sft` and `minids grpo` make them; no record
-# of one is shipped yet.
+# is missing. **At this scale we cannot show** that RL teaches new skills, what off-policy masks and replay bring over weeks of training, or how a generative judge behaves. Whole families took longer runs, and there GRPO
+# helped in one of four: see the record in section 9.
 #
 # ## Key points
 # - A base model goes on with texts but has no role. SFT on conversations gives it one, with the loss on what the assistant writes, and on nothing else.

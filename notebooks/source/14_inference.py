@@ -30,7 +30,7 @@ from minids.data import tasks
 from minids.generate import distribution, enough_threads, generate, stream
 from minids.learn import check, hint, versions
 from minids.paths import data
-from minids.show import inference, start, style
+from minids.show import inference, life, start, style
 from minids.speculate import Drafter, expected_acceptance, speculate
 from minids.tokenizer import Tokenizer
 
@@ -862,6 +862,27 @@ print("The mixture costs fewer bits than its real English. Each interval is wide
 # %% [markdown]
 # Read it as a teacher would. Where a bar is at 0, look at the whisker. Compare near and far: of a short story it answers more than of a long one. A secret word is the hardest, a few rare tokens that were
 # said once; a fact of the family "knowledge" was told again and again in training. And real English costs several times the bits of the mixture, most of which a program wrote. `minids eval` makes the full card, with more problems and V4's modes, of any model that you train.
+#
+# ### The report card of a whole life
+# Lessons 12 and 13 show recorded runs of `minids lifecycle`: four specialists, distilled into one model. This is the card of the model at the end, of the first seed, as the command printed it.
+
+# %%
+recorded = life.reports()[0]
+print(evaluate.table(recorded["models"]["distilled"]))
+minutes = life.minutes(recorded)
+print(f"\nthis life took {sum(minutes.values()):.0f} minutes of training; the longest stages:")
+for name, spent in sorted(minutes.items(), key=lambda item: -item[1])[:5]:
+    print(f"    {name:18} {spent:4.1f} minutes")
+
+# %%
+style.show(life.together([recorded]),
+           "Right answers of one life's models in four families and on the mean: specialists, mean weights, mixed SFT and the "
+           "distilled model")
+
+# %% [markdown]
+# Compare the two cards line by line. The families have risen, from what the base model could do as a text to conversations with an end. **All else is gone**: real English costs 6.2 bits a byte instead of 2.3, the mixture 3.4 instead of 0.6, not one story is answered, no secret is found. A few hundred steps on four families
+# alone have overwritten it. This is *forgetting*, and the table of four families alone would not have shown it: a reason to put things on a report card that nobody trained for. (What helps is to mix some of the base model's corpus into the later stages; `minids` does not.)
+# MTP's drafts, on the other hand, have become very good: answers of one form are easy to foresee.
 #
 # ## 8. Quality against cost
 #
