@@ -20,11 +20,14 @@ class Parser(argparse.ArgumentParser):
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Tells the default of an option that has one, unless its text does."""
+    """Tells the default of an option that has one, unless its text does; of several values as they are typed."""
 
     def _get_help_string(self, action):
-        told = action.default in (None, "") or isinstance(action.default, bool) or "(default" in action.help
-        return action.help if told else super()._get_help_string(action)
+        if action.default in (None, "") or isinstance(action.default, bool) or "(default" in action.help:
+            return action.help
+        if isinstance(action.default, list):
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
+        return super()._get_help_string(action)
 
 
 def main(argv=None) -> int:
@@ -71,11 +74,10 @@ def parser() -> Parser:
         c.add_argument("--model", type=Path, metavar="DIR", required=name == "grpo",
                        help="a checkpoint or a run to begin with" + (" (default: the shipped nano model)" * (name == "sft")))
         c.add_argument("--family", nargs="+", default=["mathematics"], metavar="NAME",
-                       help="mathematics, coding, reasoning, knowledge; several take turns (default: mathematics)")
-        c.add_argument("--difficulty", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="D",
-                       help="1 (easy) to 5 (hard) (default: all)")
+                       help="mathematics, coding, reasoning, knowledge; several take turns")
+        c.add_argument("--difficulty", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="D", help="1 (easy) to 5 (hard)")
         c.add_argument("--modes", nargs="+", metavar="MODE", default=["non-think", "think-high", "think-max"],
-                       help="thinking modes that take turns (default: all)")
+                       help="thinking modes that take turns")
         c.add_argument("--out", type=Path, metavar="DIR", help=f"folder of the run (default: runs/{name}-FAMILY)")
         c.add_argument("--steps", type=int, metavar="N", help="steps (default: as many as the nano model needs)")
         c.add_argument("--seed", type=int, default=0, metavar="S", help="for the order of problems and for the answers")
@@ -88,10 +90,9 @@ def parser() -> Parser:
     c.add_argument("--student", type=Path, required=True, metavar="DIR", help="a checkpoint or a run: the model that learns")
     c.add_argument("--teachers", nargs="+", default=[], metavar="FAMILY=DIR", help="a checkpoint or a run for each family")
     c.add_argument("--method", default="on-policy", help="on-policy; token, off-policy, sft or average, to compare with")
-    c.add_argument("--difficulty", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="D",
-                   help="1 (easy) to 5 (hard) (default: all)")
+    c.add_argument("--difficulty", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="D", help="1 (easy) to 5 (hard)")
     c.add_argument("--modes", nargs="+", metavar="MODE", default=["non-think", "think-high", "think-max"],
-                   help="thinking modes that take turns (default: all)")
+                   help="thinking modes that take turns")
     c.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/METHOD)")
     c.add_argument("--steps", type=int, metavar="N", help="steps (default: as many as the nano model needs)")
     c.add_argument("--lean", action="store_true", help="keep one teacher in memory at a time, and hidden states on disk")
@@ -123,12 +124,10 @@ def parser() -> Parser:
 
     c = command("eval", evaluate, "measure a model: problems with verifiers, stories, plain text, drafts")
     c.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint or a run (default: the shipped nano model)")
-    c.add_argument("--modes", nargs="+", default=["think-high"], metavar="MODE",
-                   help="non-think, think-high, think-max (default: think-high)")
+    c.add_argument("--modes", nargs="+", default=["think-high"], metavar="MODE", help="non-think, think-high, think-max")
     c.add_argument("--problems", type=int, default=100, metavar="N", help="problems of each family, of the test split")
     c.add_argument("--samples", type=int, default=4, metavar="K", help="answers to each problem, for pass@1 and pass@K")
-    c.add_argument("--difficulty", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="D",
-                   help="1 (easy) to 5 (hard) (default: all)")
+    c.add_argument("--difficulty", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="D", help="1 (easy) to 5 (hard)")
     c.add_argument("--seed", type=int, default=0, metavar="S", help="the same seed gives the same answers")
     c.add_argument("--out", type=Path, metavar="FILE", help="the report (default: eval.json, in the run's folder if it is one)")
     c.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")

@@ -18,9 +18,15 @@ def reports() -> list[dict]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(paths.data("records").glob("lifecycle-*.json"))]
 
 
+def families(found: list[dict]) -> list[str]:
+    """The families that were asked."""
+    return [row["family"] for row in found[0]["models"]["distilled"]["problems"]]
+
+
 def shares(report: dict, measure: str = "pass@1") -> dict[str, dict[str, float]]:
-    """{model: {family: share of right answers}} of one report."""
-    return {name: {row["family"]: row[measure][0] for row in report["models"][name]["problems"]} for name in MODELS}
+    """{model: {family: share of right answers, "mean": their mean}} of one report."""
+    found = {name: {row["family"]: row[measure][0] for row in report["models"][name]["problems"]} for name in MODELS}
+    return {name: row | {"mean": sum(row.values()) / len(row)} for name, row in found.items()}
 
 
 def several(report: dict) -> str:
@@ -31,10 +37,9 @@ def several(report: dict) -> str:
 def lifted(found: list[dict]):
     """What GRPO did to each specialist on problems never seen: an arrow from SFT to the end for each seed. At pass@1 also the
     share that greedy answers had before, which is what a policy has that loses its doubts and learns nothing."""
-    families = list(shares(found[0])["distilled"])
     figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.4), sharey=True)
     for ax, measure in zip(axes, ("pass@1", several(found[0]))):
-        for i, family in enumerate(families):
+        for i, family in enumerate(families(found)):
             for j, report in enumerate(found):
                 before, after = (100 * shares(report, measure)[name][family] for name in ("after SFT", "specialists"))
                 at = i + 0.18 * (j - (len(found) - 1) / 2)
@@ -44,8 +49,8 @@ def lifted(found: list[dict]):
                     greedy = 100 * shares(report, "greedy")["after SFT"][family]
                     ax.plot([at], [greedy], "_", color=VERMILION, markersize=11, markeredgewidth=2,
                             label=None if i or j else "greedy answers before")
-        ax.set_xticks(range(len(families)), families)
-        ax.set(title=measure, ylim=(0, 100), xlim=(-0.5, len(families) - 0.5))
+        ax.set_xticks(range(len(families(found))), families(found))
+        ax.set(title=measure, ylim=(0, 100), xlim=(-0.5, len(families(found)) - 0.5))
         ax.grid(axis="y")
     axes[0].set_ylabel("right answers (%)")
     axes[0].legend(fontsize=9, loc="lower left")
@@ -54,34 +59,32 @@ def lifted(found: list[dict]):
 
 def practice(found: list[dict]):
     """GRPO's batches in every specialist: the share of right replies and the policy's entropy, a line for each seed."""
-    families = list(shares(found[0])["distilled"])
     figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.4))
     for ax, key, label in zip(axes, ("accuracy", "entropy"), ("right replies in a batch (%)", "entropy (nats per token)")):
-        for family, colour in zip(families, (BLUE, ORANGE, GREEN, PURPLE)):
+        for family, colour in zip(families(found), (BLUE, ORANGE, GREEN, PURPLE)):
             for j, report in enumerate(found):
                 line = np.array([row[key] for row in report["logs"][f"grpo-{family}"] if key in row])
                 line = np.convolve(np.pad(line, 3, mode="edge"), np.ones(7) / 7, mode="valid")
                 line = 100 * line if key == "accuracy" else line
                 ax.plot(range(1, len(line) + 1), line, color=colour, linewidth=1.3, label=None if j else family)
         ax.set(xlabel="step (mean of seven)", ylabel=label, ylim=(0, None))
-    axes[0].legend(fontsize=9, ncol=len(families), loc="lower left", bbox_to_anchor=(0, 1))
+    axes[0].legend(fontsize=9, ncol=4, loc="lower left", bbox_to_anchor=(0, 1))
     return figure
 
 
 def together(found: list[dict], measure: str = "pass@1"):
     """Every way to one model, in each family and on the mean: a dot for each seed, a line at their mean."""
-    families = [*shares(found[0])["distilled"], "mean"]
+    columns = [*families(found), "mean"]
     figure, ax = plt.subplots(figsize=(9.4, 3.6))
     for k, (name, colour) in enumerate(HUES.items()):
-        for i, family in enumerate(families):
-            tables = [shares(report, measure)[name] for report in found]
-            values = [100 * (np.mean(list(t.values())) if family == "mean" else t[family]) for t in tables]
+        for i, column in enumerate(columns):
+            values = [100 * shares(report, measure)[name][column] for report in found]
             at = i + 0.15 * (k - (len(HUES) - 1) / 2)
             ax.plot([at] * len(values), values, "o", color=colour, markersize=6, alpha=0.8, label=None if i else name)
             ax.plot([at - 0.06, at + 0.06], [np.mean(values)] * 2, color=colour, linewidth=2)
-    ax.axvspan(len(families) - 1.5, len(families) - 0.5, color=VERMILION, alpha=0.07, linewidth=0)
-    ax.set_xticks(range(len(families)), families)
-    ax.set(ylabel=f"{measure} (%)", ylim=(0, 100), xlim=(-0.5, len(families) - 0.5))
+    ax.axvspan(len(columns) - 1.5, len(columns) - 0.5, color=VERMILION, alpha=0.07, linewidth=0)
+    ax.set_xticks(range(len(columns)), columns)
+    ax.set(ylabel=f"{measure} (%)", ylim=(0, 100), xlim=(-0.5, len(columns) - 0.5))
     ax.grid(axis="y")
     ax.legend(fontsize=9, ncol=len(HUES), loc="upper center", bbox_to_anchor=(0.5, 1.16))
     return figure
@@ -89,12 +92,10 @@ def together(found: list[dict], measure: str = "pass@1"):
 
 def table(found: list[dict], measure: str = "pass@1", models=tuple(MODELS)) -> str:
     """The shares of some models as text: the mean over seeds, with the lowest and the highest."""
-    families = [*shares(found[0])["distilled"], "mean"]
-    lines = [f"{measure:14}" + "".join(f"{family:>20}" for family in families)]
+    columns = [*families(found), "mean"]
+    lines = [f"{measure:14}" + "".join(f"{column:>20}" for column in columns)]
     for name in models:
-        tables = [shares(report, measure)[name] for report in found]
-        tables = [t | {"mean": sum(t.values()) / len(t)} for t in tables]
-        cells = [[t[family] for t in tables] for family in families]
+        cells = [[shares(report, measure)[name][column] for report in found] for column in columns]
         lines.append(f"{name:14}" + "".join(f"{sum(c) / len(c):>8.0%} ({min(c):3.0%} -{max(c):4.0%})" for c in cells))
     return "\n".join(lines)
 
