@@ -103,9 +103,8 @@ def parser() -> Parser:
     again.add_argument("--fresh", action="store_true", help="delete the run in DIR and start again")
 
     c = command("lifecycle", lifecycle, "pre-train, raise specialists, distil them into one model, and measure all of it")
-    c.add_argument("--preset", default="nano", help="size of the model: nano or mini")
+    c.add_argument("--preset", default="nano", help="nano, nano-long with more steps in every stage, or mini")
     c.add_argument("--base", type=Path, metavar="DIR", help="a checkpoint or a run to begin with, instead of pre-training")
-    c.add_argument("--times", type=int, default=1, metavar="N", help="N times the steps in all stages after pre-training")
     c.add_argument("--out", type=Path, metavar="DIR", help="folder of all stages (default: runs/lifecycle-PRESET)")
     c.add_argument("--seed", type=int, default=0, metavar="S", help="for everything that is drawn")
     c.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
@@ -297,7 +296,7 @@ def lifecycle(args) -> None:
 
     use_threads(args.threads)
     out = args.out or Path("runs") / f"lifecycle-{args.preset}"
-    plan = Plan.preset(args.preset, args.seed, args.times)
+    plan = Plan.preset(args.preset, args.seed)
     found = run(plan, out, args.base and find_model(args.base), resume=not args.fresh)
     print(card(found))
     print(f"the report is in {out / 'report.json'}, the model in {out / 'distilled' / 'model'}")

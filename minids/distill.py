@@ -12,6 +12,7 @@ import json
 import shutil
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -42,13 +43,14 @@ METHODS = {
 
 @dataclass(frozen=True)
 class DistillConfig(Settings):
-    """How to make one model of many. Families take turns among a step's problems, and modes among steps."""
+    """How to make one model of many. Families take turns among a step's problems, as often as they weigh, and modes among
+    steps."""
 
     families: tuple[str, ...] = tasks.FAMILIES
     method: str = "on-policy"   # one of METHODS
     batch: int = 64             # problems of a step
     lr: float = 2e-3
-    weights: tuple[float, ...] = ()     # of the families, in their order; none: all alike
+    weights: tuple[float, ...] = ()     # of the families, in problems and in the loss, in their order; none: all alike
     mtp_weight: float = 0.1     # of the MTP loss on the same texts, which the MTP block alone learns from
     lean: bool = False          # one teacher in memory at a time; hidden states wait on disk
     eval_problems: int = 40     # of each family in each mode
@@ -64,6 +66,23 @@ class DistillConfig(Settings):
         if self.batch < len(self.families) or self.mtp_weight < 0:
             raise MinidsError(f"expected a batch of at least {len(self.families)}, one problem of each family, and an "
                               f"mtp_weight of at least 0; found {self.batch} and {self.mtp_weight}")
+
+    def problem(self, split: str, i: int) -> tasks.Problem:
+        """The problem number i of a split: the next turn is that of the family that lacks most of what it weighs."""
+        order = turns(self.families, self.weights, self.batch)
+        step, place = divmod(i, self.batch)
+        family = order[place]
+        before = step * order.count(family) + order[:place].count(family)                # problems of this family
+        return tasks.problem(family, split, i, self.difficulties[before % len(self.difficulties)])
+
+
+@cache
+def turns(families, weights, count: int) -> list[str]:
+    """Whose turn it is in each of `count` places."""
+    order, share = [], {family: weight / sum(weights) for family, weight in zip(families, weights)}
+    while len(order) < count:
+        order.append(max(families, key=lambda family: share[family] * (len(order) + 1) - order.count(family)))
+    return order
 
 
 def distill(student, teachers: dict, settings: DistillConfig, out, resume: bool = True, on_step=None) -> list[dict]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -158,6 +159,17 @@ def test_one_token_scatters_more_in_the_parameters_too(folders):
     found = module.gradient_noise(model, school, problems, "non-think", SETTINGS, Tokenizer.load(), draws=4)
     assert found["token"][1] > found["on-policy"][1] > 0
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_families_take_turns_as_often_as_they_weigh():
+    settings = dataclasses.replace(SETTINGS, families=tasks.FAMILIES, weights=(3, 1, 1, 1), batch=12, difficulties=(1, 2))
+    for step in range(3):
+        asked = Counter((p.family, p.difficulty) for p in (settings.problem("train", i) for i in settings.numbers(step, 12)))
+        assert asked == {(family, d): 3 if family == "mathematics" else 1 for family in tasks.FAMILIES for d in (1, 2)}
+    alike = dataclasses.replace(settings, weights=(), batch=6, difficulties=(1, 2, 3))
+    asked = [alike.problem("train", i) for i in range(18)]
+    assert [p.family for p in asked[:6]] == [*tasks.FAMILIES, *tasks.FAMILIES[:2]]
+    assert {p.difficulty for p in asked if p.family == "knowledge"} == {1, 2, 3}
 
 
 # ---- runs ----
