@@ -157,7 +157,7 @@ def params(config) -> dict[str, int]:
 # ---- one decoded token ----
 
 # Operations are counted in FP8 equivalents, a multiply-add as two: BF16 and float32 weigh 2, FP8 1, FP4 x FP4 1/2.
-# The report does not give its weights; these reproduce all four of its percentages.
+# The report does not give its factors; these reproduce its 27 and 10 percent of operations.
 
 def flops(config, n: int) -> dict[str, float]:
     """FP8-equivalent operations of one token decoded after `n` tokens of context, term by term, and their "total"."""

@@ -33,7 +33,7 @@ COLOURS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE)
 ASPECTS = {
     "attention sinks": ("layers.*.attn.attn_sink",),
     "hash tables": ("layers.*.ffn.gate.tid2eid",),
-    "static hyper-connections": ("layers.*.hc_*_base", "layers.*.hc_*_scale"),
+    "hyper-connections, base and scale": ("layers.*.hc_*_base", "layers.*.hc_*_scale"),
     "compressor biases": ("layers.*.attn.compressor.ape",),
     "routers and their biases": ("layers.*.ffn.gate.weight", "layers.*.ffn.gate.bias"),
 }

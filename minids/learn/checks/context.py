@@ -320,7 +320,7 @@ CHECKS = [
         },
         hints=(
             "For each kind of layer: how many keys are there, how many of these are read, and what is read beside them?",
-            "Two faults only show in one of the three kinds of layer; one only shows in short texts.",
+            "Two faults sit in the CSA layers, one in the HCA layers. One of the three shows only in short texts.",
             "Index keys: n // 4. CSA reads min(k, n // 4) + w. HCA reads n // m + w.",
         ),
     ),

@@ -248,7 +248,8 @@ CHECKS = [
             "all low halves come first, then all high ones: they alternate": _unpack_halves,
         },
         hints=(
-            "Decode the worked example by hand and compare number by number. It has one block: the second fault hides there.",
+            "Decode the worked example by hand and compare number by number. It has only one block, so it shows one "
+            "fault; for the other, think of a row with three scales.",
             "Which half of byte 21 is column 0? And of three scales a, b, c in a row, which one serves column 1?",
             "packed & 15 is the low half. repeat_interleave gives a a a b b b c c c, repeat gives a b c a b c a b c.",
         ),
