@@ -176,8 +176,8 @@ def solve(model, tokenizer: Tokenizer, problems, mode: str, temperature: float =
     prompts = [question(problem, tokenizer, mode) for problem in problems]
     replies = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))                     # a batch waits for its longest
-    for some in (order[i : i + batch] for i in range(0, len(order), batch)):
-        found = generate(model, [prompts[i] for i in some], LIMITS[mode], temperature, seed=seed)
+    for number, some in enumerate(order[i : i + batch] for i in range(0, len(order), batch)):
+        found = generate(model, [prompts[i] for i in some], LIMITS[mode], temperature, seed=seed * 1_000_003 + number)
         for i, reply in zip(some, found):
             replies[i] = reply
     return [right(p, r, tokenizer, mode) for p, r in zip(problems, replies)], [len(r) for r in replies]

@@ -70,8 +70,8 @@ for name, weights in (("first expert", first), ("second expert", second), ("mean
 #
 # $$ \mathcal{L}(\theta) = \sum_{i=1}^{N} w_i \, D_{\mathrm{KL}}\!\left(\pi_\theta \,\|\, \pi_{E_i}\right) $$
 #
-# $\pi_\theta$ is the student, $\pi_{E_i}$ the teacher of domain i, $w_i$ its weight. Each part of this line is a decision, and a section below:
-# which KL (1), over which tokens (2), on whose texts (3), with ten teachers in which memory (4), with which weights (5). Then we do it (6).
+# $\pi_\theta$ is the student, $\pi_{E_i}$ the teacher of domain i, one of N, who is asked only about prompts of this domain; $w_i$ is its weight. (In code below, N counts positions.) Each part of this line is a decision:
+# which KL (1), over which tokens (2), on whose texts (3), with which weights (5). Section 4 asks where ten teachers fit. Then we do it (6).
 #
 # ## 1. Which KL? Covering and seeking
 #
@@ -107,7 +107,7 @@ style.show(distillation.two_fits(),
            "The best student by forward KL is one wide hump over both of the teacher's, the one by reverse KL sits on the larger of the two")
 
 # %% [markdown]
-# A model that *generates* pays for what it writes. The covering student has much of its probability between the humps, on tokens that the teacher would hardly ever write. The seeking one
+# A model that *generates* pays for what it writes. The covering student puts about 27 % on the three tokens between the humps, where the teacher has 1.6 % together. The seeking one
 # writes nothing that is wrong, and less than all that is right. V4 takes the reverse KL.
 #
 # The price: it may forget rare answers. And where the student is large enough to match its teacher, the two agree: both KLs are 0 there and only there. V4's student is as large as its teachers.
@@ -134,13 +134,13 @@ print("equal to minids.distill.divergence")
 # Stuck? `hint("distillation.reverse_kl")` in a new cell gives one of three hints; so for the others.
 #
 # ### Play: which student does which KL like?
-# The sliders move the student. **Find out:** start at centre 0 and width 4.4, and make it narrower. Which KL rises faster? Then find students with a reverse KL below 0.9. How many
+# The sliders move the student. **Find out:** start at centre 0 and width 4.4, and make it narrower (3.0, then 2.0, 1.2, 0.8). Which KL rises faster? Then find students with a reverse KL below 0.9. How many
 # places are there?
 
 # %%
 box = style.slider_image(lambda centre, width: distillation.both(centre, width),
                          "The teacher's two humps, the student, and its two divergences",
-                         centre=[0.0, -6.0, -4.0, -2.0, 2.0, 4.0, 6.0], width=[4.4, 0.8, 1.2, 2.0, 3.0, 6.0])
+                         centre=[0.0, -6.0, -4.0, -2.0, 2.0, 4.0, 6.0], width=[4.4, 3.0, 2.0, 1.2, 0.8, 6.0])
 box
 
 # %%
@@ -151,7 +151,7 @@ for centre, width in ((0.0, 4.4), (0.0, 1.2), (-4.0, 1.2), (4.0, 1.2)):
     print(f"centre {centre:4}, width {width}: forward {forward:5.2f}, reverse {reverse:5.2f}")
 
 # %% [markdown]
-# Both rise, the forward KL more (from 0.55 to 4.87; the reverse KL from 1.13 to 3.52): a narrow student between the humps is bad for both. On a hump, either hump, the reverse KL is small: two places. Then the forward KL is large, because the other hump is left out. As a map of all students:
+# Both rise. Down to width 2 by about the same; then the forward KL runs away (from 0.55 to 4.87 in all; the reverse KL from 1.13 to 3.52), since the humps' own tokens get almost no probability. A narrow student between the humps is bad for both. On a hump, either hump, the reverse KL is small: two places. Then the forward KL is large, because the other hump is left out. As a map of all students:
 
 # %%
 style.show(distillation.landscape(),
@@ -207,7 +207,7 @@ def with_gradient(function):
 loss_and_gradient = check("distillation.token_loss", with_gradient(token_loss))
 
 # %% [markdown]
-# (The next cells use what `check` gave back, with its gradient.) All three tokens, each as often as it is drawn:
+# (The next cells use what `check` gave back, with its gradient.) All three tokens, each as often as it is drawn. The variance of a vector is the mean of its squared length less the squared length of its mean; here $0.7 \cdot 0.220 + 0.2 \cdot 0.957 + 0.1 \cdot 1.617 = 0.507$, less 0.338 is 0.169:
 
 # %%
 p, q = torch.tensor([[0.7, 0.2, 0.1]]), torch.tensor([[0.2, 0.5, 0.3]])
@@ -222,7 +222,7 @@ signal, noise = distill.noise(student, teacher)
 print(f"squared length of the whole gradient {signal.item():.3f}, variance of the one-token gradient {noise.item():.3f}")
 
 # %% [markdown]
-# The mean is the whole gradient, to the digit. But a single draw is off: even with three tokens the variance is half the square of what it estimates. It grows with $\ell$: the worse the student, the noisier. (Drawing B gives its
+# The mean is the whole gradient, to the digit. But a single draw is off: even with three tokens the variance is half the square of what it estimates. Both grow with the square of $\ell$; their ratio depends on how many tokens share the probability, and below we measure it on a real vocabulary. (Drawing B gives its
 # logit the gradient -0.733, and a step against it pushes it up: the teacher likes B more.)
 #
 # **A trap.** One might take the estimate of the *value*, $\ln p_x - \ln q_x$, and call `backward` on it. Its mean is the KL, after all. **Predict before you run:** what is the mean of its gradient?
@@ -258,7 +258,7 @@ def descent(draws, seed=0, steps=150, V=50, lr=1.0):
 
 runs = {"2 drawn tokens a step, 8 runs": [descent(2, seed) for seed in range(8)], "whole vocabulary": [descent(0)]}
 style.show(distillation.descents(runs),
-           "The whole vocabulary gives one smooth curve; estimates from drawn tokens scatter around it and some end far above")
+           "The whole vocabulary gives one smooth curve; estimates from drawn tokens scatter above it, and after 150 steps some are still far up")
 
 # %%
 ends = torch.tensor([run[-1] for run in runs["2 drawn tokens a step, 8 runs"]])
@@ -269,6 +269,7 @@ print("Drawn tokens end higher on average than the whole vocabulary, and differ 
 # %% [markdown]
 # Some runs get stuck far up: an unlucky step makes a token so unlikely that it is not drawn again, and what is not drawn is not mended. Four draws a step, or
 # smaller steps, tame most of it at a price (try `descent(4)`); in a network of many layers one cannot know beforehand how many are enough. The report names the same two troubles, high variance and training that is "often" unstable, as its reason for the whole vocabulary (section 5.1.2).
+# This teacher is a hard one: it starts 3 nats away. With 12 other random teachers of the same kind, most of them closer at the start, drawn tokens ended more than three times higher only for 3, and about as well for the rest. Noise hurts most where the student is far off.
 # The blue curve is not free: V logits of the teacher at each position instead of one. Section 4 is about that bill.
 #
 # ## 3. On whose texts?
@@ -345,7 +346,7 @@ assert first > 10 * second
 print("Both are good on the teacher's walks; by itself the first is lost more than ten times as often.")
 
 # %% [markdown]
-# The lines before the figure say why. Two places off the path the first student steps at random (0.33 is one of three moves): its teacher never went there, so nobody ever told it what to do. The second student goes there
+# The lines before the figure say why. Two places off the path the first student steps at random (0.33 is one of three moves): its teacher goes there once in 10,000 steps, so it was told next to nothing about what to do. The second student goes there
 # by its own slips, at first very often, and learns the way back.
 #
 # This is the reason for **on-policy**: texts by the student, judged by the teacher. It is an old lesson of imitation learning (Ross et al., 2011), and the loss on the teacher's text hides it. For language models see Agarwal et al. (2023).
@@ -365,7 +366,7 @@ for name, c in (("nano", Config.nano()), ("Flash", flash), ("Pro", pro)):
           f"one teacher's head {head:6.4f} GB")
 
 # %% [markdown]
-# Nothing is lost: the product gives the same logits, number by number. Check it on the shipped model, whose streams are first read by the mHC head and normed (lesson 08); that is the hidden state.
+# Nothing is lost by the detour: the same state and the same head give the same logits. (The cell keeps float32; at the table's 2 bytes a number both logits and states would be rounded.) Check it on the shipped model, whose streams are first read by the mHC head and normed (lesson 08); that is the hidden state.
 
 # %%
 base = minids.load(paths.data("checkpoints", "nano")).eval()
@@ -481,7 +482,11 @@ start.load_state_dict(mean)
 print("tables that differ:", odd)
 
 # %% [markdown]
-# The student starts from the mean of the weights: both teachers speak the chat format, and they are close relatives.
+# The replies' loss is that of the last training batch: on new problems it is higher (table below), since 28 steps have begun to learn the questions by heart.
+#
+# The student starts from the mean of the weights: both teachers speak the chat format, and they are close relatives. It is the one use of the mean here, a start and not a result; we have not compared it with other starts.
+#
+# `Teachers` (in `minids/teachers.py`) is section 4 in code: `read` lets a teacher read its family's texts and keeps the hidden states, `logits` applies its head.
 #
 # ### A step, and the proof
 # One step: the student answers problems of both families; each teacher reads the answers of its own and leaves its hidden states; the student reads all, and the reverse KL is taken at the positions of the **reply**, and of the reply only.
@@ -548,6 +553,9 @@ assert min(ratio) > 1
 print("On both families the noise of one token is larger than what it estimates.")
 
 # %% [markdown]
+# (At a single position, and by its logits. A step averages over about a hundred positions, and its gradient scatters less.)
+
+# %% [markdown]
 # ### Four ways to one model
 # All begin with the mean of the weights and share harness, problems, optimiser and rate (which has been tuned for the on-policy way, not for the others).
 #
@@ -588,9 +596,9 @@ style.show(distillation.falling({name: curves[name] for name in ("on-policy", "o
            "The student's KL to its teachers falls while it learns, on its own texts and on the teachers'")
 
 # %% [markdown]
-# (The two curves are measured on different texts: each on those that its method learns from. They cannot be compared with each other.)
+# (The two curves are measured on different texts: each on those that its method learns from. They cannot be compared with each other. Nor can the first point be compared with the table below: other problems, and a mean in which a few long replies weigh much.)
 #
-# Now the same questions for all, on the test split, whose problems nobody has trained on: the share of right greedy answers, with its 95 % interval; the KL to the family's teacher on texts that the model itself writes; and the loss on worked replies.
+# Now the same questions for all, on the test split, whose problems no fine-tuning has seen: the share of right greedy answers among 64, with its 95 % interval; and on 40 of them the KL to the family's teacher on texts that the model itself writes, and the loss on worked replies.
 
 # %% tags=["nbval-ignore-output"]
 def judge(model, name):
@@ -602,8 +610,10 @@ def judge(model, name):
         school.read(name, texts)
         with torch.no_grad():
             logits = model.logits(model.features(texts.ids[:, :-1])[texts.reply][None])[0]              # N V
-        measured["on-policy"] = measured.get("on-policy", distill.divergence(logits, school.logits(name)).mean().item())
-        measured["sft"] = F.cross_entropy(logits, texts.ids[:, 1:][texts.reply]).item()
+        if method == "on-policy":
+            measured[method] = distill.divergence(logits, school.logits(name)).mean().item()
+        else:
+            measured[method] = F.cross_entropy(logits, texts.ids[:, 1:][texts.reply]).item()
     return accuracy, measured["on-policy"], measured["sft"]
 
 
@@ -631,12 +641,12 @@ print("and nearer than either teacher is to the other's domain.")
 #
 # - **A teacher is of no use in the other's domain.** Its KL there is large: a specialist answers everything in its own manner.
 # - **First the guess.** Always "1" is right in 16 % of these mathematics problems, always "4" in 12 %. So no row of that column shows arithmetic. What can be read there is the KL and the loss: the students come near to a teacher that hardly more than guesses.
-# - **Mean weights** keep the manner of one family (mathematics) and lose the other (knowledge). In none of our runs did they match both teachers. Their own texts in the weaker family are far from anything that the teacher would write.
-# - **On-policy and off-policy** both come near to both teachers. In this run off-policy is a hair nearer in both families. Which of them is ahead depends on the run: answers of a few tokens leave no room for errors to compound, and that is what on-policy is for. *At this length we cannot show its advantage*; the toy of section 3 can.
-# - **Mixed SFT** is farther from the teachers, since nobody asked it to be near. It sees right answers, so its loss on *worked replies* is the lowest, and in our run it answered mathematics best. We should expect that: where the teacher is
-#   weak, to imitate it does not help. V4's teachers come from reinforcement learning, where no worked answers exist to copy.
-# - **Can a student beat its teacher?** In our run it answered more knowledge questions, and its loss on worked replies is lower, too. The intervals overlap, and we do not know the cause: so it is possible, not shown. The KL to a teacher is a means, the right answers are the end.
-# - Intervals of 64 problems are wide, over ten points each way at worst. Where two overlap much, do not call a winner. One seed, one duration.
+# - **Mean weights** keep the manner of one family (mathematics) and lose the other (knowledge). In none of our runs did they match both teachers. In knowledge their loss on worked replies looks tolerable (1.26; the other family's teacher has 6.54), but their own texts are nearly six nats from the teacher's, and never right: section 3 in one row.
+# - **On-policy and off-policy** both come near to both teachers. In this run off-policy is a hair nearer in both families. Which of them is ahead depends on the run: answers of a few tokens leave no room for errors to compound, and that is what on-policy is for. *At this length we cannot show its advantage*; the toy of section 3 can. And nearer is not better: in mathematics the on-policy student has a smaller KL than the mean weights, but no more right answers and no lower loss. Its loss asks for the teacher's manner, and this teacher hardly more than guesses.
+# - **Mixed SFT** is farther from the teachers, since nobody asked it to be near. Its loss on *worked replies* is the lowest: it trains on that very loss, and took more steps in the same time. Its share in mathematics is the highest, but its interval still holds the 16 % of a constant "1".
+#   V4's teachers have gone on from SFT with reinforcement learning: what they learned there was in no worked answer, so SFT on worked answers cannot pass it on.
+# - **Can a student beat its teacher?** In our run it answered more *knowledge* questions, and its loss on worked replies is lower there. In mathematics it is the other way round. All these intervals overlap: possible, not shown. The KL to a teacher is a means, the right answers are the end.
+# - Intervals of 64 problems are wide, over ten points each way, and in knowledge they should be wider still: these 64 questions are 37 different ones, about 25 facts, and a repeated question is no new evidence. (With 25 independent ones, 47 % would be 29 % to 66 %.) Where two overlap much, do not call a winner. One seed, one duration.
 #
 # ### Recorded: four specialists, one model
 # The live run has two teachers and seconds. `minids lifecycle` takes four specialists from SFT and GRPO (lesson 12 shows how they came out), and makes one model: by the mean of their weights, by mixed SFT (200 steps of 64 worked answers of difficulties 1 and 2), and
@@ -751,7 +761,7 @@ shelf.cleanup()
 # | what is cached | last hidden states | last hidden states | 5.2.2 |
 # | order of samples | by family | by teacher, so that each head is loaded once a mini-batch | 5.2.2 |
 # | the exact KL | three lines of PyTorch | a kernel of its own, in TileLang | 5.2.2 |
-# | teachers compute in | float32 | FP4 weights | 5.2.1 |
+# | teachers compute in | float32 | FP4 weights in the routed experts | 5.2.1 |
 #
 # The report says that this step *replaces* the mixed reinforcement learning of V3.2 (5.1), and that it avoids the losses that come with merging weights or mixing rewards (5.1.2). It gives no figures for that, and we can confirm only
 # a part of it: in our run mean weights failed in one family. **What our scale cannot show**: long answers, in which errors compound; ten teachers that disagree; a head that has moved far.
@@ -774,10 +784,10 @@ shelf.cleanup()
 # ## Key points
 # - The mean of two networks is not the mean of what they know. Names (`tid2eid`) have no mean at all.
 # - Reverse KL, the student's probabilities first: do not say what the teacher would not. Forward KL: leave out nothing that it says.
-# - One drawn token gives the right gradient on average, with a variance that in the live run was many times its square. The whole vocabulary has no such noise.
+# - One drawn token gives the right gradient on average, with a variance that at a single position of the live run was many times its square. The whole vocabulary has no such noise.
 # - The gradient of the *value's* estimate is 0 on average: a loss that looks right and teaches nothing.
 # - Who practises only where the teacher goes has never learned the way back. Loss on the teacher's text does not show it.
-# - Keep hidden states, not logits: 32 times less in Flash, and exactly the same.
+# - Keep hidden states, not logits: 32 times less in Flash, and the same logits, up to rounding.
 # - Means first within a family, then by weight; on the reply, not on the prompt.
 #
 # ## Questions to discuss
@@ -794,7 +804,7 @@ shelf.cleanup()
 #
 # <details><summary>3. Would it be simpler to let all teachers vote at each token, and learn from their mean?</summary>
 #
-# Simpler, and bad: outside its domain a specialist is confidently wrong (look at its KL in the other family). The mean of one expert and nine strangers is mostly strangers. V4 picks the teacher by the prompt's domain. *"The weights w_i do that already"* is half right: they say how much a domain counts, not who speaks where.
+# Simpler, and bad: outside its domain a specialist is wrong in its own manner (0 % right, and many nats from the right teacher). The mean of one expert and nine strangers is mostly strangers. V4 picks the teacher by the prompt's domain. *"The weights w_i do that already"* is half right: they say how much a domain counts, not who speaks where.
 # </details>
 #
 # <details><summary>4. Why not go on with reinforcement learning on all domains at once, as V3.2 did?</summary>

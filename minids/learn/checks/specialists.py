@@ -219,7 +219,8 @@ CHECKS = [
     Check(
         "specialists.clipped", clipped_gain, _gain_cases,
         mistakes={
-            "this is the maximum of the two: it bounds good answers from below, bad ones from above: the harmless side":
+            "this is the maximum of the two: it bounds good answers from below, bad ones from above. What must be called back "
+            "gets slope 0, and what has gone far enough is pushed on":
                 lambda ratio, A, clip: torch.maximum(ratio * A[:, None], ratio.clamp(1 - clip, 1 + clip) * A[:, None]),
             "this only clamps: where the ratio went the wrong way (a bad answer has become likelier) nothing pushes it back; "
             "take the minimum with ratio A":
