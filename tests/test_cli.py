@@ -158,7 +158,7 @@ def test_module_runs_without_a_traceback(tmp_path):
     (["distill", "--student", "nowhere"], "no model at nowhere"),
     (["distill", "--student", "nowhere", "--teachers", "mathematics"], "expected FAMILY=DIR"),
     (["distill", "--student", "nowhere", "--method", "magic"], "method: expected on-policy, token"),
-    (["lifecycle", "--preset", "flash"], "no life cycle for 'flash': expected nano or mini"),
+    (["lifecycle", "--preset", "flash"], "no life cycle for 'flash': expected nano, nano-long, mini"),
     (["lifecycle", "--base", "nowhere"], "no model at nowhere"),
 ])
 def test_what_cannot_be_measured_or_distilled_is_told(argv, message, capsys, tmp_path, monkeypatch):

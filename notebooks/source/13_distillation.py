@@ -649,8 +649,8 @@ print("and nearer than either teacher is to the other's domain.")
 # - Intervals of 64 problems are wide, over ten points each way, and in knowledge they should be wider still: these 64 questions are 37 different ones, about 25 facts, and a repeated question is no new evidence. (With 25 independent ones, 47 % would be 29 % to 66 %.) Where two overlap much, do not call a winner. One seed, one duration.
 #
 # ### Recorded: four specialists, one model
-# The live run has two teachers and seconds. `minids lifecycle` takes four specialists from SFT and GRPO (lesson 12 shows how they came out), and makes one model: by the mean of their weights, by mixed SFT (200 steps of 64 worked answers of difficulties 1 and 2), and
-# by on-policy distillation, 80 steps of 64 answers, which starts from the mixed SFT model. Two seeds, on 96 problems of each family, difficulties 1 to 3, four sampled answers each. "After SFT" and "specialists" are four models, each asked in its own family alone.
+# The live run has two teachers and seconds. `minids lifecycle --preset nano-long` takes four specialists from SFT and GRPO (lesson 12 shows how they came out), and makes one model: by the mean of their weights; by mixed SFT, 200 steps of 64 worked answers, half of them mathematics, which has most to learn; and
+# by on-policy distillation, 320 steps of 64 answers, which starts from the mixed SFT model. Two seeds, on 96 problems of each family, difficulties 1 and 2, four sampled answers each. "After SFT" and "specialists" are four models, each asked in its own family alone.
 #
 # **Predict before you run:** will the one distilled model come near the four specialists?
 
@@ -660,19 +660,30 @@ print(life.table(recorded))
 
 # %%
 style.show(life.together(recorded),
-           "Right answers in four families and on the mean, two seeds: specialists on top in mathematics and coding, mean weights at the "
-           "bottom everywhere, mixed SFT and the distilled model in between and close to each other, except in reasoning")
+           "Right answers in four families and on the mean, two seeds: the distilled model is close to the specialists in coding and "
+           "reasoning, a little below them in mathematics, far below in knowledge; on the mean thirteen points above mixed SFT; mean weights "
+           "are at the bottom")
 
 # %% [markdown]
-# It does not. On the mean the four specialists have 33 %, the distilled model 25 %, mixed SFT 27 %, mean weights 4 %.
+# Nearly, in three families: mathematics 55 % (the specialist 58 %), coding 52 % (54 %), reasoning 63 % (68 %). In knowledge it is 5 % (14 %). On the mean the four specialists have 48 %, the distilled model 44 %, mixed SFT 31 %, mean weights 5 %.
 #
-# - **Mean weights** of four children of one base are useless here: they have gone too far apart.
-# - **Distillation does what its loss says.** The student's KL to its teachers falls from 0.39 to 0.25 nats per token over the 80 steps, and it is still falling. It gains three points in mathematics and two in coding over the model that it started from.
-# - **It loses ten points in reasoning**, where its start was *better* than the teacher (44 % against 39 %), since worked answers of four families had served it well. To imitate a teacher that is worse than oneself does not help: so the quality of the teachers is the ceiling, and lesson 12 tells why ours are not better.
-# - **What it takes.** Each teacher had thousands of worked answers of its own family (9,600 in mathematics); the student wrote 1,280 in each. Mathematics is far from its teacher: 15 % against 30 %. Sums are a table to be learned, and that takes tokens, whoever teaches.
+# - **Mean weights** of four children of one base are useless here: they have gone too far apart. (Only in knowledge, where training has done more harm than good, are they no worse than others.)
+# - **Distillation does what its loss says.** The student's KL to its teachers falls from 0.37 to 0.05 nats per token, and the answers follow.
+# - **It carries over what the teachers learned from rewards.** Mixed SFT, from which it starts, stays behind in all three families in which rewards helped (lesson 12).
+# - **But count the steps.** The student took 200 of mixed SFT and 320 of its own. Mixed SFT for 520 steps (one seed, not in the record) gets 68, 62, 58 and 4 %, 48 % on the mean: *more* than the distilled model, except in reasoning. Where worked answers can be had in any number, nothing here beats them. Our teachers are a ceiling: their SFT was stopped early, to leave rewards something to do.
+#   Distillation is for what nobody can write down. It also forgets less: real English costs 5.2 bits a byte after it, and 6.9 after the long SFT (2.3 before).
+# - **Knowledge is lost on the way.** The teacher's facts of the exam are in no prompt that student and teacher talk about, so nothing holds them. On-policy distillation teaches where the student goes, and nowhere else.
 #
-# In an earlier pair of runs the teachers had practised on difficulties 1 and 2, and so did the exam: distilled 34 %, mixed SFT 32 %, specialists 40 %, and in reasoning the student was ahead of its teachers, 57 % to 52 %. So *which of the two is ahead of the other is open at this scale*, and that a
-# student comes within three points of every specialist, as we had hoped, we could not show. `minids lifecycle --times 6` from a better base is where to look; it takes more than an hour.
+# **What it took.** A first version took 80 steps at a rate that stayed constant for half of them, gave all families an equal part, and ended eight points below its teachers. The student's KL in mathematics, after 120 steps in four trials from one start, shows what was wrong:
+#
+# | rate | falls from | vectors learn | mathematics' part | KL in mathematics |
+# | --- | --- | --- | --- | --- |
+# | 8e-3 | 0.3 of the steps | four times faster | a half | 0.56 |
+# | 4e-3 | not yet | four times faster | a quarter | 0.67 |
+# | 4e-3 | 0.1 of the steps | no | a half | 0.38 |
+# | 1.5e-3 | 0.1 of the steps | as fast | a half | 0.41 |
+#
+# A KL that does not fall need not be a student that cannot learn. At a high rate the student trembles around its teacher by more than it is away from it; as the rate falls, so does the KL. The record takes 3e-3, falling from the first step, with vectors that stay.
 #
 # ## 7. Sabotage
 # Five steps from the mean weights, broken in three ways, and judged like the right recipe: KL(student || right teacher) on new texts of the student. Two controls: no step at all, and the right recipe on *other problems*. The
