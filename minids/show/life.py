@@ -64,10 +64,10 @@ def practice(found: list[dict]):
         for family, colour in zip(families(found), (BLUE, ORANGE, GREEN, PURPLE)):
             for j, report in enumerate(found):
                 line = np.array([row[key] for row in report["logs"][f"grpo-{family}"] if key in row])
-                half = max(1, len(line) // 24)
-                line = np.convolve(np.pad(line, half, mode="edge"), np.ones(2 * half + 1) / (2 * half + 1), mode="valid")
+                half = len(line) // 24
+                line = np.convolve(line, np.ones(2 * half + 1) / (2 * half + 1), mode="valid")
                 line = 100 * line if key == "accuracy" else line
-                ax.plot(range(1, len(line) + 1), line, color=colour, linewidth=1.3, label=None if j else family)
+                ax.plot(np.arange(len(line)) + half + 1, line, color=colour, linewidth=1.3, label=None if j else family)
         ax.set(xlabel=f"step (mean of {2 * half + 1})", ylabel=label, ylim=(0, None))
     axes[0].legend(fontsize=9, ncol=4, loc="lower left", bbox_to_anchor=(0, 1))
     return figure
