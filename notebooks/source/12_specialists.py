@@ -691,7 +691,7 @@ assert unmoved < changed / 10 and changed < 0.6 and (free - replayed).abs().max(
 print("One update changes experts of some tokens; without it (nearly) none change. What is off the diagonal is not learning, but a jump of the path.")
 
 # %% [markdown]
-# In the left picture all points seem to lie on the diagonal: the largest jump is below a tenth of a nat, while a few log ratios moved by one to three nats (0.09 on average). The right picture shows the jumps by themselves; its tall bar holds all tokens without a visible one. At our size they are mild: eight experts, two of them used, and the shared one beside. At 384 experts and 61 layers some race is close for nearly every token, and V4 samples rollouts with FP4 weights (5.2.1). What *instability* that causes without replay is not
+# In the left picture all points seem to lie on the diagonal: the largest jump is about a tenth of a nat, while a few log ratios moved by one to three nats (0.08 on average). The right picture shows the jumps by themselves; its tall bar holds all tokens without a visible one. At our size they are mild: eight experts, two of them used, and the shared one beside. At 384 experts and 61 layers some race is close for nearly every token, and V4 samples rollouts with FP4 weights (5.2.1). What *instability* that causes without replay is not
 # something that we can show here.
 
 # %% [markdown]
@@ -777,7 +777,7 @@ print("Cheap tokens: it thinks more, and is right more often. Dear tokens: it ha
 
 # %% [markdown]
 # **What has GRPO taught?** Two things, and only one of them carries over. It moved the *choice* between two ways that the SFT model already knew: in 14 steps, with little more than one bit for each reply, nearly all replies came to think. On the 18 sets that it
-# practised it ends near 90 %. On the exam's sets it is right in 64 % (57 to 70 %), where replies with thoughts were right in 58 % after SFT (48 to 68 %; section 3): a gain of a few points at most, within chance. This suggests that new sums were learned by heart, and that what helps on the exam is mostly the choice. To teach sums in general the same bits would have to
+# practised it ends near 90 %. On the exam's sets it is right in 68 % (61 to 74 %), where replies with thoughts were right in 57 % after SFT (46 to 67 %; section 3): a gain, if it is one, of some ten points (six in another run). This suggests that new sums were mostly learned by heart, and that what helps on the exam is mostly the choice. To teach sums in general the same bits would have to
 # do what SFT does with a whole worked answer. As far as is known, it is so beyond our size, too: rewards sharpen what a policy sometimes does already. What it never does cannot be rewarded.
 #
 # ### pass@k: right at all, or right each time?
@@ -826,7 +826,7 @@ assert last[0] > first[0] and first[-1] > first[0] + 0.05
 print("GRPO lifts pass@1. (That pass@k rises with k is no finding: it can never fall.)")
 
 # %% [markdown]
-# Do your curves meet at k = 8? In ours nearly: 67 and 73 %, closer than 30 problems from ten sets can tell apart. That is what sharpening looks like: GRPO finds at the first or second try what SFT finds in eight. (An earlier version of this cell gave SFT's eight tries 50 %. All batches of 64 replies had the same random numbers, so that 240 replies were
+# Do your curves meet at k = 8? In ours nearly: 67 and 77 % (73 in another run), closer than 30 problems from ten sets can tell apart. That is what sharpening looks like: GRPO finds at the first or second try what SFT finds in eight. (An earlier version of this cell gave SFT's eight tries 50 %. All batches of 64 replies had the same random numbers, so that 240 replies were
 # hardly more than 64, and we had explained a gap that was chance. Look at how samples are drawn before you explain what they show.)
 #
 # ### Recorded: four whole families
