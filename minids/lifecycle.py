@@ -36,7 +36,7 @@ MODELS = {"after SFT": "sft-{family}", "specialists": "grpo-{family}", "mean wei
 # of the steps of fine-tuning, for each family: until it answers in the right form and is often wrong, which leaves rewards
 # something to choose; code is almost certain of itself after twice as many
 SHARES = {"mathematics": 1.0, "coding": 0.25, "reasoning": 0.4, "knowledge": 0.4}
-# of the families in fine-tuning on all of them and in distillation, for the same reason
+# of the families in fine-tuning on all of them and in distillation: mathematics takes most problems to learn
 WEIGHTS = {"mathematics": 3.0, "coding": 1.0, "reasoning": 1.0, "knowledge": 1.0}
 # steps of pre-training, fine-tuning, GRPO and distillation
 STEPS = {"nano": (360, 100, 32, 40), "nano-long": (2700, 200, 300, 320), "mini": (2700, 200, 300, 320)}
