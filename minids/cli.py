@@ -78,6 +78,8 @@ def parser() -> Parser:
         c.add_argument("--difficulty", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="D", help="1 (easy) to 5 (hard)")
         c.add_argument("--modes", nargs="+", metavar="MODE", default=["non-think", "think-high", "think-max"],
                        help="thinking modes that take turns")
+        c.add_argument("--rehearsal", type=int, default=0, metavar="N",
+                       help="rows of the base model's corpus that each step reads too, against forgetting")
         c.add_argument("--out", type=Path, metavar="DIR", help=f"folder of the run (default: runs/{name}-FAMILY)")
         c.add_argument("--steps", type=int, metavar="N", help="steps (default: as many as the nano model needs)")
         c.add_argument("--seed", type=int, default=0, metavar="S", help="for the order of problems and for the answers")
@@ -93,6 +95,8 @@ def parser() -> Parser:
     c.add_argument("--difficulty", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="D", help="1 (easy) to 5 (hard)")
     c.add_argument("--modes", nargs="+", metavar="MODE", default=["non-think", "think-high", "think-max"],
                    help="thinking modes that take turns")
+    c.add_argument("--rehearsal", type=int, default=0, metavar="N",
+                   help="rows of the base model's corpus that each step reads too, against forgetting")
     c.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/METHOD)")
     c.add_argument("--steps", type=int, metavar="N", help="steps (default: as many as the nano model needs)")
     c.add_argument("--lean", action="store_true", help="keep one teacher in memory at a time, and hidden states on disk")
@@ -252,7 +256,8 @@ def post_train(args, name: str, settings, run) -> None:
     """Run, and tell for each mode how many problems of the valid split were solved at first and at last."""
     use_threads(args.threads)
     changes = {} if args.steps is None else {"steps": args.steps}
-    settings = settings(families=args.family, difficulties=args.difficulty, modes=args.modes, seed=args.seed, **changes)
+    settings = settings(families=args.family, difficulties=args.difficulty, modes=args.modes, rehearsal=args.rehearsal,
+                        seed=args.seed, **changes)
     out = args.out or Path("runs") / "-".join([name, *args.family])
     looks = [r for r in run(find_model(args.model), settings, out, resume=not args.fresh) if "valid_accuracy" in r]
     for mode in settings.modes:
@@ -273,8 +278,8 @@ def distill(args) -> None:
         raise MinidsError(f"teachers: expected FAMILY=DIR, such as mathematics=runs/grpo-mathematics; found {wrong!r}")
     teachers = {family: find_model(Path(folder)) for family, folder in teachers.items()}
     changes = ({} if args.steps is None else {"steps": args.steps}) | ({"families": tuple(teachers)} if teachers else {})
-    settings = DistillConfig(method=args.method, difficulties=args.difficulty, modes=args.modes, lean=args.lean, seed=args.seed,
-                             **changes)
+    settings = DistillConfig(method=args.method, difficulties=args.difficulty, modes=args.modes, rehearsal=args.rehearsal,
+                             lean=args.lean, seed=args.seed, **changes)
     out = args.out or Path("runs") / args.method
     log = run(find_model(args.student), teachers, settings, out, resume=not args.fresh)
     looks = [r for r in log if "valid_accuracy" in r]

@@ -90,9 +90,9 @@ def distill(student, teachers: dict, settings: DistillConfig, out, resume: bool 
     `out`; returns the log (see `minids.posttrain.run`).
 
     Its records: {"step", "mode", "loss", "kl", "kl_<family>", "signal", "noise", "tokens", "length", "accuracy", "mtp_loss",
-    "grad_norm", "lr", "seconds"} each step, as far as there is such a thing: KLs in nats per token, KL(student || teacher) in
-    every method; signal and noise as in `noise`; the length and the share of right ones of the texts that a model wrote. And
-    {"step", "family", "mode", "valid_accuracy", "valid_length"} now and then, of greedy answers.
+    "rehearsal_loss", "grad_norm", "lr", "seconds"} each step, as far as there is such a thing: KLs in nats per token,
+    KL(student || teacher) in every method; signal and noise as in `noise`; the length and the share of right ones of the texts
+    that a model wrote. And {"step", "family", "mode", "valid_accuracy", "valid_length"} now and then, of greedy answers.
     "average" takes no step and does not look at the student.
     """
     out, tokenizer = Path(out), Tokenizer.load()

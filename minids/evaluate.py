@@ -20,8 +20,7 @@ from tqdm.auto import tqdm
 from minids.chat import END_THINK, THINK
 from minids.data import mixture, tasks, world
 from minids.files import MinidsError
-from minids.generate import generate
-from minids.posttrain import LIMITS, question
+from minids.posttrain import LIMITS, question, replies
 from minids.posttrain import right as is_right
 from minids.speculate import expected_acceptance, speculate
 from minids.train import evaluate
@@ -148,26 +147,14 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
     return 1 - comb(samples - right, k) / comb(samples, k)
 
 
-def replies(model, prompts, max_new: int, temperature: float = 1.0, top_p: float = 1.0, seed: int = 0,
-            batch: int = 96) -> list[list[int]]:
-    """A sampled reply to each prompt of any length; prompts of like length share a batch. Long prompts leave less room."""
-    order, found = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), [[] for _ in prompts]
-    for number, some in enumerate(order[i : i + batch] for i in range(0, len(order), batch)):
-        room = model.config.max_seq_len + 1 - max(len(prompts[i]) for i in some)
-        new = generate(model, [prompts[i] for i in some], max(min(max_new, room), 1), temperature, top_p,
-                       seed=(seed * 1_000_003 + number) % 2**63)
-        for i, ids in zip(some, new):
-            found[i] = ids
-    return found
-
-
 def score(model, tokenizer, family: str, mode: str = "think-high", split: str = "test", count: int = 100, samples: int = 1,
           difficulties=(1, 2, 3, 4, 5), temperature: float = 1.0, seed: int = 0):
-    """Answer the first `count` problems of a split, `samples` times each: a `Score`, and the texts, prompt and reply, as ids.
+    """Answer `count` different problems of a split, `samples` times each: a `Score`, and the texts, prompt and reply, as ids.
 
-    Difficulties take turns. A reply that outgrows its mode's limit (`minids.posttrain.LIMITS`) has no end, and is wrong.
+    Difficulties take turns; a family may have fewer problems (`minids.data.tasks.different`). A reply that outgrows its mode's
+    limit (`minids.posttrain.LIMITS`) has no end, and is wrong.
     """
-    problems = [tasks.problem(family, split, i, difficulties[i % len(difficulties)]) for i in range(count)]
+    problems = tasks.different(family, split, count, difficulties)
     prompts = [question(problem, tokenizer, mode) for problem in problems for _ in range(samples)]
     found = replies(model, prompts, LIMITS[mode], temperature, seed=seed)
     right = [is_right(problems[i // samples], reply, tokenizer, mode) for i, reply in enumerate(found)]
@@ -191,7 +178,8 @@ def report(model, tokenizer, families=tasks.FAMILIES, modes=("think-high",), cou
             found, written = score(model, tokenizer, family, mode, "test", count, samples, difficulties, seed=seed)
             greedy, _ = score(model, tokenizer, family, mode, "test", count, 1, difficulties, temperature=0.0)
             texts += written[:: max(len(written) // 32, 1)]
-            measured.append({"family": family, "mode": mode, "difficulties": list(difficulties), "problems": count,
+            measured.append({"family": family, "mode": mode, "difficulties": list(difficulties),
+                             "problems": len(found.right),
                              "samples": samples, "pass@1": found.pass_at(1), f"pass@{samples}": found.pass_at(samples),
                              "greedy": greedy.pass_at(1), "tokens": round(found.tokens, 1), "ended": round(found.ended, 4)})
             bar.update()

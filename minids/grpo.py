@@ -58,9 +58,9 @@ def grpo(base, settings: GRPOConfig, out, resume: bool = True, on_step=None) -> 
     """Train the model in the folder `base` by its rewards, in the folder `out`; returns the log (see `minids.posttrain.run`).
 
     Its records: {"step", "mode", "loss", "reward", "accuracy", "length", "kl", "clipped", "masked", "entropy", "tokens",
-    "grad_norm", "lr", "seconds"} each step: mean reward, share of right answers and mean length of the sampled replies; the
-    KL estimate in nats per token, the share of clipped tokens and of answers left out, the policy's entropy in nats per token;
-    and the records of `minids.posttrain.examine` now and then.
+    "rehearsal_loss", "grad_norm", "lr", "seconds"} each step, as far as there is such a thing: mean reward, share of right
+    answers and mean length of the sampled replies; the KL estimate in nats per token, the share of clipped tokens and of
+    answers left out, the policy's entropy in nats per token; and the records of `minids.posttrain.examine` now and then.
     """
     model = load(base, device(), torch.float32)
     reference = load(base, device(), torch.float32) if settings.beta else None

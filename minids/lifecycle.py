@@ -36,6 +36,9 @@ MODELS = {"after SFT": "sft-{family}", "specialists": "grpo-{family}", "mean wei
 # of the steps of fine-tuning, for each family: until it answers in the right form and is often wrong, which leaves rewards
 # something to choose; code is almost certain of itself after twice as many
 SHARES = {"mathematics": 1.0, "coding": 0.25, "reasoning": 0.4, "knowledge": 0.4}
+# rows of the corpus that each step of fine-tuning reads too. A specialist may forget what it will not be asked; but of what
+# knowledge is asked, most stands in the corpus alone
+REHEARSAL = {"mathematics": 0, "coding": 0, "reasoning": 0, "knowledge": 8}
 # of the families in fine-tuning on all of them and in distillation: mathematics takes most problems to learn
 WEIGHTS = {"mathematics": 3.0, "coding": 1.0, "reasoning": 1.0, "knowledge": 1.0}
 # steps of pre-training, fine-tuning, GRPO and distillation
@@ -68,7 +71,7 @@ class Plan:
         # scales and biases stay, and rates fall early: what an optimiser that normalises makes of small gradients is noise
         rewards = dict(problems=24, group=16, updates=3, vector_lr=0.0, decay_from=0.3, beta=0.0, penalty=0.0, pool=8192)
         taught = dict(lr=3e-3, vector_lr=0.0, decay_from=0.0)
-        together = dict(families=tuple(WEIGHTS), weights=tuple(WEIGHTS.values()))
+        together = dict(families=tuple(WEIGHTS), weights=tuple(WEIGHTS.values()), rehearsal=max(REHEARSAL.values()))
         return cls(Config.preset(size), TrainConfig.preset(size, "mix", steps=base, seed=seed),
                    SFTConfig(steps=tuned, eval_problems=40, **common),
                    GRPOConfig(steps=rewarded, eval_problems=40, **rewards, **common),
@@ -107,8 +110,8 @@ def lifecycle(plan: Plan, out, base=None, resume: bool = True) -> dict:
         base = out / "base" / "model"
     for family in families:
         stage(f"fine-tuning, {family}")
-        steps = max(1, round(SHARES[family] * plan.sft.steps))
-        sft(base, dataclasses.replace(plan.sft, families=(family,), steps=steps), out / f"sft-{family}")
+        changes = dict(families=(family,), steps=max(1, round(SHARES[family] * plan.sft.steps)), rehearsal=REHEARSAL[family])
+        sft(base, dataclasses.replace(plan.sft, **changes), out / f"sft-{family}")
     for family in families:
         stage(f"GRPO, {family}")
         grpo(out / f"sft-{family}" / "model", dataclasses.replace(plan.grpo, families=(family,)), out / f"grpo-{family}")

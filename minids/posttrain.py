@@ -1,4 +1,5 @@
-"""What SFT, GRPO and distillation share: a run from a given model on, and questions to models that answer in a mode.
+"""What SFT, GRPO and distillation share: a run from a given model on, the corpus that it may go on reading against
+forgetting, and questions to models that answer in a mode.
 
 Report section 5.1. A run is kept in a folder as in pre-training (`minids.runs`) and resumes as exactly: what step s does
 depends on (settings, s), the model it began with, and the weights alone. What a step learns is its module's business.
@@ -10,23 +11,27 @@ import json
 import math
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
+from minids.batches import batch_of, packing, targets
 from minids.chat import MODES, encode_chat, parse_reply
 from minids.checkpoint import load, save
-from minids.data import tasks
+from minids.data import mixture, tasks
 from minids.files import MinidsError, write_text
 from minids.generate import generate
+from minids.model.ledger import Ledger
 from minids.model.moe import balance
 from minids.optim import learning_rate, make_optimiser
 from minids.runs import deferred_interrupt, newest, note, read_log, read_optimiser, save_step, start
 from minids.tokenizer import Tokenizer
-from minids.train import Interrupted
+from minids.train import Interrupted, TrainConfig, cross_entropy
 
 LIMITS = {"non-think": 48, "think-high": 128, "think-max": 224}     # tokens of a reply; eos is one of them
+REHEARSED, ROW = 2**19, 256     # tokens of the corpus that rehearsal draws from, and of one row
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Settings:
     decay_from: float = 0.5
     weight_decay: float = 0.1
     clip: float = 1.0           # largest norm of the gradient
+    rehearsal: int = 0          # rows of the corpus that each step reads too, against forgetting
     eval_every: int = 50        # steps between looks at problems of the valid split
     eval_problems: int = 100    # in each mode
     save_every: int = 50
@@ -62,9 +68,9 @@ class Settings:
         for name in ("steps", "eval_every", "save_every"):
             if getattr(self, name) < 1:
                 raise MinidsError(f"{name}: expected at least 1, found {getattr(self, name)}")
-        if not 0 <= self.decay_from < 1 or self.eval_problems < 0 or not 0 <= self.seed < 2**31:
-            raise MinidsError(f"expected decay_from from 0 and below 1, eval_problems from 0, a seed from 0 and below 2^31; "
-                              f"found {self.decay_from}, {self.eval_problems}, {self.seed}")
+        if not 0 <= self.decay_from < 1 or min(self.eval_problems, self.rehearsal) < 0 or not 0 <= self.seed < 2**31:
+            raise MinidsError(f"expected decay_from from 0 and below 1, eval_problems and rehearsal from 0, a seed from 0 and "
+                              f"below 2^31; found {self.decay_from}, {self.eval_problems}, {self.rehearsal}, {self.seed}")
 
     def numbers(self, step: int, count: int) -> range:
         """The numbers of a step's `count` problems. Each seed has problems of its own."""
@@ -136,7 +142,9 @@ def run(model, settings: Settings, out, begun: dict, update, look=None, resume: 
 
 
 def descend(model, optimiser, settings: Settings, step: int) -> dict:
-    """One step of the optimiser along the gradients that are there. The gates' biases stay as pre-training left them."""
+    """One step of the optimiser along the gradients that are there, and along that of `rehearse`. The gates' biases stay as
+    pre-training left them."""
+    record = {"rehearsal_loss": rehearse(model, settings, step)} if settings.rehearsal else {}
     lr = learning_rate(settings, step)
     for group in optimiser.param_groups:
         group["lr"] = lr * group["times"]
@@ -147,7 +155,28 @@ def descend(model, optimiser, settings: Settings, step: int) -> dict:
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     balance(model, 0.0)         # forgets the load of the experts
-    return {"grad_norm": norm, "lr": lr}
+    return record | {"grad_norm": norm, "lr": lr}
+
+
+def rehearse(model, settings: Settings, step: int) -> float:
+    """Add the gradient of pre-training's loss on `settings.rehearsal` rows of its corpus, others at each step, with a weight of
+    1. The loss, in nats per token.
+
+    As in Ouyang et al. (arXiv 2203.02155, "PPO-ptx"): what a model is no longer asked it forgets, unless it goes on reading.
+    """
+    reading = TrainConfig(settings.steps, batch=settings.rehearsal, seq_len=ROW, data="mix", seed=settings.seed)
+    bos, place = model.config.bos_token_id, model.embed.weight.device
+    ids = torch.from_numpy(batch_of(rehearsed(), reading, step)).to(place)                # B T+1
+    x = ids[:, :-1]
+    loss = cross_entropy(model.logits(model.features(x, ledger=Ledger(packing(x, bos)))), targets(ids, bos))
+    loss.backward()
+    return loss.item()
+
+
+@cache
+def rehearsed():
+    """The corpus that `rehearse` reads: ids, in documents."""
+    return mixture.stream("train", REHEARSED, Tokenizer.load())
 
 
 def digest(model) -> str:
@@ -170,17 +199,26 @@ def right(problem: tasks.Problem, reply: list[int], tokenizer: Tokenizer, mode: 
     return answer is not None and tasks.verify(problem, answer)
 
 
+def replies(model, prompts, max_new: int, temperature: float = 1.0, top_p: float = 1.0, seed: int = 0,
+            batch: int = 96) -> list[list[int]]:
+    """A reply to each prompt of any length; prompts of like length share a batch, which waits for its longest. Long prompts
+    leave less room."""
+    order, found = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), [[] for _ in prompts]
+    for number, some in enumerate(order[i : i + batch] for i in range(0, len(order), batch)):
+        room = model.config.max_seq_len + 1 - max(len(prompts[i]) for i in some)
+        new = generate(model, [prompts[i] for i in some], max(min(max_new, room), 1), temperature, top_p,
+                       seed=(seed * 1_000_003 + number) % 2**63)
+        for i, ids in zip(some, new):
+            found[i] = ids
+    return found
+
+
 def solve(model, tokenizer: Tokenizer, problems, mode: str, temperature: float = 0.0, batch: int = 64,
           seed: int = 0) -> tuple[list[bool], list[int]]:
     """One reply to each problem: whether it is right, and its length in tokens, eos included. Greedy by default."""
     prompts = [question(problem, tokenizer, mode) for problem in problems]
-    replies = [[] for _ in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))                     # a batch waits for its longest
-    for number, some in enumerate(order[i : i + batch] for i in range(0, len(order), batch)):
-        found = generate(model, [prompts[i] for i in some], LIMITS[mode], temperature, seed=seed * 1_000_003 + number)
-        for i, reply in zip(some, found):
-            replies[i] = reply
-    return [right(p, r, tokenizer, mode) for p, r in zip(problems, replies)], [len(r) for r in replies]
+    found = replies(model, prompts, LIMITS[mode], temperature, seed=seed, batch=batch)
+    return [right(p, r, tokenizer, mode) for p, r in zip(problems, found)], [len(r) for r in found]
 
 
 def examine(model, tokenizer: Tokenizer, settings: Settings) -> list[dict]:

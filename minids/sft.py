@@ -44,8 +44,9 @@ class SFTConfig(Settings):
 def sft(base, settings: SFTConfig, out, resume: bool = True, on_step=None) -> list[dict]:
     """Fine-tune the model in the folder `base`, in the folder `out`; returns the log (see `minids.posttrain.run`).
 
-    Its records: {"step", "loss", "mtp_loss", "tokens", "grad_norm", "lr", "seconds"} each step, losses in nats per token of
-    replies; {"step", "valid_loss"} and, for each mode, {"step", "mode", "valid_accuracy", "valid_length"} now and then.
+    Its records: {"step", "loss", "mtp_loss", "tokens", "rehearsal_loss", "grad_norm", "lr", "seconds"} each step, as far as
+    there is such a thing, losses in nats per token of replies, or of the corpus; {"step", "valid_loss"} and, for each mode,
+    {"step", "mode", "valid_accuracy", "valid_length"} now and then.
     """
     model, tokenizer = load(base, device(), torch.float32), Tokenizer.load()
     longest = model.config.max_seq_len

@@ -6,33 +6,36 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minids import Config, Model
+from minids import Config, Model, posttrain
+from minids.batches import batch_of
 from minids.chat import MODES, parse_reply
 from minids.checkpoint import load, save
 from minids.data import tasks
 from minids.files import MinidsError
 from minids.optim import make_optimiser
-from minids.posttrain import LIMITS, Settings, descend, digest, examine, question, right, solve
+from minids.posttrain import LIMITS, Settings, descend, digest, examine, question, rehearse, rehearsed, right, solve
 from minids.runs import newest, read_log
 from minids.sft import SFTConfig, conversation, losses, packed_rows, reasoning, sft
 from minids.tokenizer import Tokenizer
-from minids.train import Interrupted
+from minids.train import Interrupted, TrainConfig, evaluate
 
 TINY = Config.nano().replace(
     dim=32, n_layers=2, compress_ratios=(4, 16, 0), n_heads=2, head_dim=16, rope_head_dim=8, q_lora_rank=16, n_hash_layers=0,
     o_lora_rank=16, index_head_dim=8, moe_inter_dim=16, n_routed_experts=4, hc_sinkhorn_iters=3, max_seq_len=512)
-SETTINGS = SFTConfig(steps=4, batch=6, seq_len=192, eval_every=2, eval_problems=3, save_every=2,
+SETTINGS = SFTConfig(steps=4, batch=6, seq_len=192, eval_every=2, eval_problems=3, save_every=2, rehearsal=1,
                      modes=("non-think", "think-max"), difficulties=(1, 2))
 TOKENIZER = Tokenizer.load()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def short_replies():
-    """A model that has learned nothing does not stop by itself."""
+    """A model that has learned nothing does not stop by itself. And a short corpus to rehearse."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(posttrain, "REHEARSED", 20_000)
         for mode, limit in zip(MODES, (6, 8, 10)):
             patch.setitem(LIMITS, mode, limit)
         yield
+    rehearsed.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +166,37 @@ def test_biases_of_gates_stay(base, whole):
     assert {n.split(".")[-1] for n in a if ".gate." in n and torch.equal(a[n], b[n])} == {"bias"}
 
 
+def test_rehearsal_is_pre_trainings_loss_on_rows_of_its_corpus():
+    """Each row begins a document, counts what `minids.train.evaluate` counts, and is another one at each step."""
+    torch.manual_seed(2)
+    model, settings = Model(TINY).train(), SFTConfig(rehearsal=1, steps=8)
+    torch.nn.init.normal_(model.head.weight)
+    grads, seen = [], []
+    for step in range(2):
+        model.zero_grad()
+        loss = rehearse(model, settings, step)
+        (row,) = batch_of(rehearsed(), TrainConfig(8, batch=1, seq_len=posttrain.ROW, data="mix"), step)
+        seen.append(row)
+        assert row[0] == TOKENIZER.bos_id and loss == pytest.approx(evaluate(model, row, posttrain.ROW)[0], rel=1e-5)
+        grads.append(model.head.weight.grad.clone())
+    assert not (seen[0] == seen[1]).all() and not torch.allclose(*grads)
+
+
+def test_what_is_rehearsed_is_forgotten_less(base):
+    """The same few steps towards four conversations, with and without: the corpus' loss tells."""
+    ends = []
+    for rows in (0, 4):
+        model, settings = load(base, dtype=torch.float32).train(), SFTConfig(steps=12, lr=1e-2, rehearsal=rows)
+        optimiser = make_optimiser(model, settings)
+        some = packed_rows([conversation(settings, "train", i) for i in range(4)], 256, TOKENIZER)
+        for step in range(12):
+            losses(model, *some, settings)["loss"].backward()
+            record = descend(model, optimiser, settings, step)
+        assert ("rehearsal_loss" in record) == bool(rows)
+        ends.append(evaluate(model, rehearsed()[:2000], posttrain.ROW)[0])
+    assert ends[1] < ends[0] - 0.2
+
+
 def test_a_few_conversations_are_learned_by_heart():
     torch.manual_seed(0)
     model = Model(TINY).train()
@@ -186,6 +220,7 @@ def test_a_few_conversations_are_learned_by_heart():
     ({"steps": 0}, "steps"),
     ({"optimiser": "sgd"}, "optimiser"),
     ({"batch": 0}, "batch"),
+    ({"rehearsal": -1}, "rehearsal"),
 ])
 def test_bad_settings_are_told(changes, message):
     with pytest.raises(MinidsError, match=message):

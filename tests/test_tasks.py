@@ -26,6 +26,16 @@ def test_a_number_always_gives_the_same_problem(family):
     assert len({problem(family, "train", index).prompt for index in range(200)}) > 150
 
 
+def test_an_exam_asks_nothing_twice():
+    """A tenth of the facts is few: many numbers give a problem that was there."""
+    found = tasks.different("knowledge", "test", 60, (1,))
+    known = {identity(problem("knowledge", "test", index, 1)) for index in range(500)}
+    assert len(found) < 60 and {identity(p) for p in found} == known and len(known) == len(found)
+    some = tasks.different("mathematics", "valid", 12, (1, 3))
+    assert len({identity(p) for p in some}) == 12 and {p.difficulty for p in some} == {1, 3}
+    assert some[:2] == [problem("mathematics", "valid", 0, 1), problem("mathematics", "valid", 1, 3)]
+
+
 def test_another_process_finds_the_same_problems():
     show = f"from minids.data.tasks import problems; print([problems(family, 'test', 5) for family in {OURS}])"
     environment = os.environ | {"PYTHONHASHSEED": "7"}

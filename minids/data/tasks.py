@@ -62,6 +62,18 @@ def problems(family: str, split: str, count: int, difficulty: int | None = None,
     return [problem(family, split, index, difficulty) for index in range(first, first + count)]
 
 
+def different(family: str, split: str, count: int, difficulties=(1, 2, 3, 4, 5)) -> list[Problem]:
+    """The first `count` problems of a split that ask different things, difficulties in turn: what an exam wants, since the same
+    question asked again tells nothing new. Fewer where the family has no more: 20 times as many numbers are looked at."""
+    found = {}
+    for index in range(20 * count):
+        one = problem(family, split, index, difficulties[index % len(difficulties)])
+        found.setdefault(identity(one), one)
+        if len(found) == count:
+            break
+    return list(found.values())
+
+
 def verify(problem: Problem, text: str) -> bool:
     """Is `text`, what a model wrote after its thoughts, a right answer? Never raises, whatever the text."""
     return len(text) <= LONGEST and _module(problem.family).verify(problem, text)
