@@ -36,13 +36,13 @@ MODELS = {"after SFT": "sft-{family}", "specialists": "grpo-{family}", "mean wei
 # of the steps of fine-tuning, for each family: until it answers in the right form and is often wrong, which leaves rewards
 # something to choose; code is almost certain of itself after twice as many
 SHARES = {"mathematics": 1.0, "coding": 0.25, "reasoning": 0.4, "knowledge": 0.4}
-# rows of the corpus that each step of fine-tuning reads too. A specialist may forget what it will not be asked; but of what
-# knowledge is asked, most stands in the corpus alone
+# rows of the corpus that each step of fine-tuning reads too. A specialist may forget what it will not be asked; but what the
+# exam in knowledge asks stands in the corpus alone
 REHEARSAL = {"mathematics": 0, "coding": 0, "reasoning": 0, "knowledge": 8}
 # of the families in fine-tuning on all of them and in distillation: mathematics takes most problems to learn
 WEIGHTS = {"mathematics": 3.0, "coding": 1.0, "reasoning": 1.0, "knowledge": 1.0}
 # steps of pre-training, fine-tuning, GRPO and distillation
-STEPS = {"nano": (360, 100, 32, 40), "nano-long": (2700, 200, 300, 320), "mini": (2700, 200, 300, 320)}
+STEPS = {"nano": (360, 100, 24, 40), "nano-long": (2700, 200, 300, 320), "mini": (2700, 200, 300, 320)}
 
 
 @dataclass(frozen=True)

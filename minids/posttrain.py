@@ -159,8 +159,8 @@ def descend(model, optimiser, settings: Settings, step: int) -> dict:
 
 
 def rehearse(model, settings: Settings, step: int) -> float:
-    """Add the gradient of pre-training's loss on `settings.rehearsal` rows of its corpus, others at each step, with a weight of
-    1. The loss, in nats per token.
+    """Add the gradient of the next-token loss on `settings.rehearsal` rows of the base's corpus, with a weight of 1; gives the
+    loss, in nats per token. Each step reads other rows, until all of `rehearsed` are through; runs of one seed read the same.
 
     As in Ouyang et al. (arXiv 2203.02155, "PPO-ptx"): what a model is no longer asked it forgets, unless it goes on reading.
     """

@@ -63,8 +63,9 @@ def problems(family: str, split: str, count: int, difficulty: int | None = None,
 
 
 def different(family: str, split: str, count: int, difficulties=(1, 2, 3, 4, 5)) -> list[Problem]:
-    """The first `count` problems of a split that ask different things, difficulties in turn: what an exam wants, since the same
-    question asked again tells nothing new. Fewer where the family has no more: 20 times as many numbers are looked at."""
+    """The first `count` problems of a split that ask different things: what an exam wants, since the same question asked again
+    tells nothing new. Difficulties take turns among the problems that are looked at, 20 times `count` at most; of easy ones
+    there are fewer different ones, so an exam leans to the hard ones, and a family that has no more gives fewer."""
     found = {}
     for index in range(20 * count):
         one = problem(family, split, index, difficulties[index % len(difficulties)])

@@ -58,9 +58,11 @@ def lifted(found: list[dict]):
 
 
 def practice(found: list[dict]):
-    """GRPO's batches in every specialist: the share of right replies and the policy's entropy, a line for each seed."""
+    """GRPO's batches in every specialist: the share of right replies, and the policy's entropy in the groups that it learns
+    from, a line for each seed."""
     figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.4))
-    for ax, key, label in zip(axes, ("accuracy", "entropy"), ("right replies in a batch (%)", "entropy (nats per token)")):
+    labels = {"accuracy": "right replies in a batch (%)", "entropy": "entropy in doubtful groups (nats per token)"}
+    for ax, (key, label) in zip(axes, labels.items()):
         for family, colour in zip(families(found), (BLUE, ORANGE, GREEN, PURPLE)):
             for j, report in enumerate(found):
                 line = np.array([row[key] for row in report["logs"][f"grpo-{family}"] if key in row])
@@ -69,7 +71,7 @@ def practice(found: list[dict]):
                 line = 100 * line if key == "accuracy" else line
                 ax.plot(np.arange(len(line)) + half + 1, line, color=colour, linewidth=1.3, label=None if j else family)
         ax.set(xlabel=f"step (mean of {2 * half + 1})", ylabel=label, ylim=(0, None))
-    axes[0].legend(fontsize=9, ncol=4, loc="lower left", bbox_to_anchor=(0, 1))
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=9, ncol=4, loc="outside upper center")
     return figure
 
 

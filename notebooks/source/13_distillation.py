@@ -650,7 +650,7 @@ print("and nearer than either teacher is to the other's domain.")
 #
 # ### Recorded: four specialists, one model
 # The live run has two teachers and seconds. `minids lifecycle --preset nano-long` takes four specialists from SFT and GRPO (lesson 12 shows how they came out), and makes one model: by the mean of their weights; by mixed SFT, 200 steps of 64 worked answers, half of them mathematics, which has most to learn; and
-# by on-policy distillation, 320 steps of 64 answers, which starts from the mixed SFT model. In both, each step also rehearses eight rows of the base model's corpus (lesson 12). Two seeds, on 96 different problems of each family (25 in knowledge), difficulties 1 and 2, four sampled answers each. "After SFT" and "specialists" are four models, each asked in its own family alone.
+# by on-policy distillation, 320 steps of 64 answers, which starts from the mixed SFT model. In both, each step also rehearses eight rows of the base model's corpus (lesson 12). Two seeds, on 96 different problems of each family (25 in knowledge), difficulties 1 and 2, four sampled answers each; brackets hold the lower and the higher seed. "After SFT" and "specialists" are four models, each asked in its own family alone.
 #
 # **Predict before you run:** will the one distilled model come near the four specialists?
 
@@ -665,16 +665,15 @@ style.show(life.together(recorded),
            "weights are at the bottom")
 
 # %% [markdown]
-# It does: mathematics 46 % (the specialist 50 %), coding 67 % (68 %), reasoning 65 % (68 %), knowledge 68 % (51 %). On the mean the four specialists have 59 %, the one distilled model 62 %, mixed SFT 45 %, mean weights 3 %.
+# It does: mathematics 46 % (the specialist 50 %), coding 67 % (68 %), reasoning 65 % (68 %), knowledge 68 % (51 %). On the mean the four specialists have 59 %, the one distilled model 62 %, mixed SFT 45 %, mean weights 3 %. (Knowledge makes that difference, with its 25 questions; in the three others the specialists lead by 62 to 60 %.)
 #
-# - **Mean weights** of four children of one base are useless here: they have gone too far apart.
-# - **Distillation does what its loss says.** The student's KL to its teachers falls from 0.45 to 0.06 nats per token (means of five steps and of twenty, both seeds), and the answers follow.
-# - **It carries over what the teachers learned from rewards.** Mixed SFT, from which it starts, stays 19 to 23 points behind in the three families in which rewards helped (lesson 12).
-# - **But count the steps.** The student took 200 of mixed SFT and 320 of its own. Mixed SFT for 520 steps with the same rehearsal (two seeds, not in the record) gets 56, 75, 58 and 74 %, 66 % on the mean: *more* than the distilled model, except in reasoning. Where worked answers can be had in any number, nothing here beats them. Our teachers are a ceiling: their SFT was stopped early, to leave rewards something to do.
-#   Distillation is for what nobody can write down. It also disturbs less: real English costs 2.8 bits a byte after it, and 3.2 after the long SFT (2.3 before).
-# - **Knowledge does not come from the teacher.** The exam's facts are in no prompt that student and teacher talk about: on-policy distillation teaches where the student goes, and nowhere else. The student has them from the base, and keeps them by rehearsal. Mixed SFT already has 62 %, more than the specialist, who took all of its 80 steps on knowledge alone.
+# - **Mean weights** of four children of one base are useless here, perhaps because they have gone too far apart.
+# - **Distillation does what its loss says.** The student's KL to its teachers falls from 0.45 to 0.06 nats per token (the first five steps and the last twenty, both seeds), and the answers follow: the student starts from mixed SFT, 22 to 25 points below its teachers in the three families in which rewards helped (lesson 12), and comes to within four.
+# - **But count the steps.** The student took 200 of mixed SFT and 320 of its own. Mixed SFT for 520 steps with the same rehearsal (two seeds, not in the record) gets 56, 75, 58 and 74 %, 66 % on the mean: *more* than the distilled model, except in reasoning. So that the gain is owed to the teachers' rewards is not shown. Where worked answers can be had in any number, nothing here beats them; our teachers' SFT was stopped early, to leave rewards something to do.
+#   Distillation is for what nobody can write down. It also disturbed less: real English costs 2.8 bits a byte after it, and 3.2 after the long SFT (2.3 before). But its rate was less than half as high.
+# - **Knowledge does not come from the teacher.** The exam's facts are in no prompt that student and teacher talk about: on-policy distillation teaches where the student goes, and nowhere else. The student has them from the base, and from the rows that it rehearses. Mixed SFT already has 62 %, more than the specialist, which rehearsed for 80 steps instead of 200.
 #
-# **What rehearsal is worth.** The same two lives without it, on the same exam:
+# **What rehearsal is worth.** The same two lives without it, on the same exam (not in the record):
 #
 # | mean of two seeds | mathematics | coding | reasoning | knowledge | English, bits a byte |
 # | --- | ---: | ---: | ---: | ---: | ---: |
@@ -683,18 +682,18 @@ style.show(life.together(recorded),
 # | distilled, without | 47 % | 68 % | 63 % | 10 % | 5.2 |
 # | distilled, with | 46 % | 67 % | 65 % | 68 % | 2.8 |
 #
-# In 200 steps of SFT it costs something, in coding most. At the end of distillation it costs nothing that can be seen. Where only SFT rehearses and distillation does not (first seed), 46 % of the facts are left instead of 68, the corpus costs 1.0 bits a byte instead of 0.76, English 2.9. So distillation forgets far less than SFT does: the student writes its own texts, and teachers are never far away. But it forgets.
+# In 200 steps of SFT it may cost something, in coding; at the end of distillation nothing that can be seen. Where only SFT rehearses and distillation does not (first seed), 46 % of the questions of knowledge are answered instead of 68, the corpus costs 1.0 bits a byte instead of 0.76, English 2.9. So distillation forgets, too, if less than SFT does at its higher rate.
 #
-# **What it took.** A first version took 80 steps at a rate that stayed constant for half of them, gave all families an equal part, and ended eight points below its teachers. The student's KL in mathematics, after 120 steps in four trials from one start, shows what was wrong:
+# **What it took.** A first version took 80 steps at a rate that stayed constant for half of them, gave all families an equal part, and ended eight points below its teachers. Four trials from one start, and the student's KL in mathematics after 120 steps:
 #
-# | rate | falls from | vectors learn | mathematics' part | KL in mathematics |
+# | rate | it falls after | scales and biases learn | mathematics' part | KL in mathematics |
 # | --- | --- | --- | --- | --- |
 # | 8e-3 | 0.3 of the steps | four times faster | a half | 0.56 |
 # | 4e-3 | not yet | four times faster | a quarter | 0.67 |
 # | 4e-3 | 0.1 of the steps | no | a half | 0.38 |
 # | 1.5e-3 | 0.1 of the steps | as fast | a half | 0.41 |
 #
-# A KL that does not fall need not be a student that cannot learn. At a high rate the student trembles around its teacher by more than it is away from it; as the rate falls, so does the KL. The record takes 3e-3, falling from the first step, with vectors that stay.
+# A KL that does not fall need not be a student that cannot learn: at a high rate it may tremble around its teacher by more than it is away from it. (The trials change several things at once; which of them brought how much we cannot say.) The record takes 3e-3, falling from the first step, with scales and biases fixed.
 #
 # ## 7. Sabotage
 # Five steps from the mean weights, broken in three ways, and judged like the right recipe: KL(student || right teacher) on new texts of the student. Two controls: no step at all, and the right recipe on *other problems*. The
