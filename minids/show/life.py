@@ -61,7 +61,7 @@ def practice(found: list[dict]):
     """GRPO's batches in every specialist: the share of right replies, and the policy's entropy in the groups that it learns
     from, a line for each seed."""
     figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.4))
-    labels = {"accuracy": "right replies in a batch (%)", "entropy": "entropy in doubtful groups (nats per token)"}
+    labels = {"accuracy": "right replies in a batch (%)", "entropy": "entropy in doubtful groups\n(nats per token)"}
     for ax, (key, label) in zip(axes, labels.items()):
         for family, colour in zip(families(found), (BLUE, ORANGE, GREEN, PURPLE)):
             for j, report in enumerate(found):
