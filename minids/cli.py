@@ -75,36 +75,14 @@ def parser() -> Parser:
                        help="a checkpoint or a run to begin with" + (" (default: the shipped nano model)" * (name == "sft")))
         c.add_argument("--family", nargs="+", default=["mathematics"], metavar="NAME",
                        help="mathematics, coding, reasoning, knowledge; several take turns")
-        c.add_argument("--difficulty", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="D", help="1 (easy) to 5 (hard)")
-        c.add_argument("--modes", nargs="+", metavar="MODE", default=["non-think", "think-high", "think-max"],
-                       help="thinking modes that take turns")
-        c.add_argument("--rehearsal", type=int, default=0, metavar="N",
-                       help="rows of the base model's corpus that each step reads too, against forgetting")
-        c.add_argument("--out", type=Path, metavar="DIR", help=f"folder of the run (default: runs/{name}-FAMILY)")
-        c.add_argument("--steps", type=int, metavar="N", help="steps (default: as many as the nano model needs)")
-        c.add_argument("--seed", type=int, default=0, metavar="S", help="for the order of problems and for the answers")
-        c.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
-        again = c.add_mutually_exclusive_group()
-        again.add_argument("--resume", action="store_true", default=True, help="go on where the run in DIR stopped")
-        again.add_argument("--fresh", action="store_true", help="delete the run in DIR and start again")
+        post_training_options(c, f"runs/{name}-FAMILY")
 
     c = command("distill", distill, "make one model of specialists: on-policy distillation, or another way")
     c.add_argument("--student", type=Path, required=True, metavar="DIR", help="a checkpoint or a run: the model that learns")
     c.add_argument("--teachers", nargs="+", default=[], metavar="FAMILY=DIR", help="a checkpoint or a run for each family")
     c.add_argument("--method", default="on-policy", help="on-policy; token, off-policy, sft or average, to compare with")
-    c.add_argument("--difficulty", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="D", help="1 (easy) to 5 (hard)")
-    c.add_argument("--modes", nargs="+", metavar="MODE", default=["non-think", "think-high", "think-max"],
-                   help="thinking modes that take turns")
-    c.add_argument("--rehearsal", type=int, default=0, metavar="N",
-                   help="rows of the base model's corpus that each step reads too, against forgetting")
-    c.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/METHOD)")
-    c.add_argument("--steps", type=int, metavar="N", help="steps (default: as many as the nano model needs)")
     c.add_argument("--lean", action="store_true", help="keep one teacher in memory at a time, and hidden states on disk")
-    c.add_argument("--seed", type=int, default=0, metavar="S", help="for the order of problems and for the answers")
-    c.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
-    again = c.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", default=True, help="go on where the run in DIR stopped")
-    again.add_argument("--fresh", action="store_true", help="delete the run in DIR and start again")
+    post_training_options(c, "runs/METHOD")
 
     c = command("lifecycle", lifecycle, "pre-train, raise specialists, distil them into one model, and measure all of it")
     c.add_argument("--preset", default="nano", help="nano, nano-long with more steps in every stage, or mini")
@@ -250,6 +228,22 @@ def grpo(args) -> None:
     from minids.grpo import grpo as run
 
     post_train(args, "grpo", GRPOConfig, run)
+
+
+def post_training_options(c, out: str) -> None:
+    """What `sft`, `grpo` and `distill` can all be told; `out` is their folder by default."""
+    c.add_argument("--difficulty", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="D", help="1 (easy) to 5 (hard)")
+    c.add_argument("--modes", nargs="+", metavar="MODE", default=["non-think", "think-high", "think-max"],
+                   help="thinking modes that take turns")
+    c.add_argument("--rehearsal", type=int, default=0, metavar="N",
+                   help="rows of the base model's corpus that each step reads too, against forgetting")
+    c.add_argument("--out", type=Path, metavar="DIR", help=f"folder of the run (default: {out})")
+    c.add_argument("--steps", type=int, metavar="N", help="steps (default: as many as the nano model needs)")
+    c.add_argument("--seed", type=int, default=0, metavar="S", help="for the order of problems and for the answers")
+    c.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    again = c.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", default=True, help="go on where the run in DIR stopped")
+    again.add_argument("--fresh", action="store_true", help="delete the run in DIR and start again")
 
 
 def post_train(args, name: str, settings, run) -> None:

@@ -179,9 +179,9 @@ def report(model, tokenizer, families=tasks.FAMILIES, modes=("think-high",), cou
             greedy, _ = score(model, tokenizer, family, mode, "test", count, 1, difficulties, temperature=0.0)
             texts += written[:: max(len(written) // 32, 1)]
             measured.append({"family": family, "mode": mode, "difficulties": list(difficulties),
-                             "problems": len(found.right),
-                             "samples": samples, "pass@1": found.pass_at(1), f"pass@{samples}": found.pass_at(samples),
-                             "greedy": greedy.pass_at(1), "tokens": round(found.tokens, 1), "ended": round(found.ended, 4)})
+                             "problems": len(found.right), "samples": samples, "pass@1": found.pass_at(1),
+                             f"pass@{samples}": found.pass_at(samples), "greedy": greedy.pass_at(1),
+                             "tokens": round(found.tokens, 1), "ended": round(found.ended, 4)})
             bar.update()
         found = {"problems": measured}
         if not everything:

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from minids.batches import batch_of, packing, targets
+from minids.batches import Part, batch_of
 from minids.chat import MODES, encode_chat, parse_reply
 from minids.checkpoint import load, save
 from minids.data import mixture, tasks
@@ -166,9 +166,8 @@ def rehearse(model, settings: Settings, step: int) -> float:
     """
     reading = TrainConfig(settings.steps, batch=settings.rehearsal, seq_len=ROW, data="mix", seed=settings.seed)
     bos, place = model.config.bos_token_id, model.embed.weight.device
-    ids = torch.from_numpy(batch_of(rehearsed(), reading, step)).to(place)                # B T+1
-    x = ids[:, :-1]
-    loss = cross_entropy(model.logits(model.features(x, ledger=Ledger(packing(x, bos)))), targets(ids, bos))
+    part = Part(torch.from_numpy(batch_of(rehearsed(), reading, step)).to(place), reading, bos)
+    loss = cross_entropy(model.logits(model.features(part.x, ledger=Ledger(part.documents))), part.y)
     loss.backward()
     return loss.item()
 

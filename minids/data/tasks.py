@@ -15,6 +15,7 @@ This file numbers the problems and keeps the splits apart. Special tokens, rewar
 import hashlib
 import random
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 
 from minids.files import MinidsError
@@ -66,13 +67,18 @@ def different(family: str, split: str, count: int, difficulties=(1, 2, 3, 4, 5))
     """The first `count` problems of a split that ask different things: what an exam wants, since the same question asked again
     tells nothing new. Difficulties take turns among the problems that are looked at, 20 times `count` at most; of easy ones
     there are fewer different ones, so an exam leans to the hard ones, and a family that has no more gives fewer."""
+    return list(_different(family, split, count, tuple(difficulties)))
+
+
+@cache      # an exam is taken many times, greedily and by samples, by one model after another
+def _different(family: str, split: str, count: int, difficulties: tuple[int, ...]) -> tuple[Problem, ...]:
     found = {}
     for index in range(20 * count):
         one = problem(family, split, index, difficulties[index % len(difficulties)])
         found.setdefault(identity(one), one)
         if len(found) == count:
             break
-    return list(found.values())
+    return tuple(found.values())
 
 
 def verify(problem: Problem, text: str) -> bool:
