@@ -119,7 +119,8 @@ def distill(student, teachers: dict, settings: DistillConfig, out, resume: bool 
 
     def update(optimiser, step):
         mode = settings.modes[step % len(settings.modes)]
-        problems = [settings.problem("train", i) for i in settings.numbers(step, settings.batch)]
+        numbers = settings.numbers(step, settings.batch, fresh=settings.method != "sft")
+        problems = [settings.problem("train", i) for i in numbers]
         texts = lessons(model, school, problems, mode, settings, tokenizer, settings.seed * 1_000_003 + step)
         record = {"mode": mode} | learn(model, school, texts, settings)
         if settings.method != "sft":

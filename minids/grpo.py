@@ -190,5 +190,6 @@ def batches(settings: GRPOConfig, epoch: int) -> list[list[int]]:
 @cache
 def lengths(settings: GRPOConfig) -> list[list[int]]:
     """The numbers of the problems of the pool, by the length of their prompts."""
-    tokenizer = Tokenizer.load()
-    return by_length([question(settings.problem("train", i), tokenizer, settings.modes[0]) for i in range(settings.pool)])
+    tokenizer, pool = Tokenizer.load(), settings.numbers(0, settings.pool, fresh=True)
+    prompts = [question(settings.problem("train", i), tokenizer, settings.modes[0]) for i in pool]
+    return [[pool[i] for i in group] for group in by_length(prompts)]

@@ -42,7 +42,7 @@ REHEARSAL = {"mathematics": 0, "coding": 0, "reasoning": 0, "knowledge": 8}
 # of the families in fine-tuning on all of them and in distillation: mathematics takes most problems to learn
 WEIGHTS = {"mathematics": 3.0, "coding": 1.0, "reasoning": 1.0, "knowledge": 1.0}
 # steps of pre-training, fine-tuning, GRPO and distillation
-STEPS = {"nano": (360, 100, 24, 40), "nano-long": (2700, 200, 300, 320), "mini": (2700, 200, 300, 320)}
+STEPS = {"nano": (300, 80, 16, 40), "nano-long": (2700, 200, 300, 320), "mini": (2700, 300, 300, 320)}
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Plan:
         if name not in STEPS:
             raise MinidsError(f"no life cycle for {name!r}: expected {', '.join(STEPS)}")
         base, tuned, rewarded, distilled = STEPS[name]
-        size, modes = (name, MODES) if name == "mini" else ("nano", ("think-high",))
+        size, modes = (name, MODES[:2]) if name == "mini" else ("nano", ("think-high",))
         common = dict(difficulties=(1, 2), modes=modes, eval_every=10_000, seed=seed)   # looks: at the beginning and the end
         # scales and biases stay, and rates fall early: what an optimiser that normalises makes of small gradients is noise
         rewards = dict(problems=24, group=16, updates=3, vector_lr=0.0, decay_from=0.3, beta=0.0, penalty=0.0, pool=8192)
@@ -76,7 +76,8 @@ class Plan:
                    SFTConfig(steps=tuned, eval_problems=40, **common),
                    GRPOConfig(steps=rewarded, eval_problems=40, **rewards, **common),
                    DistillConfig(steps=tuned, method="sft", lr=8e-3, eval_problems=0, **together, **common),
-                   DistillConfig(steps=distilled, eval_problems=18, **taught, **together, **common))
+                   DistillConfig(steps=distilled, eval_problems=18, format="v4", **taught, **together, **common),
+                   problems=64 if name == "nano" else 96, modes=modes)
 
 
 def lifecycle(plan: Plan, out, base=None, resume: bool = True) -> dict:

@@ -72,9 +72,10 @@ class Settings:
             raise MinidsError(f"expected decay_from from 0 and below 1, eval_problems and rehearsal from 0, a seed from 0 and "
                               f"below 2^31; found {self.decay_from}, {self.eval_problems}, {self.rehearsal}, {self.seed}")
 
-    def numbers(self, step: int, count: int) -> range:
-        """The numbers of a step's `count` problems. Each seed has problems of its own."""
-        first = self.seed * 1_000_000 + step * count
+    def numbers(self, step: int, count: int, fresh: bool = False) -> range:
+        """The numbers of a step's `count` problems. Each seed has a million of its own; the second half is `fresh`: what models
+        answer themselves comes from there, so that no worked answer has told it before."""
+        first = self.seed * 1_000_000 + fresh * 500_000 + step * count
         return range(first, first + count)
 
     def problem(self, split: str, i: int) -> tasks.Problem:

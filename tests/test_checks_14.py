@@ -92,18 +92,19 @@ def test_the_guessed_tokens_are_marked():
 def test_talk_shows_thoughts_and_answer():
     asked = []
 
-    def write(prompt, limit):
-        asked.append(prompt)
-        if len(prompt) > 200:
+    def reply(question, mode):
+        asked.append((question, mode))
+        if len(question) > 200:
             raise MinidsError("the prompt is too <long>")
-        return "<b>7</b>", 5
+        return ("", "<b>7</b>", 5) if mode == "at once" else ("<i>3 + 4</i>", None, 10)
 
-    talk = inference.Talk(write, "What is 3 + 4?")
-    assert asked == ["Question: What is 3 + 4?\nAnswer:"] and talk.shown["answer"] == "<b>7</b>"
+    talk = inference.Talk(reply, ("at once", "first <think>"), "What is\n 3 + 4?")
+    assert asked == [("What is 3 + 4?", "at once")] and talk.shown["answer"] == "<b>7</b>" and talk.shown["tokens"] == 5
     assert "<b>7</b>" not in talk.page.value.replace("<b>&lt;", "") and "&lt;b&gt;7" in talk.page.value
-    talk.mode.value = "think first"
-    assert asked[1:] == ["Question: What is 3 + 4?\nThinking:", "Question: What is 3 + 4?\nThinking: <b>7</b>\nAnswer:"]
-    assert talk.shown["thoughts"] == "<b>7</b>" and talk.shown["tokens"] == 10
+    talk.mode.value = "first <think>"
+    assert asked[1:] == [("What is 3 + 4?", "first <think>")]
+    assert talk.shown["thoughts"] == "<i>3 + 4</i>" and talk.shown["answer"] is None and talk.shown["tokens"] == 10
+    assert "&lt;i&gt;3 + 4" in talk.page.value and "(no answer)" in talk.page.value and "None" not in talk.page.value
     talk.question.value = "   "
     assert talk.shown["answer"] is None and "Ask something" in talk.page.value
     talk.question.value = 300 * "x"

@@ -270,6 +270,15 @@ def test_a_step_takes_prompts_of_one_length_and_an_epoch_each_problem_once():
     assert {tasks.split_of(SETTINGS.problem("train", i)) for i in seen} == {"train"}
 
 
+@pytest.mark.parametrize("seed", (0, 7))
+def test_each_seed_has_its_own_problems_and_rewards_never_take_those_with_worked_answers(seed):
+    mine, next_one = (dataclasses.replace(SETTINGS, seed=s) for s in (seed, seed + 1))
+    pool = {i for group in batches(mine, 0) for i in group}
+    worked = {i for step in (0, 10_000) for i in mine.numbers(step, 48)}
+    assert worked.isdisjoint(pool) and {i // 1_000_000 for i in worked | pool} == {seed}
+    assert pool.isdisjoint(i for group in batches(next_one, 0) for i in group)
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     save(new_model(TINY), path := tmp_path_factory.mktemp("base") / "model", format="fp32", tokenizer=TOKENIZER)

@@ -20,11 +20,11 @@ from minids.tokenizer import Tokenizer
 from minids.train import TrainConfig
 
 FAMILIES = ("mathematics", "knowledge")
-COMMON = dict(steps=1, modes=("non-think",), difficulties=(1,), eval_problems=0)
+COMMON = dict(steps=1, modes=("think-high",), difficulties=(1,), eval_problems=0)
 DISTILL = DistillConfig(families=FAMILIES, batch=2, **COMMON)
 PLAN = Plan(TINY, TrainConfig(steps=1), SFTConfig(batch=2, **COMMON),
             GRPOConfig(problems=1, group=2, updates=1, pool=4, **COMMON), dataclasses.replace(DISTILL, method="sft"), DISTILL,
-            problems=2, samples=2, modes=("non-think",))
+            problems=2, samples=2, modes=("think-high",))
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def lived(tmp_path_factory):
         save(Model(config), where / "model", format="fp32", tokenizer=Tokenizer.load())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(posttrain.LIMITS, "non-think", 4)
+        patch.setitem(posttrain.LIMITS, "think-high", 4)
         patch.setattr(lifecycle, "train", pretrain)
         patch.setattr(lifecycle, "report", short(lifecycle.report))
         found = lifecycle.lifecycle(PLAN, out)
@@ -51,7 +51,7 @@ def short(report):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, lived):
-    monkeypatch.setitem(posttrain.LIMITS, "non-think", 4)
+    monkeypatch.setitem(posttrain.LIMITS, "think-high", 4)
     monkeypatch.setattr(lifecycle, "report", short(lifecycle.report))
 
 
@@ -76,7 +76,7 @@ def test_the_report_has_every_model_and_family(lived):
         assert [row["family"] for row in model["problems"]] == list(FAMILIES)
     assert set(found["logs"]) == {path.parent.name for path in out.glob("*/log.jsonl")} and len(found["logs"]["distilled"]) == 1
     text = card(found)
-    assert all(word in text for word in (*MODELS, *FAMILIES, "pass@1, non-think", "pass@2, non-think", "mean"))
+    assert all(word in text for word in (*MODELS, *FAMILIES, "pass@1, think-high", "pass@2, think-high", "mean"))
 
 
 def test_lives_can_be_told_and_drawn(lived):
@@ -93,9 +93,9 @@ def test_lives_can_be_told_and_drawn(lived):
 
 
 def test_the_shipped_records_belong_together():
-    found = life.reports()
+    found = life.reports("nano")
     assert len(found) > 1 and len({json.dumps(report) for report in found}) == len(found)
-    for report in found:
+    for report in found + life.reports("mini"):
         assert set(life.shares(report)["distilled"]) == {*tasks.FAMILIES, "mean"} and set(report["models"]) == set(MODELS)
         assert {f"grpo-{family}" for family in tasks.FAMILIES} <= set(report["logs"])
 

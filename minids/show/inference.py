@@ -328,19 +328,17 @@ def speeds(costs: dict):
 # ---- a talk ----
 
 class Talk(ipywidgets.VBox):
-    """A text box and a choice between answering at once and thinking first, above the reply.
+    """A text box and a choice of the mode, above the reply.
 
-    `write(prompt, limit)` gives a line of text and its number of tokens. `question.value` and `mode.value` can be set in
-    code; `shown` holds what is shown.
+    `reply(question, mode)` gives (thoughts, answer, number of tokens), with None for an answer to which it did not come.
+    `question.value` and `mode.value` can be set in code; `shown` holds what is shown.
     """
 
-    MODES = "answer at once", "think first"
-
-    def __init__(self, write, question: str, thoughts: int = 96, answer: int = 24):
-        self.write, self.limits, self.shown = write, (thoughts, answer), {}
+    def __init__(self, reply, modes, question: str):
+        self.reply, self.shown = reply, {}
         self.question = ipywidgets.Text(value=question, description="question", continuous_update=False,
                                         layout={"width": "90%"})
-        self.mode = ipywidgets.ToggleButtons(options=self.MODES, value=self.MODES[0])
+        self.mode = ipywidgets.ToggleButtons(options=modes, value=modes[0])
         self.page = ipywidgets.HTML()
         for part in (self.question, self.mode):
             part.observe(lambda change: self._update(), names="value")
@@ -354,22 +352,18 @@ class Talk(ipywidgets.VBox):
             self.page.value = "<p>Ask something, and press Enter.</p>"
             return
         try:
-            prompt, spent = f"Question: {asked}\n", 0
-            if self.mode.value == self.MODES[1]:
-                self.shown["thoughts"], spent = self.write(f"{prompt}Thinking:", self.limits[0])
-                prompt += f"Thinking: {self.shown['thoughts']}\n"
-            self.shown["answer"], more = self.write(f"{prompt}Answer:", self.limits[1])
-            self.shown["tokens"] = spent + more
+            found = self.reply(asked, self.mode.value)
         except MinidsError as error:
             self.page.value = f"<p>{html.escape(str(error))}</p>"
             return
-        thought = html.escape(self.shown["thoughts"])
-        thinking = f'<p style="color:#666666"><i>thinks: {thought}</i></p>' if thought else ""
-        self.page.value = (f'{thinking}<p><b>{html.escape(self.shown["answer"])}</b></p>'
-                           f'<p><small>{self.shown["tokens"]} tokens written</small></p>')
+        thoughts, answer, tokens = found
+        self.shown |= {"thoughts": thoughts, "answer": answer, "tokens": tokens}
+        thinking = f'<p style="color:#666666"><i>thinks: {html.escape(thoughts)}</i></p>' if thoughts else ""
+        said = "(no answer)" if answer is None else f"<b>{html.escape(answer)}</b>"
+        self.page.value = f"{thinking}<p>{said}</p><p><small>{tokens} tokens written</small></p>"
 
     def __repr__(self) -> str:
-        return "[text box: question] [answer at once | think first] the reply, with its thoughts in grey"
+        return f"[text box: question] [{' | '.join(self.mode.options)}] the reply, with its thoughts in grey"
 
     def _repr_mimebundle_(self, **kwargs):
         bundle = super()._repr_mimebundle_(**kwargs)

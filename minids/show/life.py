@@ -13,19 +13,21 @@ GREY = "#9A9A9A"
 HUES = {"after SFT": GREY, "specialists": BLACK, "mean weights": SKY, "mixed SFT": ORANGE, "distilled": BLUE}
 
 
-def reports() -> list[dict]:
-    """The recorded life cycles, as `minids.lifecycle.lifecycle` reports them, in the order of their seeds."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(paths.data("records").glob("lifecycle-*.json"))]
+def reports(base: str = "nano") -> list[dict]:
+    """The recorded life cycles from a shipped base model, as `minids.lifecycle.lifecycle` reports them, in the order of seeds."""
+    found = sorted(paths.data("records").glob(f"lifecycle-{base}-*.json"))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in found]
 
 
 def families(found: list[dict]) -> list[str]:
     """The families that were asked."""
-    return [row["family"] for row in found[0]["models"]["distilled"]["problems"]]
+    return list(dict.fromkeys(row["family"] for row in found[0]["models"]["distilled"]["problems"]))
 
 
-def shares(report: dict, measure: str = "pass@1") -> dict[str, dict[str, float]]:
-    """{model: {family: share of right answers, "mean": their mean}} of one report."""
-    found = {name: {row["family"]: row[measure][0] for row in report["models"][name]["problems"]} for name in MODELS}
+def shares(report: dict, measure: str = "pass@1", mode: str = "think-high") -> dict[str, dict[str, float]]:
+    """{model: {family: share of right answers, "mean": their mean}} of one report, in one mode."""
+    found = {name: {row["family"]: row[measure][0] for row in report["models"][name]["problems"] if row["mode"] == mode}
+             for name in MODELS}
     return {name: row | {"mean": sum(row.values()) / len(row)} for name, row in found.items()}
 
 
@@ -93,13 +95,14 @@ def together(found: list[dict], measure: str = "pass@1"):
     return figure
 
 
-def table(found: list[dict], measure: str = "pass@1", models=tuple(MODELS)) -> str:
-    """The shares of some models as text: the mean over seeds, with the lowest and the highest."""
+def table(found: list[dict], measure: str = "pass@1", models=tuple(MODELS), mode: str = "think-high") -> str:
+    """The shares of some models as text: the mean over seeds, with the lowest and the highest where there are several."""
     columns = [*families(found), "mean"]
     lines = [f"{measure:14}" + "".join(f"{column:>20}" for column in columns)]
     for name in models:
-        cells = [[shares(report, measure)[name][column] for report in found] for column in columns]
-        lines.append(f"{name:14}" + "".join(f"{sum(c) / len(c):>8.0%} ({min(c):3.0%} -{max(c):4.0%})" for c in cells))
+        cells = [[shares(report, measure, mode)[name][column] for report in found] for column in columns]
+        spread = [f" ({min(c):3.0%} -{max(c):4.0%})" if len(c) > 1 else "" for c in cells]
+        lines.append(f"{name:14}" + "".join(f"{f'{sum(c) / len(c):>8.0%}{s}':>20}" for c, s in zip(cells, spread)))
     return "\n".join(lines)
 
 
