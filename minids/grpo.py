@@ -18,7 +18,7 @@ from minids.distributed import device
 from minids.files import MinidsError
 from minids.model.ledger import Ledger
 from minids.posttrain import LIMITS, Settings, descend, examine, question, right, run
-from minids.rollouts import Rollouts, by_length, log_distribution, rollouts
+from minids.rollouts import Rollouts, by_length, keep, log_distribution, rollouts, shared
 from minids.tokenizer import Tokenizer
 
 
@@ -146,9 +146,17 @@ def policy(model, r: Rollouts, settings: GRPOConfig, replay: bool):
 
     `replay` lets tokens take the experts that they took in sampling. The reference takes its own: it is another model. What
     top-p left to choose from holds for both, else their KL would not be 0 where they are equal.
+    Answers that stand next to each other and have the same prompt share one pass over it, and its gradient.
     """
-    X = model.features(r.ids[:, :-1], ledger=Ledger(experts=r.experts if replay else None))
-    logits = model.logits(X[:, r.prompt - 1:].contiguous())                               # B R vocab
+    P, (first, owner) = r.prompt, shared(r.ids[:, : r.prompt])
+    took = [e.unflatten(0, (len(r.ids), -1)) for e in r.experts or ()] if replay else []   # each B T-1 K
+    replayed = lambda some: Ledger(experts=[e.flatten(0, 1) for e in some] or None)
+    state = model.new_state(len(first), r.ids.shape[1])
+    X = model.features(r.ids[first, :P], state, replayed(e[first, :P] for e in took))[owner, -1:]     # B 1 n d
+    if r.ids.shape[1] > P + 1:
+        keep(state, owner)
+        X = torch.cat([X, model.features(r.ids[:, P:-1], state, replayed(e[:, P:] for e in took))], dim=1)    # B R n d
+    logits = model.logits(X)                                                              # B R vocab
     allowed = r.choices(logits.shape[-1]) if settings.replay_mask else None
     logp = log_distribution(logits, r.temperature, allowed)
     with torch.no_grad():

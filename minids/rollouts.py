@@ -91,8 +91,7 @@ def _sample(model, prompts, noise, temperature, top_p, record) -> dict:
         masks = torch.zeros(B, max_new, -(-config.vocab_size // 8), dtype=torch.uint8, device=device)
         masks[:] = 255                                                                   # behind the end all is allowed
 
-    first = [i for i in range(B) if i == 0 or prompts[i] != prompts[i - 1]]
-    owner = torch.tensor([sum(f <= i for f in first) - 1 for i in range(B)], device=device)
+    first, owner = shared(ids[:, :P])
     state, ledger = model.new_state(len(first), T - 1), Ledger()
     X = model.features(ids[first, :P], state, ledger)
     experts = []
@@ -155,6 +154,14 @@ def nucleus(logits, temperature: float, top_p: float):
         if not kept[:, -1].any():
             break
     return torch.zeros_like(p, dtype=torch.bool).scatter_(1, best.indices, kept)
+
+
+def shared(prompts) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts that stand next to each other and are equal need to be read once. prompts: B P -> the numbers of the G rows that
+    differ from the row before, and for each of the B rows, which of the G is its own."""
+    new = torch.ones(len(prompts), dtype=torch.bool, device=prompts.device)
+    new[1:] = (prompts[1:] != prompts[:-1]).any(1)
+    return new.nonzero()[:, 0], new.cumsum(0) - 1
 
 
 def keep(state, rows) -> None:

@@ -10,10 +10,11 @@ from minids.checkpoint import load, save
 from minids.data import tasks
 from minids.files import MinidsError
 from minids.grpo import GRPOConfig, advantages, batch_of, batches, learn, objective, policy, reward
+from minids.model.ledger import Ledger
 from minids.model.moe import Gate
 from minids.optim import make_optimiser
 from minids.posttrain import LIMITS, digest, question
-from minids.rollouts import rollouts
+from minids.rollouts import log_distribution, rollouts
 from minids.runs import newest, read_log
 from minids.tokenizer import Tokenizer
 
@@ -178,6 +179,23 @@ def test_the_ratio_is_1_on_policy_with_both_replays_and_only_then():
     before, replayed, free, unmasked = unlike(new_model(SMALL))
     assert before < 1e-5 and replayed < 1e-5
     assert free > 1e-3 and unmasked > 0.1
+
+
+def test_answers_share_the_pass_over_their_prompt_and_its_gradient():
+    model = new_model(SMALL)
+    prompts = [[0, 9, 13, 2, 7]] * 4 + [[0, 3, 3, 8, 1]] * 4
+    r = rollouts(model, prompts, 12, 1.0, 0.8, torch.Generator().manual_seed(1), record=True).rows([0, 1, 3, 6, 7, 2])
+    weight = torch.randn(r.logprobs.shape) * r.mask
+    shared = policy(model, r, GRPOConfig(), replay=True)[0]
+    logp = log_distribution(model.logits(model.features(r.ids[:, :-1], ledger=Ledger(experts=r.experts)))[:, 4:], 1.0,
+                            r.choices(24))
+    apart = logp.gather(-1, r.ids[:, 5:, None])[..., 0]
+    torch.testing.assert_close(shared[r.mask], apart[r.mask], atol=1e-5, rtol=1e-5)
+    gradients = lambda x: torch.autograd.grad((x.masked_fill(~r.mask, 0) * weight).sum(), model.parameters(), allow_unused=True)
+    for a, b in zip(gradients(shared), gradients(apart), strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, atol=1e-5 * max(b.abs().max().item(), 1), rtol=1e-3)
 
 
 def test_entropy_is_that_of_the_distribution():

@@ -28,6 +28,24 @@ def test_any_chunking_equals_one_pass(config, cut):
     assert state.pos == ids.shape[1]
 
 
+@pytest.mark.parametrize("config", [SMALL, SMALL.replace(index_topk=2)], ids=["small", "own picks"])
+def test_gradients_flow_through_a_state_as_through_one_pass(config):
+    model = lively(config, 0)
+    ids = torch.randint(0, config.vocab_size, (2, 70))
+    weight = torch.randn(2, 70, config.vocab_size)
+
+    def gradients(logits):
+        return torch.autograd.grad((logits * weight).sum(), list(model.parameters()), allow_unused=True)
+
+    state = model.new_state(2, 70)
+    chunks = torch.cat([model(part, state) for part in ids.split([33, 2, 1, 1, 20, 13], dim=1)], dim=1)
+    for through, whole in zip(gradients(chunks), gradients(model(ids)), strict=True):
+        if whole is None or through is None:                # no gradient, or none but zeros
+            assert not any(t.any() for t in (through, whole) if t is not None)
+        else:
+            torch.testing.assert_close(through, whole, atol=2e-3 * whole.abs().max().item(), rtol=1e-3)
+
+
 def test_rows_do_not_touch_each_other():
     model = lively(SMALL, 1)
     ids = torch.randint(0, SMALL.vocab_size, (4, 70))

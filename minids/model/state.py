@@ -3,7 +3,8 @@
 Report 3.6.1. For each layer: the last w window keys, the compressed entries so far, the tokens whose window is not
 complete, and with overlap the previous window's a-half. Its size is what `minids.cost.kv_bytes` counts, apart from the
 small tails. What the last call brought is kept too, so that a state can forget some of it: drafts that were refused
-(`minids.speculate`). States carry no gradient.
+(`minids.speculate`). Gradients flow through a state where torch records them: answers that share a prompt share its pass
+(`minids.grpo`). To decode, call the model under `torch.inference_mode()`.
 """
 
 import torch
@@ -49,7 +50,9 @@ class CompressorState:
         self.read = None
 
     def append(self, new):
-        self.entries[:, self.count:self.count + new.shape[1]] = new.detach()
+        if torch.is_grad_enabled():      # the backward pass needs what earlier calls have read
+            self.entries = self.entries.clone()
+        self.entries[:, self.count:self.count + new.shape[1]] = new
         self.count += new.shape[1]
         return self.all()
 
@@ -70,8 +73,8 @@ class LayerState:
     def extend(self, kv):
         """The last w window keys with new ones behind them: B w+T c. Remembers the last w of these."""
         kv = torch.cat([self.window, kv], dim=1)
-        self.read = kv.detach()
-        self.window = self.read[:, kv.shape[1] - self.window.shape[1]:]
+        self.read = kv
+        self.window = kv[:, kv.shape[1] - self.window.shape[1]:]
         return kv
 
     def rewind(self, n: int):

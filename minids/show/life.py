@@ -14,7 +14,7 @@ HUES = {"after SFT": GREY, "specialists": BLACK, "mean weights": SKY, "mixed SFT
 
 
 def reports(base: str = "nano") -> list[dict]:
-    """The recorded life cycles from a shipped base model, as `minids.lifecycle.lifecycle` reports them, in the order of seeds."""
+    """Recorded life cycles from a shipped base model, as `minids.lifecycle.lifecycle` reports them, in the order of seeds."""
     found = sorted(paths.data("records").glob(f"lifecycle-{base}-*.json"))
     return [json.loads(path.read_text(encoding="utf-8")) for path in found]
 

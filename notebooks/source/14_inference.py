@@ -26,10 +26,12 @@ import numpy as np
 import torch
 from IPython.display import display
 from minids import Config, cost, evaluate
+from minids.chat import MODES, encode_chat, parse_reply
 from minids.data import tasks
 from minids.generate import distribution, enough_threads, generate, stream
 from minids.learn import check, hint, versions
 from minids.paths import data
+from minids.posttrain import LIMITS
 from minids.show import inference, life, start, style
 from minids.speculate import Drafter, expected_acceptance, speculate
 from minids.tokenizer import Tokenizer
@@ -669,21 +671,34 @@ def think(problems, **options):
 # **One question to answer by playing:** find a question that it gets wrong at once and right after thinking. Do its thoughts *contain* the answer when the answer is right?
 
 # %%
-def one_line(text, limit):
-    (line,), (tokens,) = write_lines([text], limit)
-    return line, tokens
+def ask(question, mode):
+    """(thoughts, answer, number of tokens) of the base model."""
+    prompt, thoughts, spent = f"Question: {question}\n", "", 0
+    if mode == "think first":
+        (thoughts,), (spent,) = write_lines([f"{prompt}Thinking:"], 96)
+        prompt += f"Thinking: {thoughts}\n"
+    (answer,), (more,) = write_lines([f"{prompt}Answer:"], 24)
+    return thoughts, answer, spent + more
 
 
-talk = inference.Talk(one_line, "Where is wine made?")
+talk = inference.Talk(ask, ("answer at once", "think first"), "Where is wine made?")
 talk
 
 # %% tags=["nbval-ignore-output"]
-for question in ("Where is wine made?", "What is 8 + 5 - 3?", "Nora was in the hall. Emil came to the mill. Who is in the mill?"):
-    print("Question:", question)
-    for mode in talk.MODES:
-        talk.question.value, talk.mode.value = question, mode
-        thoughts = f"({talk.shown['thoughts']}) " if talk.shown["thoughts"] else ""
-        print(f"  {mode:15} {thoughts}{talk.shown['answer']}   [{talk.shown['tokens']} tokens]")
+QUESTIONS = "Where is wine made?", "What is 8 + 5 - 3?", "Nora was in the hall. Emil came to the mill. Who is in the mill?"
+
+
+def in_every_mode(talk):
+    """Ask all QUESTIONS in all modes of a talk, and print what came."""
+    for question in QUESTIONS:
+        print("Question:", question)
+        for mode in talk.mode.options:
+            talk.question.value, talk.mode.value = question, mode
+            thoughts = f"({talk.shown['thoughts']}) " if talk.shown["thoughts"] else ""
+            print(f"  {mode:15} {thoughts}{talk.shown['answer']}   [{talk.shown['tokens']} tokens]")
+
+
+in_every_mode(talk)
 
 # %%
 talk.question.value, talk.mode.value = "What is 2 + 3?", "think first"
@@ -753,8 +768,46 @@ print("Mathematics, coding, reasoning: the right thoughts are better still, anot
 # The right thoughts show what is lost on the way: the model can mostly *read off* the answer (67 to 97 %), and fails to work it out. In the report's words, performance on reasoning tasks is
 # "fundamentally governed by the computational effort expended" (section 5.1.1).
 #
-# **Limits.** Of *problems* this base model never saw one answered at once (questions about its scenes it did), so "at once" is a little unfair. Lesson 12 teaches both modes with V4's tokens, on equal terms. And single families have wide intervals:
-# 30 problems.
+# **Limits.** Of *problems* this base model never saw one answered at once (questions about its scenes it did), so "at once" is a little unfair. And single families have wide intervals: 30 problems.
+#
+# ### The same, of a model that was taught both modes
+#
+# A model comes to us as the end of a long way. The shipped `mini-distilled` has gone it: a base model six times the size of nano (lesson 10's stages), a specialist for each family by SFT and GRPO (lesson 12), and one
+# model distilled from the four (lesson 13); `minids lifecycle --preset mini` makes it. It was taught Non-think and Think High with V4's tokens, on equal terms: half of all examples each.
+# (Think Max it was not taught. Its examples are the same steps twice, which costs and shows nothing new.)
+#
+# **Talk to it.** Ask what you asked nano. Then look for a question where thinking *harms*.
+
+# %%
+trained = minids.load(data("checkpoints", "mini-distilled"))
+
+
+def chat(question, mode):
+    """(thoughts, answer, number of tokens) of the distilled model."""
+    prompt = encode_chat([{"role": "user", "content": question}], tokenizer, mode)
+    reply = generate(trained, prompt, LIMITS[mode], temperature=0)
+    return *parse_reply(reply, tokenizer, mode), len(reply)
+
+
+taught = inference.Talk(chat, MODES[:2], "Where is wine made?")
+taught
+
+# %% tags=["nbval-ignore-output"]
+in_every_mode(taught)
+
+# %% [markdown]
+# Now the exam that its life ended with: 96 different problems of each family (25 in knowledge), four sampled answers to each, as in lesson 13.
+#
+# **Predict before you run:** a thought costs tokens. In which family does it bring most right answers, and is there one in which it brings none?
+
+# %%
+lived = life.reports("mini")[0]["models"]["distilled"]
+print(evaluate.table(lived))
+by_mode = {mode: {row["family"]: row["pass@1"] for row in lived["problems"] if row["mode"] == mode} for mode in MODES[:2]}
+style.show(inference.conditions(by_mode), "TODO")
+
+# %% [markdown]
+# TODO
 #
 # ## 7. What a score means
 #
