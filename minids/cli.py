@@ -305,6 +305,7 @@ def generate(args) -> None:
     import codecs
 
     from minids.checkpoint import load
+    from minids.distributed import device
     from minids.generate import stream
     from minids.tokenizer import Tokenizer
 
@@ -312,7 +313,7 @@ def generate(args) -> None:
     if args.seed is not None and not 0 <= args.seed < 2**63:
         raise MinidsError(f"seed: expected 0 to 2^63 - 1, found {args.seed}")
     folder = find_model(args.model)
-    tokenizer, model = Tokenizer.load(folder), load(folder)
+    tokenizer, model = Tokenizer.load(folder), load(folder, device())
     prompt = tokenizer.encode(args.prompt, bos=True)
     print(args.prompt, end="", flush=True)
     text = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -327,6 +328,7 @@ def evaluate(args) -> None:
 
     from minids.chat import MODES
     from minids.checkpoint import load
+    from minids.distributed import device
     from minids.evaluate import report, table
     from minids.files import write_text
     from minids.tokenizer import Tokenizer
@@ -342,7 +344,7 @@ def evaluate(args) -> None:
     is_run = args.model is not None and (args.model / "run.json").exists()
     out = args.out or (args.model if is_run else Path()) / "eval.json"
     tokenizer = Tokenizer.load(folder)
-    found = report(load(folder), tokenizer, modes=tuple(args.modes), count=args.problems, samples=args.samples,
+    found = report(load(folder, device()), tokenizer, modes=tuple(args.modes), count=args.problems, samples=args.samples,
                    difficulties=tuple(args.difficulty), seed=args.seed)
     write_text(out, json.dumps({"model": str(args.model or "the shipped nano model")} | found, indent=2) + "\n")
     print(table(found))
@@ -359,7 +361,7 @@ def find_model(path: Path | None) -> Path:
     if (path / "run.json").exists():
         found = path / "model" if (path / "model").is_dir() else newest(path)
         if found is None:
-            raise MinidsError(f"the run in {path} has no checkpoint yet: train it first (minids train --out {path})")
+            raise MinidsError(f"the run in {path} has no checkpoint yet: run the command that began it again, to the end")
         return found
     if not path.is_dir():
         raise MinidsError(f"no model at {path}: expected a folder with config.json and safetensors, or a run of minids train")

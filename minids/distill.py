@@ -9,7 +9,6 @@ kept by `minids.posttrain`.
 import copy
 import dataclasses
 import json
-import shutil
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
@@ -19,15 +18,14 @@ import torch
 import torch.nn.functional as F
 
 from minids.batches import IGNORED
-from minids.chat import encode_chat
 from minids.checkpoint import load, save
 from minids.data import tasks
 from minids.distributed import device
 from minids.files import MinidsError, write_text
 from minids.generate import generate
-from minids.posttrain import LIMITS, Settings, descend, digest, question, right, run, solve
+from minids.posttrain import LIMITS, Settings, descend, digest, examine, question, right, run
 from minids.runs import read_log, start
-from minids.sft import reasoning
+from minids.sft import worked
 from minids.teachers import Teachers, Texts
 from minids.tokenizer import Tokenizer
 from minids.train import cross_entropy
@@ -103,12 +101,8 @@ def distill(student, teachers: dict, settings: DistillConfig, out, resume: bool 
 
     def look(model, step):
         for family in settings.families:
-            problems = [tasks.problem(family, "valid", i, settings.difficulties[i % len(settings.difficulties)])
-                        for i in range(settings.eval_problems)]
-            for mode in settings.modes if problems else ():
-                verdicts, lengths = solve(model, tokenizer, problems, mode)
-                yield {"family": family, "mode": mode, "valid_accuracy": sum(verdicts) / len(verdicts),
-                       "valid_length": sum(lengths) / len(lengths)}
+            for record in examine(model, tokenizer, dataclasses.replace(settings, families=(family,), weights=())):
+                yield {"family": family} | record
 
     begun = {"teachers": {family: digest(school.model(family)) for family in teachers}}
     if settings.method == "average":
@@ -132,7 +126,7 @@ def distill(student, teachers: dict, settings: DistillConfig, out, resume: bool 
     try:
         return run(model, settings, out, begun, update, lambda step: look(model, step), resume, on_step, name="distillation")
     finally:
-        shutil.rmtree(out / "cache", ignore_errors=True)
+        school.forget()
 
 
 # ---- texts ----
@@ -151,13 +145,6 @@ def lessons(model, school, problems, mode: str, settings: DistillConfig, tokeniz
         replies = write(model, range(len(problems)))
     return {family: Texts.of([prompts[i] for i in some], [replies[i] for i in some], [problems[i] for i in some],
                              tokenizer.pad_id) for family, some in of.items() if some}
-
-
-def worked(problem, tokenizer, mode: str) -> list[int]:
-    """The ids of a worked reply, as fine-tuning has it."""
-    user = {"role": "user", "content": problem.prompt}
-    message = {"role": "assistant", "content": problem.answer, "reasoning": reasoning(problem, mode)}
-    return encode_chat([user, message], tokenizer, mode)[len(encode_chat([user], tokenizer, mode)):]
 
 
 # ---- losses ----
@@ -180,13 +167,12 @@ def learn(model, school: Teachers, lessons: dict[str, Texts], settings: DistillC
         student, token = model.logits(X[reply][None])[0], ids[:, 1:][reply]              # N vocab, N
         teacher = school.logits(family) if taught else None
         loss = losses(student, teacher, token, settings.method).mean()
-        total = share * loss
         if model.mtp and settings.mtp_weight and ids.shape[1] > 2:
             far = ids.masked_fill(~F.pad(reply, (1, 0)), IGNORED)[:, 2:]                 # B T-2: the tokens after the next
             mtp = cross_entropy(model.mtp_logits(X[:, :-1].detach(), ids[:, 1:-1]), far)
-            total = total + settings.mtp_weight * share * mtp
+            (settings.mtp_weight * share * mtp).backward(inputs=list(model.mtp.parameters()))
             record["mtp_loss"] += share * mtp.item()
-        total.backward()
+        (share * loss).backward()
         record["loss"] += share * loss.item()
         record["tokens"] += len(token)
         if taught:
@@ -235,23 +221,6 @@ def noise(student, teacher):
     signal = (g * g).sum(-1)
     length = 1 - 2 * p + (p * p).sum(-1, keepdim=True)                                   # |e_x - p|^2
     return signal, (p * ratio.square() * length).sum(-1) - signal
-
-
-def gradient_noise(model, school: Teachers, problems, mode: str, settings: DistillConfig, tokenizer, draws: int = 8) -> dict:
-    """How far the gradient of the parameters scatters from one set of student's texts to another, of the same problems:
-    {"on-policy": (signal, noise), "token": (signal, noise)}, the squared length of the mean gradient and the variance around
-    it. Both see the same texts. The model's own gradients are lost."""
-    sums, squares = defaultdict(float), defaultdict(float)
-    for draw in range(draws):
-        texts = lessons(model, school, problems, mode, dataclasses.replace(settings, method="on-policy"), tokenizer, draw)
-        for method in ("on-policy", "token"):
-            model.zero_grad()
-            learn(model, school, texts, dataclasses.replace(settings, method=method, mtp_weight=0.0))
-            g = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-            sums[method], squares[method] = sums[method] + g, squares[method] + float(g.square().sum())
-    model.zero_grad()
-    signal = {method: float((total / draws).square().sum()) for method, total in sums.items()}
-    return {method: (signal[method], (squares[method] - draws * signal[method]) / (draws - 1)) for method in sums}
 
 
 # ---- the mean of weights ----

@@ -100,13 +100,13 @@ def answered_by_trigram(trigram, tokenizer, items) -> list[bool]:
     """The same for a trigram model."""
     def greedy(item):
         ids = tokenizer.encode(item.prompt, bos=True)
-        begin, answer = len(ids), tokenizer.encode(item.answer)
+        answer = tokenizer.encode(item.answer)
         everything = np.arange(trigram.vocab_size)
         for wanted in answer:
             if int(trigram.prob(ids[-2], ids[-1], everything).argmax()) != wanted:
                 return False
             ids.append(wanted)
-        return len(ids) == begin + len(answer)
+        return True
     return [greedy(item) for item in items]
 
 
@@ -208,14 +208,15 @@ def bits_per_byte(model, tokenizer, tokens: int = 20_000) -> dict[str, float]:
 
 def drafts(model, texts, tokenizer, seed: int = 0) -> dict:
     """How often MTP's first draft stands: the exact expectation on `texts` that the model wrote after their prompts (lists of
-    ids, where the reply follows the first `<think>` or `</think>`), and what came out when 8 of them were written anew."""
+    ids, where the reply follows the first `<think>` or `</think>`; its first token is no draft), and what came out when 8 of
+    them were written anew."""
     opening = {tokenizer.id(THINK), tokenizer.id(END_THINK)}
-    first = [next(i for i, token in enumerate(ids) if token in opening) + 1 for ids in texts]
+    first = [next(i for i, token in enumerate(ids) if token in opening) + 1 for ids in texts]      # of the reply
     ids = torch.full((len(texts), max(map(len, texts))), tokenizer.pad_id)
     for row, text in zip(ids, texts):
         row[: len(text)] = torch.tensor(text)
     device = model.embed.weight.device
-    expected = expected_acceptance(model, ids.to(device), torch.tensor(first, device=device),
+    expected = expected_acceptance(model, ids.to(device), torch.tensor(first, device=device) + 1,
                                    torch.tensor([len(text) for text in texts], device=device))
     some = list(zip(texts, first))[:: max(len(texts) // 8, 1)][:8]
     written = [speculate(model, text[:n], 64, seed=seed + i) for i, (text, n) in enumerate(some)]

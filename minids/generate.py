@@ -29,7 +29,8 @@ def generate(model, ids, max_new_tokens: int = 100, temperature: float = 1.0, to
     prompts = [ids] if single else [p.tolist() if torch.is_tensor(p) else list(p) for p in ids]
     if drafts:
         from minids.speculate import speculate  # which samples as this file does: it comes after it
-        rows = [speculate(model, p, max_new_tokens, temperature, top_p, seed, stop, drafts).ids for p in prompts]
+        seeds = [None if seed is None else (seed + i) % 2**63 for i in range(len(prompts))]
+        rows = [speculate(model, p, max_new_tokens, temperature, top_p, s, stop, drafts).ids for p, s in zip(prompts, seeds)]
         return rows[0] if single else rows
     rows = [[] for _ in prompts]
     for new in stream(model, prompts, max_new_tokens, temperature, top_p, seed, stop):

@@ -59,8 +59,9 @@ def grpo(base, settings: GRPOConfig, out, resume: bool = True, on_step=None) -> 
 
     Its records: {"step", "mode", "loss", "reward", "accuracy", "length", "kl", "clipped", "masked", "entropy", "tokens",
     "rehearsal_loss", "grad_norm", "lr", "seconds"} each step, as far as there is such a thing: mean reward, share of right
-    answers and mean length of the sampled replies; the KL estimate in nats per token, the share of clipped tokens and of
-    answers left out, the policy's entropy in nats per token; and the records of `minids.posttrain.examine` now and then.
+    answers and mean length of the sampled replies; the estimate of the KL to the model that the run began with, in nats per
+    token; of the answers that `learn` reads the share of clipped tokens, that of those left out, and the policy's entropy in
+    nats per token; and the records of `minids.posttrain.examine` now and then.
     """
     model = load(base, device(), torch.float32)
     reference = load(base, device(), torch.float32) if settings.beta else None
@@ -102,9 +103,12 @@ def learn(model, reference, optimiser, r: Rollouts, scores, settings: GRPOConfig
                                 settings.bound, settings.unbiased)
         (share * loss).backward()
         entropy = (entropy * some.mask).sum() / some.mask.sum()
-        stats |= {"loss": share * loss.item(), "entropy": entropy.item()} | descend(model, optimiser, settings, step)
+        stats |= {"loss": share * loss.item(), "entropy": entropy.item()}
+        stats |= descend(model, optimiser, settings, step, reading=step * settings.updates + i)
         for name, value in stats.items():
             totals[name] += value / settings.updates
+    if not settings.beta:
+        del totals["kl"]        # there was nothing to compare with
     return dict(totals)
 
 
@@ -151,7 +155,7 @@ def policy(model, r: Rollouts, settings: GRPOConfig, replay: bool):
     P, (first, owner) = r.prompt, shared(r.ids[:, : r.prompt])
     took = [e.unflatten(0, (len(r.ids), -1)) for e in r.experts or ()] if replay else []   # each B T-1 K
     replayed = lambda some: Ledger(experts=[e.flatten(0, 1) for e in some] or None)
-    state = model.new_state(len(first), r.ids.shape[1])
+    state = model.new_state(len(first), r.ids.shape[1] - 1)
     X = model.features(r.ids[first, :P], state, replayed(e[first, :P] for e in took))[owner, -1:]     # B 1 n d
     if r.ids.shape[1] > P + 1:
         keep(state, owner)

@@ -21,6 +21,7 @@ from minids.chat import MODES
 from minids.checkpoint import load
 from minids.config import Config
 from minids.distill import DistillConfig, distill
+from minids.distributed import device
 from minids.evaluate import report, table
 from minids.files import MinidsError, write_text
 from minids.grpo import GRPOConfig, grpo
@@ -42,7 +43,7 @@ REHEARSAL = {"mathematics": 0, "coding": 0, "reasoning": 0, "knowledge": 8}
 # of the families in fine-tuning on all of them and in distillation: mathematics takes most problems to learn
 WEIGHTS = {"mathematics": 3.0, "coding": 1.0, "reasoning": 1.0, "knowledge": 1.0}
 # steps of pre-training, fine-tuning, GRPO and distillation
-STEPS = {"nano": (300, 80, 16, 40), "nano-long": (2700, 200, 300, 320), "mini": (2700, 300, 300, 320)}
+STEPS = {"nano": (300, 80, 16, 40), "nano-long": (2700, 200, 400, 400), "mini": (2700, 300, 300, 320)}
 
 
 @dataclass(frozen=True)
@@ -87,18 +88,23 @@ def lifecycle(plan: Plan, out, base=None, resume: bool = True) -> dict:
     Without `resume` stages begin again. Raises `Interrupted` and `MinidsError` as the stages do: the same command goes on.
     """
     out, families = Path(out), plan.distill.families
-    if out.is_dir() and any(out.iterdir()) and not (out / "life.json").exists():
-        raise MinidsError(f"{out} is not empty and holds no life cycle: choose another folder")
-    stages = ["base", "average", "mixed", "distilled", *(f"{kind}-{family}" for kind in ("sft", "grpo") for family in families)]
+    stages = ["average", "mixed", "distilled", *(f"{kind}-{family}" for kind in ("sft", "grpo") for family in families)]
+    stages += [] if base else ["base"]
+    told = json.dumps({"base": base and str(base), "families": families}, indent=2) + "\n"
     try:
+        if out.is_dir() and any(out.iterdir()) and not (out / "life.json").exists():
+            raise MinidsError(f"{out} is not empty and holds no life cycle: choose another folder")
+        if resume and (out / "life.json").exists() and (out / "life.json").read_text(encoding="utf-8") != told:
+            raise MinidsError(f"{out} holds a life cycle with another base model or other families: start afresh (--fresh), or "
+                              f"choose another folder (--out)")
         out.mkdir(parents=True, exist_ok=True)
         for folder in [] if resume else [out / name for name in (*stages, "cards")]:
             if folder.exists():
                 shutil.rmtree(folder)
     except OSError as error:
         raise MinidsError(f"cannot use the folder {out}: {error.strerror}; choose another one") from None
-    write_text(out / "life.json", json.dumps({"base": base and str(base), "families": families}, indent=2) + "\n")
-    number, total = 0, len(stages) + (base is None)          # all but perhaps the base, and the evaluation
+    write_text(out / "life.json", told)
+    number, total = 0, len(stages) + 1          # and the evaluation
 
     def stage(what):
         nonlocal number
@@ -136,7 +142,7 @@ def evaluation(plan: Plan, out: Path, base) -> dict:
         found = {"problems": []}
         for family in plan.distill.families if several else (None,):
             where = folder.format(family=family)
-            model = load(out / where / "model")
+            model = load(out / where / "model", device())
             asked = dict(families=(family,) if several else plan.distill.families, modes=plan.modes, count=plan.problems,
                          samples=plan.samples, difficulties=plan.distill.difficulties, seed=plan.distill.seed,
                          everything=name == "distilled")
@@ -170,12 +176,12 @@ def card(report: dict) -> str:
     for mode in dict.fromkeys(mode for _, _, mode in rows):
         families = [family for name, family, m in rows if (name, m) == ("distilled", mode)]
         for key in keys:
-            lines += [f"{key}, {mode}", " " * 13 + "".join(f"    {name:<17}" for name in models)]
+            lines += [f"{key}, {mode}", " " * 13 + "".join(f"    {name:<16}" for name in models)]
             for family in families:
                 shares = [rows[name, family, mode][key] for name in models]
                 lines.append(f"{family:<13}" + "".join(f"{s:>8.0%} ({low:3.0%} -{high:4.0%})" for s, low, high in shares))
             means = [sum(rows[name, family, mode][key][0] for family in families) / len(families) for name in models]
-            lines += [f"{'mean':<13}" + "".join(f"{mean:>8.0%}" + " " * 13 for mean in means), ""]
+            lines += [f"{'mean':<13}" + "".join(f"{mean:>8.0%}" + " " * 12 for mean in means), ""]
     return "\n".join([*lines, "the distilled model:", table(models["distilled"])])
 
 

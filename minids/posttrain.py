@@ -49,7 +49,7 @@ class Settings:
     decay_from: float = 0.5
     weight_decay: float = 0.1
     clip: float = 1.0           # largest norm of the gradient
-    rehearsal: int = 0          # rows of the corpus that each step reads too, against forgetting
+    rehearsal: int = 0          # rows of the corpus that each step of the optimiser reads too, against forgetting
     eval_every: int = 50        # steps between looks at problems of the valid split
     eval_problems: int = 100    # in each mode
     save_every: int = 50
@@ -142,10 +142,10 @@ def run(model, settings: Settings, out, begun: dict, update, look=None, resume: 
     return log
 
 
-def descend(model, optimiser, settings: Settings, step: int) -> dict:
-    """One step of the optimiser along the gradients that are there, and along that of `rehearse`. The gates' biases stay as
-    pre-training left them."""
-    record = {"rehearsal_loss": rehearse(model, settings, step)} if settings.rehearsal else {}
+def descend(model, optimiser, settings: Settings, step: int, reading: int | None = None) -> dict:
+    """One step of the optimiser along the gradients that are there, and along that of `rehearse`, whose rows have the number
+    `reading` where a step descends more than once. The gates' biases stay as pre-training left them."""
+    record = {"rehearsal_loss": rehearse(model, settings, step if reading is None else reading)} if settings.rehearsal else {}
     lr = learning_rate(settings, step)
     for group in optimiser.param_groups:
         group["lr"] = lr * group["times"]
@@ -159,15 +159,15 @@ def descend(model, optimiser, settings: Settings, step: int) -> dict:
     return record | {"grad_norm": norm, "lr": lr}
 
 
-def rehearse(model, settings: Settings, step: int) -> float:
+def rehearse(model, settings: Settings, number: int) -> float:
     """Add the gradient of the next-token loss on `settings.rehearsal` rows of the base's corpus, with a weight of 1; gives the
-    loss, in nats per token. Each step reads other rows, until all of `rehearsed` are through; runs of one seed read the same.
+    loss, in nats per token. Each number has other rows, until all of `rehearsed` are through; runs of one seed read the same.
 
     As in Ouyang et al. (arXiv 2203.02155, "PPO-ptx"): what a model is no longer asked it forgets, unless it goes on reading.
     """
     reading = TrainConfig(settings.steps, batch=settings.rehearsal, seq_len=ROW, data="mix", seed=settings.seed)
     bos, place = model.config.bos_token_id, model.embed.weight.device
-    part = Part(torch.from_numpy(batch_of(rehearsed(), reading, step)).to(place), reading, bos)
+    part = Part(torch.from_numpy(batch_of(rehearsed(), reading, number)).to(place), reading, bos)
     loss = cross_entropy(model.logits(model.features(part.x, ledger=Ledger(part.documents))), part.y)
     loss.backward()
     return loss.item()
@@ -199,14 +199,13 @@ def right(problem: tasks.Problem, reply: list[int], tokenizer: Tokenizer, mode: 
     return answer is not None and tasks.verify(problem, answer)
 
 
-def replies(model, prompts, max_new: int, temperature: float = 1.0, top_p: float = 1.0, seed: int = 0,
-            batch: int = 96) -> list[list[int]]:
+def replies(model, prompts, max_new: int, temperature: float = 1.0, seed: int = 0, batch: int = 96) -> list[list[int]]:
     """A reply to each prompt of any length; prompts of like length share a batch, which waits for its longest. Long prompts
     leave less room."""
     order, found = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), [[] for _ in prompts]
     for number, some in enumerate(order[i : i + batch] for i in range(0, len(order), batch)):
         room = model.config.max_seq_len + 1 - max(len(prompts[i]) for i in some)
-        new = generate(model, [prompts[i] for i in some], max(min(max_new, room), 1), temperature, top_p,
+        new = generate(model, [prompts[i] for i in some], max(min(max_new, room), 1), temperature,
                        seed=(seed * 1_000_003 + number) % 2**63)
         for i, ids in zip(some, new):
             found[i] = ids

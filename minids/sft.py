@@ -6,7 +6,6 @@ conversations share rows, each read by itself, and the loss counts what the assi
 
 import math
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 
@@ -18,19 +17,19 @@ from minids.distributed import device
 from minids.files import MinidsError
 from minids.model.ledger import Ledger
 from minids.model.packing import Packing
-from minids.posttrain import Settings, descend, examine, run
+from minids.posttrain import Settings, descend, examine, question, run
 from minids.tokenizer import Tokenizer
 from minids.train import cross_entropy
 
 
 @dataclass(frozen=True)
 class SFTConfig(Settings):
-    """How to fine-tune. Conversation number i is problem number i, in a mode that takes turns too."""
+    """How to fine-tune."""
 
     steps: int = 200
     lr: float = 8e-3
     batch: int = 48             # conversations of a step
-    seq_len: int = 256          # tokens of a row, at most
+    seq_len: int = 256          # tokens of a row, at most; a longer conversation has one of its own
     mtp_weight: float = 0.1     # weight of the MTP loss, so that drafts stay good
     mtp_share: float = 0.25     # of the rows, on which it is computed
 
@@ -39,6 +38,12 @@ class SFTConfig(Settings):
         if self.batch < 1 or self.seq_len < 2 or not 0 < self.mtp_share <= 1:
             raise MinidsError(f"expected a batch from 1, seq_len from 2, mtp_share above 0 and at most 1; found {self.batch}, "
                               f"{self.seq_len}, {self.mtp_share}")
+
+    def turn(self, i: int) -> tuple[int, str]:
+        """The number of the problem of conversation i, and its mode: all modes have their turn with a problem's family and
+        difficulty before the next problem comes. Both stay in the million of a seed (`Settings.numbers`)."""
+        million, at = divmod(i, 1_000_000)
+        return million * 1_000_000 + at // len(self.modes), self.modes[at % len(self.modes)]
 
 
 def sft(base, settings: SFTConfig, out, resume: bool = True, on_step=None) -> list[dict]:
@@ -71,13 +76,18 @@ def sft(base, settings: SFTConfig, out, resume: bool = True, on_step=None) -> li
     return run(model, settings, out, {}, update, look, resume, on_step, name="SFT")
 
 
-@cache
 def conversation(settings: SFTConfig, split: str, i: int) -> list[int]:
-    """The ids of conversation number i of a split. Modes change with each problem, before families and difficulties do."""
-    mode = settings.modes[i % len(settings.modes)]
-    problem = settings.problem(split, i // len(settings.modes))
+    """The ids of conversation number i of a split."""
+    (number, mode), tokenizer = settings.turn(i), Tokenizer.load()
+    problem = settings.problem(split, number)
+    return question(problem, tokenizer, mode) + worked(problem, tokenizer, mode)
+
+
+def worked(problem: tasks.Problem, tokenizer: Tokenizer, mode: str) -> list[int]:
+    """The ids of a worked reply, behind its question."""
+    user = {"role": "user", "content": problem.prompt}
     message = {"role": "assistant", "content": problem.answer, "reasoning": reasoning(problem, mode)}
-    return encode_chat([{"role": "user", "content": problem.prompt}, message], Tokenizer.load(), mode)
+    return encode_chat([user, message], tokenizer, mode)[len(question(problem, tokenizer, mode)):]
 
 
 def reasoning(problem: tasks.Problem, mode: str) -> str:
@@ -87,11 +97,9 @@ def reasoning(problem: tasks.Problem, mode: str) -> str:
 
 def packed_rows(conversations, seq_len: int, tokenizer: Tokenizer):
     """Whole conversations in as few rows as first fit finds, the longest first: ids B x T, padded behind; and B x T, whether
-    the assistant wrote the token. T is at most `seq_len`."""
+    the assistant wrote the token. T is at most `seq_len`, or the longest conversation."""
     rows = []
     for ids in sorted(conversations, key=len, reverse=True):
-        if len(ids) > seq_len:
-            raise MinidsError(f"seq_len: a conversation has {len(ids)} tokens, and a row {seq_len}: expected it to fit")
         row = next((row for row in rows if len(row) + len(ids) <= seq_len), None)
         if row is None:
             rows.append(row := [])

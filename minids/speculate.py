@@ -145,10 +145,13 @@ def expected_acceptance(model, ids, first=2, length=None) -> float:
     ids: B T. Drafted are the tokens at `first` or later and before `length`: numbers, or B of them. The first that can be is
     token 2. Exact for these texts: nothing is drawn. On texts that the model wrote itself it is what to expect in use.
     """
-    X = model.features(ids[:, :-1])
-    p = model.logits(X)[:, 1:].softmax(-1)                                               # B T-2 vocab: of tokens 2, 3, ...
-    q = model.mtp_logits(X[:, :-1], ids[:, 1:-1]).softmax(-1)
-    at = torch.arange(2, ids.shape[1], device=ids.device)
+    both = []
+    for some in ids.split(16):                                                           # b T: a whole vocabulary takes room
+        X = model.features(some[:, :-1])
+        p = model.logits(X)[:, 1:].softmax(-1)                                           # b T-2 vocab: of tokens 2, 3, ...
+        q = model.mtp_logits(X[:, :-1], some[:, 1:-1]).softmax(-1)
+        both.append(torch.minimum(p, q).sum(-1))
+    both, at = torch.cat(both), torch.arange(2, ids.shape[1], device=ids.device)         # B T-2, T-2
     each = lambda bound: torch.as_tensor(bound, device=ids.device).expand(len(ids))[:, None]          # B 1
     counts = (at >= each(first)) & (at < each(ids.shape[1] if length is None else length))
-    return float((torch.minimum(p, q).sum(-1) * counts).sum() / counts.sum().clamp_min(1))
+    return float((both * counts).sum() / counts.sum().clamp_min(1))

@@ -45,7 +45,7 @@ class Teachers:
 
     def __init__(self, folders: dict, cache: Path | None = None):
         self.folders, self.cache = {family: Path(folder) for family, folder in folders.items()}, cache
-        self._models, self._hidden = {}, {}
+        self._models, self._hidden, self._files = {}, {}, set()
 
     def model(self, family: str):
         """The teacher of a family."""
@@ -72,6 +72,7 @@ class Teachers:
             return
         try:
             self.cache.mkdir(parents=True, exist_ok=True)
+            self._files.add(self.cache / f"{family}.safetensors")
             save_file({"hidden": hidden.contiguous()}, self.cache / f"{family}.safetensors")
         except (OSError, SafetensorError) as error:
             raise MinidsError(f"could not write {self.cache}: {error}; make room and run the same command again") from error
@@ -86,3 +87,10 @@ class Teachers:
                 head = checkpoint.read("head.weight", device=device())
         with torch.no_grad():
             return F.linear(hidden.float(), head.float())
+
+    def forget(self) -> None:
+        """Delete what it has written on disk, and nothing else."""
+        for file in self._files:
+            file.unlink(missing_ok=True)
+        if self._files and not any(self.cache.iterdir()):
+            self.cache.rmdir()

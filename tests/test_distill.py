@@ -11,9 +11,8 @@ from test_generate import TINY as SPEAKER
 from twin import lively
 
 from minids import Config, MinidsError, Model, generate, load, posttrain, save
-from minids import distill as module
 from minids.data import tasks
-from minids.distill import DistillConfig, average, distill, divergence, learn, lessons, losses, token_loss
+from minids.distill import DistillConfig, average, distill, divergence, learn, lessons, losses, noise, token_loss
 from minids.runs import newest, read_log
 from minids.teachers import Teachers, Texts
 from minids.tokenizer import Tokenizer
@@ -80,7 +79,7 @@ def test_one_token_has_the_right_gradient_on_average_and_the_noise_that_is_said(
     each = torch.stack([torch.autograd.grad(token_loss(a, b, torch.tensor([x])).sum(), a)[0][0] for x in range(6)])
     torch.testing.assert_close(p @ each, exact[0])
     variance = sum(p[x] * (each[x] - exact[0]).square().sum() for x in range(6))
-    signal, spread = module.noise(a.detach(), b)
+    signal, spread = noise(a.detach(), b)
     torch.testing.assert_close(signal[0], exact.square().sum())
     torch.testing.assert_close(spread[0], variance)
 
@@ -153,12 +152,20 @@ def test_domains_count_by_their_weights(folders):
     assert c["kl"] == pytest.approx(0.75 * a["kl"] + 0.25 * b["kl"]) and c["kl_knowledge"] == b["kl"]
 
 
-def test_one_token_scatters_more_in_the_parameters_too(folders):
+def test_the_mtp_block_alone_learns_from_its_loss(folders):
     school, model = Teachers(teachers(folders)), load(folders / "student").train()
-    problems = [SETTINGS.problem("train", i) for i in range(4)]
-    found = module.gradient_noise(model, school, problems, "non-think", SETTINGS, Tokenizer.load(), draws=4)
-    assert found["token"][1] > found["on-policy"][1] > 0
-    assert all(p.grad is None for p in model.parameters())
+    texts = lessons(model, school, [SETTINGS.problem("train", i) for i in range(4)], "non-think", SETTINGS, Tokenizer.load(), 0)
+
+    def gradients(mtp_weight):
+        model.zero_grad()
+        record = learn(model, school, texts, dataclasses.replace(SETTINGS, mtp_weight=mtp_weight))
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}, record
+
+    (without, none), (found, told) = gradients(0.0), gradients(0.5)
+    assert "mtp_loss" not in none and told["mtp_loss"] > 0
+    assert all(torch.equal(found[name], g) for name, g in without.items())
+    assert set(found) > set(without) and all(name.startswith("mtp.") for name in set(found) - set(without))
+    assert any(found[name].abs().max() > 0 for name in set(found) - set(without))
 
 
 def test_families_take_turns_as_often_as_they_weigh():
@@ -208,6 +215,14 @@ def test_a_killed_run_goes_on_exactly(folders, tmp_path, whole):
 def test_lean_computes_the_same(folders, tmp_path, whole):
     log = distill(folders / "student", teachers(folders), dataclasses.replace(SETTINGS, lean=True), tmp_path / "run")
     assert timeless(log) == timeless(whole[1]) and not (tmp_path / "run" / "cache").exists()
+
+
+def test_a_refused_folder_stays_as_it_is(folders, tmp_path):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "thesis.txt").write_text("mine")
+    with pytest.raises(MinidsError, match="holds no training run"):
+        distill(folders / "student", teachers(folders), dataclasses.replace(SETTINGS, lean=True), tmp_path)
+    assert (tmp_path / "cache" / "thesis.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize("method", ["token", "off-policy", "sft"])

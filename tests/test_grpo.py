@@ -16,6 +16,7 @@ from minids.optim import make_optimiser
 from minids.posttrain import LIMITS, digest, question
 from minids.rollouts import log_distribution, rollouts
 from minids.runs import newest, read_log
+from minids.sft import SFTConfig
 from minids.tokenizer import Tokenizer
 
 TINY = Config.nano().replace(
@@ -198,6 +199,14 @@ def test_answers_share_the_pass_over_their_prompt_and_its_gradient():
             torch.testing.assert_close(a, b, atol=1e-5 * max(b.abs().max().item(), 1), rtol=1e-3)
 
 
+def test_replies_may_fill_the_context():
+    model = new_model(SMALL.replace(max_seq_len=16))
+    r = rollouts(model, [[0, 9, 13, 2]] * 4, 13, generator=torch.Generator().manual_seed(1), record=True)
+    assert r.ids.shape[1] == 17                                                     # the last token is never read
+    logprobs = policy(model, r, GRPOConfig(), replay=True)[0]
+    torch.testing.assert_close(logprobs[r.mask], r.logprobs[r.mask], atol=1e-5, rtol=1e-5)
+
+
 def test_entropy_is_that_of_the_distribution():
     model = new_model(SMALL).eval()
     r = rollouts(model, [[0, 9, 13, 2]] * 2, 5, 1.0, 0.8, torch.Generator().manual_seed(1), record=True)
@@ -245,7 +254,7 @@ def test_answers_as_good_as_their_group_need_not_be_read_again(monkeypatch):
     scores = advantages(torch.tensor([1.0, 1, 1, 1, 0, 1, 0, 0, 0, 0, 0, 0, 1, 1, 1, 0]), settings)
     model, read, gradients = new_model(SMALL), [], []
 
-    def keep(model, *rest):
+    def keep(model, *rest, reading):
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
         model.zero_grad()
         return {}
@@ -292,7 +301,8 @@ def test_a_step_takes_prompts_of_one_length_and_an_epoch_each_problem_once():
 def test_each_seed_has_its_own_problems_and_rewards_never_take_those_with_worked_answers(seed):
     mine, next_one = (dataclasses.replace(SETTINGS, seed=s) for s in (seed, seed + 1))
     pool = {i for group in batches(mine, 0) for i in group}
-    worked = {i for step in (0, 10_000) for i in mine.numbers(step, 48)}
+    taught = SFTConfig(modes=mine.modes, seed=seed)
+    worked = {taught.turn(i)[0] for step in (0, 10_000) for i in taught.numbers(step, 48)}
     assert worked.isdisjoint(pool) and {i // 1_000_000 for i in worked | pool} == {seed}
     assert pool.isdisjoint(i for group in batches(next_one, 0) for i in group)
 

@@ -116,6 +116,17 @@ def test_what_is_done_is_left_alone_and_what_is_missing_is_made_again(lived, mon
     assert (out / "distilled" / "model").is_dir()
 
 
+def test_post_training_begins_afresh_from_the_same_base(lived, tmp_path):
+    """Also where the base stands among the stages that are made again."""
+    shutil.copytree(lived[0], tmp_path / "life")
+    base = tmp_path / "life" / "base" / "model"
+    with pytest.raises(MinidsError, match="another base model or other families"):
+        lifecycle.lifecycle(PLAN, tmp_path / "life", base)
+    assert newest(tmp_path / "life" / "distilled")
+    again = lifecycle.lifecycle(PLAN, tmp_path / "life", base, resume=False)
+    assert again["models"] == lived[1]["models"] and again["base"] == str(base)
+
+
 def test_foreign_folders_and_presets_are_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     for resume in (True, False):

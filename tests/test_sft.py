@@ -227,8 +227,12 @@ def test_bad_settings_are_told(changes, message):
         SFTConfig(**changes)
 
 
-def test_rows_that_are_too_short_are_told(base, tmp_path):
-    with pytest.raises(MinidsError, match="a conversation has .* a row 20"):
-        packed_rows([list(range(30))], 20, TOKENIZER)
+def test_a_long_conversation_has_a_row_of_its_own():
+    ids, taught = packed_rows([list(range(3, 33)), [5, 6], [7, 8, 9]], 20, TOKENIZER)
+    assert ids.shape == taught.shape == (2, 30)
+    assert ids.tolist() == [[*range(3, 33)], [7, 8, 9, 5, 6] + [TOKENIZER.pad_id] * 25]
+
+
+def test_rows_longer_than_the_context_are_told(base, tmp_path):
     with pytest.raises(MinidsError, match="at most the model's context of 512"):
         sft(base, SFTConfig(seq_len=600), tmp_path / "run")

@@ -14,6 +14,12 @@ def _box(axis, x, y, text, width=1.2, height=0.56, colour=SKY):
     box(axis, x, y, text, width, height, colour)
 
 
+def signed(value: float, digits: int) -> str:
+    """A number with its sign; what rounds to 0 has none."""
+    text = f"{value:+.{digits}f}"
+    return text if float(text) else text[1:]
+
+
 def path():
     """From x to the layer's output: the queries above, the one key-value vector below."""
     figure, axis = canvas(9.6, 3.9)
@@ -168,15 +174,15 @@ def sinks(mass, cost, shifts):
     mass, cost: one list of heads for each layer; shifts: {added to all sinks: loss}.
     """
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10.0, 3.5), width_ratios=[1.1, 1.1, 1])
-    for axis, values, name, form in ((left, mass, "sum of the weights on tokens", "{:.2f}"),
-                                     (middle, cost, "loss added by removing a sink", "{:+.3f}")):
+    for axis, values, name in ((left, mass, "sum of the weights on tokens"), (middle, cost, "loss added by removing a sink")):
         table = torch.tensor(values)
         low, high = (0, 1) if axis is left else (0, max(float(table.max()), 0.01))
         axis.imshow(table.numpy(), vmin=low, vmax=high, aspect="auto")
         for i, line in enumerate(values):
             for h, value in enumerate(line):
                 dark = value < (low + high) / 2
-                axis.text(h, i, form.format(value), ha="center", va="center", fontsize=10, color="white" if dark else BLACK)
+                axis.text(h, i, f"{value:.2f}" if axis is left else signed(value, 3), ha="center", va="center", fontsize=10,
+                          color="white" if dark else BLACK)
         axis.set_title(name, fontsize=11)
         axis.set_xlabel("head")
         axis.set_ylabel("layer")
@@ -232,6 +238,6 @@ def periods(lines, marks):
 def faults(rows, columns, values, bounds):
     """A table of numbers: rows are faults, columns are tests. A test sees the faults whose number, sign aside, is above its
     bound; the last column's numbers are differences of a loss."""
-    texts = [[f"{value:.0e}" for value in line[:-1]] + [f"{line[-1]:+.3f}"] for line in values]
+    texts = [[f"{value:.0e}" for value in line[:-1]] + [signed(line[-1], 3)] for line in values]
     seen = [[abs(value) > bound for value, bound in zip(line, bounds)] for line in values]
     return verdicts(rows, columns, texts, seen, figsize=(9.2, 0.38 * len(rows) + 1.1), fontsize=9)

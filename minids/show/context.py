@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.colors import LogNorm
 from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator
 
 from minids import cost
 from minids.config import Config
@@ -24,11 +25,11 @@ def length(n):
     return f"{n // 1024}K" if n < 2**20 else f"{n / 2**20:g}M"
 
 
-def memory(sizes, known):
-    """{name: bytes} as bars; `known` are shown, the others are the riddle."""
+def memory(sizes):
+    """{name: bytes} as bars."""
     figure, axis = plt.subplots(figsize=(8.6, 0.5 * len(sizes) + 0.9))
     for y, (name, size) in enumerate(sizes.items()):
-        axis.barh(y, size / 1e9, color=BLUE if name in known else ORANGE)
+        axis.barh(y, size / 1e9, color={"V4-Pro": BLUE, "V4-Flash": SKY}.get(name, "#999999"))
         axis.text(size / 1e9 * 1.06, y, f"{size / 1e9:,.1f} GB", va="center", fontsize=10)
     axis.set_yticks(range(len(sizes)), sizes)
     axis.invert_yaxis()
@@ -110,20 +111,23 @@ def runs(mask):
 def stacks(lengths, what):
     """Stacked areas over the context, a column for each model. what: {"operations" or "bytes": {model: [terms, ...]}}."""
     figure, axes = plt.subplots(len(what), 3, figsize=(10.4, 3.5 * len(what)), sharex=True, sharey="row")
+    figure.get_layout_engine().set(wspace=0.06)
     for line, (measure, models) in zip(axes, what.items()):
+        top = max(points[-1]["total"] for points in models.values())
         for axis, (model, points) in zip(line, models.items()):
             terms = [name for name in TERMS if name in points[0]]
-            axis.stackplot(lengths, [[point[name] / 1e9 for point in points] for name in terms], labels=terms,
-                           colors=[TERMS[name] for name in terms])
+            areas = axis.stackplot(lengths, [[point[name] / 1e9 for point in points] for name in terms],
+                                   colors=[TERMS[name] for name in terms])
+            seen = [(area, name) for area, name in zip(areas, terms) if points[-1][name] > top / 1000]     # others are too thin
             total = points[-1]["total"] / 1e9
             axis.annotate(f"{total:,.1f}", (lengths[-1], total), (-4, 4), textcoords="offset points", ha="right", fontsize=10)
             axis.set_xscale("log", base=2)
             axis.set_xlim(lengths[0], lengths[-1])
             axis.set_xticks(lengths[::2], [length(n) for n in lengths[::2]])
             axis.set_title(model)
-            axis.legend(*(items[::-1] for items in axis.get_legend_handles_labels()), loc="upper left", fontsize=8.5)
+            axis.legend(*zip(*seen[::-1]), loc="upper left", fontsize=8.5)
         line[0].set_ylabel(NAMES[measure])
-        line[0].set_ylim(0, max(points[-1]["total"] for points in models.values()) / 1e9 * 1.08)
+        line[0].set_ylim(0, top / 1e9 * 1.08)
     for axis in axes[-1]:
         axis.set_xlabel("context (tokens)")
     return figure
@@ -157,7 +161,7 @@ def ratios(lengths, curves, published):
     """{measure: {model: shares of V3.2}} over the context; published: {measure: {model: percent at 1M}}."""
     figure, axes = plt.subplots(1, len(curves), figsize=(10.2, 3.7))
     for axis, (measure, models) in zip(axes, curves.items()):
-        for (model, shares), colour, style in zip(models.items(), (BLUE, GREEN), ("-", "--")):
+        for (model, shares), colour, style in zip(models.items(), (BLUE, SKY), ("-", "--")):
             axis.plot(lengths, [100 * share for share in shares], color=colour, linestyle=style, label=model)
             axis.scatter([lengths[-1]], [published[measure][model]], color=colour, marker="s", s=42, zorder=3, clip_on=False)
         axis.axhline(100, color=BLACK, linewidth=0.8, linestyle=":")
@@ -179,13 +183,11 @@ def bars(n, hca_ratio):
     for axis, (measure, old, new) in zip(axes, (("operations", cost.flops_v32, cost.flops), ("bytes", cost.kv_bytes_v32,
                                                                                             cost.kv_bytes))):
         points = {"V3.2": old(n)} | {name: new(config, n) for name, config in models.items()}
-        shown = {}
         for x, point in enumerate(points.values()):
             bottom = 0.0
             for name in (name for name in TERMS if name in point):
                 axis.bar(x, point[name] / 1e9, bottom=bottom, color=TERMS[name], width=0.62)
                 bottom += point[name] / 1e9
-                shown[TERMS[name]] = OF_V32.get(name, name)
             total = f"{bottom:,.0f}" if bottom >= 100 else f"{bottom:.3g}"
             share = total if x == 0 else f"{total}\n{100 * point['total'] / points['V3.2']['total']:.1f} %"
             axis.text(x, bottom, share, ha="center", va="bottom", fontsize=10)
@@ -193,7 +195,8 @@ def bars(n, hca_ratio):
         axis.set_xticks(range(3), points)
         axis.set_ylabel(NAMES[measure])
         axis.grid(False, axis="x")
-        axis.legend(handles=[Patch(facecolor=colour, label=name) for colour, name in list(shown.items())[::-1]], fontsize=9,
+        terms = [name for name in TERMS if name in points["Flash"]][::-1]                # from the top, as in the bars
+        axis.legend(handles=[Patch(facecolor=TERMS[name], label=OF_V32.get(name, name)) for name in terms], fontsize=9,
                     loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.suptitle(f"{n:,} tokens of context; an HCA entry stands for {hca_ratio} tokens", x=0.01, ha="left", fontsize=12)
     return figure
@@ -212,6 +215,9 @@ def steps(points):
     axis.plot(ns, [first * n / ns[0] for n in ns], "--", color=VERMILION, label="in proportion to the context")
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.minorticks_off()
     axis.set_xticks(ns, [length(n) for n in ns])
     axis.set_xlabel("context (tokens)")
     axis.set_ylabel("milliseconds a token")
@@ -221,7 +227,7 @@ def steps(points):
 
 def record(found):
     """The recorded long run in four panels. found: what `minids.million` wrote."""
-    figure, axes = plt.subplots(2, 2, figsize=(10.2, 6.6))
+    figure, axes = plt.subplots(2, 2, figsize=(10.2, 7.0))
     points = found["points"]
     ns = [point["n"] for point in points]
     axes[0, 0].plot(ns, [point["cpu_ms"] for point in points], "o-", color=BLUE, label="measured")
@@ -240,10 +246,10 @@ def record(found):
     for (distance, alone), colour, marker in zip(found["found_without_context"].items(), (BLUE, GREEN, ORANGE, PURPLE), "os^x"):
         shares = [point["found"][distance] / found["questions"] for point in points]
         axes[1, 1].plot([ns[0] / 2, *ns], [alone / found["questions"], *shares], marker=marker, color=colour,
-                        label=f"{distance} tokens before")
+                        label=f"{distance} tokens before", clip_on=False)
     axes[1, 1].axhline(1 / (1 + found["rivals"]), color=BLACK, linewidth=0.9, linestyle=":")
-    axes[1, 1].set(title="facts found (dotted: chance)", ylabel="share", ylim=(0, 1.4))
-    axes[1, 1].legend(loc="upper center", ncol=2, fontsize=9)
+    axes[1, 1].set(title="facts found (dotted: chance)", ylabel="share", ylim=(0, 1))
+    axes[1, 1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncol=2, fontsize=9)
     for axis in axes.flat:
         axis.set_xscale("log", base=2)
         axis.set_xticks(ns[::2], [length(n) for n in ns[::2]])

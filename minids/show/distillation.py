@@ -95,11 +95,12 @@ def lost(chance: dict):
 
 
 def descents(runs: dict):
-    """Thin lines, one for each run: the true KL over steps. runs: {name: R steps}."""
+    """A line for each run, thin where there are several: the true KL over steps. runs: {name: R steps}."""
     figure, ax = plt.subplots(figsize=(7.0, 3.4))
     for (name, losses), colour in zip(runs.items(), (style.VERMILION, style.BLUE)):
+        look = {"linewidth": 0.8, "alpha": 0.6} if len(losses) > 1 else {"linewidth": 2}
         for i, row in enumerate(torch.as_tensor(losses).tolist()):
-            ax.plot(range(len(row)), row, color=colour, linewidth=0.8, alpha=0.6, label=None if i else name)
+            ax.plot(range(len(row)), row, color=colour, label=None if i else name, **look)
     ax.set(xlabel="step", ylabel="true KL (nats)", ylim=(0, None), title="The same step size for all")
     ax.legend(fontsize=10)
     return figure
@@ -116,9 +117,9 @@ def falling(runs: dict):
     return figure
 
 
-def report(rows: dict, label: str):
-    """Bars with intervals. rows: {model: {family: (value, low, high)}}."""
-    figure, ax = plt.subplots(figsize=(8.0, 3.4))
+def report(rows: dict, label: str, always: dict | None = None):
+    """Bars with intervals. rows: {model: {family: (value, low, high)}}; always: {answer: share of right ones}."""
+    figure, ax = plt.subplots(figsize=(8.0, 3.6))
     families = list(next(iter(rows.values())))
     for k, (family, colour) in enumerate(zip(families, (style.BLUE, style.ORANGE, style.GREEN, style.PURPLE))):
         values = [row[family] for row in rows.values()]
@@ -126,7 +127,11 @@ def report(rows: dict, label: str):
         ax.bar(at, [v for v, _, _ in values], width=0.76 / len(families), color=colour, label=family)
         ax.errorbar(at, [v for v, _, _ in values], [[v - a for v, a, _ in values], [b - v for v, _, b in values]],
                     fmt="none", color=style.BLACK, linewidth=1.2, capsize=3)
+    for i, (answer, share) in enumerate(sorted((always or {}).items(), key=lambda item: -item[1])):
+        ax.axhline(share, color=style.BLACK, linestyle=":", linewidth=1.2, zorder=0,
+                   label=None if i else "one answer to all of mathematics")
+        ax.text(1.01, share, f'always "{answer}"', fontsize=9, va="top" if i else "bottom", transform=ax.get_yaxis_transform())
     ax.set_xticks(range(len(rows)), [name.replace(" ", "\n") for name in rows])
     ax.set(ylabel=label, ylim=(0, None))
-    ax.legend(fontsize=10)
+    figure.legend(fontsize=10, loc="outside upper center", ncols=3)
     return figure

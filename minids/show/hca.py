@@ -5,6 +5,7 @@ import torch
 from matplotlib.colors import BoundaryNorm, ListedColormap, PowerNorm
 from matplotlib.patches import Patch
 
+from minids.show.attention import signed
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 
 WAYS = {"later than the query": "#EEEEEE", "only through an entry": SKY, "entry and sliding window": GREEN,
@@ -105,16 +106,18 @@ def halves(runs, chance):
     """{name: [(loss on the first half, loss on the second)]} over training steps."""
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.7), sharey=True)
     titles = "first half: random, nobody can know it", "second half: a copy of the first"
+    looks = ({"color": BLUE, "linewidth": 6, "alpha": 0.35}, {"color": VERMILION},
+             {"color": BLACK, "linestyle": "--", "linewidth": 1.2})                  # the third may lie on the first
     for i, (axis, title) in enumerate(zip(axes, titles)):
-        for (name, line), style, colour in zip(runs.items(), ("-", "--", ":"), (BLUE, VERMILION, GREEN)):
-            axis.plot([step[i] for step in line], linestyle=style, color=colour, label=name, linewidth=2.2)
+        for (name, line), look in zip(runs.items(), looks):
+            axis.plot([step[i] for step in line], label=name, **look)
         axis.axhline(chance, color=BLACK, linewidth=0.8, linestyle=":")
         axis.set_title(title)
         axis.set_xlabel("training step")
-        axis.set_ylim(0, chance + 0.4)
-    axes[0].text(0, chance + 0.08, "ln 16: pure guessing", fontsize=10)
+        axis.set_ylim(0, chance + 0.5)
+    axes[0].text(0, chance + 0.15, "ln 16: pure guessing", fontsize=10)
     axes[0].set_ylabel("loss (nats per token)")
-    axes[1].legend(loc="lower left", fontsize=10)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=10)
     return figure
 
 
@@ -171,7 +174,8 @@ def damage(rows):
     figure, axis = plt.subplots(figsize=(8.2, 0.5 * len(rows) + 1.1))
     for y, (mean, error) in enumerate(rows.values()):
         axis.errorbar(mean, y, xerr=2 * error, fmt="o", color=BLUE, capsize=4)
-        axis.text(1.02, y, f"{mean:+.4f} +- {2 * error:.4f}", transform=axis.get_yaxis_transform(), va="center", fontsize=10)
+        axis.text(1.02, y, f"{signed(mean, 4)} +- {2 * error:.4f}", transform=axis.get_yaxis_transform(), va="center",
+                  fontsize=10)
     axis.axvline(0, color=BLACK, linewidth=0.8)
     axis.set_yticks(range(len(rows)), rows)
     axis.set_ylim(len(rows) - 0.5, -0.5)

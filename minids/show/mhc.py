@@ -5,6 +5,7 @@ import math
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.patches import FancyBboxPatch
+from matplotlib.ticker import LogLocator
 
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 
@@ -53,7 +54,7 @@ def through_depth(lines, limit=None):
             axis.plot(range(1, len(one) + 1), one, color=colour, linestyle=style, label=name if i == 0 else None,
                       linewidth=1.2 if name == "unconstrained" else 2.4)
     axis.set_yscale("log")
-    axis.set_ylim(bottom=0.5)
+    axis.set_ylim(bottom=0.2)
     if limit:
         axis.axhline(limit, color=GREY, linewidth=0.8, linestyle=":")
         axis.text(2, limit, "3000: the peak in a 27B model (arXiv 2512.24880)", va="bottom", color="#555555", fontsize=10)
@@ -198,9 +199,9 @@ def shares(ways):
     figure, axes = plt.subplots(1, 2, figsize=(10.2, 3.5), sharey=True)
     titles = ("forward: signal arriving in each stream", "backward: gradient arriving in each stream")
     for axis, title, which in zip(axes, titles, (0, 1)):
-        for i, sums in enumerate(ways.values()):
-            values = sums[which].tolist()
-            drawn = axis.bar([i + 0.2 * (k - 1.5) for k in range(4)], values, width=0.18, color=[BLUE, ORANGE, GREEN, PURPLE])
+        for k, colour in enumerate((BLUE, ORANGE, GREEN, PURPLE)):
+            values, places = [sums[which][k].item() for sums in ways.values()], [i + 0.2 * (k - 1.5) for i in range(len(ways))]
+            drawn = axis.bar(places, values, width=0.18, color=colour, label=f"stream {k}")
             axis.bar_label(drawn, [f"{v:.1f}" for v in values], fontsize=9, padding=2)
         axis.axhline(1, color=BLACK, linewidth=0.8, linestyle=":")
         axis.set_xticks(range(len(ways)), ways)
@@ -208,13 +209,14 @@ def shares(ways):
         axis.set_ylim(0, 4.4)
         axis.grid(False, axis="x")
     axes[0].set_ylabel("sum of the weights")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 
 def backward(curves):
-    """Worst gain over depth. curves: {name: list over layers}; names that begin alike share a colour."""
+    """Worst gain over depth. curves: {name: list over layers}. The third line is dashed: it lies on the second."""
     figure, axis = plt.subplots(figsize=(7.6, 3.6))
-    looks = ((BLUE, "-"), (ORANGE, "-"), (VERMILION, "-"), (VERMILION, "--"), (GREEN, ":"))
+    looks = ((BLUE, "-"), (ORANGE, "-"), (VERMILION, "--"), (VERMILION, "-."), (GREEN, ":"))
     for (name, line), (colour, style) in zip(curves.items(), looks):
         axis.plot(range(1, len(line) + 1), line, color=colour, linestyle=style, label=name)
     axis.set_xlabel("layers passed")
@@ -243,6 +245,9 @@ def training(runs, gains):
     axes[0].set_ylim(2.2, 5.2)
     axes[1].set_ylabel("gradient norm")
     axes[1].set_yscale("log")
+    axes[1].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes[1].yaxis.set_major_formatter("{x:g}")
+    axes[1].minorticks_off()
     axes[2].set_ylabel("forward gain after training")
     axes[2].set_yscale("log")
     for axis, name in zip(axes, ("training step", "training step", "layers passed")):
@@ -254,7 +259,7 @@ def training(runs, gains):
 # ---- a trained model ----
 
 def learnt(sites):
-    """comb, pre and post of each site, means over tokens. sites: {name: (pre n, post n, comb n n)}."""
+    """comb, pre and post of each site, means over tokens; post has its own scale. sites: {name: (pre n, post n, comb n n)}."""
     loudest = max(post.max().item() for _, post, _ in sites.values())
     figure, axes = plt.subplots(3, len(sites), figsize=(11.4, 2.7), height_ratios=[4, 1, 1])
     for column, (name, (pre, post, comb)) in zip(axes.T, sites.items()):
@@ -265,7 +270,7 @@ def learnt(sites):
             column[2].text(j, 0, f"{value:.2f}".removeprefix("0"), ha="center", va="center", fontsize=7.5,
                            color="white" if value < 0.55 * loudest else BLACK)
         column[2].axis("off")
-    for axis, name in zip(axes[:, 0], ("comb: from row\nto column", "pre", "post")):
+    for axis, name in zip(axes[:, 0], ("comb: from row\nto column", "pre", f"post: yellow\nmeans {loudest:.2f}")):
         axis.axis("on")
         axis.set_xticks([])
         axis.set_yticks([])
@@ -310,16 +315,17 @@ def costs(ns, parameters, traffic):
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.4))
     left.plot(ns, [p / 1e6 for p in parameters], "o-", color=BLUE)
     left.set_ylabel("parameters of mHC (millions)")
-    left.set_yscale("log")
     for (name, line), look in zip(traffic.items(), ("s--", "o-")):
         right.plot(ns, line, look, label=name, color=ORANGE if look[0] == "s" else BLUE)
     right.set_ylabel("read and written (MB per token)")
-    right.set_ylim(bottom=0)
     right.legend()
     for axis in (left, right):
         axis.set_xscale("log", base=2)
         axis.set_xticks(ns, ns)
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.minorticks_off()
         axis.set_xlabel("streams n")
         axis.axvline(4, color=GREY, linewidth=0.8, linestyle=":")
+    right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     return figure

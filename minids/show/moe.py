@@ -3,12 +3,14 @@
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
+from matplotlib.colors import PowerNorm
 
 from minids.show.drawing import arrow, box, canvas
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PALETTE, PURPLE, SKY, VERMILION, YELLOW
 
-LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
-COLOURS = (VERMILION, BLUE, GREEN, PURPLE, ORANGE, BLACK)
+SETTINGS = {  # the looks of the runs, in every figure
+    "no balancing": (VERMILION, "-"), "V4's numbers: u = 0.001, loss 0.0001": (BLUE, "--"), "bias, u = 0.01": (GREEN, "-."),
+    "sequence-wise loss, 0.01": (PURPLE, ":"), "no balancing, no common direction": (ORANGE, (0, (5, 1)))}
 
 
 def layer(chosen=(1, 4), g=(1.1, 0.4), experts=6):
@@ -40,7 +42,7 @@ def affinities(low=-6.0, high=6.0):
     figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.3))
     curves = {"sqrt(softplus(x)), V4": lambda x: F.softplus(x).sqrt(), "sigmoid(x), V3": torch.sigmoid,
               "softplus(x)": F.softplus}
-    for (name, f), colour, line in zip(curves.items(), (BLUE, ORANGE, BLACK), LINES):
+    for (name, f), colour, line in zip(curves.items(), (BLUE, ORANGE, BLACK), ("-", "--", "-.")):
         y = f(x)
         slope = torch.autograd.grad(y.sum(), x)[0]
         axes[0].plot(x.detach(), y.detach(), color=colour, linestyle=line, label=name)
@@ -119,8 +121,9 @@ def zipf(frequencies, loads, control, bound):
 
 def load_curves(runs, smooth=10):
     """Largest over mean load against the step. runs: {name: S R E loads of R seeds}; bands are the seeds' range."""
-    figure, axis = plt.subplots(figsize=(8.4, 4.2))
-    for (name, loads), colour, line in zip(runs.items(), COLOURS, LINES):
+    figure, axis = plt.subplots(figsize=(8.4, 4.5))
+    for name, loads in runs.items():
+        colour, line = SETTINGS.get(name, (BLACK, "-"))
         sums = loads.unfold(0, smooth, smooth).sum(-1)                                   # S/smooth R E
         worst = sums.max(-1).values / sums.mean(-1)                                      # S/smooth R
         steps = [smooth * (i + 0.5) for i in range(len(worst))]
@@ -130,37 +133,37 @@ def load_curves(runs, smooth=10):
     axis.set_ylim(bottom=0.9)
     axis.set_xlabel(f"training step (loads of {smooth} steps added up)")
     axis.set_ylabel("largest load / mean load")
-    figure.legend(loc="outside lower center", ncols=2, fontsize=10)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=10, title="lines: mean of the seeds; bands: their range")
     return figure
 
 
-def load_maps(runs, top=3.0, smooth=4):
-    """Load over mean load of each expert and step, one panel for each run. runs: {name: S E}."""
+def load_maps(runs, top=8, smooth=4):
+    """Load over mean load of each expert and step, one panel for each run. runs: {name: S E}; top: E / K, the worst."""
     figure, axes = plt.subplots(1, len(runs), figsize=(9.4, 3.6), sharey=True)
     for axis, (name, loads) in zip(axes, runs.items()):
         loads = loads.unfold(0, smooth, smooth).sum(-1)
-        image = axis.imshow((loads / loads.mean(1, keepdim=True)).T, aspect="auto", vmin=0, vmax=top, interpolation="nearest",
-                            extent=(0, len(loads) * smooth, loads.shape[1] - 0.5, -0.5))
+        image = axis.imshow((loads / loads.mean(1, keepdim=True)).T, aspect="auto", norm=PowerNorm(0.5, 0, top),
+                            interpolation="nearest", extent=(0, len(loads) * smooth, loads.shape[1] - 0.5, -0.5))
         axis.set_title(name, fontsize=11)
         axis.set_xlabel("training step")
         axis.grid(False)
     axes[0].set_ylabel("expert")
-    figure.colorbar(image, ax=axes, label="load / mean load", extend="max")
+    figure.colorbar(image, ax=axes, label="load / mean load", ticks=[0, 0.5, 1, 2, 4, 8], format="{x:g}")
     return figure
 
 
 def loads_at(runs, step, smooth=10):
     """The widget's picture: each expert's load around one step, a row of bars for each run. runs: {name: S E}."""
     figure, axes = plt.subplots(1, len(runs), figsize=(9.4, 2.9), sharey=True)
-    for axis, (name, loads), colour in zip(axes, runs.items(), COLOURS):
+    for axis, (name, loads) in zip(axes, runs.items()):
         now = loads[max(step - smooth, 0): step].sum(0)
         now = now / now.mean()
-        axis.bar(range(len(now)), now, color=colour)
+        axis.bar(range(len(now)), now, color=SETTINGS.get(name, (BLACK, "-"))[0])
         axis.axhline(1, color=BLACK, linewidth=0.8)
         axis.set_title(f"{name}: largest {now.max():.1f}", fontsize=11)
         axis.set_xlabel("expert")
         axis.grid(False, axis="x")
-    axes[0].set_ylim(0, 4)
+    axes[0].set_ylim(0, 8)
     axes[0].set_ylabel("load / mean load")
     figure.suptitle(f"steps {max(step - smooth, 0) + 1} to {step}", x=0.01, ha="left", fontsize=12)
     return figure

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 
 from minids.optim import FLAT, STEEP
-from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from minids.show.style import BLACK, BLUE, GREEN, ORANGE, SKY, VERMILION
 
 HYBRID = [STEEP] * 8 + [FLAT] * 2
 LOOKS = {"gradient": (VERMILION, "-"), "AdamW's first update": (ORANGE, "--"), "Muon's first update": (BLUE, "-")}
@@ -110,8 +110,8 @@ def composed(low: float = 1e-5):
     x = np.logspace(np.log10(low), 0, 4000)
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.7), width_ratios=(3, 2))
     for ax in axes:
-        ax.plot(x, apply(x, [STEEP] * 5), color=ORANGE, linewidth=1.2, label="5 steep (Muon, 2024)")
-        ax.plot(x, apply(x, [STEEP] * 8), color=VERMILION, linewidth=1.2, label="8 steep")
+        ax.plot(x, apply(x, [STEEP] * 8), color=ORANGE, linewidth=1.2, label="8 steep")
+        ax.plot(x, apply(x, [STEEP] * 5), "--", color=BLACK, linewidth=1.2, label="5 steep (Muon, 2024)")
         ax.plot(x, apply(x, HYBRID), color=BLUE, linewidth=2.2, label="8 steep + 2 flat (V4)")
         ax.set(xscale="log", xlabel="singular value / Frobenius norm")
     axes[0].set(ylabel="singular value after", ylim=(0, 1.3), title="Steep, then flat")
@@ -200,7 +200,7 @@ def sweep(results=None):
 def cost_share(tokens, shares: dict[str, list[float]], real: dict[str, tuple[float, float]]):
     """The iteration's share of a training step's operations (%), over the tokens in a step; `real` marks V4's batches."""
     figure, ax = plt.subplots(figsize=(7.6, 3.6))
-    for (name, share), colour in zip(shares.items(), (GREEN, BLUE, PURPLE)):
+    for (name, share), colour in zip(shares.items(), (GREEN, SKY, BLUE)):
         ax.plot(tokens, share, color=colour, label=name)
         if name in real:
             x, y = real[name]

@@ -66,6 +66,8 @@ def density(positive):
     left.set_title("8 an octave, fewer at both ends")
     right.set_xscale("log", base=2)
     right.set_yscale("log")
+    right.set_yticks((5, 10, 20, 50, 100), (5, 10, 20, 50, 100))
+    right.minorticks_off()
     right.set_xlabel("number")
     right.set_ylabel("distance to the next (% of the number)")
     right.set_title("the relative step stays within a factor 2")
@@ -81,6 +83,7 @@ def scale_rules(amax, errors, kept):
     for k in kept:
         axis.axvline(k, color=BLACK, linewidth=0.6, alpha=0.5)
     axis.set_xscale("log", base=2)
+    axis.set_xticks(kept, [f"{k:g}" for k in kept])
     axis.set_xlabel("largest number of the block")
     axis.set_ylabel("RMS error (% of the RMS)")
     axis.set_ylim(bottom=0)

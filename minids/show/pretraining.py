@@ -31,12 +31,12 @@ def visible(tokenizer, token: int) -> str:
     return text.encode("unicode_escape").decode("ascii")
 
 
-def _baselines(ax, baselines, at, ha="right") -> None:
+def _baselines(ax, baselines) -> None:
+    """The yardsticks as lines, their names right of the axes."""
     for name, loss in baselines.items():
         colour, dash = LINES[name]
         ax.axhline(loss, color=colour, linestyle=dash, linewidth=1.4)
-        ax.text(at, loss, f" {name}", color=colour, va="bottom", ha=ha, fontsize=10,
-                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1})
+        ax.text(1.01, loss, name, transform=ax.get_yaxis_transform(), color=colour, va="center", fontsize=10)
 
 
 def smooth(values, width: int = 10):
@@ -51,11 +51,12 @@ def falling(steps: int, losses, looks, baselines):
     """The loss of a run of `steps` so far: losses, one a step; looks, (step, loss) on validation text; baselines as lines."""
     figure, ax = plt.subplots()
     ax.set(xlim=(0, steps), ylim=(1.8, 7.8), xlabel="step", ylabel="loss (nats per token)", title="Loss while training")
-    ax.plot(range(1, len(losses) + 1), losses, color=style.SKY, linewidth=0.8, label="training batches")
-    ax.plot(range(1, len(losses) + 1), smooth(losses), color=style.BLUE, label="mean of the last 10")
+    step = np.arange(1, len(losses) + 1)
+    ax.plot(step, losses, color=style.SKY, linewidth=0.8, label="training batches")
+    ax.plot(smooth(step), smooth(losses), color=style.BLUE, label="mean of 10")        # in the middle of its steps: no lag
     if looks:
-        ax.plot(*zip(*looks), "o", color=style.BLACK, markersize=5, label="validation text")
-    _baselines(ax, baselines, 0, "left")
+        ax.plot(*zip(*looks), "o", color=style.BLACK, markersize=5, label="validation text", clip_on=False)
+    _baselines(ax, baselines)
     ax.legend(loc="upper right", ncol=3, fontsize=9)
     return figure
 
@@ -99,31 +100,44 @@ def load_over_time(loads, title: str = "Experts of one layer"):
     return figure
 
 
-def run_log(log, tokens_per_step: int, baselines):
-    """A run's records in four panels over tokens read: loss, learning rate, gradient norm, speed."""
+def run_log(log, tokens_per_step: int, baselines, stages):
+    """A run's records over tokens read: the loss, its last dots closer, learning rate, gradient norm, speed. Thin lines: a
+    stage begins; `stages` are their names."""
     steps = [r for r in log if "loss" in r]
     looks = [r for r in log if "valid_loss" in r]
     tokens = np.array([r["step"] for r in steps]) * tokens_per_step / 1e6
-    seconds = np.array([r["seconds"] for r in steps])
-    figure, axes = plt.subplots(2, 2, figsize=(9.0, 6.0), sharex=True)
-    (loss, rate), (norm, speed) = axes
-    loss.plot(tokens, [r["loss"] for r in steps], color=style.SKY, linewidth=0.6)
-    loss.plot(tokens, smooth([r["loss"] for r in steps], 20), color=style.BLUE, label="training batches")
-    loss.plot([r["step"] * tokens_per_step / 1e6 for r in looks], [r["valid_loss"] for r in looks], "o", color=style.BLACK,
-              markersize=4, label="validation text")
-    _baselines(loss, baselines, tokens[-1])
-    loss.set(title="Loss", ylabel="nats per token", ylim=(min(1.8, min(r["loss"] for r in steps) - 0.1), 7.8))
+    losses = [r["loss"] for r in steps]
+    dots = [r["step"] * tokens_per_step / 1e6 for r in looks], [r["valid_loss"] for r in looks]
+    figure = plt.figure(figsize=(10.0, 6.2))
+    top, bottom = figure.subfigures(2, 1)
+    (loss, close), (rate, norm, speed) = top.subplots(1, 2), bottom.subplots(1, 3)
+    loss.plot(tokens, losses, color=style.SKY, linewidth=0.6, label="single batches")
+    loss.plot(smooth(tokens, 20), smooth(losses, 20), color=style.BLUE, label="mean of 20")
+    loss.plot(*dots, "o", color=style.BLACK, markersize=4, label="validation text", zorder=3)
+    _baselines(loss, baselines)
+    loss.set(title="Loss", ylabel="nats per token", ylim=(0, 9))
     loss.legend(fontsize=9)
+    left = 0.7 * tokens[-1]
+    last = [y for x, y in zip(*dots) if x > left]
+    close.plot(*dots, "o-", color=style.BLACK, markersize=4, linewidth=0.7)
+    close.set(title="Loss on validation text, the end", ylabel="nats per token", xlim=(left, 1.01 * tokens[-1]),
+              ylim=(min(last) - 0.03, max(last) + 0.06))
     rate.plot(tokens, [1e3 * r["lr"] for r in steps])
     rate.set(title="Learning rate", ylabel="thousandths", ylim=(0, None))
     norm.plot(tokens, [r["grad_norm"] for r in steps], linewidth=0.8)
     norm.axhline(1.0, color=style.VERMILION, linestyle="--", linewidth=1.2)
-    norm.set(title="Gradient norm (dashed: clipped above)", ylabel="norm", yscale="log", xlabel="million tokens read")
-    pace = np.diff(seconds)
-    median = np.median(pace)
-    speed.plot(tokens[1:], smooth(tokens_per_step / np.maximum(pace, 0.2 * median), 10) / 1e3)
-    speed.set(title="Speed (dips: looks and saves)", ylabel="thousand tokens a second", ylim=(0, None),
-              xlabel="million tokens read")
+    norm.set(title="Gradient norm\n(dashed: clipped above)", ylabel="norm", yscale="log")
+    norm.set_yticks([0.1, 1], ["0.1", "1"])
+    pace = np.diff([r["seconds"] for r in steps])
+    speed.plot(tokens[1:], smooth(tokens_per_step / np.maximum(pace, 0.2 * np.median(pace)), 10) / 1e3)
+    speed.set(title="Speed\n(dips: looks and saves)", ylabel="thousand tokens a second", ylim=(0, None))
+    begins = [tokens[i] for i in range(1, len(steps)) if steps[i]["stage"] != steps[i - 1]["stage"]]
+    for ax in (loss, close, rate, norm, speed):
+        ax.set_xlabel("million tokens read")
+        for begin in begins:
+            ax.axvline(begin, color=style.BLACK, linewidth=0.7)
+    for name, a, b in zip(stages, [left, *begins], [*begins, tokens[-1]]):
+        close.text((a + b) / 2, max(last) + 0.045, name, ha="center", fontsize=8.5)
     return figure
 
 
@@ -169,12 +183,13 @@ def schedule(rates, peak: float):
 
 
 def sabotage(curves: dict[str, list[list[float]]], floor: float):
-    """Training losses of several runs of each kind, thin lines, over steps; `floor` is the trigram's loss."""
+    """Training losses over steps, for each kind the mean of its runs and their range; `floor` is the trigram's loss."""
     figure, ax = plt.subplots()
-    colours = (style.BLUE, style.VERMILION, style.GREEN, style.ORANGE)
-    for (name, runs), colour in zip(curves.items(), colours):
-        for i, losses in enumerate(runs):
-            ax.plot(range(1, len(losses) + 1), losses, color=colour, linewidth=1.3, label=None if i else name)
+    looks = (style.BLACK, "-"), (style.VERMILION, "-"), (style.GREEN, "--"), (style.PURPLE, "-.")
+    for (name, runs), (colour, dash) in zip(curves.items(), looks):
+        step = range(1, len(runs[0]) + 1)
+        ax.fill_between(step, np.min(runs, 0), np.max(runs, 0), color=colour, alpha=0.15, linewidth=0)
+        ax.plot(step, np.mean(runs, 0), dash, color=colour, linewidth=1.6, label=name)
     ax.axhline(floor, color=style.BLACK, linestyle=":", linewidth=1.3)
     ax.text(1, floor, " trigram", va="bottom", fontsize=9)
     ax.set(xlabel="step", ylabel="training loss (nats per token)", title="The recipe, and three ways to break it")
@@ -197,8 +212,8 @@ def against(runs: dict, baselines: dict[str, float]):
     """Training losses over seconds of training. runs: {name: (seconds of each step, losses of each step)}."""
     figure, ax = plt.subplots(figsize=(7.0, 3.6))
     for (name, (seconds, losses)), colour in zip(runs.items(), (style.BLUE, style.GREEN)):
-        ax.plot(np.cumsum(seconds), smooth(losses), color=colour, label=f"{name}, {len(losses)} steps")
-    _baselines(ax, baselines, 0, "left")
+        ax.plot(smooth(np.cumsum(seconds)), smooth(losses), color=colour, label=f"{name}, {len(losses)} steps")
+    _baselines(ax, baselines)
     ax.set(xlabel="seconds of training (processor time)", ylabel="loss (nats per token)",
            title="Training batches, mean of ten steps")
     ax.legend(loc="upper right", fontsize=10)

@@ -425,45 +425,46 @@ def routers(models):
 
 
 def connections(models):
-    """The static comb of three sites of each model, and what it does to the streams through all layers."""
-    figure, small = plt.figure(figsize=(max(10.6, 4.2 * len(models)), 5.0)), len(models) > 2
-    grid = figure.add_gridspec(2, 3 * len(models), height_ratios=[1, 1.5])
+    """A row for each model: the static comb of three sites, and what it does to the streams through all layers."""
+    figure, axes = plt.subplots(len(models), 4, figsize=(10.2, 2.1 * len(models) + 0.4), squeeze=False,
+                                width_ratios=[1, 1, 1, 2.2])
     combs = {name: connections_of(source)[2] for name, source in models.items()}
     lowest = min(through_depth(comb)[1][-1] for comb in combs.values())
-    for column, (name, comb) in enumerate(combs.items()):
+    for (*small, axis), (name, comb) in zip(axes, combs.items()):
         S = len(comb)
         for k, site in enumerate((0, S // 2, S - 1)):
-            axis = figure.add_subplot(grid[0, 3 * column + k])
-            heat(axis, comb[site], f"{name}, site {site}" if k == 0 else f"site {site}", size=6.5 if small else 8)
-        axis = figure.add_subplot(grid[1, 3 * column:3 * column + 3])
+            heat(small[k], comb[site], f"{name}, site {site}" if k == 0 else f"site {site}")
         gains, left = through_depth(comb)
         axis.plot(range(1, S + 1), gains, color=BLUE, marker="o", markersize=4, label="largest gain")
         axis.plot(range(1, S + 1), left, color=ORANGE, linestyle="--", marker="s", markersize=4, label="left of a difference")
         axis.set_yscale("log")
         axis.set_ylim(10 ** math.floor(math.log10(max(lowest / 2, 1e-7))), 5)
-        axis.set_xlabel("sites passed")
+        axis.set_ylabel("gain, what is left")
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.legend(fontsize=9, loc="lower left")
+    axes[0, -1].legend(fontsize=9, loc="lower left")
+    axes[-1, -1].set_xlabel("sites passed")
     return figure
 
 
 def biases(models):
-    """The weight that the compressors' biases alone give to each slot of a window."""
-    figure, axes = _panels(models, sharey=True)
+    """The weight that the compressors' biases alone give to each slot of a window; a large model's layers by kind alone."""
+    figure, axes = _panels(models, height=4.0, sharey=True)
     for axis, source in zip(axes, models.values()):
-        for layer, (m, weights) in biases_of(source).items():
-            few = len(weights) < 20
+        found = biases_of(source)
+        kinds = [m == 4 for m, _ in found.values()]
+        many = max(kinds.count(True), kinds.count(False)) > 3
+        looks = {True: [(BLUE, "o"), (SKY, "s"), (GREEN, "^")], False: [(ORANGE, "D"), (PURPLE, "v"), (VERMILION, "P")]}
+        for layer, (m, weights) in found.items():
+            colour, mark = looks[m == 4][0] if many else looks[m == 4].pop(0)
             x = [(slot + 0.5) / len(weights) for slot in range(len(weights))]
-            axis.plot(x, weights.tolist(), color=BLUE if m == 4 else ORANGE, marker="o" if few else None, markersize=4,
-                      linestyle="-" if m == 4 else "--", label=f"layer {layer}: {'CSA' if m == 4 else f'HCA, {m} tokens'}")
+            axis.plot(x, weights.tolist(), "-" if m == 4 else "--", color=colour, marker=mark if len(weights) < 20 else None,
+                      markersize=5, label=f"layer {layer}: {'CSA' if m == 4 else f'HCA, {m} tokens'}")
         axis.axhline(1, color=BLACK, linewidth=0.7, linestyle=":")
         axis.set_xlabel("slot (0: oldest, 1: newest)")
-        if len(biases_of(source)) < 5:
-            axis.legend(fontsize=9)
-        else:
-            axis.legend(handles=[Patch(facecolor=BLUE, label="CSA"), Patch(facecolor=ORANGE, label="HCA")], fontsize=9)
+        handles = [Patch(facecolor=BLUE, label="CSA"), Patch(facecolor=ORANGE, label="HCA")] if many else None
+        axis.legend(handles=handles, fontsize=9, loc="upper left")
     axes[0].set_ylabel("weight / even weight")
-    axes[0].set_ylim(bottom=0)
+    axes[0].set_ylim(0, 1.45 * axes[0].get_ylim()[1])                                       # room for the legends
     return figure
 
 
@@ -557,19 +558,24 @@ def lens(walks, chances):
 
 
 def lens_table(found, words, spell, last=9):
-    """What the lens would say behind each layer, for the last places of a text. words: the text's tokens; spell: id -> text."""
-    best, chance = found["best"][:, -last:], found["chance"][:, -last:]
-    L, T = best.shape
-    figure, axis = plt.subplots(figsize=(10.6, 0.48 * L + 1.2))
-    axis.imshow(chance.tolist(), vmin=0, vmax=1, aspect="auto", cmap="cividis")
-    for i in range(L):
-        for t in range(T):
+    """What the lens would say behind each layer, for the last places of a text but one, and below what comes next there.
+    words: the text's tokens; spell: id -> text."""
+    words = words[-last - 1:]
+    L, T = len(found["best"]), len(words) - 1
+    best, chance = found["best"][:, -T - 1:-1], found["chance"][:, -T - 1:-1]
+    figure, axis = plt.subplots(figsize=(10.6, 0.48 * (L + 1) + 1.2))
+    image = axis.imshow(chance.tolist(), vmin=0, vmax=1, aspect="auto", cmap="cividis")
+    for t in range(T):
+        for i in range(L):
             axis.text(t, i, spell(int(best[i, t])), ha="center", va="center", fontsize=9,
                       color="white" if chance[i, t] < 0.5 else BLACK)
-    axis.set_yticks(range(L), [f"layer {i}" for i in range(L)])
-    axis.set_xticks(range(T), words[-T:], fontsize=10)
+        axis.text(t, L, words[t + 1], ha="center", va="center", fontsize=9, weight="bold")
+    figure.colorbar(image, label="probability")
+    axis.set_ylim(L + 0.5, -0.5)
+    axis.set_yticks(range(L + 1), [*(f"layer {i}" for i in range(L)), "comes next"])
+    axis.set_xticks(range(T), words[:-1], fontsize=10)
     axis.xaxis.tick_top()
-    axis.set_xlabel("the text, token by token; below each: what the head would say comes next")
+    axis.set_xlabel("above: the text, token by token; below each: what the head would say comes next, and what does")
     axis.grid(False)
     axis.tick_params(length=0)
     return figure

@@ -97,6 +97,7 @@ def estimators(exact: float, on: dict, off: dict):
         ax.axvline(exact, color=BLACK, linestyle="--", linewidth=1.2)
         ax.set_yticks(range(len(table)), list(table))
         ax.set_ylim(len(table) - 0.5, -0.5)
+        ax.set_xticks([-0.5, 0, 0.5, 1], ["-0.5", "0", "0.5", "1"])
         ax.set(title=title, xlabel="nats: mean, and one deviation of a token")
     return figure
 
@@ -138,12 +139,13 @@ def seeds(curves: dict, ylabel: str, title: str):
 
 def shares(table: dict):
     """How often a policy takes the second of two equally right words: {name: shares, one for each problem}."""
-    figure, axes = plt.subplots(1, len(table), figsize=(9.0, 2.8), sharey=True)
+    figure, axes = plt.subplots(1, len(table), figsize=(9.0, 3.0), sharey=True)
     for ax, (name, values), colour in zip(axes, table.items(), (GREY, VERMILION, BLUE)):
-        ax.hist([100 * v for v in values], bins=np.linspace(0, 100, 11), color=colour, edgecolor="white")
-        ax.set(title=name, xlabel="'seven' instead of '7' (% of right answers)")
-        ax.xaxis.label.set_fontsize(9)
-    axes[0].set_ylabel("problems")
+        ax.hist([100 * v for v in values], bins=np.linspace(0, 100, 12), weights=[100 / len(values)] * len(values),
+                color=colour, edgecolor="white")                # 11 bins: 50 % is in the middle of one
+        ax.set_title(name)
+    axes[0].set_ylabel("problems (%)")
+    figure.supxlabel("'seven' instead of '7' (% of right answers)", fontsize=11)
     return figure
 
 
@@ -174,21 +176,24 @@ def falling(losses):
 
 def learning(runs: dict, what: dict):
     """Runs of GRPO over steps, a panel for each of `what` {key: label}; runs: {name: list of records}."""
-    figure, axes = plt.subplots(1, len(what), figsize=(3.2 * len(what), 3.3))
-    for ax, (key, label) in zip(axes, what.items()):
+    rows = (len(what) + 1) // 2
+    figure, axes = plt.subplots(rows, 2, figsize=(8.4, 2.6 * rows), sharex=True, squeeze=False)
+    for ax, (key, label) in zip(axes.flat, what.items()):
         for (name, log), colour, mark in zip(runs.items(), (BLUE, VERMILION), ("o", "s")):
             values = np.array([record[key] for record in log])
             smooth = np.convolve(np.pad(values, 2, mode="edge"), np.ones(5) / 5, mode="valid")
             ax.plot(range(1, len(values) + 1), values, mark, color=colour, markersize=3, alpha=0.45)
             ax.plot(range(1, len(values) + 1), smooth, color=colour, label=name)
-        ax.set(xlabel="step", title=label)
-        ax.title.set_fontsize(10)
-    axes[0].legend(fontsize=8.5)
+        ax.set_title(label)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    for ax in axes[-1]:
+        ax.set_xlabel("step")
+    axes[0, 0].legend(fontsize=9)
     return figure
 
 
 def bars(table: dict, ylabel: str, guess: float | None = None):
-    """Shares with their intervals, in groups: {group: {name: (share, low, high)}}."""
+    """Shares with their intervals, in groups: {group: {name: (share, low, high)}}. guess: that of always saying 12."""
     figure, ax = plt.subplots(figsize=(7.4, 3.6))
     names = list(next(iter(table.values())))
     width = 0.8 / len(names)
@@ -199,7 +204,7 @@ def bars(table: dict, ylabel: str, guess: float | None = None):
         ax.errorbar(at, share, yerr=[share - low, high - share], fmt="none", color=BLACK, capsize=3, elinewidth=1.2)
     if guess is not None:
         ax.axhline(100 * guess, color=BLACK, linestyle=":", linewidth=1.2)
-        ax.text(len(table) - 0.5, 100 * guess, " guessing", fontsize=9, ha="right", va="bottom")
+        ax.text(1.01, 100 * guess, "always\nsaying 12", fontsize=9, va="center", transform=ax.get_yaxis_transform())
     ax.set_xticks(range(len(table)), list(table))
     ax.set(ylabel=ylabel, ylim=(0, 100))
     ax.legend(fontsize=9, loc="upper left", ncol=len(names))
@@ -227,9 +232,9 @@ def modes(names):
         for i, row in enumerate(rows):
             values = [float(row[f"{model} {mode}"]) for mode in ("Non-think", "High", "Max")]
             ax.plot([min(values), max(values)], [i, i], color=GREY, linewidth=1)
-            for value, mark, colour, mode in zip(values, ("X", "o", "^"), (GREY, SKY, BLUE), ("Non-think", "High", "Max")):
-                ax.plot([value], [i], mark, color=colour, markersize=9, label=mode if i == 0 else None)
-        ax.set(title=model, xlabel="score (%)", xlim=(0, 101))
+            for value, mark, colour, mode in zip(values, "osD", ("white", SKY, BLUE), ("Non-think", "High", "Max")):
+                ax.plot([value], [i], mark, mfc=colour, mec=BLACK, mew=0.8, markersize=7, label=mode if i == 0 else None)
+        ax.set(title=model, xlabel="score (%)", xlim=(-3, 102))
     axes[0].set_yticks(range(len(rows)), [row["benchmark"].split(" (")[0] for row in rows])
     axes[0].invert_yaxis()
     axes[0].legend(fontsize=9, loc="center left")

@@ -22,6 +22,12 @@ def _arrows(axis, start, end, lines=1, **style):
         arrow(axis, (start[0], start[1] + shift), (end[0], end[1] + shift), **style)
 
 
+def _up_and_right(axis, x, y, end):
+    """The four streams, from the top edge of a box, around (x, y), up and then right to `end`."""
+    for shift in (-0.135, -0.045, 0.045, 0.135):
+        arrow(axis, (x + shift, y), (x + shift, end[1] - shift), (end[0], end[1] - shift))
+
+
 def pipeline():
     """From ids to logits, and below it one of a block's two sites."""
     figure, axis = canvas(9.6, 4.6)
@@ -40,15 +46,19 @@ def pipeline():
     axis.text(0.3, 2.62, "one site; a block has two: attention, then the experts", fontsize=10)
     low, top = 1.0, 2.05
     for x, text, width, colour in ((0.75, "X\nB T n d", 0.9, ORANGE), (2.35, "read\nsum pre[j] X[j]", 1.45, ORANGE),
-                                   (4.05, "norm", 0.8, SKY), (5.55, "layer\nB T d", 1.0, GREEN),
-                                   (7.2, "write\npost[k] f", 1.15, ORANGE), (8.95, "X'\nB T n d", 0.9, ORANGE)):
+                                   (3.9, "norm", 0.8, SKY), (5.2, "layer\nB T d", 1.0, GREEN),
+                                   (6.65, "write\npost[k] f", 1.15, ORANGE), (8.95, "X'\nB T n d", 0.9, ORANGE)):
         _box(axis, x, low, text, width, 0.72, colour)
-    for a, b, lines in ((1.22, 1.6, 4), (3.1, 3.62, 1), (4.48, 5.02, 1), (6.08, 6.6, 1), (7.8, 8.47, 4)):
+    plus = axis.add_patch(plt.Circle((7.9, low), 0.27, facecolor="white", edgecolor=BLACK))
+    axis.text(7.9, low, "+", fontsize=17, ha="center", va="center")
+    for a, b, lines in ((1.22, 1.6, 4), (3.1, 3.47, 1), (4.33, 4.67, 1), (5.73, 6.04, 1)):
         _arrows(axis, (a, low), (b, low), lines)
-    _box(axis, 4.8, top, "carry   sum_j comb[j, k] X[j]", 2.7, 0.42, ORANGE)
-    _arrows(axis, (0.75, low + 0.55), (3.42, top), 4)
-    _arrows(axis, (6.18, top), (8.2, low + 0.45), 4)
-    axis.text(8.28, low + 0.28, "+", fontsize=17, ha="center", va="center")
+    _arrows(axis, (7.25, low), (7.9, low), 4, patchB=plus)
+    _arrows(axis, (7.9, low), (8.47, low), 4, patchA=plus)
+    _box(axis, 4.6, top, "carry   sum_j comb[j, k] X[j]", 2.7, 0.42, ORANGE)
+    _up_and_right(axis, 0.75, low + 0.38, (3.22, top))
+    for shift in (-0.135, -0.045, 0.045, 0.135):
+        arrow(axis, (5.97, top + shift), (7.9 + shift, top + shift), (7.9 + shift, low), patchB=plus)
     axis.text(0.3, 0.3, "pre, post and comb are computed from X itself, at each site anew (lesson 07).", fontsize=10)
     return figure
 
@@ -64,8 +74,8 @@ def mtp_alignment(words=("In", "the", "beginning", "God", "created"), t=1):
     _box(axis, xs[t + 1], 2.75, "MTP block", 1.3, 0.5, ORANGE)
     for i in range(t + 1):
         _arrows(axis, (xs[i], 0.78), (xs[t] - 0.1 * (t - i), 1.47))
-    _arrows(axis, (xs[t] + 0.2, 2.03), (xs[t + 1] - 0.7, 2.72), 4)
-    axis.text(xs[t] - 0.75, 2.5, "streams X at t", fontsize=10)
+    _up_and_right(axis, xs[t], 2.02, (xs[t + 1] - 0.68, 2.75))
+    axis.text(xs[t] - 0.25, 2.45, "streams X at t", ha="right", fontsize=10)
     _arrows(axis, (xs[t + 1], 0.78), (xs[t + 1], 2.47))
     axis.text(xs[t + 1] + 0.1, 1.35, "embedding of\ntoken t + 1", fontsize=10, va="center")
     _arrows(axis, (xs[t] + 0.63, 1.7), (xs[t + 1] - 0.25, 0.8), color=BLUE, linestyle="--")
@@ -106,10 +116,12 @@ def depth(curves, spreads, by_hand=None):
 def leak(runs, chance):
     """Loss against training step for {name: losses}, with the loss of a guess at random."""
     figure, axis = plt.subplots(figsize=(7.4, 3.5))
-    for (name, losses), style in zip(runs.items(), ("-", "--", "-.")):
-        axis.plot(losses, linestyle=style, label=name)
+    looks = ({"color": BLUE, "linewidth": 6, "alpha": 0.35}, {"color": ORANGE},
+             {"color": BLACK, "linestyle": "--", "linewidth": 1.2})                  # the third lies on the first
+    for (name, losses), look in zip(runs.items(), looks):
+        axis.plot(losses, label=name, **look)
     axis.axhline(chance, color=BLACK, linewidth=0.8, linestyle=":")
-    axis.text(len(next(iter(runs.values()))) / 2, chance - 0.3, "guessing: ln(vocabulary)", fontsize=10)
+    axis.text(len(next(iter(runs.values()))) / 2, chance - 0.4, "guessing: ln(vocabulary)", fontsize=10)
     axis.set_xlabel("training step")
     axis.set_ylabel("loss (nats per token)")
     axis.set_ylim(0, chance + 0.5)
@@ -175,15 +187,20 @@ def sizes(total, used, title):
 
 
 def sweeps(experts, picks):
-    """Static twin of the widget. experts, picks: {number: (total, active)}: over the experts stored, over those used."""
+    """Static twin of the widget. experts, picks: {number: (total, active)}: over the experts stored, over those used. All
+    axes are logarithmic: in proportion is a straight line."""
     figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.4), sharey=True)
     for axis, points, name in zip(axes, (experts, picks), ("routed experts in a layer, E", "experts used by a token, K")):
         for i, (label, colour, style) in enumerate((("total", BLUE, "o-"), ("active", ORANGE, "s--"))):
             values = [point[i] / 1e9 for point in points.values()]
             axis.plot(list(points), values, style, color=colour, label=label)
         axis.set_xlabel(name)
-        axis.set_yscale("log")
-        axis.set_xticks(list(points))
+        axis.set(xscale="log", yscale="log")
+        axis.set_xticks(list(points), points)
+        axis.minorticks_off()
+    ticks = (10, 20, 50, 100, 200, 500)
+    axes[0].set_yticks(ticks, ticks)
+    axes[0].set_ylim(6, 800)
     axes[0].set_ylabel("parameters (billions)")
     axes[0].legend(loc="center right")
     return figure

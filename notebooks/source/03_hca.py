@@ -490,7 +490,7 @@ def copy_run(rule, steps=120):
 # %% tags=["nbval-ignore-output"]
 runs = {"right": copy_run(attention.incomplete), "sabotage: too early": copy_run(early), "control: too late": copy_run(late)}
 style.show(hca.halves(runs, math.log(16)), "Loss over training steps. On the random half only the sabotaged run falls below guessing; "
-           "on the copied half all runs learn")
+           "the right run (pale, thick) and the control (thin, dashed) lie on each other. On the copied half all runs learn")
 
 # %%
 end = {name: [sum(step[i] for step in line[-10:]) / 10 for i in (0, 1)] for name, line in runs.items()}

@@ -46,7 +46,7 @@ MILLION = 2**20
 held = {"grouped queries, 61 layers": 61 * 2 * 8 * 128 * 2 * MILLION,
         "V3.2": cost.kv_bytes_v32(MILLION)["total"],
         "V4-Pro": cost.kv_bytes(pro, MILLION)["total"], "V4-Flash": cost.kv_bytes(flash, MILLION)["total"]}
-style.show(context.memory(held, {"grouped queries, 61 layers", "V3.2"}), "Bytes of cache at a million tokens, on a logarithmic axis: grouped "
+style.show(context.memory(held), "Bytes of cache at a million tokens, on a logarithmic axis: grouped "
            "queries 262 GB, V3.2 49 GB, V4-Pro 5.2 GB, V4-Flash 3.6 GB")
 print(f"V4-Pro takes {held['V4-Pro'] / held['V3.2']:.1%} of V3.2, and {held['V4-Pro'] / held['grouped queries, 61 layers']:.1%} of grouped queries")
 
@@ -449,7 +449,8 @@ models = {"DeepSeek-V3.2": (cost.flops_v32, cost.kv_bytes_v32),
           "V4-Flash": (lambda n: cost.flops(flash, n), lambda n: cost.kv_bytes(flash, n))}
 what = {measure: {name: [pair[i](n) for n in lengths] for name, pair in models.items()} for i, measure in enumerate(("operations", "bytes"))}
 style.show(context.stacks(lengths, what), "Operations and bytes by term from 1K to 1M tokens for V3.2, Pro and Flash, one scale for each row: V3.2's "
-           "indexer and latents dwarf all else; in V4 the weights, the indexer and the HCA core share the operations, CSA entries are the bytes")
+           "indexer and latents dwarf all else; in V4 the weights, the indexer and the HCA core share the operations, CSA entries are the bytes. "
+           "Terms too thin to be seen are not named")
 
 # %% jupyter={"source_hidden": true}
 style.show(context.shares({f"{name}, {context.length(n)}": pair[0](n) for n in (2**14, 2**20) for name, pair in models.items()}),

@@ -587,9 +587,9 @@ print("The losses of the two differ by less than 0.4.")
 
 # %% jupyter={"source_hidden": true}
 alone = {name: torch.stack([run.loads for run in group], 1) for name, group in runs.items() if "dense" not in name}
-style.show(pictures.load_curves(alone), "Without balancing the largest load stays at 7 to 8 times the mean, and 8 is the worst possible; with a "
+style.show(pictures.load_curves(alone), "Without balancing the largest load stays high, near the worst possible, 8 times the mean; with a "
            "bias step of 0.01 it comes down within the run; V4's small step has hardly begun; without a common direction there is "
-           "no collapse. Bands: three seeds")
+           "no collapse. Lines are means of three seeds, bands reach from the lowest to the highest")
 
 # %% jupyter={"source_hidden": true}
 style.show(pictures.load_maps({name: runs[name][0].loads for name in FOLLOWED}),

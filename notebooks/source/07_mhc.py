@@ -349,8 +349,8 @@ for name, P in products.items():
 
 # %% jupyter={"source_hidden": true}
 style.show(mhc.shares({name: (P.sum(1), P.sum(0)) for name, P in products.items()}),
-           "Rows only: forward shares differ widely, backward all 1. Columns only: forward all 1, two streams get nearly all "
-           "of the gradient. One pass: still uneven. 20 iterations: all about 1")
+           "A bar for each stream. Rows only: forward shares differ widely, backward all 1. Columns only: forward all 1, two "
+           "streams get nearly all of the gradient. One pass: still uneven. 20 iterations: all about 1")
 
 # %% [markdown]
 # With the columns alone nothing explodes, but the gradient goes almost wholly to some streams and the others **starve**: nobody tells them what to carry. Rows alone starve the forward signal instead. One pass of both does not mend it for matrices as sharp as these: what
@@ -730,7 +730,7 @@ print("Trained maps vary more than 5 times as much over tokens as fresh ones: pr
 names = [f"{i + 1} {kind}" for i in range(len(nano.layers)) for kind in ("attn", "experts")]
 style.show(mhc.learnt({name: tuple(t.mean(0) for t in one) for name, one in zip(names, sites)}),
            "comb, pre and post of the sites of the nano model: comb is bright on the diagonal at most sites, pre picks some "
-           "streams, post writes to the streams with different strength")
+           "streams; post, with a colour scale of its own, writes to the streams with different strength")
 
 # %% tags=["nbval-ignore-output"]
 P = torch.eye(4).expand(ids.numel(), 4, 4)                                          # N n n
@@ -887,7 +887,7 @@ NS = [1, 2, 4, 8, 16]
 style.show(mhc.costs(NS, [cost.parts(flash.replace(hc_mult=k))["hyper-connections"] for k in NS],
                      {"naive": [(8 * k + 2) * unit for k in NS], "fused": [(4 * k + 2) * unit for k in NS]}),
            "Left: parameters of mHC in Flash rise steeply with the number of streams, 34 million at 4. Right: memory traffic "
-           "rises in proportion, fused kernels halve it")
+           "rises nearly in proportion, fused kernels about halve it. All axes are logarithmic")
 
 # %% [markdown]
 # Traffic grows six-fold with fused kernels, eleven-fold without. So DeepSeek wrote kernels, recomputes most of mHC in the backward pass instead of keeping it, and reports an overhead of **6.7 %** in the wall time of a stage of the training pipeline (report 3.5.2).

@@ -729,7 +729,8 @@ def train_mtp(given, target, steps=40):
 runs = {"given t + 1, target t + 2 (right)": train_mtp(1, 2), "given t + 1, target t + 1": train_mtp(1, 1),
         "given t, target t + 2": train_mtp(0, 2)}
 style.show(whole.leak(runs, math.log(64)),
-           "MTP loss on random tokens: it falls far below ln V only where the target is the token that was given")
+           "MTP loss on random tokens: it falls far below ln V only where the target is the token that was given; the other "
+           "two lines lie on each other, one pale and thick, one thin and dashed")
 
 # %%
 end = [sum(losses[-5:]) / 5 for losses in runs.values()]
@@ -905,8 +906,8 @@ def point(experts, picks):
 by_experts = {e: point(e, 6) for e in (64, 128, 256, 384, 512)}
 by_picks = {k: point(256, k) for k in (1, 2, 4, 6, 8, 16)}
 style.show(whole.sweeps(by_experts, by_picks),
-           "Left: with more experts the total rises in proportion, the active parameters hardly. Right: with more experts per "
-           "token only the active rise")
+           "Left: with more experts the total rises nearly in proportion, the active parameters hardly. Right: with more experts "
+           "per token only the active rise. All axes are logarithmic")
 
 # %% [markdown]
 # ## In the real V4

@@ -240,7 +240,7 @@ style.show(muon.composed(), "The map of all steps over the size of a singular va
            "values below 0.001 small; eight steep steps reach further down; with two flat steps the result is a straight line at 1")
 
 # %% [markdown]
-# The orange line is Muon as first published (Jordan et al., 2024): five steep steps. It leaves values scattered, and lifts only what is above about 0.001 of the norm. V4's ten reach further down, and end on the line.
+# The dashed line, "5 steep", is Muon as first published (Jordan et al., 2024): five steep steps. It leaves values scattered, and lifts only what is above about 0.001 of the norm. V4's ten reach further down, and end on the line.
 
 # %%
 x = torch.logspace(-5, 0, 100_001, dtype=torch.float64)

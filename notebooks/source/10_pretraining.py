@@ -667,13 +667,14 @@ per_step = preset.tokens // preset.steps
 print(f"{preset.steps:,} steps of {per_step:,} tokens = {preset.tokens:,} tokens")
 for stage in preset.plan:
     print(f"{stage.attention:7} {stage.batch} windows of {stage.seq_len:5}: {stage.share:4.0%} of the steps")
-style.show(pretraining.run_log(log, per_step, baselines),
-           "Four panels over tokens read: the loss with three yardsticks, the learning rate, "
-           "the norm of the gradient, the speed")
+style.show(pretraining.run_log(log, per_step, baselines, [stage.attention for stage in preset.plan]),
+           "Five panels over tokens read: the loss with three yardsticks, its last dots closer, the learning rate, "
+           "the norm of the gradient, the speed; thin upright lines mark where the second and the third stage begin")
 
 # %% [markdown]
-# Look for the place, after about four fifths of the tokens, where the norm of the gradient drops. There is the warm-up of the indexer, where nothing else learns; steps are cheaper, since nothing flows back through
-# the rest of the model. From here on windows have 1,024 tokens; after the warm-up, with everything learning again, a step takes longer than in the first stage. The looks at validation text now fall on other pieces of it; hence the jump of the dots.
+# Look for the place between the two thin lines, after about four fifths of the tokens, where the norm of the gradient drops. There is the warm-up of the indexer, where nothing else learns; steps are cheaper, since nothing flows back through
+# the rest of the model. From here on windows have 1,024 tokens; after the warm-up, with everything learning again, a step takes longer than in the first stage. The looks at validation text now fall on other pieces of it; hence the small step up of the dots after the first
+# line, in the panel at the top right.
 #
 # ### Exercise 4: when did it beat what? (medium, 10 minutes)
 # The log has the loss of each step, on windows that the model has not seen before; we take the mean of ten. Join the points by straight lines: after how many tokens did the loss first reach a baseline?
@@ -776,7 +777,8 @@ for name, change in recipes.items():
 
 # %%
 style.show(pretraining.sabotage(curves, baselines["trigram"]),
-           "Losses over 40 steps: the leaking recipe falls far below all others")
+           "Losses over 40 steps, for each recipe the mean of two seeds, and their range as a band: the leaking recipe falls far "
+           "below all others")
 
 # %%
 assert max(np.mean(curve[-5:]) for curve in curves["answer leaks"]) < baselines["trigram"]

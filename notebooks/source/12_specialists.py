@@ -748,7 +748,7 @@ dear, dear_log = practise_live(5.0, 7)
 # %%
 style.show(specialists.learning({"penalty 0.1": cheap_log, "penalty 5": dear_log},
                                 {"reward": "mean reward", "right": "share of right replies", "thinks": "share that thinks",
-                                 "kl": "KL to the SFT model"}),
+                                 "kl": "KL to the SFT model (nats)"}),
            "GRPO over steps, two runs from one start. The reward rises in both; with cheap tokens the share of replies that think "
            "rises, with dear ones it falls to nearly none. Dots are batches, lines means of five")
 
@@ -1042,8 +1042,8 @@ for name, beta in (("KL off", 0.0), ("KL, beta = 0.1", 0.1)):
     final[name] = share(share(row[1] for row in log[-10:]) for _, log in both)
     extreme = share(s < 0.2 or s > 0.8 for s in ends[name])
     print(f"{name:15} right {final[name]:.0%}; problems that say the same of the two in over 80 %: {extreme:.0%}")
-style.show(specialists.shares(ends), "How often the word is said instead of the digit, for each problem (two seeds, so 64 of them). At the start all at 50 %; with "
-           "KL off most are at 0 or 100 %; with KL they stay in between")
+style.show(specialists.shares(ends), "How often the word is said instead of the digit, as shares of the problems: 32 at the start, the same 32 in two "
+           "seeds afterwards. At the start all are at 50 %; with KL off most are near 0 or 100 %; with KL most stay in between")
 
 # %%
 off_extreme, on_extreme = (share(s < 0.2 or s > 0.8 for s in ends[name]) for name in ("KL off", "KL, beta = 0.1"))

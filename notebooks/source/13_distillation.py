@@ -258,7 +258,7 @@ def descent(draws, seed=0, steps=150, V=50, lr=1.0):
 
 runs = {"2 drawn tokens a step, 8 runs": [descent(2, seed) for seed in range(8)], "whole vocabulary": [descent(0)]}
 style.show(distillation.descents(runs),
-           "The whole vocabulary gives one smooth curve; estimates from drawn tokens scatter above it, and after 150 steps some are still far up")
+           "The whole vocabulary gives one smooth curve. Runs from drawn tokens are jagged, differ from each other, and end higher on average")
 
 # %%
 ends = torch.tensor([run[-1] for run in runs["2 drawn tokens a step, 8 runs"]])
@@ -267,7 +267,7 @@ assert ends.mean() > 3 * whole and ends.max() > 3 * ends.min()
 print("Drawn tokens end higher on average than the whole vocabulary, and differ from run to run.")
 
 # %% [markdown]
-# Some runs get stuck far up: an unlucky step makes a token so unlikely that it is not drawn again, and what is not drawn is not mended. Four draws a step, or
+# Some runs stand still far up, one of ours to the end of the picture: an unlucky step makes a token so unlikely that it is hardly ever drawn again, and what is not drawn is not mended. (Early on a lucky run may even be ahead of the blue curve.) Four draws a step, or
 # smaller steps, tame most of it at a price (try `descent(4)`); in a network of many layers one cannot know beforehand how many are enough. The report names the same two troubles, high variance and training that is "often" unstable, as its reason for the whole vocabulary (section 5.1.2).
 # This teacher is a hard one: it starts 3 nats away. With 12 other random teachers of the same kind, most of them closer at the start, drawn tokens ended more than three times higher only for 3, and about as well for the rest. Noise hurts most where the student is far off.
 # The blue curve is not free: V logits of the teacher at each position instead of one. Section 4 is about that bill.
@@ -625,9 +625,11 @@ for row, found in results.items():
     print(f"{row:24}" + "".join(cells))
 
 # %%
+answers = [p.answer for p in tasks.problems("mathematics", "test", 64, 1)]
 style.show(distillation.report({row: {name: one[0] for name, one in found.items()} for row, found in results.items()},
-                               "share of right answers"),
-           "Right answers with 95 percent intervals, for each teacher on both families, and for the four single models")
+                               "share of right answers", {one: answers.count(one) / len(answers) for one in "14"}),
+           "Right answers with 95 percent intervals, for each teacher on both families, and for the four single models; dotted: what "
+           "always the same answer would get in mathematics")
 
 # %%
 total = {row: sum(one[1] for one in found.values()) for row, found in results.items()}

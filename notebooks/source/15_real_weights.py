@@ -663,8 +663,8 @@ style.show(real.routers(models), "Left: how far the balancing biases of a layer'
 # At each site the four streams are mixed by a 4 x 4 matrix, `comb`, of non-negative numbers with rows and columns that sum to 1 (lesson 07). P is the product of the transposed combs of all sites so far.
 
 # %%
-style.show(real.connections(models), "Static comb matrices of the first, a middle and the last site, and below the largest gain and what is left of a "
-           "difference between streams over all sites; the gain stays 1 everywhere")
+style.show(real.connections(models), "Static comb matrices of the first, a middle and the last site, and at the right the largest gain and what is left "
+           "of a difference between streams over all sites; the gain stays 1 everywhere")
 
 # %%
 for name, folder in (("the sample", SAMPLE), ("nano", NANO)):
@@ -771,13 +771,13 @@ def word(i):
     return tokenizer.decode([i]).replace("\n", "\\n").encode("ascii", "replace").decode()
 
 
-end = 201
+end = 202
 cut = {key: walks["nano"][key][:, :end] for key in ("best", "chance")}
 style.show(real.lens_table(cut, [word(i) for i in ids[:end]], word),
-           "What nano's head would say comes next, behind each layer, at nine tokens of a story; brighter is surer")
+           "What nano's head would say comes next, behind each layer, at nine tokens of a story, and in the last row what does; brighter is surer")
 
 # %% [markdown]
-# Read a column from top to bottom: from which layer on does the lens know what comes next? (Row "layer 0" is "1 layer passed" above; what really comes is the head of the next column.) Words of habit, such as "stood" or the full stop, are there early; colours, things and digits that the story draws at random no layer can know. In a model of four layers the first one already speaks the head's language. Deep models need not: their early layers have no duty to. And mHC adds a
+# Read a column from top to bottom: from which layer on does the lens know what comes next? (Row "layer 0" is "1 layer passed" above; the last row says what really comes.) Words of habit come early: "the" after "On" and "number" behind layer 0, "stood" behind layer 1; the full stop behind layer 2 at last; colours, things and digits that the story draws at random no layer can know. In a model of four layers the first one already speaks the head's language. Deep models need not: their early layers have no duty to. And mHC adds a
 # twist: to make one vector of four streams the lens borrows the mHC head, which was trained for the last layer only.
 #
 # ### The price of a pass through Flash

@@ -1,6 +1,7 @@
-"""Checks of lesson 14: what is drawn from a distribution, drafts and their judge, and pass@k (V4 report, sections 2.1, 5.3)."""
+"""Checks of lesson 14: what is drawn from a distribution, drafts and their judge, and what a difference is worth
+(V4 report, sections 2.1, 5.3)."""
 
-from math import ceil, comb
+from math import ceil
 
 import torch
 
@@ -109,20 +110,33 @@ def _speed_cases(rng):
     yield "drafts that never stand", (0.0, 2, 1.2, 0.3)
 
 
-# ---- pass@k ----
+# ---- two modes, the same problems ----
 
-def pass_at_k(samples, right, k):
-    """The probability that k answers, taken from `samples` of which `right` are right, hold a right one."""
-    return 1 - comb(samples - right, k) / comb(samples, k)
+def difference(before, after):
+    """The mean of after - before over the same problems, and the ends of its 95 % interval. Two lists of n numbers."""
+    return _interval(_differences(before, after))
 
 
-def _pass_cases(rng):
-    yield "by hand: 4 answers, 1 right, k = 2", (4, 1, 2)
-    yield "k = 1", (10, 3, 1)
-    yield "k = 5", (10, 3, 5)
-    yield "none is right", (6, 0, 3)
-    yield "fewer wrong ones than k", (6, 4, 3)
-    yield "many answers", (40, 5, 8)
+def _differences(before, after):
+    return torch.tensor(after, dtype=torch.float64) - torch.tensor(before, dtype=torch.float64)
+
+
+def _interval(d, mean=None, deviations=1.96, half=lambda d: d.std() / len(d) ** 0.5):
+    mean, half = float(d.mean() if mean is None else mean), deviations * float(half(d))
+    return mean, mean - half, mean + half
+
+
+def _as_others(before, after):
+    both = [torch.tensor(x, dtype=torch.float64) for x in (before, after)]
+    return _interval(_differences(before, after), half=lambda d: (sum(x.var() for x in both) / len(d)) ** 0.5)
+
+
+def _difference_cases(rng):
+    yield "eight problems by hand", ([1, 1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 0])
+    for label, tries in (("24 problems", 1), ("24 problems, shares of four tries", 4)):
+        hard = torch.rand(24, generator=rng)
+        yield label, tuple((torch.rand(24, tries, generator=rng) > at * hard[:, None]).float().mean(1).tolist()
+                           for at in (1.2, 0.8))
 
 
 CHECKS = [
@@ -222,22 +236,27 @@ CHECKS = [
         ),
     ),
     Check(
-        "inference.pass_at_k", pass_at_k, _pass_cases,
+        "inference.difference", difference, _difference_cases,
         mistakes={
-            "this puts each answer back before the next is taken: 1 - (1 - right/samples)^k. It gives too little for k > 1, "
-            "since the same wrong answer can be taken twice": lambda n, c, k: 1 - (1 - c / n) ** k,
-            "this is 1 as soon as one of ALL answers is right: that is pass@samples": lambda n, c, k: float(c > 0),
-            "this is the probability that all k are wrong: take it from 1": lambda n, c, k: comb(n - c, k) / comb(n, k),
-            "this asks that all k are right": lambda n, c, k: comb(c, k) / comb(n, k),
-            "this is pass@1 whatever k is": lambda n, c, k: c / n,
-            "the chances of k answers cannot be added up: two of them may be right at once":
-                lambda n, c, k: min(1.0, k * c / n),
+            "this adds two variances, as if the problems were not the same: take the differences first": _as_others,
+            "the wrong way round: after minus before": lambda before, after: difference(after, before),
+            "this is the interval of one problem's difference; that of the mean is narrower by sqrt(n)":
+                lambda before, after: _interval(_differences(before, after), half=lambda d: d.std()),
+            "divide the standard deviation by sqrt(n), not by n":
+                lambda before, after: _interval(_differences(before, after), half=lambda d: d.std() / len(d)),
+            "this divides the variance by sqrt(n): take its root first":
+                lambda before, after: _interval(_differences(before, after), half=lambda d: d.var() / len(d) ** 0.5),
+            "s divides by n - 1 (numpy: ddof=1)": lambda before, after:
+                _interval(_differences(before, after), half=lambda d: d.std(correction=0) / len(d) ** 0.5),
+            "one standard deviation each way is a 68 % interval: take 1.96 of them":
+                lambda before, after: _interval(_differences(before, after), deviations=1),
+            "these are the sizes of the differences: keep their signs": lambda before, after:
+                _interval(_differences(before, after).abs()),
         },
         hints=(
-            "Think of all ways to take k of the answers. How many of them hold wrong answers only?",
-            "math.comb(m, k) is the number of ways to take k of m, and 0 where m < k.",
-            "1 minus the ways to take k wrong ones, divided by the ways to take any k.",
+            "One number for each problem: what `after` has more than `before`. From there only this list matters.",
+            "Its standard deviation s is that of one problem; the mean of n of them has s / sqrt(n).",
+            "d.mean() and 1.96 * d.std(ddof=1) / sqrt(n) to both sides of it.",
         ),
-        atol=1e-6,
     ),
 ]
