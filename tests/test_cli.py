@@ -1,7 +1,9 @@
+import json
 import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -165,3 +167,31 @@ def test_what_cannot_be_measured_or_distilled_is_told(argv, message, capsys, tmp
     monkeypatch.chdir(tmp_path)
     assert message in refused(capsys, *argv)
     assert not list(tmp_path.iterdir())
+
+
+def test_post_training_and_the_exam_from_the_command_line(tmp_path, capsys, monkeypatch):
+    """Each command on a tiny model: what it prints and leaves behind, and that one's result is the next one's beginning."""
+    from minids import evaluate, posttrain
+    solve = posttrain.solve
+    for mode in posttrain.LIMITS:
+        monkeypatch.setitem(posttrain.LIMITS, mode, 4)
+    monkeypatch.setattr(evaluate, "report", partial(evaluate.report, everything=False))
+    monkeypatch.setattr(posttrain, "solve", lambda model, tokenizer, some, mode: solve(model, tokenizer, some[:2], mode))
+    torch.manual_seed(0)
+    save(Model(TINY.replace(max_seq_len=256)), tmp_path / "base", format="fp32", tokenizer=Tokenizer.load())
+    monkeypatch.chdir(tmp_path)
+
+    def told(*argv) -> str:
+        assert cli.main([*argv]) == 0
+        return capsys.readouterr().out
+
+    some = ["--steps", "1", "--difficulty", "1", "--modes", "non-think"]
+    out = told("sft", "--model", "base", *some)
+    assert out.startswith("non-think: 0% of the problems solved before") and "is in runs/sft-mathematics/model" in out
+    out = told("grpo", "--model", "runs/sft-mathematics", *some)
+    assert "the model is in runs/grpo-mathematics/model" in out
+    out = told("distill", "--student", "runs/sft-mathematics", "--teachers", "mathematics=runs/grpo-mathematics", *some)
+    assert "KL(student || teacher): 0.0" in out and "problems solved: mathematics" in out
+    out = told("eval", "--model", "runs/on-policy", "--problems", "2", "--samples", "2", "--modes", "non-think")
+    assert "mathematics" in out and "k=2" in out and "the report is in runs/on-policy/eval.json" in out
+    assert json.loads((tmp_path / "runs/on-policy/eval.json").read_text())["model"] == "runs/on-policy"

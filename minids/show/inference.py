@@ -135,6 +135,9 @@ def throughput(batches, speed, wait):
         ax.set(xscale="log", yscale="log", xlabel="rows in the batch", ylabel=label, xticks=batches, xticklabels=batches)
         ax.minorticks_off()
     axes[1].set(yscale="linear", ylim=(0, 1.1 * max(wait)))
+    steps = [step * 10**power for power in range(6) for step in (1, 2, 5)]
+    ticks = [step for step in steps if 0.8 * min(speed) <= step <= batches[-1] * speed[0]]
+    axes[0].set(yticks=ticks, yticklabels=[f"{tick:,}" for tick in ticks])
     axes[0].plot(batches, [speed[0] * b for b in batches], ":", color=BLACK, linewidth=1, label="if a step cost the same")
     axes[0].legend(fontsize=9)
     return figure
@@ -169,14 +172,16 @@ def passes():
     for i, text in enumerate(("p after\n\"in\"", "p after\n\"the\"", "p after\n\"sea\"")):
         box(axis, 3.9 + 1.1 * i, 1.15, text, 0.95, 0.62, SKY)
         arrow(axis, (3.9 + 1.1 * i, 1.85), (3.9 + 1.1 * i, 1.5))
-    arrow(axis, (6.7, 1.15), (7.15, 1.15))
+    axis.plot([3.5, 3.5, 6.5, 6.5], [0.75, 0.68, 0.68, 0.75], color=BLACK, linewidth=1)          # all three are judged with
+    axis.plot([5.0, 5.0, 6.85, 6.85], [0.68, 0.6, 0.6, 1.55], color=BLACK, linewidth=1)
+    arrow(axis, (6.85, 1.55), (7.15, 1.55))
     box(axis, 7.6, 1.9, "the", 0.7, 0.45, GREEN)
     axis.text(8.02, 1.9, "stands", fontsize=9, va="center")
     box(axis, 7.6, 1.2, "sea", 0.7, 0.45, "white")
-    axis.text(8.02, 1.2, "falls: in its\nplace one from", fontsize=9, va="center")
-    axis.text(8.02, 0.82, "max(0, p - q)", fontsize=9, va="center")
-    box(axis, 7.6, 0.45, "mill", 0.7, 0.45, GREEN)
-    axis.text(0.1, 0.5, "A pass gives one token in any case, and one more\nfor each guess that stands.", fontsize=10,
+    axis.text(8.02, 1.2, "falls", fontsize=9, va="center")
+    box(axis, 7.6, 0.5, "mill", 0.7, 0.45, GREEN)
+    axis.text(8.02, 0.5, "in its place, from\nmax(0, p - q)", fontsize=9, va="center")
+    axis.text(0.1, 0.2, "A pass gives one token in any case, and one more\nfor each guess that stands.", fontsize=10,
               va="center")
     return figure
 
@@ -441,8 +446,8 @@ def card(shares: dict):
     return figure
 
 
-EFFORTS = {"V4-Flash Non-think": (start.FLASH, SKY, "o"), "V4-Flash Max": (start.FLASH, BLUE, "o"),
-           "V4-Pro Non-think": (start.PRO, YELLOW, "s"), "V4-Pro Max": (start.PRO, ORANGE, "s")}
+EFFORTS = {"V4-Flash Non-think": (start.FLASH, SKY, "o", "none"), "V4-Flash Max": (start.FLASH, SKY, "o", "full"),
+           "V4-Pro Non-think": (start.PRO, BLUE, "s", "none"), "V4-Pro Max": (start.PRO, BLUE, "s", "full")}
 
 
 def effort_points(benchmark: str, longer: float, tokens: int = 500) -> dict[str, tuple[float, float]]:
@@ -457,8 +462,9 @@ def effort_points(benchmark: str, longer: float, tokens: int = 500) -> dict[str,
 def _effort(ax, benchmark, longer):
     points = effort_points(benchmark, longer)
     for name, (usd, score) in points.items():
-        _, colour, marker = EFFORTS[name]
-        ax.plot(usd, score, marker=marker, color=colour, markeredgecolor=BLACK, markersize=10, linestyle="", label=name)
+        _, colour, marker, fill = EFFORTS[name]
+        ax.plot(usd, score, marker=marker, color=colour, fillstyle=fill, markersize=10, markeredgewidth=2, linestyle="",
+                label=name)
     for model in ("V4-Flash", "V4-Pro"):
         if f"{model} Non-think" in points:
             ends = points[f"{model} Non-think"], points[f"{model} Max"]

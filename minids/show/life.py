@@ -85,8 +85,10 @@ def together(found: list[dict], measure: str = "pass@1"):
         for i, column in enumerate(columns):
             values = [100 * shares(report, measure)[name][column] for report in found]
             at = i + 0.15 * (k - (len(HUES) - 1) / 2)
-            ax.plot([at] * len(values), values, "o", color=colour, markersize=6, alpha=0.8, label=None if i else name)
-            ax.plot([at - 0.06, at + 0.06], [np.mean(values)] * 2, color=colour, linewidth=2)
+            ax.plot([at] * len(values), values, "o", color=colour, markersize=6, alpha=0.8, clip_on=False,
+                    label=None if i else name)
+            if len(found) > 1:
+                ax.plot([at - 0.06, at + 0.06], [np.mean(values)] * 2, color=colour, linewidth=2, clip_on=False)
     ax.axvspan(len(columns) - 1.5, len(columns) - 0.5, color=VERMILION, alpha=0.07, linewidth=0)
     ax.set_xticks(range(len(columns)), columns)
     ax.set(ylabel=f"{measure} (%)", ylim=(0, 100), xlim=(-0.5, len(columns) - 0.5))

@@ -291,6 +291,7 @@ def context_cost(flash, pro):
         ax.set(xscale="log", yscale="log", xlabel="tokens of context", ylabel=label, xlim=(900, 4e6),
                xticks=[2 ** 10, 2 ** 14, 2 ** 17, 2 ** 20], xticklabels=["1K", "16K", "128K", "1M"])
         ax.minorticks_off()
+    axes[0].set(yticks=[20, 50, 100, 200, 500], yticklabels=["20", "50", "100", "200", "500"])
     axes[0].legend(loc="upper left")
     return figure
 

@@ -974,8 +974,7 @@ curves = {f"temperature {t}": {k: evaluate.interval([evaluate.pass_at_k(tries, c
 
 # %% tags=["nbval-ignore-output"]
 style.show(inference.passes_at(curves),
-           "pass@k against k at two temperatures with intervals: both rise with k, the higher temperature more "
-           "steeply")
+           "pass@k against k at two temperatures with intervals: both rise with k, and the intervals overlap everywhere")
 for name, points in curves.items():
     print(name, " ".join(f"pass@{k} {share:.0%}" for k, (share, *_) in points.items()))
 
@@ -1033,8 +1032,8 @@ for name, spent in sorted(minutes.items(), key=lambda item: -item[1])[:5]:
 
 # %%
 style.show(life.together([recorded]),
-           "Right answers of one life's models in four families and on the mean: specialists, mean weights, mixed SFT and the "
-           "distilled model")
+           "Right answers of one life's models in four families and on the mean: after SFT, specialists, mean weights, mixed "
+           "SFT and the distilled model")
 
 # %% [markdown]
 # Compare the two cards line by line. The exams are not quite the same (the base was asked as a text, difficulties 1 to 3), but mathematics, coding and reasoning have clearly risen. **Some of the rest has suffered**: real English costs 2.8 bits a byte instead of 2.3, the mixture 0.76 instead of 0.66 (the base by the same measure; the card above reads fewer documents). Stories and secrets cannot tell: there was little to lose. And facts, asked directly, are told by greedy answers in four cases of five, before and after.
