@@ -652,7 +652,7 @@ print("and nearer than either teacher is to the other's domain.")
 #
 # ### Recorded: four specialists, one model
 # The live run has two teachers and seconds. `minids lifecycle --preset nano-long` takes four specialists from SFT and GRPO (lesson 12 shows how they came out), and makes one model: by the mean of their weights; by mixed SFT, 200 steps of 64 worked answers, half of them mathematics, which has most to learn; and
-# by on-policy distillation, 320 steps of 64 answers, which starts from the mixed SFT model. In both, each step also rehearses eight rows of the base model's corpus (lesson 12). Two seeds, on 96 different problems of each family (25 in knowledge), difficulties 1 and 2, four sampled answers each; brackets hold the lower and the higher seed. "After SFT" and "specialists" are four models, each asked in its own family alone.
+# by on-policy distillation, 400 steps of 64 answers, which starts from the mixed SFT model. In both, each step also rehearses eight rows of the base model's corpus (lesson 12). Two seeds, on 96 different problems of each family (25 in knowledge), difficulties 1 and 2, four sampled answers each; brackets hold the lower and the higher seed. "After SFT" and "specialists" are four models, each asked in its own family alone.
 #
 # **Predict before you run:** will the one distilled model come near the four specialists?
 
@@ -662,20 +662,20 @@ print(life.table(recorded))
 
 # %%
 style.show(life.together(recorded),
-           "Right answers in four families and on the mean, two seeds: the distilled model is close to the specialists in coding and "
-           "reasoning, a little below them in mathematics, above them in knowledge; on the mean seventeen points above mixed SFT; mean "
-           "weights are at the bottom")
+           "Right answers in four families and on the mean, two seeds: the distilled model is level with the specialists in "
+           "reasoning, a little below them in mathematics and coding, above them in knowledge; on the mean twenty points above "
+           "mixed SFT; mean weights are at the bottom")
 
 # %% [markdown]
-# It does: mathematics 46 % (the specialist 50 %), coding 67 % (68 %), reasoning 65 % (68 %), knowledge 68 % (51 %). On the mean the four specialists have 59 %, the one distilled model 62 %, mixed SFT 45 %, mean weights 3 %. (Knowledge makes that difference, with its 25 questions; in the three others the specialists lead by 62 to 60 %.)
+# It does: mathematics 44 % (the specialist 48 %), coding 69 % (74 %), reasoning 65 % (65 %), knowledge 70 % (45 %). On the mean the four specialists have 58 %, the one distilled model 62 %, mixed SFT 42 %, mean weights 4 %. (Knowledge makes that difference, with its 25 questions; in the three others the specialists lead by 63 to 59 %.)
 #
 # - **Mean weights** of four children of one base are useless here, perhaps because they have gone too far apart.
-# - **Distillation does what its loss says.** The student's KL to its teachers falls from 0.45 to 0.06 nats per token (the first five steps and the last twenty, both seeds), and the answers follow: the student starts from mixed SFT, 22 to 25 points below its teachers in the three families in which rewards helped (lesson 12), and comes to within four.
-# - **But count the steps.** The student took 200 of mixed SFT and 320 of its own. Mixed SFT for 520 steps with the same rehearsal (two seeds, not in the record) gets 56, 75, 58 and 74 %, 66 % on the mean: *more* than the distilled model, except in reasoning. So that the gain is owed to the teachers' rewards is not shown. Where worked answers can be had in any number, nothing here beats them; our teachers' SFT was stopped early, to leave rewards something to do.
-#   Distillation is for what nobody can write down. It also disturbed less: real English costs 2.8 bits a byte after it, and 3.2 after the long SFT (2.3 before). But its rate was less than half as high.
-# - **Knowledge does not come from the teacher.** The exam's facts are in no prompt that student and teacher talk about: on-policy distillation teaches where the student goes, and nowhere else. The student has them from the base, and from the rows that it rehearses. Mixed SFT already has 62 %, more than the specialist, which rehearsed for 80 steps instead of 200.
+# - **Distillation does what its loss says.** The student's KL to its teachers falls from 0.46 to 0.07 nats per token (the first five steps and the last twenty, both seeds), and the answers follow: the student starts from mixed SFT, 21 to 33 points below its teachers in the three families in which rewards helped (lesson 12), and comes to within five, in reasoning to the same.
+# - **But count the steps.** The student took 200 of mixed SFT and 400 of its own. Mixed SFT for 600 steps with the same rehearsal (two seeds, not in the record) gets 61, 76, 61 and 77 %, 69 % on the mean: *more* than the distilled model, except in reasoning. So that the gain is owed to the teachers' rewards is not shown. Where worked answers can be had in any number, nothing here beats them; our teachers' SFT was stopped early, to leave rewards something to do.
+#   Distillation is for what nobody can write down. It also disturbed less: real English costs 2.9 bits a byte after it, and 3.4 after the long SFT (2.3 before). But its rate was less than half as high.
+# - **Knowledge does not come from the teacher.** The exam's facts are in no prompt that student and teacher talk about: on-policy distillation teaches where the student goes, and nowhere else. The student has them from the base, and from the rows that it rehearses. Mixed SFT already has 57 %, more than the specialist, which rehearsed for 80 steps instead of 200.
 #
-# **What rehearsal is worth.** The same two lives without it, on the same exam (not in the record):
+# **What rehearsal is worth.** Two earlier lives (300 steps of GRPO, 320 of distillation) with and without it, on the same exam (not in the record):
 #
 # | mean of two seeds | mathematics | coding | reasoning | knowledge | English, bits a byte |
 # | --- | ---: | ---: | ---: | ---: | ---: |
