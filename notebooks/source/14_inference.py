@@ -31,7 +31,7 @@ from minids.data import tasks
 from minids.generate import distribution, enough_threads, generate, stream
 from minids.learn import check, hint, versions
 from minids.paths import data
-from minids.posttrain import LIMITS, question, replies
+from minids.posttrain import LIMITS
 from minids.show import inference, life, start, style
 from minids.speculate import Drafter, expected_acceptance, speculate
 from minids.tokenizer import Tokenizer
@@ -824,7 +824,8 @@ asked = {family: tasks.different(family, "test", 96, (1, 2)) for family in tasks
 
 def verdicts_in(mode, problems):
     """For each problem whether the distilled model's greedy answer is right, 1 or 0; and the mean number of tokens."""
-    found = replies(trained, [question(p, tokenizer, mode) for p in problems], LIMITS[mode], temperature=0)
+    prompts = [posttrain.question(p, tokenizer, mode) for p in problems]
+    found = posttrain.replies(trained, prompts, LIMITS[mode], temperature=0)
     won = [float(posttrain.right(p, reply, tokenizer, mode)) for p, reply in zip(problems, found)]
     return won, np.mean([len(reply) for reply in found])
 
