@@ -645,7 +645,7 @@ assert max(scores["nano"], scores["peer"]) < scores["unigram"] and len(peer_loss
 print("Both beat the unigram, and the peer took more steps in the same time.")
 
 # %% [markdown]
-# On the server where this lesson was written it was **nearly a tie**: at one time 1.70 bits per byte each, at another the peer a little ahead (your table may say otherwise). Nano had learned more from each token; the peer, whose step is
+# On the server where this lesson was written it was **nearly a tie**: at one time 1.70 bits per byte each, at others the one or the other a little ahead (your table may say otherwise). Nano had learned more from each token; the peer, whose step is
 # cheap, had read more than twice as many. In a longer race that we ran once, 80 steps of nano, the peer was a little ahead, 1.43 against 1.47. **So at this size the machinery does not pay for itself.**
 # The nano model has two million numbers, twenty Sinkhorn steps at each site, a second loss, and many small operations that leave a CPU half idle. What V4's parts save
 # (cache and operations over long texts) does not matter in windows of 64 or 256 tokens.

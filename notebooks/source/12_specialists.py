@@ -777,7 +777,7 @@ print("Cheap tokens: it thinks more, and is right more often. Dear tokens: it ha
 
 # %% [markdown]
 # **What has GRPO taught?** Two things, and only one of them carries over. It moved the *choice* between two ways that the SFT model already knew: in 14 steps, with little more than one bit for each reply, nearly all replies came to think. On the 18 sets that it
-# practised it ends near 90 %. On the exam's sets it is right in 68 % (61 to 74 %), where replies with thoughts were right in 57 % after SFT (46 to 67 %; section 3): a gain, if it is one, of some ten points (six in another run). This suggests that new sums were mostly learned by heart, and that what helps on the exam is mostly the choice. To teach sums in general the same bits would have to
+# practised it ends near 90 %. On the exam's sets it is right in 64 % (57 to 70 %), where replies with thoughts were right in 58 % after SFT (section 3): a gain, if it is one, of six points (eleven in another run). This suggests that new sums were mostly learned by heart, and that what helps on the exam is mostly the choice. To teach sums in general the same bits would have to
 # do what SFT does with a whole worked answer. As far as is known, it is so beyond our size, too: rewards sharpen what a policy sometimes does already. What it never does cannot be rewarded.
 #
 # ### pass@k: right at all, or right each time?
@@ -826,7 +826,7 @@ assert last[0] > first[0] and first[-1] > first[0] + 0.05
 print("GRPO lifts pass@1. (That pass@k rises with k is no finding: it can never fall.)")
 
 # %% [markdown]
-# Do your curves meet at k = 8? In ours nearly: 67 and 77 % (73 in another run), closer than 30 problems from ten sets can tell apart. That is what sharpening looks like: GRPO finds at the first or second try what SFT finds in eight. (An earlier version of this cell gave SFT's eight tries 50 %. All batches of 64 replies had the same random numbers, so that 240 replies were
+# Do your curves meet at k = 8? In ours nearly: 67 and 73 % (77 in another run), closer than 30 problems from ten sets can tell apart. That is what sharpening looks like: GRPO finds at the first or second try what SFT finds in eight. (An earlier version of this cell gave SFT's eight tries 50 %. All batches of 64 replies had the same random numbers, so that 240 replies were
 # hardly more than 64, and we had explained a gap that was chance. Look at how samples are drawn before you explain what they show.)
 #
 # ### Recorded: four whole families
