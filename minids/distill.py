@@ -137,7 +137,7 @@ def lessons(model, school, problems, mode: str, settings: DistillConfig, tokeniz
     of = {family: [i for i, problem in enumerate(problems) if problem.family == family] for family in settings.families}
     write = lambda writer, some: generate(writer, [prompts[i] for i in some], LIMITS[mode], seed=seed)
     if settings.method == "sft":
-        replies = [worked(problem, tokenizer, mode) for problem in problems]
+        replies = [worked(problem, tokenizer, mode)[len(prompt):] for problem, prompt in zip(problems, prompts)]
     elif settings.method == "off-policy":
         found = {i: reply for family, some in of.items() if some for i, reply in zip(some, write(school.model(family), some))}
         replies = [found[i] for i in range(len(problems))]

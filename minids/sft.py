@@ -17,7 +17,7 @@ from minids.distributed import device
 from minids.files import MinidsError
 from minids.model.ledger import Ledger
 from minids.model.packing import Packing
-from minids.posttrain import Settings, descend, examine, question, run
+from minids.posttrain import Settings, descend, examine, run
 from minids.tokenizer import Tokenizer
 from minids.train import cross_entropy
 
@@ -78,16 +78,14 @@ def sft(base, settings: SFTConfig, out, resume: bool = True, on_step=None) -> li
 
 def conversation(settings: SFTConfig, split: str, i: int) -> list[int]:
     """The ids of conversation number i of a split."""
-    (number, mode), tokenizer = settings.turn(i), Tokenizer.load()
-    problem = settings.problem(split, number)
-    return question(problem, tokenizer, mode) + worked(problem, tokenizer, mode)
+    number, mode = settings.turn(i)
+    return worked(settings.problem(split, number), Tokenizer.load(), mode)
 
 
 def worked(problem: tasks.Problem, tokenizer: Tokenizer, mode: str) -> list[int]:
-    """The ids of a worked reply, behind its question."""
-    user = {"role": "user", "content": problem.prompt}
+    """The ids of a question and its worked reply."""
     message = {"role": "assistant", "content": problem.answer, "reasoning": reasoning(problem, mode)}
-    return encode_chat([user, message], tokenizer, mode)[len(question(problem, tokenizer, mode)):]
+    return encode_chat([{"role": "user", "content": problem.prompt}, message], tokenizer, mode)
 
 
 def reasoning(problem: tasks.Problem, mode: str) -> str:

@@ -4,11 +4,10 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.colors import LogNorm
 from matplotlib.patches import Patch
-from matplotlib.ticker import LogLocator
 
 from minids import cost
 from minids.config import Config
-from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, plain_ticks
 
 TERMS = {  # of `minids.cost`, in the order of the stacks
     "FP8 and FP4 weights": BLUE, "FP8 weights": BLUE, "BF16 and float32 weights": SKY, "BF16 weights": SKY,
@@ -215,9 +214,7 @@ def steps(points):
     axis.plot(ns, [first * n / ns[0] for n in ns], "--", color=VERMILION, label="in proportion to the context")
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.minorticks_off()
+    plain_ticks(axis.yaxis)
     axis.set_xticks(ns, [length(n) for n in ns])
     axis.set_xlabel("context (tokens)")
     axis.set_ylabel("milliseconds a token")

@@ -21,7 +21,7 @@ from minids.generate import distribution
 from minids.model import Model
 from minids.show import start
 from minids.show.drawing import arrow, box, canvas
-from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
+from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW, plain_ticks
 
 GREY = "#C8C8C8"
 COLOURS = BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE
@@ -135,9 +135,7 @@ def throughput(batches, speed, wait):
         ax.set(xscale="log", yscale="log", xlabel="rows in the batch", ylabel=label, xticks=batches, xticklabels=batches)
         ax.minorticks_off()
     axes[1].set(yscale="linear", ylim=(0, 1.1 * max(wait)))
-    steps = [step * 10**power for power in range(6) for step in (1, 2, 5)]
-    ticks = [step for step in steps if 0.8 * min(speed) <= step <= batches[-1] * speed[0]]
-    axes[0].set(yticks=ticks, yticklabels=[f"{tick:,}" for tick in ticks])
+    plain_ticks(axes[0].yaxis)
     axes[0].plot(batches, [speed[0] * b for b in batches], ":", color=BLACK, linewidth=1, label="if a step cost the same")
     axes[0].legend(fontsize=9)
     return figure

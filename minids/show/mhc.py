@@ -5,9 +5,8 @@ import math
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.patches import FancyBboxPatch
-from matplotlib.ticker import LogLocator
 
-from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, plain_ticks
 
 KINDS = {"residual": (BLACK, "-"), "unconstrained": (VERMILION, "--"), "constrained": (BLUE, "-.")}
 GREY = "#888888"
@@ -245,9 +244,7 @@ def training(runs, gains):
     axes[0].set_ylim(2.2, 5.2)
     axes[1].set_ylabel("gradient norm")
     axes[1].set_yscale("log")
-    axes[1].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes[1].yaxis.set_major_formatter("{x:g}")
-    axes[1].minorticks_off()
+    plain_ticks(axes[1].yaxis)
     axes[2].set_ylabel("forward gain after training")
     axes[2].set_yscale("log")
     for axis, name in zip(axes, ("training step", "training step", "layers passed")):
@@ -327,5 +324,5 @@ def costs(ns, parameters, traffic):
         axis.minorticks_off()
         axis.set_xlabel("streams n")
         axis.axvline(4, color=GREY, linewidth=0.8, linestyle=":")
-    right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    plain_ticks(right.yaxis)
     return figure

@@ -11,6 +11,7 @@ import ipywidgets
 import matplotlib
 import matplotlib.pyplot as plt
 from IPython.display import display
+from matplotlib.ticker import LogLocator, NullLocator
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = PALETTE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
@@ -35,6 +36,13 @@ STYLE = {
 def use() -> None:
     """Make matplotlib draw in the course's style from here on."""
     plt.rcParams.update(STYLE)
+
+
+def plain_ticks(axis) -> None:
+    """Label a logarithmic x or y axis, such as `ax.yaxis`, at 1, 2 and 5 of each power of ten, as plain numbers."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:,g}")
+    axis.set_minor_locator(NullLocator())
 
 
 def png(figure) -> bytes:

@@ -25,13 +25,13 @@ import minids
 import numpy as np
 import torch
 from IPython.display import display
-from minids import Config, cost, evaluate, posttrain
+from minids import Config, cost, evaluate
 from minids.chat import MODES, encode_chat, parse_reply
 from minids.data import tasks
 from minids.generate import distribution, enough_threads, generate, stream
 from minids.learn import check, hint, versions
 from minids.paths import data
-from minids.posttrain import LIMITS
+from minids.posttrain import LIMITS, solve
 from minids.show import inference, life, start, style
 from minids.speculate import Drafter, expected_acceptance, speculate
 from minids.tokenizer import Tokenizer
@@ -602,7 +602,7 @@ print("A pass with a draft costs more than a plain one; so drafts give less than
 
 # %% [markdown]
 # Count and clock disagree: most guesses stand, and yet little time is saved, if any. At this size a pass is bound by the number of small operations, not by reading weights: the draft, with its block, its
-# head and its own bookkeeping, costs a good part of a pass of four blocks. (Predicted and measured differ by a few hundredths: our two costs
+# head and its own bookkeeping, costs a good part of a pass of four blocks. (Predicted and measured differ, here by a tenth: our two costs
 # leave out drawing and judging, and clocks vary.) **A high acceptance rate is not yet a speed-up.**
 #
 # (`minids` drafts for one sequence only: rows of a batch would accept different numbers of drafts and part company. A server keeps a position for each row.)
@@ -820,21 +820,12 @@ print("Expected:", *(p.answer for p in firsts), sep="   ")
 
 # %%
 asked = {family: tasks.different(family, "test", 96, (1, 2)) for family in tasks.FAMILIES}
-
-
-def verdicts_in(mode, problems):
-    """For each problem whether the distilled model's greedy answer is right, 1 or 0; and the mean number of tokens."""
-    prompts = [posttrain.question(p, tokenizer, mode) for p in problems]
-    found = posttrain.replies(trained, prompts, LIMITS[mode], temperature=0)
-    won = [float(posttrain.right(p, reply, tokenizer, mode)) for p, reply in zip(problems, found)]
-    return won, np.mean([len(reply) for reply in found])
-
-
-taken = {mode: {family: verdicts_in(mode, some) for family, some in asked.items()} for mode in MODES[:2]}
+# for each mode and family two lists: whether the greedy answer to a problem is right, and its number of tokens
+taken = {mode: {family: solve(trained, tokenizer, some, mode) for family, some in asked.items()} for mode in MODES[:2]}
 
 # %% tags=["nbval-ignore-output"]
 for family in tasks.FAMILIES:
-    print(f"{family:12}", "   ".join(f"{mode} {np.mean(of[family][0]):4.0%} ({of[family][1]:4.1f} tokens)"
+    print(f"{family:12}", "   ".join(f"{mode} {np.mean(of[family][0]):4.0%} ({np.mean(of[family][1]):4.1f} tokens)"
                                      for mode, of in taken.items()))
 style.show(inference.conditions({mode: {family: evaluate.interval(won) for family, (won, _) in of.items()}
                                  for mode, of in taken.items()}),
