@@ -1,12 +1,12 @@
 """minids: DeepSeek-V4, scaled down, to read, train and compare with the real one."""
 # ruff: noqa: I001
 
-from minids import process  # noqa: F401  first: it sets defaults that torch reads when it is loaded
+from minids.system import process  # noqa: F401  first: it sets defaults that torch reads when it is loaded
 from minids import cost, numerics
-from minids.checkpoint import load, save
+from minids.weights.checkpoint import load, save
 from minids.config import Config
-from minids.files import MinidsError
-from minids.generate import generate
+from minids.system.files import MinidsError
+from minids.inference.generate import generate
 from minids.model import Model
 
 __all__ = ["Config", "MinidsError", "Model", "cost", "generate", "load", "numerics", "save"]

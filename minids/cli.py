@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from minids.files import MinidsError
+from minids.system.files import MinidsError
 
 
 class Parser(argparse.ArgumentParser):
@@ -156,7 +156,7 @@ def doctor(args) -> int:
 
 
 def lab(args) -> int:
-    from minids.paths import notebooks
+    from minids.system.paths import notebooks
 
     first = notebooks() / "00_start_here.ipynb"
     return subprocess.call([sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={first.parent.parent}", str(first)])
@@ -179,10 +179,10 @@ def course_lint(args) -> int:
 
 def train(args) -> None:
     from minids import Config
-    from minids.distributed import rank
-    from minids.ngram import Trigram
-    from minids.train import TrainConfig, streams, tokens_read
-    from minids.train import train as run
+    from minids.pretrain.train import TrainConfig, streams, tokens_read
+    from minids.pretrain.train import train as run
+    from minids.pretrain.trigram import Trigram
+    from minids.system.distributed import rank
 
     changes = {"seed": args.seed} | ({} if args.steps is None else {"steps": args.steps})
     settings = TrainConfig.preset(args.preset, args.data, **changes)
@@ -205,9 +205,9 @@ def train(args) -> None:
 
 def report_exam(folder: Path, trigram) -> None:
     """Ask the saved model about stories that it has not read."""
-    from minids.checkpoint import load
-    from minids.evaluate import answered, answered_by_trigram, exam, interval
-    from minids.tokenizer import Tokenizer
+    from minids.data.tokenizer import Tokenizer
+    from minids.inference.evaluate import answered, answered_by_trigram, exam, interval
+    from minids.weights.checkpoint import load
 
     model, tokenizer, items = load(folder), Tokenizer.load(folder), exam(210)
     for name, right in (("the model as saved", answered(model, tokenizer, items)),
@@ -217,15 +217,15 @@ def report_exam(folder: Path, trigram) -> None:
 
 
 def sft(args) -> None:
-    from minids.sft import SFTConfig
-    from minids.sft import sft as run
+    from minids.posttrain.sft import SFTConfig
+    from minids.posttrain.sft import sft as run
 
     post_train(args, "sft", SFTConfig, run)
 
 
 def grpo(args) -> None:
-    from minids.grpo import GRPOConfig
-    from minids.grpo import grpo as run
+    from minids.posttrain.grpo import GRPOConfig
+    from minids.posttrain.grpo import grpo as run
 
     post_train(args, "grpo", GRPOConfig, run)
 
@@ -262,8 +262,8 @@ def post_train(args, name: str, settings, run) -> None:
 
 
 def distill(args) -> None:
-    from minids.distill import DistillConfig
-    from minids.distill import distill as run
+    from minids.posttrain.distill import DistillConfig
+    from minids.posttrain.distill import distill as run
 
     use_threads(args.threads)
     teachers = dict(item.split("=", 1) if "=" in item else (item, "") for item in args.teachers)
@@ -290,8 +290,8 @@ def distill(args) -> None:
 
 
 def lifecycle(args) -> None:
-    from minids.lifecycle import Plan, card
-    from minids.lifecycle import lifecycle as run
+    from minids.recipes.lifecycle import Plan, card
+    from minids.recipes.lifecycle import lifecycle as run
 
     use_threads(args.threads)
     out = args.out or Path("runs") / f"lifecycle-{args.preset}"
@@ -304,10 +304,10 @@ def lifecycle(args) -> None:
 def generate(args) -> None:
     import codecs
 
-    from minids.checkpoint import load
-    from minids.distributed import device
-    from minids.generate import stream
-    from minids.tokenizer import Tokenizer
+    from minids.data.tokenizer import Tokenizer
+    from minids.inference.generate import stream
+    from minids.system.distributed import device
+    from minids.weights.checkpoint import load
 
     use_threads(args.threads)
     if args.seed is not None and not 0 <= args.seed < 2**63:
@@ -326,12 +326,12 @@ def generate(args) -> None:
 def evaluate(args) -> None:
     import json
 
-    from minids.chat import MODES
-    from minids.checkpoint import load
-    from minids.distributed import device
-    from minids.evaluate import report, table
-    from minids.files import write_text
-    from minids.tokenizer import Tokenizer
+    from minids.data.chat import MODES
+    from minids.data.tokenizer import Tokenizer
+    from minids.inference.evaluate import report, table
+    from minids.system.distributed import device
+    from minids.system.files import write_text
+    from minids.weights.checkpoint import load
 
     use_threads(args.threads)
     for name, value, known in (("modes", args.modes, MODES), ("difficulty", args.difficulty, (1, 2, 3, 4, 5))):
@@ -353,8 +353,8 @@ def evaluate(args) -> None:
 
 def find_model(path: Path | None) -> Path:
     """The checkpoint that `path` means: itself, or a run's `model/`, or a run's newest step; None is the shipped model."""
-    from minids.paths import data
-    from minids.train import newest
+    from minids.pretrain.train import newest
+    from minids.system.paths import data
 
     if path is None:
         return data("checkpoints", "nano")
@@ -383,8 +383,8 @@ def real_info(args) -> None:
     from math import prod
 
     from minids import cost
-    from minids.header import BITS
-    from minids.hub import RemoteCheckpoint
+    from minids.weights.header import BITS
+    from minids.weights.remote import RemoteCheckpoint
 
     remote = RemoteCheckpoint(args.repo, args.revision)
     config, held, kinds = remote.config, remote.inventory(), {}
@@ -404,7 +404,7 @@ def real_info(args) -> None:
 
 
 def real_fetch(args) -> None:
-    from minids.hub import RemoteCheckpoint
+    from minids.weights.remote import RemoteCheckpoint
 
     remote = RemoteCheckpoint(args.repo, args.revision)
     names = remote.find(*args.tensors)
@@ -417,12 +417,12 @@ def real_fetch(args) -> None:
 def real_layer(args) -> None:
     import torch
 
-    from minids import layer
-    from minids.hub import RemoteCheckpoint
-    from minids.paths import DATA
+    from minids.system.paths import DATA
+    from minids.weights import one_layer
+    from minids.weights.remote import RemoteCheckpoint
 
     remote = RemoteCheckpoint(args.repo, args.revision)
-    config, names = remote.config, layer.names(remote, args.layer)
+    config, names = remote.config, one_layer.names(remote, args.layer)
     price, ratio = remote.price(names), config.compress_ratios[args.layer]
     routing = "hash" if config.is_hash(args.layer) else "score"
     kind = {0: "window only", 4: "CSA"}.get(ratio, "HCA") + f", experts by {routing}"
@@ -434,9 +434,9 @@ def real_layer(args) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     print(f"on {torch.cuda.get_device_name() if device == 'cuda' else 'the CPU'}, {dtype}: it takes "
-          f"{layer.weigh(remote, args.layer, dtype):,} bytes of memory, experts as stored; "
-          f"{layer.weigh(remote, args.layer, dtype, packed=False):,} if all were decoded", flush=True)
-    for trial in layer.trials(remote, args.layer, device, dtype):
+          f"{one_layer.weigh(remote, args.layer, dtype):,} bytes of memory, experts as stored; "
+          f"{one_layer.weigh(remote, args.layer, dtype, packed=False):,} if all were decoded", flush=True)
+    for trial in one_layer.trials(remote, args.layer, device, dtype):
         print(f"{trial.tokens:5,} tokens: {trial.ours.seconds:9.4f} s, at most {trial.ours.memory / 1e9:.2f} GB in use")
         if trial.theirs is None:
             print(f"       transformers' layer: not run, {trial.why}")
@@ -452,8 +452,8 @@ def real_run(args) -> None:
     import torch
 
     from minids import generate
-    from minids.stream import bytes_of_a_pass, report, streamed
-    from minids.tokenizer import Tokenizer
+    from minids.data.tokenizer import Tokenizer
+    from minids.weights.streamed import bytes_of_a_pass, report, streamed
 
     tokenizer, price = Tokenizer.load(find_model(args.model)), bytes_of_a_pass(args.model)
     ids = tokenizer.encode(args.prompt, bos=True)

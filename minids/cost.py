@@ -1,7 +1,7 @@
 """What a configuration costs: parameters, tensors and bytes on disk, operations and cache bytes of a decoded token.
 
 Report: sections 2.3.4 (efficiency) and 4.2.1 (model setups); the file layout follows the released checkpoints. All of it
-is arithmetic on a `Config`: nothing is built. Reading and writing such files is `minids.checkpoint`'s business.
+is arithmetic on a `Config`: nothing is built. Reading and writing such files is `minids.weights.checkpoint`'s business.
 """
 
 import math

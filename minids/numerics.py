@@ -8,7 +8,7 @@ scale of its block, and every scale is a power of two (E8M0: the byte b is 2^(b-
     activations  rounded in place while training, along the last axis: see `KINDS`
 
 The scale is 2^ceil(log2(amax / largest code)), so nothing ever saturates; codes round to nearest, ties to even.
-Which tensor of a checkpoint has which format is `minids.cost`'s business, files are `minids.checkpoint`'s.
+Which tensor of a checkpoint has which format is `minids.cost`'s business, files are `minids.weights.checkpoint`'s.
 """
 
 import math
@@ -17,7 +17,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
-from minids.files import MinidsError
+from minids.system.files import MinidsError
 
 FP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)  # by code
 STRIPE = 1 << 24  # how many numbers are encoded or decoded at a time, so that scratch memory stays small

@@ -1,4 +1,4 @@
-"""Shared by all tests: minids before torch (see minids/process.py), a folder of their own for progress, no figure left open."""
+"""Shared by all tests: minids before torch (see minids/system/process.py), a folder of their own for progress, no figure left open."""
 
 import sys
 

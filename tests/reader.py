@@ -2,8 +2,8 @@
 
 import re
 
-from minids.data.facts import MEN, PEOPLE, THINGS
-from minids.data.world import CHESTS, COLOURS, DOORS, HIDING, PLACES
+from minids.data.tinyworld.facts import MEN, PEOPLE, THINGS
+from minids.data.tinyworld.stories import CHESTS, COLOURS, DOORS, HIDING, PLACES
 
 PERSON = re.compile(rf"\b({'|'.join(PEOPLE)})\b")
 PLACE = re.compile(rf"\b(?:in|to) the ({'|'.join(PLACES)})\b", re.I)

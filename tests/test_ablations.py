@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from minids import Config, MinidsError, Model, ablations
-from minids.model import hyper
+from minids import Config, MinidsError, Model
+from minids.model import mhc
+from minids.recipes import ablations
 
 
 def test_plain_residual_adds_each_layer_to_one_stream():
@@ -26,7 +27,7 @@ def test_unconstrained_connections_start_as_the_identity_and_are_free():
     maps = (X, block.hc_attn_fn, block.hc_attn_scale, block.hc_attn_base, config)
     with torch.no_grad():
         pre, post, comb = ablations.unconstrained(*maps)
-        theirs = hyper.maps(*maps)
+        theirs = mhc.maps(*maps)
         torch.testing.assert_close(comb, torch.eye(4)[:, :, None].expand_as(comb), atol=0.05, rtol=0)
         torch.testing.assert_close(pre, theirs[0])
         torch.testing.assert_close(post, theirs[1])
@@ -35,16 +36,16 @@ def test_unconstrained_connections_start_as_the_identity_and_are_free():
 
 
 def test_every_variant_is_a_model_and_hyper_maps_comes_back():
-    kept = hyper.maps
+    kept = mhc.maps
     config, _ = ablations.base()
     ids = torch.randint(0, 2048, (1, 70))
     for changes, _, maps in ablations.VARIANTS.values():
         with torch.no_grad(), ablations.replaced(maps):
             assert Model(config.replace(**changes))(ids).isfinite().all()
-    assert hyper.maps is kept
+    assert mhc.maps is kept
     with pytest.raises(ZeroDivisionError), ablations.replaced(ablations.residual):
         1 / 0
-    assert hyper.maps is kept
+    assert mhc.maps is kept
 
 
 def test_unknown_variant():

@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from minids import checkpoint
-from minids.checkpoint import INDEX, SINGLE, Checkpoint, load, save
 from minids.config import Config
-from minids.files import MinidsError
 from minids.model import Model
+from minids.system.files import MinidsError
+from minids.weights import checkpoint
+from minids.weights.checkpoint import INDEX, SINGLE, Checkpoint, load, save
 
 TINY = Config.nano().replace(vocab_size=40, n_layers=2, compress_ratios=(4, 16, 0), dim=32, n_routed_experts=2)
 

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minids import tokenizer as module
-from minids.chat import MAX_EFFORT, MODES, encode_chat, parse_reply, reply_mask
-from minids.files import MinidsError
-from minids.tokenizer import SPECIAL, Tokenizer, load_v4
+from minids.data import tokenizer as module
+from minids.data.chat import MAX_EFFORT, MODES, encode_chat, parse_reply, reply_mask
+from minids.data.tokenizer import SPECIAL, Tokenizer, load_v4
+from minids.system.files import MinidsError
 
 BOS, EOS, PAD, USER, ASSISTANT, THINK, END_THINK = SPECIAL
 IDS = {"ours": range(7), "v4": (0, 1, 2, 128803, 128804, 128821, 128822)}

@@ -9,12 +9,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from minids import checkpoint, cost
-from minids.checkpoint import Checkpoint, load, save
+from minids import cost
 from minids.config import Config
-from minids.files import MinidsError
 from minids.model import Model
 from minids.numerics import fake_quant
+from minids.system.files import MinidsError
+from minids.weights import checkpoint
+from minids.weights.checkpoint import Checkpoint, load, save
 
 IDS = torch.randint(0, 1024, (2, 40), generator=torch.Generator().manual_seed(0))
 
@@ -301,7 +302,7 @@ def test_we_read_what_transformers_saves(tmp_path, shard_size):
 # ---- the shipped configurations ----
 
 def test_flash_and_pro_configurations():
-    from minids.paths import data
+    from minids.system.paths import data
     for name in ("flash", "pro"):
         path = data("v4", f"{name}.config.json")
         config = Config.preset(name)

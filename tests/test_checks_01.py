@@ -5,12 +5,12 @@ import random
 import matplotlib.pyplot as plt
 import torch
 
-from minids import chat
-from minids.data import world
+from minids.data import chat
+from minids.data.tinyworld import stories
+from minids.data.tokenizer import Tokenizer, train
 from minids.learn.checks import tokens as checks
 from minids.model.packing import Packing
 from minids.show import tokens as show
-from minids.tokenizer import Tokenizer, train
 
 
 def test_merges_learned_by_hand_are_those_of_the_library():
@@ -52,11 +52,11 @@ def test_the_reply_mask_is_that_of_chat():
 
 
 def test_the_verifier_agrees_with_the_one_that_judges_tinyworld():
-    pool = next(pool for pool in world.POOLS if "cat" in pool)
+    pool = next(pool for pool in stories.POOLS if "cat" in pool)
     rng = random.Random(0)
     for _ in range(200):
         answer = " ".join(rng.choices(["cat", "dog", "A", "Cat", "catalogue", "or", ".", "\n", "owl"], k=5))
-        assert checks.verify(answer, pool, "cat") == world.correct(answer, "cat")
+        assert checks.verify(answer, pool, "cat") == stories.correct(answer, "cat")
 
 
 def test_the_figures_draw():

@@ -9,7 +9,7 @@ import torch
 from minids.config import Config
 from minids.learn.checks import attention as checks
 from minids.learn.exercise import check
-from minids.model import rope
+from minids.model import rotary
 from minids.show import attention as figures
 
 
@@ -24,10 +24,10 @@ def test_the_reference_is_the_package():
 @pytest.mark.parametrize("config", [Config.nano(), Config.mini(), Config.flash()])
 def test_the_frequencies_are_the_packages(config):
     plain = checks.angles(torch.tensor([1]), config.rope_head_dim, config.rope_theta)[0]
-    torch.testing.assert_close(plain, rope.frequencies(config, 0))
+    torch.testing.assert_close(plain, rotary.frequencies(config, 0))
     stretched = checks.yarn(config.rope_head_dim, config.compress_rope_theta, config.original_seq_len, config.rope_factor,
                             config.beta_fast, config.beta_slow)
-    torch.testing.assert_close(stretched, rope.frequencies(config, 4))
+    torch.testing.assert_close(stretched, rotary.frequencies(config, 4))
 
 
 def angles_by_outer(positions, r, base):

@@ -10,7 +10,7 @@ from minids.learn.checks import hca as checks
 from minids.learn.exercise import check
 from minids.model.attention import Attention
 from minids.model.compressor import Compressor
-from minids.model.rope import Rotary, turn
+from minids.model.rotary import Rotary, turn
 from minids.show import hca
 
 

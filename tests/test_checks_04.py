@@ -12,7 +12,7 @@ from minids.learn.exercise import check, find
 from minids.model.compressor import Compressor
 from minids.model.indexer import Indexer
 from minids.model.ledger import index_divergence
-from minids.model.rope import Rotary, frequencies, turn
+from minids.model.rotary import Rotary, frequencies, turn
 from minids.show import csa
 
 

@@ -6,11 +6,12 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from minids import cost, million
+from minids import cost
 from minids.config import Config
 from minids.learn.checks import context as checks
 from minids.learn.exercise import check
 from minids.model.state import CompressorState
+from minids.recipes import million
 from minids.show import context
 
 CONFIGS = [Config.nano(), Config.mini(), Config.flash(), Config.pro()]

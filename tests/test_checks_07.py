@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from minids.config import Config
 from minids.learn.checks import mhc as checks
 from minids.learn.exercise import check
-from minids.model import hyper
-from minids.show import mhc
+from minids.model import mhc
+from minids.show import mhc as figures
 
 
 def gain_by_norms(combs):
@@ -30,14 +30,14 @@ def sinkhorn_by_loops(raw, iters, eps):
 
 def maps_by_package(X, fn, scale, base, iters, eps, norm_eps):
     config = Config.nano().replace(hc_mult=X.shape[2], hc_sinkhorn_iters=iters, hc_eps=eps, norm_eps=norm_eps)
-    pre, post, comb = hyper.maps(X, fn, scale, base, config)
+    pre, post, comb = mhc.maps(X, fn, scale, base, config)
     B, T, n, _ = X.shape
     return pre.T.view(B, T, n), post.T.view(B, T, n), comb.permute(2, 0, 1).reshape(B, T, n, n)
 
 
 def site_by_package(X, layer, pre, post, comb):
     pre, post, comb = pre.flatten(0, 1).T, post.flatten(0, 1).T, comb.flatten(0, 1).permute(1, 2, 0)
-    return hyper.write(X, layer(hyper.read(X, pre)), post, comb)
+    return mhc.write(X, layer(mhc.read(X, pre)), post, comb)
 
 
 def whole_site_by_package(X, layer, fn, scale, base):
@@ -144,24 +144,24 @@ def test_the_order_decides_which_sums_are_right():
 
 
 def test_the_projection_puts_permutations_on_the_corners_and_keeps_means():
-    matrices, places, orders = mhc.corners()
+    matrices, places, orders = figures.corners()
     assert sorted(map(tuple, orders)) == sorted(itertools.permutations(range(3)))
-    torch.testing.assert_close(mhc.project(matrices), places, atol=1e-6, rtol=0)
-    torch.testing.assert_close(mhc.project(torch.full((1, 3, 3), 1 / 3)), torch.zeros(1, 2), atol=1e-6, rtol=0)
+    torch.testing.assert_close(figures.project(matrices), places, atol=1e-6, rtol=0)
+    torch.testing.assert_close(figures.project(torch.full((1, 3, 3), 1 / 3)), torch.zeros(1, 2), atol=1e-6, rtol=0)
 
 
 def test_the_figures_draw():
     line, square = [1.0, 0.5, 0.1], torch.full((4, 4), 0.25)
     three = torch.eye(3).expand(2, 3, 3)
-    runs = {kind: (torch.rand(5, 2), torch.rand(5, 2)) for kind in mhc.KINDS}
+    runs = {kind: (torch.rand(5, 2), torch.rand(5, 2)) for kind in figures.KINDS}
     site = torch.rand(4), torch.rand(4), square
     moving = {"a": {"pre": line, "post": line, "comb": line}}
-    for figure in (mhc.connections(), mhc.through_depth({"residual": line, "unconstrained": [line, line]}, 3000),
-                   mhc.polytope([[(0.5, 0.2), (0.6, 0.4)]], [three]), mhc.convergence({"a": line}, {"a": 0.5}),
-                   mhc.sharpened(square, line, 2, 1), mhc.errors_by_sharpness([1, 2, 3], {1: line, 20: line}),
-                   mhc.shares({"a": (torch.ones(4), torch.ones(4))}), mhc.backward({"a": line, "b": line}),
-                   mhc.training(runs, {kind: torch.rand(5, 2) for kind in mhc.KINDS}), mhc.learnt({"a": site, "b": site}),
-                   mhc.moving(moving), mhc.losses({"a": 0.0, "b": 1.0}, ["a"]), mhc.costs([1, 2, 4], line, {"naive": line})):
+    for figure in (figures.connections(), figures.through_depth({"residual": line, "unconstrained": [line, line]}, 3000),
+                   figures.polytope([[(0.5, 0.2), (0.6, 0.4)]], [three]), figures.convergence({"a": line}, {"a": 0.5}),
+                   figures.sharpened(square, line, 2, 1), figures.errors_by_sharpness([1, 2, 3], {1: line, 20: line}),
+                   figures.shares({"a": (torch.ones(4), torch.ones(4))}), figures.backward({"a": line, "b": line}),
+                   figures.training(runs, {kind: torch.rand(5, 2) for kind in figures.KINDS}), figures.learnt({"a": site, "b": site}),
+                   figures.moving(moving), figures.losses({"a": 0.0, "b": 1.0}, ["a"]), figures.costs([1, 2, 4], line, {"naive": line})):
         assert figure.axes
         figure.canvas.draw()
         plt.close(figure)

@@ -3,9 +3,9 @@
 import matplotlib.pyplot as plt
 import torch
 
-from minids import optim
 from minids.learn import exercise
 from minids.learn.checks import muon as checks
+from minids.pretrain import optim
 from minids.show import muon as figures
 
 

@@ -4,8 +4,8 @@ import math
 
 import torch
 
-from minids import train
 from minids.learn.checks import pretrain
+from minids.pretrain import train
 
 
 def test_the_schedule_is_the_one_that_training_uses():

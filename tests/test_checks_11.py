@@ -6,12 +6,12 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from minids import rounding
 from minids.config import Config
 from minids.learn.checks import numbers as checks
 from minids.learn.exercise import check
 from minids.numerics import FP4_VALUES, fake_quant, fp4_decode, fp8_decode, fp8_encode
 from minids.show import numbers
+from minids.weights import rounding
 
 
 def decode_with_strings(code, e_bits, m_bits, bias):

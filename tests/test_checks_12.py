@@ -1,4 +1,4 @@
-"""Lesson 12: right answers written otherwise pass, slips are named, the parts make minids.grpo's loss, and the figures draw."""
+"""Lesson 12: right answers written otherwise pass, slips are named, the parts make minids.posttrain.grpo's loss, and the figures draw."""
 
 from math import comb, prod
 
@@ -6,9 +6,10 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from minids import evaluate, grpo
+from minids.inference import evaluate
 from minids.learn.checks import specialists as checks
 from minids.learn.exercise import check
+from minids.posttrain import grpo
 from minids.show import specialists
 
 

@@ -6,8 +6,9 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from minids import MinidsError, speculate
-from minids.generate import distribution
+from minids import MinidsError
+from minids.inference import speculate
+from minids.inference.generate import distribution
 from minids.learn.checks import inference as checks
 from minids.learn.exercise import check, find
 from minids.show import inference, start

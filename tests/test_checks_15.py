@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from minids import cost, header, load, numerics, sample
-from minids.files import MinidsError
-from minids.hub import RemoteCheckpoint
+from minids import cost, load, numerics
 from minids.learn.exercise import check
 from minids.numerics import FP4_VALUES
-from minids.paths import data
+from minids.recipes import v4_sample
 from minids.show import real
+from minids.system.files import MinidsError
+from minids.system.paths import data
+from minids.weights import header
+from minids.weights.remote import RemoteCheckpoint
 
 SAMPLE, NANO = data("v4_sample"), data("checkpoints", "nano")
 
@@ -128,9 +130,9 @@ def test_a_walk_of_a_model_far_away_is_refused():
 
 
 def test_the_estimated_error_is_near_the_true_one():
-    rng = np.random.default_rng(sample.SEED)
-    shapes = {name: shape for name, (_, shape) in cost.layout(sample.CONFIG).items()}
-    originals = {name: torch.from_numpy(sample.numbers(name, shape, rng)) for name, shape in shapes.items()}
+    rng = np.random.default_rng(v4_sample.SEED)
+    shapes = {name: shape for name, (_, shape) in cost.layout(v4_sample.CONFIG).items()}
+    originals = {name: torch.from_numpy(v4_sample.numbers(name, shape, rng)) for name, shape in shapes.items()}
     stored = RemoteCheckpoint(SAMPLE)
     for part, found in real.rounding_of(SAMPLE, 1).items():
         name = f"layers.1.{part}.weight"

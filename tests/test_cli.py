@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from minids import Config, Model, cli
-from minids.checkpoint import save
-from minids.files import MinidsError
-from minids.paths import ROOT
-from minids.tokenizer import Tokenizer
+from minids.data.tokenizer import Tokenizer
+from minids.system.files import MinidsError
+from minids.system.paths import ROOT
+from minids.weights.checkpoint import save
 
 TINY = Config.nano().replace(
     dim=32, n_layers=2, compress_ratios=(0, 4, 0), n_heads=2, head_dim=16, rope_head_dim=8, q_lora_rank=16, o_lora_rank=16,
@@ -97,7 +97,7 @@ def test_train_refuses_bad_input(tmp_path, capsys):
 def test_train_then_generate(tmp_path, capsys, monkeypatch):
     """The real command on the real text with a tiny model and one step."""
     monkeypatch.setattr(Config, "preset", classmethod(lambda cls, name: TINY.replace(max_seq_len=256)))
-    from minids import batches
+    from minids.pretrain import batches
     small = {split: ids[:2000] for split, ids in batches.corpus().items()}
     monkeypatch.setattr(batches, "corpus", lambda: small)
     assert cli.main(["train", "--steps", "1", "--out", str(tmp_path / "run")]) == 0
@@ -117,7 +117,7 @@ def test_interrupt_is_one_line_and_130(monkeypatch, capsys):
     def press(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("minids.train.train", press)
+    monkeypatch.setattr("minids.pretrain.train.train", press)
     assert cli.main(["train"]) == 130
     assert capsys.readouterr().err == "minids: interrupted\n"
 
@@ -171,12 +171,13 @@ def test_what_cannot_be_measured_or_distilled_is_told(argv, message, capsys, tmp
 
 def test_post_training_and_the_exam_from_the_command_line(tmp_path, capsys, monkeypatch):
     """Each command on a tiny model: what it prints and leaves behind, and that one's result is the next one's beginning."""
-    from minids import evaluate, posttrain
-    solve = posttrain.solve
-    for mode in posttrain.LIMITS:
-        monkeypatch.setitem(posttrain.LIMITS, mode, 4)
+    from minids.inference import evaluate
+    from minids.posttrain import loop
+    solve = loop.solve
+    for mode in loop.LIMITS:
+        monkeypatch.setitem(loop.LIMITS, mode, 4)
     monkeypatch.setattr(evaluate, "report", partial(evaluate.report, everything=False))
-    monkeypatch.setattr(posttrain, "solve", lambda model, tokenizer, some, mode: solve(model, tokenizer, some[:2], mode))
+    monkeypatch.setattr(loop, "solve", lambda model, tokenizer, some, mode: solve(model, tokenizer, some[:2], mode))
     torch.manual_seed(0)
     save(Model(TINY.replace(max_seq_len=256)), tmp_path / "base", format="fp32", tokenizer=Tokenizer.load())
     monkeypatch.chdir(tmp_path)

@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from test_generate import TINY as SPEAKER
 from twin import lively
 
-from minids import Config, MinidsError, Model, generate, load, posttrain, save
+from minids import Config, MinidsError, Model, generate, load, save
 from minids.data import tasks
-from minids.distill import DistillConfig, average, distill, divergence, learn, lessons, losses, noise, token_loss
-from minids.runs import newest, read_log
-from minids.teachers import Teachers, Texts
-from minids.tokenizer import Tokenizer
+from minids.data.tokenizer import Tokenizer
+from minids.posttrain import loop
+from minids.posttrain.distill import DistillConfig, average, distill, divergence, learn, lessons, losses, noise, token_loss
+from minids.posttrain.teachers import Teachers, Texts
+from minids.pretrain.run_folder import newest, read_log
 
 TINY = Config.nano().replace(
     dim=16, n_layers=2, compress_ratios=(0, 4, 0), n_heads=2, head_dim=16, rope_head_dim=8, q_lora_rank=16, o_lora_rank=16,
@@ -27,7 +28,7 @@ SETTINGS = DistillConfig(steps=4, families=FAMILIES, modes=("non-think",), diffi
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    monkeypatch.setitem(posttrain.LIMITS, "non-think", 6)
+    monkeypatch.setitem(loop.LIMITS, "non-think", 6)
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +190,7 @@ class Killed(Exception):
 def whole(folders, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(posttrain.LIMITS, "non-think", 6)
+        patch.setitem(loop.LIMITS, "non-think", 6)
         return out, distill(folders / "student", teachers(folders), SETTINGS, out)
 
 

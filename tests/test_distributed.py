@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_train_features import SETTINGS, TINY, change, plain, tokens  # noqa: F401
 
-from minids import train as module
-from minids.checkpoint import load
-from minids.train import newest, read_log, train
+from minids.pretrain import train as module
+from minids.pretrain.train import newest, read_log, train
+from minids.weights.checkpoint import load
 
 # AdamW, for Muon brings even the smallest singular values of a gradient to 1, and so what is mere rounding
 ONE = change(SETTINGS, optimiser="adamw", steps=3, batch=8, mtp_share=0.5, eval_every=2)

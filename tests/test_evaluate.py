@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from minids import Config, MinidsError, Model, evaluate, generate, load
+from minids import Config, MinidsError, Model, generate, load
 from minids.data import tasks
-from minids.evaluate import Item, answer_nats, answered, answered_by_trigram, exam, interval, recall
-from minids.ngram import Trigram
-from minids.paths import data
+from minids.data.tokenizer import SPECIAL, Tokenizer
+from minids.inference import evaluate
+from minids.inference.evaluate import Item, answer_nats, answered, answered_by_trigram, exam, interval, recall
+from minids.pretrain.trigram import Trigram
 from minids.show.report import bars
-from minids.tokenizer import SPECIAL, Tokenizer
+from minids.system.paths import data
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from minids import header
-from minids.checkpoint import INDEX, Checkpoint, empty_model, expected
 from minids.config import Config
-from minids.files import MinidsError
-from minids.hub import RemoteCheckpoint
-from minids.paths import DATA
+from minids.system.files import MinidsError
+from minids.system.paths import DATA
+from minids.weights import header
+from minids.weights.checkpoint import INDEX, Checkpoint, empty_model, expected
+from minids.weights.remote import RemoteCheckpoint
 
 SAMPLE = DATA / "v4_sample"
 SHARD = "model-00003-of-00007.safetensors"

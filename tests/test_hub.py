@@ -10,14 +10,15 @@ import pytest
 import torch
 from hub_server import COMMIT, TOKEN, LocalHub, cut, everything, grown, longer, other_range, shorter, status
 
-from minids import cost, header, load, ranges
-from minids.checkpoint import INDEX, Checkpoint
+from minids import cost, load
 from minids.cli import main
 from minids.config import Config
-from minids.files import MinidsError
-from minids.hub import RemoteCheckpoint
-from minids.paths import DATA
-from minids.ranges import Unreachable
+from minids.system.files import MinidsError
+from minids.system.paths import DATA
+from minids.weights import header, hub
+from minids.weights.checkpoint import INDEX, Checkpoint
+from minids.weights.hub import Unreachable
+from minids.weights.remote import RemoteCheckpoint
 
 constants = pytest.importorskip("huggingface_hub.constants")
 close_session = pytest.importorskip("huggingface_hub.utils").close_session
@@ -29,18 +30,18 @@ WQ = "layers.1.attn.wq_a.weight"
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """The local Hub, an empty cache, no token, and no time lost by waiting."""
-    hub = LocalHub(SAMPLE)
-    monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+    server = LocalHub(SAMPLE)
+    monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
     monkeypatch.setenv("HF_ASSETS_CACHE", str(tmp_path / "assets"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(ranges, "BACKOFF", 0.001)
-    monkeypatch.setattr(ranges, "HEAD", 4096)      # headers of the sample take one or two requests
-    monkeypatch.setattr(ranges, "GAP", 0)
+    monkeypatch.setattr(hub, "BACKOFF", 0.001)
+    monkeypatch.setattr(hub, "HEAD", 4096)      # headers of the sample take one or two requests
+    monkeypatch.setattr(hub, "GAP", 0)
     close_session()
-    yield hub
-    hub.close()
+    yield server
+    server.close()
     close_session()
 
 
@@ -96,7 +97,7 @@ def test_the_inventory_reads_headers_only(server):
     RemoteCheckpoint(REPO).inventory()
     for file, first, last in server.sent():
         end = 8 + int.from_bytes(server.bytes(file)[:8], "little")
-        assert last < max(end, ranges.HEAD) and (first == 0 or last == end - 1)
+        assert last < max(end, hub.HEAD) and (first == 0 or last == end - 1)
     before = len(server.log)
     RemoteCheckpoint(REPO, COMMIT).inventory()         # all of it is in the cache now, the commit is known
     assert len(server.log) == before
@@ -115,7 +116,7 @@ def test_patterns(server):
 
 
 def test_small_neighbours_share_a_request(server, monkeypatch):
-    monkeypatch.setattr(ranges, "GAP", 2**17)
+    monkeypatch.setattr(hub, "GAP", 2**17)
     remote = RemoteCheckpoint(REPO)
     names = [n for n in remote.names() if n.startswith("layers.0.") and n in remote.find("*")]
     remote.inventory(names)
@@ -155,7 +156,7 @@ def test_damage_in_the_cache_is_noticed_and_mended(server, tmp_path):
 
 
 def test_an_interrupted_fetch_goes_on_where_it_stopped(server, monkeypatch):
-    monkeypatch.setattr(ranges, "PIECE", 1000)
+    monkeypatch.setattr(hub, "PIECE", 1000)
     remote = RemoteCheckpoint(REPO)
     remote.inventory([WQ])
     before = len(server.sent())
@@ -186,7 +187,7 @@ def test_an_error_stops_the_other_files_and_keeps_what_came(server):
 
 
 def test_a_full_disk_is_told_before_it_is_full(server, monkeypatch):
-    monkeypatch.setattr(ranges.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    monkeypatch.setattr(hub.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     remote = RemoteCheckpoint(REPO)
     with pytest.raises(MinidsError, match="16385 bytes are to come, 0 are free"):
         remote.read([WQ])
@@ -216,9 +217,9 @@ def test_what_passes_is_tried_again(server, fault):
 @pytest.mark.parametrize("fault, words", [(status(503), "status 503"), (cut(0), "RemoteProtocolError|ReadError")])
 def test_what_does_not_pass_ends(server, fault, words):
     server.everywhere, server.faults = True, [fault] * 50
-    with pytest.raises(Unreachable, match=f"no luck after {ranges.ATTEMPTS} attempts .*({words})"):
+    with pytest.raises(Unreachable, match=f"no luck after {hub.ATTEMPTS} attempts .*({words})"):
         RemoteCheckpoint(REPO)
-    assert len(server.faults) == 50 - ranges.ATTEMPTS
+    assert len(server.faults) == 50 - hub.ATTEMPTS
 
 
 def test_a_long_wait_is_not_sat_out(server):
@@ -344,7 +345,7 @@ def test_nothing_is_fetched_for_a_tensor_of_the_wrong_shape(server):
     remote = RemoteCheckpoint(REPO)
     with pytest.raises(MinidsError, match=r"wq_a.weight is F8_E4M3 \[64, 256\], expected \[128, 128\]"):
         remote.read([WQ])
-    assert max(last for _, _, last in server.sent()) < max(8 + len(text), ranges.HEAD)
+    assert max(last for _, _, last in server.sent()) < max(8 + len(text), hub.HEAD)
 
 
 def test_tensors_of_a_later_model_are_named_and_not_read(server):
@@ -368,7 +369,7 @@ def test_a_repository_of_another_kind(server):
 
 def test_one_file_without_an_index(server, tmp_path):
     from minids import save
-    from minids.checkpoint import SINGLE
+    from minids.weights.checkpoint import SINGLE
 
     save(model(), tmp_path / "single", format="bf16")
     for source in (REPO, tmp_path / "single"):
@@ -396,10 +397,10 @@ def test_info_and_fetch(server, capsys):
 
 def test_runs():
     entries = {name: header.Entry("I8", (b - a,), a, b) for name, a, b in
-               (("c", 500, 600), ("a", 0, 100), ("b", 100, 100), ("far", 600 + ranges.GAP + 1, 700 + ranges.GAP + 1))}
-    assert ranges.runs(entries) == [["a", "b", "c"], ["far"]]
-    wide = {"x": header.Entry("I8", (1,), 0, 1), "y": header.Entry("I8", (1,), 1, ranges.PIECE + 1)}
-    assert ranges.runs(wide) == [["x"], ["y"]]
+               (("c", 500, 600), ("a", 0, 100), ("b", 100, 100), ("far", 600 + hub.GAP + 1, 700 + hub.GAP + 1))}
+    assert hub.runs(entries) == [["a", "b", "c"], ["far"]]
+    wide = {"x": header.Entry("I8", (1,), 0, 1), "y": header.Entry("I8", (1,), 1, hub.PIECE + 1)}
+    assert hub.runs(wide) == [["x"], ["y"]]
 
 
 # ---- at full size ----

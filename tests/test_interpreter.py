@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minids.data.interpreter import FUNCTIONS, ProgramError, run
+from minids.data.tasks.interpreter import FUNCTIONS, ProgramError, run
 
 
 def number(rng, depth):

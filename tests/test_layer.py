@@ -6,15 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from minids import cost, layer, load, save
-from minids.checkpoint import Checkpoint
+from minids import cost, load, save
 from minids.cli import main
 from minids.config import Config
-from minids.files import MinidsError
-from minids.hub import RemoteCheckpoint
 from minids.model import Model
-from minids.paths import DATA
-from minids.stream import Stored
+from minids.system.files import MinidsError
+from minids.system.paths import DATA
+from minids.weights import one_layer
+from minids.weights.checkpoint import Checkpoint
+from minids.weights.remote import RemoteCheckpoint
+from minids.weights.streamed import Stored
 
 SAMPLE = DATA / "v4_sample"
 
@@ -26,9 +27,9 @@ def remote():
 
 @pytest.mark.parametrize("i", range(4))
 def test_it_is_the_layer_of_the_model(remote, i):
-    block, whole = layer.read(remote, i), load(SAMPLE).layers[i]
+    block, whole = one_layer.read(remote, i), load(SAMPLE).layers[i]
     for T in (1, 150):
-        X, ids = layer.streams(remote.config, T)
+        X, ids = one_layer.streams(remote.config, T)
         with torch.no_grad():
             assert torch.equal(block(X, ids), whole(X, ids))
     matrices = [m for expert in block.ffn.experts for m in expert.children()]
@@ -39,18 +40,18 @@ def test_it_is_the_layer_of_the_model(remote, i):
 @pytest.mark.parametrize("i", range(4))
 def test_what_it_weighs(remote, i, dtype):
     """Told from the configuration what the tensors in memory take, here and in transformers."""
-    block = layer.read(remote, i, dtype=dtype)
+    block = one_layer.read(remote, i, dtype=dtype)
     packed = [t for m in block.modules() if isinstance(m, Stored) for t in (m.codes, m.scale)]
-    assert layer.weigh(remote, i, dtype) == sum(t.nbytes for t in (*block.state_dict().values(), *packed))
+    assert one_layer.weigh(remote, i, dtype) == sum(t.nbytes for t in (*block.state_dict().values(), *packed))
     with Checkpoint(SAMPLE) as c:
         assert sum(t.nbytes for t in packed) == sum(c.raw(n).nbytes for n in c.names() if f"layers.{i}.ffn.experts." in n)
-    theirs, _ = layer.judge(block)
-    assert layer.weigh(remote, i, dtype, packed=False) == sum(t.nbytes for t in theirs.state_dict().values())
+    theirs, _ = one_layer.judge(block)
+    assert one_layer.weigh(remote, i, dtype, packed=False) == sum(t.nbytes for t in theirs.state_dict().values())
 
 
 @pytest.mark.parametrize("i", range(4))
 def test_trials(remote, i):
-    for trial, T in zip(layer.trials(remote, i, lengths=(1, 300), seconds=0), (1, 300), strict=True):
+    for trial, T in zip(one_layer.trials(remote, i, lengths=(1, 300), seconds=0), (1, 300), strict=True):
         assert trial.tokens == T and trial.why == "" and trial.same == 1
         assert trial.size > 0.5 and trial.largest < 1e-4 * trial.size
         assert min(trial.ours.memory, trial.theirs.memory) > 2**26
@@ -61,37 +62,37 @@ def test_other_formats(tmp_path):
     torch.manual_seed(0)
     save(Model(Config.nano()), tmp_path / "c")
     remote = RemoteCheckpoint(tmp_path / "c")
-    X, ids = layer.streams(remote.config, 40)
+    X, ids = one_layer.streams(remote.config, 40)
     with torch.no_grad():
-        assert torch.equal(layer.read(remote, 1)(X, ids), load(tmp_path / "c").layers[1](X, ids))
-    assert all(trial.largest < 1e-4 * trial.size for trial in layer.trials(remote, 1, lengths=(40,), seconds=0))
+        assert torch.equal(one_layer.read(remote, 1)(X, ids), load(tmp_path / "c").layers[1](X, ids))
+    assert all(trial.largest < 1e-4 * trial.size for trial in one_layer.trials(remote, 1, lengths=(40,), seconds=0))
 
 
 def test_where_memory_or_transformers_is_missing(remote, monkeypatch):
-    monkeypatch.setattr(layer, "find_spec", lambda name: None)
-    (trial,) = layer.trials(remote, 0, lengths=(5,), seconds=0)
+    monkeypatch.setattr(one_layer, "find_spec", lambda name: None)
+    (trial,) = one_layer.trials(remote, 0, lengths=(5,), seconds=0)
     assert trial.theirs is None and "not installed" in trial.why and trial.ours.seconds < float("inf")
     monkeypatch.undo()
-    room = layer.judging(remote, 3, 5, torch.float32)
-    monkeypatch.setattr(layer, "free", lambda device: room)
-    short, long = layer.trials(remote, 3, lengths=(5, 300), seconds=0)
+    room = one_layer.judging(remote, 3, 5, torch.float32)
+    monkeypatch.setattr(one_layer, "free", lambda device: room)
+    short, long = one_layer.trials(remote, 3, lengths=(5, 300), seconds=0)
     assert short.theirs and long.theirs is None and "GB of memory" in long.why
-    monkeypatch.setattr(layer, "free", lambda device: 1000)
+    monkeypatch.setattr(one_layer, "free", lambda device: 1000)
     with pytest.raises(MinidsError, match="layer 3 takes 1,531,760 bytes of memory, 1,000 are free"):
-        layer.read(remote, 3)
+        one_layer.read(remote, 3)
 
 
 def test_only_the_layer_is_read(remote):
-    names = layer.names(remote, 2)
+    names = one_layer.names(remote, 2)
     assert names and all(name.startswith("layers.2.") for name in names)
     for i in (-1, 4):
         with pytest.raises(MinidsError, match=f"layer: expected 0 to 3, found {i}"):
-            layer.names(remote, i)
+            one_layer.names(remote, i)
 
 
 def test_the_command(capsys, monkeypatch):
-    monkeypatch.setattr(layer, "LENGTHS", (1, 64))
-    monkeypatch.setattr(layer, "SECONDS", 0)
+    monkeypatch.setattr(one_layer, "LENGTHS", (1, 64))
+    monkeypatch.setattr(one_layer, "SECONDS", 0)
     assert main(["real", "layer", str(SAMPLE), "--layer", "2"]) == 0
     said = capsys.readouterr().out
     assert "This is the sample" in said and "layer 2 (HCA, experts by score)" in said and "0 bytes to fetch" in said

@@ -9,12 +9,12 @@ import sys
 import pytest
 import torch
 
-from minids import paths, process
-from minids.files import MinidsError
 from minids.learn import exercise, journal
 from minids.learn.doctor import doctor
 from minids.learn.exercise import CheckFailed, check, find, hint
 from minids.learn.journal import progress
+from minids.system import paths, process
+from minids.system.files import MinidsError
 
 NAMES = list(itertools.chain.from_iterable(exercise.lessons().values()))
 MISTAKES = [(name, message) for name in NAMES for message in find(name).mistakes]

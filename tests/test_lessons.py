@@ -6,9 +6,9 @@ import json
 import nbformat
 import pytest
 
-from minids import paths
-from minids.files import MinidsError
 from minids.learn import course, exercise, lint
+from minids.system import paths
+from minids.system.files import MinidsError
 
 LESSONS = course.sources()
 each_lesson = pytest.mark.parametrize("source", LESSONS, ids=[path.stem for path in LESSONS])

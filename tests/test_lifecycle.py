@@ -8,16 +8,18 @@ import pytest
 import torch
 from test_distill import TINY
 
-from minids import MinidsError, Model, lifecycle, load, posttrain, save
+from minids import MinidsError, Model, load, save
 from minids.data import tasks
-from minids.distill import DistillConfig
-from minids.grpo import GRPOConfig
-from minids.lifecycle import MODELS, Plan, card
-from minids.runs import newest
-from minids.sft import SFTConfig
+from minids.data.tokenizer import Tokenizer
+from minids.posttrain import loop
+from minids.posttrain.distill import DistillConfig
+from minids.posttrain.grpo import GRPOConfig
+from minids.posttrain.sft import SFTConfig
+from minids.pretrain.run_folder import newest
+from minids.pretrain.train import TrainConfig
+from minids.recipes import lifecycle
+from minids.recipes.lifecycle import MODELS, Plan, card
 from minids.show import life, style
-from minids.tokenizer import Tokenizer
-from minids.train import TrainConfig
 
 FAMILIES = ("mathematics", "knowledge")
 COMMON = dict(steps=1, modes=("think-high",), difficulties=(1,), eval_problems=0)
@@ -38,7 +40,7 @@ def lived(tmp_path_factory):
         save(Model(config), where / "model", format="fp32", tokenizer=Tokenizer.load())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(posttrain.LIMITS, "think-high", 4)
+        patch.setitem(loop.LIMITS, "think-high", 4)
         patch.setattr(lifecycle, "train", pretrain)
         patch.setattr(lifecycle, "report", short(lifecycle.report))
         found = lifecycle.lifecycle(PLAN, out)
@@ -51,7 +53,7 @@ def short(report):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, lived):
-    monkeypatch.setitem(posttrain.LIMITS, "think-high", 4)
+    monkeypatch.setitem(loop.LIMITS, "think-high", 4)
     monkeypatch.setattr(lifecycle, "report", short(lifecycle.report))
 
 
@@ -59,7 +61,7 @@ def test_every_stage_begins_where_the_one_before_ended(lived):
     out, found, calls = lived
     assert calls == [(TINY, PLAN.train)]
     begun = lambda folder: json.loads((out / folder / "run.json").read_text())
-    weights = lambda folder: posttrain.digest(load(out / folder / "model"))
+    weights = lambda folder: loop.digest(load(out / folder / "model"))
     for family in FAMILIES:
         assert begun(f"sft-{family}")["base"] == weights("base") and begun(f"sft-{family}")["settings"]["families"] == [family]
         assert begun(f"grpo-{family}")["base"] == weights(f"sft-{family}")

@@ -7,9 +7,10 @@ import torch
 from test_parity import SMALL
 from twin import lively
 
-from minids import MinidsError, million
+from minids import MinidsError
 from minids.config import Config
-from minids.tokenizer import Tokenizer
+from minids.data.tokenizer import Tokenizer
+from minids.recipes import million
 
 
 @pytest.mark.parametrize("config", [Config.nano(), SMALL], ids=["nano", "small"])

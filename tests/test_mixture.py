@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from minids import MinidsError
-from minids.data import mixture, text
-from minids.tokenizer import Tokenizer
+from minids.data import books, mixture
+from minids.data.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_a_longer_stream_begins_with_the_shorter_one(tokenizer):
 
 def test_every_token_comes_back_as_text(tokenizer):
     texts = [found for _, found in islice(mixture.documents("heldout"), 40)]
-    ids = text.encode_texts(texts, tokenizer)
+    ids = books.encode_texts(texts, tokenizer)
     names = (tokenizer.decode([tokenizer.bos_id]), tokenizer.decode([tokenizer.eos_id]))
     assert tokenizer.decode(ids) == "".join(names[0] + found + names[1] for found in texts)
 
@@ -47,13 +47,13 @@ def test_shares():
 
 
 def test_passages_hold_the_whole_text_of_their_split_and_no_other():
-    for split in text.SPLITS:
-        assert sorted("".join(mixture.passages(split))) == sorted("".join(d.text for d in text.documents(split)))
+    for split in books.SPLITS:
+        assert sorted("".join(mixture.passages(split))) == sorted("".join(d.text for d in books.documents(split)))
     assert not set(mixture.passages("train")) & set(mixture.passages("heldout"))
 
 
 def test_splits_tell_different_stories():
-    stories = {split: {mixture.document("stories", split, i) for i in range(50)} for split in text.SPLITS}
+    stories = {split: {mixture.document("stories", split, i) for i in range(50)} for split in books.SPLITS}
     assert not stories["train"] & stories["heldout"] and len(stories["train"]) == 50
 
 

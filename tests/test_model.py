@@ -8,7 +8,7 @@ from twin import lively
 
 from minids import Config, Model
 from minids.config import ConfigError
-from minids.model import hyper
+from minids.model import mhc
 from minids.model.moe import balance, sqrt_softplus
 from minids.model.norm import Normalised, rms
 
@@ -80,14 +80,14 @@ def tokens_last(M, iters, eps):
 
 BY_HAND = {
     "norm": (Normalised, plain_norm, [(5, 7, 32), (32,)], [1e-2]),
-    "affinity": (hyper.Affinity, plain_affinity, [(70, 32), (24, 32)], [1e-2]),
-    "one Sinkhorn step": (hyper.Sinkhorn, tokens_last, [(4, 4, 70)], [1, 1e-2]),
-    "20 Sinkhorn steps": (hyper.Sinkhorn, tokens_last, [(4, 4, 70)], [20, 1e-2]),
-    "20 Sinkhorn steps, one token": (hyper.Sinkhorn, tokens_last, [(4, 4, 1)], [20, 1e-2]),
-    "read, many tokens": (hyper.Read, plain_read, [(70, 4, 16), (4, 70)], []),
-    "read, few tokens": (hyper.Read, plain_read, [(3, 4, 16), (4, 3)], []),
-    "write, many tokens": (hyper.Write, plain_write, [(70, 4, 16), (4, 4, 70), (4, 70), (70, 16)], []),
-    "write, few tokens": (hyper.Write, plain_write, [(3, 4, 16), (4, 4, 3), (4, 3), (3, 16)], []),
+    "affinity": (mhc.Affinity, plain_affinity, [(70, 32), (24, 32)], [1e-2]),
+    "one Sinkhorn step": (mhc.Sinkhorn, tokens_last, [(4, 4, 70)], [1, 1e-2]),
+    "20 Sinkhorn steps": (mhc.Sinkhorn, tokens_last, [(4, 4, 70)], [20, 1e-2]),
+    "20 Sinkhorn steps, one token": (mhc.Sinkhorn, tokens_last, [(4, 4, 1)], [20, 1e-2]),
+    "read, many tokens": (mhc.Read, plain_read, [(70, 4, 16), (4, 70)], []),
+    "read, few tokens": (mhc.Read, plain_read, [(3, 4, 16), (4, 3)], []),
+    "write, many tokens": (mhc.Write, plain_write, [(70, 4, 16), (4, 4, 70), (4, 70), (70, 16)], []),
+    "write, few tokens": (mhc.Write, plain_write, [(3, 4, 16), (4, 4, 3), (4, 3), (3, 16)], []),
 }
 
 
@@ -119,9 +119,9 @@ def test_hyper_connections_are_their_equations(B, T):
     n, d = 4, SMALL.dim
     X, f = torch.randn(B, T, n, d), torch.randn(B, T, d)
     fn, scale, base = torch.randn(24, n * d) / 16, torch.tensor([0.7, 1.1, 1.3]), torch.randn(24) / 2
-    pre, post, comb = hyper.maps(X, fn, scale, base, SMALL)
-    u = hyper.read(X, pre)
-    Y = hyper.write(X, f, post, comb)
+    pre, post, comb = mhc.maps(X, fn, scale, base, SMALL)
+    u = mhc.read(X, pre)
+    Y = mhc.write(X, f, post, comb)
     for b in range(B):
         for t in range(T):
             x = X[b, t].flatten()
@@ -210,6 +210,6 @@ def test_a_model_trains_on_lengths_that_it_has_seen_in_inference():
 @pytest.mark.parametrize("name", ["20 Sinkhorn steps", "read, many tokens", "write, many tokens"])
 def test_other_devices_ways(name, monkeypatch):
     """What a GPU computes with, batched products and tensors instead of NumPy's arrays, taken on the CPU."""
-    monkeypatch.setattr(hyper, "few", lambda X: True)
-    monkeypatch.setattr(hyper, "small", lambda M: M.detach())
+    monkeypatch.setattr(mhc, "few", lambda X: True)
+    monkeypatch.setattr(mhc, "small", lambda M: M.detach())
     test_gradients_by_hand_are_autograd(name)

@@ -4,7 +4,7 @@ import torch
 from test_parity import SMALL
 from twin import lively
 
-from minids.optim import Muon, for_muon, orthogonalise
+from minids.pretrain.optim import Muon, for_muon, orthogonalise
 
 
 def test_singular_values_become_one_and_vectors_stay():

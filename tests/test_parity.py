@@ -62,7 +62,7 @@ def test_beyond_four_times_the_yarn_length():
 
 def test_real_yarn_ramp():
     """The published bounds of the ramp: pairs below 15 keep their speed, pairs from 25 on slow down by the factor."""
-    from minids.model.rope import frequencies
+    from minids.model.rotary import frequencies
     flash = Config.flash()
     w = flash.compress_rope_theta ** (-torch.arange(0, 64, 2) / 64)
     ratio = w / frequencies(flash, 4)

@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reader import PERSON, Reader
 
-from minids.data import facts, reasoning, tasks, world
+from minids.data import tasks
+from minids.data.tasks import reasoning
+from minids.data.tinyworld import facts, stories
 
 FAMILIES = ("reasoning", "knowledge")
 
@@ -25,7 +27,7 @@ def test_right_answers_pass_and_others_do_not(family):
     for kind, problems in by_kind.items():
         assert {p.difficulty for p in problems} == ({1, 2, 3, 4, 5} if family == "reasoning" else {problems[0].difficulty})
         for p in problems:
-            others = [word for pool in world.POOLS if p.facts[0] in pool for word in pool if word != p.facts[0]]
+            others = [word for pool in stories.POOLS if p.facts[0] in pool for word in pool if word != p.facts[0]]
             assert not any(tasks.verify(p, p.answer.replace(p.facts[0], word)) for word in others if p.facts[0] in p.answer)
             assert not tasks.verify(p, f"{p.facts[0]} or {others[0]}") and not tasks.verify(p, " ".join(others + [p.facts[0]]))
         assert not any(tasks.verify(p, "") for p in problems)

@@ -5,16 +5,18 @@ import torch
 import torch.nn.functional as F
 
 import minids
-from minids import cost, qat, rounding
+from minids import cost
 from minids.config import Config
-from minids.files import MinidsError
 from minids.model import Model
 from minids.model.attention import attend
 from minids.model.masks import incomplete
 from minids.model.norm import rms
-from minids.model.rope import turn
+from minids.model.rotary import turn
 from minids.numerics import fake_quant
-from minids.train import TrainConfig, batch_of, make_optimiser, train_step
+from minids.pretrain import qat
+from minids.pretrain.train import TrainConfig, batch_of, make_optimiser, train_step
+from minids.system.files import MinidsError
+from minids.weights import rounding
 
 CONFIG = Config.nano().replace(vocab_size=101, dim=160, index_topk=8, q_lora_rank=144)
 

@@ -5,18 +5,19 @@ import json
 import pytest
 import torch
 
-from minids import cost, load, sample
-from minids.checkpoint import INDEX, Checkpoint
+from minids import cost, load
 from minids.config import CSA_RATE, Config
+from minids.data.tokenizer import Tokenizer
 from minids.model.moe import Gate
-from minids.paths import DATA, data
-from minids.tokenizer import Tokenizer
+from minids.recipes import v4_sample
+from minids.system.paths import DATA, data
+from minids.weights.checkpoint import INDEX, Checkpoint
 
 HERE = DATA / "v4_sample"
 
 
 def test_the_script_makes_the_shipped_files(tmp_path):
-    sample.build(tmp_path)
+    v4_sample.build(tmp_path)
     made = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     shipped = {p.name: p.read_bytes() for p in HERE.iterdir() if p.name != "README.md"}
     assert made.keys() == shipped.keys()
@@ -65,7 +66,7 @@ def test_it_runs_and_balances_no_expert_away():
 
 @pytest.mark.parametrize("vocab_size", [300, 512])
 def test_a_cut_tokenizer_is_one(tmp_path, vocab_size):
-    (tmp_path / "tokenizer.json").write_text(json.dumps(sample.cut_tokenizer(vocab_size)))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(v4_sample.cut_tokenizer(vocab_size)))
     tokenizer = Tokenizer.load(tmp_path)
     assert tokenizer.vocab_size == vocab_size and tokenizer.eos_id == 1
     assert tokenizer.decode(tokenizer.encode("Über 7 miles\n")) == "Über 7 miles\n"

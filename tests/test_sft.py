@@ -6,18 +6,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minids import Config, Model, posttrain
-from minids.batches import batch_of
-from minids.chat import MODES, parse_reply
-from minids.checkpoint import load, save
+from minids import Config, Model
 from minids.data import tasks
-from minids.files import MinidsError
-from minids.optim import make_optimiser
-from minids.posttrain import LIMITS, Settings, descend, digest, examine, question, rehearse, rehearsed, right, solve
-from minids.runs import newest, read_log
-from minids.sft import SFTConfig, conversation, losses, packed_rows, reasoning, sft
-from minids.tokenizer import Tokenizer
-from minids.train import Interrupted, TrainConfig, evaluate
+from minids.data.chat import MODES, parse_reply
+from minids.data.tokenizer import Tokenizer
+from minids.posttrain import loop
+from minids.posttrain.loop import LIMITS, Settings, descend, digest, examine, question, rehearse, rehearsed, right, solve
+from minids.posttrain.sft import SFTConfig, conversation, losses, packed_rows, reasoning, sft
+from minids.pretrain.batches import batch_of
+from minids.pretrain.optim import make_optimiser
+from minids.pretrain.run_folder import newest, read_log
+from minids.pretrain.train import Interrupted, TrainConfig, evaluate
+from minids.system.files import MinidsError
+from minids.weights.checkpoint import load, save
 
 TINY = Config.nano().replace(
     dim=32, n_layers=2, compress_ratios=(4, 16, 0), n_heads=2, head_dim=16, rope_head_dim=8, q_lora_rank=16, n_hash_layers=0,
@@ -31,7 +32,7 @@ TOKENIZER = Tokenizer.load()
 def short_replies():
     """A model that has learned nothing does not stop by itself. And a short corpus to rehearse."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(posttrain, "REHEARSED", 20_000)
+        patch.setattr(loop, "REHEARSED", 20_000)
         for mode, limit in zip(MODES, (6, 8, 10)):
             patch.setitem(LIMITS, mode, limit)
         yield
@@ -167,7 +168,7 @@ def test_biases_of_gates_stay(base, whole):
 
 
 def test_rehearsal_is_pre_trainings_loss_on_rows_of_its_corpus():
-    """Each row begins a document, counts what `minids.train.evaluate` counts, and is another one at each step."""
+    """Each row begins a document, counts what `minids.pretrain.train.evaluate` counts, and is another one at each step."""
     torch.manual_seed(2)
     model, settings = Model(TINY).train(), SFTConfig(rehearsal=1, steps=8)
     torch.nn.init.normal_(model.head.weight)
@@ -175,9 +176,9 @@ def test_rehearsal_is_pre_trainings_loss_on_rows_of_its_corpus():
     for step in range(2):
         model.zero_grad()
         loss = rehearse(model, settings, step)
-        (row,) = batch_of(rehearsed(), TrainConfig(8, batch=1, seq_len=posttrain.ROW, data="mix"), step)
+        (row,) = batch_of(rehearsed(), TrainConfig(8, batch=1, seq_len=loop.ROW, data="mix"), step)
         seen.append(row)
-        assert row[0] == TOKENIZER.bos_id and loss == pytest.approx(evaluate(model, row, posttrain.ROW)[0], rel=1e-5)
+        assert row[0] == TOKENIZER.bos_id and loss == pytest.approx(evaluate(model, row, loop.ROW)[0], rel=1e-5)
         grads.append(model.head.weight.grad.clone())
     assert not (seen[0] == seen[1]).all() and not torch.allclose(*grads)
 
@@ -193,7 +194,7 @@ def test_what_is_rehearsed_is_forgotten_less(base):
             losses(model, *some, settings)["loss"].backward()
             record = descend(model, optimiser, settings, step)
         assert ("rehearsal_loss" in record) == bool(rows)
-        ends.append(evaluate(model, rehearsed()[:2000], posttrain.ROW)[0])
+        ends.append(evaluate(model, rehearsed()[:2000], loop.ROW)[0])
     assert ends[1] < ends[0] - 0.2
 
 

@@ -8,9 +8,9 @@ from test_parity import SMALL
 from twin import lively
 
 from minids import Config, MinidsError, generate
-from minids import speculate as module
-from minids.generate import distribution
-from minids.speculate import Speculation, expected_acceptance, judge, speculate
+from minids.inference import speculate as module
+from minids.inference.generate import distribution
+from minids.inference.speculate import Speculation, expected_acceptance, judge, speculate
 
 TINY = Config.nano().replace(
     dim=16, n_layers=2, compress_ratios=(4, 8, 0), n_heads=2, head_dim=8, rope_head_dim=4, q_lora_rank=8, window_size=4,

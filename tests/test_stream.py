@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from minids import generate, load, save
-from minids.checkpoint import Checkpoint
 from minids.cli import main
 from minids.config import Config
-from minids.files import MinidsError
-from minids.header import Entry
 from minids.model import Model
-from minids.paths import DATA
-from minids.stream import Layers, Stored, bytes_of_a_pass, report, streamed, together
+from minids.system.files import MinidsError
+from minids.system.paths import DATA
+from minids.weights.checkpoint import Checkpoint
+from minids.weights.header import Entry
+from minids.weights.streamed import Layers, Stored, bytes_of_a_pass, report, streamed, together
 
 SAMPLE = DATA / "v4_sample"
 IDS = torch.randint(0, 512, (2, 150), generator=torch.Generator().manual_seed(0))

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minids.data import coding, mathematics, tasks
-from minids.data.interpreter import ProgramError, run
-from minids.data.tasks import as_text, identity, problem, problems, split_of, verify
-from minids.files import MinidsError
+from minids.data import tasks
+from minids.data.tasks import as_text, coding, identity, mathematics, problem, problems, split_of, verify
+from minids.data.tasks.interpreter import ProgramError, run
+from minids.system.files import MinidsError
 
 OURS = ("mathematics", "coding")
 KINDS = {"mathematics": set(mathematics.KINDS), "coding": set(coding.KINDS)}

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minids import tokenizer as module
-from minids.data.text import documents
-from minids.files import MinidsError
-from minids.ngram import Trigram
-from minids.tokenizer import SPECIAL, Tokenizer, train
+from minids.data import tokenizer as module
+from minids.data.books import documents
+from minids.data.tokenizer import SPECIAL, Tokenizer, train
+from minids.pretrain.trigram import Trigram
+from minids.system.files import MinidsError
 
 shipped = Tokenizer.load()
 

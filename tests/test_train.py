@@ -9,11 +9,22 @@ import numpy as np
 import pytest
 import torch
 
-from minids import Config, Model, runs
-from minids import train as module
-from minids.checkpoint import load
-from minids.files import MinidsError
-from minids.train import Interrupted, TrainConfig, batch_of, evaluate, learning_rate, make_optimiser, newest, read_log, train
+from minids import Config, Model
+from minids.pretrain import run_folder
+from minids.pretrain import train as module
+from minids.pretrain.train import (
+    Interrupted,
+    TrainConfig,
+    batch_of,
+    evaluate,
+    learning_rate,
+    make_optimiser,
+    newest,
+    read_log,
+    train,
+)
+from minids.system.files import MinidsError
+from minids.weights.checkpoint import load
 
 TINY = Config.nano().replace(
     dim=32, n_layers=3, compress_ratios=(0, 4, 16, 0), n_heads=2, head_dim=16, rope_head_dim=8, q_lora_rank=16,
@@ -203,15 +214,15 @@ def test_foreign_folder_is_left_alone(tokens, tmp_path):
 
 def test_full_disk_keeps_the_checkpoint_before(tokens, tmp_path, monkeypatch, whole):
     out = tmp_path / "run"
-    real = runs.save_file
+    real = run_folder.save_file
 
     def full(state, path):
-        if runs.newest(out) is not None:
+        if run_folder.newest(out) is not None:
             path.write_bytes(b"half")
             raise OSError(28, "No space left on device")
         real(state, path)
 
-    monkeypatch.setattr(runs, "save_file", full)
+    monkeypatch.setattr(run_folder, "save_file", full)
     with pytest.raises(MinidsError, match="No space left on device"):
         train(TINY, SETTINGS, out, tokens=tokens)
     assert [p.name for p in out.glob("*step*")] == ["step-000003"]

@@ -10,16 +10,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minids import Config, Model, anticipate
-from minids import train as module
-from minids.anticipate import Anticipation
-from minids.batches import batch_of
-from minids.checkpoint import load
+from minids import Config, Model
 from minids.data import mixture
-from minids.files import MinidsError
-from minids.masters import computing_copy
-from minids.optim import decay_start, learning_rate, make_optimiser, mtp_weight
-from minids.train import Stage, TrainConfig, choices, evaluate, newest, read_log, train, train_step
+from minids.pretrain import anticipatory_routing
+from minids.pretrain import train as module
+from minids.pretrain.anticipatory_routing import Anticipation
+from minids.pretrain.batches import batch_of
+from minids.pretrain.mixed_precision import computing_copy
+from minids.pretrain.optim import decay_start, learning_rate, make_optimiser, mtp_weight
+from minids.pretrain.train import Stage, TrainConfig, choices, evaluate, newest, read_log, train, train_step
+from minids.system.files import MinidsError
+from minids.weights.checkpoint import load
 
 TINY = Config.nano().replace(
     vocab_size=64, dim=32, n_layers=2, compress_ratios=(4, 16, 0), n_heads=2, head_dim=16, rope_head_dim=8, q_lora_rank=16,
@@ -190,7 +191,7 @@ def spiking(monkeypatch, at):
         return record | {"loss": record["loss"] * 3} if step == at and experts is None else record
 
     monkeypatch.setattr(module, "train_step", step)
-    monkeypatch.setattr(anticipate, "RECENT", 3)
+    monkeypatch.setattr(anticipatory_routing, "RECENT", 3)
     return seen
 
 

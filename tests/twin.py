@@ -6,11 +6,11 @@ import torch
 from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
 
 import minids
-from minids import layer
+from minids.weights import one_layer
 
 RENAMES = [
     (r"^embed\.", "model.embed_tokens."), (r"^head\.", "lm_head."), (r"^norm\.", "model.norm."),
-    (r"^hc_head_", "model.hc_head.hc_"), (r"^layers\.", "model.layers."), *layer.RENAMES,
+    (r"^hc_head_", "model.hc_head.hc_"), (r"^layers\.", "model.layers."), *one_layer.RENAMES,
 ]
 
 

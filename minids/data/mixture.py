@@ -11,8 +11,9 @@ from itertools import islice
 
 import numpy as np
 
-from minids.data import facts, tasks, text, world
-from minids.files import MinidsError
+from minids.data import books, tasks
+from minids.data.tinyworld import facts, stories
+from minids.system.files import MinidsError
 
 # of all characters
 SHARES = {"text": 0.15, "scenes": 0.20, "stories": 0.30, "portraits": 0.10, "problems": 0.25}
@@ -22,8 +23,8 @@ PASSAGE = 3000              # characters of a passage of real text, about
 
 def document(kind: str, split: str, index: int) -> str:
     """Document number `index` of a kind (a key of SHARES) and a split ("train", "valid" or "heldout")."""
-    if kind not in SHARES or split not in text.SPLITS:
-        raise MinidsError(f"expected a kind of {', '.join(SHARES)} and a split of {', '.join(text.SPLITS)}, "
+    if kind not in SHARES or split not in books.SPLITS:
+        raise MinidsError(f"expected a kind of {', '.join(SHARES)} and a split of {', '.join(books.SPLITS)}, "
                           f"found {kind!r} and {split!r}")
     rng = random.Random(f"{kind} {split} {index}")
     if kind == "text":
@@ -31,9 +32,9 @@ def document(kind: str, split: str, index: int) -> str:
         return found[index % len(found)]
     if kind == "stories":
         shortest, longest = WORDS
-        return world.document(rng, round(shortest * (longest / shortest) ** rng.random()))
+        return stories.document(rng, round(shortest * (longest / shortest) ** rng.random()))
     if kind == "scenes":
-        return world.scene(rng)
+        return stories.scene(rng)
     if kind == "portraits":
         return "\n".join(facts.portrait(rng, rng.choice(facts.SUBJECTS)) for _ in range(rng.randint(1, 6)))
     family = rng.choice(tasks.FAMILIES)
@@ -45,7 +46,7 @@ def document(kind: str, split: str, index: int) -> str:
 def passages(split: str) -> list[str]:
     """The real text of a split in passages of whole lines, shuffled."""
     found = []
-    for book in text.documents(split):
+    for book in books.documents(split):
         lines, size = [], 0
         for line in book.text.splitlines(keepends=True):
             lines.append(line)
@@ -74,7 +75,7 @@ def stream(split: str, tokens: int, tokenizer, kinds=tuple(SHARES)) -> np.ndarra
     """At least `tokens` token ids (it ends with a whole document), uint16, each document between bos and eos."""
     parts, size, source = [], 0, documents(split, kinds)
     while size < tokens:
-        part = text.encode_texts([found for _, found in islice(source, 64)], tokenizer)
+        part = books.encode_texts([found for _, found in islice(source, 64)], tokenizer)
         parts.append(part)
         size += len(part)
     return np.concatenate(parts)

@@ -8,9 +8,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from minids import paths
-from minids.files import MinidsError
 from minids.learn import journal
+from minids.system import paths
+from minids.system.files import MinidsError
 
 PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "matplotlib", "jupyterlab", "ipykernel", "ipywidgets", "jupytext",
             "nbclient")
@@ -128,12 +128,12 @@ def _shipped(line) -> list[str]:
 
 
 def _load_tokenizer(path: Path) -> str:
-    from minids.tokenizer import Tokenizer
+    from minids.data.tokenizer import Tokenizer
     return f"{Tokenizer.load(path).vocab_size} ids"
 
 
 def _load_checkpoint(path: Path) -> str:
-    from minids.checkpoint import load
+    from minids.weights.checkpoint import load
     return f"{sum(p.numel() for p in load(path).parameters()):,} parameters in {_short(path)}"
 
 

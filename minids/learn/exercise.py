@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from minids.files import MinidsError
 from minids.learn import journal
+from minids.system.files import MinidsError
 
 
 @dataclass(frozen=True)

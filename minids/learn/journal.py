@@ -3,8 +3,8 @@
 import json
 import time
 
-from minids import paths
-from minids.files import MinidsError, write_text
+from minids.system import paths
+from minids.system.files import MinidsError, write_text
 
 
 def _file():

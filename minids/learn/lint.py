@@ -72,7 +72,7 @@ def check_notebook(notebook) -> list[str]:
     code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
     first = re.search(r"^(?:import|from) (minids|torch|transformers)\b", code, re.MULTILINE)
     if first and first.group(1) != "minids":
-        found.append("import minids before torch, so that torch's threads sleep while they wait (minids/process.py)")
+        found.append("import minids before torch, so that torch's threads sleep while they wait (minids/system/process.py)")
     found += _text(notebook)
     order = 0
     for number, cell in enumerate(notebook.cells, 1):

@@ -15,7 +15,7 @@ from minids.model.indexer import Indexer
 from minids.model.ledger import index_divergence
 from minids.model.masks import forbid, incomplete, outside
 from minids.model.norm import RMSNorm, rms
-from minids.model.rope import Rotary, turn
+from minids.model.rotary import Rotary, turn
 
 
 class Attention(nn.Module):

@@ -11,7 +11,7 @@ from torch import nn
 
 from minids.config import CSA_RATE
 from minids.model.norm import RMSNorm
-from minids.model.rope import Rotary, turn
+from minids.model.rotary import Rotary, turn
 
 
 class Compressor(nn.Module):

@@ -7,7 +7,7 @@ t + 1, and predicts token t + 2. Embedding and head are the model's. How its los
 import torch
 from torch import nn
 
-from minids.model import hyper
+from minids.model import mhc
 from minids.model.norm import RMSNorm
 from minids.model.transformer import Block
 
@@ -35,4 +35,4 @@ class MTP(Block):
 
     def head(self, X):
         """The vector that goes into the model's output matrix: B T d."""
-        return self.norm(hyper.head(X, self.hc_head_fn, self.hc_head_scale, self.hc_head_base, self.config))
+        return self.norm(mhc.head(X, self.hc_head_fn, self.hc_head_scale, self.hc_head_base, self.config))

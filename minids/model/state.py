@@ -3,14 +3,14 @@
 Report 3.6.1. For each layer: the last w window keys, the compressed entries so far, the tokens whose window is not
 complete, and with overlap the previous window's a-half. Its size is what `minids.cost.kv_bytes` counts, apart from the
 small tails. What the last call brought is kept too, so that a state can forget some of it: drafts that were refused
-(`minids.speculate`). Gradients flow through a state where torch records them: answers that share a prompt share its pass
-(`minids.grpo`). To decode, call the model under `torch.inference_mode()`.
+(`minids.inference.speculate`). Gradients flow through a state where torch records them: answers that share a prompt share its pass
+(`minids.posttrain.grpo`). To decode, call the model under `torch.inference_mode()`.
 """
 
 import torch
 
 from minids.config import CSA_RATE
-from minids.files import MinidsError
+from minids.system.files import MinidsError
 
 
 class CompressorState:

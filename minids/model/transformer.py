@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minids.files import MinidsError
-from minids.model import hyper
+from minids.model import mhc
 from minids.model.attention import Attention
 from minids.model.moe import Gate, MoE
 from minids.model.norm import RMSNorm
 from minids.model.state import State
+from minids.system.files import MinidsError
 
 
 class Block(nn.Module):
@@ -33,12 +33,12 @@ class Block(nn.Module):
 
     def forward(self, X, ids, pos: int = 0, state=None, ledger=None):
         """X: B T n d, ids: B T -> B T n d."""
-        pre, post, comb = hyper.maps(X, self.hc_attn_fn, self.hc_attn_scale, self.hc_attn_base, self.config)
-        f = self.attn(self.attn_norm(hyper.read(X, pre)), pos, state, ledger)
-        X = hyper.write(X, f, post, comb)
-        pre, post, comb = hyper.maps(X, self.hc_ffn_fn, self.hc_ffn_scale, self.hc_ffn_base, self.config)
-        f = self.ffn(self.ffn_norm(hyper.read(X, pre)), ids, ledger)
-        return hyper.write(X, f, post, comb)
+        pre, post, comb = mhc.maps(X, self.hc_attn_fn, self.hc_attn_scale, self.hc_attn_base, self.config)
+        f = self.attn(self.attn_norm(mhc.read(X, pre)), pos, state, ledger)
+        X = mhc.write(X, f, post, comb)
+        pre, post, comb = mhc.maps(X, self.hc_ffn_fn, self.hc_ffn_scale, self.hc_ffn_base, self.config)
+        f = self.ffn(self.ffn_norm(mhc.read(X, pre)), ids, ledger)
+        return mhc.write(X, f, post, comb)
 
 
 class Model(nn.Module):
@@ -87,7 +87,7 @@ class Model(nn.Module):
 
     def hidden(self, X):
         """The vectors that go into the output matrix: streams B T n d -> B T d."""
-        return self.norm(hyper.head(X, self.hc_head_fn, self.hc_head_scale, self.hc_head_base, self.config))
+        return self.norm(mhc.head(X, self.hc_head_fn, self.hc_head_scale, self.hc_head_base, self.config))
 
     def mtp_logits(self, X, next_ids, depth: int = 0, ledger=None):
         """What MTP block `depth` predicts: token t + 2 from the streams X at t (B T n d) and the token at t + 1 (B T).

@@ -223,7 +223,7 @@ def steps(points):
 
 
 def record(found):
-    """The recorded long run in four panels. found: what `minids.million` wrote."""
+    """The recorded long run in four panels. found: what `minids.recipes.million` wrote."""
     figure, axes = plt.subplots(2, 2, figsize=(10.2, 7.0))
     points = found["points"]
     ns = [point["n"] for point in points]

@@ -13,15 +13,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from minids import speculate as speculation
 from minids.config import Config
-from minids.evaluate import pass_at_k
-from minids.files import MinidsError
-from minids.generate import distribution
+from minids.inference import speculate as speculation
+from minids.inference.evaluate import pass_at_k
+from minids.inference.generate import distribution
 from minids.model import Model
 from minids.show import start
 from minids.show.drawing import arrow, box, canvas
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW, plain_ticks
+from minids.system.files import MinidsError
 
 GREY = "#C8C8C8"
 COLOURS = BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE
@@ -224,7 +224,7 @@ def plainly(model, prompt, new: int) -> dict[tuple, float]:
 
 
 def every_way(model, prompt, new: int, drafts: int, judge=None) -> dict[tuple, float]:
-    """{text: probability} of `minids.speculate`: all draws and coins are replaced by forks, and every branch is followed.
+    """{text: probability} of `minids.inference.speculate`: all draws and coins are replaced by forks, and every branch is followed.
 
     `judge` takes the place of the right judge.
     """

@@ -5,16 +5,16 @@ import json
 import matplotlib.pyplot as plt
 import numpy as np
 
-from minids import paths
-from minids.lifecycle import MODELS
+from minids.recipes.lifecycle import MODELS
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from minids.system import paths
 
 GREY = "#9A9A9A"
 HUES = {"after SFT": GREY, "specialists": BLACK, "mean weights": SKY, "mixed SFT": ORANGE, "distilled": BLUE}
 
 
 def reports(base: str = "nano") -> list[dict]:
-    """Recorded life cycles from a shipped base model, as `minids.lifecycle.lifecycle` reports them, in the order of seeds."""
+    """Recorded life cycles from a shipped base model, as `minids.recipes.lifecycle.lifecycle` reports them, in the order of seeds."""
     found = sorted(paths.data("records").glob(f"lifecycle-{base}-*.json"))
     return [json.loads(path.read_text(encoding="utf-8")) for path in found]
 

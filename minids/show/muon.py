@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from minids.optim import FLAT, STEEP
+from minids.pretrain.optim import FLAT, STEEP
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, SKY, VERMILION
 
 HYBRID = [STEEP] * 8 + [FLAT] * 2

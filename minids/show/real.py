@@ -17,12 +17,12 @@ from matplotlib.patches import Patch
 
 from minids import cost, numerics
 from minids.config import Config
-from minids.files import MinidsError
-from minids.hub import Folder, RemoteCheckpoint
-from minids.model import hyper
+from minids.model import mhc
 from minids.show.mhc import heat
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
-from minids.stream import streamed
+from minids.system.files import MinidsError
+from minids.weights.remote import Folder, RemoteCheckpoint
+from minids.weights.streamed import streamed
 
 TYPES = {"F8_E4M3": BLUE, "I8": ORANGE, "F8_E8M0": VERMILION, "BF16": GREEN, "F32": PURPLE, "I64": YELLOW}
 TYPE_NAMES = {"F8_E4M3": "FP8", "I8": "FP4, packed", "F8_E8M0": "scales", "BF16": "BF16", "F32": "float32", "I64": "int64"}
@@ -51,7 +51,7 @@ def dump(data: bytes, start: int = 0, width: int = 16) -> None:
 
 
 def anatomy(file: str, entries: dict, size: int):
-    """A safetensors file drawn to scale: the eight bytes, the header, the tensors by type. entries: `minids.header`'s."""
+    """A safetensors file drawn to scale: the eight bytes, the header, the tensors by type. entries: `minids.weights.header`'s."""
     figure, axis = plt.subplots(figsize=(10.2, 2.9))
     axis.grid(False)
     first = min(e.start for e in entries.values())
@@ -213,7 +213,7 @@ def connections_of(source) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     sites = [f"layers.{i}.hc_{at}_" for i in range(config.n_layers) for at in ("attn", "ffn")]
     read = source.read([site + part for site in sites for part in ("base", "scale")])
     X, fn = torch.zeros(1, 1, n, 1), torch.zeros((2 + n) * n, n)            # streams that say nothing
-    maps = [hyper.maps(X, fn, read[site + "scale"], read[site + "base"], config) for site in sites]
+    maps = [mhc.maps(X, fn, read[site + "scale"], read[site + "base"], config) for site in sites]
     return tuple(torch.stack([one[k][..., 0] for one in maps]) for k in range(3))
 
 

@@ -1,13 +1,13 @@
 """The picture of report cards: pass@1 of one or several models, family by family.
 
-What is drawn comes from `minids.evaluate.report`. Published figures of V4 and its rivals are in `minids.show.start`.
+What is drawn comes from `minids.inference.evaluate.report`. Published figures of V4 and its rivals are in `minids.show.start`.
 """
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-from minids.files import MinidsError
 from minids.show.style import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
+from minids.system.files import MinidsError
 
 COLOURS = SKY, BLUE, YELLOW, ORANGE, VERMILION, GREEN, PURPLE
 
@@ -15,7 +15,7 @@ COLOURS = SKY, BLUE, YELLOW, ORANGE, VERMILION, GREEN, PURPLE
 def bars(reports: dict[str, dict], mode: str = "think-high", measure: str = "pass@1"):
     """A figure with a group of bars for each family, a bar for each model, and the 95 % intervals.
 
-    `reports` maps the names of models to their reports (`minids.evaluate.report`, or eval.json as it was read). A model that
+    `reports` maps the names of models to their reports (`minids.inference.evaluate.report`, or eval.json as it was read). A model that
     was not asked a family has no bar there. Raises `MinidsError` where no report has this mode.
     """
     cells = {(name, row["family"]): row[measure] for name, report in reports.items() for row in report["problems"]

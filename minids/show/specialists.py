@@ -5,8 +5,8 @@ import csv
 import matplotlib.pyplot as plt
 import numpy as np
 
-from minids import paths
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from minids.system import paths
 
 GREY = "#9A9A9A"
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE)

@@ -14,9 +14,10 @@ import matplotlib.pyplot as plt
 from IPython.display import display
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
-from minids import cost, paths
+from minids import cost
 from minids.learn.exercise import check
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
+from minids.system import paths
 
 GREY = "#777777"
 PRO, FLASH = "DeepSeek-V4-Pro", "DeepSeek-V4-Flash"

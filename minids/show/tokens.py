@@ -10,9 +10,9 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import FancyBboxPatch
 from tokenizers import Regex, pre_tokenizers
 
-from minids import paths
+from minids.data.tokenizer import PIECES, SPECIAL
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
-from minids.tokenizer import PIECES, SPECIAL
+from minids.system import paths
 
 PAPER = {"special": "#F6DDB0", "system": "#E6E6E6", "user": "#CFE8F7", "assistant": "#CDEBDD"}    # light: text stays readable
 MARKS = ("o", "s", "^", "D", "v")

@@ -25,15 +25,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from IPython.display import display
-from minids import cost, evaluate
-from minids.data import mixture, world
-from minids.data.text import documents
+from minids import cost
+from minids.data import mixture
+from minids.data.books import documents
+from minids.data.tinyworld import stories
+from minids.data.tokenizer import Tokenizer
+from minids.inference import evaluate
 from minids.learn import check, hint, progress, versions
 from minids.learn.doctor import doctor
-from minids.paths import data
+from minids.pretrain.train import TrainConfig
 from minids.show import start, style
-from minids.tokenizer import Tokenizer
-from minids.train import TrainConfig
+from minids.system.paths import data
 
 style.use()
 versions()
@@ -88,7 +90,7 @@ def scenes(count, people, asked):
     """Questions about scenes of so many people, each in a place of their own; `asked`: the number of the one asked for."""
     rng, items = random.Random(0), []
     for _ in range(count):
-        who, where = rng.sample(world.PEOPLE, people), rng.sample(world.PLACES, people)
+        who, where = rng.sample(stories.PEOPLE, people), rng.sample(stories.PLACES, people)
         told = " ".join(f"{a} was in the {b}." for a, b in zip(who, where))
         answer = f" {who[asked]} is in the {where[asked]}."
         items.append(evaluate.Item("scene", f"{told}\n\nQuestion: Where is {who[asked]}?\nAnswer:", answer, 0))

@@ -26,14 +26,17 @@ from itertools import islice
 import minids
 import numpy as np
 import torch
-from minids import chat, cost, evaluate
-from minids.data import facts, interpreter, mixture, tasks, text, world
+from minids import cost
+from minids.data import books, chat, mixture, tasks
+from minids.data.tasks import interpreter
+from minids.data.tinyworld import facts, stories
+from minids.data.tokenizer import SPECIAL, Tokenizer, load_v4, train
+from minids.inference import evaluate
 from minids.learn import check, hint, versions
 from minids.model.ledger import Ledger
 from minids.model.packing import Packing
-from minids.ngram import Trigram
+from minids.pretrain.trigram import Trigram
 from minids.show import style, tokens
-from minids.tokenizer import SPECIAL, Tokenizer, load_v4, train
 
 style.use()
 versions()
@@ -176,7 +179,7 @@ for steps in range(4):
 # (`tokenizers`, written in Rust): the first 4,000 characters of Genesis, 100 merges.
 
 # %%
-genesis = text.documents("train")[0].text[:4000]
+genesis = books.documents("train")[0].text[:4000]
 pieces = [bytes_only.encode(piece) for piece in tokens.pieces(genesis)]
 merges, ours = train_bpe(pieces, 100)
 theirs = train([genesis], 363)
@@ -212,7 +215,7 @@ def encode_text(words, merges):
     return [i for piece in tokens.pieces(words) for i in encode(bytes_only.encode(piece), merges)]
 
 
-for words in ("And it came to pass, that 12 + 345 = 357.", "na\u00efve \u4f60\u597d", world.scene(random.Random(1))):
+for words in ("And it came to pass, that 12 + 345 = 357.", "na\u00efve \u4f60\u597d", stories.scene(random.Random(1))):
     ids = encode_text(words, shipped)
     assert ids == tokenizer.encode(words) and tokenizer.decode(ids) == words
 print(f"{len(shipped):,} shipped merges: the same ids as minids' tokenizer, and back to the same text")
@@ -236,7 +239,7 @@ def longest_first(piece):
     return ids
 
 
-book = text.documents("heldout")[0]
+book = books.documents("heldout")[0]
 words = sorted(set(tokens.pieces(book.text)))
 apart = [word for word in words if longest_first(word) != tokenizer.encode(word)]
 print(f"{len(apart)} of {len(words)} different pieces of {book.name} are cut differently, such as:")
@@ -337,7 +340,7 @@ print(f"our 400 held-out documents use {len(used):,} of V4's {real_v4.vocab_size
 rng = random.Random(0)
 texts = {
     "TinyWorld": held["stories"][0][:400],
-    "King James": text.documents("heldout")[0].text[:400],
+    "King James": books.documents("heldout")[0].text[:400],
     "modern English": "The committee postponed its decision because the environmental report was incomplete.",
     "Python": "def area(radius):\n    return 3.14159 * radius ** 2\n",
     "numbers": "1 22 333 4444 55555 666666 3.14159 2026",
@@ -452,7 +455,7 @@ print(next(words for words in held["scenes"] if words.count("Question") == 3))
 # A small simulation tells the story, so a program knows the truth. A longer story can be asked about near and far: for each question the program knows how far back the needed sentence is.
 
 # %%
-told = world.story(random.Random(8), 110)
+told = stories.story(random.Random(8), 110)
 print("\n".join(textwrap.fill(line, 100) for line in told.text.splitlines()))
 asked = sorted(told.askable(), key=lambda q: q.back)
 for q in (asked[0], asked[len(asked) // 2], asked[-1]):
@@ -463,10 +466,10 @@ for q in (asked[0], asked[len(asked) // 2], asked[-1]):
 
 # %%
 for between in (0, 50, 200, 1000):
-    item = world.recall(random.Random(3), between)
+    item = stories.recall(random.Random(3), between)
     back = len(tokenizer.encode(item.context))
     print(f"{between:5} words between: {back:5} tokens to look back over. {item.question.splitlines()[0]}")
-print(world.recall(random.Random(3), 0).context.strip().splitlines()[-1])
+print(stories.recall(random.Random(3), 0).context.strip().splitlines()[-1])
 
 # %% [markdown]
 # ### How words are spread
@@ -491,12 +494,12 @@ style.show(tokens.zipf(spread), "Real English falls along a line over almost fou
 #
 # ## 6. How far counting gets
 #
-# Before any network: models that count. A *unigram* knows how frequent each token is; a *bigram* predicts from the token before, a *trigram* from the two before. (`minids.ngram`; smoothed after Kneser
+# Before any network: models that count. A *unigram* knows how frequent each token is; a *bigram* predicts from the token before, a *trigram* from the two before. (`minids.pretrain.trigram`; smoothed after Kneser
 # and Ney, which gives combinations that were never seen a little probability, too.) We fit them to the training documents and measure each kind of held-out text.
 
 # %%
 V = tokenizer.vocab_size
-stream = text.encode_texts([words for _, words in documents], tokenizer)     # bos, ids, eos, bos, ids, eos, ...
+stream = books.encode_texts([words for _, words in documents], tokenizer)     # bos, ids, eos, bos, ids, eos, ...
 stream = stream.astype(np.int64)
 trigram = Trigram(stream, V)
 unigram = (np.bincount(stream, minlength=V) + 1) / (len(stream) + V)
@@ -511,7 +514,7 @@ def each_loss(ids):
 
 counting = {}
 for kind, several in held.items():
-    losses, words = each_loss(text.encode_texts(several, tokenizer)), "".join(several)
+    losses, words = each_loss(books.encode_texts(several, tokenizer)), "".join(several)
     counting[kind] = {name: bits_per_byte(torch.tensor(nats), words) for name, nats in losses.items()}
     print(f"{kind:10}", "  ".join(f"{name} {bits:.2f}" for name, bits in counting[kind].items()))
 style.show(tokens.baselines(counting),
@@ -576,7 +579,7 @@ def look_up(item):
     name = next(word for word in facts.PEOPLE if re.search(rf"\b{word}\b", question))
     sentences = [s for s in re.split(r"[.\n]", "\n".join(story)) if "secret word" in s]
     sentence = next(s for s in sentences if re.search(rf"\b{name}\b", s))
-    value = next(word for word in sentence.split() if word in world.SECRETS)
+    value = next(word for word in sentence.split() if word in stories.SECRETS)
     return f" The secret word of {name} is {value}."
 
 
@@ -799,7 +802,7 @@ def reply_mask(ids, eos, assistant):
 # %%
 reply_mask = check("tokens.reply_mask", reply_mask)
 assert reply_mask(ids, tokenizer.eos_id, tokenizer.id(ASSISTANT)) == chat.reply_mask(ids, tokenizer)
-print("equal to minids.chat.reply_mask")
+print("equal to minids.data.chat.reply_mask")
 
 # %% [markdown]
 # ### And back: reading a reply
@@ -863,7 +866,7 @@ def everything(p):
     """All answers of the kind in one line; needs no understanding."""
     if p.family == "mathematics":
         return " ".join(map(str, range(500)))
-    return " ".join(next(pool for pool in world.POOLS if p.facts[0] in pool))
+    return " ".join(next(pool for pool in stories.POOLS if p.facts[0] in pool))
 
 
 for family in ("mathematics", "reasoning", "knowledge"):
@@ -900,10 +903,10 @@ def for_many(function):
 
 # %%
 verdicts = check("tokens.verify", for_many(verify))
-pool = next(pool for pool in world.POOLS if "cat" in pool)
+pool = next(pool for pool in stories.POOLS if "cat" in pool)
 for answer in ("Mira has a cat.", "cat, dog, goat, owl", "She went on vacation."):
-    assert verdicts([answer], pool, "cat") == [int(world.correct(answer, "cat"))]
-print("agrees with minids.data.world.correct")
+    assert verdicts([answer], pool, "cat") == [int(stories.correct(answer, "cat"))]
+print("agrees with minids.data.tinyworld.stories.correct")
 
 # %% [markdown]
 # ### Code is judged by running it
@@ -1009,4 +1012,4 @@ print(f'reasoning:   "Yes." is right in {sum(tasks.verify(p, "Yes.") for p in se
 # - Singh and Strouse, *Tokenization counts: the impact of tokenization on arithmetic in frontier LLMs*: [arXiv 2402.14903](https://arxiv.org/abs/2402.14903)
 # - Ding and others, *Fewer truncations improve language modeling*: [arXiv 2404.10830](https://arxiv.org/abs/2404.10830), the packing that the report follows
 # - Chen and Goodman, *An empirical study of smoothing techniques for language modeling*: [cmp-lg/9606011](https://arxiv.org/abs/cmp-lg/9606011)
-# - In this repository: `minids/tokenizer.py`, `minids/chat.py`, `minids/model/packing.py`, `minids/data/`, and `data/text/README.md` on the origin of the text
+# - In this repository: `minids/data/tokenizer.py`, `minids/data/chat.py`, `minids/model/packing.py`, `minids/data/`, and `data/text/README.md` on the origin of the text

@@ -27,16 +27,17 @@ from unittest import mock
 import minids
 import torch
 import torch.nn.functional as F
-from minids import Config, cost, paths
+from minids import Config, cost
 from minids.data import mixture
+from minids.data.tokenizer import Tokenizer
 from minids.learn import check, hint, versions
 from minids.learn.checks.attention import FAULTS
 from minids.model import attention
 from minids.model.attention import Attention
-from minids.model.rope import frequencies
+from minids.model.rotary import frequencies
 from minids.show import attention as figures
 from minids.show import style
-from minids.tokenizer import Tokenizer
+from minids.system import paths
 from torch import nn
 
 style.use()
@@ -920,4 +921,4 @@ style.show(figures.periods(lines, {"window, 128": 128, "65,536": 65536, "1,048,5
 # - Shazeer, Fast Transformer Decoding: One Write-Head is All You Need, [arXiv 1911.02150](https://arxiv.org/abs/1911.02150): MQA; Ainslie et al., GQA, [arXiv 2305.13245](https://arxiv.org/abs/2305.13245)
 # - Xiao et al., Efficient Streaming Language Models with Attention Sinks, [arXiv 2309.17453](https://arxiv.org/abs/2309.17453)
 # - DeepSeek-V2, [arXiv 2405.04434](https://arxiv.org/abs/2405.04434): MLA, and why matrices can be absorbed
-# - In this repository: `minids/model/attention.py` (your layer, in blocks and with compressed entries), `minids/model/rope.py`, `tests/test_parity.py` (the judge, with gradients)
+# - In this repository: `minids/model/attention.py` (your layer, in blocks and with compressed entries), `minids/model/rotary.py`, `tests/test_parity.py` (the judge, with gradients)

@@ -25,15 +25,16 @@ from unittest import mock
 import minids
 import torch
 import torch.nn.functional as F
-from minids import Config, Model, cost, paths
+from minids import Config, Model, cost
 from minids.data import mixture
+from minids.data.tokenizer import Tokenizer
 from minids.learn import check, hint, versions
 from minids.model import attention
 from minids.model.attention import Attention
 from minids.model.compressor import Compressor
-from minids.model.rope import frequencies, turn
+from minids.model.rotary import frequencies, turn
 from minids.show import hca, style
-from minids.tokenizer import Tokenizer
+from minids.system import paths
 
 style.use()
 versions()
@@ -913,4 +914,4 @@ print(f"Pro's cache is {cost.kv_bytes(pro, 2**20)['total'] / gqa8:.1%} of BF16 G
 # - Su et al., RoFormer (rotary embedding), [arXiv 2104.09864](https://arxiv.org/abs/2104.09864)
 # - Rae et al., Compressive Transformers, [arXiv 1911.05507](https://arxiv.org/abs/1911.05507): an earlier memory of pooled tokens, with several ways to pool
 # - Yuan et al., Native Sparse Attention, [arXiv 2502.11089](https://arxiv.org/abs/2502.11089): compressed blocks beside a sliding window, from the same house
-# - In this repository: `minids/model/compressor.py` (your `compress`, with overlap and decode state), `minids/model/rope.py`, `minids/model/masks.py`
+# - In this repository: `minids/model/compressor.py` (your `compress`, with overlap and decode state), `minids/model/rotary.py`, `minids/model/masks.py`

@@ -25,17 +25,18 @@ from unittest import mock
 import minids
 import torch
 import torch.nn.functional as F
-from minids import Config, Model, cost, numerics, paths
-from minids.data import world
+from minids import Config, Model, cost, numerics
+from minids.data.tinyworld import stories
+from minids.data.tokenizer import Tokenizer
 from minids.learn import check, hint, versions
 from minids.model import attention
 from minids.model.attention import Attention
 from minids.model.compressor import Compressor
 from minids.model.indexer import Indexer
 from minids.model.ledger import Ledger
-from minids.model.rope import frequencies, turn
+from minids.model.rotary import frequencies, turn
 from minids.show import csa, hca, style
-from minids.tokenizer import Tokenizer
+from minids.system import paths
 from torch import nn
 
 style.use()
@@ -693,7 +694,7 @@ def watch(ids):
 # %%
 def stories(seed, n):
     """n TinyWorld documents of T tokens: n T."""
-    texts = [world.document(random.Random(seed + i), 1200) for i in range(n)]
+    texts = [stories.document(random.Random(seed + i), 1200) for i in range(n)]
     return torch.tensor([tokenizer.encode(text, bos=True)[:T] for text in texts])
 
 
@@ -867,7 +868,7 @@ print("cost no more than random ones, within 0.005")
 # A story with facts said once, and a question about one of them at the end. Each row is one of the last tokens, each column an entry, labelled with the words of its own window. Colour: what the layer looks at when it may read all. Rings: the 6 entries that nano's indexer ranks first. (Its own k is 64: of so short a text it reads everything.)
 
 # %%
-tale = world.recall(random.Random(3), 40, "secret")
+tale = stories.recall(random.Random(3), 40, "secret")
 ids = tokenizer.encode(tale.context + tale.question + " " + tale.answer, bos=True)
 pieces = [tokenizer.decode([i]).replace("\n", "/") for i in ids]
 pieces[0] = "<bos>"
@@ -1025,4 +1026,4 @@ for name, config in (("Flash", flash), ("Pro", pro)):
 # - Yuan et al., Native Sparse Attention, [arXiv 2502.11089](https://arxiv.org/abs/2502.11089): the same house, blocks chosen by the attention to compressed blocks
 # - Tang et al., Quest, [arXiv 2406.10774](https://arxiv.org/abs/2406.10774): picking blocks for each query without any training
 # - Ashkboos et al., QuaRot, [arXiv 2404.00456](https://arxiv.org/abs/2404.00456): Hadamard turns against outliers
-# - In this repository: `minids/model/compressor.py`, `minids/model/indexer.py`, `minids/model/ledger.py` (the loss), `minids/train.py` (the stages)
+# - In this repository: `minids/model/compressor.py`, `minids/model/indexer.py`, `minids/model/ledger.py` (the loss), `minids/pretrain/train.py` (the stages)

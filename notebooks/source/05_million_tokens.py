@@ -22,11 +22,13 @@ from unittest import mock
 
 import minids
 import torch
-from minids import Config, cost, million, paths
+from minids import Config, cost
+from minids.data.tokenizer import Tokenizer
 from minids.learn import check, hint, versions
 from minids.model.indexer import Indexer
+from minids.recipes import million
 from minids.show import context, style
-from minids.tokenizer import Tokenizer
+from minids.system import paths
 
 style.use()
 versions()
@@ -545,12 +547,12 @@ print("told just before, nothing else read: most are found. What is left of that
 #
 # ## 9. A million tokens for real
 #
-# `python -m minids.million` does what the cells above did, up to 1,048,576 tokens, and keeps a record. Each of the two indexers scores $n^2 / 8$ pairs of a query and an entry, some $1.4 \cdot 10^{11}$, with 16 heads. That takes one core an hour or two.
+# `python -m minids.recipes.million` does what the cells above did, up to 1,048,576 tokens, and keeps a record. Each of the two indexers scores $n^2 / 8$ pairs of a query and an entry, some $1.4 \cdot 10^{11}$, with 16 heads. That takes one core an hour or two.
 
 # %%
 path = paths.DATA / "records" / "million.json"
 record = json.loads(path.read_text()) if path.exists() else None
-print(context.summary(record) if record else "The record of the long run is not here yet. `python -m minids.million` makes it.")
+print(context.summary(record) if record else "The record of the long run is not here yet. `python -m minids.recipes.million` makes it.")
 
 # %% jupyter={"source_hidden": true}
 if record:
@@ -633,4 +635,4 @@ if record:
 # - Ainslie et al., GQA, [arXiv 2305.13245](https://arxiv.org/abs/2305.13245): the 262 GB baseline
 # - Kwon et al., PagedAttention, [arXiv 2309.06180](https://arxiv.org/abs/2309.06180): a cache in blocks, and what V4's mixture of caches breaks
 # - Hsieh et al., RULER, [arXiv 2404.06654](https://arxiv.org/abs/2404.06654): how long a context a model really uses
-# - In this repository: `minids/model/state.py` (the state), `minids/cost.py` (the formulae), `minids/million.py` (the long run)
+# - In this repository: `minids/model/state.py` (the state), `minids/cost.py` (the formulae), `minids/recipes/million.py` (the long run)

@@ -23,17 +23,20 @@ from unittest import mock
 import minids
 import torch
 import torch.nn.functional as F
-from minids import Config, cost, paths, train
-from minids.anticipate import Anticipation
-from minids.batches import packing
-from minids.data import mixture, tasks, text, world
+from minids import Config, cost
+from minids.data import books, mixture, tasks
+from minids.data.tinyworld import stories
+from minids.data.tokenizer import Tokenizer
 from minids.learn import check, hint, versions
 from minids.model.ledger import Ledger
 from minids.model.ledger import sequence_balance as minids_balance
 from minids.model.moe import Gate, MoE, balance
+from minids.pretrain import train
+from minids.pretrain.anticipatory_routing import Anticipation
+from minids.pretrain.batches import packing
 from minids.show import moe as pictures
 from minids.show import style
-from minids.tokenizer import Tokenizer
+from minids.system import paths
 from torch import nn
 
 CHECKPOINT = "mini"         # the shipped model that this lesson looks into
@@ -601,7 +604,7 @@ style.show(pictures.load_maps({name: runs[name][0].loads for name in FOLLOWED}),
 # - **The loss does not tell.** Look at the last column: in this short run the collapsed router predicts as well as the balanced one, or a little better, and about as well as the dense layer of equal active size, which it nearly is.
 #   In each seed the balanced network is a little behind (0.02 to 0.10); against a spread of up to 0.06 between three seeds that is not much. Loads must be measured; no loss curve shows them.
 # - **So what is balance for?** Here, for nothing that our loss could show. At scale, experts live on different machines: the busiest one sets the pace, and idle ones are memory paid for nothing. And more
-#   experts that work mean more room for knowledge, once there is more to know than 16 small experts can hold. (`python -m minids.ablations` trains whole nano models with and without.)
+#   experts that work mean more room for knowledge, once there is more to know than 16 small experts can hold. (`python -m minids.recipes.ablations` trains whole nano models with and without.)
 # - **The control** without a common direction shows that we provoked our collapse. A good initialisation can avoid it for a while; nothing guarantees that it stays away. (Its loss is the highest here: it is another start, not a remedy.)
 # - **The sequence-wise loss alone**, even at a hundred times V4's weight, does less than the bias. It has another task, see below.
 #
@@ -790,7 +793,7 @@ for e, tokens in enumerate(favourites(ids.flatten(), seen[at][1], E)[:12]):
 FUNCTION = set("the a an of in to and or is was are were that it he she his her has had have for with on at by not be as "
                "from who".split())
 KINDS = {kind: mixture.stream("heldout", 1500, tokenizer, (kind,)) for kind in mixture.SHARES}
-KINDS["code"] = text.encode_texts([tasks.as_text(task) for task in tasks.problems("coding", "test", 40)], tokenizer)
+KINDS["code"] = books.encode_texts([tasks.as_text(task) for task in tasks.problems("coding", "test", 40)], tokenizer)
 
 
 def token_class(token):
@@ -800,7 +803,7 @@ def token_class(token):
         return "line breaks, spaces"
     if word.isdigit():
         return "digits"
-    if word in world.PEOPLE:
+    if word in stories.PEOPLE:
         return "names"
     if word.lower() in FUNCTION:
         return "function words"
@@ -1014,4 +1017,4 @@ print("Flash and Pro: the report's 284B / 13B and 1.6T / 49B (section 4.2.1)")
 # - DeepSeek-V3 Technical Report, [arXiv 2412.19437](https://arxiv.org/abs/2412.19437), section 2.1.2: the router that V4 inherits
 # - Roller et al., Hash Layers For Large Sparse Models, [arXiv 2106.04426](https://arxiv.org/abs/2106.04426)
 # - Shazeer et al., Outrageously Large Neural Networks, [arXiv 1701.06538](https://arxiv.org/abs/1701.06538): the sparse layer, and the imbalance that feeds itself
-# - In this repository: `minids/model/moe.py` (the layer), `minids/model/ledger.py` (the loss), `minids/anticipate.py`
+# - In this repository: `minids/model/moe.py` (the layer), `minids/model/ledger.py` (the loss), `minids/pretrain/anticipatory_routing.py`

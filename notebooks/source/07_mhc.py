@@ -25,13 +25,15 @@ import minids
 import numpy as np
 import torch
 import torch.nn.functional as F
-from minids import Config, cost, paths
+from minids import Config, cost
+from minids.data import books
 from minids.data import mixture as corpus
-from minids.data import text
+from minids.data.tokenizer import Tokenizer
 from minids.learn import check, hint, versions
-from minids.model import hyper
-from minids.show import mhc, style
-from minids.tokenizer import Tokenizer
+from minids.model import mhc
+from minids.show import mhc as figures
+from minids.show import style
+from minids.system import paths
 
 style.use()
 versions()
@@ -82,7 +84,7 @@ bounded = [largest(tamed(noisy(seed))) for seed in range(8)]
 print("after 64 layers:", *[f"{line[-1]:.4f}" for line in bounded])
 
 # %% jupyter={"source_hidden": true}
-style.show(mhc.through_depth({"residual": [1.0] * 64, "unconstrained": free, "constrained": bounded}, limit=3000),
+style.show(figures.through_depth({"residual": [1.0] * 64, "unconstrained": free, "constrained": bounded}, limit=3000),
            "Gain over 64 layers on a log scale: eight stacks of free matrices wander apart, most of them far up; the "
            "constrained ones stay at 1 like a residual connection")
 
@@ -92,7 +94,7 @@ style.show(mhc.through_depth({"residual": [1.0] * 64, "unconstrained": free, "co
 # ## 1. From one stream to four
 
 # %% jupyter={"source_hidden": true}
-style.show(mhc.connections(), "One layer with a residual connection; with three streams mixed by any numbers, negative ones "
+style.show(figures.connections(), "One layer with a residual connection; with three streams mixed by any numbers, negative ones "
            "dashed; and with three streams mixed by shares that sum to 1")
 
 # %% [markdown]
@@ -187,7 +189,7 @@ three = [walk(scale * torch.randn(3, 3, generator=rng)) for scale in (1.5, 3, 6)
 print("ends of the three paths for n = 2:", [[round(v, 2) for v in path[-1]] for path in two])
 
 # %% jupyter={"source_hidden": true}
-style.show(mhc.polytope(two, three), "Left: 2 x 2 matrices walk onto the segment between identity and swap; the third walks "
+style.show(figures.polytope(two, three), "Left: 2 x 2 matrices walk onto the segment between identity and swap; the third walks "
            "along the lower edge and is slow. Right: the hexagon of six 3 x 3 permutation matrices with three paths inside, "
            "from open to filled circles")
 
@@ -244,11 +246,11 @@ for iters in (1, 2, 20):
 raw = (2 * torch.randn(500, 4, 4, generator=torch.Generator().manual_seed(0))).requires_grad_()     # N n n
 weights = torch.randn(500, 4, 4, generator=torch.Generator().manual_seed(1))
 mine = sinkhorn(raw, 20, 1e-6)
-theirs = hyper.Sinkhorn.apply((raw.softmax(-1) + 1e-6).permute(1, 2, 0), 20, 1e-6).permute(2, 0, 1)
+theirs = mhc.Sinkhorn.apply((raw.softmax(-1) + 1e-6).permute(1, 2, 0), 20, 1e-6).permute(2, 0, 1)
 grads = [torch.autograd.grad((M * weights).sum(), raw)[0] for M in (mine, theirs)]
 torch.testing.assert_close(mine, theirs)
 torch.testing.assert_close(*grads, atol=1e-4, rtol=1e-4)
-print("equal to minids.model.hyper.Sinkhorn, values and gradients, for 500 matrices")
+print("equal to minids.model.mhc.Sinkhorn, values and gradients, for 500 matrices")
 
 # %% [markdown]
 # ### How many rounds?
@@ -281,7 +283,7 @@ for name, line in errors.items():
 
 # %% jupyter={"source_hidden": true}
 rates = {name: value**2 for name, value in sigma.items() if name != "corner case"}
-style.show(mhc.convergence(errors, rates), "Error of the row sums against iterations on a log scale: mild falls steeply, firm "
+style.show(figures.convergence(errors, rates), "Error of the row sums against iterations on a log scale: mild falls steeply, firm "
            "less, harsh and the corner case are not done at 20; dotted lines by the second singular value fit the tails")
 
 # %% [markdown]
@@ -324,7 +326,7 @@ for name, line in curves.items():
     print(f"{name:28} {line[-1]:.2f}")
 
 # %% jupyter={"source_hidden": true}
-style.show(mhc.backward({name: line.tolist() for name, line in curves.items()}),
+style.show(figures.backward({name: line.tolist() for name, line in curves.items()}),
            "Backward gain over depth: different sites stay near 1, nearly equal sites and equal sites rise towards 3, more "
            "iterations rise less, the forward gain is flat at 1")
 
@@ -348,7 +350,7 @@ for name, P in products.items():
           f"   gradient to each: {[round(v, 2) for v in P.sum(0).tolist()]}")
 
 # %% jupyter={"source_hidden": true}
-style.show(mhc.shares({name: (P.sum(1), P.sum(0)) for name, P in products.items()}),
+style.show(figures.shares({name: (P.sum(1), P.sum(0)) for name, P in products.items()}),
            "A bar for each stream. Rows only: forward shares differ widely, backward all 1. Columns only: forward all 1, two "
            "streams get nearly all of the gradient. One pass: still uneven. 20 iterations: all about 1")
 
@@ -367,7 +369,7 @@ RAW = torch.randn(4, 4, generator=torch.Generator().manual_seed(6))
 
 def draw(sharpness, iterations):
     errors = [(sinkhorn(sharpness * RAW, i, 1e-6).sum(-1) - 1).abs().max().item() for i in range(1, 61)]
-    return mhc.sharpened(sinkhorn(sharpness * RAW, iterations, 1e-6), errors, iterations, sharpness)
+    return figures.sharpened(sinkhorn(sharpness * RAW, iterations, 1e-6), errors, iterations, sharpness)
 
 
 box = style.slider_image(draw, "A Sinkhorn matrix with the sums of its rows and columns, and the error of the rows over "
@@ -384,7 +386,7 @@ assert by_sharpness[20][0] < 1e-4
 print(f"20 iterations first leave more than 1 percent at sharpness {first}; at sharpness 1 less than 0.01 percent")
 
 # %% jupyter={"source_hidden": true}
-style.show(mhc.errors_by_sharpness(SHARP, by_sharpness), "The error of the row sums against sharpness for 1, 5, 20 and 60 "
+style.show(figures.errors_by_sharpness(SHARP, by_sharpness), "The error of the row sums against sharpness for 1, 5, 20 and 60 "
            "iterations: it rises steeply with sharpness and falls with iterations")
 
 # %% [markdown]
@@ -582,7 +584,7 @@ def logits(p, ids, sizes=None):
     return F.rms_norm(X.mean(1).unflatten(1, (-1, D)), (D,), eps=1e-6) @ p["head"]
 
 # %%
-book = np.frombuffer("".join(d.text for d in text.documents("train")[:3]).encode(), np.uint8)
+book = np.frombuffer("".join(d.text for d in books.documents("train")[:3]).encode(), np.uint8)
 
 
 def train(lr, steps=50, batch=4):
@@ -644,7 +646,7 @@ table(after)
 
 # %% tags=["nbval-ignore-output"] jupyter={"source_hidden": true}
 by_kind = {kind: tuple(t[:, i * SEEDS:(i + 1) * SEEDS] for t in brisk[1:]) for i, kind in enumerate(KINDS)}
-style.show(mhc.training(by_kind, lines), "Loss, gradient norm and gain over depth for three kinds and three seeds: residual "
+style.show(figures.training(by_kind, lines), "Loss, gradient norm and gain over depth for three kinds and three seeds: residual "
            "and constrained lie on each other, the unconstrained runs have a higher loss and gains far from 1")
 
 # %%
@@ -696,11 +698,11 @@ def recorded(model, ids):
     """The maps of every site on these ids, tokens first: list of (pre N n, post N n, comb N n n)."""
     kept = []
 
-    def maps_and_keep(*args, original=hyper.maps):
+    def maps_and_keep(*args, original=mhc.maps):
         pre, post, comb = original(*args)                                           # n N, n N, n n N
         kept.append((pre.T, post.T, comb.permute(2, 0, 1)))
         return pre, post, comb
-    with mock.patch.object(hyper, "maps", maps_and_keep), torch.no_grad():
+    with mock.patch.object(mhc, "maps", maps_and_keep), torch.no_grad():
         model.features(ids)
     return kept
 
@@ -712,7 +714,7 @@ vary = {name: {which: [one[i].std(0).mean().item() for one in some] for i, which
         for name, some in (("fresh, scale 0.01", sites_fresh), ("trained", sites))}
 
 # %% tags=["nbval-ignore-output"] jupyter={"source_hidden": true}
-style.show(mhc.moving(vary), "How far pre, post and comb vary over tokens at each site: below one percent in the fresh model, "
+style.show(figures.moving(vary), "How far pre, post and comb vary over tokens at each site: below one percent in the fresh model, "
            "many times as much in the trained one")
 
 # %%
@@ -728,7 +730,7 @@ print("Trained maps vary more than 5 times as much over tokens as fresh ones: pr
 
 # %% tags=["nbval-ignore-output"] jupyter={"source_hidden": true}
 names = [f"{i + 1} {kind}" for i in range(len(nano.layers)) for kind in ("attn", "experts")]
-style.show(mhc.learnt({name: tuple(t.mean(0) for t in one) for name, one in zip(names, sites)}),
+style.show(figures.learnt({name: tuple(t.mean(0) for t in one) for name, one in zip(names, sites)}),
            "comb, pre and post of the sites of the nano model: comb is bright on the diagonal at most sites, pre picks some "
            "streams; post, with a colour scale of its own, writes to the streams with different strength")
 
@@ -769,7 +771,7 @@ def loss_with(change=lambda pre, post, comb: (pre, post, comb), iters=20):
     def replaced(X, fn, scale, base, config):
         pre, post, comb = change(*maps(X, fn, scale, base, iters, config.hc_eps, config.norm_eps))
         return pre.flatten(0, 1).T, post.flatten(0, 1).T, comb.flatten(0, 1).permute(1, 2, 0)
-    with mock.patch.object(hyper, "maps", replaced), torch.no_grad():
+    with mock.patch.object(mhc, "maps", replaced), torch.no_grad():
         return F.cross_entropy(nano(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).item()
 
 # %%
@@ -792,7 +794,7 @@ changes = {
 rise = {name: value - usual for name, value in changes.items()}
 
 # %% tags=["nbval-ignore-output"] jupyter={"source_hidden": true}
-style.show(mhc.losses(rise, control=["your functions (control)"]), "Change of the nano's loss for each altered map: the "
+style.show(figures.losses(rise, control=["your functions (control)"]), "Change of the nano's loss for each altered map: the "
            "control changes nothing; static maps, comb all 1/4 and post without the 2 are dear, other faults cheaper")
 
 # %%
@@ -884,7 +886,7 @@ for name, units in (("residual", 3), ("hyper-connections, naive", 8 * n + 2), ("
 
 # %% jupyter={"source_hidden": true}
 NS = [1, 2, 4, 8, 16]
-style.show(mhc.costs(NS, [cost.parts(flash.replace(hc_mult=k))["hyper-connections"] for k in NS],
+style.show(figures.costs(NS, [cost.parts(flash.replace(hc_mult=k))["hyper-connections"] for k in NS],
                      {"naive": [(8 * k + 2) * unit for k in NS], "fused": [(4 * k + 2) * unit for k in NS]}),
            "Left: parameters of mHC in Flash rise steeply with the number of streams, 34 million at 4. Right: memory traffic "
            "rises nearly in proportion, fused kernels about halve it. All axes are logarithmic")
@@ -942,4 +944,4 @@ style.show(mhc.costs(NS, [cost.parts(flash.replace(hc_mult=k))["hyper-connection
 # - Zhu et al., Hyper-Connections, [arXiv 2409.19606](https://arxiv.org/abs/2409.19606)
 # - Sinkhorn and Knopp, Concerning nonnegative matrices and doubly stochastic matrices, [Pacific J. Math. 21, 1967](https://msp.org/pjm/1967/21-2/p14.xhtml)
 # - mHC-lite: You Don't Need 20 Sinkhorn-Knopp Iterations, [arXiv 2601.05732](https://arxiv.org/abs/2601.05732); xHC: Expanded Hyper-Connections, [arXiv 2607.14530](https://arxiv.org/abs/2607.14530)
-# - In this repository: `minids/model/hyper.py` (your maps and site, with gradients by hand), `tests/test_parity.py` (the judge)
+# - In this repository: `minids/model/mhc.py` (your maps and site, with gradients by hand), `tests/test_parity.py` (the judge)

@@ -25,12 +25,13 @@ from unittest import mock
 import minids
 import torch
 import torch.nn.functional as F
-from minids import Config, cost, paths
+from minids import Config, cost
 from minids.learn import check, hint, versions
-from minids.model import hyper
+from minids.model import mhc
 from minids.model.attention import Attention
 from minids.model.moe import MoE
 from minids.show import style, whole
+from minids.system import paths
 from torch import nn
 
 style.use()
@@ -50,7 +51,7 @@ def loss_of(logits):
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).item()
 
 
-def transposed_maps(*args, original=hyper.maps):
+def transposed_maps(*args, original=mhc.maps):
     """The maps of a site, the mixing matrix comb transposed."""
     pre, post, comb = original(*args)                   # comb: n n BT
     return pre, post, comb.transpose(0, 1)
@@ -60,7 +61,7 @@ torch.manual_seed(0)
 model = minids.Model(Config.nano()).eval().requires_grad_(False)
 ids = torch.randint(0, 2048, (4, 128), generator=torch.Generator().manual_seed(1))      # B T
 right = model(ids)
-with mock.patch.object(hyper, "maps", transposed_maps):
+with mock.patch.object(mhc, "maps", transposed_maps):
     wrong = model(ids)
 print(f"loss: right {loss_of(right):.3f}, wrong {loss_of(wrong):.3f}")
 print("largest difference of any logit below 0.0001:", bool((right - wrong).abs().max() < 1e-4))
@@ -86,7 +87,7 @@ def lively(model, seed=0):
 
 living = lively(minids.Model(Config.nano()).eval().requires_grad_(False))
 right = living(ids)
-with mock.patch.object(hyper, "maps", transposed_maps):
+with mock.patch.object(mhc, "maps", transposed_maps):
     wrong = living(ids)
 print(f"largest difference of a logit: {(right - wrong).abs().max():.1f}")
 

@@ -23,11 +23,13 @@ import math
 import minids
 import torch
 import torch.nn.functional as F
-from minids import Config, Model, cost, optim, paths
-from minids.data import text
+from minids import Config, Model, cost
+from minids.data import books
+from minids.data.tokenizer import Tokenizer
 from minids.learn import check, hint, versions
+from minids.pretrain import optim
 from minids.show import muon, style
-from minids.tokenizer import Tokenizer
+from minids.system import paths
 
 style.use()
 versions()
@@ -44,7 +46,7 @@ versions()
 folder = paths.data("checkpoints", "nano")
 tokenizer = Tokenizer.load(folder)
 shipped = minids.load(folder).train().requires_grad_(True)
-piece = tokenizer.encode(text.documents("valid")[0].text[:12000])
+piece = tokenizer.encode(books.documents("valid")[0].text[:12000])
 ids = torch.tensor(piece[:8 * 129]).view(8, 129)                                     # B T+1
 logits = shipped(ids[:, :-1])                                                        # B T V
 F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
@@ -328,7 +330,7 @@ def orthogonalise(G):
 orthogonalise = check("muon.orthogonalise", orthogonalise)
 
 # %% [markdown]
-# Two judges: `minids.optim`, which computes matrices of one shape together, and PyTorch's SVD, which knows nothing of polynomials. (`hint("muon.orthogonalise")` helps you on.)
+# Two judges: `minids.pretrain.optim`, which computes matrices of one shape together, and PyTorch's SVD, which knows nothing of polynomials. (`hint("muon.orthogonalise")` helps you on.)
 
 # %%
 rng = torch.Generator().manual_seed(0)
@@ -421,7 +423,7 @@ for step in range(5):
     W, M = muon_step(W, p.grad, M, lr=0.02)
     packaged.step()
 torch.testing.assert_close(W, p.detach(), atol=1e-4, rtol=1e-4)
-print("five steps equal minids.optim.Muon")
+print("five steps equal minids.pretrain.optim.Muon")
 
 # %% [markdown]
 # PyTorch ships a Muon as well: five steep steps, in bfloat16, with 0.2 in place of 0.18. It should agree in direction, not in digits. The angle between two updates says how far:
@@ -438,7 +440,7 @@ ours = first_update(optim.Muon, G)
 theirs = first_update(torch.optim.Muon, G, adjust_lr_fn="match_rms_adamw")
 alike = {"torch.optim.Muon": F.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0).item(),
          "AdamW's sign": F.cosine_similarity(ours.flatten(), G.sign().flatten(), dim=0).item()}
-print("cosine with minids.optim.Muon:", {name: round(c, 3) for name, c in alike.items()})
+print("cosine with minids.pretrain.optim.Muon:", {name: round(c, 3) for name, c in alike.items()})
 
 # %%
 assert alike["torch.optim.Muon"] > 0.9 > 0.7 > alike["AdamW's sign"]
@@ -568,7 +570,7 @@ for name, config in (("Flash", Config.flash()), ("Pro", Config.pro())):
 
 # %%
 def as_bytes(split):
-    return torch.frombuffer(bytearray("".join(d.text for d in text.documents(split)).encode()), dtype=torch.uint8)
+    return torch.frombuffer(bytearray("".join(d.text for d in books.documents(split)).encode()), dtype=torch.uint8)
 
 
 BYTES = {split: as_bytes(split) for split in ("train", "valid")}
@@ -820,4 +822,4 @@ style.show(muon.cost_share(sizes, lines, {name: (batches[name][1], share) for na
 # - Liu et al., Muon is Scalable for LLM Training, [arXiv 2502.16982](https://arxiv.org/abs/2502.16982): weight decay, the scale that matches AdamW, the spectra of weights
 # - Bernstein and Newhouse, Old Optimizer, New Norm, [arXiv 2409.20325](https://arxiv.org/abs/2409.20325): optimisers as steepest descent under different norms
 # - Loshchilov and Hutter, Decoupled Weight Decay Regularization, [arXiv 1711.05101](https://arxiv.org/abs/1711.05101): AdamW
-# - In this repository: `minids/optim.py` (Muon for many matrices at once), `tests/test_optim.py`; the shipped models were trained with it (lesson 10 reads such a run)
+# - In this repository: `minids/pretrain/optim.py` (Muon for many matrices at once), `tests/test_optim.py`; the shipped models were trained with it (lesson 10 reads such a run)

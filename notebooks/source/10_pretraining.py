@@ -29,14 +29,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from IPython.display import display
-from minids import Config, Model, generate, paths, train
-from minids.data import mixture, text
+from minids import Config, Model, generate
+from minids.data import books, mixture
+from minids.data.tokenizer import Tokenizer
 from minids.learn import check, hint, versions
 from minids.model.moe import balance
-from minids.ngram import Trigram
+from minids.pretrain import train
+from minids.pretrain.train import TrainConfig, batch_of
+from minids.pretrain.trigram import Trigram
 from minids.show import pretraining, style
-from minids.tokenizer import Tokenizer
-from minids.train import TrainConfig, batch_of
+from minids.system import paths
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -111,8 +113,8 @@ def raw_bytes(ids):
     marks = (tokenizer.bos_id, tokenizer.eos_id)
     return np.frombuffer(tokenizer.to_bytes(i for i in ids.tolist() if i not in marks), np.uint8)
 
-raw = {split: raw_bytes(tokens[split]) for split in text.SPLITS}
-for split in text.SPLITS:
+raw = {split: raw_bytes(tokens[split]) for split in books.SPLITS}
+for split in books.SPLITS:
     size, n = len(raw[split]), len(tokens[split])
     begun = int((tokens[split] == tokenizer.bos_id).sum())
     print(f"{split:8} {begun:6,} documents {size:9,} bytes {n:9,} tokens = {size / n:.2f} bytes a token")
@@ -146,7 +148,7 @@ assert len(set(rows[:, 0])) == 9 and all(np.diff(row).tolist() == [1] * 4 for ro
 # The same number: the last *target* of a window is the first *input* of the next. Every token is a target at most once: where the first window starts is drawn (here at 3), and what is cut off at both ends waits for another epoch.
 #
 # The batch of step $s$ depends on the seed and on $s$, on nothing else. Later this lets a killed run go on exactly. One thing we leave
-# out: V4 packs documents into windows and keeps attention from crossing their borders (report, section 4.1). `minids.train` does so too. In
+# out: V4 packs documents into windows and keeps attention from crossing their borders (report, section 4.1). `minids.pretrain.train` does so too. In
 # the plain loop that we write here, a story can see the one before it.
 
 # %% [markdown]
@@ -188,7 +190,7 @@ print("The surplus over the even bet agrees with half the variance of the logits
 # - **Bigram**: how often does $c$ follow $b$? Few counts are unreliable, so mix in $a$ imagined ones from the unigram:
 #   $P(c \mid b) = (n_{bc} + a P(c)) / (n_b + a)$
 # - **Trigram**: the same idea with two tokens of context, and with the best smoothing known for counts, Kneser and Ney's
-#   (`minids.ngram`).
+#   (`minids.pretrain.trigram`).
 #
 # By hand, on the text `a b a b b` with $a = 2$: a occurs 2 times and b 3 times, so $P(b) = 4/7$. After a came b, twice out of 2:
 # $P(b \mid a) = (2 + 2 \cdot 4/7) / (2 + 2) = 0.79$, a bit less than the raw 100 %.
@@ -295,7 +297,7 @@ for name, loss in yardsticks(tokens["valid"]).items():
 # %% [markdown]
 # ## The training step, part by part
 # One step is: rate, forward, two losses, backward, clip, update, balance. You write the parts; then they must equal
-# `minids.train`, number by number.
+# `minids.pretrain.train`, number by number.
 #
 # ### Exercise 2: the learning rate (easy, 8 minutes)
 # A straight rise over the first `warmup` steps reaches `peak` with step `warmup - 1`. Then half a period of a cosine falls to a tenth of the
@@ -424,7 +426,7 @@ for group in two_groups(untrained, TrainConfig(steps=1)):
 # %% [markdown]
 # ### The step, and the proof
 # `backward_step` is everything but the update. For the proof we use a small V4 with all its parts, and run four steps twice from the same weights: once with
-# your functions and the AdamW above, once with `minids.train.train_step`.
+# your functions and the AdamW above, once with `minids.pretrain.train.train_step`.
 # (We switch off two refinements of `minids`: masks between documents that share a row, and the sequence-wise balance loss of weight 0.0001.)
 
 # %%
@@ -465,7 +467,7 @@ for step in range(settings.steps):
     balance(plain, settings.balance)                             # experts: lesson 06
     expected = theirs["loss"], theirs["mtp_loss"], theirs["grad_norm"]
     torch.testing.assert_close((loss, mtp, norm), expected, rtol=1e-4, atol=1e-4)
-    print(f"step {step}: loss {loss:.2f}; both losses and the norm equal minids.train's within 1e-4")
+    print(f"step {step}: loss {loss:.2f}; both losses and the norm equal minids.pretrain.train's within 1e-4")
 
 # %% [markdown]
 # Did every number get a gradient? Count those that got none.
@@ -960,7 +962,7 @@ print("the temperature must fall as well. It never changes the order of the toke
 # %% [markdown]
 # ## What each part brings
 # A peer differs in everything at once. An **ablation** is the same run with one part taken away, or with a plainer one in its place. Here are eight such runs beside V4's own, each with three seeds. A seed sets the first
-# weights and the order of the text: with one seed all variants read the same half a million tokens in the same order. Together they took an hour, so they were run before, by `python -m minids.ablations`, and their results are in the repository.
+# weights and the order of the text: with one seed all variants read the same half a million tokens in the same order. Together they took an hour, so they were run before, by `python -m minids.recipes.ablations`, and their results are in the repository.
 #
 # They read one kind of text, TinyWorld's *scenes*: short stories that end in questions. Two numbers are measured beside the loss: what the right answer to a question costs, in nats for the whole answer, when its story has 30 words (*near*)
 # and 100 words (*far*, some 200 tokens; V4 nano's window holds 32).

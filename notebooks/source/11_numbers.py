@@ -26,14 +26,17 @@ from unittest import mock
 
 import minids
 import torch
-from minids import Config, cost, paths, qat, rounding
-from minids.checkpoint import Checkpoint
+from minids import Config, cost
 from minids.data import mixture
+from minids.data.tokenizer import Tokenizer
 from minids.learn import check, hint, versions
 from minids.numerics import FP4_VALUES, fake_quant, fp4_decode, fp8_decode, fp8_encode
+from minids.pretrain import qat
+from minids.pretrain.train import TrainConfig, batch_of, evaluate, make_optimiser, read_log, train_step
 from minids.show import numbers, style
-from minids.tokenizer import Tokenizer
-from minids.train import TrainConfig, batch_of, evaluate, make_optimiser, read_log, train_step
+from minids.system import paths
+from minids.weights import rounding
+from minids.weights.checkpoint import Checkpoint
 
 style.use()
 versions()
@@ -430,7 +433,7 @@ hadamard_turn = check("numbers.hadamard_turn", hadamard_turn)
 q, k = torch.randn(2, 128, generator=torch.Generator().manual_seed(5))
 torch.testing.assert_close(hadamard_turn(q) @ hadamard_turn(k), q @ k, atol=1e-4, rtol=1e-4)
 torch.testing.assert_close(hadamard_turn(q), rounding.hadamard_turn(q))
-print("products stay, and it equals minids.rounding")
+print("products stay, and it equals minids.weights.rounding")
 
 # %% jupyter={"source_hidden": true}
 turned = hadamard_turn(x)
@@ -580,7 +583,7 @@ print("all of them are exact in FP8")
 # | `index` | Hadamard turn, FP4, blocks of 32 | the indexer's queries and keys |
 #
 # Never rounded: the gates, the compressors' products, the indexer's head weights, the hyper-connections, the output head. Small differences there would change *which* expert or entry is picked, or touch every token.
-# `minids.rounding.serving(model)` switches this on for a block of code. It is off otherwise: pre-training here runs in float32.
+# `minids.weights.rounding.serving(model)` switches this on for a block of code. It is off otherwise: pre-training here runs in float32.
 
 # %%
 expert, x = shipped.layers[1].ffn.shared_experts, torch.randn(5, 128, generator=torch.Generator().manual_seed(7))     # N d
@@ -713,7 +716,7 @@ with torch.no_grad():
 # - *QAT, FP4*: trains with everything as it will be served: weights in FP8 and FP4, activations, the index,
 # - *QAT, three*: the same with the three-number experts.
 #
-# `minids.qat` does it in a few lines on top of the pre-training step: a copy computes with rounded weights, and hands its gradients to the masters as they are.
+# `minids.pretrain.qat` does it in a few lines on top of the pre-training step: a copy computes with rounded weights, and hands its gradients to the masters as they are.
 # **Predict before you run:** which trained model is best in FP4, and which in three numbers? How much of the damage can 16 steps repair?
 
 # %%
@@ -899,4 +902,4 @@ for name, config in (("Flash", Config.flash()), ("Pro", Config.pro())):
 # - Jacob et al., Quantization and training of neural networks for efficient integer-arithmetic-only inference, [arXiv 1712.05877](https://arxiv.org/abs/1712.05877): QAT
 # - Bengio, Leonard, Courville, [arXiv 1308.3432](https://arxiv.org/abs/1308.3432): the straight-through estimator
 # - Ashkboos et al., QuaRot, [arXiv 2404.00456](https://arxiv.org/abs/2404.00456): Hadamard turns against outliers
-# - In this repository: `minids/numerics.py` (formats), `minids/rounding.py` (serving), `minids/qat.py`, `tests/test_rounding.py` (every rounding written out)
+# - In this repository: `minids/numerics.py` (formats), `minids/weights/rounding.py` (serving), `minids/pretrain/qat.py`, `tests/test_rounding.py` (every rounding written out)

@@ -5,7 +5,7 @@
 #
 # **After this you can**
 # - write a conversation in V4's three thinking modes, and a loss that counts the reply alone,
-# - compute GRPO's objective for four rollouts by hand, number by number, and prove that yours equals `minids.grpo.objective`,
+# - compute GRPO's objective for four rollouts by hand, number by number, and prove that yours equals `minids.posttrain.grpo.objective`,
 # - say why a group's mean does the work of a value network, and which side of the clip bites when,
 # - tell five estimates of a KL divergence apart, by their mean, their spread and the gradient that they give,
 # - explain what is recorded while sampling, and why training replays it,
@@ -24,21 +24,23 @@ from itertools import combinations_with_replacement
 import minids
 import torch
 import torch.nn.functional as F
-from minids import grpo, paths
-from minids.chat import MODES, encode_chat, reply_mask
-from minids.data import mathematics, tasks
-from minids.evaluate import interval
-from minids.generate import generate
-from minids.grpo import GRPOConfig
+from minids.data import tasks
+from minids.data.chat import MODES, encode_chat, reply_mask
+from minids.data.tasks import mathematics
+from minids.data.tokenizer import Tokenizer
+from minids.inference.evaluate import interval
+from minids.inference.generate import generate
 from minids.learn import check, hint, versions
 from minids.model.ledger import Ledger
 from minids.model.packing import Packing
-from minids.optim import make_optimiser
-from minids.posttrain import LIMITS, descend, question, right, solve
-from minids.rollouts import by_length, rollouts
-from minids.sft import SFTConfig, packed_rows
+from minids.posttrain import grpo
+from minids.posttrain.grpo import GRPOConfig
+from minids.posttrain.loop import LIMITS, descend, question, right, solve
+from minids.posttrain.rollouts import by_length, rollouts
+from minids.posttrain.sft import SFTConfig, packed_rows
+from minids.pretrain.optim import make_optimiser
 from minids.show import life, specialists, style, tokens
-from minids.tokenizer import Tokenizer
+from minids.system import paths
 from tqdm.auto import tqdm
 
 # %%
@@ -316,7 +318,7 @@ print("It thinks about half of the time, as the examples did. Replies with thoug
 #
 # Means over the four: gain (0.825 - 0.225 - 0.281 + 0) / 4 = 0.0797; KL 0.108. Objective: $0.0797 - 0.1 \cdot 0.108$ = **0.0689**. The loss is its negative.
 #
-# **Predict before you run:** does `minids.grpo.objective` agree to the last digit? (In the shapes B counts rollouts and R the tokens of the longest reply. In formulas R is a reward.)
+# **Predict before you run:** does `minids.posttrain.grpo.objective` agree to the last digit? (In the shapes B counts rollouts and R the tokens of the longest reply. In formulas R is a reward.)
 
 # %%
 PAD = 1.0           # stands where rollouts 1 to 3 have no third token; the mask leaves it out
@@ -585,7 +587,7 @@ print(kept(now, old, A, mask, 0.5).tolist())
 
 # %% [markdown]
 # ### The proof
-# Your four parts make the whole loss. It must equal `minids.grpo.objective`, and so must its gradient: on the four rollouts, and on random ones of several lengths.
+# Your four parts make the whole loss. It must equal `minids.posttrain.grpo.objective`, and so must its gradient: on the four rollouts, and on random ones of several lengths.
 
 # %%
 def kl_tokens(logprobs, old, reference):
@@ -614,7 +616,7 @@ for x, o, f, earned, group, m in ((now, old, ref, rewards, 4, mask), several):
     theirs = grpo.objective(x, o, f, advantages(earned, group), m, clip=0.2, beta=0.1, bound=0.1)[0]
     torch.testing.assert_close(mine, theirs)
     torch.testing.assert_close(torch.autograd.grad(mine, x)[0], torch.autograd.grad(theirs, x)[0])
-print("loss and gradient equal minids.grpo.objective, on four rollouts and on eight")
+print("loss and gradient equal minids.posttrain.grpo.objective, on four rollouts and on eight")
 
 # %% [markdown]
 # ## 8. What sampling must leave behind
@@ -909,7 +911,7 @@ style.show(life.practice(recorded),
 #
 # ## 10. Sabotage
 #
-# Now we break the recipe, one part at a time. That takes many runs, so we leave the network. A **table policy** has a number for each problem, place and token, nothing else; the objective is still `minids.grpo.objective`. There are 32 problems, whose answers are digits.
+# Now we break the recipe, one part at a time. That takes many runs, so we leave the network. A **table policy** has a number for each problem, place and token, nothing else; the objective is still `minids.posttrain.grpo.objective`. There are 32 problems, whose answers are digits.
 # Tokens: ten digits (`7`), the same ten as words (`seven`), and the end. A reply is right that says the digit *or* the word, and then ends.
 
 # %%
@@ -1000,7 +1002,7 @@ print("strict: earns what is right, about one in ten;  obvious: earns more than 
 # %%
 try:
     GRPOConfig(group=1)
-except minids.files.MinidsError as error:
+except minids.system.files.MinidsError as error:
     print(error)
 still, _ = practise_table(beginner(), strict, steps=20, group=1)
 taught, log = practise_table(beginner(), strict, steps=20, group=8)
@@ -1074,7 +1076,7 @@ print("Without KL luck decides which of two right answers survives. With KL both
 # | order | fine-tuning, then RL with GRPO | the same | 5.1.1 |
 # | rewards | rules and tests where answers can be verified; else a *generative* reward model: the policy itself judges by rubrics, and is trained to | rules | 5.1.1 |
 # | modes | by separate RL configurations: length penalties, context windows | two penalties, one mode | 5.1.1 |
-# | context when evaluated (non-think, high, max) | 8K, 128K, 384K tokens | replies of at most 48, 128, 224 tokens | 5.3.1; `minids.posttrain` |
+# | context when evaluated (non-think, high, max) | 8K, 128K, 384K tokens | replies of at most 48, 128, 224 tokens | 5.3.1; `minids.posttrain.loop` |
 # | number format of rollouts, references, teachers | FP4 weights | float32 | 5.2.1 |
 # | an interrupted rollout | goes on from a log of its tokens; to start it anew would favour short replies | none | 5.2.3 |
 # | optimiser, clip, beta, group | "closely aligned" with earlier work, not stated | Muon, 0.2, 0.02, 8 (recorded lives: no KL, groups of 16) | 5.1.1; `GRPOConfig` |
@@ -1136,4 +1138,4 @@ style.show(specialists.modes(("HLE (", "Apex (", "HMMT", "LiveCodeBench", "GPQA"
 # - Liu et al., Understanding R1-Zero-Like Training, [arXiv 2503.20783](https://arxiv.org/abs/2503.20783): what dividing by deviation and by length does
 # - Ouyang et al., Training language models to follow instructions with human feedback, [arXiv 2203.02155](https://arxiv.org/abs/2203.02155): rehearsal in RL, as PPO-ptx
 # - Chen et al., Evaluating Large Language Models Trained on Code, [arXiv 2107.03374](https://arxiv.org/abs/2107.03374): pass@k
-# - In this repository: `minids/sft.py`, `minids/rollouts.py`, `minids/grpo.py` (your loss, with replay), `minids/posttrain.py` (runs that can be resumed)
+# - In this repository: `minids/posttrain/sft.py`, `minids/posttrain/rollouts.py`, `minids/posttrain/grpo.py` (your loss, with replay), `minids/posttrain/loop.py` (runs that can be resumed)

@@ -26,17 +26,19 @@ from time import process_time
 import minids
 import torch
 import torch.nn.functional as F
-from minids import Config, distill, paths
+from minids import Config
 from minids.data import tasks
-from minids.distill import DistillConfig, learn, lessons
-from minids.evaluate import interval
+from minids.data.tokenizer import Tokenizer
+from minids.inference.evaluate import interval
 from minids.learn import check, hint, versions
-from minids.optim import make_optimiser
-from minids.posttrain import descend, question, solve
-from minids.sft import SFTConfig, sft
+from minids.posttrain import distill
+from minids.posttrain.distill import DistillConfig, learn, lessons
+from minids.posttrain.loop import descend, question, solve
+from minids.posttrain.sft import SFTConfig, sft
+from minids.posttrain.teachers import Teachers, Texts
+from minids.pretrain.optim import make_optimiser
 from minids.show import distillation, life, style
-from minids.teachers import Teachers, Texts
-from minids.tokenizer import Tokenizer
+from minids.system import paths
 
 style.use()
 versions()
@@ -128,7 +130,7 @@ def reverse_kl(student, teacher):
 reverse_kl = check("distillation.reverse_kl", reverse_kl)
 a, b = torch.randn(2, 5, 2048, generator=torch.Generator().manual_seed(0))      # N V each
 torch.testing.assert_close(reverse_kl(a, b), distill.divergence(a, b))
-print("equal to minids.distill.divergence")
+print("equal to minids.posttrain.distill.divergence")
 
 # %% [markdown]
 # Stuck? `hint("distillation.reverse_kl")` in a new cell gives one of three hints; so for the others.
@@ -486,7 +488,7 @@ print("tables that differ:", odd)
 #
 # The student starts from the mean of the weights: both teachers speak the chat format, and they are close relatives. It is the one use of the mean here, a start and not a result; we have not compared it with other starts.
 #
-# `Teachers` (in `minids/teachers.py`) is section 4 in code: `read` lets a teacher read its family's texts and keeps the hidden states, `logits` applies its head.
+# `Teachers` (in `minids/posttrain/teachers.py`) is section 4 in code: `read` lets a teacher read its family's texts and keeps the hidden states, `logits` applies its head.
 #
 # ### A step, and the proof
 # One step: the student answers problems of both families; each teacher reads the answers of its own and leaves its hidden states; the student reads all, and the reverse KL is taken at the positions of the **reply**, and of the reply only.
@@ -533,7 +535,7 @@ for name, backward in (("ours", lambda m: opd_backward(m, parts)),
     loss = backward(model)
     found[name] = [torch.tensor(loss)] + [p_.grad for p_ in model.parameters() if p_.grad is not None]
 torch.testing.assert_close(found["ours"], found["minids"], atol=1e-4, rtol=1e-3)
-print("loss and all gradients equal those of minids.distill.learn")
+print("loss and all gradients equal those of minids.posttrain.distill.learn")
 
 # %% [markdown]
 # From here on the package does the same work: `lessons` writes the texts, `learn` makes the gradients. First look at the noise of section 2, at the very positions of this batch.
@@ -845,4 +847,4 @@ shelf.cleanup()
 # - Agarwal et al., On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes, [arXiv 2306.13649](https://arxiv.org/abs/2306.13649)
 # - Gu et al., MiniLLM: Knowledge Distillation of Large Language Models (reverse KL), [arXiv 2306.08543](https://arxiv.org/abs/2306.08543)
 # - Ross, Gordon, Bagnell, A Reduction of Imitation Learning and Structured Prediction to No-Regret Online Learning, [arXiv 1011.0686](https://arxiv.org/abs/1011.0686): why errors compound
-# - In this repository: `minids/distill.py` (the five methods and the noise), `minids/teachers.py` (the cache), `minids/lifecycle.py` (the whole life in one command)
+# - In this repository: `minids/posttrain/distill.py` (the five methods and the noise), `minids/posttrain/teachers.py` (the cache), `minids/recipes/lifecycle.py` (the whole life in one command)

@@ -25,16 +25,17 @@ import minids
 import numpy as np
 import torch
 from IPython.display import display
-from minids import Config, cost, evaluate
-from minids.chat import MODES, encode_chat, parse_reply
+from minids import Config, cost
 from minids.data import tasks
-from minids.generate import distribution, enough_threads, generate, stream
+from minids.data.chat import MODES, encode_chat, parse_reply
+from minids.data.tokenizer import Tokenizer
+from minids.inference import evaluate
+from minids.inference.generate import distribution, enough_threads, generate, stream
+from minids.inference.speculate import Drafter, expected_acceptance, speculate
 from minids.learn import check, hint, versions
-from minids.paths import data
-from minids.posttrain import LIMITS, solve
+from minids.posttrain.loop import LIMITS, solve
 from minids.show import inference, life, start, style
-from minids.speculate import Drafter, expected_acceptance, speculate
-from minids.tokenizer import Tokenizer
+from minids.system.paths import data
 
 style.use()
 versions()
@@ -185,7 +186,7 @@ style.show(inference.tempered(contexts),
 # **Predict before you run:** we try five ways: as it is, top-p 0.9, temperature 0.5, wrong half, wrong order. In which does surprise equal the expectation? In which is it less, in which more?
 
 # %%
-generation = importlib.import_module("minids.generate")
+generation = importlib.import_module("minids.inference.generate")
 
 
 def sabotaged(wrong_half):
@@ -476,7 +477,7 @@ for name, (rule, instead) in judges.items():
 # *All stand* writes the helper's text: its distance is the whole $\beta$. *Resample from p* is wrong by half as much here, and what comes too often is all that the helper proposes often enough (q >= p): "mill", and also "king". They have already come
 # through guesses as often as they should, and now they get a second chance. "sea", the only token still missing, gets too little. That is why what was given out must be taken off first.
 #
-# And whole texts, with a whole model? Here is a V4 with a vocabulary of three tokens, untrained, with an MTP block, compression windows and all. We let `minids.speculate` write three tokens, and
+# And whole texts, with a whole model? Here is a V4 with a vocabulary of three tokens, untrained, with an MTP block, compression windows and all. We let `minids.inference.speculate` write three tokens, and
 # **follow every way that its draws and coins can fall**. There are 27 texts. (For two drafts we need a fourth token, 81 texts: the first comes from the pass over the prompt, the last of a pass needs no guess.)
 
 # %%
@@ -640,7 +641,7 @@ style.show(inference.speeds(marked),
 #
 # ## 6. Thinking modes
 #
-# V4 answers in three modes. What differs in the prompt is the opening of the reply (report, section 5.1.1, tables 2 and 3; `minids.chat`):
+# V4 answers in three modes. What differs in the prompt is the opening of the reply (report, section 5.1.1, tables 2 and 3; `minids.data.chat`):
 #
 # | mode | the assistant's turn begins with | then comes |
 # | --- | --- | --- |
@@ -1165,4 +1166,4 @@ print(f"agentic search: {bill['agentic search'] / bill['retrieval'] - 1:+.0%}")
 # - Holtzman et al., *The curious case of neural text degeneration* (top-p): [arXiv 1904.09751](https://arxiv.org/abs/1904.09751)
 # - Chen et al., *Evaluating large language models trained on code* (pass@k): [arXiv 2107.03374](https://arxiv.org/abs/2107.03374)
 # - DeepSeek-V3 technical report, sections 2.2 and 5.4.3 (MTP): [arXiv 2412.19437](https://arxiv.org/abs/2412.19437)
-# - In this repository: `minids/generate.py`, `minids/speculate.py` (your judge, with the decode state), `minids/evaluate.py`, `tests/test_speculate.py` (the enumeration)
+# - In this repository: `minids/inference/generate.py`, `minids/inference/speculate.py` (your judge, with the decode state), `minids/inference/evaluate.py`, `tests/test_speculate.py` (the enumeration)

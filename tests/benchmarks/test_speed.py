@@ -85,7 +85,7 @@ def contender(name: str):
     def decode(context, steps=40):
         model.eval()
         if name == "minids":
-            from minids.generate import stream
+            from minids.inference.generate import stream
             tokens = stream(model, long[:, :context].tolist(), steps + 1, temperature=0, stop=())
             next(tokens)                                     # the prompt is read, the first token is there
             begin = time.perf_counter()
@@ -101,7 +101,7 @@ def contender(name: str):
 
     def answers(rows, new=48):
         """Tokens a second of the nano model's rollouts, recorded as GRPO needs them."""
-        from minids.rollouts import rollouts
+        from minids.posttrain.rollouts import rollouts
         nano = minids.Model(minids.Config.nano())
         prompts = torch.randint(4, 2048, (rows, 24)).tolist()
         rollouts(nano, prompts, 4)

@@ -10,7 +10,7 @@ from minids.config import Config
 from minids.learn.checks.hca import _all, _early, _strict, rms, visible
 from minids.learn.exercise import Check
 from minids.model.indexer import Indexer
-from minids.model.rope import turn
+from minids.model.rotary import turn
 
 LESSON = "04_csa"
 INF = float("inf")

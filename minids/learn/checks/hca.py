@@ -6,7 +6,7 @@ import torch
 
 from minids.config import Config
 from minids.learn.exercise import Check
-from minids.model.rope import frequencies, turn
+from minids.model.rotary import frequencies, turn
 
 LESSON = "03_hca"
 

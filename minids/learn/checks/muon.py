@@ -8,7 +8,7 @@ import torch
 from minids import cost
 from minids.config import Config
 from minids.learn.exercise import Check
-from minids.optim import for_muon
+from minids.pretrain.optim import for_muon
 
 LESSON = "09_muon"
 STEEP, FLAT = (3.4445, -4.7750, 2.0315), (2.0, -1.5, 0.5)

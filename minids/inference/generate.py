@@ -1,0 +1,131 @@
+"""Sampling: continue token ids with a model, batched, with the decode state.
+
+Report section 3.6.1 (decoding with compressed caches). Greedy, temperature, top-p. Rows of a batch stand at the same
+position all the time: a prompt is never padded, because compression windows are cut from position 0 (V4_SPEC 8.7).
+Drafts with multi-token prediction are `minids.inference.speculate`'s business, text is `minids.data.tokenizer`'s.
+"""
+
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+
+from minids.system.files import MinidsError
+
+
+def generate(model, ids, max_new_tokens: int = 100, temperature: float = 1.0, top_p: float = 1.0, seed: int | None = None,
+             stop: tuple[int, ...] | None = None, drafts: int = 0):
+    """The new ids that the model continues `ids` with, without the prompt.
+
+    `ids` is one prompt (a list of ids) and gives a list, or several (a list of lists of any lengths, or a B x T tensor)
+    and gives a list of lists. A row ends after `max_new_tokens`, or with the first id in `stop` (included; default: the
+    model's eos). `temperature=0` is greedy; `top_p` keeps the likeliest ids that together reach this probability. The
+    same `seed` gives the same ids. With `drafts`, each pass verifies so many ids that MTP has guessed, prompt after prompt:
+    other ids of the same distribution (`minids.inference.speculate`). Raises `MinidsError` for an empty prompt, ids out of range, or
+    a text that would outgrow the context.
+    """
+    ids = ids.tolist() if torch.is_tensor(ids) else list(ids)
+    single = not ids or not isinstance(ids[0], (list, tuple, torch.Tensor))
+    prompts = [ids] if single else [p.tolist() if torch.is_tensor(p) else list(p) for p in ids]
+    if drafts:
+        from minids.inference.speculate import speculate  # which samples as this file does: it comes after it
+        seeds = [None if seed is None else (seed + i) % 2**63 for i in range(len(prompts))]
+        rows = [speculate(model, p, max_new_tokens, temperature, top_p, s, stop, drafts).ids for p, s in zip(prompts, seeds)]
+        return rows[0] if single else rows
+    rows = [[] for _ in prompts]
+    for new in stream(model, prompts, max_new_tokens, temperature, top_p, seed, stop):
+        for row, token in zip(rows, new):
+            if token is not None:
+                row.append(token)
+    return rows[0] if single else rows
+
+
+@torch.inference_mode()
+def stream(model, prompts, max_new_tokens: int = 100, temperature: float = 1.0, top_p: float = 1.0, seed: int | None = None,
+           stop: tuple[int, ...] | None = None):
+    """As `generate`, token by token: yields a list with each row's next new id, or None where a row has none now."""
+    check(model, prompts, max_new_tokens, temperature, top_p)
+    stop = (model.config.eos_token_id,) if stop is None else stop
+    device = model.embed.weight.device
+    generator = torch.Generator(device)
+    generator.seed() if seed is None else generator.manual_seed(seed)
+    B, lengths = len(prompts), [len(p) for p in prompts]
+    left = [max_new_tokens] * B
+    training = model.training
+    model.eval()
+    try:
+        pos = min(lengths)
+        state = model.new_state(B, max(lengths) + max_new_tokens - 1)
+        logits = model(torch.tensor([p[:pos] for p in prompts], device=device), state)[:, -1]         # B vocab
+        while True:
+            sampled = sample(logits, temperature, top_p, generator).tolist()
+            new = [None] * B
+            for i in range(B):
+                if pos < lengths[i]:
+                    sampled[i] = prompts[i][pos]     # a longer prompt goes on with its own token
+                elif left[i]:
+                    new[i] = sampled[i]
+                    left[i] = 0 if sampled[i] in stop else left[i] - 1
+            yield new
+            if not any(left):
+                return
+            with enough_threads(model, B):
+                logits = model(torch.tensor(sampled, device=device)[:, None], state)[:, -1]
+            pos += 1
+    finally:
+        model.train(training)
+
+
+@contextmanager
+def enough_threads(model, batch: int):
+    """On a CPU the operations of a small step are over before a second thread has woken up: compute those with one."""
+    threads = torch.get_num_threads()
+    if model.embed.weight.device.type == "cpu" and batch * model.config.dim <= 1024:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def sample(logits, temperature: float, top_p: float, generator=None):
+    """One id for each row of logits, B vocab -> B."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    return torch.multinomial(distribution(logits, temperature, top_p), 1, generator=generator).squeeze(-1)
+
+
+def distribution(logits, temperature: float, top_p: float):
+    """The probabilities that ids are sampled with: logits ... vocab -> ... vocab. Temperature 0: all on the likeliest."""
+    if temperature == 0:
+        return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
+    p = torch.softmax(logits.float() / temperature, dim=-1)
+    if top_p < 1:
+        ranked, order = p.sort(dim=-1, descending=True, stable=True)
+        ranked = ranked.masked_fill(ranked.cumsum(-1) - ranked >= top_p, 0)   # what is likelier does not yet reach top_p: keep
+        p = torch.zeros_like(p).scatter(-1, order, ranked)
+        p = p / p.sum(-1, keepdim=True)
+    return p
+
+
+def check(model, prompts, max_new_tokens, temperature, top_p) -> None:
+    """Raise `MinidsError` unless these can be generated from."""
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise MinidsError(f"max_new_tokens: expected at least 1, found {max_new_tokens}")
+    if not 0 <= temperature < float("inf"):
+        raise MinidsError(f"temperature: expected 0 (greedy) or more, found {temperature}")
+    if not 0 < top_p <= 1:
+        raise MinidsError(f"top_p: expected more than 0 and at most 1, found {top_p}")
+    if not prompts or not all(prompts):
+        raise MinidsError("the prompt is empty: expected at least one token id, such as the one that begins a text")
+    context, vocab = model.config.max_seq_len, model.config.vocab_size
+    for prompt in prompts:
+        wrong = next((i for i in prompt if not isinstance(i, int) or not 0 <= i < vocab), None)
+        if wrong is not None:
+            raise MinidsError(f"the prompt holds {wrong!r}: expected token ids from 0 to {vocab - 1}")
+    longest = max(map(len, prompts))
+    if longest > context:
+        raise MinidsError(f"the prompt has {longest} tokens, and the model's context is {context}: shorten the prompt")
+    if longest + max_new_tokens - 1 > context:
+        raise MinidsError(f"{longest} tokens of prompt and {max_new_tokens} new ones outgrow the model's context of {context}: "
+                          f"ask for at most {context - longest + 1} new tokens")

@@ -1,0 +1,1 @@
+"""Pre-training: what a step reads, what it optimises, and the folder of a run."""
