@@ -128,3 +128,19 @@ def test_the_widget_draws_all_contexts():
     for n in (1024, 2**20):
         for ratio in (16, 512):
             plt.close(context.bars(n, ratio))
+
+
+def test_the_figures_draw():
+    lengths, flash = [1024, 2048, 4096], Config.flash()
+    operations = {"V3.2": [cost.flops_v32(n) for n in lengths], "Flash": [cost.flops(flash, n) for n in lengths]}
+    sizes = {"V3.2": [cost.kv_bytes_v32(n) for n in lengths], "Flash": [cost.kv_bytes(flash, n) for n in lengths]}
+    ones = torch.arange(20) % 3 == 0
+    shares, percent = {"operations": {"Pro": [0.5, 0.4, 0.3]}, "bytes": {"Pro": [0.3, 0.2, 0.1]}}, {"Pro": 10}
+    for figure in (context.memory({"V4-Pro": 5e9, "other": 5e10}), context.state(13, 6, 4, 16),
+                   context.broken({"a": (4, {"x": torch.rand(9)}), "b": (6, {"y": torch.rand(9)})}),
+                   context.reach({"layer 0": {"entries": ones, "window": ~ones}}, 19), context.stacks(lengths, {"operations": operations, "bytes": sizes}),
+                   context.shares({name: points[-1] for name, points in operations.items()}),
+                   context.ratios(lengths, shares, {"operations": percent, "bytes": percent}),
+                   context.steps({1024: 2.0, 2048: 2.1})):
+        figure.canvas.draw()
+        plt.close(figure)
