@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.colors import LogNorm
 
-from minids.show.drawing import arrow, box, canvas, verdicts
+from minids.show.drawing import arrow, box, canvas, plot_verdicts
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
 
 
@@ -20,7 +20,7 @@ def signed(value: float, digits: int) -> str:
     return text if float(text) else text[1:]
 
 
-def path():
+def plot_path():
     """From x to the layer's output: the queries above, the one key-value vector below."""
     figure, axis = canvas(9.6, 3.9)
     top, mid, low = 3.1, 1.95, 0.8
@@ -58,7 +58,7 @@ def path():
     return figure
 
 
-def by_position(curves):
+def plot_by_position(curves):
     """Left: what the second of two curves adds to the first at the first positions. Right: both, smoothed. {name: losses}."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.4, 3.4), width_ratios=[1, 1.8])
     first, second = curves.values()
@@ -78,7 +78,7 @@ def by_position(curves):
     return figure
 
 
-def cache(sizes):
+def plot_cache(sizes):
     """Bytes a token and layer, for {name: bytes}, on a logarithmic axis."""
     figure, axis = plt.subplots(figsize=(8.6, 0.45 * len(sizes) + 0.9))
     colours = [VERMILION if "V4" in name else BLUE for name in sizes]
@@ -92,7 +92,7 @@ def cache(sizes):
     return figure
 
 
-def channels():
+def plot_channels():
     """Which of 12 channels turn together when r = 8: V4's way and the two usual slips."""
     rows = {"V4: the last r, neighbours": [None] * 4 + [0, 0, 1, 1, 2, 2, 3, 3],
             "slip: the first r": [0, 0, 1, 1, 2, 2, 3, 3] + [None] * 4,
@@ -116,7 +116,7 @@ def channels():
     return figure
 
 
-def needles(before, after, times):
+def plot_compass_needles(before, after, times):
     """Two rows of compass needles: the output's pair of channels before and after it is turned back (angles in radians)."""
     figure, axes = plt.subplots(2, len(times), figsize=(8.4, 3.4))
     for row, (angles, name, colour) in enumerate(((before, "as it comes", VERMILION), (after, "turned back", BLUE))):
@@ -133,7 +133,7 @@ def needles(before, after, times):
     return figure
 
 
-def distance(results, shifts, chance):
+def plot_distance(results, shifts, chance):
     """Accuracy at each shift for {name: one list over the shifts for each seed}: mean as a line, seeds as dots."""
     figure, axis = plt.subplots(figsize=(7.6, 3.5))
     for (name, runs), style, colour in zip(results.items(), ("-", "--", "-."), (BLUE, VERMILION, GREEN)):
@@ -151,7 +151,7 @@ def distance(results, shifts, chance):
     return figure
 
 
-def reach(maps, window):
+def plot_reach(maps, window):
     """Heat maps of how much each output (row) moves when one input (column) changes. maps: {number of layers: T x T}."""
     figure, axes = plt.subplots(1, len(maps), figsize=(3.05 * len(maps) + 0.6, 3.6), sharey=True, squeeze=False)
     for axis, (layers, moved) in zip(axes[0], maps.items()):
@@ -168,7 +168,7 @@ def reach(maps, window):
     return figure
 
 
-def sinks(mass, cost, shifts):
+def plot_sinks(mass, cost, shifts):
     """Left: the share of attention that each head spends on tokens. Middle: one sink removed. Right: all sinks moved.
 
     mass, cost: one list of heads for each layer; shifts: {added to all sinks: loss}.
@@ -198,7 +198,7 @@ def sinks(mass, cost, shifts):
     return figure
 
 
-def groups(matrix, g, savings):
+def plot_groups(matrix, g, savings):
     """Left: the first output matrix in full, zeros white. Right: parameters of a plain and of the grouped projection.
 
     savings: {model: (plain, grouped)} for one layer.
@@ -220,7 +220,7 @@ def groups(matrix, g, savings):
     return figure
 
 
-def periods(lines, marks):
+def plot_periods(lines, marks):
     """How many positions each pair takes for a full turn: {name: frequencies}; marks: {name: number of positions}."""
     figure, axis = plt.subplots(figsize=(8.0, 3.8))
     for (name, w), style in zip(lines.items(), ("-", "--", "-.")):
@@ -235,9 +235,9 @@ def periods(lines, marks):
     return figure
 
 
-def faults(rows, columns, values, bounds):
+def plot_faults(rows, columns, values, bounds):
     """A table of numbers: rows are faults, columns are tests. A test sees the faults whose number, sign aside, is above its
     bound; the last column's numbers are differences of a loss."""
     texts = [[f"{value:.0e}" for value in line[:-1]] + [signed(line[-1], 3)] for line in values]
     seen = [[abs(value) > bound for value, bound in zip(line, bounds)] for line in values]
-    return verdicts(rows, columns, texts, seen, figsize=(9.2, 0.38 * len(rows) + 1.1), fontsize=9)
+    return plot_verdicts(rows, columns, texts, seen, figsize=(9.2, 0.38 * len(rows) + 1.1), fontsize=9)

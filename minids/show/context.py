@@ -24,7 +24,7 @@ def length(n):
     return f"{n // 1024}K" if n < 2**20 else f"{n / 2**20:g}M"
 
 
-def memory(sizes):
+def plot_memory(sizes):
     """{name: bytes} as bars."""
     figure, axis = plt.subplots(figsize=(8.6, 0.5 * len(sizes) + 0.9))
     for y, (name, size) in enumerate(sizes.items()):
@@ -39,7 +39,7 @@ def memory(sizes):
     return figure
 
 
-def state(seen, w, m, T):
+def plot_state(seen, w, m, T):
     """What one CSA layer keeps after `seen` tokens: its ring, the entries, the waiting tokens, the a-half."""
     figure, axis = plt.subplots(figsize=(10.2, 3.6))
     full = seen // m * m
@@ -66,7 +66,7 @@ def state(seen, w, m, T):
     return figure
 
 
-def broken(panels):
+def plot_errors(panels):
     """{title: (cut, {fault: error of each token, T})}: which tokens go wrong, and how much."""
     figure, axes = plt.subplots(len(panels), 1, figsize=(10.2, 2.15 * len(panels) + 0.4), sharex=True)
     colours = plt.get_cmap("cividis").with_extremes(under="white")
@@ -82,7 +82,7 @@ def broken(panels):
     return figure
 
 
-def reach(rows, t):
+def plot_reach(rows, t):
     """{layer: {"window", "entries": T, bool}}: which tokens the query at t reads in each layer, one by one or in entries."""
     figure, axis = plt.subplots(figsize=(10.2, 0.62 * len(rows) + 1.5))
     for y, parts in enumerate(rows.values()):
@@ -107,7 +107,7 @@ def runs(mask):
     return list(zip((edges == 1).nonzero().flatten().tolist(), (edges == -1).nonzero().flatten().tolist()))
 
 
-def stacks(lengths, what):
+def plot_stacks(lengths, what):
     """Stacked areas over the context, a column for each model. what: {"operations" or "bytes": {model: [terms, ...]}}."""
     figure, axes = plt.subplots(len(what), 3, figsize=(10.4, 3.5 * len(what)), sharex=True, sharey="row")
     figure.get_layout_engine().set(wspace=0.06)
@@ -132,7 +132,7 @@ def stacks(lengths, what):
     return figure
 
 
-def shares(rows):
+def plot_shares(rows):
     """{name: terms}: what each total is made of, in percent."""
     figure, axis = plt.subplots(figsize=(9.6, 0.5 * len(rows) + 1.5))
     shown = {}
@@ -156,7 +156,7 @@ def shares(rows):
     return figure
 
 
-def ratios(lengths, curves, published):
+def plot_ratios(lengths, curves, published):
     """{measure: {model: shares of V3.2}} over the context; published: {measure: {model: percent at 1M}}."""
     figure, axes = plt.subplots(1, len(curves), figsize=(10.2, 3.7))
     for axis, (measure, models) in zip(axes, curves.items()):
@@ -175,7 +175,7 @@ def ratios(lengths, curves, published):
     return figure
 
 
-def bars(n, hca_ratio):
+def plot_cost_by_term(n, hca_ratio):
     """The widget's picture: operations and bytes of three models at a context of n tokens, by term."""
     figure, axes = plt.subplots(1, 2, figsize=(10.2, 3.6))
     models = {name: squeezed(config, hca_ratio) for name, config in (("Pro", Config.pro()), ("Flash", Config.flash()))}
@@ -206,7 +206,7 @@ def squeezed(config, hca_ratio):
     return config.replace(compress_ratios=tuple(hca_ratio if m > 4 else m for m in config.compress_ratios))
 
 
-def steps(points):
+def plot_decode_time(points):
     """Decoded tokens: milliseconds over the context, beside what grows in proportion. points: {n: milliseconds}."""
     figure, axis = plt.subplots(figsize=(8.2, 3.8))
     ns, first = list(points), next(iter(points.values()))
@@ -222,7 +222,7 @@ def steps(points):
     return figure
 
 
-def record(found):
+def plot_record(found):
     """The recorded long run in four panels. found: what `minids.recipes.million` wrote."""
     figure, axes = plt.subplots(2, 2, figsize=(10.2, 7.0))
     points = found["points"]

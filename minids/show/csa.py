@@ -7,7 +7,7 @@ from matplotlib.patches import Patch
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 
 
-def overlap(m, n, chosen):
+def plot_overlap(m, n, chosen):
     """Tokens with their two halves, above and below the entries, and the slots that entry `chosen` pools."""
     figure, axis = plt.subplots(figsize=(10.2, 3.7))
     for t in range(n * m):
@@ -32,7 +32,7 @@ def overlap(m, n, chosen):
     return figure
 
 
-def places(scores, chance):
+def plot_places(scores, chance):
     """{version: {answer: [accuracy of each seed] for each place}} as bars with a dot for each seed."""
     answers = list(next(iter(scores.values())))
     figure, axes = plt.subplots(1, len(answers), figsize=(9.6, 3.6), sharey=True)
@@ -53,7 +53,7 @@ def places(scores, chance):
     return figure
 
 
-def leak(runs, floor):
+def plot_leak(runs, floor):
     """{name: losses over training steps} on text that nobody can predict."""
     figure, axis = plt.subplots(figsize=(8.2, 3.6))
     for (name, line), style, colour in zip(runs.items(), ("-", "--", ":"), (BLUE, VERMILION, GREEN)):
@@ -70,7 +70,7 @@ STYLES = {"oracle": (BLACK, "-", "s"), "shipped": (GREEN, "-", "o"), "warmed up"
           "fresh": (ORANGE, "--", "v"), "latest": (PURPLE, "--", "x"), "random": (VERMILION, ":", ".")}
 
 
-def coverage(ks, found):
+def plot_coverage(ks, found):
     """{who picks: {"mass": shares, "recall": shares}} over k, two panels."""
     figure, axes = plt.subplots(1, 2, figsize=(10.2, 4.0), sharey=True)
     for axis, measure in zip(axes, ("mass", "recall")):
@@ -88,7 +88,7 @@ def coverage(ks, found):
     return figure
 
 
-def variants(rows, k):
+def plot_variants(rows, k):
     """{variant: recall of each seed} as dots."""
     figure, axis = plt.subplots(figsize=(8.2, 0.45 * len(rows) + 1.1))
     for y, values in enumerate(rows.values()):
@@ -102,7 +102,7 @@ def variants(rows, k):
     return figure
 
 
-def grid(mass, picked, queries, entries):
+def plot_picks(mass, picked, queries, entries):
     """Queries (rows, with their words) against entries (columns, with theirs): attention as colour, picks as rings.
 
     mass: Q S, NaN where an entry is not complete; picked: Q S bool."""
@@ -120,7 +120,7 @@ def grid(mass, picked, queries, entries):
     return figure
 
 
-def story(pieces, tokens, t, mass, picked, w, m):
+def plot_story(pieces, tokens, t, mass, picked, w, m):
     """A text as the query at t sees it: entries as boxes coloured by attention, the picked ones framed, the window orange.
 
     pieces: the words of each token; mass: S, attention of the query; picked: S bool; w: sliding window."""
@@ -159,7 +159,7 @@ def story(pieces, tokens, t, mass, picked, w, m):
     return figure
 
 
-def operations(lengths, curves):
+def plot_operations(lengths, curves):
     """Operations of one decoded token over the context. curves: {name: counts}."""
     figure, axis = plt.subplots(figsize=(8.6, 4.3))
     styles = zip(curves.items(), ("--", "-", "-", "-."), (VERMILION, BLUE, GREEN, BLACK))

@@ -46,7 +46,7 @@ def _bars(ax, centre, width, colour, title):
     ax.set(xlabel="token, in order on a line", ylim=(0, 0.36), title=title)
 
 
-def two_fits():
+def plot_two_fits():
     """The teacher, and the two best students of one bump."""
     figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.2), sharey=True)
     names = {"forward": "least KL(teacher || student): covers", "reverse": "least KL(student || teacher): seeks"}
@@ -57,7 +57,7 @@ def two_fits():
     return figure
 
 
-def both(centre, width):
+def plot_student(centre, width):
     """One student, and its two divergences as bars."""
     forward, reverse = divergences(centre, width)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.0, 3.0), width_ratios=(2.4, 1))
@@ -70,7 +70,7 @@ def both(centre, width):
     return figure
 
 
-def landscape():
+def plot_landscape():
     """Both divergences over centre and width; crosses mark the least."""
     student, teacher = bump(CENTRES[:, None], WIDTHS), two_humps()
     figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.4), sharey=True)
@@ -84,7 +84,7 @@ def landscape():
     return figure
 
 
-def lost(chance: dict):
+def plot_lost(chance: dict):
     """For each writer the chance of being off the path, over the steps of a walk."""
     figure, ax = plt.subplots(figsize=(7.0, 3.2))
     for (name, share), colour in zip(chance.items(), (style.VERMILION, style.BLUE, style.BLACK)):
@@ -94,7 +94,7 @@ def lost(chance: dict):
     return figure
 
 
-def descents(runs: dict):
+def plot_descents(runs: dict):
     """A line for each run, thin where there are several: the true KL over steps. runs: {name: R steps}."""
     figure, ax = plt.subplots(figsize=(7.0, 3.4))
     for (name, losses), colour in zip(runs.items(), (style.VERMILION, style.BLUE)):
@@ -106,7 +106,7 @@ def descents(runs: dict):
     return figure
 
 
-def falling(runs: dict):
+def plot_kl(runs: dict):
     """The student's KL to its teachers over seconds of training. runs: {name: (seconds of each step, KL of each step)}."""
     figure, ax = plt.subplots(figsize=(7.0, 3.4))
     for (name, (seconds, kls)), colour in zip(runs.items(), (style.BLUE, style.ORANGE, style.GREEN)):
@@ -117,7 +117,7 @@ def falling(runs: dict):
     return figure
 
 
-def report(rows: dict, label: str, always: dict | None = None):
+def plot_report(rows: dict, label: str, always: dict | None = None):
     """Bars with intervals. rows: {model: {family: (value, low, high)}}; always: {answer: share of right ones}."""
     figure, ax = plt.subplots(figsize=(8.0, 3.6))
     families = list(next(iter(rows.values())))

@@ -30,7 +30,7 @@ def arrow(axis, *points, **style):
     axis.annotate("", points[-1], points[-2], arrowprops=style)
 
 
-def verdicts(rows, columns, texts, seen, figsize, fontsize):
+def plot_verdicts(rows, columns, texts, seen, figsize, fontsize):
     """A table: rows are faults, columns are tests. texts and seen: a line for each row, what to write and whether the test
     sees the fault."""
     figure, axis = plt.subplots(figsize=figsize)

@@ -20,7 +20,7 @@ def ways(T, w, m):
     return torch.where(s > t, 0, way)
 
 
-def reading(t, w, m, T):
+def plot_reading(t, w, m, T):
     """One query: its tokens, and the entries below them."""
     figure, axis = plt.subplots(figsize=(10.2, 2.7))
     colours, complete = list(WAYS.values()), (t + 1) // m
@@ -47,7 +47,7 @@ def reading(t, w, m, T):
     return figure
 
 
-def reach(T, m, widths):
+def plot_reach(T, m, widths):
     """All queries against all tokens, one panel for each width of the sliding window."""
     figure, axes = plt.subplots(1, len(widths), figsize=(10.2, 4.1), sharey=True)
     colours = ListedColormap(list(WAYS.values()))
@@ -65,7 +65,7 @@ def reach(T, m, widths):
     return figure
 
 
-def periods(curves, low, high, original, longest):
+def plot_periods(curves, low, high, original, longest):
     """Tokens in a full turn of each pair of channels. curves: {name: periods}."""
     figure, axis = plt.subplots(figsize=(8.2, 4.2))
     for (name, line), style, colour in zip(curves.items(), ("--", "-.", "-"), (ORANGE, BLUE, GREEN)):
@@ -83,7 +83,7 @@ def periods(curves, low, high, original, longest):
     return figure
 
 
-def changes(maps, m):
+def plot_changes(maps, m):
     """{title: T T}: how much output t moves when token s is changed. White: not at all."""
     figure, axes = plt.subplots(1, len(maps), figsize=(10.2, 4.4), sharey=True)
     colours = plt.get_cmap("cividis").with_extremes(bad="white")
@@ -102,7 +102,7 @@ def changes(maps, m):
     return figure
 
 
-def halves(runs, chance):
+def plot_halves(runs, chance):
     """{name: [(loss on the first half, loss on the second)]} over training steps."""
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.7), sharey=True)
     titles = "first half: random, nobody can know it", "second half: a copy of the first"
@@ -121,7 +121,7 @@ def halves(runs, chance):
     return figure
 
 
-def tasks(scores, chance):
+def plot_tasks(scores, chance):
     """{task: {pooling: accuracies of several seeds}} as dots, and {task: accuracy of a good guess} as lines."""
     figure, axes = plt.subplots(1, len(scores), figsize=(10.2, 3.6), sharey=True)
     for axis, (task, rows) in zip(axes, scores.items()):
@@ -138,7 +138,7 @@ def tasks(scores, chance):
     return figure
 
 
-def weights(fields):
+def plot_weights(fields):
     """{title: m c}: the weights of a window's tokens (rows) in each channel (columns); small ones show, too."""
     figure, axes = plt.subplots(1, len(fields), figsize=(10.2, 3.6), sharey=True)
     for axis, (title, field) in zip(axes, fields.items()):
@@ -151,7 +151,7 @@ def weights(fields):
     return figure
 
 
-def recovery(rows, chance):
+def plot_recovery(rows, chance):
     """{name: share of right answers for each place in the window}."""
     figure, axis = plt.subplots(figsize=(8.6, 3.8))
     styles = zip(rows.items(), ("^", "o", "s", "x"), (BLACK, BLUE, ORANGE, PURPLE))
@@ -169,7 +169,7 @@ def recovery(rows, chance):
     return figure
 
 
-def damage(rows):
+def plot_damage(rows):
     """{what was taken away: (mean change of the loss, its standard error)}."""
     figure, axis = plt.subplots(figsize=(8.2, 0.5 * len(rows) + 1.1))
     for y, (mean, error) in enumerate(rows.values()):
@@ -183,7 +183,7 @@ def damage(rows):
     return figure
 
 
-def cache(lengths, curves, entry_bytes):
+def plot_cache(lengths, curves, entry_bytes):
     """Keys that a query reads in one layer over the context. curves: {name: counts}; the right axis counts bytes."""
     figure, axis = plt.subplots(figsize=(8.2, 4.0))
     for (name, counts), style, colour in zip(curves.items(), ("-", "-", "--"), (VERMILION, BLUE, ORANGE)):

@@ -29,7 +29,7 @@ COLOURS = BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE
 
 # ---- what is drawn ----
 
-def drawn(rows: dict, names):
+def plot_distributions(rows: dict, names):
     """Bars for small distributions side by side. rows: {label: probabilities}, names: one for each token."""
     figure, ax = plt.subplots(figsize=(7.4, 3.2))
     wide = 0.8 / len(rows)
@@ -55,7 +55,7 @@ def _curve(ax, logits, temperature: float, top_p: float) -> int:
     return left
 
 
-def curves(contexts: dict, temperature: float, top_p: float):
+def plot_top_p(contexts: dict, temperature: float, top_p: float):
     """The whole vocabulary after two contexts, {beginning: logits}: which tokens can be drawn."""
     figure, axes = plt.subplots(1, len(contexts), figsize=(9.2, 3.6), sharey=True)
     for ax, (name, logits) in zip(axes, contexts.items()):
@@ -66,8 +66,8 @@ def curves(contexts: dict, temperature: float, top_p: float):
     return figure
 
 
-def tempered(contexts: dict, temperatures=(0.5, 1.0, 2.0), top_p: float = 0.9):
-    """`curves` for three temperatures; a dot stands where top-p cuts."""
+def plot_temperatures(contexts: dict, temperatures=(0.5, 1.0, 2.0), top_p: float = 0.9):
+    """The same for several temperatures; a dot marks where top-p cuts."""
     figure, axes = plt.subplots(1, len(contexts), figsize=(9.2, 3.6), sharey=True)
     for ax, (name, logits) in zip(axes, contexts.items()):
         for temperature, colour in zip(temperatures, COLOURS):
@@ -89,7 +89,7 @@ def windows(tokens: int, ratio: int, pad: int) -> list[int]:
     return [(pad + t) // ratio for t in range(tokens)]
 
 
-def padding(tokens: int = 8, ratio: int = 4):
+def plot_padding(tokens: int = 8, ratio: int = 4):
     """The same text alone and with one padding token in front: other tokens share a compressed entry."""
     figure, axis = canvas(9.0, 3.0)
     shades = SKY, ORANGE, GREEN
@@ -110,7 +110,7 @@ def padding(tokens: int = 8, ratio: int = 4):
     return figure
 
 
-def steps(new):
+def plot_batch_steps(new):
     """What each row of a batch does in each step. new: for each step a list, True where the row wrote a token, False where it
     read one of its own prompt, None where it had ended."""
     figure, ax = plt.subplots(figsize=(8.4, 0.42 * len(new[0]) + 1.3))
@@ -127,7 +127,7 @@ def steps(new):
     return figure
 
 
-def throughput(batches, speed, wait):
+def plot_throughput(batches, speed, wait):
     """Tokens a second of all rows, and milliseconds that each row waits for its next token, against the batch."""
     figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.4))
     for ax, values, label, colour in zip(axes, (speed, wait), ("tokens a second, all rows", "ms for a step"), (BLUE, ORANGE)):
@@ -141,7 +141,7 @@ def throughput(batches, speed, wait):
     return figure
 
 
-def reading(lines: dict):
+def plot_weights_read(lines: dict):
     """Gigabytes of weights read for each token, against the batch. lines: {model: (batches, gigabytes)}."""
     figure, ax = plt.subplots(figsize=(7.0, 3.4))
     for (name, (batches, gigabytes)), colour, marker in zip(lines.items(), (SKY, BLUE), "os"):
@@ -155,7 +155,7 @@ def reading(lines: dict):
 
 # ---- drafts ----
 
-def passes():
+def plot_draft_pass():
     """One pass with two drafts: guess, verify, keep what stands, replace the first that falls."""
     figure, axis = canvas(9.2, 2.9)
     axis.text(0.1, 2.62, "1. the small block guesses", fontsize=10)
@@ -184,7 +184,7 @@ def passes():
     return figure
 
 
-def overlap(p, q, names):
+def plot_overlap(p, q, names):
     """The model's p and the helper's q: green what accepted guesses deliver, orange what is missing, hatched what falls."""
     figure, ax = plt.subplots(figsize=(7.2, 3.2))
     p, q = np.asarray(p), np.asarray(q)
@@ -270,7 +270,7 @@ def total_variation(a: dict, b: dict) -> float:
     return sum(abs(a.get(text, 0.0) - b.get(text, 0.0)) for text in {*a, *b}) / 2
 
 
-def enumerations(plain: dict, others: dict):
+def plot_enumerations(plain: dict, others: dict):
     """The probability of every text under other ways to write, against plain sampling's. others: {label: {text: p}}."""
     figure, axes = plt.subplots(1, len(others), figsize=(3.1 * len(others) + 0.6, 3.5), sharey=True, squeeze=False)
     most = 1.15 * max(max(plain.values()), *(max(o.values()) for o in others.values()))
@@ -302,7 +302,7 @@ def marked(tokenizer, ids, marks) -> str:
     return "".join(f"[{tokenizer.decode([i])}]" if mark else tokenizer.decode([i]) for i, mark in zip(ids, marks))
 
 
-def acceptance(rates: dict):
+def plot_acceptance(rates: dict):
     """Share of judged drafts that stood, by depth. rates: {kind of text: a number for each depth}."""
     figure, ax = plt.subplots(figsize=(7.2, 3.2))
     wide = 0.8 / len(rates)
@@ -315,7 +315,7 @@ def acceptance(rates: dict):
     return figure
 
 
-def speeds(costs: dict):
+def plot_speedup(costs: dict):
     """Speed-up with one draft against the acceptance rate. costs: {name: (verify, draft, rate to mark)}."""
     figure, ax = plt.subplots(figsize=(7.4, 3.5))
     rate = np.linspace(0, 1, 51)
@@ -379,7 +379,7 @@ def _whisker(ax, at, share, colour, wide, **kwargs):
     ax.errorbar(at, middle, [[middle - low], [high - middle]], fmt="none", ecolor=BLACK, elinewidth=1, capsize=2)
 
 
-def conditions(results: dict):
+def plot_conditions(results: dict):
     """Right answers in percent, with intervals. results: {condition: {family: (share, low, high)}}."""
     figure, ax = plt.subplots(figsize=(9.0, 3.8))
     wide, families = 0.8 / len(results), list(next(iter(results.values())))
@@ -395,7 +395,7 @@ def conditions(results: dict):
 
 # ---- pass@k, the report card, the price ----
 
-def passes_at(curves: dict):
+def plot_pass_at_k(curves: dict):
     """pass@k against k with intervals. curves: {label: {k: (share, low, high)}}."""
     figure, ax = plt.subplots(figsize=(7.2, 3.5))
     for i, ((name, points), colour) in enumerate(zip(curves.items(), (BLUE, VERMILION, GREEN))):
@@ -418,7 +418,7 @@ def expected_estimates(p: float, samples: int, k: int) -> tuple[float, float, fl
     return plug_in, unbiased, 1 - (1 - p) ** k
 
 
-def biases(p: float, samples: int):
+def plot_bias(p: float, samples: int):
     """The exact means of both estimators of pass@k against k, with the truth."""
     figure, ax = plt.subplots(figsize=(7.2, 3.3))
     k = range(1, samples + 1)
@@ -431,7 +431,7 @@ def biases(p: float, samples: int):
     return figure
 
 
-def card(shares: dict):
+def plot_card(shares: dict):
     """The report card's shares with their intervals. shares: {what was asked: (share, low, high)}."""
     figure, ax = plt.subplots(figsize=(8.2, 0.4 * len(shares) + 1.0))
     for row, (share, low, high) in enumerate(shares.values()):
@@ -474,7 +474,7 @@ def _effort(ax, benchmark, longer):
     ax.minorticks_off()
 
 
-def effort(benchmark: str, longer: float):
+def plot_effort(benchmark: str, longer: float):
     """Score against the price of an answer for both models, without and with the longest thinking."""
     figure, ax = plt.subplots(figsize=(7.6, 3.9))
     _effort(ax, benchmark, longer)
@@ -483,8 +483,8 @@ def effort(benchmark: str, longer: float):
     return figure
 
 
-def efforts(benchmark: str, lengths):
-    """`effort` for several lengths side by side."""
+def plot_efforts(benchmark: str, lengths):
+    """`plot_effort` for several lengths side by side."""
     figure, axes = plt.subplots(1, len(lengths), figsize=(9.2, 3.7), sharey=True)
     for ax, longer in zip(axes, lengths):
         _effort(ax, benchmark, longer)

@@ -36,7 +36,7 @@ def several(report: dict) -> str:
     return f"pass@{report['models']['distilled']['problems'][0]['samples']}"
 
 
-def lifted(found: list[dict]):
+def plot_grpo_gains(found: list[dict]):
     """What GRPO did to each specialist on problems never seen: an arrow from SFT to the end for each seed. At pass@1 also the
     share that greedy answers had before, which is what a policy has that loses its doubts and learns nothing."""
     figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.4), sharey=True)
@@ -59,7 +59,7 @@ def lifted(found: list[dict]):
     return figure
 
 
-def practice(found: list[dict]):
+def plot_grpo_logs(found: list[dict]):
     """GRPO's batches in every specialist: the share of right replies, and the policy's entropy in the groups that it learns
     from, a line for each seed."""
     figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.4))
@@ -77,7 +77,7 @@ def practice(found: list[dict]):
     return figure
 
 
-def together(found: list[dict], measure: str = "pass@1"):
+def plot_combined(found: list[dict], measure: str = "pass@1"):
     """Every way to one model, in each family and on the mean: a dot for each seed, a line at their mean."""
     columns = [*families(found), "mean"]
     figure, ax = plt.subplots(figsize=(9.4, 3.6))

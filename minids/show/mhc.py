@@ -12,7 +12,7 @@ KINDS = {"residual": (BLACK, "-"), "unconstrained": (VERMILION, "--"), "constrai
 GREY = "#888888"
 
 
-def connections():
+def plot_connections():
     """One site with one stream, with n streams mixed freely, and with n streams mixed by shares."""
     figure, axes = plt.subplots(1, 3, figsize=(10.2, 3.5))
     free = [[1.1, -0.4, 0.3], [0.5, 0.9, -0.6], [-0.3, 0.4, 1.2]]
@@ -44,7 +44,7 @@ def connections():
     return figure
 
 
-def through_depth(lines, limit=None):
+def plot_through_depth(lines, limit=None):
     """Gain against layer, log scale. lines: {name: list of numbers, or several such lists}."""
     figure, axis = plt.subplots(figsize=(7.6, 3.6))
     for name, line in lines.items():
@@ -80,7 +80,7 @@ def project(M):
     return torch.einsum("nij,kij->nk", M.float(), matrices) @ places / 3
 
 
-def polytope(two, three):
+def plot_polytope(two, three):
     """Left: paths of 2 x 2 matrices after each pass over the rows. Right: paths of 3 x 3 matrices, projected.
 
     two: list of paths, each a list of (p, q), the first column of the matrix. three: list of paths, each K 3 3.
@@ -123,7 +123,7 @@ def polytope(two, three):
 
 # ---- Sinkhorn ----
 
-def convergence(errors, rates):
+def plot_convergence(errors, rates):
     """Largest error of a row sum against iterations, with the slope that theory gives. errors, rates: {name: ...}."""
     figure, axis = plt.subplots(figsize=(7.6, 3.9))
     for (name, line), colour, mark in zip(errors.items(), (BLUE, GREEN, ORANGE, VERMILION), "os^D"):
@@ -159,7 +159,7 @@ def heat(axis, M, title=None, size=10):
         axis.set_title(title, fontsize=size + 1)
 
 
-def sharpened(M, errors, iterations, sharpness):
+def plot_sharpness(M, errors, iterations, sharpness):
     """The widget's picture: the matrix with its sums, and the error of the row sums over the iterations."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.7), width_ratios=[1, 1.35])
     heat(left, M)
@@ -179,7 +179,7 @@ def sharpened(M, errors, iterations, sharpness):
     return figure
 
 
-def errors_by_sharpness(sharpness, curves):
+def plot_errors_by_sharpness(sharpness, curves):
     """Static twin of the widget. curves: {iterations: errors, one for each sharpness}."""
     figure, axis = plt.subplots(figsize=(7.6, 3.6))
     for (iterations, line), style in zip(curves.items(), (":", "-.", "-", "--")):
@@ -193,7 +193,7 @@ def errors_by_sharpness(sharpness, curves):
     return figure
 
 
-def shares(ways):
+def plot_shares(ways):
     """What reaches each of four streams through a stack. ways: {name: (row sums 4, column sums 4)}; a line at 1."""
     figure, axes = plt.subplots(1, 2, figsize=(10.2, 3.5), sharey=True)
     titles = ("forward: signal arriving in each stream", "backward: gradient arriving in each stream")
@@ -212,7 +212,7 @@ def shares(ways):
     return figure
 
 
-def backward(curves):
+def plot_backward(curves):
     """Worst gain over depth. curves: {name: list over layers}. The third line is dashed: it lies on the second."""
     figure, axis = plt.subplots(figsize=(7.6, 3.6))
     looks = ((BLUE, "-"), (ORANGE, "-"), (VERMILION, "--"), (VERMILION, "-."), (GREEN, ":"))
@@ -229,7 +229,7 @@ def backward(curves):
 
 # ---- training ----
 
-def training(runs, gains):
+def plot_training(runs, gains):
     """Loss and gradient norm over training, gain over depth afterwards. runs: {kind: (losses, norms)}, steps S each;
     gains: {kind: layers S}. A line for each seed."""
     figure, axes = plt.subplots(1, 3, figsize=(11.0, 3.7))
@@ -255,7 +255,7 @@ def training(runs, gains):
 
 # ---- a trained model ----
 
-def learnt(sites):
+def plot_learned(sites):
     """comb, pre and post of each site, means over tokens; post has its own scale. sites: {name: (pre n, post n, comb n n)}."""
     loudest = max(post.max().item() for _, post, _ in sites.values())
     figure, axes = plt.subplots(3, len(sites), figsize=(11.4, 2.7), height_ratios=[4, 1, 1])
@@ -277,7 +277,7 @@ def learnt(sites):
     return figure
 
 
-def moving(models):
+def plot_variation(models):
     """How far the maps vary from token to token, by site. models: {name: {map: list over sites}}."""
     figure, axes = plt.subplots(1, 3, figsize=(10.2, 3.2), sharey=True)
     for axis, which in zip(axes, ("pre", "post", "comb")):
@@ -291,7 +291,7 @@ def moving(models):
     return figure
 
 
-def losses(changes, control):
+def plot_losses(changes, control):
     """Rise of the loss for each change, as horizontal bars. changes: {name: nats}; `control` names the bars drawn pale."""
     figure, axis = plt.subplots(figsize=(8.2, 0.36 * len(changes) + 1.1))
     colours = [SKY if name in control else ORANGE for name in changes]
@@ -307,7 +307,7 @@ def losses(changes, control):
     return figure
 
 
-def costs(ns, parameters, traffic):
+def plot_costs(ns, parameters, traffic):
     """Parameters and memory traffic of mHC in Flash over the number of streams. traffic: {name: MB a token}."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.4))
     left.plot(ns, [p / 1e6 for p in parameters], "o-", color=BLUE)

@@ -13,7 +13,7 @@ SETTINGS = {  # the looks of the runs, in every figure
     "sequence-wise loss, 0.01": (PURPLE, ":"), "no balancing, no common direction": (ORANGE, (0, (5, 1)))}
 
 
-def layer(chosen=(1, 4), g=(1.1, 0.4), experts=6):
+def plot_layer(chosen=(1, 4), g=(1.1, 0.4), experts=6):
     """One token through a layer: the router picks two of six routed experts, the shared one always works."""
     figure, axis = canvas(8.8, 3.9)
     xs = [2.0 + 0.95 * e for e in range(experts)]
@@ -36,7 +36,7 @@ def layer(chosen=(1, 4), g=(1.1, 0.4), experts=6):
     return figure
 
 
-def affinities(low=-6.0, high=6.0):
+def plot_affinities(low=-6.0, high=6.0):
     """Left: affinities that gates have used, against the gate's output. Right: their slopes."""
     x = torch.linspace(low, high, 200, requires_grad=True)
     figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.3))
@@ -56,7 +56,7 @@ def affinities(low=-6.0, high=6.0):
     return figure
 
 
-def clamps(limit=10.0):
+def plot_clamps(limit=10.0):
     """Left: the SiLU of the gate, clamped and not. Right: what the product can become at most."""
     x = torch.linspace(-30, 30, 400)
     figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.3))
@@ -73,7 +73,7 @@ def clamps(limit=10.0):
     return figure
 
 
-def sorting(chosen, experts):
+def plot_sorting(chosen, experts):
     """Four tokens' choices, in the tokens' order and in the experts' order, with lines between. chosen: N x K list."""
     N, K = len(chosen), len(chosen[0])
     flat = [e for row in chosen for e in row]
@@ -98,7 +98,7 @@ def sorting(chosen, experts):
     return figure
 
 
-def zipf(frequencies, loads, control, bound):
+def plot_zipf(frequencies, loads, control, bound):
     """Left: token frequencies by rank. Right: largest over mean load of random tables, on text and on even frequencies."""
     figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.3))
     ranked = sorted((f for f in frequencies if f > 0), reverse=True)
@@ -119,7 +119,7 @@ def zipf(frequencies, loads, control, bound):
     return figure
 
 
-def load_curves(runs, smooth=10):
+def plot_load_curves(runs, smooth=10):
     """Largest over mean load against the step. runs: {name: S R E loads of R seeds}; bands are the seeds' range."""
     figure, axis = plt.subplots(figsize=(8.4, 4.5))
     for name, loads in runs.items():
@@ -137,7 +137,7 @@ def load_curves(runs, smooth=10):
     return figure
 
 
-def load_maps(runs, top=8, smooth=4):
+def plot_load_maps(runs, top=8, smooth=4):
     """Load over mean load of each expert and step, one panel for each run. runs: {name: S E}; top: E / K, the worst."""
     figure, axes = plt.subplots(1, len(runs), figsize=(9.4, 3.6), sharey=True)
     for axis, (name, loads) in zip(axes, runs.items()):
@@ -152,7 +152,7 @@ def load_maps(runs, top=8, smooth=4):
     return figure
 
 
-def loads_at(runs, step, smooth=10):
+def plot_loads_at(runs, step, smooth=10):
     """The widget's picture: each expert's load around one step, a row of bars for each run. runs: {name: S E}."""
     figure, axes = plt.subplots(1, len(runs), figsize=(9.4, 2.9), sharey=True)
     for axis, (name, loads) in zip(axes, runs.items()):
@@ -169,7 +169,7 @@ def loads_at(runs, step, smooth=10):
     return figure
 
 
-def agreement(maps, steps):
+def plot_agreement(maps, steps):
     """Share of choices on which the weights of two steps agree. maps: {name: S S}, steps: the S steps."""
     figure, axes = plt.subplots(1, len(maps), figsize=(8.6, 3.7), sharey=True)
     half = (steps[1] - steps[0]) / 2
@@ -187,7 +187,7 @@ def agreement(maps, steps):
     return figure
 
 
-def specialists(tables, classes, top=2.0):
+def plot_specialists(tables, classes, top=2.0):
     """log2 of the lift of each expert for each class of tokens. tables: {panel: classes x experts}."""
     figure, axes = plt.subplots(1, len(tables), figsize=(10.0, 0.36 * len(classes) + 1.5), sharey=True)
     for axis, (name, lift) in zip(axes, tables.items()):
@@ -204,7 +204,7 @@ def specialists(tables, classes, top=2.0):
     return figure
 
 
-def losses(changes, unit="change of the loss (nats per token)"):
+def plot_losses(changes, unit="change of the loss (nats per token)"):
     """Bars of {name: change}, on a scale that shows small and large ones."""
     figure, axis = plt.subplots(figsize=(8.4, 0.42 * len(changes) + 1.2))
     bars = axis.barh(list(changes), list(changes.values()), color=BLUE)

@@ -42,7 +42,7 @@ VARIANTS = {
 }
 
 
-def spectra(values: dict[str, torch.Tensor]):
+def plot_spectra(values: dict[str, torch.Tensor]):
     """Singular values of several matrices, descending: relative to the largest, and what share of the square they add up to."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.7))
     for name, s in values.items():
@@ -60,7 +60,7 @@ def spectra(values: dict[str, torch.Tensor]):
     return figure
 
 
-def circles(G, Q):
+def plot_circles(G, Q):
     """Where a circle goes: under the 2 x 2 matrix G, and under its orthogonalised Q; the singular directions as arrows."""
     Vt = np.linalg.svd(np.asarray(G, dtype=float))[2]
     Vt = np.where(Vt[:, 1:] < 0, -Vt, Vt)                                # rows that point upwards
@@ -88,7 +88,7 @@ def apply(x, steps):
     return x
 
 
-def polynomials():
+def plot_polynomials():
     """One steep and one flat step, as functions of a singular value."""
     x = np.linspace(0, 1.3, 400)
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.7), sharey=True)
@@ -105,7 +105,7 @@ def polynomials():
     return figure
 
 
-def composed(low: float = 1e-5):
+def plot_all_steps(low: float = 1e-5):
     """All steps together, for singular values from `low` to 1, beside Muon's original five steps."""
     x = np.logspace(np.log10(low), 0, 4000)
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.7), width_ratios=(3, 2))
@@ -120,7 +120,7 @@ def composed(low: float = 1e-5):
     return figure
 
 
-def paths(values, steps=HYBRID):
+def plot_paths(values, steps=HYBRID):
     """The way of each singular value through the steps; `values` are divided by the Frobenius norm already."""
     way = [np.asarray(values, dtype=float)]
     for step in steps:
@@ -138,7 +138,7 @@ def paths(values, steps=HYBRID):
     return figure
 
 
-def after(steps: int, values):
+def plot_after_steps(steps: int, values):
     """The map after so many steps of the hybrid, and what it makes of these singular values (divided by the norm)."""
     x = np.logspace(-5, 0, 2000)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.6))
@@ -154,7 +154,7 @@ def after(steps: int, values):
     return figure
 
 
-def experts(share, together, apart):
+def plot_experts(share, together, apart):
     """For each expert: its share of the choices (%), the norm of its update from the stack, and from its own matrix."""
     place = np.arange(len(share))
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.5))
@@ -168,7 +168,7 @@ def experts(share, together, apart):
     return figure
 
 
-def racing(curves: dict[str, list[float]], width: int = 8):
+def plot_race(curves: dict[str, list[float]], width: int = 8):
     """Training losses of one run of each kind, running means over `width` steps."""
     figure, ax = plt.subplots(figsize=(7.6, 3.8))
     for (name, losses), colour, dash in zip(curves.items(), (ORANGE, BLUE), ("--", "-")):
@@ -179,7 +179,7 @@ def racing(curves: dict[str, list[float]], width: int = 8):
     return figure
 
 
-def sweep(results=None):
+def plot_sweep(results=None):
     """{optimiser: {learning rate: losses of the seeds}} as lines with a dot for each seed."""
     results = SWEEP if results is None else results
     figure, ax = plt.subplots(figsize=(7.6, 3.8))
@@ -197,7 +197,7 @@ def sweep(results=None):
     return figure
 
 
-def cost_share(tokens, shares: dict[str, list[float]], real: dict[str, tuple[float, float]]):
+def plot_cost_share(tokens, shares: dict[str, list[float]], real: dict[str, tuple[float, float]]):
     """The iteration's share of a training step's operations (%), over the tokens in a step; `real` marks V4's batches."""
     figure, ax = plt.subplots(figsize=(7.6, 3.6))
     for (name, share), colour in zip(shares.items(), (GREEN, SKY, BLUE)):

@@ -15,7 +15,7 @@ FORMATS = {"FP4": BLUE, "FP4 scales": SKY, "FP8": ORANGE, "FP8 scales": YELLOW, 
            "tables": PURPLE}
 
 
-def bit_fields():
+def plot_bit_fields():
     """The three formats as rows of boxes: sign, exponent, mantissa."""
     figure, axis = canvas(9.0, 2.7)
     rows = [("E2M1 (FP4)", 1, 2, 1, "0.5 to 6, and 0"), ("E4M3 (FP8)", 1, 4, 3, "2^-9 to 448, and 0"),
@@ -34,7 +34,7 @@ def bit_fields():
     return figure
 
 
-def fp4_line():
+def plot_fp4_line():
     """All FP4 numbers on a line, with their codes."""
     figure, axis = plt.subplots(figsize=(9.0, 1.9))
     for code, value in enumerate(FP4_VALUES):
@@ -51,7 +51,7 @@ def fp4_line():
     return figure
 
 
-def density(positive):
+def plot_density(positive):
     """Left: how many FP8 numbers lie in each octave. Right: distance to the next number as a share of the number. positive:
     {name: its numbers above 0, in order}."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.4))
@@ -75,7 +75,7 @@ def density(positive):
     return figure
 
 
-def scale_rules(amax, errors, kept):
+def plot_scale_rules(amax, errors, kept):
     """Relative error of a block over its largest number, for several rules of choosing the scale. errors: {name: list}."""
     figure, axis = plt.subplots(figsize=(8.4, 3.6))
     for (name, values), style, colour in zip(errors.items(), ("-", "--", ":"), (BLUE, VERMILION, BLACK)):
@@ -92,7 +92,7 @@ def scale_rules(amax, errors, kept):
     return figure
 
 
-def landing(number, largest):
+def plot_rounding(number, largest):
     """Where one number lands when the largest of its block is given: the FP4 grid at this scale and the rounded number."""
     scale = 2.0 ** math.ceil(math.log2(largest / 6))
     figure, axis = plt.subplots(figsize=(8.6, 2.2))
@@ -111,7 +111,7 @@ def rounded_to(number: float, scale: float) -> float:
     return GRID[best] * scale
 
 
-def landings(cases):
+def plot_roundings(cases):
     """Static twin of the widget: one row for each (number, largest)."""
     figure, axes = plt.subplots(len(cases), 1, figsize=(8.6, 1.25 * len(cases) + 0.6), sharex=True)
     for axis, (number, largest) in zip(axes, cases):
@@ -137,7 +137,7 @@ def _grid_line(axis, scale, number, where, largest):
     axis.spines["left"].set_visible(False)
 
 
-def format_errors(errors):
+def plot_format_errors(errors):
     """Bars of relative errors. errors: {kind of matrix: {format: error}}."""
     figure, axis = plt.subplots(figsize=(9.0, 3.4))
     formats = list(next(iter(errors.values())))
@@ -154,7 +154,7 @@ def format_errors(errors):
     return figure
 
 
-def outlier(plain, rounded, turned, turned_rounded):
+def plot_outlier(plain, rounded, turned, turned_rounded):
     """A vector with one large channel, and the same turned: numbers, and what FP4 makes of them."""
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.2))
     panels = (plain, rounded, "as it is"), (turned, turned_rounded, "after the Hadamard turn")
@@ -171,7 +171,7 @@ def outlier(plain, rounded, turned, turned_rounded):
     return figure
 
 
-def outlier_sweep(sizes, plain, turned):
+def plot_outlier_sweep(sizes, plain, turned):
     """Error of a vector in FP4 over the size of its outlier, as shares of what the other channels hold."""
     figure, axis = plt.subplots(figsize=(7.6, 3.2))
     axis.plot(sizes, [100 * e for e in plain], "o-", color=VERMILION, label="as it is")
@@ -184,7 +184,7 @@ def outlier_sweep(sizes, plain, turned):
     return figure
 
 
-def masters(tracks):
+def plot_masters(tracks):
     """Weights over steps, one panel each. tracks: {title: (what the steps add to, what the model computes with)}."""
     figure, axes = plt.subplots(1, len(tracks), figsize=(9.6, 3.2), sharey=True)
     for axis, (title, (stored, used)) in zip(axes, tracks.items()):
@@ -200,7 +200,7 @@ def masters(tracks):
     return figure
 
 
-def changes(rows, title):
+def plot_changes(rows, title):
     """Differences of a loss with their standard errors, as dots. rows: {name: (difference, error)}, in nats per token."""
     figure, axis = plt.subplots(figsize=(8.6, 0.42 * len(rows) + 1.2))
     for y, (difference, error) in enumerate(rows.values()):
@@ -214,7 +214,7 @@ def changes(rows, title):
     return figure
 
 
-def on_disk(models):
+def plot_on_disk(models):
     """Stacked bars of bytes by format. models: {name: {format: bytes}}."""
     figure, axis = plt.subplots(figsize=(9.0, 0.75 * len(models) + 1.3))
     axis.grid(False)

@@ -47,7 +47,7 @@ def smooth(values, width: int = 10):
     return (total[end] - total[begin]) / (end - begin)
 
 
-def falling(steps: int, losses, looks, baselines):
+def plot_loss(steps: int, losses, looks, baselines):
     """The loss of a run of `steps` so far: losses, one a step; looks, (step, loss) on validation text; baselines as lines."""
     figure, ax = plt.subplots()
     ax.set(xlim=(0, steps), ylim=(1.8, 7.8), xlabel="step", ylabel="loss (nats per token)", title="Loss while training")
@@ -62,7 +62,7 @@ def falling(steps: int, losses, looks, baselines):
 
 
 class LiveLoss(ipywidgets.Image):
-    """A picture of `falling` that is drawn anew while a model trains: display it, then `add` what was measured."""
+    """A picture by `plot_loss` that is drawn anew while a model trains: display it, then `add` what was measured."""
 
     def __init__(self, steps: int, baselines: dict[str, float]):
         self.steps, self.baselines, self.losses, self.looks = steps, baselines, [], []
@@ -81,13 +81,13 @@ class LiveLoss(ipywidgets.Image):
         self.value = style.png(self.figure())
 
     def figure(self):
-        return falling(self.steps, self.losses, self.looks, self.baselines)
+        return plot_loss(self.steps, self.losses, self.looks, self.baselines)
 
     def __repr__(self) -> str:
         return "[live figure] the loss while training; the figure below shows the same at the end"
 
 
-def load_over_time(loads, title: str = "Experts of one layer"):
+def plot_load_over_time(loads, title: str = "Experts of one layer"):
     """loads: steps x experts, tokens that each expert got. A field: share of the choices, step by step."""
     share = np.asarray(loads, dtype=float)
     share = 100 * share / share.sum(1, keepdims=True)
@@ -100,7 +100,7 @@ def load_over_time(loads, title: str = "Experts of one layer"):
     return figure
 
 
-def run_log(log, tokens_per_step: int, baselines, stages):
+def plot_run_log(log, tokens_per_step: int, baselines, stages):
     """A run's records over tokens read: the loss, its last dots closer, learning rate, gradient norm, speed. Thin lines: a
     stage begins; `stages` are their names."""
     steps = [r for r in log if "loss" in r]
@@ -153,7 +153,7 @@ def _bars(ax, logits, tokenizer, temperature: float, top_p: float, rows: int) ->
     return f"{int(kept.sum())} of {len(p)} can be drawn"
 
 
-def next_tokens(logits, tokenizer, temperature: float, top_p: float, prompt: str, rows: int = 15):
+def plot_next_tokens(logits, tokenizer, temperature: float, top_p: float, prompt: str, rows: int = 15):
     """What may come next: the likeliest tokens after temperature; those that top-p cuts off are grey."""
     figure, ax = plt.subplots(figsize=(7.0, 4.4))
     count = _bars(ax, logits, tokenizer, temperature, top_p, rows)
@@ -161,8 +161,8 @@ def next_tokens(logits, tokenizer, temperature: float, top_p: float, prompt: str
     return figure
 
 
-def temperatures(logits, tokenizer, values, top_p: float, prompt: str, rows: int = 12):
-    """`next_tokens` for several temperatures side by side."""
+def plot_temperatures(logits, tokenizer, values, top_p: float, prompt: str, rows: int = 12):
+    """`plot_next_tokens` for several temperatures side by side."""
     figure, axes = plt.subplots(1, len(values), figsize=(3.1 * len(values), 3.8))
     widest = 105 * torch.softmax(logits.double() / min(values), -1).max().item()
     for ax, temperature in zip(axes, values):
@@ -173,7 +173,7 @@ def temperatures(logits, tokenizer, values, top_p: float, prompt: str, rows: int
     return figure
 
 
-def schedule(rates, peak: float):
+def plot_schedule(rates, peak: float):
     """Learning rate over steps."""
     figure, ax = plt.subplots(figsize=(7.0, 2.6))
     ax.plot(range(len(rates)), [1e3 * r for r in rates])
@@ -182,7 +182,7 @@ def schedule(rates, peak: float):
     return figure
 
 
-def sabotage(curves: dict[str, list[list[float]]], floor: float):
+def plot_sabotage(curves: dict[str, list[list[float]]], floor: float):
     """Training losses over steps, for each kind the mean of its runs and their range; `floor` is the trigram's loss."""
     figure, ax = plt.subplots()
     looks = (style.BLACK, "-"), (style.VERMILION, "-"), (style.GREEN, "--"), (style.PURPLE, "-.")
@@ -197,7 +197,7 @@ def sabotage(curves: dict[str, list[list[float]]], floor: float):
     return figure
 
 
-def race(read, losses, fitted: dict[float, float]):
+def plot_race(read, losses, fitted: dict[float, float]):
     """The network's losses over tokens read, against trigrams fitted to as many tokens."""
     figure, ax = plt.subplots(figsize=(7.0, 3.4))
     ax.plot([r / 1e6 for r in read], losses, color=style.BLUE, label="the network (training batches, mean of 10)")
@@ -208,7 +208,7 @@ def race(read, losses, fitted: dict[float, float]):
     return figure
 
 
-def against(runs: dict, baselines: dict[str, float]):
+def plot_loss_over_time(runs: dict, baselines: dict[str, float]):
     """Training losses over seconds of training. runs: {name: (seconds of each step, losses of each step)}."""
     figure, ax = plt.subplots(figsize=(7.0, 3.6))
     for (name, (seconds, losses)), colour in zip(runs.items(), (style.BLUE, style.GREEN)):
@@ -220,7 +220,7 @@ def against(runs: dict, baselines: dict[str, float]):
     return figure
 
 
-def ablations(records, base: str):
+def plot_ablations(records, base: str):
     """What each variant of a run ended with: a dot for each seed, for the loss and for near and far questions; the base's
     range in grey."""
     names = list(dict.fromkeys(r["variant"] for r in records))

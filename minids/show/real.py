@@ -51,7 +51,7 @@ def dump(data: bytes, start: int = 0, width: int = 16) -> None:
         print(f"{start + at:6}  {line.hex(' '):{3 * width}} {text}")
 
 
-def anatomy(file: str, entries: dict, size: int):
+def plot_anatomy(file: str, entries: dict, size: int):
     """A safetensors file drawn to scale: the eight bytes, the header, the tensors by type. entries: `minids.weights.header`'s."""
     figure, axis = plt.subplots(figsize=(10.2, 2.9))
     axis.grid(False)
@@ -132,7 +132,7 @@ def duration(seconds: float) -> str:
     return f"{seconds:.2g} s"
 
 
-def bill(model: str, pattern: str, bandwidth: float):
+def plot_bill(model: str, pattern: str, bandwidth: float):
     """The widget's picture: what the tensors that fit a pattern weigh beside the whole, and how long they take.
     bandwidth: 10^6 bytes a second."""
     count, sizes = price(pattern, model)
@@ -154,7 +154,7 @@ def bill(model: str, pattern: str, bandwidth: float):
     return figure
 
 
-def bills(rows: dict):
+def plot_bills(rows: dict):
     """{what: bytes} as bars on a logarithmic axis."""
     figure, axis = plt.subplots(figsize=(9.2, 0.42 * len(rows) + 1.0))
     bars = axis.barh(list(rows), list(rows.values()), color=[BLUE] * (len(rows) - 1) + [SKY])
@@ -371,7 +371,7 @@ def _depth(values) -> list[float]:
     return torch.linspace(0, 1, len(values)).tolist()
 
 
-def sinks(models):
+def plot_sinks(models):
     """The sinks of all heads, layer by layer."""
     figure, axes = _panels(models, sharey=True)
     for axis, source in zip(axes, models.values()):
@@ -385,7 +385,7 @@ def sinks(models):
     return figure
 
 
-def tables(models, texts):
+def plot_tables(models, texts):
     """Loads that the hash tables give, experts sorted; with even frequencies and with those of a text."""
     figure, axes = _panels(models, sharey=True)
     for axis, (name, source) in zip(axes, models.items()):
@@ -405,7 +405,7 @@ def tables(models, texts):
     return figure
 
 
-def routers(models):
+def plot_routers(models):
     """Left of each pair: the balancing biases by layer. Right: how alike the rows of a gate are."""
     figure, axes = plt.subplots(1, 2, figsize=(10.2, 3.4))
     for (name, source), colour, style in zip(models.items(), COLOURS, LINES):
@@ -425,7 +425,7 @@ def routers(models):
     return figure
 
 
-def connections(models):
+def plot_connections(models):
     """A row for each model: the static comb of three sites, and what it does to the streams through all layers."""
     figure, axes = plt.subplots(len(models), 4, figsize=(10.2, 2.1 * len(models) + 0.4), squeeze=False,
                                 width_ratios=[1, 1, 1, 2.2])
@@ -447,7 +447,7 @@ def connections(models):
     return figure
 
 
-def biases(models):
+def plot_biases(models):
     """The weight that the compressors' biases alone give to each slot of a window; a large model's layers by kind alone."""
     figure, axes = _panels(models, height=4.0, sharey=True)
     for axis, source in zip(axes, models.values()):
@@ -469,7 +469,7 @@ def biases(models):
     return figure
 
 
-def spectra(models):
+def plot_spectra(models):
     """Singular values of some matrices of one layer, and of random numbers of an expert's shape."""
     figure, axes = _panels(models, sharey=True)
     for axis, source in zip(axes, models.values()):
@@ -488,7 +488,7 @@ def spectra(models):
     return figure
 
 
-def rounding(models):
+def plot_rounding(models):
     """Left: how often FP4 experts use each size of code. Right: the error of rounding, estimated from the files."""
     figure, axes = plt.subplots(1, 2, figsize=(10.2, 3.6), width_ratios=[1.4, 1])
     names = list(models)
@@ -515,7 +515,7 @@ def rounding(models):
     return figure
 
 
-def loads(walks):
+def plot_loads(walks):
     """Load over mean load of each layer's experts on a text, and how even each layer's load is. walks: {name: walk}."""
     figure, axes = plt.subplots(1, len(walks) + 1, figsize=(10.6, 3.4), width_ratios=[1] * len(walks) + [1.2])
     for axis, (name, found) in zip(axes, walks.items()):
@@ -540,7 +540,7 @@ def loads(walks):
     return figure
 
 
-def lens(walks, chances):
+def plot_lens(walks, chances):
     """Loss of the logit lens behind each layer. walks: {name: walk}; chances: {name: ln V}."""
     figure, axis = plt.subplots(figsize=(8.4, 3.4))
     for (name, found), colour, style in zip(walks.items(), COLOURS, LINES):
@@ -558,7 +558,7 @@ def lens(walks, chances):
     return figure
 
 
-def lens_table(found, words, spell, last=9):
+def plot_lens_table(found, words, spell, last=9):
     """What the lens would say behind each layer, for the last places of a text but one, and below what comes next there.
     words: the text's tokens; spell: id -> text."""
     words = words[-last - 1:]

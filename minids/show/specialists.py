@@ -35,7 +35,7 @@ def gain_at(ratio: float, A: float, clip: float) -> tuple[float, float]:
     return (bounded, 0.0) if outside and A else (ratio * A, A)
 
 
-def objective(ratio: float, advantage: float, clip: float = 0.2):
+def plot_objective(ratio: float, advantage: float, clip: float = 0.2):
     """The clipped gain over the ratio for one advantage, with a point and its tangent."""
     figure, ax = plt.subplots(figsize=(6.6, 3.6))
     _curve(ax, np.linspace(0.0, 2.0, 401), advantage, clip)
@@ -49,7 +49,7 @@ def objective(ratio: float, advantage: float, clip: float = 0.2):
     return figure
 
 
-def objective_pair(clip: float = 0.2):
+def plot_objective_pair(clip: float = 0.2):
     """The clipped gain for a good answer and for a bad one."""
     figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.4), sharey=True)
     for ax, A, name in zip(axes, (1.0, -1.0), ("Good answer, A = +1", "Bad answer, A = -1")):
@@ -63,7 +63,7 @@ def objective_pair(clip: float = 0.2):
     return figure
 
 
-def worked(ratio, mask, A, kept, clip: float, words):
+def plot_clipping(ratio, mask, A, kept, clip: float, words):
     """The tokens of some rollouts by their ratio: which are clipped, which left out. ratio, mask: B R; A, kept: B."""
     figure, ax = plt.subplots(figsize=(8.6, 3.4))
     ax.axvspan(1 - clip, 1 + clip, color=SKY, alpha=0.25, linewidth=0)
@@ -86,7 +86,7 @@ def worked(ratio, mask, A, kept, clip: float, words):
     return figure
 
 
-def estimators(exact: float, on: dict, off: dict):
+def plot_estimators(exact: float, on: dict, off: dict):
     """Mean and deviation of KL estimates, {name: (mean, deviation)}, tokens from the policy and from an older one."""
     figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.4), sharex=True)
     for ax, table, title in zip(axes, (on, off), ("Tokens from the policy itself", "Tokens from an older policy")):
@@ -102,7 +102,7 @@ def estimators(exact: float, on: dict, off: dict):
     return figure
 
 
-def baselines(table: dict):
+def plot_baselines(table: dict):
     """Noise of the gradient estimate with several baselines: {name: deviations, one for each prompt}."""
     figure, ax = plt.subplots(figsize=(7.4, 3.2))
     for i, ((name, values), mark) in enumerate(zip(table.items(), ("X", "s", "o", "^"))):
@@ -112,7 +112,7 @@ def baselines(table: dict):
     return figure, ax
 
 
-def hacking(runs: dict, sayings: dict):
+def plot_hacking(runs: dict, sayings: dict):
     """For each judge: what a policy earns and how often it is right, over steps. runs: {name: rows (reward, right, ...)}."""
     figure, axes = plt.subplots(1, len(runs), figsize=(9.4, 3.6), sharey=True, squeeze=False)
     axes = axes[0]
@@ -126,7 +126,7 @@ def hacking(runs: dict, sayings: dict):
     return figure
 
 
-def seeds(curves: dict, ylabel: str, title: str):
+def plot_seeds(curves: dict, ylabel: str, title: str):
     """Runs of several kinds over steps, thin lines for seeds: {name: list of curves}."""
     figure, ax = plt.subplots(figsize=(7.4, 3.4))
     for (name, lines), colour in zip(curves.items(), COLOURS):
@@ -137,7 +137,7 @@ def seeds(curves: dict, ylabel: str, title: str):
     return figure
 
 
-def shares(table: dict):
+def plot_shares(table: dict):
     """How often a policy takes the second of two equally right words: {name: shares, one for each problem}."""
     figure, axes = plt.subplots(1, len(table), figsize=(9.0, 3.0), sharey=True)
     for ax, (name, values), colour in zip(axes, table.items(), (GREY, VERMILION, BLUE)):
@@ -149,7 +149,7 @@ def shares(table: dict):
     return figure
 
 
-def replay(without, replayed, changed: float):
+def plot_replay(without, replayed, changed: float):
     """Log-ratios of the tokens of a batch after one update: experts free, and experts replayed."""
     figure, (ax, how_far) = plt.subplots(1, 2, figsize=(9.4, 3.8))
     limit = 1.1 * max(np.abs(without).max(), np.abs(replayed).max(), 0.05)
@@ -164,7 +164,7 @@ def replay(without, replayed, changed: float):
     return figure
 
 
-def falling(losses):
+def plot_sft_loss(losses):
     """The loss of fine-tuning over steps."""
     figure, ax = plt.subplots(figsize=(6.6, 2.8))
     ax.plot(range(1, len(losses) + 1), losses, color=SKY, linewidth=1.2)
@@ -174,7 +174,7 @@ def falling(losses):
     return figure
 
 
-def learning(runs: dict, what: dict):
+def plot_grpo_run(runs: dict, what: dict):
     """Runs of GRPO over steps, a panel for each of `what` {key: label}; runs: {name: list of records}."""
     rows = (len(what) + 1) // 2
     figure, axes = plt.subplots(rows, 2, figsize=(8.4, 2.6 * rows), sharex=True, squeeze=False)
@@ -192,7 +192,7 @@ def learning(runs: dict, what: dict):
     return figure
 
 
-def bars(table: dict, ylabel: str, guess: float | None = None):
+def plot_bars(table: dict, ylabel: str, guess: float | None = None):
     """Shares with their intervals, in groups: {group: {name: (share, low, high)}}. guess: that of always saying 12."""
     figure, ax = plt.subplots(figsize=(7.4, 3.6))
     names = list(next(iter(table.values())))
@@ -211,7 +211,7 @@ def bars(table: dict, ylabel: str, guess: float | None = None):
     return figure
 
 
-def pass_curves(curves: dict):
+def plot_pass_at_k(curves: dict):
     """pass@k over k: {name: list for k = 1, 2, ...}."""
     figure, ax = plt.subplots(figsize=(6.4, 3.4))
     for (name, line), colour, mark in zip(curves.items(), (GREY, BLUE, VERMILION), ("X", "o", "s")):
@@ -222,7 +222,7 @@ def pass_curves(curves: dict):
     return figure
 
 
-def modes(names):
+def plot_modes(names):
     """Published scores of V4 in its three modes: a row for each of the benchmarks `names` (prefixes)."""
     with open(paths.data("published", "benchmarks_modes.csv"), encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))

@@ -151,7 +151,7 @@ def _tag(ax, x, y, number):
 
 # ---- what V4 is ----
 
-def architecture():
+def plot_architecture():
     """A picture of the whole network; black marks name the lesson that teaches a part."""
     figure, ax = _canvas(9.2, 7.4, 100)
     lanes = (4.5, 7, 9.5, 12)
@@ -241,7 +241,7 @@ def _experts(ax):
     ax.text(x + 18, 5, "one shared expert works for every token", size=9, va="center")
 
 
-def layers(configs: dict):
+def plot_layers(configs: dict):
     """The kinds of layers from first to last, a row for each of {name: config}."""
     figure, ax = plt.subplots(figsize=(9.2, 2.5))
     colours = {"window only": "white", "CSA, 4 to 1": BLUE, "HCA, 128 to 1": VERMILION}
@@ -260,7 +260,7 @@ def layers(configs: dict):
     return figure
 
 
-def context_cost(flash, pro):
+def plot_context_cost(flash, pro):
     """Operations and cache bytes of one token against the length of the context, with V3.2 for comparison."""
     figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.9))
     lengths = [2 ** k for k in range(10, 21)]
@@ -284,7 +284,7 @@ def context_cost(flash, pro):
     return figure
 
 
-def lifecycle():
+def plot_lifecycle():
     """From text to the finished model; black marks name the lesson."""
     figure, ax = _canvas(9.2, 3.9, 44)
     _box(ax, 0.5, 18, 13, 10, "text,\ntokens", "white")
@@ -363,7 +363,7 @@ def price_table() -> None:
           "US dollars for a million tokens. Each row holds on its date and says nothing about later ones.")
 
 
-def price_quality(benchmark: str, read_per_written: float):
+def plot_price_quality(benchmark: str, read_per_written: float):
     """Score against price, one point a model; a second, hollow point where the price has changed since the launch."""
     figure, ax = plt.subplots(figsize=(8.2, 4.6))
     values = scores()[benchmark]
@@ -406,7 +406,7 @@ def price_quality(benchmark: str, read_per_written: float):
     return figure
 
 
-def modes():
+def plot_modes():
     """What thinking buys: the three reasoning modes of Flash and Pro on every benchmark that is a percentage."""
     rows = [r for r in published("benchmarks_modes") if not r["benchmark"].endswith(("(Rating)", "(Elo)"))]
     rows.sort(key=lambda r: (r["V4-Pro Max"] - r["V4-Pro Non-think"]) if r["V4-Pro Non-think"] is not None else -1)

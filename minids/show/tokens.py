@@ -73,7 +73,7 @@ def ribbon(ids, tokenizer, groups=None, trained=None) -> HTML:
     return HTML(f'<div style="font-family: monospace; line-height: 1.25;">{"".join(boxes)}<div>{legend}</div></div>')
 
 
-def boxes(rows: dict, title: str, width: int = 84):
+def plot_boxes(rows: dict, title: str, width: int = 84):
     """Rows of tokens as boxes: {name: labels}. Long rows go on in the next line."""
     lines = []
     for name, tokens in rows.items():
@@ -102,7 +102,7 @@ def boxes(rows: dict, title: str, width: int = 84):
     return figure
 
 
-def compression(ratios: dict, shipped: int):
+def plot_compression(ratios: dict, shipped: int):
     """Bytes per token over the vocabulary's size: {kind of text: {size: ratio}}."""
     figure, axis = plt.subplots(figsize=(7.6, 3.9))
     for (kind, line), mark, dash in zip(ratios.items(), MARKS, LINES):
@@ -118,7 +118,7 @@ def compression(ratios: dict, shipped: int):
     return figure
 
 
-def versus(table: dict):
+def plot_tokenizers(table: dict):
     """Bytes per token of two tokenizers: {text: (bytes, tokens of ours, tokens of V4's)}."""
     figure, axis = plt.subplots(figsize=(8.2, 0.55 * len(table) + 1.1))
     at = np.arange(len(table))
@@ -133,7 +133,7 @@ def versus(table: dict):
     return figure
 
 
-def masks(left, right, documents):
+def plot_masks(left, right, documents):
     """Who sees whom in one row, without and with sample-level masks. Dark: seen. Lines: where documents begin."""
     figure, axes = plt.subplots(1, 2, figsize=(9.0, 4.3))
     for axis, mask, title in zip(axes, (left, right), ("causal only", "sample-level")):
@@ -148,7 +148,7 @@ def masks(left, right, documents):
     return figure
 
 
-def windows(lengths, m: int):
+def plot_windows(lengths, m: int):
     """The windows of m tokens of a row that holds documents of these lengths: cut from the row, and from each document."""
     figure, axis = plt.subplots(figsize=(9.2, 2.5))
     colours, starts = (SKY, YELLOW, GREEN), np.cumsum([0, *lengths])
@@ -172,7 +172,7 @@ def windows(lengths, m: int):
     return figure
 
 
-def shares(table: dict, lengths: dict):
+def plot_shares(table: dict, lengths: dict):
     """Left: share of characters and of tokens, {kind: (share, share)}. Right: how long documents are, {kind: [tokens]}."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.4, 3.7))
     at = np.arange(len(table))
@@ -192,7 +192,7 @@ def shares(table: dict, lengths: dict):
     return figure
 
 
-def zipf(counts: dict):
+def plot_zipf(counts: dict):
     """Frequency over rank for {name: counts}, both as powers of ten, with the line of Zipf's law."""
     figure, axis = plt.subplots(figsize=(7.2, 3.8))
     for (name, found), dash, colour in zip(counts.items(), LINES, (BLUE, ORANGE, GREEN, PURPLE)):
@@ -205,7 +205,7 @@ def zipf(counts: dict):
     return figure
 
 
-def baselines(table: dict):
+def plot_baselines(table: dict):
     """Bits per byte of several models on each kind of text: {kind: {model: bits}}."""
     figure, axis = plt.subplots(figsize=(9.0, 3.7))
     names = list(next(iter(table.values())))
@@ -223,7 +223,7 @@ def baselines(table: dict):
     return figure
 
 
-def surprise(labels, bits, title: str):
+def plot_surprise(labels, bits, title: str):
     """One bar for each token: how many bits it costs."""
     figure, axis = plt.subplots(figsize=(9.0, 3.0))
     bars = axis.bar(range(len(bits)), bits, color=[VERMILION if b > 4 else SKY for b in bits], edgecolor=BLACK, linewidth=0.5)

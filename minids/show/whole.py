@@ -3,7 +3,7 @@
 import matplotlib.pyplot as plt
 
 from minids.config import Config
-from minids.show.drawing import arrow, box, canvas, verdicts
+from minids.show.drawing import arrow, box, canvas, plot_verdicts
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
 
 COLOURS = {"routed experts": BLUE, "shared experts": SKY, "attention": ORANGE, "embedding": YELLOW, "head": PURPLE,
@@ -28,7 +28,7 @@ def _up_and_right(axis, x, y, end):
         arrow(axis, (x + shift, y), (x + shift, end[1] - shift), (end[0], end[1] - shift))
 
 
-def pipeline():
+def plot_pipeline():
     """From ids to logits, and below it one of a block's two sites."""
     figure, axis = canvas(9.6, 4.6)
     y, names = 3.95, ["ids", "embed", "copy\nn times", "block 1", "...", "block L", "mHC\nhead", "norm", "head\nmatrix"]
@@ -63,7 +63,7 @@ def pipeline():
     return figure
 
 
-def mtp_alignment(words=("In", "the", "beginning", "God", "created"), t=1):
+def plot_mtp_alignment(words=("In", "the", "beginning", "God", "created"), t=1):
     """Which token the model and its MTP block are given at position t, and which they predict."""
     figure, axis = canvas(8.2, 3.5)
     xs = [0.9 + 1.6 * i for i in range(len(words))]
@@ -85,14 +85,14 @@ def mtp_alignment(words=("In", "the", "beginning", "God", "created"), t=1):
     return figure
 
 
-def faults(rows, columns, values, bounds):
+def plot_faults(rows, columns, values, bounds):
     """A table of numbers: rows are faults, columns are tests. A test sees the faults whose number is above its bound."""
     texts = [[f"{value:.2g}" for value in line] for line in values]
     seen = [[value > bound for value, bound in zip(line, bounds)] for line in values]
-    return verdicts(rows, columns, texts, seen, figsize=(7.6, 0.46 * len(rows) + 1.3), fontsize=10)
+    return plot_verdicts(rows, columns, texts, seen, figsize=(7.6, 0.46 * len(rows) + 1.3), fontsize=10)
 
 
-def depth(curves, spreads, by_hand=None):
+def plot_depth(curves, spreads, by_hand=None):
     """Left: size of the streams after each block. Right: how far they are from each other. {name: list over blocks}."""
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.0))
     styles = ["-", "--", "-.", ":", (0, (5, 1))]
@@ -113,7 +113,7 @@ def depth(curves, spreads, by_hand=None):
     return figure
 
 
-def leak(runs, chance):
+def plot_leak(runs, chance):
     """Loss against training step for {name: losses}, with the loss of a guess at random."""
     figure, axis = plt.subplots(figsize=(7.4, 3.5))
     looks = ({"color": BLUE, "linewidth": 6, "alpha": 0.35}, {"color": ORANGE},
@@ -136,7 +136,7 @@ def _grouped(counts):
     return groups
 
 
-def where(models):
+def plot_parameters(models):
     """Stacked bars in percent. models: {label: {part: parameters}}."""
     figure, axis = plt.subplots(figsize=(9.0, 0.62 * len(models) + 1.5))
     axis.grid(False)
@@ -165,7 +165,7 @@ def scaled(layers, dim, experts, active) -> Config:
                                   n_activated_experts=active)
 
 
-def sizes(total, used, title):
+def plot_sizes(total, used, title):
     """Parameters, and the bytes they take in three formats; the scales of a fixed axis let pictures be compared."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.0, 2.9))
     bars = left.barh(["total", "active"], [total / 1e9, used / 1e9], color=[BLUE, ORANGE])
@@ -186,7 +186,7 @@ def sizes(total, used, title):
     return figure
 
 
-def sweeps(experts, picks):
+def plot_sweeps(experts, picks):
     """Static twin of the widget. experts, picks: {number: (total, active)}: over the experts stored, over those used. All
     axes are logarithmic: in proportion is a straight line."""
     figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.4), sharey=True)

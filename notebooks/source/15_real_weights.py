@@ -95,7 +95,7 @@ print(f"{'all but the other matrices':34}{small:16,} bytes: {small / whole:.2%}"
 # a thousandth of the files; all routers, biases, hash tables, hyper-connections, sinks and norms together are a quarter of a gigabyte. These numbers come from the configuration alone (`minids.cost`, lesson 08); they are exact.
 
 # %% jupyter={"source_hidden": true}
-style.show(real.bills(rows | {"a layer": real.size("layers.3.*"), "all of V4-Flash": whole}),
+style.show(real.plot_bills(rows | {"a layer": real.size("layers.3.*"), "all of V4-Flash": whole}),
            "Bytes of parts of V4-Flash on a logarithmic axis: 9 kB for base and scale of the hyper-connections, 11 kB for sinks, megabytes for biases, "
            "tables, matrices and routers, 3.6 GB for one layer, 160 GB for all")
 
@@ -146,7 +146,7 @@ raw = bytes_of(shard, "layers.0.attn.attn_sink")
 print(f"\nthe sinks of layer 0: {raw.hex(' ')} = {floats(raw)}")
 
 # %% jupyter={"source_hidden": true}
-style.show(real.anatomy(shard.name, header.read(shard), len(data)),
+style.show(real.plot_anatomy(shard.name, header.read(shard), len(data)),
            "The file to scale: a short header, a table of ids, two wide float32 maps of the hyper-connections, few bytes of norms and "
            "scales, then FP8 matrices and packed FP4 experts, without gaps")
 
@@ -549,7 +549,7 @@ else:
 PATTERNS = ["layers.*.ffn.gate.weight", "layers.*.attn.wq_b.weight", "layers.20.attn.wq_b.weight", "*.hc_*", "*norm.weight",
             "*.attn_sink", "*.tid2eid", "layers.20.ffn.experts.7.*", "layers.*.ffn.experts.7.*", "layers.20.*", "mtp.*",
             "embed.weight", "*"]
-box = style.slider_image(real.bill, "Bytes and seconds of the tensors that a pattern fits, beside the whole model, on a logarithmic axis",
+box = style.slider_image(real.plot_bill, "Bytes and seconds of the tensors that a pattern fits, beside the whole model, on a logarithmic axis",
                          model=["flash", "pro"], pattern=PATTERNS, bandwidth=[12.5, 1, 125, 500, 3000, 7000])
 box
 
@@ -624,7 +624,7 @@ print(f"{len(shapes)} tensors without the scales, {numbers:,} numbers, names as 
 
 # %%
 models = {NAME: far, "nano": RemoteCheckpoint(NANO), "mini": RemoteCheckpoint(MINI)}
-style.show(real.sinks(models), "The sink of each head, layer by layer: within about 1 of 0 in the sample; after training mostly above 0, in nano "
+style.show(real.plot_sinks(models), "The sink of each head, layer by layer: within about 1 of 0 in the sample; after training mostly above 0, in nano "
            "all more than 1.5 away from it")
 
 # %%
@@ -643,7 +643,7 @@ print("most of nano's heads would drop over a quarter of such a window, several 
 # %%
 texts = {name: torch.tensor(Tokenizer.load(folder / "tokenizer.json").encode(story)) for name, folder in
          (("sample", SAMPLE), ("nano", NANO), ("mini", MINI))}
-style.show(real.tables(models, texts), "Loads that the hash tables give to experts: nearly even if all ids were equally frequent, uneven with "
+style.show(real.plot_tables(models, texts), "Loads that the hash tables give to experts: nearly even if all ids were equally frequent, uneven with "
            "the frequencies of a text")
 
 # %% [markdown]
@@ -653,7 +653,7 @@ style.show(real.tables(models, texts), "Loads that the hash tables give to exper
 # ### Routers
 
 # %%
-style.show(real.routers(models), "Left: how far the balancing biases of a layer's experts lie apart, by depth. Right: the rows of trained gates "
+style.show(real.plot_routers(models), "Left: how far the balancing biases of a layer's experts lie apart, by depth. Right: the rows of trained gates "
            "point in similar directions, those of the sample do not")
 
 # %% [markdown]
@@ -666,7 +666,7 @@ style.show(real.routers(models), "Left: how far the balancing biases of a layer'
 # At each site the four streams are mixed by a 4 x 4 matrix, `comb`, of non-negative numbers with rows and columns that sum to 1 (lesson 07). P is the product of the transposed combs of all sites so far.
 
 # %%
-style.show(real.connections(models), "Static comb matrices of the first, a middle and the last site, and at the right the largest gain and what is left "
+style.show(real.plot_connections(models), "Static comb matrices of the first, a middle and the last site, and at the right the largest gain and what is left "
            "of a difference between streams over all sites; the gain stays 1 everywhere")
 
 # %%
@@ -684,7 +684,7 @@ for name, folder in (("the sample", SAMPLE), ("nano", NANO)):
 # ### What the compressors' biases weigh
 
 # %%
-style.show(real.biases(models), "Weights that the compressors' biases alone give to the slots of a window, mean over channels, relative to even weights: near 1 "
+style.show(real.plot_biases(models), "Weights that the compressors' biases alone give to the slots of a window, mean over channels, relative to even weights: near 1 "
            "in the sample, scattered more widely in nano and mini")
 
 # %% [markdown]
@@ -696,7 +696,7 @@ style.show(real.biases(models), "Weights that the compressors' biases alone give
 # ### Spectra
 
 # %%
-style.show(real.spectra(models), "Singular values of four matrices of a middle layer and of random numbers; in brackets the effective rank as a share of "
+style.show(real.plot_spectra(models), "Singular values of four matrices of a middle layer and of random numbers; in brackets the effective rank as a share of "
            "all directions. The sample's fall off faster than nano's")
 
 # %% [markdown]
@@ -718,7 +718,7 @@ for part, what in real.rounding_of(SAMPLE).items():
     assert abs(what["error"] / truth - 1) < 0.25
 
 # %%
-style.show(real.rounding(models), "Left: share of FP4 numbers with each size of code, most of them small. Right: estimated rounding errors, about 2.7 percent "
+style.show(real.plot_rounding(models), "Left: share of FP4 numbers with each size of code, most of them small. Right: estimated rounding errors, about 2.7 percent "
            "for FP8, and above ten percent for FP4")
 
 # %%
@@ -747,7 +747,7 @@ print("streamed, layer by layer: equal to minids.load, bit for bit")
 # %%
 walks = {"sample": real.walk(SAMPLE, Tokenizer.load(SAMPLE / "tokenizer.json").encode(story, bos=True)[:512]),
          "nano": real.walk(NANO, ids), "mini": real.walk(MINI, ids)}
-style.show(real.loads(walks), "Loads of experts on a story, by layer, and how even they are. Sample: even in layers 0 and 1, where a table decides, "
+style.show(real.plot_loads(walks), "Loads of experts on a story, by layer, and how even they are. Sample: even in layers 0 and 1, where a table decides, "
            "uneven where scores do. Nano: every expert works; in the last layer some ten times as much as others")
 
 # %% [markdown]
@@ -761,7 +761,7 @@ style.show(real.loads(walks), "Loads of experts on a story, by layer, and how ev
 # %%
 chances = {name: math.log(RemoteCheckpoint(folder).config.vocab_size) for name, folder in
            (("sample", SAMPLE), ("nano", NANO), ("mini", MINI))}
-style.show(real.lens(walks, chances), "Loss of the logit lens by layers passed: nano's and mini's are far below guessing from the first layer on, and fall; "
+style.show(real.plot_lens(walks, chances), "Loss of the logit lens by layers passed: nano's and mini's are far below guessing from the first layer on, and fall; "
            "the sample's stays above guessing")
 lens, random = walks["nano"]["loss"], walks["sample"]["loss"]
 assert torch.allclose(lens[-1], torch.tensor(nats(minids.load(NANO), ids)), atol=1e-4)
@@ -776,7 +776,7 @@ def word(i):
 
 end = 202
 cut = {key: walks["nano"][key][:, :end] for key in ("best", "chance")}
-style.show(real.lens_table(cut, [word(i) for i in ids[:end]], word),
+style.show(real.plot_lens_table(cut, [word(i) for i in ids[:end]], word),
            "What nano's head would say comes next, behind each layer, at nine tokens of a story, and in the last row what does; brighter is surer")
 
 # %% [markdown]

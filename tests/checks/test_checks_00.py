@@ -1,5 +1,7 @@
 """Checks and pictures of lesson 00."""
 
+import os
+
 import pytest
 
 from minids import Config, cost
@@ -17,7 +19,7 @@ def test_the_cache_reference_counts_as_cost_does(config, n):
 def test_a_demonstration_is_not_strict_and_leaves_the_setting(monkeypatch, capsys):
     monkeypatch.setenv("MINIDS_STRICT", "1")
     judge.demonstrate("start.active_share", lambda *args: 0.5)
-    assert capsys.readouterr().out.startswith("[not yet]") and start.os.environ["MINIDS_STRICT"] == "1"
+    assert capsys.readouterr().out.startswith("[not yet]") and os.environ["MINIDS_STRICT"] == "1"
 
 
 def test_what_was_not_published_is_missing_and_not_zero():
@@ -64,6 +66,6 @@ def test_a_table_escapes_its_cells_and_links_notebooks(monkeypatch):
 def test_every_picture_draws():
     flash, pro = Config.flash(), Config.pro()
     worst = max(start.scores(), key=lambda name: sum(value is None for value in start.scores()[name].values()))
-    for figure in (start.architecture(), start.layers({"Flash": flash, "Pro": pro}), start.context_cost(flash, pro),
-                   start.lifecycle(), start.modes(), start.price_quality(worst, 30)):
+    for figure in (start.plot_architecture(), start.plot_layers({"Flash": flash, "Pro": pro}), start.plot_context_cost(flash, pro),
+                   start.plot_lifecycle(), start.plot_modes(), start.plot_price_quality(worst, 30)):
         assert style.png(figure)[:4] == b"\x89PNG"

@@ -121,13 +121,13 @@ def test_figures_of_an_unfinished_record(tmp_path):
                   "rivals": 3, "found_without_context": {"8": 4, "32": 3}, "points": points}
         record = json.loads(json.dumps(record))
         assert f"not finished yet: {n:,} tokens" in context.summary(record)
-        plt.close(context.record(record))
+        plt.close(context.plot_record(record))
 
 
 def test_the_widget_draws_all_contexts():
     for n in (1024, 2**20):
         for ratio in (16, 512):
-            plt.close(context.bars(n, ratio))
+            plt.close(context.plot_cost_by_term(n, ratio))
 
 
 def test_the_figures_draw():
@@ -136,11 +136,11 @@ def test_the_figures_draw():
     sizes = {"V3.2": [cost.kv_bytes_v32(n) for n in lengths], "Flash": [cost.kv_bytes(flash, n) for n in lengths]}
     ones = torch.arange(20) % 3 == 0
     shares, percent = {"operations": {"Pro": [0.5, 0.4, 0.3]}, "bytes": {"Pro": [0.3, 0.2, 0.1]}}, {"Pro": 10}
-    for figure in (context.memory({"V4-Pro": 5e9, "other": 5e10}), context.state(13, 6, 4, 16),
-                   context.broken({"a": (4, {"x": torch.rand(9)}), "b": (6, {"y": torch.rand(9)})}),
-                   context.reach({"layer 0": {"entries": ones, "window": ~ones}}, 19), context.stacks(lengths, {"operations": operations, "bytes": sizes}),
-                   context.shares({name: points[-1] for name, points in operations.items()}),
-                   context.ratios(lengths, shares, {"operations": percent, "bytes": percent}),
-                   context.steps({1024: 2.0, 2048: 2.1})):
+    for figure in (context.plot_memory({"V4-Pro": 5e9, "other": 5e10}), context.plot_state(13, 6, 4, 16),
+                   context.plot_errors({"a": (4, {"x": torch.rand(9)}), "b": (6, {"y": torch.rand(9)})}),
+                   context.plot_reach({"layer 0": {"entries": ones, "window": ~ones}}, 19), context.plot_stacks(lengths, {"operations": operations, "bytes": sizes}),
+                   context.plot_shares({name: points[-1] for name, points in operations.items()}),
+                   context.plot_ratios(lengths, shares, {"operations": percent, "bytes": percent}),
+                   context.plot_decode_time({1024: 2.0, 2048: 2.1})):
         figure.canvas.draw()
         plt.close(figure)

@@ -35,12 +35,12 @@ def test_the_figures_draw():
     log += [{"step": step, "valid_loss": 3.5} for step in (10, 30, 38, 40)]
     tokenizer, logits = Tokenizer.load(), torch.arange(2048) / 300
     records = [{"variant": name, "loss": 2.0 + i, "near": 1.0, "far": 3.0} for name in ("base", "other") for i in range(2)]
-    for figure in (pretraining.falling(50, losses, [(1, 7.0), (20, 5.0)], baselines), pretraining.schedule(losses, 5e-3),
-                   pretraining.load_over_time([[1, 2, 3]] * 4), pretraining.run_log(log, 1000, baselines, ["dense", "sparse"]),
-                   pretraining.next_tokens(logits, tokenizer, 1.0, 0.9, "In the"),
-                   pretraining.temperatures(logits, tokenizer, (0.5, 1.0), 0.9, "In the"),
-                   pretraining.sabotage({"recipe": [losses, losses[::-1]]}, 3.0), pretraining.race([1e6, 2e6], [3, 2], {1e6: 4}),
-                   pretraining.against({"a": ([1.0, 2.0], [3.0, 2.0])}, baselines), pretraining.ablations(records, "base")):
+    for figure in (pretraining.plot_loss(50, losses, [(1, 7.0), (20, 5.0)], baselines), pretraining.plot_schedule(losses, 5e-3),
+                   pretraining.plot_load_over_time([[1, 2, 3]] * 4), pretraining.plot_run_log(log, 1000, baselines, ["dense", "sparse"]),
+                   pretraining.plot_next_tokens(logits, tokenizer, 1.0, 0.9, "In the"),
+                   pretraining.plot_temperatures(logits, tokenizer, (0.5, 1.0), 0.9, "In the"),
+                   pretraining.plot_sabotage({"recipe": [losses, losses[::-1]]}, 3.0), pretraining.plot_race([1e6, 2e6], [3, 2], {1e6: 4}),
+                   pretraining.plot_loss_over_time({"a": ([1.0, 2.0], [3.0, 2.0])}, baselines), pretraining.plot_ablations(records, "base")):
         figure.canvas.draw()
         plt.close(figure)
 

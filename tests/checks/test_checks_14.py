@@ -137,14 +137,14 @@ def test_every_picture_draws():
     share = (0.5, 0.4, 0.6)
     texts = {(i,): 1 / 3 for i in range(3)}
     for figure in (
-            inference.drawn({"a": p, "b": q}, ["x", "y", "z"]), inference.curves(logits, 1.0, 0.9), inference.tempered(logits),
-            inference.padding(), inference.steps([[False, True], [True, None]]),
-            inference.throughput([1, 2], [1.0, 2.0], [3.0, 4.0]), inference.reading({"Flash": ([1, 2], [3.0, 2.0])}),
-            inference.overlap(p, q, ["x", "y", "z"]), inference.passes(), inference.enumerations(texts, {"same": texts}),
-            inference.acceptance({"a": [0.7, 0.5]}), inference.speeds({"nano": (1.3, 0.3, 0.6)}),
-            inference.conditions({"at once": {"all": share}, "thinks": {"all": share}}), inference.passes_at({"b": {1: share}}),
-            inference.biases(0.2, 10), inference.card({"a": share}), inference.effort("HLE (Pass@1)", 10),
-            inference.efforts("HLE (Pass@1)", (1, 10))):
+            inference.plot_distributions({"a": p, "b": q}, ["x", "y", "z"]), inference.plot_top_p(logits, 1.0, 0.9), inference.plot_temperatures(logits),
+            inference.plot_padding(), inference.plot_batch_steps([[False, True], [True, None]]),
+            inference.plot_throughput([1, 2], [1.0, 2.0], [3.0, 4.0]), inference.plot_weights_read({"Flash": ([1, 2], [3.0, 2.0])}),
+            inference.plot_overlap(p, q, ["x", "y", "z"]), inference.plot_draft_pass(), inference.plot_enumerations(texts, {"same": texts}),
+            inference.plot_acceptance({"a": [0.7, 0.5]}), inference.plot_speedup({"nano": (1.3, 0.3, 0.6)}),
+            inference.plot_conditions({"at once": {"all": share}, "thinks": {"all": share}}), inference.plot_pass_at_k({"b": {1: share}}),
+            inference.plot_bias(0.2, 10), inference.plot_card({"a": share}), inference.plot_effort("HLE (Pass@1)", 10),
+            inference.plot_efforts("HLE (Pass@1)", (1, 10))):
         assert figure.axes
         figure.canvas.draw()
         plt.close(figure)
