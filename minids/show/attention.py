@@ -6,49 +6,39 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.colors import LogNorm
 
-from minids.show.drawing import arrow, box, canvas, plot_verdicts
-from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
-
-
-def _box(axis, x, y, text, width=1.2, height=0.56, colour=SKY):
-    box(axis, x, y, text, width, height, colour)
-
-
-def signed(value: float, digits: int) -> str:
-    """A number with its sign; what rounds to 0 has none."""
-    text = f"{value:+.{digits}f}"
-    return text if float(text) else text[1:]
+from minids.show.drawing import arrow, box, canvas, cell, plot_verdicts
+from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW, running_mean, signed
 
 
 def plot_path():
     """From x to the layer's output: the queries above, the one key-value vector below."""
     figure, axis = canvas(9.6, 3.9)
     top, mid, low = 3.1, 1.95, 0.8
-    _box(axis, 0.45, mid, "x", 0.5, colour=YELLOW)
+    box(axis, 0.45, mid, "x", 0.5, colour=YELLOW)
     axis.text(0.45, mid - 0.5, "B T d", ha="center", fontsize=10)
     chain = ((1.5, "wq_a, norm", 1.15, SKY), (2.85, "wq_b", 0.75, SKY), (4.25, "RMS of\neach head", 1.1, SKY),
              (5.6, "turn by t", 0.95, ORANGE))
     for x, name, width, colour in chain:
-        _box(axis, x, top, name, width, colour=colour)
+        box(axis, x, top, name, width, colour=colour)
     for x, name, width, colour in ((1.5, "wkv, norm", 1.15, GREEN), (2.95, "turn by s", 0.95, ORANGE)):
-        _box(axis, x, low, name, width, colour=colour)
+        box(axis, x, low, name, width, colour=colour)
     arrow(axis, (0.45, mid + 0.3), (0.45, top), (0.9, top))
     arrow(axis, (0.45, mid - 0.62), (0.45, low), (0.9, low))
     for a, b in ((2.1, 2.45), (3.25, 3.67), (4.83, 5.1)):
         arrow(axis, (a, top), (b, top))
     arrow(axis, (2.1, low), (2.45, low))
-    _box(axis, 5.6, mid, "softmax over window\nand sink", 1.75, 0.62, PURPLE)
+    box(axis, 5.6, mid, "softmax over window\nand sink", 1.75, 0.62, PURPLE)
     arrow(axis, (5.6, top - 0.3), (5.6, mid + 0.34))
     arrow(axis, (3.45, low), (4.0, low), (4.0, mid), (4.7, mid))
     axis.text(3.92, mid - 0.35, "as keys", ha="right", fontsize=10)
-    _box(axis, 7.4, mid, "weighted\nsum", 0.95, 0.62, PURPLE)
+    box(axis, 7.4, mid, "weighted\nsum", 0.95, 0.62, PURPLE)
     arrow(axis, (6.5, mid), (6.9, mid))
     arrow(axis, (4.0, low), (7.4, low), (7.4, mid - 0.34))
     axis.text(5.7, low + 0.08, "and the same vectors as values", ha="center", fontsize=10)
-    _box(axis, 7.4, top, "turn BACK\nby t", 1.05, 0.62, VERMILION)
+    box(axis, 7.4, top, "turn BACK\nby t", 1.05, 0.62, VERMILION)
     arrow(axis, (7.4, mid + 0.34), (7.4, top - 0.34))
-    _box(axis, 8.85, top, "wo_a\nin groups", 1.0, 0.62, SKY)
-    _box(axis, 8.85, mid, "wo_b", 0.75, 0.56, SKY)
+    box(axis, 8.85, top, "wo_a\nin groups", 1.0, 0.62, SKY)
+    box(axis, 8.85, mid, "wo_b", 0.75, 0.56, SKY)
     arrow(axis, (7.95, top), (8.32, top))
     arrow(axis, (8.85, top - 0.34), (8.85, mid + 0.3))
     arrow(axis, (8.85, mid - 0.3), (8.85, low + 0.2))
@@ -69,8 +59,7 @@ def plot_by_position(curves):
     left.set_ylabel("loss added (nats per token)")
     left.set_title("the first eight tokens")
     for (name, losses), style in zip(curves.items(), ("-", "--")):
-        smooth = [sum(losses[i - 8:i + 8]) / 16 for i in range(8, len(losses) - 8)]
-        right.plot(range(8, len(losses) - 8), smooth, style, label=name)
+        right.plot(range(8, len(losses) - 8), running_mean(losses, 16)[15:-1], style, label=name)
     right.set_xlabel("position, mean over 16")
     right.set_ylabel("loss (nats per token)")
     right.set_title("the whole text")
@@ -101,9 +90,8 @@ def plot_channels():
     figure, axis = plt.subplots(figsize=(8.4, 2.2))
     for y, pairs in enumerate(rows.values()):
         for x, pair in enumerate(pairs):
-            axis.add_patch(plt.Rectangle((x - 0.46, y - 0.4), 0.92, 0.8, facecolor="white" if pair is None else colours[pair],
-                                         edgecolor=BLACK, alpha=0.8))
-            axis.text(x, y, "stays" if pair is None else f"pair {pair}", ha="center", va="center", fontsize=9)
+            cell(axis, x - 0.46, y - 0.4, 0.92, 0.8, "stays" if pair is None else f"pair {pair}", fontsize=9,
+                 facecolor="white" if pair is None else colours[pair], edgecolor=BLACK, alpha=0.8)
     axis.set_xlim(-0.6, 11.6)
     axis.set_ylim(2.6, -0.6)
     axis.set_yticks(range(3), rows)
@@ -111,8 +99,7 @@ def plot_channels():
     axis.set_xlabel("channel of a head (here c = 12, r = 8)")
     axis.tick_params(length=0)
     axis.grid(False)
-    for side in axis.spines.values():
-        side.set_visible(False)
+    axis.spines[:].set_visible(False)
     return figure
 
 
@@ -122,11 +109,9 @@ def plot_compass_needles(before, after, times):
     for row, (angles, name, colour) in enumerate(((before, "as it comes", VERMILION), (after, "turned back", BLUE))):
         for axis, angle, t in zip(axes[row], angles, times):
             axis.add_patch(plt.Circle((0, 0), 1, fill=False, linewidth=0.8))
-            axis.annotate("", (math.cos(angle), math.sin(angle)), (0, 0),
-                          arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 2.2, "shrinkA": 0, "shrinkB": 0})
+            arrow(axis, (0, 0), (math.cos(angle), math.sin(angle)), arrowstyle="-|>", color=colour, linewidth=2.2)
             axis.set(xlim=(-1.15, 1.15), ylim=(-1.15, 1.15), aspect="equal", xticks=[], yticks=[])
-            for side in axis.spines.values():
-                side.set_visible(False)
+            axis.spines[:].set_visible(False)
             if row == 0:
                 axis.set_title(f"t = {t}", fontsize=10, loc="center")
         axes[row][0].set_ylabel(name)

@@ -7,7 +7,8 @@ from matplotlib.patches import Patch
 
 from minids import cost
 from minids.config import Config
-from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, plain_ticks
+from minids.show.drawing import cell, stacked_shares
+from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, length, length_ticks, plain_ticks
 
 TERMS = {  # of `minids.cost`, in the order of the stacks
     "FP8 and FP4 weights": BLUE, "FP8 weights": BLUE, "BF16 and float32 weights": SKY, "BF16 weights": SKY,
@@ -17,11 +18,6 @@ TERMS = {  # of `minids.cost`, in the order of the stacks
 OF_V32 = {"CSA core": "CSA core (V3.2: core)", "CSA entries": "CSA entries (V3.2: latents)",
           "CSA index keys": "index keys"}
 NAMES = {"operations": "10^9 operations (FP8 equivalents)", "bytes": "gigabytes of cache"}
-
-
-def length(n):
-    """1024 as "1K", 2**20 as "1M"."""
-    return f"{n // 1024}K" if n < 2**20 else f"{n / 2**20:g}M"
 
 
 def plot_memory(sizes):
@@ -48,15 +44,13 @@ def plot_state(seen, w, m, T):
         for t in range(T):
             inside = {"in the window": seen - w <= t < seen, "waiting for its window": full <= t < seen,
                       "a-half kept for the next entry": full - m <= t < full}[kind]
-            axis.add_patch(plt.Rectangle((t + 0.07, y), 0.86, 0.6, edgecolor=BLACK if t < seen else "#CCCCCC", linewidth=0.6,
-                                         facecolor=kinds[kind] if inside and t >= 0 else "white"))
-            axis.text(t + 0.5, y + 0.3, t, ha="center", va="center", fontsize=8.5, color=BLACK if t < seen else "#BBBBBB")
+            cell(axis, t + 0.07, y, 0.86, 0.6, t, fontsize=8.5, ink=BLACK if t < seen else "#BBBBBB", linewidth=0.6,
+                 edgecolor=BLACK if t < seen else "#CCCCCC", facecolor=kinds[kind] if inside else "white")
         axis.text(-0.25, y + 0.3, kind, ha="right", va="center", fontsize=10)
     for i in range(T // m):
         done = i < seen // m
-        axis.add_patch(plt.Rectangle((i * m + 0.1, -0.15), m - 0.2, 0.6, edgecolor=BLACK if done else "#CCCCCC", linewidth=0.8,
-                                     facecolor=SKY if done else "white"))
-        axis.text((i + 0.5) * m, 0.15, f"entry {i}, index key {i}" if done else "", ha="center", va="center", fontsize=9)
+        cell(axis, i * m + 0.1, -0.15, m - 0.2, 0.6, f"entry {i}, index key {i}" if done else "", fontsize=9,
+             linewidth=0.8, edgecolor=BLACK if done else "#CCCCCC", facecolor=SKY if done else "white")
     axis.text(-0.25, 0.15, "kept for ever", ha="right", va="center", fontsize=10)
     axis.plot([seen, seen], [-0.3, 3.3], color=BLACK, linewidth=1.4)
     axis.text(seen + 0.1, 3.2, f"{seen} tokens read", fontsize=10, va="center")
@@ -120,9 +114,8 @@ def plot_stacks(lengths, what):
             seen = [(area, name) for area, name in zip(areas, terms) if points[-1][name] > top / 1000]     # others are too thin
             total = points[-1]["total"] / 1e9
             axis.annotate(f"{total:,.1f}", (lengths[-1], total), (-4, 4), textcoords="offset points", ha="right", fontsize=10)
-            axis.set_xscale("log", base=2)
+            length_ticks(axis, lengths)
             axis.set_xlim(lengths[0], lengths[-1])
-            axis.set_xticks(lengths[::2], [length(n) for n in lengths[::2]])
             axis.set_title(model)
             axis.legend(*zip(*seen[::-1]), loc="upper left", fontsize=8.5)
         line[0].set_ylabel(NAMES[measure])
@@ -135,23 +128,11 @@ def plot_stacks(lengths, what):
 def plot_shares(rows):
     """{name: terms}: what each total is made of, in percent."""
     figure, axis = plt.subplots(figsize=(9.6, 0.5 * len(rows) + 1.5))
-    shown = {}
-    for y, terms in enumerate(rows.values()):
-        left = 0.0
-        for term in (term for term in TERMS if term in terms):
-            share = 100 * terms[term] / terms["total"]
-            axis.barh(y, share, left=left, color=TERMS[term], edgecolor="white")
-            if share > 5:
-                axis.text(left + share / 2, y, f"{share:.0f} %", ha="center", va="center", fontsize=10,
-                          color="white" if TERMS[term] == BLUE else BLACK)
-            shown[TERMS[term]] = OF_V32.get(term, term)
-            left += share
-    axis.set_yticks(range(len(rows)), rows)
-    axis.invert_yaxis()
-    axis.set_xlim(0, 100)
+    stacked_shares(axis, {name: {term: terms[term] for term in TERMS if term in terms} for name, terms in rows.items()},
+                   TERMS, least=5)
     axis.set_xlabel("share of the operations of one decoded token (%)")
-    axis.grid(False)
-    axis.legend(handles=[Patch(facecolor=colour, label=name) for colour, name in shown.items()], ncols=3, fontsize=9,
+    labels = {TERMS[term]: OF_V32.get(term, term) for terms in rows.values() for term in TERMS if term in terms}
+    axis.legend(handles=[Patch(facecolor=colour, label=name) for colour, name in labels.items()], ncols=3, fontsize=9,
                 loc="lower center", bbox_to_anchor=(0.45, 1.0))
     return figure
 
@@ -164,10 +145,9 @@ def plot_ratios(lengths, curves, published):
             axis.plot(lengths, [100 * share for share in shares], color=colour, linestyle=style, label=model)
             axis.scatter([lengths[-1]], [published[measure][model]], color=colour, marker="s", s=42, zorder=3, clip_on=False)
         axis.axhline(100, color=BLACK, linewidth=0.8, linestyle=":")
-        axis.set_xscale("log", base=2)
+        length_ticks(axis, lengths)
         axis.set_xlim(lengths[0], lengths[-1])
         axis.set_ylim(0, 112 if max(max(s) for s in models.values()) > 0.5 else 25)
-        axis.set_xticks(lengths[::2], [length(n) for n in lengths[::2]])
         axis.set_title({"operations": "operations of one decoded token", "bytes": "bytes of the cache"}[measure])
         axis.set_xlabel("context (tokens)")
         axis.legend(loc="upper right")
@@ -212,10 +192,9 @@ def plot_decode_time(points):
     ns, first = list(points), next(iter(points.values()))
     axis.plot(ns, points.values(), "o-", color=BLUE, label="measured")
     axis.plot(ns, [first * n / ns[0] for n in ns], "--", color=VERMILION, label="in proportion to the context")
-    axis.set_xscale("log", base=2)
+    length_ticks(axis, ns, every=1)
     axis.set_yscale("log")
     plain_ticks(axis.yaxis)
-    axis.set_xticks(ns, [length(n) for n in ns])
     axis.set_xlabel("context (tokens)")
     axis.set_ylabel("milliseconds a token")
     axis.legend(loc="upper left")
@@ -248,8 +227,7 @@ def plot_record(found):
     axes[1, 1].set(title="facts found (dotted: chance)", ylabel="share", ylim=(0, 1))
     axes[1, 1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncol=2, fontsize=9)
     for axis in axes.flat:
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(ns[::2], [length(n) for n in ns[::2]])
+        length_ticks(axis, ns)
     axes[1, 1].set_xticks([ns[0] / 2, *ns[1::2]], ["none", *(length(n) for n in ns[1::2])])
     for axis in axes[1]:
         axis.set_xlabel("context (tokens)")

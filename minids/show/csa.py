@@ -4,7 +4,8 @@ import matplotlib.pyplot as plt
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
 
-from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from minids.show.drawing import cell
+from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, length_ticks
 
 
 def plot_overlap(m, n, chosen):
@@ -13,16 +14,14 @@ def plot_overlap(m, n, chosen):
     for t in range(n * m):
         for half, y in (("a", 2.6), ("b", 0.0)):
             mine = t // m == (chosen - 1 if half == "a" else chosen)
-            axis.add_patch(plt.Rectangle((t + 0.06, y), 0.88, 0.62, edgecolor=BLACK, linewidth=0.6,
-                                         facecolor=(ORANGE if half == "a" else SKY) if mine else "#EEEEEE"))
-            axis.text(t + 0.5, y + 0.31, half, ha="center", va="center", fontsize=10)
+            cell(axis, t + 0.06, y, 0.88, 0.62, half, edgecolor=BLACK, linewidth=0.6,
+                 facecolor=(ORANGE if half == "a" else SKY) if mine else "#EEEEEE")
         axis.text(t + 0.5, 3.45, t, ha="center", va="center", fontsize=9)
     for text, y in (("token", 3.45), ("a-halves", 2.91), ("entries", 1.61), ("b-halves", 0.31)):
         axis.text(-0.2, y, text, ha="right", va="center", fontsize=10)
     for i in range(n):
-        axis.add_patch(plt.Rectangle((i * m + 0.1, 1.3), m - 0.2, 0.62, edgecolor=BLACK, linewidth=2.2 if i == chosen else 0.6,
-                                     facecolor=GREEN if i == chosen else "white"))
-        axis.text((i + 0.5) * m, 1.61, f"entry {i}", ha="center", va="center", fontsize=10)
+        cell(axis, i * m + 0.1, 1.3, m - 0.2, 0.62, f"entry {i}", edgecolor=BLACK,
+             linewidth=2.2 if i == chosen else 0.6, facecolor=GREEN if i == chosen else "white")
     for first, ends, colour in (((chosen - 1) * m, (2.6, 1.92), ORANGE), (chosen * m, (0.62, 1.3), SKY)):
         for j in range(m):
             axis.plot([first + j + 0.5, chosen * m + j + 0.5], ends, color=colour, linewidth=1.5, zorder=0)
@@ -167,9 +166,8 @@ def plot_operations(lengths, curves):
         axis.plot(lengths, [count / 1e9 for count in counts], linestyle=style, color=colour, label=name, linewidth=2.2)
         axis.annotate(f"{counts[-1] / 1e9:,.1f}", (lengths[-1], counts[-1] / 1e9), (5, 0), textcoords="offset points",
                       va="center")
-    axis.set_xscale("log", base=2)
+    length_ticks(axis, lengths)
     axis.set_yscale("log")
-    axis.set_xticks(lengths[::2], [f"{n // 1024}K" if n < 2**20 else "1M" for n in lengths[::2]])
     axis.set_xlim(lengths[0], lengths[-1] * 2.2)
     axis.set_xlabel("context (tokens)")
     axis.set_ylabel("10^9 operations, FP8 equivalents")

@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from minids.show import style
+from minids.show.drawing import bar_places, interval_bars
 
 PLACES = torch.arange(-10.0, 11.0)                  # 21 tokens on a line
 CENTRES = torch.arange(-7.0, 7.5, 0.5)
@@ -122,11 +123,8 @@ def plot_report(rows: dict, label: str, always: dict | None = None):
     figure, ax = plt.subplots(figsize=(8.0, 3.6))
     families = list(next(iter(rows.values())))
     for k, (family, colour) in enumerate(zip(families, (style.BLUE, style.ORANGE, style.GREEN, style.PURPLE))):
-        values = [row[family] for row in rows.values()]
-        at = [i + 0.8 * (k + 0.5) / len(families) - 0.4 for i in range(len(rows))]
-        ax.bar(at, [v for v, _, _ in values], width=0.76 / len(families), color=colour, label=family)
-        ax.errorbar(at, [v for v, _, _ in values], [[v - a for v, a, _ in values], [b - v for v, _, b in values]],
-                    fmt="none", color=style.BLACK, linewidth=1.2, capsize=3)
+        interval_bars(ax, bar_places(len(rows), k, len(families)), [row[family] for row in rows.values()],
+                      0.76 / len(families), colour, family)
     for i, (answer, share) in enumerate(sorted((always or {}).items(), key=lambda item: -item[1])):
         ax.axhline(share, color=style.BLACK, linestyle=":", linewidth=1.2, zorder=0,
                    label=None if i else "one answer to all of mathematics")

@@ -5,8 +5,8 @@ import torch
 from matplotlib.colors import BoundaryNorm, ListedColormap, PowerNorm
 from matplotlib.patches import Patch
 
-from minids.show.attention import signed
-from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from minids.show.drawing import cell
+from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, length_ticks, signed
 
 WAYS = {"later than the query": "#EEEEEE", "only through an entry": SKY, "entry and sliding window": GREEN,
         "only in the sliding window": ORANGE, "not at all": VERMILION}
@@ -25,18 +25,15 @@ def plot_reading(t, w, m, T):
     figure, axis = plt.subplots(figsize=(10.2, 2.7))
     colours, complete = list(WAYS.values()), (t + 1) // m
     for s, way in enumerate(ways(T, w, m)[t].tolist()):
-        axis.add_patch(plt.Rectangle((s + 0.06, 1.55), 0.88, 0.8, facecolor=colours[way], edgecolor=BLACK,
-                                     linewidth=2.2 if s == t else 0.6))
-        if T <= 32 or s % 4 == 0 or s == t:
-            axis.text(s + 0.5, 1.95, s, ha="center", va="center", fontsize=8.5 if T <= 32 else 7)
+        cell(axis, s + 0.06, 1.55, 0.88, 0.8, s if T <= 32 or s % 4 == 0 or s == t else "",
+             fontsize=8.5 if T <= 32 else 7, facecolor=colours[way], edgecolor=BLACK, linewidth=2.2 if s == t else 0.6)
     axis.annotate("query", (t + 0.5, 2.36), (t + 0.5, 2.9), ha="center", fontsize=10,
                   arrowprops={"arrowstyle": "-", "color": BLACK})
     for i in range(T // m):
         done = i < complete
-        axis.add_patch(plt.Rectangle((i * m + 0.1, 0.35), m - 0.2, 0.7, facecolor=SKY if done else "white", edgecolor=BLACK,
-                                     linewidth=0.8, linestyle="-" if done else ":"))
-        text = f"entry {i}" if done else f"entry {i}\nnot complete" if i == complete and i * m <= t else f"entry {i}"
-        axis.text((i + 0.5) * m, 0.7, text, ha="center", va="center", fontsize=9, color=BLACK if done else "#666666")
+        text = f"entry {i}\nnot complete" if i == complete and i * m <= t else f"entry {i}"
+        cell(axis, i * m + 0.1, 0.35, m - 0.2, 0.7, text, fontsize=9, ink=BLACK if done else "#666666",
+             facecolor=SKY if done else "white", edgecolor=BLACK, linewidth=0.8, linestyle="-" if done else ":")
         for edge in (i * m + 0.1, (i + 1) * m - 0.1):
             axis.plot([edge, edge], [1.05, 1.5], color=BLACK if done else "#AAAAAA", linewidth=0.7)
     axis.set_xlim(-0.2, T + 0.2)
@@ -189,10 +186,8 @@ def plot_cache(lengths, curves, entry_bytes):
     for (name, counts), style, colour in zip(curves.items(), ("-", "-", "--"), (VERMILION, BLUE, ORANGE)):
         axis.plot(lengths, counts, linestyle=style, color=colour, label=name, linewidth=2.2)
         axis.annotate(f"{counts[-1]:,}", (lengths[-1], counts[-1]), (5, 0), textcoords="offset points", va="center")
-    axis.set_xscale("log", base=2)
+    length_ticks(axis, lengths)
     axis.set_yscale("log")
-    ticks = lengths[::2]
-    axis.set_xticks(ticks, [f"{n // 1024}K" if n < 2**20 else "1M" for n in ticks])
     axis.set_xlim(lengths[0], lengths[-1] * 4)
     axis.set_xlabel("context (tokens)")
     axis.set_ylabel("keys in one layer's cache")

@@ -20,7 +20,7 @@ from minids.inference.evaluate import pass_at_k
 from minids.inference.sampling import distribution
 from minids.model import Model
 from minids.show import start
-from minids.show.drawing import arrow, box, canvas
+from minids.show.drawing import arrow, bar_places, box, canvas, interval_bars
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW, plain_ticks
 
 GREY = "#C8C8C8"
@@ -32,10 +32,8 @@ COLOURS = BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE
 def plot_distributions(rows: dict, names):
     """Bars for small distributions side by side. rows: {label: probabilities}, names: one for each token."""
     figure, ax = plt.subplots(figsize=(7.4, 3.2))
-    wide = 0.8 / len(rows)
     for i, ((label, p), colour) in enumerate(zip(rows.items(), COLOURS)):
-        bars = ax.bar(np.arange(len(names)) + (i - (len(rows) - 1) / 2) * wide, np.asarray(p), 0.92 * wide, color=colour,
-                      label=label)
+        bars = ax.bar(bar_places(len(names), i, len(rows)), np.asarray(p), 0.736 / len(rows), color=colour, label=label)
         ax.bar_label(bars, [f"{float(v):.2f}" for v in p], fontsize=8, padding=1)
     ax.set_xticks(range(len(names)), names)
     ax.set(ylabel="probability", ylim=(0, 1.08))
@@ -305,10 +303,8 @@ def marked(tokenizer, ids, marks) -> str:
 def plot_acceptance(rates: dict):
     """Share of judged drafts that stood, by depth. rates: {kind of text: a number for each depth}."""
     figure, ax = plt.subplots(figsize=(7.2, 3.2))
-    wide = 0.8 / len(rates)
     for i, ((name, values), colour) in enumerate(zip(rates.items(), COLOURS)):
-        at = np.arange(len(values)) + (i - (len(rates) - 1) / 2) * wide
-        ax.bar(at, 100 * np.array(values), 0.92 * wide, color=colour, label=name)
+        ax.bar(bar_places(len(values), i, len(rates)), 100 * np.array(values), 0.736 / len(rates), color=colour, label=name)
     ax.set_xticks(range(len(values)), [f"draft {i + 1}" for i in range(len(values))])
     ax.set(ylabel="stood, of those judged (%)", ylim=(0, 100))
     ax.legend(fontsize=9, ncols=len(rates), loc="lower left", bbox_to_anchor=(0, 1.0))
@@ -373,20 +369,14 @@ class Talk(ipywidgets.VBox):
         return {**bundle, "text/plain": repr(self)}
 
 
-def _whisker(ax, at, share, colour, wide, **kwargs):
-    middle, low, high = (100 * v for v in share)
-    ax.bar(at, middle, wide, color=colour, **kwargs)
-    ax.errorbar(at, middle, [[middle - low], [high - middle]], fmt="none", ecolor=BLACK, elinewidth=1, capsize=2)
-
-
 def plot_conditions(results: dict):
     """Right answers in percent, with intervals. results: {condition: {family: (share, low, high)}}."""
     figure, ax = plt.subplots(figsize=(9.0, 3.8))
-    wide, families = 0.8 / len(results), list(next(iter(results.values())))
+    families = list(next(iter(results.values())))
     for i, ((name, shares), colour) in enumerate(zip(results.items(), (SKY, BLUE, VERMILION, GREEN))):
-        for j, family in enumerate(families):
-            at = j + (i - (len(results) - 1) / 2) * wide
-            _whisker(ax, at, shares[family], colour, 0.92 * wide, label=None if j else name)
+        percent = 100 * np.array([shares[family] for family in families])
+        interval_bars(ax, bar_places(len(families), i, len(results)), percent, 0.736 / len(results), colour, name, capsize=2,
+                      linewidth=1)
     ax.set_xticks(range(len(families)), families)
     ax.set(ylabel="right answers (%)", ylim=(0, 105))
     ax.legend(ncols=4, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1.0))

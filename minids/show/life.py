@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from minids.recipes.lifecycle import MODELS
-from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, running_mean
 from minids.system import paths
 
 GREY = "#9A9A9A"
@@ -69,7 +69,7 @@ def plot_grpo_logs(found: list[dict]):
             for j, report in enumerate(found):
                 line = np.array([row[key] for row in report["logs"][f"grpo-{family}"] if key in row])
                 half = len(line) // 24
-                line = np.convolve(line, np.ones(2 * half + 1) / (2 * half + 1), mode="valid")
+                line = running_mean(line, 2 * half + 1)[2 * half:]
                 line = 100 * line if key == "accuracy" else line
                 ax.plot(np.arange(len(line)) + half + 1, line, color=colour, linewidth=1.3, label=None if j else family)
         ax.set(xlabel=f"step (mean of {2 * half + 1})", ylabel=label, ylim=(0, None))

@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.patches import FancyBboxPatch
 
+from minids.show.drawing import heat
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, plain_ticks
 
 KINDS = {"residual": (BLACK, "-"), "unconstrained": (VERMILION, "--"), "constrained": (BLUE, "-.")}
@@ -143,22 +144,6 @@ def plot_convergence(errors, rates):
     return figure
 
 
-def heat(axis, M, title=None, size=10):
-    """A small matrix with its numbers, cividis from 0 to 1."""
-    axis.imshow(M.tolist(), vmin=0, vmax=1, cmap="cividis")
-    for i, row in enumerate(M.tolist()):
-        for j, value in enumerate(row):
-            axis.text(j, i, f"{value:.2f}".removeprefix("0") if value < 0.995 else "1", ha="center", va="center", fontsize=size,
-                      color="white" if value < 0.55 else BLACK)
-    axis.set_xticks([])
-    axis.set_yticks([])
-    axis.grid(False)
-    for side in axis.spines.values():
-        side.set_visible(False)
-    if title:
-        axis.set_title(title, fontsize=size + 1)
-
-
 def plot_sharpness(M, errors, iterations, sharpness):
     """The widget's picture: the matrix with its sums, and the error of the row sums over the iterations."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.7), width_ratios=[1, 1.35])
@@ -272,8 +257,7 @@ def plot_learned(sites):
         axis.set_xticks([])
         axis.set_yticks([])
         axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10)
-        for side in axis.spines.values():
-            side.set_visible(False)
+        axis.spines[:].set_visible(False)
     return figure
 
 

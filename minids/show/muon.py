@@ -5,7 +5,8 @@ import numpy as np
 import torch
 
 from minids.pretrain.optim import FLAT, STEEP
-from minids.show.style import BLACK, BLUE, GREEN, ORANGE, SKY, VERMILION
+from minids.show.drawing import arrow
+from minids.show.style import BLACK, BLUE, GREEN, ORANGE, SKY, VERMILION, running_mean
 
 HYBRID = [STEEP] * 8 + [FLAT] * 2
 LOOKS = {"gradient": (VERMILION, "-"), "AdamW's first update": (ORANGE, "--"), "Muon's first update": (BLUE, "-")}
@@ -72,8 +73,7 @@ def plot_circles(G, Q):
         ax.plot(*(matrix @ circle), color=BLACK, linewidth=1.2)
         for v, colour in zip(Vt, (VERMILION, BLUE)):
             end = matrix @ v
-            ax.annotate("", end, (0, 0), arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 2, "shrinkA": 0,
-                                                     "shrinkB": 0})
+            arrow(ax, (0, 0), end, arrowstyle="-|>", color=colour, linewidth=2)
             ax.text(*(end * (1 + 0.22 * max(1, np.abs(matrix @ circle).max()) / np.linalg.norm(end))),
                     f"{np.linalg.norm(end):.2f}", color=colour, ha="center", va="center", fontsize=10)
         reach = 1.35 * max(1.0, np.abs(matrix @ circle).max())
@@ -172,7 +172,7 @@ def plot_race(curves: dict[str, list[float]], width: int = 8):
     """Training losses of one run of each kind, running means over `width` steps."""
     figure, ax = plt.subplots(figsize=(7.6, 3.8))
     for (name, losses), colour, dash in zip(curves.items(), (ORANGE, BLUE), ("--", "-")):
-        mean = np.convolve(np.asarray(losses), np.ones(width) / width, "valid")
+        mean = running_mean(losses, width)[width - 1:]
         ax.plot(range(width, len(losses) + 1), mean, dash, color=colour, linewidth=1.6, label=name)
     ax.set(xlabel="step", ylabel=f"loss (nats per byte, mean of {width} steps)", title="The same batches, two optimisers")
     ax.legend()

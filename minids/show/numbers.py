@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from minids.numerics import FP4_VALUES
-from minids.show.drawing import canvas
+from minids.show.drawing import canvas, cell, stacked_shares
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
 
 GRID = FP4_VALUES[:8]
@@ -26,8 +26,8 @@ def plot_bit_fields():
         kinds = ["s"] * sign + ["e"] * exponent + ["m"] * mantissa
         for i, kind in enumerate(kinds):
             x = 1.9 + 0.5 * (8 - len(kinds) + i)
-            axis.add_patch(plt.Rectangle((x, y), 0.46, 0.46, facecolor={"s": VERMILION, "e": SKY, "m": YELLOW}[kind],
-                                         edgecolor=BLACK, alpha=0.6))
+            cell(axis, x, y, 0.46, 0.46, edgecolor=BLACK, alpha=0.6,
+                 facecolor={"s": VERMILION, "e": SKY, "m": YELLOW}[kind])
             axis.text(x + 0.23, y + 0.22, kind, ha="center", va="center", fontsize=11)
         axis.text(6.2, y + 0.22, span, va="center", fontsize=11)
     axis.text(1.9, 0.02, "s: sign      e: exponent      m: mantissa", fontsize=10)
@@ -217,19 +217,8 @@ def plot_changes(rows, title):
 def plot_on_disk(models):
     """Stacked bars of bytes by format. models: {name: {format: bytes}}."""
     figure, axis = plt.subplots(figsize=(9.0, 0.75 * len(models) + 1.3))
-    axis.grid(False)
-    for row, counts in enumerate(models.values()):
-        left, total = 0.0, sum(counts.values())
-        for format, colour in FORMATS.items():
-            share = 100 * counts.get(format, 0) / total
-            axis.barh(row, share, left=left, color=colour, edgecolor="white", label=format if row == 0 else None)
-            if share > 4:
-                axis.text(left + share / 2, row, f"{share:.0f} %", ha="center", va="center", fontsize=10,
-                          color="white" if colour == BLUE else BLACK)
-            left += share
-    axis.set_yticks(range(len(models)), models)
-    axis.invert_yaxis()
-    axis.set_xlim(0, 100)
+    rows = {name: {format: counts.get(format, 0) for format in FORMATS} for name, counts in models.items()}
+    stacked_shares(axis, rows, FORMATS, least=4)
     axis.set_xlabel("share of the bytes (%)")
     axis.legend(ncols=7, loc="lower center", bbox_to_anchor=(0.45, 1.0), fontsize=9, columnspacing=1.0, handlelength=1.2)
     return figure

@@ -9,6 +9,7 @@ import torch
 from IPython.display import HTML
 
 from minids.show import style
+from minids.show.style import running_mean
 
 LINES = {"unigram": (style.PURPLE, ":"), "bigram": (style.ORANGE, "--"), "trigram": (style.VERMILION, "-.")}
 
@@ -39,21 +40,13 @@ def _baselines(ax, baselines) -> None:
         ax.text(1.01, loss, name, transform=ax.get_yaxis_transform(), color=colour, va="center", fontsize=10)
 
 
-def smooth(values, width: int = 10):
-    """Running mean over the last `width` values (fewer at the start)."""
-    total = np.cumsum(np.insert(np.asarray(values, dtype=float), 0, 0.0))
-    end = np.arange(1, len(values) + 1)
-    begin = np.maximum(end - width, 0)
-    return (total[end] - total[begin]) / (end - begin)
-
-
 def plot_loss(steps: int, losses, looks, baselines):
     """The loss of a run of `steps` so far: losses, one a step; looks, (step, loss) on validation text; baselines as lines."""
     figure, ax = plt.subplots()
     ax.set(xlim=(0, steps), ylim=(1.8, 7.8), xlabel="step", ylabel="loss (nats per token)", title="Loss while training")
     step = np.arange(1, len(losses) + 1)
     ax.plot(step, losses, color=style.SKY, linewidth=0.8, label="training batches")
-    ax.plot(smooth(step), smooth(losses), color=style.BLUE, label="mean of 10")        # in the middle of its steps: no lag
+    ax.plot(running_mean(step), running_mean(losses), color=style.BLUE, label="mean of 10")        # in the middle of its steps: no lag
     if looks:
         ax.plot(*zip(*looks), "o", color=style.BLACK, markersize=5, label="validation text", clip_on=False)
     _baselines(ax, baselines)
@@ -112,7 +105,7 @@ def plot_run_log(log, tokens_per_step: int, baselines, stages):
     top, bottom = figure.subfigures(2, 1)
     (loss, close), (rate, norm, speed) = top.subplots(1, 2), bottom.subplots(1, 3)
     loss.plot(tokens, losses, color=style.SKY, linewidth=0.6, label="single batches")
-    loss.plot(smooth(tokens, 20), smooth(losses, 20), color=style.BLUE, label="mean of 20")
+    loss.plot(running_mean(tokens, 20), running_mean(losses, 20), color=style.BLUE, label="mean of 20")
     loss.plot(*dots, "o", color=style.BLACK, markersize=4, label="validation text", zorder=3)
     _baselines(loss, baselines)
     loss.set(title="Loss", ylabel="nats per token", ylim=(0, 9))
@@ -129,7 +122,7 @@ def plot_run_log(log, tokens_per_step: int, baselines, stages):
     norm.set(title="Gradient norm\n(dashed: clipped above)", ylabel="norm", yscale="log")
     norm.set_yticks([0.1, 1], ["0.1", "1"])
     pace = np.diff([r["seconds"] for r in steps])
-    speed.plot(tokens[1:], smooth(tokens_per_step / np.maximum(pace, 0.2 * np.median(pace)), 10) / 1e3)
+    speed.plot(tokens[1:], running_mean(tokens_per_step / np.maximum(pace, 0.2 * np.median(pace)), 10) / 1e3)
     speed.set(title="Speed\n(dips: looks and saves)", ylabel="thousand tokens a second", ylim=(0, None))
     begins = [tokens[i] for i in range(1, len(steps)) if steps[i]["stage"] != steps[i - 1]["stage"]]
     for ax in (loss, close, rate, norm, speed):
@@ -212,7 +205,7 @@ def plot_loss_over_time(runs: dict, baselines: dict[str, float]):
     """Training losses over seconds of training. runs: {name: (seconds of each step, losses of each step)}."""
     figure, ax = plt.subplots(figsize=(7.0, 3.6))
     for (name, (seconds, losses)), colour in zip(runs.items(), (style.BLUE, style.GREEN)):
-        ax.plot(smooth(np.cumsum(seconds)), smooth(losses), color=colour, label=f"{name}, {len(losses)} steps")
+        ax.plot(running_mean(np.cumsum(seconds)), running_mean(losses), color=colour, label=f"{name}, {len(losses)} steps")
     _baselines(ax, baselines)
     ax.set(xlabel="seconds of training (processor time)", ylabel="loss (nats per token)",
            title="Training batches, mean of ten steps")

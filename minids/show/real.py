@@ -19,7 +19,7 @@ from minids import numerics
 from minids.config import Config
 from minids.errors import MinidsError
 from minids.model import mhc
-from minids.show.mhc import heat
+from minids.show.drawing import bar_places, heat
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
 from minids.weights import layout
 from minids.weights.remote import Folder, RemoteCheckpoint
@@ -132,6 +132,14 @@ def duration(seconds: float) -> str:
     return f"{seconds:.2g} s"
 
 
+def _byte_axis(axis, most: float) -> None:
+    """A logarithmic x axis from 1 kB to `most` bytes."""
+    axis.set_xscale("log")
+    axis.set_xlim(1e3, most)
+    axis.set_xticks([1e3, 1e6, 1e9, 1e12], ["1 kB", "1 MB", "1 GB", "1 TB"])
+    axis.minorticks_off()
+
+
 def plot_bill(model: str, pattern: str, bandwidth: float):
     """The widget's picture: what the tensors that fit a pattern weigh beside the whole, and how long they take.
     bandwidth: 10^6 bytes a second."""
@@ -144,10 +152,7 @@ def plot_bill(model: str, pattern: str, bandwidth: float):
         axis.text(max(size, 1.5e3) * 1.3, y, text, va="center", fontsize=11)
     axis.set_yticks([0, 1], ["the whole", f"{count:,} tensors"])
     axis.invert_yaxis()
-    axis.set_xscale("log")
-    axis.set_xlim(1e3, 1e14)
-    axis.set_xticks([1e3, 1e6, 1e9, 1e12], ["1 kB", "1 MB", "1 GB", "1 TB"])
-    axis.minorticks_off()
+    _byte_axis(axis, 1e14)
     axis.set_xlabel(f"bytes (logarithmic), and the time at {bandwidth:g} MB/s")
     axis.set_title(f"V4-{model.capitalize()}: {pattern}")
     axis.grid(False, axis="y")
@@ -160,10 +165,7 @@ def plot_bills(rows: dict):
     bars = axis.barh(list(rows), list(rows.values()), color=[BLUE] * (len(rows) - 1) + [SKY])
     axis.bar_label(bars, [amount(size) for size in rows.values()], padding=5, fontsize=10)
     axis.invert_yaxis()
-    axis.set_xscale("log")
-    axis.set_xlim(1e3, 2e13)
-    axis.set_xticks([1e3, 1e6, 1e9, 1e12], ["1 kB", "1 MB", "1 GB", "1 TB"])
-    axis.minorticks_off()
+    _byte_axis(axis, 2e13)
     axis.set_xlabel("bytes in V4-Flash's files (logarithmic)")
     axis.grid(False, axis="y")
     return figure
@@ -497,8 +499,7 @@ def plot_rounding(models):
         shares = [one["shares"] for one in found.values() if one["format"] == "FP4"]
         if shares:
             mean = 100 * torch.stack(shares).mean(0)
-            places = [x + 0.8 * (k + 0.5) / len(models) - 0.4 for x in range(8)]
-            axes[0].bar(places, mean.tolist(), 0.76 / len(models), color=COLOURS[k], label=name)
+            axes[0].bar(bar_places(8, k, len(models)), mean.tolist(), 0.76 / len(models), color=COLOURS[k], label=name)
         for one in found.values():
             axes[1].scatter(k, 100 * one["error"], color=BLUE if one["format"] == "FP8" else ORANGE,
                             marker="o" if one["format"] == "FP8" else "s", s=34)

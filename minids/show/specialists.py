@@ -1,12 +1,11 @@
 """Figures of lesson 12: the clipped objective, estimates of a divergence, rewards and how they are cheated, a run of GRPO."""
 
-import csv
-
 import matplotlib.pyplot as plt
 import numpy as np
 
-from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
-from minids.system import paths
+from minids.show.drawing import bar_places, interval_bars
+from minids.show.start import published
+from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, running_mean
 
 GREY = "#9A9A9A"
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE)
@@ -168,8 +167,7 @@ def plot_sft_loss(losses):
     """The loss of fine-tuning over steps."""
     figure, ax = plt.subplots(figsize=(6.6, 2.8))
     ax.plot(range(1, len(losses) + 1), losses, color=SKY, linewidth=1.2)
-    smooth = np.convolve(np.pad(losses, 3, mode="edge"), np.ones(7) / 7, mode="valid")
-    ax.plot(range(1, len(losses) + 1), smooth, color=BLUE)
+    ax.plot(range(1, len(losses) + 1), running_mean(np.pad(losses, 3, mode="edge"), 7)[6:], color=BLUE)
     ax.set(xlabel="step", ylabel="nats a reply token", ylim=(0, None), title="SFT: loss on replies (mean of seven steps)")
     return figure
 
@@ -181,7 +179,7 @@ def plot_grpo_run(runs: dict, what: dict):
     for ax, (key, label) in zip(axes.flat, what.items()):
         for (name, log), colour, mark in zip(runs.items(), (BLUE, VERMILION), ("o", "s")):
             values = np.array([record[key] for record in log])
-            smooth = np.convolve(np.pad(values, 2, mode="edge"), np.ones(5) / 5, mode="valid")
+            smooth = running_mean(np.pad(values, 2, mode="edge"), 5)[4:]
             ax.plot(range(1, len(values) + 1), values, mark, color=colour, markersize=3, alpha=0.45)
             ax.plot(range(1, len(values) + 1), smooth, color=colour, label=name)
         ax.set_title(label)
@@ -196,12 +194,9 @@ def plot_bars(table: dict, ylabel: str, guess: float | None = None):
     """Shares with their intervals, in groups: {group: {name: (share, low, high)}}. guess: that of always saying 12."""
     figure, ax = plt.subplots(figsize=(7.4, 3.6))
     names = list(next(iter(table.values())))
-    width = 0.8 / len(names)
     for j, (name, colour) in enumerate(zip(names, (GREY, BLUE, VERMILION, GREEN))):
-        share, low, high = (100 * np.array([table[group][name][k] for group in table]) for k in range(3))
-        at = np.arange(len(table)) + (j - (len(names) - 1) / 2) * width
-        ax.bar(at, share, 0.92 * width, color=colour, label=name, alpha=0.85)
-        ax.errorbar(at, share, yerr=[share - low, high - share], fmt="none", color=BLACK, capsize=3, elinewidth=1.2)
+        percent = 100 * np.array([row[name] for row in table.values()])
+        interval_bars(ax, bar_places(len(table), j, len(names)), percent, 0.736 / len(names), colour, name, alpha=0.85)
     if guess is not None:
         ax.axhline(100 * guess, color=BLACK, linestyle=":", linewidth=1.2)
         ax.text(1.01, 100 * guess, "always\nsaying 12", fontsize=9, va="center", transform=ax.get_yaxis_transform())
@@ -224,13 +219,11 @@ def plot_pass_at_k(curves: dict):
 
 def plot_modes(names):
     """Published scores of V4 in its three modes: a row for each of the benchmarks `names` (prefixes)."""
-    with open(paths.data("published", "benchmarks_modes.csv"), encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    rows = [next(row for row in rows if row["benchmark"].startswith(name)) for name in names]
+    rows = [next(row for row in published("benchmarks_modes") if row["benchmark"].startswith(name)) for name in names]
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 0.42 * len(rows) + 1.3), sharey=True)
     for ax, model in zip(axes, ("V4-Flash", "V4-Pro")):
         for i, row in enumerate(rows):
-            values = [float(row[f"{model} {mode}"]) for mode in ("Non-think", "High", "Max")]
+            values = [row[f"{model} {mode}"] for mode in ("Non-think", "High", "Max")]
             ax.plot([min(values), max(values)], [i, i], color=GREY, linewidth=1)
             for value, mark, colour, mode in zip(values, "osD", ("white", SKY, BLUE), ("Non-think", "High", "Max")):
                 ax.plot([value], [i], mark, mfc=colour, mec=BLACK, mew=0.8, markersize=7, label=mode if i == 0 else None)

@@ -10,9 +10,10 @@ import math
 import ipywidgets
 import matplotlib.pyplot as plt
 from IPython.display import display
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from minids import cost
+from minids.show.drawing import arrow, box, canvas
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
 from minids.system import paths
 
@@ -126,21 +127,14 @@ class CourseMap(ipywidgets.VBox):
 
 # ---- pieces of drawings ----
 
-def _canvas(width: float, height: float, ylim: float):
-    figure, ax = plt.subplots(figsize=(width, height))
-    ax.set(xlim=(0, 100), ylim=(0, ylim))
-    ax.axis("off")
-    return figure, ax
+def _box(ax, x, y, width, height, text, colour, size=10.0):
+    """A box with its lower left corner at (x, y)."""
+    box(ax, x + width / 2, y + height / 2, text, width, height, colour, alpha=1, fontsize=size, linewidth=0.8,
+        boxstyle="round,pad=0,rounding_size=1.2")
 
 
-def _box(ax, x, y, w, h, text, colour, size=10, dark=False, **kwargs):
-    ax.add_patch(FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0,rounding_size=1.2", fc=colour, ec=BLACK, lw=0.8, **kwargs))
-    ax.text(x + w / 2, y + h / 2, text, ha="center", va="center", size=size, color="white" if dark else BLACK)
-
-
-def _arrow(ax, start, end, **kwargs):
-    style = {"arrowstyle": "-|>", "mutation_scale": 11, "color": BLACK, "lw": 1.1, "shrinkA": 0, "shrinkB": 0, **kwargs}
-    ax.add_patch(FancyArrowPatch(start, end, **style))
+def _arrow(ax, start, end, **look):
+    arrow(ax, start, end, zorder=1, **{"arrowstyle": "-|>", "mutation_scale": 11} | look)
 
 
 def _tag(ax, x, y, number):
@@ -153,7 +147,7 @@ def _tag(ax, x, y, number):
 
 def plot_architecture():
     """A picture of the whole network; black marks name the lesson that teaches a part."""
-    figure, ax = _canvas(9.2, 7.4, 100)
+    figure, ax = canvas(9.2, 7.4, (100, 100))
     lanes = (4.5, 7, 9.5, 12)
     _box(ax, 2, 1, 40, 5.5, "text -> token ids", "white")
     _tag(ax, 42, 6.5, "01")
@@ -161,7 +155,7 @@ def plot_architecture():
     _box(ax, 2, 9.5, 40, 5.5, "embedding, copied into 4 streams", YELLOW)
     _tag(ax, 42, 15, "08")
     for x in lanes:
-        _arrow(ax, (x, 15), (x, 80), color=GREEN, lw=2, mutation_scale=9)
+        _arrow(ax, (x, 15), (x, 80), color=GREEN, linewidth=2, mutation_scale=9)
     ax.add_patch(FancyBboxPatch((1.5, 21), 42, 54, boxstyle="round,pad=0,rounding_size=1.5", fc="none", ec=GREY, ls="--"))
     ax.text(29, 71.7, "one block: 43 in Flash, 61 in Pro", ha="center", size=9.5, color="#444444")
     parts = ((27, "attention:\nwindow only, CSA or HCA", SKY, "02"), (50, "mixture of experts", ORANGE, "06"))
@@ -235,7 +229,7 @@ def _experts(ax):
     _squares(ax, x + 13, 12.5, 14, ORANGE, lit=picked, w=2.5)
     ax.plot([x + 8, x + 13 + (picked[-1] + 0.4) * 2.5], [10, 10], color=GREY, lw=0.9)
     for i in picked:
-        _arrow(ax, (x + 13 + (i + 0.4) * 2.5, 10), (x + 13 + (i + 0.4) * 2.5, 12.4), color=GREY, lw=0.9, mutation_scale=6)
+        _arrow(ax, (x + 13 + (i + 0.4) * 2.5, 10), (x + 13 + (i + 0.4) * 2.5, 12.4), color=GREY, linewidth=0.9, mutation_scale=6)
     ax.text(x + 13, 16.5, "routed experts: 256 (Pro: 384), 6 work", size=9)
     ax.add_patch(Rectangle((x + 13, 3.5), 4, 3, fc=ORANGE, ec=BLACK, lw=0.8))
     ax.text(x + 18, 5, "one shared expert works for every token", size=9, va="center")
@@ -286,7 +280,7 @@ def plot_context_cost(flash, pro):
 
 def plot_lifecycle():
     """From text to the finished model; black marks name the lesson."""
-    figure, ax = _canvas(9.2, 3.9, 44)
+    figure, ax = canvas(9.2, 3.9, (100, 44))
     _box(ax, 0.5, 18, 13, 10, "text,\ntokens", "white")
     _tag(ax, 13.5, 28, "01")
     _box(ax, 18, 18, 15, 10, "pre-training:\nguess the\nnext token", SKY, 9.5)

@@ -1,6 +1,6 @@
-"""The look of every figure, figures with a description, and the slider that notebooks use.
+"""The style of every figure, figures with a description, and the slider that notebooks use.
 
-Colours are Okabe and Ito's, which the colour-blind can tell apart; fields of numbers use cividis.
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; heat maps use cividis.
 """
 
 import base64
@@ -10,6 +10,7 @@ from collections.abc import Callable
 import ipywidgets
 import matplotlib
 import matplotlib.pyplot as plt
+import numpy as np
 from IPython.display import display
 from matplotlib.ticker import LogLocator, NullLocator
 
@@ -17,7 +18,8 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = PALETTE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 
 STYLE = {
-    "axes.prop_cycle": matplotlib.cycler(color=[BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, BLACK, YELLOW]),
+    "axes.prop_cycle": matplotlib.cycler(color=[BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, BLACK,
+                                                YELLOW]),
     "image.cmap": "cividis",
     "figure.figsize": (7.0, 3.6),  # inches
     "figure.dpi": 100,
@@ -34,16 +36,45 @@ STYLE = {
 
 
 def use() -> None:
-    """Make matplotlib draw in the course's style from here on."""
-    plt.rcParams.update(STYLE)
+    """Make matplotlib draw in the course's style from here on, whatever the reader's matplotlibrc says."""
+    plt.style.use(["default", STYLE])
+
+
+# ---- numbers and axes ----
+
+def running_mean(values, width: int = 10) -> np.ndarray:
+    """The mean of each value and the `width` - 1 values before it; of fewer at the start."""
+    total = np.cumsum(np.insert(np.asarray(values, dtype=float), 0, 0.0))
+    end = np.arange(1, len(values) + 1)
+    begin = np.maximum(end - width, 0)
+    return (total[end] - total[begin]) / (end - begin)
+
+
+def signed(value: float, digits: int) -> str:
+    """A number with its sign; what rounds to 0 has none."""
+    text = f"{value:+.{digits}f}"
+    return text if float(text) else text[1:]
+
+
+def length(n: int) -> str:
+    """A number of tokens in short: 1024 as "1K", 2**20 as "1M"."""
+    return f"{n // 1024}K" if n < 2**20 else f"{n / 2**20:g}M"
+
+
+def length_ticks(ax, lengths, every: int = 2) -> None:
+    """Make the x axis logarithmic, with every second (third, ...) of the lengths named in short."""
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(lengths[::every], [length(n) for n in lengths[::every]])
 
 
 def plain_ticks(axis) -> None:
-    """Label a logarithmic x or y axis, such as `ax.yaxis`, at 1, 2 and 5 of each power of ten, as plain numbers."""
+    """Label a logarithmic axis, such as `ax.yaxis`, at 1, 2 and 5 of each power of ten, as plain numbers."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter("{x:,g}")
     axis.set_minor_locator(NullLocator())
 
+
+# ---- figures with a description ----
 
 def png(figure) -> bytes:
     """The figure as PNG bytes; the figure is closed."""

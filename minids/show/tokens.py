@@ -11,6 +11,7 @@ from matplotlib.patches import FancyBboxPatch
 from tokenizers import Regex, pre_tokenizers
 
 from minids.data.tokenizer import PIECES, SPECIAL
+from minids.show.drawing import bar_places
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
 from minids.system import paths
 
@@ -210,11 +211,9 @@ def plot_baselines(table: dict):
     figure, axis = plt.subplots(figsize=(9.0, 3.7))
     names = list(next(iter(table.values())))
     colours, hatches = (BLACK, PURPLE, ORANGE, BLUE, GREEN), ("", "//", "..", "xx", "")
-    width = 0.8 / len(names)
     for n, name in enumerate(names):
-        at = np.arange(len(table)) + (n - (len(names) - 1) / 2) * width
-        bars = axis.bar(at, [row[name] for row in table.values()], width * 0.94, color=colours[n], hatch=hatches[n],
-                        edgecolor="white", label=name)
+        bars = axis.bar(bar_places(len(table), n, len(names)), [row[name] for row in table.values()], 0.752 / len(names),
+                        color=colours[n], hatch=hatches[n], edgecolor="white", label=name)
         axis.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
     axis.set_xticks(range(len(table)), list(table))
     axis.set_ylabel("bits per byte, held-out text")

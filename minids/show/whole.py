@@ -3,16 +3,12 @@
 import matplotlib.pyplot as plt
 
 from minids.config import Config
-from minids.show.drawing import arrow, box, canvas, plot_verdicts
+from minids.show.drawing import arrow, box, canvas, plot_verdicts, stacked_shares
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
 
 COLOURS = {"routed experts": BLUE, "shared experts": SKY, "attention": ORANGE, "embedding": YELLOW, "head": PURPLE,
            "compressors": GREEN, "all others": VERMILION}
 BYTES = {"FP4": 0.5 + 1 / 32, "FP8": 1 + 1 / 128**2, "BF16": 2.0}    # of a number, scales included
-
-
-def _box(axis, x, y, text, width=1.05, height=0.62, colour=SKY):
-    box(axis, x, y, text, width, height, colour)
 
 
 def _arrows(axis, start, end, lines=1, **style):
@@ -35,7 +31,7 @@ def plot_pipeline():
     colours = [YELLOW, SKY, ORANGE, GREEN, GREEN, GREEN, ORANGE, SKY, SKY]
     xs = [0.55 + 1.06 * i for i in range(len(names))]
     for x, name, colour in zip(xs, names, colours):
-        _box(axis, x, y, name, 0.74, 0.72, colour)
+        box(axis, x, y, name, 0.74, 0.72, colour)
     for i in range(len(xs) - 1):
         _arrows(axis, (xs[i] + 0.4, y), (xs[i + 1] - 0.4, y), 4 if 2 <= i <= 5 else 1)
     axis.text(xs[4], y + 0.5, "n = 4 residual streams:  B T n d", ha="center", fontsize=10)
@@ -48,14 +44,14 @@ def plot_pipeline():
     for x, text, width, colour in ((0.75, "X\nB T n d", 0.9, ORANGE), (2.35, "read\nsum pre[j] X[j]", 1.45, ORANGE),
                                    (3.9, "norm", 0.8, SKY), (5.2, "layer\nB T d", 1.0, GREEN),
                                    (6.65, "write\npost[k] f", 1.15, ORANGE), (8.95, "X'\nB T n d", 0.9, ORANGE)):
-        _box(axis, x, low, text, width, 0.72, colour)
+        box(axis, x, low, text, width, 0.72, colour)
     plus = axis.add_patch(plt.Circle((7.9, low), 0.27, facecolor="white", edgecolor=BLACK))
     axis.text(7.9, low, "+", fontsize=17, ha="center", va="center")
     for a, b, lines in ((1.22, 1.6, 4), (3.1, 3.47, 1), (4.33, 4.67, 1), (5.73, 6.04, 1)):
         _arrows(axis, (a, low), (b, low), lines)
     _arrows(axis, (7.25, low), (7.9, low), 4, patchB=plus)
     _arrows(axis, (7.9, low), (8.47, low), 4, patchA=plus)
-    _box(axis, 4.6, top, "carry   sum_j comb[j, k] X[j]", 2.7, 0.42, ORANGE)
+    box(axis, 4.6, top, "carry   sum_j comb[j, k] X[j]", 2.7, 0.42, ORANGE)
     _up_and_right(axis, 0.75, low + 0.38, (3.22, top))
     for shift in (-0.135, -0.045, 0.045, 0.135):
         arrow(axis, (5.97, top + shift), (7.9 + shift, top + shift), (7.9 + shift, low), patchB=plus)
@@ -68,10 +64,10 @@ def plot_mtp_alignment(words=("In", "the", "beginning", "God", "created"), t=1):
     figure, axis = canvas(8.2, 3.5)
     xs = [0.9 + 1.6 * i for i in range(len(words))]
     for i, (x, word) in enumerate(zip(xs, words)):
-        _box(axis, x, 0.5, word, 1.3, 0.5, YELLOW if i <= t + 1 else "white")
+        box(axis, x, 0.5, word, 1.3, 0.5, YELLOW if i <= t + 1 else "white")
         axis.text(x, 0.02, f"t = {i}", ha="center", fontsize=10, weight="bold" if i == t else None)
-    _box(axis, xs[t], 1.75, "blocks", 1.2, 0.5, GREEN)
-    _box(axis, xs[t + 1], 2.75, "MTP block", 1.3, 0.5, ORANGE)
+    box(axis, xs[t], 1.75, "blocks", 1.2, 0.5, GREEN)
+    box(axis, xs[t + 1], 2.75, "MTP block", 1.3, 0.5, ORANGE)
     for i in range(t + 1):
         _arrows(axis, (xs[i], 0.78), (xs[t] - 0.1 * (t - i), 1.47))
     _up_and_right(axis, xs[t], 2.02, (xs[t + 1] - 0.68, 2.75))
@@ -139,20 +135,7 @@ def _grouped(counts):
 def plot_parameters(models):
     """Stacked bars in percent. models: {label: {part: parameters}}."""
     figure, axis = plt.subplots(figsize=(9.0, 0.62 * len(models) + 1.5))
-    axis.grid(False)
-    for row, counts in enumerate(models.values()):
-        groups, left = _grouped(counts), 0.0
-        total = sum(groups.values())
-        for part, number in groups.items():
-            share = 100 * number / total
-            axis.barh(row, share, left=left, color=COLOURS[part], edgecolor="white", label=part if row == 0 else None)
-            if share > 4.5:
-                axis.text(left + share / 2, row, f"{share:.0f} %", ha="center", va="center", fontsize=10,
-                          color="white" if part in ("routed experts",) else BLACK)
-            left += share
-    axis.set_yticks(range(len(models)), models)
-    axis.invert_yaxis()
-    axis.set_xlim(0, 100)
+    stacked_shares(axis, {name: _grouped(counts) for name, counts in models.items()}, COLOURS, least=4.5)
     axis.set_xlabel("share of the parameters (%)")
     axis.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.45, 1.0), fontsize=9)
     return figure

@@ -455,7 +455,7 @@ style.show(context.plot_stacks(lengths, what), "Operations and bytes by term fro
            "Terms too thin to be seen are not named")
 
 # %% jupyter={"source_hidden": true}
-style.show(context.plot_shares({f"{name}, {context.length(n)}": pair[0](n) for n in (2**14, 2**20) for name, pair in models.items()}),
+style.show(context.plot_shares({f"{name}, {style.length(n)}": pair[0](n) for n in (2**14, 2**20) for name, pair in models.items()}),
            "What the operations of one decoded token are spent on, in percent: at 16K the weights take 46 of V3.2's and over 80 of V4's; at 1M "
            "V3.2's indexer takes 88, while Pro and Flash divide theirs among weights, HCA core and indexer")
 

@@ -706,7 +706,7 @@ tokens_to_beat = check("pretrain.tokens_to_beat", tokens_to_beat)
 
 # %% tags=["nbval-ignore-output"]
 steps = [r for r in log if "loss" in r]
-read, losses = [float(r["step"] * per_step) for r in steps], pretraining.smooth([r["loss"] for r in steps])
+read, losses = [float(r["step"] * per_step) for r in steps], style.running_mean([r["loss"] for r in steps])
 for name, loss in baselines.items():
     print(f"{name:8} {loss:.3f} nats: beaten after {tokens_to_beat(read, losses, loss):9,.0f} tokens")
 heldout = next(r["heldout_loss"] for r in log if "heldout_loss" in r)
