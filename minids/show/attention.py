@@ -16,11 +16,12 @@ def plot_path():
     top, mid, low = 3.1, 1.95, 0.8
     box(axis, 0.45, mid, "x", 0.5, colour=YELLOW)
     axis.text(0.45, mid - 0.5, "B T d", ha="center", fontsize=10)
-    chain = ((1.5, "wq_a, norm", 1.15, SKY), (2.85, "wq_b", 0.75, SKY), (4.25, "RMS of\neach head", 1.1, SKY),
-             (5.6, "turn by t", 0.95, ORANGE))
+    chain = ((1.5, "wq_a, norm", 1.15, SKY), (2.85, "wq_b", 0.75, SKY),
+             (4.25, "RMS of\neach head", 1.1, SKY), (5.6, "turn by t", 0.95, ORANGE))
     for x, name, width, colour in chain:
         box(axis, x, top, name, width, colour=colour)
-    for x, name, width, colour in ((1.5, "wkv, norm", 1.15, GREEN), (2.95, "turn by s", 0.95, ORANGE)):
+    for x, name, width, colour in ((1.5, "wkv, norm", 1.15, GREEN),
+                                   (2.95, "turn by s", 0.95, ORANGE)):
         box(axis, x, low, name, width, colour=colour)
     arrow(axis, (0.45, mid + 0.3), (0.45, top), (0.9, top))
     arrow(axis, (0.45, mid - 0.62), (0.45, low), (0.9, low))
@@ -42,7 +43,8 @@ def plot_path():
     arrow(axis, (7.95, top), (8.32, top))
     arrow(axis, (8.85, top - 0.34), (8.85, mid + 0.3))
     arrow(axis, (8.85, mid - 0.3), (8.85, low + 0.2))
-    for x, y, text in ((3.55, top + 0.42, "B T H c"), (3.2, low - 0.5, "B T c: one vector for all heads"),
+    for x, y, text in ((3.55, top + 0.42, "B T H c"),
+                       (3.2, low - 0.5, "B T c: one vector for all heads"),
                        (8.1, top + 0.5, "B T H c"), (8.85, low, "B T d")):
         axis.text(x, y, text, ha="center", fontsize=10)
     return figure
@@ -90,8 +92,9 @@ def plot_channels():
     figure, axis = plt.subplots(figsize=(8.4, 2.2))
     for y, pairs in enumerate(rows.values()):
         for x, pair in enumerate(pairs):
-            cell(axis, x - 0.46, y - 0.4, 0.92, 0.8, "stays" if pair is None else f"pair {pair}", fontsize=9,
-                 facecolor="white" if pair is None else colours[pair], edgecolor=BLACK, alpha=0.8)
+            cell(axis, x - 0.46, y - 0.4, 0.92, 0.8, "stays" if pair is None else f"pair {pair}",
+                 fontsize=9, facecolor="white" if pair is None else colours[pair], edgecolor=BLACK,
+                 alpha=0.8)
     axis.set_xlim(-0.6, 11.6)
     axis.set_ylim(2.6, -0.6)
     axis.set_yticks(range(3), rows)
@@ -106,10 +109,12 @@ def plot_channels():
 def plot_compass_needles(before, after, times):
     """Two rows of compass needles: the output's pair of channels before and after it is turned back (angles in radians)."""
     figure, axes = plt.subplots(2, len(times), figsize=(8.4, 3.4))
-    for row, (angles, name, colour) in enumerate(((before, "as it comes", VERMILION), (after, "turned back", BLUE))):
+    for row, (angles, name, colour) in enumerate(((before, "as it comes", VERMILION),
+                                                  (after, "turned back", BLUE))):
         for axis, angle, t in zip(axes[row], angles, times):
             axis.add_patch(plt.Circle((0, 0), 1, fill=False, linewidth=0.8))
-            arrow(axis, (0, 0), (math.cos(angle), math.sin(angle)), arrowstyle="-|>", color=colour, linewidth=2.2)
+            arrow(axis, (0, 0), (math.cos(angle), math.sin(angle)), arrowstyle="-|>", color=colour,
+                  linewidth=2.2)
             axis.set(xlim=(-1.15, 1.15), ylim=(-1.15, 1.15), aspect="equal", xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
             if row == 0:
@@ -121,11 +126,13 @@ def plot_compass_needles(before, after, times):
 def plot_distance(results, shifts, chance):
     """Accuracy at each shift for {name: one list over the shifts for each seed}: mean as a line, seeds as dots."""
     figure, axis = plt.subplots(figsize=(7.6, 3.5))
-    for (name, runs), style, colour in zip(results.items(), ("-", "--", "-."), (BLUE, VERMILION, GREEN)):
+    for (name, runs), style, colour in zip(results.items(), ("-", "--", "-."),
+                                           (BLUE, VERMILION, GREEN)):
         mean = [100 * sum(run[i] for run in runs) / len(runs) for i in range(len(shifts))]
         axis.plot(range(len(shifts)), mean, style, color=colour, label=name)
         for run in runs:
-            axis.plot(range(len(shifts)), [100 * value for value in run], "o", color=colour, markersize=4, alpha=0.6)
+            axis.plot(range(len(shifts)), [100 * value for value in run], "o", color=colour,
+                      markersize=4, alpha=0.6)
     axis.axhline(100 * chance, color=BLACK, linewidth=0.8, linestyle=":")
     axis.text(len(shifts) - 1, 100 * chance + 2, "guessing", ha="right", fontsize=10)
     axis.set_xticks(range(len(shifts)), shifts)
@@ -138,7 +145,8 @@ def plot_distance(results, shifts, chance):
 
 def plot_reach(maps, window):
     """Heat maps of how much each output (row) moves when one input (column) changes. maps: {number of layers: T x T}."""
-    figure, axes = plt.subplots(1, len(maps), figsize=(3.05 * len(maps) + 0.6, 3.6), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(maps), figsize=(3.05 * len(maps) + 0.6, 3.6), sharey=True,
+                                squeeze=False)
     for axis, (layers, moved) in zip(axes[0], maps.items()):
         shown = torch.where(moved > 1e-6, moved, torch.nan).numpy()
         image = axis.imshow(shown, norm=LogNorm(1e-4, 10), interpolation="nearest")
@@ -158,16 +166,18 @@ def plot_sinks(mass, cost, shifts):
 
     mass, cost: one list of heads for each layer; shifts: {added to all sinks: loss}.
     """
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10.0, 3.5), width_ratios=[1.1, 1.1, 1])
-    for axis, values, name in ((left, mass, "sum of the weights on tokens"), (middle, cost, "loss added by removing a sink")):
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10.0, 3.5),
+                                                 width_ratios=[1.1, 1.1, 1])
+    for axis, values, name in ((left, mass, "sum of the weights on tokens"),
+                               (middle, cost, "loss added by removing a sink")):
         table = torch.tensor(values)
         low, high = (0, 1) if axis is left else (0, max(float(table.max()), 0.01))
         axis.imshow(table.numpy(), vmin=low, vmax=high, aspect="auto")
         for i, line in enumerate(values):
             for h, value in enumerate(line):
                 dark = value < (low + high) / 2
-                axis.text(h, i, f"{value:.2f}" if axis is left else signed(value, 3), ha="center", va="center", fontsize=10,
-                          color="white" if dark else BLACK)
+                axis.text(h, i, f"{value:.2f}" if axis is left else signed(value, 3), ha="center",
+                          va="center", fontsize=10, color="white" if dark else BLACK)
         axis.set_title(name, fontsize=11)
         axis.set_xlabel("head")
         axis.set_ylabel("layer")
@@ -195,8 +205,10 @@ def plot_groups(matrix, g, savings):
     left.set_ylabel("rank")
     left.grid(False)
     for i, (name, (plain, grouped)) in enumerate(savings.items()):
-        bars = right.barh([i - 0.19, i + 0.19], [plain / 1e6, grouped / 1e6], height=0.36, color=[BLUE, ORANGE])
-        right.bar_label(bars, [f"plain, {plain / 1e6:.0f}", f"grouped, {grouped / 1e6:.0f}"], padding=4)
+        bars = right.barh([i - 0.19, i + 0.19], [plain / 1e6, grouped / 1e6], height=0.36,
+                          color=[BLUE, ORANGE])
+        right.bar_label(bars, [f"plain, {plain / 1e6:.0f}", f"grouped, {grouped / 1e6:.0f}"],
+                        padding=4)
     right.set_yticks(range(len(savings)), savings)
     right.invert_yaxis()
     right.set_xlim(0, 1.35 * max(plain for plain, _ in savings.values()) / 1e6)
@@ -225,4 +237,5 @@ def plot_faults(rows, columns, values, bounds):
     bound; the last column's numbers are differences of a loss."""
     texts = [[f"{value:.0e}" for value in line[:-1]] + [signed(line[-1], 3)] for line in values]
     seen = [[abs(value) > bound for value, bound in zip(line, bounds)] for line in values]
-    return plot_verdicts(rows, columns, texts, seen, figsize=(9.2, 0.38 * len(rows) + 1.1), fontsize=9)
+    return plot_verdicts(rows, columns, texts, seen, figsize=(9.2, 0.38 * len(rows) + 1.1),
+                         fontsize=9)

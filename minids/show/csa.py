@@ -13,18 +13,20 @@ def plot_overlap(m, n, chosen):
     figure, axis = plt.subplots(figsize=(10.2, 3.7))
     for t in range(n * m):
         for half, y in (("a", 2.6), ("b", 0.0)):
-            mine = t // m == (chosen - 1 if half == "a" else chosen)
+            pooled = t // m == (chosen - 1 if half == "a" else chosen)
             cell(axis, t + 0.06, y, 0.88, 0.62, half, edgecolor=BLACK, linewidth=0.6,
-                 facecolor=(ORANGE if half == "a" else SKY) if mine else "#EEEEEE")
+                 facecolor=(ORANGE if half == "a" else SKY) if pooled else "#EEEEEE")
         axis.text(t + 0.5, 3.45, t, ha="center", va="center", fontsize=9)
     for text, y in (("token", 3.45), ("a-halves", 2.91), ("entries", 1.61), ("b-halves", 0.31)):
         axis.text(-0.2, y, text, ha="right", va="center", fontsize=10)
     for i in range(n):
         cell(axis, i * m + 0.1, 1.3, m - 0.2, 0.62, f"entry {i}", edgecolor=BLACK,
              linewidth=2.2 if i == chosen else 0.6, facecolor=GREEN if i == chosen else "white")
-    for first, ends, colour in (((chosen - 1) * m, (2.6, 1.92), ORANGE), (chosen * m, (0.62, 1.3), SKY)):
+    for first, ends, colour in (((chosen - 1) * m, (2.6, 1.92), ORANGE),
+                                (chosen * m, (0.62, 1.3), SKY)):
         for j in range(m):
-            axis.plot([first + j + 0.5, chosen * m + j + 0.5], ends, color=colour, linewidth=1.5, zorder=0)
+            axis.plot([first + j + 0.5, chosen * m + j + 0.5], ends, color=colour, linewidth=1.5,
+                      zorder=0)
     axis.set_xlim(-1.6, n * m + 0.2)
     axis.set_ylim(-0.1, 3.7)
     axis.axis("off")
@@ -41,21 +43,24 @@ def plot_places(scores, chance):
                 x = place + 0.4 * v - 0.2
                 axis.bar(x, sum(seeds) / len(seeds), width=0.36, color=colour, alpha=0.45,
                          label=version if place == 0 else None)
-                axis.scatter([x - 0.08 + 0.08 * i for i in range(len(seeds))], seeds, color=colour, s=14, zorder=3)
+                axis.scatter([x - 0.08 + 0.08 * i for i in range(len(seeds))], seeds, color=colour,
+                             s=14, zorder=3)
         axis.axhline(chance, color=BLACK, linewidth=0.9, linestyle=":")
         axis.set_title(f"name the {answer}")
         axis.set_xticks(range(4), ["0", "1", "2", "3: torn"])
         axis.set_xlabel("place of the key in its window")
     axes[0].set_ylabel("right answers (share)")
     axes[0].set_ylim(0, 1.08)
-    figure.legend(*axes[0].get_legend_handles_labels(), ncols=2, loc="outside upper right", fontsize=10)
+    figure.legend(*axes[0].get_legend_handles_labels(), ncols=2, loc="outside upper right",
+                  fontsize=10)
     return figure
 
 
 def plot_leak(runs, floor):
     """{name: losses over training steps} on text that nobody can predict."""
     figure, axis = plt.subplots(figsize=(8.2, 3.6))
-    for (name, line), style, colour in zip(runs.items(), ("-", "--", ":"), (BLUE, VERMILION, GREEN)):
+    for (name, line), style, colour in zip(runs.items(), ("-", "--", ":"),
+                                           (BLUE, VERMILION, GREEN)):
         axis.plot(line, linestyle=style, color=colour, label=name, linewidth=2.2)
     axis.axhline(floor, color=BLACK, linewidth=0.8, linestyle=":")
     axis.text(len(line), floor - 0.03, "ln 16: pure guessing", ha="right", va="top", fontsize=10)
@@ -66,14 +71,15 @@ def plot_leak(runs, floor):
 
 
 STYLES = {"oracle": (BLACK, "-", "s"), "shipped": (GREEN, "-", "o"), "warmed up": (BLUE, "-", "^"),
-          "fresh": (ORANGE, "--", "v"), "latest": (PURPLE, "--", "x"), "random": (VERMILION, ":", ".")}
+          "fresh": (ORANGE, "--", "v"), "latest": (PURPLE, "--", "x"),
+          "random": (VERMILION, ":", ".")}
 
 
-def plot_coverage(ks, found):
+def plot_coverage(ks, results):
     """{who picks: {"mass": shares, "recall": shares}} over k, two panels."""
     figure, axes = plt.subplots(1, 2, figsize=(10.2, 4.0), sharey=True)
     for axis, measure in zip(axes, ("mass", "recall")):
-        for name, shares in found.items():
+        for name, shares in results.items():
             colour, line, marker = STYLES[name]
             axis.plot(ks, shares[measure], color=colour, linestyle=line, marker=marker, label=name)
         axis.set_xscale("log", base=2)
@@ -92,8 +98,8 @@ def plot_variants(rows, k):
     figure, axis = plt.subplots(figsize=(8.2, 0.45 * len(rows) + 1.1))
     for y, values in enumerate(rows.values()):
         axis.scatter(values, [y] * len(values), color=BLUE, s=45, alpha=0.7)
-        axis.text(1.02, y, f"{min(values):.2f} to {max(values):.2f}", transform=axis.get_yaxis_transform(), va="center",
-                  fontsize=10)
+        axis.text(1.02, y, f"{min(values):.2f} to {max(values):.2f}",
+                  transform=axis.get_yaxis_transform(), va="center", fontsize=10)
     axis.set_yticks(range(len(rows)), rows)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_xlim(0, 1)
@@ -107,7 +113,8 @@ def plot_picks(mass, picked, queries, entries):
     mass: Q S, NaN where an entry is not complete; picked: Q S bool."""
     figure, axis = plt.subplots(figsize=(10.6, 0.2 * len(queries) + 2.4))
     colours = plt.get_cmap("cividis").with_extremes(bad="white")
-    image = axis.imshow(mass.sqrt().numpy(), cmap=colours, aspect="auto", interpolation="nearest", vmin=0)
+    image = axis.imshow(mass.sqrt().numpy(), cmap=colours, aspect="auto", interpolation="nearest",
+                        vmin=0)
     y, x = picked.nonzero(as_tuple=True)
     axis.scatter(x, y, s=26, facecolors="none", edgecolors=VERMILION, linewidths=1.5)
     axis.set_yticks(range(len(queries)), queries, fontsize=8, family="monospace")
@@ -138,21 +145,25 @@ def plot_story(pieces, tokens, t, mass, picked, w, m):
         blue = [1 - strength * (1 - channel) * 0.8 for channel in to_rgb(BLUE)]
         axis.add_patch(plt.Rectangle((column, -line - 0.40), length - 0.4, 0.8, facecolor=blue,
                                      edgecolor=VERMILION if done and picked[i] else "#CCCCCC",
-                                     linewidth=2.4 if done and picked[i] else 0.5, zorder=2 if done and picked[i] else 1))
+                                     linewidth=2.4 if done and picked[i] else 0.5, zorder=2 if done
+                                     and picked[i] else 1))
         at = column + 0.35
         for j, word in enumerate(words):
             s = i * m + j
             colour = "#AAAAAA" if s > t else "white" if strength > 0.8 else BLACK
-            axis.text(at, -line, word, fontsize=9, family="monospace", va="center", color=colour, zorder=4)
+            axis.text(at, -line, word, fontsize=9, family="monospace", va="center", color=colour,
+                      zorder=4)
             if s <= t and s > t - w:
-                axis.plot([at, at + len(word) - 0.15], [-line - 0.31] * 2, color=BLACK if s == t else ORANGE,
-                          linewidth=4 if s == t else 2.4, zorder=3)
+                axis.plot([at, at + len(word) - 0.15], [-line - 0.31] * 2,
+                          color=BLACK if s == t else ORANGE, linewidth=4 if s == t else 2.4,
+                          zorder=3)
             at += len(word)
     axis.set_xlim(-0.5, columns)
     axis.set_ylim(-line - 0.7, 0.7)
     axis.axis("off")
     handles = [Patch(facecolor="white", edgecolor=VERMILION, linewidth=2.4, label="picked entry"),
-               Patch(facecolor=BLUE, label="much attention, if all were read"), Patch(facecolor=ORANGE, label="sliding window"),
+               Patch(facecolor=BLUE, label="much attention, if all were read"),
+               Patch(facecolor=ORANGE, label="sliding window"),
                Patch(facecolor=BLACK, label="the query")]
     axis.legend(handles=handles, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 0.0), fontsize=9)
     return figure
@@ -163,9 +174,10 @@ def plot_operations(lengths, curves):
     figure, axis = plt.subplots(figsize=(8.6, 4.3))
     styles = zip(curves.items(), ("--", "-", "-", "-."), (VERMILION, BLUE, GREEN, BLACK))
     for (name, counts), style, colour in styles:
-        axis.plot(lengths, [count / 1e9 for count in counts], linestyle=style, color=colour, label=name, linewidth=2.2)
-        axis.annotate(f"{counts[-1] / 1e9:,.1f}", (lengths[-1], counts[-1] / 1e9), (5, 0), textcoords="offset points",
-                      va="center")
+        axis.plot(lengths, [count / 1e9 for count in counts], linestyle=style, color=colour,
+                  label=name, linewidth=2.2)
+        axis.annotate(f"{counts[-1] / 1e9:,.1f}", (lengths[-1], counts[-1] / 1e9), (5, 0),
+                      textcoords="offset points", va="center")
     length_ticks(axis, lengths)
     axis.set_yscale("log")
     axis.set_xlim(lengths[0], lengths[-1] * 2.2)

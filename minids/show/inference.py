@@ -33,7 +33,8 @@ def plot_distributions(rows: dict, names):
     """Bars for small distributions side by side. rows: {label: probabilities}, names: one for each token."""
     figure, ax = plt.subplots(figsize=(7.4, 3.2))
     for i, ((label, p), colour) in enumerate(zip(rows.items(), COLOURS)):
-        bars = ax.bar(bar_places(len(names), i, len(rows)), np.asarray(p), 0.736 / len(rows), color=colour, label=label)
+        bars = ax.bar(bar_places(len(names), i, len(rows)), np.asarray(p), 0.736 / len(rows),
+                      color=colour, label=label)
         ax.bar_label(bars, [f"{float(v):.2f}" for v in p], fontsize=8, padding=1)
     ax.set_xticks(range(len(names)), names)
     ax.set(ylabel="probability", ylim=(0, 1.08))
@@ -47,9 +48,11 @@ def _curve(ax, logits, temperature: float, top_p: float) -> int:
     left = int((distribution(logits, temperature, top_p) > 0).sum())
     rank = np.arange(1, len(p) + 1)
     ax.plot(rank[left - 1:], p[left - 1:], color=GREY, linewidth=2.5)
-    ax.plot(rank[:left], p[:left], color=BLUE, linewidth=2.5, marker="o" if left < 4 else None, markersize=5)
+    ax.plot(rank[:left], p[:left], color=BLUE, linewidth=2.5, marker="o" if left < 4 else None,
+            markersize=5)
     ax.axvline(left + 0.5, color=VERMILION, linestyle="--", linewidth=1.2)
-    ax.set(xscale="log", yscale="log", xlim=(0.8, 1.2 * len(p)), ylim=(1e-8, 2), xlabel="rank of the token")
+    ax.set(xscale="log", yscale="log", xlim=(0.8, 1.2 * len(p)), ylim=(1e-8, 2),
+           xlabel="rank of the token")
     return left
 
 
@@ -71,7 +74,8 @@ def plot_temperatures(contexts: dict, temperatures=(0.5, 1.0, 2.0), top_p: float
         for temperature, colour in zip(temperatures, COLOURS):
             p = distribution(logits, temperature, 1.0).sort(descending=True).values.numpy()
             left = int((distribution(logits, temperature, top_p) > 0).sum())
-            ax.plot(np.arange(1, len(p) + 1), p, color=colour, label=f"temperature {temperature:g}: {left} left")
+            ax.plot(np.arange(1, len(p) + 1), p, color=colour,
+                    label=f"temperature {temperature:g}: {left} left")
             ax.plot(left, p[left - 1], "o", color=colour, markersize=8)
         ax.set(xscale="log", yscale="log", ylim=(1e-8, 2), xlabel="rank of the token")
         ax.set_title(f'"{name} ..."', fontsize=10)
@@ -104,7 +108,8 @@ def plot_padding(tokens: int = 8, ratio: int = 4):
             right = 0.5 + 0.9 * (inside[-1] + pad)
             axis.plot([left - 0.38, right + 0.38], [y - 0.36] * 2, color=BLACK, linewidth=2)
             full = (inside[-1] + pad + 1) % ratio == 0
-            axis.text((left + right) / 2, y - 0.63, f"entry {window}" if full else "not complete", ha="center", fontsize=9)
+            axis.text((left + right) / 2, y - 0.63, f"entry {window}" if full else "not complete",
+                      ha="center", fontsize=9)
     return figure
 
 
@@ -115,26 +120,32 @@ def plot_batch_steps(new):
     for t, row in enumerate(new):
         for i, wrote in enumerate(row):
             colour = "white" if wrote is None else ORANGE if wrote else SKY
-            ax.add_patch(plt.Rectangle((t + 0.05, i - 0.42), 0.9, 0.84, facecolor=colour, edgecolor=BLACK, linewidth=0.5))
-    ax.set(xlim=(0, len(new)), ylim=(len(new[0]) - 0.5, -0.5), xlabel="step", yticks=range(len(new[0])),
-           yticklabels=[f"row {i}" for i in range(len(new[0]))])
+            ax.add_patch(plt.Rectangle((t + 0.05, i - 0.42), 0.9, 0.84, facecolor=colour,
+                                       edgecolor=BLACK, linewidth=0.5))
+    ax.set(xlim=(0, len(new)), ylim=(len(new[0]) - 0.5, -0.5), xlabel="step",
+           yticks=range(len(new[0])), yticklabels=[f"row {i}" for i in range(len(new[0]))])
     ax.grid(False)
-    handles = [plt.Rectangle((0, 0), 1, 1, facecolor=c, edgecolor=BLACK, linewidth=0.5) for c in (SKY, ORANGE, "white")]
-    ax.legend(handles, ["reads its prompt", "writes", "has ended, and idles"], ncols=3, loc="lower left",
-              bbox_to_anchor=(0, 1.0), fontsize=9)
+    handles = [plt.Rectangle((0, 0), 1, 1, facecolor=c, edgecolor=BLACK, linewidth=0.5)
+               for c in (SKY, ORANGE, "white")]
+    ax.legend(handles, ["reads its prompt", "writes", "has ended, and idles"], ncols=3,
+              loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=9)
     return figure
 
 
 def plot_throughput(batches, speed, wait):
     """Tokens a second of all rows, and milliseconds that each row waits for its next token, against the batch."""
     figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.4))
-    for ax, values, label, colour in zip(axes, (speed, wait), ("tokens a second, all rows", "ms for a step"), (BLUE, ORANGE)):
+    for ax, values, label, colour in zip(axes, (speed, wait),
+                                         ("tokens a second, all rows", "ms for a step"),
+                                         (BLUE, ORANGE)):
         ax.plot(batches, values, "o-", color=colour)
-        ax.set(xscale="log", yscale="log", xlabel="rows in the batch", ylabel=label, xticks=batches, xticklabels=batches)
+        ax.set(xscale="log", yscale="log", xlabel="rows in the batch", ylabel=label, xticks=batches,
+               xticklabels=batches)
         ax.minorticks_off()
     axes[1].set(yscale="linear", ylim=(0, 1.1 * max(wait)))
     plain_ticks(axes[0].yaxis)
-    axes[0].plot(batches, [speed[0] * b for b in batches], ":", color=BLACK, linewidth=1, label="if a step cost the same")
+    axes[0].plot(batches, [speed[0] * b for b in batches], ":", color=BLACK, linewidth=1,
+                 label="if a step cost the same")
     axes[0].legend(fontsize=9)
     return figure
 
@@ -144,8 +155,9 @@ def plot_weights_read(lines: dict):
     figure, ax = plt.subplots(figsize=(7.0, 3.4))
     for (name, (batches, gigabytes)), colour, marker in zip(lines.items(), (SKY, BLUE), "os"):
         ax.plot(batches, gigabytes, marker + "-", color=colour, label=name)
-    ax.set(xscale="log", yscale="log", xlabel="tokens in one pass", ylabel="GB of weights read per token", xticks=batches,
-           xticklabels=batches, yticks=[0.5, 1, 2, 5, 10, 20, 40], yticklabels=["0.5", "1", "2", "5", "10", "20", "40"])
+    ax.set(xscale="log", yscale="log", xlabel="tokens in one pass",
+           ylabel="GB of weights read per token", xticks=batches, xticklabels=batches,
+           yticks=[0.5, 1, 2, 5, 10, 20, 40], yticklabels=["0.5", "1", "2", "5", "10", "20", "40"])
     ax.minorticks_off()
     ax.legend()
     return figure
@@ -168,7 +180,8 @@ def plot_draft_pass():
     for i, text in enumerate(("p after\n\"in\"", "p after\n\"the\"", "p after\n\"sea\"")):
         box(axis, 3.9 + 1.1 * i, 1.15, text, 0.95, 0.62, SKY)
         arrow(axis, (3.9 + 1.1 * i, 1.85), (3.9 + 1.1 * i, 1.5))
-    axis.plot([3.5, 3.5, 6.5, 6.5], [0.75, 0.68, 0.68, 0.75], color=BLACK, linewidth=1)          # all three are judged with
+    # all three are judged with
+    axis.plot([3.5, 3.5, 6.5, 6.5], [0.75, 0.68, 0.68, 0.75], color=BLACK, linewidth=1)
     axis.plot([5.0, 5.0, 6.85, 6.85], [0.68, 0.6, 0.6, 1.55], color=BLACK, linewidth=1)
     arrow(axis, (6.85, 1.55), (7.15, 1.55))
     box(axis, 7.6, 1.9, "the", 0.7, 0.45, GREEN)
@@ -177,8 +190,9 @@ def plot_draft_pass():
     axis.text(8.02, 1.2, "falls", fontsize=9, va="center")
     box(axis, 7.6, 0.5, "mill", 0.7, 0.45, GREEN)
     axis.text(8.02, 0.5, "in its place, from\nmax(0, p - q)", fontsize=9, va="center")
-    axis.text(0.1, 0.2, "A pass gives one token in any case, and one more\nfor each guess that stands.", fontsize=10,
-              va="center")
+    axis.text(0.1, 0.2,
+              "A pass gives one token in any case, and one more\nfor each guess that stands.",
+              fontsize=10, va="center")
     return figure
 
 
@@ -189,7 +203,8 @@ def plot_overlap(p, q, names):
     both, at = np.minimum(p, q), np.arange(len(names))
     ax.bar(at, both, 0.6, color=GREEN, label="min(p, q): guesses that stand")
     ax.bar(at, p - both, 0.6, bottom=both, color=ORANGE, label="max(0, p - q): drawn instead")
-    ax.bar(at, q - both, 0.6, bottom=both, color="white", edgecolor=BLACK, hatch="//", label="q above p: guesses that fall")
+    ax.bar(at, q - both, 0.6, bottom=both, color="white", edgecolor=BLACK, hatch="//",
+           label="q above p: guesses that fall")
     ax.set_xticks(at, names)
     ax.set(ylabel="probability", ylim=(0, 1.35 * max(p.max(), q.max())))
     ax.legend(fontsize=9, loc="upper right")
@@ -198,10 +213,12 @@ def plot_overlap(p, q, names):
 
 def tiny() -> Model:
     """A whole V4 with an MTP block whose vocabulary has three tokens: small enough to follow every way that a text can go."""
-    config = Config.nano().replace(
-        dim=16, n_layers=2, compress_ratios=(4, 8, 0), n_heads=2, head_dim=8, rope_head_dim=4, q_lora_rank=8, window_size=4,
-        o_lora_rank=8, index_n_heads=2, index_head_dim=4, moe_inter_dim=8, n_routed_experts=2, n_activated_experts=1,
-        n_hash_layers=0, vocab_size=3, hc_mult=2, hc_sinkhorn_iters=2, max_seq_len=64, eos_token_id=1, pad_token_id=2)
+    config = Config.nano().replace(dim=16, n_layers=2, compress_ratios=(4, 8, 0), n_heads=2,
+                                   head_dim=8, rope_head_dim=4, q_lora_rank=8, window_size=4,
+                                   o_lora_rank=8, index_n_heads=2, index_head_dim=4,
+                                   moe_inter_dim=8, n_routed_experts=2, n_activated_experts=1,
+                                   n_hash_layers=0, vocab_size=3, hc_mult=2, hc_sinkhorn_iters=2,
+                                   max_seq_len=64, eos_token_id=1, pad_token_id=2)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         model = Model(config).eval().requires_grad_(False)
@@ -226,14 +243,15 @@ def every_way(model, prompt, new: int, drafts: int, judge=None) -> dict[tuple, f
 
     `judge` takes the place of the right judge.
     """
-    found, todo = {}, [()]
+    chances, todo = {}, [()]
     while todo:
         path, at, chance = list(todo.pop()), 0, 1.0
 
         def pick(weights):
             nonlocal at, chance
             weights = weights.double() / weights.double().sum()
-            if at == len(path):                     # a new fork: take the first way, keep the others for later
+            # a new fork: take the first way, keep the others for later
+            if at == len(path):
                 ways = weights.nonzero()[:, 0].tolist()
                 todo.extend((*path, i) for i in ways[1:])
                 path.append(ways[0])
@@ -242,12 +260,13 @@ def every_way(model, prompt, new: int, drafts: int, judge=None) -> dict[tuple, f
             return path[at - 1]
 
         with ExitStack() as stack:
-            patches = {"draw": lambda p, generator: pick(p), "coin": lambda p, generator: bool(pick(torch.tensor([1 - p, p])))}
+            patches = {"draw": lambda p, generator: pick(p),
+                       "coin": lambda p, generator: bool(pick(torch.tensor([1 - p, p])))}
             for name, change in (patches | ({"judge": judge} if judge else {})).items():
                 stack.enter_context(mock.patch.object(speculation, name, change))
             text = tuple(speculation.speculate(model, prompt, new, stop=(), drafts=drafts).ids)
-        found[text] = found.get(text, 0.0) + chance
-    return found
+        chances[text] = chances.get(text, 0.0) + chance
+    return chances
 
 
 def accept_all(guesses, q, p, generator) -> list[int]:
@@ -270,11 +289,13 @@ def total_variation(a: dict, b: dict) -> float:
 
 def plot_enumerations(plain: dict, others: dict):
     """The probability of every text under other ways to write, against plain sampling's. others: {label: {text: p}}."""
-    figure, axes = plt.subplots(1, len(others), figsize=(3.1 * len(others) + 0.6, 3.5), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(others), figsize=(3.1 * len(others) + 0.6, 3.5), sharey=True,
+                                squeeze=False)
     most = 1.15 * max(max(plain.values()), *(max(o.values()) for o in others.values()))
     for ax, (label, other), colour in zip(axes[0], others.items(), (GREEN, VERMILION, ORANGE)):
         ax.plot([0, most], [0, most], color=BLACK, linewidth=0.8)
-        ax.plot(list(plain.values()), [other.get(text, 0.0) for text in plain], "o", color=colour, markersize=5, alpha=0.8)
+        ax.plot(list(plain.values()), [other.get(text, 0.0) for text in plain], "o", color=colour,
+                markersize=5, alpha=0.8)
         ax.set(xlim=(0, most), ylim=(0, most), xlabel="plain sampling")
         ax.set_title(f"{label}\ntotal variation {total_variation(plain, other):.3f}", fontsize=10)
     axes[0, 0].set_ylabel("with drafts")
@@ -297,14 +318,16 @@ def guessed(model, ids, max_new_tokens: int, **options):
 
 def marked(tokenizer, ids, marks) -> str:
     """The text, with the tokens that were guesses in brackets."""
-    return "".join(f"[{tokenizer.decode([i])}]" if mark else tokenizer.decode([i]) for i, mark in zip(ids, marks))
+    return "".join(f"[{tokenizer.decode([i])}]" if mark else tokenizer.decode([i])
+                   for i, mark in zip(ids, marks))
 
 
 def plot_acceptance(rates: dict):
     """Share of judged drafts that stood, by depth. rates: {kind of text: a number for each depth}."""
     figure, ax = plt.subplots(figsize=(7.2, 3.2))
     for i, ((name, values), colour) in enumerate(zip(rates.items(), COLOURS)):
-        ax.bar(bar_places(len(values), i, len(rates)), 100 * np.array(values), 0.736 / len(rates), color=colour, label=name)
+        ax.bar(bar_places(len(values), i, len(rates)), 100 * np.array(values), 0.736 / len(rates),
+               color=colour, label=name)
     ax.set_xticks(range(len(values)), [f"draft {i + 1}" for i in range(len(values))])
     ax.set(ylabel="stood, of those judged (%)", ylim=(0, 100))
     ax.legend(fontsize=9, ncols=len(rates), loc="lower left", bbox_to_anchor=(0, 1.0))
@@ -335,8 +358,8 @@ class Talk(ipywidgets.VBox):
 
     def __init__(self, reply, modes, question: str):
         self.reply, self.shown = reply, {}
-        self.question = ipywidgets.Text(value=question, description="question", continuous_update=False,
-                                        layout={"width": "90%"})
+        self.question = ipywidgets.Text(value=question, description="question",
+                                        continuous_update=False, layout={"width": "90%"})
         self.mode = ipywidgets.ToggleButtons(options=modes, value=modes[0])
         self.page = ipywidgets.HTML()
         for part in (self.question, self.mode):
@@ -346,7 +369,8 @@ class Talk(ipywidgets.VBox):
 
     def _update(self) -> None:
         asked = " ".join(self.question.value.split())
-        self.shown = {"question": asked, "mode": self.mode.value, "thoughts": "", "answer": None, "tokens": 0}
+        self.shown = {"question": asked, "mode": self.mode.value, "thoughts": "", "answer": None,
+                      "tokens": 0}
         if not asked:
             self.page.value = "<p>Ask something, and press Enter.</p>"
             return
@@ -373,10 +397,11 @@ def plot_conditions(results: dict):
     """Right answers in percent, with intervals. results: {condition: {family: (share, low, high)}}."""
     figure, ax = plt.subplots(figsize=(9.0, 3.8))
     families = list(next(iter(results.values())))
-    for i, ((name, shares), colour) in enumerate(zip(results.items(), (SKY, BLUE, VERMILION, GREEN))):
+    for i, ((name, shares), colour) in enumerate(zip(results.items(),
+                                                     (SKY, BLUE, VERMILION, GREEN))):
         percent = 100 * np.array([shares[family] for family in families])
-        interval_bars(ax, bar_places(len(families), i, len(results)), percent, 0.736 / len(results), colour, name, capsize=2,
-                      linewidth=1)
+        interval_bars(ax, bar_places(len(families), i, len(results)), percent, 0.736 / len(results),
+                      colour, name, capsize=2, linewidth=1)
     ax.set_xticks(range(len(families)), families)
     ax.set(ylabel="right answers (%)", ylim=(0, 105))
     ax.legend(ncols=4, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1.0))
@@ -391,8 +416,10 @@ def plot_pass_at_k(curves: dict):
     for i, ((name, points), colour) in enumerate(zip(curves.items(), (BLUE, VERMILION, GREEN))):
         k = np.array(list(points))
         share, low, high = 100 * np.array(list(points.values())).T
-        ax.errorbar(k + 0.06 * i, share, [share - low, high - share], fmt="os^"[i] + "-", color=colour, capsize=3, label=name)
-    ax.set(xlabel="k, answers that may be tried", ylabel="problems solved (%)", ylim=(0, 100), xticks=k)
+        ax.errorbar(k + 0.06 * i, share, [share - low, high - share], fmt="os^"[i] + "-",
+                    color=colour, capsize=3, label=name)
+    ax.set(xlabel="k, answers that may be tried", ylabel="problems solved (%)", ylim=(0, 100),
+           xticks=k)
     ax.legend(fontsize=10, loc="lower right")
     return figure
 
@@ -416,7 +443,8 @@ def plot_bias(p: float, samples: int):
     ax.plot(k, truth, color=BLACK, linewidth=5, alpha=0.25, label="truth")
     ax.plot(k, unbiased, "o-", color=BLUE, label="unbiased, mean")
     ax.plot(k, plug_in, "s--", color=VERMILION, label="1 - (1 - c/n)^k, mean")
-    ax.set(xlabel=f"k, of n = {samples} answers, each right with probability {p:g}", ylabel="pass@k", ylim=(0, 1))
+    ax.set(xlabel=f"k, of n = {samples} answers, each right with probability {p:g}",
+           ylabel="pass@k", ylim=(0, 1))
     ax.legend(fontsize=10, loc="lower right")
     return figure
 
@@ -426,41 +454,50 @@ def plot_card(shares: dict):
     figure, ax = plt.subplots(figsize=(8.2, 0.4 * len(shares) + 1.0))
     for row, (share, low, high) in enumerate(shares.values()):
         ax.barh(row, 100 * share, 0.62, color=SKY)
-        ax.errorbar(100 * share, row, xerr=[[100 * (share - low)], [100 * (high - share)]], fmt="none", ecolor=BLACK,
-                    elinewidth=1.2, capsize=3)
-    ax.set(xlim=(0, 100), xlabel="right answers (%), with 95 % interval", yticks=range(len(shares)), yticklabels=list(shares))
+        ax.errorbar(100 * share, row, xerr=[[100 * (share - low)], [100 * (high - share)]],
+                    fmt="none", ecolor=BLACK, elinewidth=1.2, capsize=3)
+    ax.set(xlim=(0, 100), xlabel="right answers (%), with 95 % interval", yticks=range(len(shares)),
+           yticklabels=list(shares))
     ax.invert_yaxis()
     ax.grid(False, axis="y")
     return figure
 
 
-EFFORTS = {"V4-Flash Non-think": (start.FLASH, SKY, "o", "none"), "V4-Flash Max": (start.FLASH, SKY, "o", "full"),
-           "V4-Pro Non-think": (start.PRO, BLUE, "s", "none"), "V4-Pro Max": (start.PRO, BLUE, "s", "full")}
+EFFORTS = {"V4-Flash Non-think": (start.FLASH, SKY, "o", "none"),
+           "V4-Flash Max": (start.FLASH, SKY, "o", "full"),
+           "V4-Pro Non-think": (start.PRO, BLUE, "s", "none"),
+           "V4-Pro Max": (start.PRO, BLUE, "s", "full")}
 
 
-def effort_points(benchmark: str, longer: float, tokens: int = 500) -> dict[str, tuple[float, float]]:
+def effort_points(benchmark: str, longer: float, tokens: int = 500) -> dict[str,
+                                                                            tuple[float, float]]:
     """{model and mode: (US dollars for a thousand answers, score)} at the newest price of output, if Non-think writes `tokens`
     tokens for an answer and Max `longer` times as many. Prompts are left out. Modes without a score are left out too."""
-    newest = {row["model"]: row["output_usd_per_mtok"] for row in sorted(start.published("prices"), key=lambda r: r["as_of"])}
-    scores = next(row for row in start.published("benchmarks_modes") if row["benchmark"] == benchmark)
-    return {name: (newest[model] * tokens * (longer if name.endswith("Max") else 1) / 1000, scores[name])
-            for name, (model, *_) in EFFORTS.items() if scores[name] is not None}
+    newest = {row["model"]: row["output_usd_per_mtok"] for row in sorted(start.published("prices"),
+                                                                         key=lambda r: r["as_of"])}
+    scores = next(row for row in start.published("benchmarks_modes")
+                  if row["benchmark"] == benchmark)
+    return {name: (newest[model] * tokens * (longer if name.endswith("Max") else 1) / 1000,
+                   scores[name]) for name, (model, *_) in EFFORTS.items()
+            if scores[name] is not None}
 
 
 def _effort(ax, benchmark, longer):
     points = effort_points(benchmark, longer)
     for name, (usd, score) in points.items():
         _, colour, marker, fill = EFFORTS[name]
-        ax.plot(usd, score, marker=marker, color=colour, fillstyle=fill, markersize=10, markeredgewidth=2, linestyle="",
-                label=name)
+        ax.plot(usd, score, marker=marker, color=colour, fillstyle=fill, markersize=10,
+                markeredgewidth=2, linestyle="", label=name)
     for model in ("V4-Flash", "V4-Pro"):
         if f"{model} Non-think" in points:
             ends = points[f"{model} Non-think"], points[f"{model} Max"]
             ax.plot(*zip(*ends), color=GREY, linewidth=1.2, zorder=0)
     values = [score for _, score in points.values()]
     room = max(max(values) - min(values), 2)
-    ax.set(xscale="log", xlim=(0.1, 70), ylim=(min(values) - 0.15 * room, max(values) + 0.15 * room),
-           xlabel="US dollars for 1000 answers", xticks=[0.1, 1, 10], xticklabels=["0.1", "1", "10"])
+    ax.set(xscale="log", xlim=(0.1, 70), ylim=(min(values) - 0.15 * room,
+                                               max(values) + 0.15 * room),
+           xlabel="US dollars for 1000 answers", xticks=[0.1, 1, 10],
+           xticklabels=["0.1", "1", "10"])
     ax.minorticks_off()
 
 
@@ -468,7 +505,8 @@ def plot_effort(benchmark: str, longer: float):
     """Score against the price of an answer for both models, without and with the longest thinking."""
     figure, ax = plt.subplots(figsize=(7.6, 3.9))
     _effort(ax, benchmark, longer)
-    ax.set(ylabel="score", title=f"{benchmark}; Max writes {longer:g} times the tokens of Non-think")
+    ax.set(ylabel="score",
+           title=f"{benchmark}; Max writes {longer:g} times the tokens of Non-think")
     ax.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
@@ -480,5 +518,6 @@ def plot_efforts(benchmark: str, lengths):
         _effort(ax, benchmark, longer)
         ax.set_title(f"Max writes {longer:g} x the tokens", fontsize=10)
     axes[0].set_ylabel(f"score, {benchmark}", fontsize=10)
-    figure.legend(*axes[0].get_legend_handles_labels(), ncols=4, fontsize=9, loc="outside lower center")
+    figure.legend(*axes[0].get_legend_handles_labels(), ncols=4, fontsize=9,
+                  loc="outside lower center")
     return figure

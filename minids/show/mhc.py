@@ -18,7 +18,8 @@ def plot_connections():
     figure, axes = plt.subplots(1, 3, figsize=(10.2, 3.5))
     free = [[1.1, -0.4, 0.3], [0.5, 0.9, -0.6], [-0.3, 0.4, 1.2]]
     share = [[0.8, 0.15, 0.05], [0.05, 0.7, 0.25], [0.15, 0.15, 0.7]]
-    panels = (("residual connection", [[1.0]], "always 1"), ("hyper-connections", free, "any numbers"),
+    panels = (("residual connection", [[1.0]], "always 1"),
+              ("hyper-connections", free, "any numbers"),
               ("manifold-constrained", share, "shares: rows and\ncolumns sum to 1"))
     for axis, (title, mixing, note) in zip(axes, panels):
         n = len(mixing)
@@ -26,18 +27,22 @@ def plot_connections():
         for j, a in enumerate(ys):
             for k, b in enumerate(ys):
                 value = mixing[j][k]
-                axis.plot([0.1, 2.9], [a, b], color=VERMILION if value < 0 else BLUE, linewidth=3.6 * abs(value),
-                          linestyle="--" if value < 0 else "-", solid_capstyle="butt")
+                axis.plot([0.1, 2.9], [a, b], color=VERMILION if value < 0 else BLUE,
+                          linewidth=3.6 * abs(value), linestyle="--" if value < 0 else "-",
+                          solid_capstyle="butt")
         for y in ys:
             axis.plot([0, 3], [y, y], "o", color=BLACK, markersize=9)
             axis.plot([0.1, 0.95], [y, 1.6], color=ORANGE, linewidth=1)
             axis.plot([2.05, 2.9], [1.6, y], color=GREEN, linewidth=1)
-        axis.add_patch(FancyBboxPatch((0.95, 1.38), 1.1, 0.44, boxstyle="round,pad=0.02", facecolor="#bfe3f7", edgecolor=BLACK,
-                                      zorder=3))
+        axis.add_patch(FancyBboxPatch((0.95, 1.38), 1.1, 0.44, boxstyle="round,pad=0.02",
+                                      facecolor="#bfe3f7", edgecolor=BLACK, zorder=3))
         axis.text(1.5, 1.6, "layer", ha="center", va="center", zorder=4)
-        axis.text(0.85, 1.62, "read" if n == 1 else "read: pre", color="#9a6b00", fontsize=10, ha="right")
-        axis.text(2.15, 1.62, "write" if n == 1 else "write: post", color="#00704f", fontsize=10, ha="left")
-        axis.text(1.5, -1.0, ("carry: " if n == 1 else "carry: comb, ") + note, color=BLUE, fontsize=10, ha="center", va="top")
+        axis.text(0.85, 1.62, "read" if n == 1 else "read: pre", color="#9a6b00", fontsize=10,
+                  ha="right")
+        axis.text(2.15, 1.62, "write" if n == 1 else "write: post", color="#00704f", fontsize=10,
+                  ha="left")
+        axis.text(1.5, -1.0, ("carry: " if n == 1 else "carry: comb, ") + note, color=BLUE,
+                  fontsize=10, ha="center", va="top")
         axis.set_title(title)
         axis.set_xlim(-0.2, 3.2)
         axis.set_ylim(-1.6, 2.0)
@@ -50,14 +55,16 @@ def plot_through_depth(lines, limit=None):
     figure, axis = plt.subplots(figsize=(7.6, 3.6))
     for name, line in lines.items():
         colour, style = KINDS[name]
-        for i, one in enumerate(line if isinstance(line[0], (list, tuple)) else [line]):
-            axis.plot(range(1, len(one) + 1), one, color=colour, linestyle=style, label=name if i == 0 else None,
-                      linewidth=1.2 if name == "unconstrained" else 2.4)
+        for i, curve in enumerate(line if isinstance(line[0], (list, tuple)) else [line]):
+            axis.plot(range(1, len(curve) + 1), curve, color=colour, linestyle=style,
+                      label=name if i == 0 else None, linewidth=1.2 if name == "unconstrained"
+                      else 2.4)
     axis.set_yscale("log")
     axis.set_ylim(bottom=0.2)
     if limit:
         axis.axhline(limit, color=GREY, linewidth=0.8, linestyle=":")
-        axis.text(2, limit, "3000: the peak in a 27B model (arXiv 2512.24880)", va="bottom", color="#555555", fontsize=10)
+        axis.text(2, limit, "3000: the peak in a 27B model (arXiv 2512.24880)", va="bottom",
+                  color="#555555", fontsize=10)
         axis.set_ylim(top=4 * limit)
     axis.set_xlabel("layers passed")
     axis.set_ylabel("gain, forward")
@@ -105,8 +112,10 @@ def plot_polytope(two, three):
     right.fill(*zip(*places), color=SKY, alpha=0.25)
     right.plot(*zip(*places, places[0]), color=BLUE, linewidth=1)
     for order, (x, y) in zip(orders, places):
-        grid = "\n".join(" ".join("1" if c == column else "." for c in range(3)) for column in order)
-        right.text(1.3 * x, 1.27 * y, grid, ha="center", va="center", family="monospace", fontsize=9)
+        grid = "\n".join(" ".join("1" if c == column else "." for c in range(3))
+                         for column in order)
+        right.text(1.3 * x, 1.27 * y, grid, ha="center", va="center", family="monospace",
+                   fontsize=9)
     for path, colour in zip(three, (ORANGE, GREEN, VERMILION, PURPLE)):
         points = project(path).tolist()
         right.plot(*zip(*points), ".-", color=colour, linewidth=1)
@@ -131,7 +140,8 @@ def plot_convergence(errors, rates):
         xs = range(1, len(line) + 1)
         axis.plot(xs, line, color=colour, marker=mark, markersize=4, markevery=2, label=name)
         if name in rates:
-            at = max(i for i, e in enumerate(line) if e > 1e-10)                         # the tail, above rounding
+            # the tail, above rounding
+            at = max(i for i, e in enumerate(line) if e > 1e-10)
             slope = [line[at] * rates[name] ** (i - at) for i in range(len(line))]
             axis.plot(xs, slope, color=colour, linewidth=0.9, linestyle=":")
     axis.axvline(20, color=GREY, linewidth=0.8)
@@ -140,7 +150,8 @@ def plot_convergence(errors, rates):
     axis.set_ylim(1e-12, 3)
     axis.set_xlabel("iterations")
     axis.set_ylabel("largest error of a row sum")
-    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title="dotted: slope by\nsingular value")
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5),
+                title="dotted: slope by\nsingular value")
     return figure
 
 
@@ -149,7 +160,8 @@ def plot_sharpness(M, errors, iterations, sharpness):
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.7), width_ratios=[1, 1.35])
     heat(left, M)
     for i, value in enumerate(M.sum(1).tolist()):
-        left.text(3.62, i, f"{value:.3f}", va="center", fontsize=10, color=VERMILION if abs(value - 1) > 0.01 else BLACK)
+        left.text(3.62, i, f"{value:.3f}", va="center", fontsize=10,
+                  color=VERMILION if abs(value - 1) > 0.01 else BLACK)
     for j, value in enumerate(M.sum(0).tolist()):
         left.text(j, 3.72, f"{value:.3f}", ha="center", va="center", fontsize=10)
     left.set_title(f"sharpness {sharpness:g}, iteration {iterations}")
@@ -168,7 +180,8 @@ def plot_errors_by_sharpness(sharpness, curves):
     """Static twin of the widget. curves: {iterations: errors, one for each sharpness}."""
     figure, axis = plt.subplots(figsize=(7.6, 3.6))
     for (iterations, line), style in zip(curves.items(), (":", "-.", "-", "--")):
-        axis.plot(sharpness, line, style, marker="o", markersize=4, label=f"{iterations} iterations")
+        axis.plot(sharpness, line, style, marker="o", markersize=4,
+                  label=f"{iterations} iterations")
     axis.axhline(0.01, color=GREY, linewidth=0.8, linestyle=":")
     axis.set_yscale("log")
     axis.set_ylim(1e-7, 2)
@@ -181,12 +194,13 @@ def plot_errors_by_sharpness(sharpness, curves):
 def plot_shares(ways):
     """What reaches each of four streams through a stack. ways: {name: (row sums 4, column sums 4)}; a line at 1."""
     figure, axes = plt.subplots(1, 2, figsize=(10.2, 3.5), sharey=True)
-    titles = ("forward: signal arriving in each stream", "backward: gradient arriving in each stream")
+    titles = ("forward: signal arriving in each stream",
+              "backward: gradient arriving in each stream")
     for axis, title, which in zip(axes, titles, (0, 1)):
         for k, colour in enumerate((BLUE, ORANGE, GREEN, PURPLE)):
             values, places = [sums[which][k].item() for sums in ways.values()], [i + 0.2 * (k - 1.5) for i in range(len(ways))]
-            drawn = axis.bar(places, values, width=0.18, color=colour, label=f"stream {k}")
-            axis.bar_label(drawn, [f"{v:.1f}" for v in values], fontsize=9, padding=2)
+            bars = axis.bar(places, values, width=0.18, color=colour, label=f"stream {k}")
+            axis.bar_label(bars, [f"{v:.1f}" for v in values], fontsize=9, padding=2)
         axis.axhline(1, color=BLACK, linewidth=0.8, linestyle=":")
         axis.set_xticks(range(len(ways)), ways)
         axis.set_title(title)
@@ -200,14 +214,15 @@ def plot_shares(ways):
 def plot_backward(curves):
     """Worst gain over depth. curves: {name: list over layers}. The third line is dashed: it lies on the second."""
     figure, axis = plt.subplots(figsize=(7.6, 3.6))
-    looks = ((BLUE, "-"), (ORANGE, "-"), (VERMILION, "--"), (VERMILION, "-."), (GREEN, ":"))
-    for (name, line), (colour, style) in zip(curves.items(), looks):
+    styles = ((BLUE, "-"), (ORANGE, "-"), (VERMILION, "--"), (VERMILION, "-."), (GREEN, ":"))
+    for (name, line), (colour, style) in zip(curves.items(), styles):
         axis.plot(range(1, len(line) + 1), line, color=colour, linestyle=style, label=name)
     axis.set_xlabel("layers passed")
     axis.set_ylabel("gain")
     axis.set_ylim(0.9, 4.2)
     axis.axhline(4, color=GREY, linewidth=0.8, linestyle=":")
-    axis.text(64, 3.96, "no stack can pass n = 4", color="#555555", fontsize=10, va="top", ha="right")
+    axis.text(64, 3.96, "no stack can pass n = 4", color="#555555", fontsize=10, va="top",
+              ha="right")
     axis.legend(loc="upper left", fontsize=10, bbox_to_anchor=(0.0, 0.92))
     return figure
 
@@ -223,8 +238,8 @@ def plot_training(runs, gains):
         for axis, lines in zip(axes, (losses, norms, gains[kind])):
             lines = lines.nan_to_num(nan=float("inf")).clamp(1e-6, 1e12)
             for i, line in enumerate(lines.T.tolist()):
-                axis.plot(range(1, len(line) + 1), line, color=colour, linestyle=style, linewidth=1.4,
-                          label=kind if i == 0 else None)
+                axis.plot(range(1, len(line) + 1), line, color=colour, linestyle=style,
+                          linewidth=1.4, label=kind if i == 0 else None)
     axes[0].set_ylabel("loss (nats per byte)")
     axes[0].set_ylim(2.2, 5.2)
     axes[1].set_ylabel("gradient norm")
@@ -249,10 +264,11 @@ def plot_learned(sites):
         heat(column[1], pre[None], size=7.5)
         column[2].imshow((post[None] / loudest).tolist(), vmin=0, vmax=1, cmap="cividis")
         for j, value in enumerate(post.tolist()):
-            column[2].text(j, 0, f"{value:.2f}".removeprefix("0"), ha="center", va="center", fontsize=7.5,
-                           color="white" if value < 0.55 * loudest else BLACK)
+            column[2].text(j, 0, f"{value:.2f}".removeprefix("0"), ha="center", va="center",
+                           fontsize=7.5, color="white" if value < 0.55 * loudest else BLACK)
         column[2].axis("off")
-    for axis, name in zip(axes[:, 0], ("comb: from row\nto column", "pre", f"post: yellow\nmeans {loudest:.2f}")):
+    for axis, name in zip(axes[:, 0], ("comb: from row\nto column", "pre",
+                                       f"post: yellow\nmeans {loudest:.2f}")):
         axis.axis("on")
         axis.set_xticks([])
         axis.set_yticks([])
@@ -266,7 +282,8 @@ def plot_variation(models):
     figure, axes = plt.subplots(1, 3, figsize=(10.2, 3.2), sharey=True)
     for axis, which in zip(axes, ("pre", "post", "comb")):
         for (name, lines), colour, mark in zip(models.items(), (ORANGE, BLUE), "so"):
-            axis.plot(range(1, len(lines[which]) + 1), lines[which], marker=mark, color=colour, label=name)
+            axis.plot(range(1, len(lines[which]) + 1), lines[which], marker=mark, color=colour,
+                      label=name)
         axis.set_title(which)
         axis.set_xlabel("site")
         axis.set_yscale("log")
@@ -279,8 +296,9 @@ def plot_losses(changes, control):
     """Rise of the loss for each change, as horizontal bars. changes: {name: nats}; `control` names the bars drawn pale."""
     figure, axis = plt.subplots(figsize=(8.2, 0.36 * len(changes) + 1.1))
     colours = [SKY if name in control else ORANGE for name in changes]
-    drawn = axis.barh(list(changes), list(changes.values()), color=colours)
-    axis.bar_label(drawn, [f"{v:+.3f}".replace("-0.000", "+0.000") for v in changes.values()], padding=4, fontsize=10)
+    bars = axis.barh(list(changes), list(changes.values()), color=colours)
+    axis.bar_label(bars, [f"{v:+.3f}".replace("-0.000", "+0.000") for v in changes.values()],
+                   padding=4, fontsize=10)
     axis.invert_yaxis()
     axis.axvline(0, color=BLACK, linewidth=0.8)
     most = max(changes.values())

@@ -40,8 +40,8 @@ def plot_affinities(low=-6.0, high=6.0):
     """Left: affinities that gates have used, against the gate's output. Right: their slopes."""
     x = torch.linspace(low, high, 200, requires_grad=True)
     figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.3))
-    curves = {"sqrt(softplus(x)), V4": lambda x: F.softplus(x).sqrt(), "sigmoid(x), V3": torch.sigmoid,
-              "softplus(x)": F.softplus}
+    curves = {"sqrt(softplus(x)), V4": lambda x: F.softplus(x).sqrt(),
+              "sigmoid(x), V3": torch.sigmoid, "softplus(x)": F.softplus}
     for (name, f), colour, line in zip(curves.items(), (BLUE, ORANGE, BLACK), ("-", "--", "-.")):
         y = f(x)
         slope = torch.autograd.grad(y.sum(), x)[0]
@@ -65,7 +65,8 @@ def plot_clamps(limit=10.0):
     axes[0].set_xlabel("w1 x, the gate")
     axes[0].set_ylabel("factor from the gate")
     axes[1].plot(x, F.silu(x) * x, color=ORANGE, linestyle="--", label="no clamp")
-    axes[1].plot(x, F.silu(x.clamp(max=limit)) * x.clamp(-limit, limit), color=BLUE, label="V4's clamps")
+    axes[1].plot(x, F.silu(x.clamp(max=limit)) * x.clamp(-limit, limit), color=BLUE,
+                 label="V4's clamps")
     axes[1].set_xlabel("w1 x and w3 x, when both are equal")
     axes[1].set_ylabel("silu(w1 x) * w3 x")
     for axis in axes:
@@ -92,7 +93,8 @@ def plot_sorting(chosen, experts):
         at = [i for i in range(N * K) if flat[order[i]] == e]
         if at:
             axis.plot([at[0] - 0.38, at[-1] + 0.38], [0.38, 0.38], color=BLACK, linewidth=1.5)
-            axis.text((at[0] + at[-1]) / 2, 0.2, f"one product: E{e}", ha="center", va="top", fontsize=10)
+            axis.text((at[0] + at[-1]) / 2, 0.2, f"one product: E{e}", ha="center", va="top",
+                      fontsize=10)
     axis.text(-1.45, 2.2, "choices", va="center", fontsize=10)
     axis.text(-1.45, 0.75, "order", va="center", fontsize=10)
     return figure
@@ -103,8 +105,8 @@ def plot_zipf(frequencies, loads, control, bound):
     figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.3))
     ranked = sorted((f for f in frequencies if f > 0), reverse=True)
     axes[0].loglog(range(1, len(ranked) + 1), ranked, color=BLUE, label="held-out text")
-    axes[0].loglog([1, len(ranked)], [ranked[9] * 10, ranked[9] * 10 / len(ranked)], color=BLACK, linestyle=":",
-                   label="1 / rank (Zipf)")
+    axes[0].loglog([1, len(ranked)], [ranked[9] * 10, ranked[9] * 10 / len(ranked)], color=BLACK,
+                   linestyle=":", label="1 / rank (Zipf)")
     axes[0].set_xlabel("rank of the token")
     axes[0].set_ylabel("share of the text")
     axes[0].legend()
@@ -124,16 +126,20 @@ def plot_load_curves(runs, smooth=10):
     figure, axis = plt.subplots(figsize=(8.4, 4.5))
     for name, loads in runs.items():
         colour, line = SETTINGS.get(name, (BLACK, "-"))
-        sums = loads.unfold(0, smooth, smooth).sum(-1)                                   # S/smooth R E
-        worst = sums.max(-1).values / sums.mean(-1)                                      # S/smooth R
-        steps = [smooth * (i + 0.5) for i in range(len(worst))]
-        axis.plot(steps, worst.mean(1), color=colour, linestyle=line, label=name)
-        axis.fill_between(steps, worst.min(1).values, worst.max(1).values, color=colour, alpha=0.15, linewidth=0)
+        # S/smooth R E
+        sums = loads.unfold(0, smooth, smooth).sum(-1)
+        # S/smooth R
+        largest = sums.max(-1).values / sums.mean(-1)
+        steps = [smooth * (i + 0.5) for i in range(len(largest))]
+        axis.plot(steps, largest.mean(1), color=colour, linestyle=line, label=name)
+        axis.fill_between(steps, largest.min(1).values, largest.max(1).values, color=colour,
+                          alpha=0.15, linewidth=0)
     axis.axhline(1, color=BLACK, linewidth=0.8)
     axis.set_ylim(bottom=0.9)
     axis.set_xlabel(f"training step (loads of {smooth} steps added up)")
     axis.set_ylabel("largest load / mean load")
-    figure.legend(loc="outside lower center", ncols=2, fontsize=10, title="lines: mean of the seeds; bands: their range")
+    figure.legend(loc="outside lower center", ncols=2, fontsize=10,
+                  title="lines: mean of the seeds; bands: their range")
     return figure
 
 
@@ -142,13 +148,15 @@ def plot_load_maps(runs, top=8, smooth=4):
     figure, axes = plt.subplots(1, len(runs), figsize=(9.4, 3.6), sharey=True)
     for axis, (name, loads) in zip(axes, runs.items()):
         loads = loads.unfold(0, smooth, smooth).sum(-1)
-        image = axis.imshow((loads / loads.mean(1, keepdim=True)).T, aspect="auto", norm=PowerNorm(0.5, 0, top),
-                            interpolation="nearest", extent=(0, len(loads) * smooth, loads.shape[1] - 0.5, -0.5))
+        image = axis.imshow((loads / loads.mean(1, keepdim=True)).T, aspect="auto",
+                            norm=PowerNorm(0.5, 0, top), interpolation="nearest",
+                            extent=(0, len(loads) * smooth, loads.shape[1] - 0.5, -0.5))
         axis.set_title(name, fontsize=11)
         axis.set_xlabel("training step")
         axis.grid(False)
     axes[0].set_ylabel("expert")
-    figure.colorbar(image, ax=axes, label="load / mean load", ticks=[0, 0.5, 1, 2, 4, 8], format="{x:g}")
+    figure.colorbar(image, ax=axes, label="load / mean load", ticks=[0, 0.5, 1, 2, 4, 8],
+                    format="{x:g}")
     return figure
 
 
@@ -189,17 +197,19 @@ def plot_agreement(maps, steps):
 
 def plot_specialists(tables, classes, top=2.0):
     """log2 of the lift of each expert for each class of tokens. tables: {panel: classes x experts}."""
-    figure, axes = plt.subplots(1, len(tables), figsize=(10.0, 0.36 * len(classes) + 1.5), sharey=True)
+    figure, axes = plt.subplots(1, len(tables), figsize=(10.0, 0.36 * len(classes) + 1.5),
+                                sharey=True)
     for axis, (name, lift) in zip(axes, tables.items()):
-        image = axis.imshow(lift.clamp_min(2**-9).log2(), cmap="PuOr_r", vmin=-top, vmax=top, aspect="auto",
-                            interpolation="nearest")
+        image = axis.imshow(lift.clamp_min(2**-9).log2(), cmap="PuOr_r", vmin=-top, vmax=top,
+                            aspect="auto", interpolation="nearest")
         axis.set_title(name, fontsize=11)
         axis.set_xlabel("expert")
         axis.grid(False)
         if lift.shape[1] <= 8:
             axis.set_xticks(range(lift.shape[1]))
     axes[0].set_yticks(range(len(classes)), classes)
-    bar = figure.colorbar(image, ax=axes, extend="both", label="how often chosen,\nagainst its average")
+    bar = figure.colorbar(image, ax=axes, extend="both",
+                          label="how often chosen,\nagainst its average")
     bar.set_ticks([-2, -1, 0, 1, 2], labels=["1/4", "1/2", "1", "2 x", "4 x"])
     return figure
 
@@ -208,7 +218,8 @@ def plot_losses(changes, unit="change of the loss (nats per token)"):
     """Bars of {name: change}, on a scale that shows small and large ones."""
     figure, axis = plt.subplots(figsize=(8.4, 0.42 * len(changes) + 1.2))
     bars = axis.barh(list(changes), list(changes.values()), color=BLUE)
-    axis.bar_label(bars, [f"{value:+.4f}" if abs(value) < 0.1 else f"{value:+.2f}" for value in changes.values()], padding=4)
+    axis.bar_label(bars, [f"{value:+.4f}" if abs(value) < 0.1 else f"{value:+.2f}"
+                          for value in changes.values()], padding=4)
     axis.set_xscale("symlog", linthresh=1e-3)
     axis.set_xlim(min(-1e-3, 2 * min(changes.values())), 20)
     axis.set_xticks([0, 0.001, 0.01, 0.1, 1, 10], ["0", "0.001", "0.01", "0.1", "1", "10"])

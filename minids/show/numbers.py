@@ -11,14 +11,15 @@ from minids.show.drawing import canvas, cell, stacked_shares
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
 
 GRID = FP4_VALUES[:8]
-FORMATS = {"FP4": BLUE, "FP4 scales": SKY, "FP8": ORANGE, "FP8 scales": YELLOW, "BF16": GREEN, "float32": VERMILION,
-           "tables": PURPLE}
+FORMATS = {"FP4": BLUE, "FP4 scales": SKY, "FP8": ORANGE, "FP8 scales": YELLOW, "BF16": GREEN,
+           "float32": VERMILION, "tables": PURPLE}
 
 
 def plot_bit_fields():
     """The three formats as rows of boxes: sign, exponent, mantissa."""
     figure, axis = canvas(9.0, 2.7)
-    rows = [("E2M1 (FP4)", 1, 2, 1, "0.5 to 6, and 0"), ("E4M3 (FP8)", 1, 4, 3, "2^-9 to 448, and 0"),
+    rows = [("E2M1 (FP4)", 1, 2, 1, "0.5 to 6, and 0"),
+            ("E4M3 (FP8)", 1, 4, 3, "2^-9 to 448, and 0"),
             ("E8M0 (scale)", 0, 8, 0, "2^-127 to 2^127")]
     for row, (name, sign, exponent, mantissa, span) in enumerate(rows):
         y = 2.1 - 0.8 * row
@@ -41,7 +42,8 @@ def plot_fp4_line():
         axis.plot([value, value], [0, 0.35], color=BLUE if code < 8 else ORANGE, linewidth=2.5)
         if code != 8:
             axis.text(value, 0.45, f"{value:g}", ha="center", fontsize=10)
-            axis.text(value, -0.42, f"{code:04b}", ha="center", fontsize=8, rotation=90 if abs(value) < 2 else 0, va="center")
+            axis.text(value, -0.42, f"{code:04b}", ha="center", fontsize=8,
+                      rotation=90 if abs(value) < 2 else 0, va="center")
     axis.axhline(0, color=BLACK, linewidth=0.8)
     axis.set_ylim(-0.8, 0.8)
     axis.set_yticks([])
@@ -75,15 +77,16 @@ def plot_density(positive):
     return figure
 
 
-def plot_scale_rules(amax, errors, kept):
+def plot_scale_rules(amax, errors, marks):
     """Relative error of a block over its largest number, for several rules of choosing the scale. errors: {name: list}."""
     figure, axis = plt.subplots(figsize=(8.4, 3.6))
-    for (name, values), style, colour in zip(errors.items(), ("-", "--", ":"), (BLUE, VERMILION, BLACK)):
+    for (name, values), style, colour in zip(errors.items(), ("-", "--", ":"),
+                                             (BLUE, VERMILION, BLACK)):
         axis.plot(amax, [100 * v for v in values], style, color=colour, label=name, linewidth=2.2)
-    for k in kept:
+    for k in marks:
         axis.axvline(k, color=BLACK, linewidth=0.6, alpha=0.5)
     axis.set_xscale("log", base=2)
-    axis.set_xticks(kept, [f"{k:g}" for k in kept])
+    axis.set_xticks(marks, [f"{k:g}" for k in marks])
     axis.set_xlabel("largest number of the block")
     axis.set_ylabel("RMS error (% of the RMS)")
     axis.set_ylim(bottom=0)
@@ -118,7 +121,8 @@ def plot_roundings(cases):
         scale = 2.0 ** math.ceil(math.log2(largest / 6))
         where = rounded_to(number, scale)
         _grid_line(axis, scale, number, where, largest)
-        axis.set_title(f"largest {largest:g}, scale {scale:g}: {number:g} becomes {where:g}", fontsize=10)
+        axis.set_title(f"largest {largest:g}, scale {scale:g}: {number:g} becomes {where:g}",
+                       fontsize=10)
     axes[-1].set_xlim(-0.3, 12.6)
     axes[-1].set_xlabel("number")
     return figure
@@ -130,7 +134,8 @@ def _grid_line(axis, scale, number, where, largest):
     axis.axhline(0, color=BLACK, linewidth=0.8)
     axis.plot(largest, 0.25, "s", color=BLACK, markersize=6)
     axis.plot(number, 0.75, "v", color=ORANGE, markersize=10)
-    axis.annotate("", (where, 0.52), (number, 0.75), arrowprops={"arrowstyle": "->", "color": VERMILION, "linewidth": 1.8})
+    axis.annotate("", (where, 0.52), (number, 0.75),
+                  arrowprops={"arrowstyle": "->", "color": VERMILION, "linewidth": 1.8})
     axis.set_ylim(-0.1, 1.05)
     axis.set_yticks([])
     axis.grid(False)
@@ -143,8 +148,10 @@ def plot_format_errors(errors):
     formats = list(next(iter(errors.values())))
     for i, (format, colour) in enumerate(zip(formats, (GREEN, ORANGE, BLUE, VERMILION))):
         xs = [k + 0.2 * (i - (len(formats) - 1) / 2) for k in range(len(errors))]
-        bars = axis.bar(xs, [100 * e[format] for e in errors.values()], 0.19, color=colour, label=format)
-        axis.bar_label(bars, [f"{100 * e[format]:.3g}" for e in errors.values()], fontsize=8, padding=2)
+        bars = axis.bar(xs, [100 * e[format] for e in errors.values()], 0.19, color=colour,
+                        label=format)
+        axis.bar_label(bars, [f"{100 * e[format]:.3g}" for e in errors.values()], fontsize=8,
+                       padding=2)
     axis.set_yscale("log")
     axis.set_ylim(0.05, 120)
     axis.set_xticks(range(len(errors)), errors)
@@ -161,7 +168,8 @@ def plot_outlier(plain, rounded, turned, turned_rounded):
     for axis, (before, after, title) in zip(axes, panels):
         x = np.arange(len(before))
         axis.bar(x, before, 0.8, color=SKY, label="number")
-        axis.plot(x, after, "_", color=VERMILION, markersize=11, markeredgewidth=2.2, label="in FP4")
+        axis.plot(x, after, "_", color=VERMILION, markersize=11, markeredgewidth=2.2,
+                  label="in FP4")
         axis.axhline(0, color=BLACK, linewidth=0.7)
         axis.set_title(f"{title}: {int((np.asarray(after) == 0).sum())} of {len(before)} become 0")
         axis.set_xlabel("channel")
@@ -191,7 +199,8 @@ def plot_masters(tracks):
         for value in (0.5, 1.0, 1.5):
             axis.axhline(value, color=BLACK, linewidth=0.6, alpha=0.4)
         axis.plot(stored, "-", color=BLUE, label="what steps add to", linewidth=2.2)
-        axis.step(range(len(used)), used, where="post", color=ORANGE, linestyle="--", label="what the model computes with")
+        axis.step(range(len(used)), used, where="post", color=ORANGE, linestyle="--",
+                  label="what the model computes with")
         axis.set_title(title)
         axis.set_xlabel("step")
         axis.grid(False)
@@ -204,7 +213,8 @@ def plot_changes(rows, title):
     """Differences of a loss with their standard errors, as dots. rows: {name: (difference, error)}, in nats per token."""
     figure, axis = plt.subplots(figsize=(8.6, 0.42 * len(rows) + 1.2))
     for y, (difference, error) in enumerate(rows.values()):
-        axis.errorbar(difference, y, xerr=2 * error, fmt="o", color=BLUE, ecolor=ORANGE, elinewidth=3, capsize=4)
+        axis.errorbar(difference, y, xerr=2 * error, fmt="o", color=BLUE, ecolor=ORANGE,
+                      elinewidth=3, capsize=4)
     axis.axvline(0, color=BLACK, linewidth=0.8)
     axis.set_yticks(range(len(rows)), rows)
     axis.invert_yaxis()
@@ -217,10 +227,12 @@ def plot_changes(rows, title):
 def plot_on_disk(models):
     """Stacked bars of bytes by format. models: {name: {format: bytes}}."""
     figure, axis = plt.subplots(figsize=(9.0, 0.75 * len(models) + 1.3))
-    rows = {name: {format: counts.get(format, 0) for format in FORMATS} for name, counts in models.items()}
+    rows = {name: {format: counts.get(format, 0) for format in FORMATS}
+            for name, counts in models.items()}
     stacked_shares(axis, rows, FORMATS, least=4)
     axis.set_xlabel("share of the bytes (%)")
-    axis.legend(ncols=7, loc="lower center", bbox_to_anchor=(0.45, 1.0), fontsize=9, columnspacing=1.0, handlelength=1.2)
+    axis.legend(ncols=7, loc="lower center", bbox_to_anchor=(0.45, 1.0), fontsize=9,
+                columnspacing=1.0, handlelength=1.2)
     return figure
 
 

@@ -11,7 +11,8 @@ from IPython.display import HTML
 from minids.show import style
 from minids.show.style import running_mean
 
-LINES = {"unigram": (style.PURPLE, ":"), "bigram": (style.ORANGE, "--"), "trigram": (style.VERMILION, "-.")}
+LINES = {"unigram": (style.PURPLE, ":"), "bigram": (style.ORANGE, "--"),
+         "trigram": (style.VERMILION, "-.")}
 
 
 def _escaped(text: str) -> str:
@@ -37,18 +38,22 @@ def _baselines(ax, baselines) -> None:
     for name, loss in baselines.items():
         colour, dash = LINES[name]
         ax.axhline(loss, color=colour, linestyle=dash, linewidth=1.4)
-        ax.text(1.01, loss, name, transform=ax.get_yaxis_transform(), color=colour, va="center", fontsize=10)
+        ax.text(1.01, loss, name, transform=ax.get_yaxis_transform(), color=colour, va="center",
+                fontsize=10)
 
 
-def plot_loss(steps: int, losses, looks, baselines):
+def plot_loss(steps: int, losses, validation, baselines):
     """The loss of a run of `steps` so far: losses, one a step; looks, (step, loss) on validation text; baselines as lines."""
     figure, ax = plt.subplots()
-    ax.set(xlim=(0, steps), ylim=(1.8, 7.8), xlabel="step", ylabel="loss (nats per token)", title="Loss while training")
+    ax.set(xlim=(0, steps), ylim=(1.8, 7.8), xlabel="step", ylabel="loss (nats per token)",
+           title="Loss while training")
     step = np.arange(1, len(losses) + 1)
     ax.plot(step, losses, color=style.SKY, linewidth=0.8, label="training batches")
-    ax.plot(running_mean(step), running_mean(losses), color=style.BLUE, label="mean of 10")        # in the middle of its steps: no lag
-    if looks:
-        ax.plot(*zip(*looks), "o", color=style.BLACK, markersize=5, label="validation text", clip_on=False)
+    # in the middle of its steps: no lag
+    ax.plot(running_mean(step), running_mean(losses), color=style.BLUE, label="mean of 10")
+    if validation:
+        ax.plot(*zip(*validation), "o", color=style.BLACK, markersize=5, label="validation text",
+                clip_on=False)
     _baselines(ax, baselines)
     ax.legend(loc="upper right", ncol=3, fontsize=9)
     return figure
@@ -97,15 +102,17 @@ def plot_run_log(log, tokens_per_step: int, baselines, stages):
     """A run's records over tokens read: the loss, its last dots closer, learning rate, gradient norm, speed. Thin lines: a
     stage begins; `stages` are their names."""
     steps = [r for r in log if "loss" in r]
-    looks = [r for r in log if "valid_loss" in r]
+    validation = [r for r in log if "valid_loss" in r]
     tokens = np.array([r["step"] for r in steps]) * tokens_per_step / 1e6
     losses = [r["loss"] for r in steps]
-    dots = [r["step"] * tokens_per_step / 1e6 for r in looks], [r["valid_loss"] for r in looks]
+    dots = [r["step"] * tokens_per_step / 1e6 for r in validation], [r["valid_loss"]
+                                                                     for r in validation]
     figure = plt.figure(figsize=(10.0, 6.2))
     top, bottom = figure.subfigures(2, 1)
     (loss, close), (rate, norm, speed) = top.subplots(1, 2), bottom.subplots(1, 3)
     loss.plot(tokens, losses, color=style.SKY, linewidth=0.6, label="single batches")
-    loss.plot(running_mean(tokens, 20), running_mean(losses, 20), color=style.BLUE, label="mean of 20")
+    loss.plot(running_mean(tokens, 20), running_mean(losses, 20), color=style.BLUE,
+              label="mean of 20")
     loss.plot(*dots, "o", color=style.BLACK, markersize=4, label="validation text", zorder=3)
     _baselines(loss, baselines)
     loss.set(title="Loss", ylabel="nats per token", ylim=(0, 9))
@@ -113,8 +120,8 @@ def plot_run_log(log, tokens_per_step: int, baselines, stages):
     left = 0.7 * tokens[-1]
     last = [y for x, y in zip(*dots) if x > left]
     close.plot(*dots, "o-", color=style.BLACK, markersize=4, linewidth=0.7)
-    close.set(title="Loss on validation text, the end", ylabel="nats per token", xlim=(left, 1.01 * tokens[-1]),
-              ylim=(min(last) - 0.03, max(last) + 0.06))
+    close.set(title="Loss on validation text, the end", ylabel="nats per token",
+              xlim=(left, 1.01 * tokens[-1]), ylim=(min(last) - 0.03, max(last) + 0.06))
     rate.plot(tokens, [1e3 * r["lr"] for r in steps])
     rate.set(title="Learning rate", ylabel="thousandths", ylim=(0, None))
     norm.plot(tokens, [r["grad_norm"] for r in steps], linewidth=0.8)
@@ -122,8 +129,10 @@ def plot_run_log(log, tokens_per_step: int, baselines, stages):
     norm.set(title="Gradient norm\n(dashed: clipped above)", ylabel="norm", yscale="log")
     norm.set_yticks([0.1, 1], ["0.1", "1"])
     pace = np.diff([r["seconds"] for r in steps])
-    speed.plot(tokens[1:], running_mean(tokens_per_step / np.maximum(pace, 0.2 * np.median(pace)), 10) / 1e3)
-    speed.set(title="Speed\n(dips: looks and saves)", ylabel="thousand tokens a second", ylim=(0, None))
+    speed.plot(tokens[1:], running_mean(tokens_per_step / np.maximum(pace, 0.2 * np.median(pace)),
+                                        10) / 1e3)
+    speed.set(title="Speed\n(dips: looks and saves)", ylabel="thousand tokens a second",
+              ylim=(0, None))
     begins = [tokens[i] for i in range(1, len(steps)) if steps[i]["stage"] != steps[i - 1]["stage"]]
     for ax in (loss, close, rate, norm, speed):
         ax.set_xlabel("million tokens read")
@@ -137,20 +146,24 @@ def plot_run_log(log, tokens_per_step: int, baselines, stages):
 def _bars(ax, logits, tokenizer, temperature: float, top_p: float, rows: int) -> str:
     p = torch.softmax(logits.double() / temperature, -1)
     ranked, order = p.sort(descending=True, stable=True)
-    kept = (ranked.cumsum(0) - ranked) < top_p
-    ax.barh(range(rows), 100 * ranked[:rows].numpy(), color=[style.BLUE if k else "#C8C8C8" for k in kept[:rows].tolist()])
-    ax.set_yticks(range(rows), [visible(tokenizer, i) for i in order[:rows].tolist()], family="monospace")
+    nucleus = (ranked.cumsum(0) - ranked) < top_p
+    ax.barh(range(rows), 100 * ranked[:rows].numpy(),
+            color=[style.BLUE if k else "#C8C8C8" for k in nucleus[:rows].tolist()])
+    ax.set_yticks(range(rows), [visible(tokenizer, i) for i in order[:rows].tolist()],
+                  family="monospace")
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
     ax.set(xlabel="probability (%)", xlim=(0, max(10, 105 * ranked[0].item())))
-    return f"{int(kept.sum())} of {len(p)} can be drawn"
+    return f"{int(nucleus.sum())} of {len(p)} can be drawn"
 
 
-def plot_next_tokens(logits, tokenizer, temperature: float, top_p: float, prompt: str, rows: int = 15):
+def plot_next_tokens(logits, tokenizer, temperature: float, top_p: float, prompt: str,
+                     rows: int = 15):
     """What may come next: the likeliest tokens after temperature; those that top-p cuts off are grey."""
     figure, ax = plt.subplots(figsize=(7.0, 4.4))
     count = _bars(ax, logits, tokenizer, temperature, top_p, rows)
-    ax.set_title(f'"{prompt} ..."   temperature {temperature:g}, top-p {top_p:g}\n{count}', fontsize=11)
+    ax.set_title(f'"{prompt} ..."   temperature {temperature:g}, top-p {top_p:g}\n{count}',
+                 fontsize=11)
     return figure
 
 
@@ -171,21 +184,24 @@ def plot_schedule(rates, peak: float):
     figure, ax = plt.subplots(figsize=(7.0, 2.6))
     ax.plot(range(len(rates)), [1e3 * r for r in rates])
     ax.axhline(1e2 * peak, color=style.VERMILION, linestyle="--", linewidth=1.2)
-    ax.set(xlabel="step", ylabel="rate (thousandths)", ylim=(0, None), title="Warm-up, then a cosine to a tenth (dashed)")
+    ax.set(xlabel="step", ylabel="rate (thousandths)", ylim=(0, None),
+           title="Warm-up, then a cosine to a tenth (dashed)")
     return figure
 
 
 def plot_sabotage(curves: dict[str, list[list[float]]], floor: float):
     """Training losses over steps, for each kind the mean of its runs and their range; `floor` is the trigram's loss."""
     figure, ax = plt.subplots()
-    looks = (style.BLACK, "-"), (style.VERMILION, "-"), (style.GREEN, "--"), (style.PURPLE, "-.")
-    for (name, runs), (colour, dash) in zip(curves.items(), looks):
+    styles = (style.BLACK, "-"), (style.VERMILION, "-"), (style.GREEN, "--"), (style.PURPLE, "-.")
+    for (name, runs), (colour, dash) in zip(curves.items(), styles):
         step = range(1, len(runs[0]) + 1)
-        ax.fill_between(step, np.min(runs, 0), np.max(runs, 0), color=colour, alpha=0.15, linewidth=0)
+        ax.fill_between(step, np.min(runs, 0), np.max(runs, 0), color=colour, alpha=0.15,
+                        linewidth=0)
         ax.plot(step, np.mean(runs, 0), dash, color=colour, linewidth=1.6, label=name)
     ax.axhline(floor, color=style.BLACK, linestyle=":", linewidth=1.3)
     ax.text(1, floor, " trigram", va="bottom", fontsize=9)
-    ax.set(xlabel="step", ylabel="training loss (nats per token)", title="The recipe, and three ways to break it")
+    ax.set(xlabel="step", ylabel="training loss (nats per token)",
+           title="The recipe, and three ways to break it")
     ax.legend(fontsize=9)
     return figure
 
@@ -193,10 +209,12 @@ def plot_sabotage(curves: dict[str, list[list[float]]], floor: float):
 def plot_race(read, losses, fitted: dict[float, float]):
     """The network's losses over tokens read, against trigrams fitted to as many tokens."""
     figure, ax = plt.subplots(figsize=(7.0, 3.4))
-    ax.plot([r / 1e6 for r in read], losses, color=style.BLUE, label="the network (training batches, mean of 10)")
-    ax.plot([r / 1e6 for r in fitted], list(fitted.values()), "s--", color=style.VERMILION, markersize=4,
-            label="a trigram fitted to as many tokens")
-    ax.set(xlabel="million tokens read", ylabel="loss (nats per token)", title="The same amount of data for both")
+    ax.plot([r / 1e6 for r in read], losses, color=style.BLUE,
+            label="the network (training batches, mean of 10)")
+    ax.plot([r / 1e6 for r in fitted], list(fitted.values()), "s--", color=style.VERMILION,
+            markersize=4, label="a trigram fitted to as many tokens")
+    ax.set(xlabel="million tokens read", ylabel="loss (nats per token)",
+           title="The same amount of data for both")
     ax.legend(fontsize=10)
     return figure
 
@@ -205,7 +223,8 @@ def plot_loss_over_time(runs: dict, baselines: dict[str, float]):
     """Training losses over seconds of training. runs: {name: (seconds of each step, losses of each step)}."""
     figure, ax = plt.subplots(figsize=(7.0, 3.6))
     for (name, (seconds, losses)), colour in zip(runs.items(), (style.BLUE, style.GREEN)):
-        ax.plot(running_mean(np.cumsum(seconds)), running_mean(losses), color=colour, label=f"{name}, {len(losses)} steps")
+        ax.plot(running_mean(np.cumsum(seconds)), running_mean(losses), color=colour,
+                label=f"{name}, {len(losses)} steps")
     _baselines(ax, baselines)
     ax.set(xlabel="seconds of training (processor time)", ylabel="loss (nats per token)",
            title="Training batches, mean of ten steps")
@@ -217,14 +236,15 @@ def plot_ablations(records, base: str):
     """What each variant of a run ended with: a dot for each seed, for the loss and for near and far questions; the base's
     range in grey."""
     names = list(dict.fromkeys(r["variant"] for r in records))
-    shown = {"loss": "loss on held-out scenes\n(nats per token)", "near": "questions, 30 words\n(nats per answer)",
+    shown = {"loss": "loss on held-out scenes\n(nats per token)",
+             "near": "questions, 30 words\n(nats per answer)",
              "far": "questions, 100 words\n(nats per answer)"}
     figure, axes = plt.subplots(1, 3, figsize=(10.0, 0.4 * len(names) + 1.2), sharey=True)
     for ax, (key, label) in zip(axes, shown.items()):
-        of = {name: [r[key] for r in records if r["variant"] == name] for name in names}
-        ax.axvspan(min(of[base]), max(of[base]), color="0.88", zorder=0)
+        values = {name: [r[key] for r in records if r["variant"] == name] for name in names}
+        ax.axvspan(min(values[base]), max(values[base]), color="0.88", zorder=0)
         for row, name in enumerate(names):
-            ax.plot(of[name], [row] * len(of[name]), "o", markersize=6, alpha=0.8,
+            ax.plot(values[name], [row] * len(values[name]), "o", markersize=6, alpha=0.8,
                     color=style.BLUE if name == base else style.VERMILION)
         ax.set(xlabel=label)
     axes[0].set_yticks(range(len(names)), names)

@@ -25,8 +25,10 @@ from minids.weights import layout
 from minids.weights.remote import Folder, RemoteCheckpoint
 from minids.weights.streamed import streamed
 
-TYPES = {"F8_E4M3": BLUE, "I8": ORANGE, "F8_E8M0": VERMILION, "BF16": GREEN, "F32": PURPLE, "I64": YELLOW}
-TYPE_NAMES = {"F8_E4M3": "FP8", "I8": "FP4, packed", "F8_E8M0": "scales", "BF16": "BF16", "F32": "float32", "I64": "int64"}
+TYPES = {"F8_E4M3": BLUE, "I8": ORANGE, "F8_E8M0": VERMILION, "BF16": GREEN, "F32": PURPLE,
+         "I64": YELLOW}
+TYPE_NAMES = {"F8_E4M3": "FP8", "I8": "FP4, packed", "F8_E8M0": "scales", "BF16": "BF16",
+              "F32": "float32", "I64": "int64"}
 LINES = ("-", "--", "-.", ":", (0, (5, 1)))
 COLOURS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE)
 
@@ -62,10 +64,10 @@ def plot_anatomy(file: str, entries: dict, size: int):
         axis.barh(0, width, left=e.start, color=TYPES[e.dtype], edgecolor="white", linewidth=0.4)
         if width > 0.02 * size:
             short = name.split(".", 2)[-1].removesuffix(".weight")
-            axis.text(e.start + width / 2, 0, short, rotation=90, ha="center", va="center", fontsize=8.5,
-                      color="white" if e.dtype in ("F8_E4M3", "F32") else BLACK)
-    axis.annotate(f"8 bytes and the header: {first:,} bytes", (first / 2, 0.4), (0.03 * size, 0.62), fontsize=10,
-                  arrowprops={"arrowstyle": "-", "linewidth": 0.8})
+            axis.text(e.start + width / 2, 0, short, rotation=90, ha="center", va="center",
+                      fontsize=8.5, color="white" if e.dtype in ("F8_E4M3", "F32") else BLACK)
+    axis.annotate(f"8 bytes and the header: {first:,} bytes", (first / 2, 0.4), (0.03 * size, 0.62),
+                  fontsize=10, arrowprops={"arrowstyle": "-", "linewidth": 0.8})
     axis.set_ylim(-0.4, 0.75)
     axis.set_xlim(0, size)
     axis.set_yticks([])
@@ -73,8 +75,10 @@ def plot_anatomy(file: str, entries: dict, size: int):
     axis.set_xlabel(f"byte of {file}")
     axis.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     used = [dtype for dtype in TYPES if any(e.dtype == dtype for e in entries.values())]
-    handles = [Patch(facecolor=TYPES[dtype], label=f"{dtype} ({TYPE_NAMES[dtype]})") for dtype in used]
-    figure.legend(handles=[Patch(facecolor=SKY, label="header"), *handles], loc="outside upper center", ncols=7, fontsize=9)
+    handles = [Patch(facecolor=TYPES[dtype], label=f"{dtype} ({TYPE_NAMES[dtype]})")
+               for dtype in used]
+    figure.legend(handles=[Patch(facecolor=SKY, label="header"), *handles],
+                  loc="outside upper center", ncols=7, fontsize=9)
     return figure
 
 
@@ -106,14 +110,15 @@ def spelled(name: str) -> tuple[int, int]:
     """Bytes that the JSON of a preset takes: the index, and the largest header of a file. Written as the sample's are."""
     files, entries, headers = layout.shards(Config.preset(name)), inventory(name), []
     for names in files.values():
-        said, at = {"__metadata__": {"format": "pt"}}, 0
+        head, at = {"__metadata__": {"format": "pt"}}, 0
         for tensor in names:
             dtype, shape = entries[tensor]
-            said[tensor] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at := at + layout.nbytes(entries[tensor])]}
-        headers.append(len(json.dumps(said, separators=(",", ":"))))
+            head[tensor] = {"dtype": dtype, "shape": list(shape),
+                            "data_offsets": [at, at := at + layout.nbytes(entries[tensor])]}
+        headers.append(len(json.dumps(head, separators=(",", ":"))))
     where = {tensor: file for file, names in files.items() for tensor in names}
-    return len(json.dumps({"metadata": {"total_size": layout.disk_bytes(Config.preset(name))}, "weight_map": where},
-                          indent=2)), max(headers)
+    return len(json.dumps({"metadata": {"total_size": layout.disk_bytes(Config.preset(name))},
+                           "weight_map": where}, indent=2)), max(headers)
 
 
 def amount(size: float) -> str:
@@ -181,7 +186,8 @@ def opened(source) -> RemoteCheckpoint:
 def by_layer(source, tensor: str) -> dict[int, torch.Tensor]:
     """{layer: numbers} of one tensor, such as "attn.attn_sink", of all layers that have it."""
     source = opened(source)
-    return {int(name.split(".")[1]): t for name, t in source.read(source.find(f"layers.*.{tensor}")).items()}
+    return {int(name.split(".")[1]): t
+            for name, t in source.read(source.find(f"layers.*.{tensor}")).items()}
 
 
 def sinks_of(source) -> dict[int, torch.Tensor]:
@@ -193,7 +199,8 @@ def tables_of(source, ids=None) -> dict[int, torch.Tensor]:
     """{hash layer: load of each expert over the mean load, E}, if all ids were equally frequent or as frequent as in `ids`."""
     source = opened(source)
     config, loads = source.config, {}
-    for layer, table in by_layer(source, "ffn.gate.tid2eid").items():                       # vocab K
+    # vocab K
+    for layer, table in by_layer(source, "ffn.gate.tid2eid").items():
         times = torch.ones(config.vocab_size) if ids is None else ids.flatten().bincount(minlength=config.vocab_size).float()
         load = torch.zeros(config.n_routed_experts).index_add_(0, table.flatten(), times.repeat_interleave(table.shape[1]))
         loads[layer] = load / load.mean()
@@ -206,7 +213,8 @@ def routers_of(source) -> dict[str, torch.Tensor]:
     for W in by_layer(source, "ffn.gate.weight").values():                                  # E d
         C = F.normalize(W, dim=1) @ F.normalize(W, dim=1).T
         cosines.append((C.sum() - len(C)) / (len(C) * (len(C) - 1)))
-    return {"bias": torch.stack(list(by_layer(source, "ffn.gate.bias").values())), "cosine": torch.stack(cosines)}
+    return {"bias": torch.stack(list(by_layer(source, "ffn.gate.bias").values())),
+            "cosine": torch.stack(cosines)}
 
 
 def connections_of(source) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -215,9 +223,10 @@ def connections_of(source) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     config, n = source.config, source.config.hc_mult
     sites = [f"layers.{i}.hc_{at}_" for i in range(config.n_layers) for at in ("attn", "ffn")]
     read = source.read([site + part for site in sites for part in ("base", "scale")])
-    X, fn = torch.zeros(1, 1, n, 1), torch.zeros((2 + n) * n, n)            # streams that say nothing
+    # streams that say nothing
+    X, fn = torch.zeros(1, 1, n, 1), torch.zeros((2 + n) * n, n)
     maps = [mhc.maps(X, fn, read[site + "scale"], read[site + "base"], config) for site in sites]
-    return tuple(torch.stack([one[k][..., 0] for one in maps]) for k in range(3))
+    return tuple(torch.stack([triple[k][..., 0] for triple in maps]) for k in range(3))
 
 
 def through_depth(comb) -> tuple[list[float], list[float]]:
@@ -235,20 +244,21 @@ def through_depth(comb) -> tuple[list[float], list[float]]:
 def biases_of(source) -> dict[int, tuple[int, torch.Tensor]]:
     """{layer: (ratio, weight of each slot)} that the compressor's bias `ape` alone would give: mean over channels, 1 where
     all slots weigh the same. A CSA layer has 8 slots: the four tokens before its window, then its own."""
-    found = {}
+    weights = {}
     for layer, ape in by_layer(source, "attn.compressor.ape").items():                      # m fc
         m = len(ape)
-        slots = torch.cat(ape.chunk(2, dim=1)) if m == 4 else ape                           # 2m c or m c
-        found[layer] = m, slots.softmax(0).mean(1) * len(slots)
-    return found
+        # 2m c or m c
+        slots = torch.cat(ape.chunk(2, dim=1)) if m == 4 else ape
+        weights[layer] = m, slots.softmax(0).mean(1) * len(slots)
+    return weights
 
 
 def spectra_of(source, layer: int | None = None) -> dict[str, torch.Tensor]:
     """{matrix: its singular values, over the largest}, of some matrices of one layer (default: the middle one)."""
     source = opened(source)
     layer = source.config.n_layers // 2 if layer is None else layer
-    found = source.read([f"layers.{layer}.{part}.weight" for part in SPECTRA])
-    return {part: _spectrum(W) for part, W in zip(SPECTRA, found.values())}
+    matrices = source.read([f"layers.{layer}.{part}.weight" for part in SPECTRA])
+    return {part: _spectrum(W) for part, W in zip(SPECTRA, matrices.values())}
 
 
 def _spectrum(W):
@@ -273,30 +283,35 @@ def rounding_of(source, layer: int | None = None) -> dict[str, dict]:
     layer = source.config.n_layers // 2 if layer is None else layer
     parts = (*SPECTRA, "ffn.experts.0.w2", "ffn.experts.1.w1")
     names = [f"layers.{layer}.{part}.weight" for part in parts]
-    stored, found = source.raw(names), {}
+    stored, results = source.raw(names), {}
     for part, name in zip(parts, names):
         codes, scale = stored[name], stored.get(name.removesuffix("weight") + "scale")
         if codes.dtype == torch.int8:
-            found[part] = {"format": "FP4", **_fp4_rounding(codes, scale)}
+            results[part] = {"format": "FP4", **_fp4_rounding(codes, scale)}
         elif codes.dtype == torch.float8_e4m3fn:
             values = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
             ones = torch.ones(codes.shape).to(torch.float8_e4m3fn)
-            found[part] = {"format": "FP8", "error": _error(numerics.fp8_decode(codes, scale), numerics.fp8_decode(ones, scale),
-                                                            codes.view(torch.uint8).long(), values)}
-    return found
+            results[part] = {"format": "FP8", "error": _error(numerics.fp8_decode(codes, scale),
+                                                              numerics.fp8_decode(ones, scale),
+                                                              codes.view(torch.uint8).long(),
+                                                              values)}
+    return results
 
 
 def _fp4_rounding(packed, scale) -> dict:
     bytes_ = packed.view(torch.uint8)
     codes = torch.stack([bytes_ & 15, bytes_ >> 4], -1).flatten(1).long()                   # o i
-    values, ones = torch.tensor(numerics.FP4_VALUES), torch.full_like(packed, 0x22)         # two codes of 1.0
+    # two codes of 1.0
+    values, ones = torch.tensor(numerics.FP4_VALUES), torch.full_like(packed, 0x22)
     p = codes.flatten().bincount(minlength=16) / codes.numel()
     spread = 0
     if scale.dtype == torch.float8_e8m0fnu:
         s = scale.view(torch.uint8).int()
-        spread = max(int(block.max() - block.min()) for rows in s.split(128) for block in rows.split(4, dim=1))
-    return {"error": _error(numerics.fp4_decode(packed, scale), numerics.fp4_decode(ones, scale), codes, values),
-            "shares": p[:8] + p[8:], "bits": -(p * p.clamp_min(1e-30).log2()).sum().item(), "spread": spread}
+        spread = max(int(block.max() - block.min()) for rows in s.split(128)
+                     for block in rows.split(4, dim=1))
+    return {"error": _error(numerics.fp4_decode(packed, scale), numerics.fp4_decode(ones, scale),
+                            codes, values), "shares": p[:8] + p[8:],
+            "bits": -(p * p.clamp_min(1e-30).log2()).sum().item(), "spread": spread}
 
 
 def _error(numbers, scales, codes, values) -> float:
@@ -309,7 +324,8 @@ def _cells(values):
     sizes = values[values.isfinite()].abs().unique()
     middles = (sizes[1:] + sizes[:-1]) / 2
     low = sizes - torch.cat([-middles[:1], middles])
-    high = torch.cat([middles, sizes[-1:]]) - sizes                                         # nothing lies beyond the largest
+    # nothing lies beyond the largest
+    high = torch.cat([middles, sizes[-1:]]) - sizes
     square = (low ** 3 + high ** 3) / (3 * (low + high))
     return square[torch.searchsorted(sizes, values.abs().nan_to_num(0.0))]
 
@@ -329,20 +345,21 @@ def walk(source, ids: list[int], device="cpu", dtype=torch.float32) -> dict[str,
             raise MinidsError(f"a pass reads every layer of {source.where}: fetch the files, and name the folder")
         source = source.source.path
     model = streamed(source, device, dtype)
-    found = {key: [] for key in ("load", "sure", "loss", "best", "chance")}
+    record = {key: [] for key in ("load", "sure", "loss", "best", "chance")}
     targets = torch.tensor(ids[1:], device=device)
 
     def gate(_, __, out):
-        weights, chosen = out                                                               # N K, N K
-        found["load"].append(chosen.flatten().bincount(minlength=model.config.n_routed_experts))
-        found["sure"].append((weights / weights.sum(1, keepdim=True)).amax(1).mean())
+        # N K, N K
+        weights, chosen = out
+        record["load"].append(chosen.flatten().bincount(minlength=model.config.n_routed_experts))
+        record["sure"].append((weights / weights.sum(1, keepdim=True)).amax(1).mean())
 
     def lens(_, __, X):
         logits = model.logits(X)[0]                                                         # T V
-        found["loss"].append(F.cross_entropy(logits[:-1], targets))
+        record["loss"].append(F.cross_entropy(logits[:-1], targets))
         chance, best = logits.softmax(-1).max(-1)
-        found["best"].append(best)
-        found["chance"].append(chance)
+        record["best"].append(best)
+        record["chance"].append(chance)
 
     def look(i, block):
         block.ffn.gate.register_forward_hook(gate)
@@ -350,7 +367,7 @@ def walk(source, ids: list[int], device="cpu", dtype=torch.float32) -> dict[str,
 
     model.layers.look = look
     model.features(torch.tensor([ids], device=device))
-    return {key: torch.stack(values).cpu() for key, values in found.items()}
+    return {key: torch.stack(values).cpu() for key, values in record.items()}
 
 
 def evenness(load) -> torch.Tensor:
@@ -378,8 +395,10 @@ def plot_sinks(models):
     figure, axes = _panels(models, sharey=True)
     for axis, source in zip(axes, models.values()):
         for layer, values in sinks_of(source).items():
-            axis.scatter([layer] * len(values), values.tolist(), s=26, color=BLUE, alpha=0.6, edgecolor="none")
-            axis.plot([layer - 0.3, layer + 0.3], [values.quantile(0.5).item()] * 2, color=BLACK, linewidth=1.4)
+            axis.scatter([layer] * len(values), values.tolist(), s=26, color=BLUE, alpha=0.6,
+                         edgecolor="none")
+            axis.plot([layer - 0.3, layer + 0.3], [values.quantile(0.5).item()] * 2, color=BLACK,
+                      linewidth=1.4)
         axis.axhline(0, color=BLACK, linewidth=0.7, linestyle=":")
         axis.set_xlabel("layer")
         axis.xaxis.get_major_locator().set_params(integer=True)
@@ -391,13 +410,14 @@ def plot_tables(models, texts):
     """Loads that the hash tables give, experts sorted; with even frequencies and with those of a text."""
     figure, axes = _panels(models, sharey=True)
     for axis, (name, source) in zip(axes, models.items()):
-        for label, ids, style in (("all ids equally frequent", None, "-"), ("as frequent as in a text", texts.get(name), "--")):
+        for label, ids, style in (("all ids equally frequent", None, "-"),
+                                  ("as frequent as in a text", texts.get(name), "--")):
             if label.startswith("as") and ids is None:
                 continue
             for (layer, load), colour in zip(tables_of(source, ids).items(), COLOURS):
                 load = load.sort(descending=True).values.tolist()
-                axis.plot(range(1, len(load) + 1), load, style, color=colour, marker="o" if len(load) < 20 else None,
-                          label=f"layer {layer}, {label}")
+                axis.plot(range(1, len(load) + 1), load, style, color=colour,
+                          marker="o" if len(load) < 20 else None, label=f"layer {layer}, {label}")
         axis.axhline(1, color=BLACK, linewidth=0.7, linestyle=":")
         axis.set_xlabel("expert, by its load")
         axis.xaxis.get_major_locator().set_params(integer=True)
@@ -411,14 +431,17 @@ def plot_routers(models):
     """Left of each pair: the balancing biases by layer. Right: how alike the rows of a gate are."""
     figure, axes = plt.subplots(1, 2, figsize=(10.2, 3.4))
     for (name, source), colour, style in zip(models.items(), COLOURS, LINES):
-        found = routers_of(source)
-        bias = found["bias"]
+        routers = routers_of(source)
+        bias = routers["bias"]
         deviation = (bias - bias.mean(1, keepdim=True)).square().mean(1).sqrt()
-        axes[0].plot(_depth(deviation), deviation.tolist(), style, color=colour, marker="o", label=name)
-        axes[1].plot(_depth(found["cosine"]), found["cosine"].tolist(), style, color=colour, marker="o", label=name)
+        axes[0].plot(_depth(deviation), deviation.tolist(), style, color=colour, marker="o",
+                     label=name)
+        axes[1].plot(_depth(routers["cosine"]), routers["cosine"].tolist(), style, color=colour,
+                     marker="o", label=name)
     for axis in axes:
         axis.set_xlabel("depth (0: first such layer, 1: last)")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(models))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center",
+                  ncols=len(models))
     axes[0].set_ylim(bottom=0)
     axes[0].set_ylabel("deviation over experts")
     axes[0].set_title("the balancing biases")
@@ -429,8 +452,8 @@ def plot_routers(models):
 
 def plot_connections(models):
     """A row for each model: the static comb of three sites, and what it does to the streams through all layers."""
-    figure, axes = plt.subplots(len(models), 4, figsize=(10.2, 2.1 * len(models) + 0.4), squeeze=False,
-                                width_ratios=[1, 1, 1, 2.2])
+    figure, axes = plt.subplots(len(models), 4, figsize=(10.2, 2.1 * len(models) + 0.4),
+                                squeeze=False, width_ratios=[1, 1, 1, 2.2])
     combs = {name: connections_of(source)[2] for name, source in models.items()}
     lowest = min(through_depth(comb)[1][-1] for comb in combs.values())
     for (*small, axis), (name, comb) in zip(axes, combs.items()):
@@ -438,8 +461,10 @@ def plot_connections(models):
         for k, site in enumerate((0, S // 2, S - 1)):
             heat(small[k], comb[site], f"{name}, site {site}" if k == 0 else f"site {site}")
         gains, left = through_depth(comb)
-        axis.plot(range(1, S + 1), gains, color=BLUE, marker="o", markersize=4, label="largest gain")
-        axis.plot(range(1, S + 1), left, color=ORANGE, linestyle="--", marker="s", markersize=4, label="left of a difference")
+        axis.plot(range(1, S + 1), gains, color=BLUE, marker="o", markersize=4,
+                  label="largest gain")
+        axis.plot(range(1, S + 1), left, color=ORANGE, linestyle="--", marker="s", markersize=4,
+                  label="left of a difference")
         axis.set_yscale("log")
         axis.set_ylim(10 ** math.floor(math.log10(max(lowest / 2, 1e-7))), 5)
         axis.set_ylabel("gain, what is left")
@@ -453,21 +478,25 @@ def plot_biases(models):
     """The weight that the compressors' biases alone give to each slot of a window; a large model's layers by kind alone."""
     figure, axes = _panels(models, height=4.0, sharey=True)
     for axis, source in zip(axes, models.values()):
-        found = biases_of(source)
-        kinds = [m == 4 for m, _ in found.values()]
+        layers = biases_of(source)
+        kinds = [m == 4 for m, _ in layers.values()]
         many = max(kinds.count(True), kinds.count(False)) > 3
-        looks = {True: [(BLUE, "o"), (SKY, "s"), (GREEN, "^")], False: [(ORANGE, "D"), (PURPLE, "v"), (VERMILION, "P")]}
-        for layer, (m, weights) in found.items():
-            colour, mark = looks[m == 4][0] if many else looks[m == 4].pop(0)
+        styles = {True: [(BLUE, "o"), (SKY, "s"), (GREEN, "^")],
+                  False: [(ORANGE, "D"), (PURPLE, "v"), (VERMILION, "P")]}
+        for layer, (m, weights) in layers.items():
+            colour, mark = styles[m == 4][0] if many else styles[m == 4].pop(0)
             x = [(slot + 0.5) / len(weights) for slot in range(len(weights))]
-            axis.plot(x, weights.tolist(), "-" if m == 4 else "--", color=colour, marker=mark if len(weights) < 20 else None,
-                      markersize=5, label=f"layer {layer}: {'CSA' if m == 4 else f'HCA, {m} tokens'}")
+            axis.plot(x, weights.tolist(), "-" if m == 4 else "--", color=colour,
+                      marker=mark if len(weights) < 20 else None, markersize=5,
+                      label=f"layer {layer}: {'CSA' if m == 4 else f'HCA, {m} tokens'}")
         axis.axhline(1, color=BLACK, linewidth=0.7, linestyle=":")
         axis.set_xlabel("slot (0: oldest, 1: newest)")
-        handles = [Patch(facecolor=BLUE, label="CSA"), Patch(facecolor=ORANGE, label="HCA")] if many else None
+        handles = [Patch(facecolor=BLUE, label="CSA"),
+                   Patch(facecolor=ORANGE, label="HCA")] if many else None
         axis.legend(handles=handles, fontsize=9, loc="upper left")
     axes[0].set_ylabel("weight / even weight")
-    axes[0].set_ylim(0, 1.45 * axes[0].get_ylim()[1])                                       # room for the legends
+    # room for the legends
+    axes[0].set_ylim(0, 1.45 * axes[0].get_ylim()[1])
     return figure
 
 
@@ -477,7 +506,8 @@ def plot_spectra(models):
     for axis, source in zip(axes, models.values()):
         source = opened(source)
         for (part, s), colour, style in zip(spectra_of(source).items(), COLOURS, LINES):
-            axis.plot(_depth(s), s.tolist(), style, color=colour, label=f"{part} ({effective_rank(s):.0%})")
+            axis.plot(_depth(s), s.tolist(), style, color=colour,
+                      label=f"{part} ({effective_rank(s):.0%})")
         shape = (source.config.moe_inter_dim, source.config.dim)
         s = _spectrum(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
         axis.plot(_depth(s), s.tolist(), color=BLACK, linewidth=1, linestyle=":",
@@ -495,14 +525,15 @@ def plot_rounding(models):
     figure, axes = plt.subplots(1, 2, figsize=(10.2, 3.6), width_ratios=[1.4, 1])
     names = list(models)
     for k, (name, source) in enumerate(models.items()):
-        found = rounding_of(source)
-        shares = [one["shares"] for one in found.values() if one["format"] == "FP4"]
+        matrices = rounding_of(source)
+        shares = [matrix["shares"] for matrix in matrices.values() if matrix["format"] == "FP4"]
         if shares:
             mean = 100 * torch.stack(shares).mean(0)
-            axes[0].bar(bar_places(8, k, len(models)), mean.tolist(), 0.76 / len(models), color=COLOURS[k], label=name)
-        for one in found.values():
-            axes[1].scatter(k, 100 * one["error"], color=BLUE if one["format"] == "FP8" else ORANGE,
-                            marker="o" if one["format"] == "FP8" else "s", s=34)
+            axes[0].bar(bar_places(8, k, len(models)), mean.tolist(), 0.76 / len(models),
+                        color=COLOURS[k], label=name)
+        for matrix in matrices.values():
+            axes[1].scatter(k, 100 * matrix["error"], color=BLUE if matrix["format"] == "FP8"
+                            else ORANGE, marker="o" if matrix["format"] == "FP8" else "s", s=34)
     axes[0].set_xticks(range(8), ["0", "0.5", "1", "1.5", "2", "3", "4", "6"])
     axes[0].set_xlabel("size of the code (FP4 experts)")
     axes[0].set_ylabel("share of the numbers (%)")
@@ -512,15 +543,17 @@ def plot_rounding(models):
     axes[1].set_ylim(bottom=0)
     axes[1].set_ylabel("estimated error (%)")
     axes[1].grid(False, axis="x")
-    axes[1].legend(handles=[Patch(facecolor=BLUE, label="FP8"), Patch(facecolor=ORANGE, label="FP4")], loc="center")
+    axes[1].legend(handles=[Patch(facecolor=BLUE, label="FP8"),
+                            Patch(facecolor=ORANGE, label="FP4")], loc="center")
     return figure
 
 
-def plot_loads(walks):
+def plot_loads(traces):
     """Load over mean load of each layer's experts on a text, and how even each layer's load is. walks: {name: walk}."""
-    figure, axes = plt.subplots(1, len(walks) + 1, figsize=(10.6, 3.4), width_ratios=[1] * len(walks) + [1.2])
-    for axis, (name, found) in zip(axes, walks.items()):
-        load = found["load"].float()
+    figure, axes = plt.subplots(1, len(traces) + 1, figsize=(10.6, 3.4),
+                                width_ratios=[1] * len(traces) + [1.2])
+    for axis, (name, trace) in zip(axes, traces.items()):
+        load = trace["load"].float()
         share = (load / load.mean(1, keepdim=True)).tolist()
         image = axis.imshow(share, aspect="auto", vmin=0, vmax=2.5, interpolation="nearest")
         axis.set_title(name)
@@ -530,8 +563,8 @@ def plot_loads(walks):
         for side in (axis.xaxis, axis.yaxis):
             side.get_major_locator().set_params(integer=True)
     figure.colorbar(image, ax=axes[:-1].tolist(), label="load / mean load", extend="max")
-    for (name, found), colour, style in zip(walks.items(), COLOURS, LINES):
-        even = 100 * evenness(found["load"].float())
+    for (name, trace), colour, style in zip(traces.items(), COLOURS, LINES):
+        even = 100 * evenness(trace["load"].float())
         axes[-1].plot(_depth(even), even.tolist(), style, color=colour, marker="o", label=name)
     axes[-1].set_ylim(0, 105)
     axes[-1].set_xlabel("depth")
@@ -541,15 +574,15 @@ def plot_loads(walks):
     return figure
 
 
-def plot_lens(walks, chances):
+def plot_lens(traces, chances):
     """Loss of the logit lens behind each layer. walks: {name: walk}; chances: {name: ln V}."""
     figure, axis = plt.subplots(figsize=(8.4, 3.4))
-    for (name, found), colour, style in zip(walks.items(), COLOURS, LINES):
-        layers = range(1, len(found["loss"]) + 1)
-        axis.plot(layers, found["loss"].tolist(), style, color=colour, marker="o", label=name)
-    for chance in {chances[name] for name in walks}:
+    for (name, trace), colour, style in zip(traces.items(), COLOURS, LINES):
+        layers = range(1, len(trace["loss"]) + 1)
+        axis.plot(layers, trace["loss"].tolist(), style, color=colour, marker="o", label=name)
+    for chance in {chances[name] for name in traces}:
         axis.axhline(chance, color=BLACK, linewidth=0.8, linestyle=":")
-        alike = " and ".join(name for name in walks if chances[name] == chance)
+        alike = " and ".join(name for name in traces if chances[name] == chance)
         axis.text(1, chance, f"guessing, {alike}", fontsize=9, va="bottom")
     axis.set_xlabel("layers passed")
     axis.set_ylabel("loss of the lens (nats per token)")
@@ -559,12 +592,12 @@ def plot_lens(walks, chances):
     return figure
 
 
-def plot_lens_table(found, words, spell, last=9):
+def plot_lens_table(trace, words, spell, last=9):
     """What the lens would say behind each layer, for the last places of a text but one, and below what comes next there.
     words: the text's tokens; spell: id -> text."""
     words = words[-last - 1:]
-    L, T = len(found["best"]), len(words) - 1
-    best, chance = found["best"][:, -T - 1:-1], found["chance"][:, -T - 1:-1]
+    L, T = len(trace["best"]), len(words) - 1
+    best, chance = trace["best"][:, -T - 1:-1], trace["chance"][:, -T - 1:-1]
     figure, axis = plt.subplots(figsize=(10.6, 0.48 * (L + 1) + 1.2))
     image = axis.imshow(chance.tolist(), vmin=0, vmax=1, aspect="auto", cmap="cividis")
     for t in range(T):

@@ -62,7 +62,7 @@ def plot_objective_pair(clip: float = 0.2):
     return figure
 
 
-def plot_clipping(ratio, mask, A, kept, clip: float, words):
+def plot_clipping(ratio, mask, A, included, clip: float, words):
     """The tokens of some rollouts by their ratio: which are clipped, which left out. ratio, mask: B R; A, kept: B."""
     figure, ax = plt.subplots(figsize=(8.6, 3.4))
     ax.axvspan(1 - clip, 1 + clip, color=SKY, alpha=0.25, linewidth=0)
@@ -71,10 +71,11 @@ def plot_clipping(ratio, mask, A, kept, clip: float, words):
     for i in range(len(A)):
         for t in [t for t in range(mask.shape[1]) if mask[i, t]]:
             x, a = float(ratio[i, t]), float(A[i])
-            kind = "left out" if not kept[i] else "clipped: slope 0" if gain_at(x, a, clip)[1] == 0 else "counts"
+            kind = "left out" if not included[i] else "clipped: slope 0" if gain_at(x, a, clip)[1] == 0 else "counts"
             y = i + 0.25 * (t - (int(mask[i].sum()) - 1) / 2)
-            ax.plot([x], [y], {"counts": "o", "clipped: slope 0": "s", "left out": "X"}[kind], markersize=9,
-                    color={"counts": BLUE, "clipped: slope 0": VERMILION, "left out": GREY}[kind],
+            ax.plot([x], [y], {"counts": "o", "clipped: slope 0": "s", "left out": "X"}[kind],
+                    markersize=9, color={"counts": BLUE, "clipped: slope 0": VERMILION,
+                                         "left out": GREY}[kind],
                     label=None if kind in seen else kind)
             ax.text(x + 0.03, y, words[i][t], va="center", fontsize=9)
             seen.add(kind)
@@ -88,11 +89,12 @@ def plot_clipping(ratio, mask, A, kept, clip: float, words):
 def plot_estimators(exact: float, on: dict, off: dict):
     """Mean and deviation of KL estimates, {name: (mean, deviation)}, tokens from the policy and from an older one."""
     figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.4), sharex=True)
-    for ax, table, title in zip(axes, (on, off), ("Tokens from the policy itself", "Tokens from an older policy")):
+    for ax, table, title in zip(axes, (on, off), ("Tokens from the policy itself",
+                                                  "Tokens from an older policy")):
         for i, (name, (mean, deviation)) in enumerate(table.items()):
             right = abs(mean - exact) < 1e-6
-            ax.errorbar([mean], [i], xerr=[deviation], fmt="o" if right else "X", color=BLUE if right else VERMILION,
-                        markersize=8, capsize=4, elinewidth=1.5)
+            ax.errorbar([mean], [i], xerr=[deviation], fmt="o" if right else "X",
+                        color=BLUE if right else VERMILION, markersize=8, capsize=4, elinewidth=1.5)
         ax.axvline(exact, color=BLACK, linestyle="--", linewidth=1.2)
         ax.set_yticks(range(len(table)), list(table))
         ax.set_ylim(len(table) - 0.5, -0.5)
@@ -116,8 +118,10 @@ def plot_hacking(runs: dict, sayings: dict):
     figure, axes = plt.subplots(1, len(runs), figsize=(9.4, 3.6), sharey=True, squeeze=False)
     axes = axes[0]
     for ax, (name, log) in zip(axes, runs.items()):
-        ax.plot([100 * row[0] for row in log], color=ORANGE, linewidth=4.5, alpha=0.7, label="what it earns")
-        ax.plot([100 * row[1] for row in log], color=BLUE, linewidth=1.8, label="how often it is right")
+        ax.plot([100 * row[0] for row in log], color=ORANGE, linewidth=4.5, alpha=0.7,
+                label="what it earns")
+        ax.plot([100 * row[1] for row in log], color=BLUE, linewidth=1.8,
+                label="how often it is right")
         ax.set(title=f"{name}\nat the end it says: {sayings[name]}", xlabel="step", ylim=(-3, 103))
         ax.title.set_fontsize(10)
         ax.legend(fontsize=9, loc="upper left")
@@ -140,8 +144,9 @@ def plot_shares(table: dict):
     """How often a policy takes the second of two equally right words: {name: shares, one for each problem}."""
     figure, axes = plt.subplots(1, len(table), figsize=(9.0, 3.0), sharey=True)
     for ax, (name, values), colour in zip(axes, table.items(), (GREY, VERMILION, BLUE)):
-        ax.hist([100 * v for v in values], bins=np.linspace(0, 100, 12), weights=[100 / len(values)] * len(values),
-                color=colour, edgecolor="white")                # 11 bins: 50 % is in the middle of one
+        # 11 bins: 50 % is in the middle of one
+        ax.hist([100 * v for v in values], bins=np.linspace(0, 100, 12),
+                weights=[100 / len(values)] * len(values), color=colour, edgecolor="white")
         ax.set_title(name)
     axes[0].set_ylabel("problems (%)")
     figure.supxlabel("'seven' instead of '7' (% of right answers)", fontsize=11)
@@ -154,7 +159,8 @@ def plot_replay(without, replayed, changed: float):
     limit = 1.1 * max(np.abs(without).max(), np.abs(replayed).max(), 0.05)
     ax.plot([-limit, limit], [-limit, limit], color=BLACK, linewidth=0.8)
     ax.plot(replayed, without, ".", color=BLUE, markersize=5, alpha=0.6)
-    ax.set(xlim=(-limit, limit), ylim=(-limit, limit), xlabel="log ratio, experts replayed", ylabel="log ratio, experts free")
+    ax.set(xlim=(-limit, limit), ylim=(-limit, limit), xlabel="log ratio, experts replayed",
+           ylabel="log ratio, experts free")
     apart = np.maximum(np.abs(without - replayed), 1e-7)
     how_far.hist(apart, bins=np.geomspace(1e-7, max(apart.max(), 1e-6) * 1.1, 30), color=BLUE)
     how_far.set(xscale="log", xlabel="|free - replayed|", ylabel="tokens",
@@ -167,8 +173,10 @@ def plot_sft_loss(losses):
     """The loss of fine-tuning over steps."""
     figure, ax = plt.subplots(figsize=(6.6, 2.8))
     ax.plot(range(1, len(losses) + 1), losses, color=SKY, linewidth=1.2)
-    ax.plot(range(1, len(losses) + 1), running_mean(np.pad(losses, 3, mode="edge"), 7)[6:], color=BLUE)
-    ax.set(xlabel="step", ylabel="nats a reply token", ylim=(0, None), title="SFT: loss on replies (mean of seven steps)")
+    ax.plot(range(1, len(losses) + 1), running_mean(np.pad(losses, 3, mode="edge"), 7)[6:],
+            color=BLUE)
+    ax.set(xlabel="step", ylabel="nats a reply token", ylim=(0, None),
+           title="SFT: loss on replies (mean of seven steps)")
     return figure
 
 
@@ -196,10 +204,12 @@ def plot_bars(table: dict, ylabel: str, guess: float | None = None):
     names = list(next(iter(table.values())))
     for j, (name, colour) in enumerate(zip(names, (GREY, BLUE, VERMILION, GREEN))):
         percent = 100 * np.array([row[name] for row in table.values()])
-        interval_bars(ax, bar_places(len(table), j, len(names)), percent, 0.736 / len(names), colour, name, alpha=0.85)
+        interval_bars(ax, bar_places(len(table), j, len(names)), percent, 0.736 / len(names),
+                      colour, name, alpha=0.85)
     if guess is not None:
         ax.axhline(100 * guess, color=BLACK, linestyle=":", linewidth=1.2)
-        ax.text(1.01, 100 * guess, "always\nsaying 12", fontsize=9, va="center", transform=ax.get_yaxis_transform())
+        ax.text(1.01, 100 * guess, "always\nsaying 12", fontsize=9, va="center",
+                transform=ax.get_yaxis_transform())
     ax.set_xticks(range(len(table)), list(table))
     ax.set(ylabel=ylabel, ylim=(0, 100))
     ax.legend(fontsize=9, loc="upper left", ncol=len(names))
@@ -210,7 +220,8 @@ def plot_pass_at_k(curves: dict):
     """pass@k over k: {name: list for k = 1, 2, ...}."""
     figure, ax = plt.subplots(figsize=(6.4, 3.4))
     for (name, line), colour, mark in zip(curves.items(), (GREY, BLUE, VERMILION), ("X", "o", "s")):
-        ax.plot(range(1, len(line) + 1), [100 * v for v in line], marker=mark, color=colour, label=name)
+        ax.plot(range(1, len(line) + 1), [100 * v for v in line], marker=mark, color=colour,
+                label=name)
     ax.set(xlabel="k: answers that may be tried", ylabel="pass@k (%)", ylim=(0, 102))
     ax.set_xticks(range(1, len(next(iter(curves.values()))) + 1))
     ax.legend(fontsize=9, loc="lower right")
@@ -219,14 +230,17 @@ def plot_pass_at_k(curves: dict):
 
 def plot_modes(names):
     """Published scores of V4 in its three modes: a row for each of the benchmarks `names` (prefixes)."""
-    rows = [next(row for row in published("benchmarks_modes") if row["benchmark"].startswith(name)) for name in names]
+    rows = [next(row for row in published("benchmarks_modes") if row["benchmark"].startswith(name))
+            for name in names]
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 0.42 * len(rows) + 1.3), sharey=True)
     for ax, model in zip(axes, ("V4-Flash", "V4-Pro")):
         for i, row in enumerate(rows):
             values = [row[f"{model} {mode}"] for mode in ("Non-think", "High", "Max")]
             ax.plot([min(values), max(values)], [i, i], color=GREY, linewidth=1)
-            for value, mark, colour, mode in zip(values, "osD", ("white", SKY, BLUE), ("Non-think", "High", "Max")):
-                ax.plot([value], [i], mark, mfc=colour, mec=BLACK, mew=0.8, markersize=7, label=mode if i == 0 else None)
+            for value, mark, colour, mode in zip(values, "osD", ("white", SKY, BLUE),
+                                                 ("Non-think", "High", "Max")):
+                ax.plot([value], [i], mark, mfc=colour, mec=BLACK, mew=0.8, markersize=7,
+                        label=mode if i == 0 else None)
         ax.set(title=model, xlabel="score (%)", xlim=(-3, 102))
     axes[0].set_yticks(range(len(rows)), [row["benchmark"].split(" (")[0] for row in rows])
     axes[0].invert_yaxis()

@@ -21,35 +21,38 @@ GREY = "#777777"
 PRO, FLASH = "DeepSeek-V4-Pro", "DeepSeek-V4-Flash"
 
 # file, what it teaches, what it shows and measures, planned minutes of study, lessons that should come before
-LESSONS = (
-    ("00_start_here", "the map, what V4 is, the doctor; the shipped model talks", "price and benchmark explorer", 45, ()),
-    ("01_tokens_and_data", "byte-level BPE, packing, chat encoding, TinyWorld", "compression ratio; n-gram baselines",
-     45, ("00",)),
-    ("02_attention", "shared-KV attention, partial rotary and its inverse, sinks, window, grouped output",
-     "why the output is turned back; sink ablation", 45, ("00",)),
-    ("03_hca", "heavy compression", "what an entry keeps; causality by perturbation", 45, ("02",)),
-    ("04_csa", "overlap, the lightning indexer, top-k, indexer training", "recall of the indexer against full attention",
-     45, ("03",)),
-    ("05_million_tokens", "decode state, the cost of context", "the published 27/10 % and 10/7 % recomputed; flat decode time",
-     45, ("04",)),
-    ("06_moe", "sqrt-softplus gates, bias balancing, hash layers, shared expert, clamp", "load with and without balancing",
-     45, ("00",)),
-    ("07_mhc", "residual, hyper-connections, Sinkhorn", "gain through 64 layers; the Birkhoff polytope", 45, ("00",)),
-    ("08_whole_model", "block, head, MTP, initialisation; equality with transformers", "parameters of Flash and Pro, exactly",
-     45, ("00",)),
-    ("09_muon", "orthogonalised updates", "singular values before and after; Muon against AdamW", 45, ("08",)),
-    ("10_pretraining", "training a nano model end to end, in front of you", "loss against n-gram baselines; samples; ablations",
-     45, ("08",)),
-    ("11_numbers", "FP8, FP4, quantisation-aware training", "error per format; loss after rounding", 45, ("10",)),
-    ("12_specialists", "SFT, then GRPO with verifiable rewards, thinking modes", "reward curves; accuracy before and after",
-     45, ("10",)),
-    ("13_distillation", "many teachers, one student, on-policy, full vocabulary",
-     "merged weights, off-policy and on-policy side by side", 45, ("12",)),
-    ("14_inference", "sampling, batching, MTP drafts, evaluation", "acceptance rate and speed-up; the report card",
-     45, ("10",)),
-    ("15_real_weights", "V4's files, byte-range reads, one real layer on a GPU",
-     "mini against real: routers, mHC, sinks, errors", 45, ("08", "11")),
-)
+LESSONS = (("00_start_here", "the map, what V4 is, the doctor; the shipped model talks",
+            "price and benchmark explorer", 45, ()),
+           ("01_tokens_and_data", "byte-level BPE, packing, chat encoding, TinyWorld",
+            "compression ratio; n-gram baselines", 45, ("00",)),
+           ("02_attention",
+            "shared-KV attention, partial rotary and its inverse, sinks, window, grouped output",
+            "why the output is turned back; sink ablation", 45, ("00",)),
+           ("03_hca", "heavy compression", "what an entry keeps; causality by perturbation", 45,
+            ("02",)), ("04_csa", "overlap, the lightning indexer, top-k, indexer training",
+                       "recall of the indexer against full attention", 45, ("03",)),
+           ("05_million_tokens", "decode state, the cost of context",
+            "the published 27/10 % and 10/7 % recomputed; flat decode time", 45, ("04",)),
+           ("06_moe", "sqrt-softplus gates, bias balancing, hash layers, shared expert, clamp",
+            "load with and without balancing", 45, ("00",)),
+           ("07_mhc", "residual, hyper-connections, Sinkhorn",
+            "gain through 64 layers; the Birkhoff polytope", 45, ("00",)),
+           ("08_whole_model", "block, head, MTP, initialisation; equality with transformers",
+            "parameters of Flash and Pro, exactly", 45, ("00",)),
+           ("09_muon", "orthogonalised updates",
+            "singular values before and after; Muon against AdamW", 45, ("08",)),
+           ("10_pretraining", "training a nano model end to end, in front of you",
+            "loss against n-gram baselines; samples; ablations", 45, ("08",)),
+           ("11_numbers", "FP8, FP4, quantisation-aware training",
+            "error per format; loss after rounding", 45, ("10",)),
+           ("12_specialists", "SFT, then GRPO with verifiable rewards, thinking modes",
+            "reward curves; accuracy before and after", 45, ("10",)),
+           ("13_distillation", "many teachers, one student, on-policy, full vocabulary",
+            "merged weights, off-policy and on-policy side by side", 45, ("12",)),
+           ("14_inference", "sampling, batching, MTP drafts, evaluation",
+            "acceptance rate and speed-up; the report card", 45, ("10",)),
+           ("15_real_weights", "V4's files, byte-range reads, one real layer on a GPU",
+            "mini against real: routers, mHC, sinks, errors", 45, ("08", "11")),)
 
 
 # ---- tables ----
@@ -57,11 +60,13 @@ LESSONS = (
 def table(header: list[str], rows: list[list], note: str = "") -> None:
     """Show a table, HTML for the eye and plain text for everything else. `note` stands below it. A cell may hold a link."""
     cells = [[str(cell) for cell in row] for row in rows]
-    head = "".join(f'<th scope="col" style="text-align:left">{html.escape(name)}</th>' for name in header)
+    head = "".join(f'<th scope="col" style="text-align:left">{html.escape(name)}</th>'
+                   for name in header)
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in cells)
     below = f"<p><small>{html.escape(note)}</small></p>" if note else ""
     widths = [max(len(row[i]) for row in [header, *cells]) for i in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in [header, *cells]]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
+             for row in [header, *cells]]
     text = "\n".join([*lines, *([note] if note else [])])
     page = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{below}"
     display({"text/html": page, "text/plain": text}, raw=True)
@@ -86,7 +91,8 @@ def is_there(name: str) -> bool:
 def course_table() -> None:
     """The lessons, one a row: a link where there is a notebook, "in preparation" where there is none yet."""
     rows = [[f"{name}.ipynb" if is_there(name) else name, teaches, shows, ", ".join(before) or "-",
-             minutes if is_there(name) else "in preparation"] for name, teaches, shows, minutes, before in LESSONS]
+             minutes if is_there(name) else "in preparation"]
+            for name, teaches, shows, minutes, before in LESSONS]
     table(["lesson", "teaches", "shows and measures", "before it", "minutes"], rows,
           "Minutes of study, without exercises, are planned, not measured.")
 
@@ -109,9 +115,11 @@ class CourseMap(ipywidgets.VBox):
         super().__init__([self.chosen, self.card])
 
     def _update(self) -> None:
-        name, teaches, shows, minutes, before = next(lesson for lesson in LESSONS if lesson[0] == self.chosen.value)
+        name, teaches, shows, minutes, before = next(lesson for lesson in LESSONS
+                                                     if lesson[0] == self.chosen.value)
         there = f'<a href="{name}.ipynb" target="_blank">open {name}</a>' if is_there(name) else "in preparation"
-        lines = [("teaches", teaches), ("shows and measures", shows), ("minutes (planned)", minutes),
+        lines = [("teaches", teaches), ("shows and measures", shows),
+                 ("minutes (planned)", minutes),
                  ("right before it", ", ".join(before) or "nothing"),
                  ("the whole way there", " > ".join(chain(name[:2])) or "none")]
         rows = "".join(f"<tr><td><b>{key}</b>&nbsp;&nbsp;</td><td>{html.escape(str(value))}</td></tr>" for key, value in lines)
@@ -129,8 +137,8 @@ class CourseMap(ipywidgets.VBox):
 
 def _box(ax, x, y, width, height, text, colour, size=10.0):
     """A box with its lower left corner at (x, y)."""
-    box(ax, x + width / 2, y + height / 2, text, width, height, colour, alpha=1, fontsize=size, linewidth=0.8,
-        boxstyle="round,pad=0,rounding_size=1.2")
+    box(ax, x + width / 2, y + height / 2, text, width, height, colour, alpha=1, fontsize=size,
+        linewidth=0.8, boxstyle="round,pad=0,rounding_size=1.2")
 
 
 def _arrow(ax, start, end, **look):
@@ -156,9 +164,11 @@ def plot_architecture():
     _tag(ax, 42, 15, "08")
     for x in lanes:
         _arrow(ax, (x, 15), (x, 80), color=GREEN, linewidth=2, mutation_scale=9)
-    ax.add_patch(FancyBboxPatch((1.5, 21), 42, 54, boxstyle="round,pad=0,rounding_size=1.5", fc="none", ec=GREY, ls="--"))
+    ax.add_patch(FancyBboxPatch((1.5, 21), 42, 54, boxstyle="round,pad=0,rounding_size=1.5",
+                                fc="none", ec=GREY, ls="--"))
     ax.text(29, 71.7, "one block: 43 in Flash, 61 in Pro", ha="center", size=9.5, color="#444444")
-    parts = ((27, "attention:\nwindow only, CSA or HCA", SKY, "02"), (50, "mixture of experts", ORANGE, "06"))
+    parts = ((27, "attention:\nwindow only, CSA or HCA", SKY, "02"),
+             (50, "mixture of experts", ORANGE, "06"))
     for y, name, colour, tag in parts:
         _box(ax, 19, y + 4, 22, 9, name, colour)
         _tag(ax, 41, y + 13, tag)
@@ -190,16 +200,19 @@ def plot_architecture():
 
 def _squares(ax, x, y, n, colour, lit=(), w=2.6):
     for i in range(n):
-        ax.add_patch(Rectangle((x + i * w, y), w * 0.82, 2.2, fc=colour if i in lit else "white", ec=BLACK, lw=0.7))
+        ax.add_patch(Rectangle((x + i * w, y), w * 0.82, 2.2, fc=colour if i in lit else "white",
+                               ec=BLACK, lw=0.7))
 
 
 def _compression(ax):
     """Three panels, each with 16 tokens below and what a query at the last one reads."""
     x, n = 50, 16
-    for y, tag, title, text in (
-            (79, "02", "window (every layer)", "the last 128 tokens, one by one"),
-            (53, "04", "CSA: compressed sparse attention", "4 tokens -> 1 entry; the indexer picks 512 (Pro: 1024)"),
-            (30, "03", "HCA: heavily compressed attention", "128 tokens -> 1 entry; every entry is read")):
+    for y, tag, title, text in ((79, "02", "window (every layer)",
+                                 "the last 128 tokens, one by one"),
+                                (53, "04", "CSA: compressed sparse attention",
+                                 "4 tokens -> 1 entry; the indexer picks 512 (Pro: 1024)"),
+                                (30, "03", "HCA: heavily compressed attention",
+                                 "128 tokens -> 1 entry; every entry is read")):
         top = y + (9 if tag == "02" else 17)
         ax.text(x, top, title, size=10)
         ax.text(x, top - 3.3, text, size=9, color="#444444")
@@ -209,7 +222,8 @@ def _compression(ax):
         ax.text(x + 15.4 * 2.6, y - 2.8, "now", size=8.5, ha="center", color="#444444")
     for i in range(4):
         left = x + i * 4 * 2.6
-        ax.add_patch(Rectangle((left + 3.6, 61), 3, 3, fc=BLUE if i in (0, 2) else "white", ec=BLACK, lw=0.8))
+        ax.add_patch(Rectangle((left + 3.6, 61), 3, 3, fc=BLUE if i in (0, 2) else "white",
+                               ec=BLACK, lw=0.8))
         for j in range(4):
             ax.plot([left + (j + 0.4) * 2.6, left + 5.1], [55.2, 61], color=GREY, lw=0.6)
     ax.text(x + 43, 62.5, "picked:\nblue", size=8.5, va="center")
@@ -229,7 +243,8 @@ def _experts(ax):
     _squares(ax, x + 13, 12.5, 14, ORANGE, lit=picked, w=2.5)
     ax.plot([x + 8, x + 13 + (picked[-1] + 0.4) * 2.5], [10, 10], color=GREY, lw=0.9)
     for i in picked:
-        _arrow(ax, (x + 13 + (i + 0.4) * 2.5, 10), (x + 13 + (i + 0.4) * 2.5, 12.4), color=GREY, linewidth=0.9, mutation_scale=6)
+        _arrow(ax, (x + 13 + (i + 0.4) * 2.5, 10), (x + 13 + (i + 0.4) * 2.5, 12.4), color=GREY,
+               linewidth=0.9, mutation_scale=6)
     ax.text(x + 13, 16.5, "routed experts: 256 (Pro: 384), 6 work", size=9)
     ax.add_patch(Rectangle((x + 13, 3.5), 4, 3, fc=ORANGE, ec=BLACK, lw=0.8))
     ax.text(x + 18, 5, "one shared expert works for every token", size=9, va="center")
@@ -242,14 +257,17 @@ def plot_layers(configs: dict):
     for row, config in enumerate(configs.values()):
         for i, ratio in enumerate(config.compress_ratios[: config.n_layers]):
             kind = "window only" if not ratio else "CSA, 4 to 1" if ratio == 4 else "HCA, 128 to 1"
-            ax.add_patch(Rectangle((i + 0.08, row - 0.3), 0.84, 0.6, fc=colours[kind], ec=BLACK, lw=0.6))
+            ax.add_patch(Rectangle((i + 0.08, row - 0.3), 0.84, 0.6, fc=colours[kind], ec=BLACK,
+                                   lw=0.6))
             if config.is_hash(i):
                 ax.plot(i + 0.5, row + 0.42, marker="v", color=BLACK, ms=4)
     handles = [Rectangle((0, 0), 1, 1, fc=colour, ec=BLACK, lw=0.6) for colour in colours.values()]
     handles.append(plt.Line2D([], [], marker="v", color=BLACK, ls="", ms=4))
-    ax.legend(handles, [*colours, "experts by token id"], ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.32))
-    ax.set(xlim=(-0.3, max(config.n_layers for config in configs.values()) + 0.3), ylim=(-0.5, len(configs) - 0.3),
-           xlabel="layer, from the first", yticks=range(len(configs)), yticklabels=list(configs))
+    ax.legend(handles, [*colours, "experts by token id"], ncols=4, loc="upper center",
+              bbox_to_anchor=(0.5, -0.32))
+    ax.set(xlim=(-0.3, max(config.n_layers for config in configs.values()) + 0.3),
+           ylim=(-0.5, len(configs) - 0.3), xlabel="layer, from the first",
+           yticks=range(len(configs)), yticklabels=list(configs))
     ax.grid(False)
     return figure
 
@@ -269,9 +287,11 @@ def plot_context_cost(flash, pro):
             if name != "V3.2":
                 share = f"{100 * values[-1] / rows['V3.2'][-1]:.{digits}f} %"
                 dy = 1 if name == "V4-Pro" else -9
-                ax.annotate(share, (lengths[-1], values[-1]), (7, dy), textcoords="offset points", size=10)
-        ax.set(xscale="log", yscale="log", xlabel="tokens of context", ylabel=label, xlim=(900, 4e6),
-               xticks=[2 ** 10, 2 ** 14, 2 ** 17, 2 ** 20], xticklabels=["1K", "16K", "128K", "1M"])
+                ax.annotate(share, (lengths[-1], values[-1]), (7, dy), textcoords="offset points",
+                            size=10)
+        ax.set(xscale="log", yscale="log", xlabel="tokens of context", ylabel=label,
+               xlim=(900, 4e6), xticks=[2 ** 10, 2 ** 14, 2 ** 17, 2 ** 20],
+               xticklabels=["1K", "16K", "128K", "1M"])
         ax.minorticks_off()
     axes[0].set(yticks=[20, 50, 100, 200, 500], yticklabels=["20", "50", "100", "200", "500"])
     axes[0].legend(loc="upper left")
@@ -287,8 +307,10 @@ def plot_lifecycle():
     _tag(ax, 33, 28, "10")
     _tag(ax, 28, 28, "09")
     _arrow(ax, (13.5, 23), (18, 23))
-    ax.text(25.5, 13.8, "Flash 32T tokens\nPro 33T tokens", ha="center", va="center", size=8.5, color="#444444")
-    for y, name in ((33, "mathematics"), (23.2, "code"), (13.4, "agents"), (3.6, "instructions, ...")):
+    ax.text(25.5, 13.8, "Flash 32T tokens\nPro 33T tokens", ha="center", va="center", size=8.5,
+            color="#444444")
+    for y, name in ((33, "mathematics"), (23.2, "code"), (13.4, "agents"),
+                    (3.6, "instructions, ...")):
         _box(ax, 38.5, y, 21, 6.6, f"{name}:\nSFT, then GRPO", ORANGE, 8.5)
         _arrow(ax, (33, 23), (38.5, y + 3.3))
         _arrow(ax, (59.5, y + 3.3), (64.5, 23))
@@ -296,7 +318,8 @@ def plot_lifecycle():
     ax.text(49, 42, "specialists", ha="center", va="center", size=9.5)
     _box(ax, 64.5, 18, 15.5, 10, "on-policy\ndistillation", GREEN, 9.5)
     _tag(ax, 80, 28, "13")
-    ax.text(72.2, 13.8, "more than ten\nteachers, one student", ha="center", va="center", size=8.5, color="#444444")
+    ax.text(72.2, 13.8, "more than ten\nteachers, one student", ha="center", va="center", size=8.5,
+            color="#444444")
     _arrow(ax, (80, 23), (84.5, 23))
     _box(ax, 84.5, 18, 15, 10, "one model:\nrun it,\nevaluate it", YELLOW, 9.5)
     _tag(ax, 99, 28, "14")
@@ -315,7 +338,8 @@ MODELS = {  # the name in prices.csv: (column of the benchmarks, colour, marker)
     "Gemini 3.1 Pro": ("Gemini 3.1 Pro High", PURPLE, "v"),
     "Kimi K2.6": ("Kimi K2.6 Thinking", VERMILION, "P"),
 }
-OTHER_NAMES = {"MCPAtlas Public (Pass@1)": "MCPAtlas (Pass@1)"}  # one benchmark, named otherwise in the table of the modes
+# one benchmark, named otherwise in the table of the modes
+OTHER_NAMES = {"MCPAtlas Public (Pass@1)": "MCPAtlas (Pass@1)"}
 
 
 def published(name: str) -> list[dict]:
@@ -334,12 +358,12 @@ def _value(text: str):
 def scores() -> dict[str, dict[str, float | None]]:
     """{benchmark: {model: score of its strongest mode, None where none was published}} for the models that have a price."""
     modes = {row["benchmark"]: row for row in published("benchmarks_modes")}
-    found = {}
+    by_benchmark = {}
     for row in published("benchmarks_frontier"):
         name = row["benchmark"]
         both = {**modes.get(OTHER_NAMES.get(name, name), {}), **row}
-        found[name] = {model: both.get(column) for model, (column, *_) in MODELS.items()}
-    return found
+        by_benchmark[name] = {model: both.get(column) for model, (column, *_) in MODELS.items()}
+    return by_benchmark
 
 
 def blended(row: dict, ratio: float) -> float:
@@ -351,8 +375,9 @@ def price_table() -> None:
     """The prices with their dates and sources."""
     def usd(value):
         return "not known" if value is None else f"{value:g}"
-    rows = [[r["model"], usd(r["input_usd_per_mtok"]), usd(r["output_usd_per_mtok"]), usd(r["cache_hit_usd_per_mtok"]),
-             r["as_of"], "; ".join(filter(None, (r["note"], r["source"])))] for r in published("prices")]
+    rows = [[r["model"], usd(r["input_usd_per_mtok"]), usd(r["output_usd_per_mtok"]),
+             usd(r["cache_hit_usd_per_mtok"]), r["as_of"],
+             "; ".join(filter(None, (r["note"], r["source"])))] for r in published("prices")]
     table(["model", "input", "output", "cached input", "as of", "note and source"], rows,
           "US dollars for a million tokens. Each row holds on its date and says nothing about later ones.")
 
@@ -365,26 +390,31 @@ def plot_price_quality(benchmark: str, read_per_written: float):
     low, high = min(known), max(known)
     room = max(high - low, 1e-9)
     floor = low - 0.38 * room
-    placed = []  # points from the highest score down: a label goes below its point where one is close above
+    # points from the highest score down: a label goes below its point where one is close above
+    placed = []
     for model in sorted(MODELS, key=lambda model: -(values[model] or 0)):
         _, colour, marker = MODELS[model]
-        rows = sorted((r for r in published("prices") if r["model"] == model), key=lambda r: r["as_of"])
+        rows = sorted((r for r in published("prices") if r["model"] == model),
+                      key=lambda r: r["as_of"])
         prices = [blended(row, read_per_written) for row in rows]
         value = values[model]
         y = floor if value is None else value
-        near = any(abs(math.log10(x / prices[-1])) < 0.55 and 0 <= other - y < 0.17 * room for x, other in placed)
+        near = any(abs(math.log10(x / prices[-1])) < 0.55 and 0 <= other - y < 0.17 * room
+                   for x, other in placed)
         placed.append((prices[-1], y))
         if value is None:
             ax.plot(prices[-1], y, marker="x", color=colour, ms=9, mew=2, ls="", clip_on=False)
             dy = -17 if near else 8
-            ax.annotate(f"{model}: no figure", (prices[-1], y), (0, dy), textcoords="offset points", ha="center", size=8.5)
+            ax.annotate(f"{model}: no figure", (prices[-1], y), (0, dy), textcoords="offset points",
+                        ha="center", size=8.5)
             continue
         if len(prices) > 1 and not math.isclose(*prices):
             ax.plot(prices[0], y, marker=marker, mfc="white", mec=colour, mew=1.8, ms=9, ls="")
             _arrow(ax, (prices[0], y), (prices[-1], y), color=colour, shrinkA=7, shrinkB=7)
         ax.plot(prices[-1], y, marker=marker, color=colour, mec=BLACK, mew=0.6, ms=10, ls="")
         dy = -17 if near else 10
-        ax.annotate(f"{model} {value:g}", (prices[-1], y), (0, dy), textcoords="offset points", ha="center", size=9.5)
+        ax.annotate(f"{model} {value:g}", (prices[-1], y), (0, dy), textcoords="offset points",
+                    ha="center", size=9.5)
     ax.axhspan(floor - 0.14 * room, floor + 0.2 * room, color="#EEEEEE", zorder=0)
     unit = "rating points" if benchmark.endswith(("(Rating)", "(Elo)")) else "%"
     ax.set(xscale="log", xlim=(0.08, 40), ylim=(floor - 0.14 * room, high + 0.25 * room),
@@ -402,22 +432,25 @@ def plot_price_quality(benchmark: str, read_per_written: float):
 
 def plot_modes():
     """What thinking buys: the three reasoning modes of Flash and Pro on every benchmark that is a percentage."""
-    rows = [r for r in published("benchmarks_modes") if not r["benchmark"].endswith(("(Rating)", "(Elo)"))]
-    rows.sort(key=lambda r: (r["V4-Pro Max"] - r["V4-Pro Non-think"]) if r["V4-Pro Non-think"] is not None else -1)
+    rows = [r for r in published("benchmarks_modes")
+            if not r["benchmark"].endswith(("(Rating)", "(Elo)"))]
+    rows.sort(key=lambda r: (r["V4-Pro Max"] - r["V4-Pro Non-think"])
+              if r["V4-Pro Non-think"] is not None else -1)
     figure, axes = plt.subplots(1, 2, figsize=(9.2, 6.2), sharey=True)
     for ax, model in zip(axes, ("V4-Flash", "V4-Pro")):
         for y, row in enumerate(rows):
-            found = [row[f"{model} {mode}"] for mode in ("Non-think", "High", "Max")]
-            known = [value for value in found if value is not None]
+            values = [row[f"{model} {mode}"] for mode in ("Non-think", "High", "Max")]
+            known = [value for value in values if value is not None]
             ax.plot([min(known), max(known)], [y, y], color="#BBBBBB", lw=2, zorder=1)
-            for value, colour, marker in zip(found, ("white", SKY, BLUE), "osD"):
+            for value, colour, marker in zip(values, ("white", SKY, BLUE), "osD"):
                 if value is not None:
                     ax.plot(value, y, marker=marker, mfc=colour, mec=BLACK, mew=0.8, ms=6.5, ls="")
-            if found[0] is None:
+            if values[0] is None:
                 ax.text(1, y, "Non-think: no figure", size=8, va="center", color="#666666")
         ax.set(xlim=(-2, 102), xlabel="score (%)", title=model, yticks=range(len(rows)),
                yticklabels=[r["benchmark"] for r in rows])
         ax.tick_params(axis="y", labelsize=9)
-    handles = [plt.Line2D([], [], marker=m, mfc=c, mec=BLACK, ls="", ms=6.5) for c, m in zip(("white", SKY, BLUE), "osD")]
+    handles = [plt.Line2D([], [], marker=m, mfc=c, mec=BLACK, ls="", ms=6.5)
+               for c, m in zip(("white", SKY, BLUE), "osD")]
     figure.legend(handles, ["Non-think", "High", "Max"], ncols=3, loc="outside lower center")
     return figure

@@ -93,7 +93,8 @@ def show(figure, alt: str) -> None:
     if not alt.strip() or not alt.isascii():
         raise ValueError(f"a figure needs a description in ASCII, found {alt!r}")
     picture = base64.b64encode(png(figure)).decode()
-    display({"image/png": picture, "text/plain": f"[figure] {alt}"}, metadata={"image/png": {"alt": alt}}, raw=True)
+    display({"image/png": picture, "text/plain": f"[figure] {alt}"},
+            metadata={"image/png": {"alt": alt}}, raw=True)
     display({"text/markdown": f"*Figure: {alt}*", "text/plain": f"Figure: {alt}"}, raw=True)
 
 
@@ -105,11 +106,14 @@ class SliderImage(ipywidgets.VBox):
 
     def __init__(self, draw: Callable, ranges: dict, alt: str):
         self.draw, self.alt, self.shown, self._cache = draw, alt, {}, {}
-        self.sliders = {
-            name: ipywidgets.SelectionSlider(options=list(values), value=list(values)[0], description=name.replace("_", " "),
-                                             continuous_update=False, style={"description_width": "initial"})
-            for name, values in ranges.items()}
-        self.image = ipywidgets.Image(format="png", layout={"align_self": "flex-start", "max_width": "100%"})
+        self.sliders = {name: ipywidgets.SelectionSlider(options=list(values),
+                                                         value=list(values)[0],
+                                                         description=name.replace("_", " "),
+                                                         continuous_update=False,
+                                                         style={"description_width": "initial"})
+                        for name, values in ranges.items()}
+        self.image = ipywidgets.Image(format="png", layout={"align_self": "flex-start",
+                                                            "max_width": "100%"})
         for slider in self.sliders.values():
             slider.observe(lambda change: self._update(), names="value")
         self._update()
@@ -128,7 +132,8 @@ class SliderImage(ipywidgets.VBox):
     def _repr_mimebundle_(self, **kwargs):
         """The live widget, and for readers without a kernel the picture as it stands."""
         bundle = super()._repr_mimebundle_(**kwargs)
-        bundle |= {"text/plain": repr(self), "image/png": base64.b64encode(self.image.value).decode()}
+        bundle |= {"text/plain": repr(self),
+                   "image/png": base64.b64encode(self.image.value).decode()}
         return bundle, {"image/png": {"alt": self.alt}}
 
 

@@ -6,8 +6,8 @@ from minids.config import Config
 from minids.show.drawing import arrow, box, canvas, plot_verdicts, stacked_shares
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
 
-COLOURS = {"routed experts": BLUE, "shared experts": SKY, "attention": ORANGE, "embedding": YELLOW, "head": PURPLE,
-           "compressors": GREEN, "all others": VERMILION}
+COLOURS = {"routed experts": BLUE, "shared experts": SKY, "attention": ORANGE, "embedding": YELLOW,
+           "head": PURPLE, "compressors": GREEN, "all others": VERMILION}
 BYTES = {"FP4": 0.5 + 1 / 32, "FP8": 1 + 1 / 128**2, "BF16": 2.0}    # of a number, scales included
 
 
@@ -27,7 +27,8 @@ def _up_and_right(axis, x, y, end):
 def plot_pipeline():
     """From ids to logits, and below it one of a block's two sites."""
     figure, axis = canvas(9.6, 4.6)
-    y, names = 3.95, ["ids", "embed", "copy\nn times", "block 1", "...", "block L", "mHC\nhead", "norm", "head\nmatrix"]
+    y, names = 3.95, ["ids", "embed", "copy\nn times", "block 1", "...", "block L", "mHC\nhead",
+                      "norm", "head\nmatrix"]
     colours = [YELLOW, SKY, ORANGE, GREEN, GREEN, GREEN, ORANGE, SKY, SKY]
     xs = [0.55 + 1.06 * i for i in range(len(names))]
     for x, name, colour in zip(xs, names, colours):
@@ -41,9 +42,11 @@ def plot_pipeline():
     axis.plot([xs[3] + 0.4, 9.3], [y - 0.45, 2.85], color=BLACK, linewidth=0.7, linestyle=":")
     axis.text(0.3, 2.62, "one site; a block has two: attention, then the experts", fontsize=10)
     low, top = 1.0, 2.05
-    for x, text, width, colour in ((0.75, "X\nB T n d", 0.9, ORANGE), (2.35, "read\nsum pre[j] X[j]", 1.45, ORANGE),
+    for x, text, width, colour in ((0.75, "X\nB T n d", 0.9, ORANGE),
+                                   (2.35, "read\nsum pre[j] X[j]", 1.45, ORANGE),
                                    (3.9, "norm", 0.8, SKY), (5.2, "layer\nB T d", 1.0, GREEN),
-                                   (6.65, "write\npost[k] f", 1.15, ORANGE), (8.95, "X'\nB T n d", 0.9, ORANGE)):
+                                   (6.65, "write\npost[k] f", 1.15, ORANGE),
+                                   (8.95, "X'\nB T n d", 0.9, ORANGE)):
         box(axis, x, low, text, width, 0.72, colour)
     plus = axis.add_patch(plt.Circle((7.9, low), 0.27, facecolor="white", edgecolor=BLACK))
     axis.text(7.9, low, "+", fontsize=17, ha="center", va="center")
@@ -54,8 +57,11 @@ def plot_pipeline():
     box(axis, 4.6, top, "carry   sum_j comb[j, k] X[j]", 2.7, 0.42, ORANGE)
     _up_and_right(axis, 0.75, low + 0.38, (3.22, top))
     for shift in (-0.135, -0.045, 0.045, 0.135):
-        arrow(axis, (5.97, top + shift), (7.9 + shift, top + shift), (7.9 + shift, low), patchB=plus)
-    axis.text(0.3, 0.3, "pre, post and comb are computed from X itself, at each site anew (lesson 07).", fontsize=10)
+        arrow(axis, (5.97, top + shift), (7.9 + shift, top + shift), (7.9 + shift, low),
+              patchB=plus)
+    axis.text(0.3, 0.3,
+              "pre, post and comb are computed from X itself, at each site anew (lesson 07).",
+              fontsize=10)
     return figure
 
 
@@ -85,7 +91,8 @@ def plot_faults(rows, columns, values, bounds):
     """A table of numbers: rows are faults, columns are tests. A test sees the faults whose number is above its bound."""
     texts = [[f"{value:.2g}" for value in line] for line in values]
     seen = [[value > bound for value, bound in zip(line, bounds)] for line in values]
-    return plot_verdicts(rows, columns, texts, seen, figsize=(7.6, 0.46 * len(rows) + 1.3), fontsize=10)
+    return plot_verdicts(rows, columns, texts, seen, figsize=(7.6, 0.46 * len(rows) + 1.3),
+                         fontsize=10)
 
 
 def plot_depth(curves, spreads, by_hand=None):
@@ -97,7 +104,8 @@ def plot_depth(curves, spreads, by_hand=None):
             axis.plot(range(1, len(line) + 1), line, linestyle=style, label=name, linewidth=2.2)
         axis.set_xlabel("block")
     if by_hand is not None:
-        axes[1].plot(range(1, len(by_hand) + 1), by_hand, color=BLACK, linewidth=0.9, label="by hand")
+        axes[1].plot(range(1, len(by_hand) + 1), by_hand, color=BLACK, linewidth=0.9,
+                     label="by hand")
     axes[0].set_ylabel("RMS of the streams")
     axes[0].set_ylim(bottom=0)
     axes[1].set_ylabel("differences, as a share of the start")
@@ -105,19 +113,21 @@ def plot_depth(curves, spreads, by_hand=None):
     axes[1].set_ylim(1e-5, 2)
     axes[0].set_title("how large the streams grow")
     axes[1].set_title("how different the streams stay")
-    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=9)
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=6,
+                  fontsize=9)
     return figure
 
 
 def plot_leak(runs, chance):
     """Loss against training step for {name: losses}, with the loss of a guess at random."""
     figure, axis = plt.subplots(figsize=(7.4, 3.5))
-    looks = ({"color": BLUE, "linewidth": 6, "alpha": 0.35}, {"color": ORANGE},
-             {"color": BLACK, "linestyle": "--", "linewidth": 1.2})                  # the third lies on the first
-    for (name, losses), look in zip(runs.items(), looks):
-        axis.plot(losses, label=name, **look)
+    styles = ({"color": BLUE, "linewidth": 6, "alpha": 0.35}, {"color": ORANGE},
+              {"color": BLACK, "linestyle": "--", "linewidth": 1.2})  # the third lies on the first
+    for (name, losses), style in zip(runs.items(), styles):
+        axis.plot(losses, label=name, **style)
     axis.axhline(chance, color=BLACK, linewidth=0.8, linestyle=":")
-    axis.text(len(next(iter(runs.values()))) / 2, chance - 0.4, "guessing: ln(vocabulary)", fontsize=10)
+    axis.text(len(next(iter(runs.values()))) / 2, chance - 0.4, "guessing: ln(vocabulary)",
+              fontsize=10)
     axis.set_xlabel("training step")
     axis.set_ylabel("loss (nats per token)")
     axis.set_ylim(0, chance + 0.5)
@@ -135,7 +145,8 @@ def _grouped(counts):
 def plot_parameters(models):
     """Stacked bars in percent. models: {label: {part: parameters}}."""
     figure, axis = plt.subplots(figsize=(9.0, 0.62 * len(models) + 1.5))
-    stacked_shares(axis, {name: _grouped(counts) for name, counts in models.items()}, COLOURS, least=4.5)
+    stacked_shares(axis, {name: _grouped(counts) for name, counts in models.items()}, COLOURS,
+                   least=4.5)
     axis.set_xlabel("share of the parameters (%)")
     axis.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.45, 1.0), fontsize=9)
     return figure
@@ -144,8 +155,8 @@ def plot_parameters(models):
 def scaled(layers, dim, experts, active) -> Config:
     """Flash with other sizes: the same pattern of layers, everything else as released."""
     pattern = ((0, 0) + (4, 128) * layers)[:layers]
-    return Config.flash().replace(n_layers=layers, compress_ratios=(*pattern, 0), dim=dim, n_routed_experts=experts,
-                                  n_activated_experts=active)
+    return Config.flash().replace(n_layers=layers, compress_ratios=(*pattern, 0), dim=dim,
+                                  n_routed_experts=experts, n_activated_experts=active)
 
 
 def plot_sizes(total, used, title):
@@ -173,8 +184,10 @@ def plot_sweeps(experts, picks):
     """Static twin of the widget. experts, picks: {number: (total, active)}: over the experts stored, over those used. All
     axes are logarithmic: in proportion is a straight line."""
     figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.4), sharey=True)
-    for axis, points, name in zip(axes, (experts, picks), ("routed experts in a layer, E", "experts used by a token, K")):
-        for i, (label, colour, style) in enumerate((("total", BLUE, "o-"), ("active", ORANGE, "s--"))):
+    for axis, points, name in zip(axes, (experts, picks),
+                                  ("routed experts in a layer, E", "experts used by a token, K")):
+        for i, (label, colour, style) in enumerate((("total", BLUE, "o-"),
+                                                    ("active", ORANGE, "s--"))):
             values = [point[i] / 1e9 for point in points.values()]
             axis.plot(list(points), values, style, color=colour, label=label)
         axis.set_xlabel(name)
