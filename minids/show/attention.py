@@ -1,4 +1,4 @@
-"""Figures of lesson 02: the layer's path, caches, channels that turn, needles, reach, sinks, groups, periods, faults."""
+"""Figures of lesson 02: the layer's path, caches, rotated channels, reach, sinks, faults."""
 
 import math
 
@@ -7,11 +7,22 @@ import torch
 from matplotlib.colors import LogNorm
 
 from minids.show.drawing import arrow, box, canvas, cell, plot_verdicts
-from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW, running_mean, signed
+from minids.show.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    YELLOW,
+    running_mean,
+    signed,
+)
 
 
 def plot_path():
-    """From x to the layer's output: the queries above, the one key-value vector below."""
+    """Draw the path from x to the layer's output: queries above, the one key-value vector below."""
     figure, axis = canvas(9.6, 3.9)
     top, mid, low = 3.1, 1.95, 0.8
     box(axis, 0.45, mid, "x", 0.5, colour=YELLOW)
@@ -51,7 +62,10 @@ def plot_path():
 
 
 def plot_by_position(curves):
-    """Left: what the second of two curves adds to the first at the first positions. Right: both, smoothed. {name: losses}."""
+    """Plot how two losses differ at the first positions, and both losses over the whole text.
+
+    curves: two of {name: loss at each position}. The right panel shows means over 16 positions.
+    """
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.4, 3.4), width_ratios=[1, 1.8])
     first, second = curves.values()
     left.bar(range(8), [b - a for a, b in zip(first[:8], second[:8])], color=ORANGE)
@@ -70,7 +84,7 @@ def plot_by_position(curves):
 
 
 def plot_cache(sizes):
-    """Bytes a token and layer, for {name: bytes}, on a logarithmic axis."""
+    """Plot bytes per token and layer on a logarithmic axis. sizes: {name: bytes}."""
     figure, axis = plt.subplots(figsize=(8.6, 0.45 * len(sizes) + 0.9))
     colours = [VERMILION if "V4" in name else BLUE for name in sizes]
     bars = axis.barh(list(sizes), list(sizes.values()), color=colours)
@@ -84,7 +98,7 @@ def plot_cache(sizes):
 
 
 def plot_channels():
-    """Which of 12 channels turn together when r = 8: V4's way and the two usual slips."""
+    """Show which of 12 channels rotate together when r = 8: V4's pairs, and two common mistakes."""
     rows = {"V4: the last r, neighbours": [None] * 4 + [0, 0, 1, 1, 2, 2, 3, 3],
             "slip: the first r": [0, 0, 1, 1, 2, 2, 3, 3] + [None] * 4,
             "slip: halves, (i, i + r/2)": [None] * 4 + [0, 1, 2, 3, 0, 1, 2, 3]}
@@ -107,7 +121,10 @@ def plot_channels():
 
 
 def plot_compass_needles(before, after, times):
-    """Two rows of compass needles: the output's pair of channels before and after it is turned back (angles in radians)."""
+    """Draw a pair of channels of the output as needles, before and after the inverse rotation.
+
+    before, after: angles in radians, one for each of the positions `times`.
+    """
     figure, axes = plt.subplots(2, len(times), figsize=(8.4, 3.4))
     for row, (angles, name, colour) in enumerate(((before, "as it comes", VERMILION),
                                                   (after, "turned back", BLUE))):
@@ -124,7 +141,10 @@ def plot_compass_needles(before, after, times):
 
 
 def plot_distance(results, shifts, chance):
-    """Accuracy at each shift for {name: one list over the shifts for each seed}: mean as a line, seeds as dots."""
+    """Plot accuracy at each shift: the mean as a line, seeds as dots.
+
+    results: {name: for each seed a list over the shifts}; chance: accuracy of guessing.
+    """
     figure, axis = plt.subplots(figsize=(7.6, 3.5))
     for (name, runs), style, colour in zip(results.items(), ("-", "--", "-."),
                                            (BLUE, VERMILION, GREEN)):
@@ -144,7 +164,10 @@ def plot_distance(results, shifts, chance):
 
 
 def plot_reach(maps, window):
-    """Heat maps of how much each output (row) moves when one input (column) changes. maps: {number of layers: T x T}."""
+    """Plot how much each output (row) moves when one input (column) changes.
+
+    maps: {number of layers: T T}; window: w.
+    """
     figure, axes = plt.subplots(1, len(maps), figsize=(3.05 * len(maps) + 0.6, 3.6), sharey=True,
                                 squeeze=False)
     for axis, (layers, moved) in zip(axes[0], maps.items()):
@@ -162,9 +185,9 @@ def plot_reach(maps, window):
 
 
 def plot_sinks(mass, cost, shifts):
-    """Left: the share of attention that each head spends on tokens. Middle: one sink removed. Right: all sinks moved.
+    """Plot the attention that heads spend on tokens, and the cost of removing or moving sinks.
 
-    mass, cost: one list of heads for each layer; shifts: {added to all sinks: loss}.
+    mass, cost: a list of heads for each layer; shifts: {added to all sinks: loss}.
     """
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10.0, 3.5),
                                                  width_ratios=[1.1, 1.1, 1])
@@ -194,9 +217,9 @@ def plot_sinks(mass, cost, shifts):
 
 
 def plot_groups(matrix, g, savings):
-    """Left: the first output matrix in full, zeros white. Right: parameters of a plain and of the grouped projection.
+    """Show the first output matrix in full, zeros white, beside the parameters that grouping saves.
 
-    savings: {model: (plain, grouped)} for one layer.
+    savings: {model: (plain, grouped)}, parameters of one layer.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.4, 3.0), width_ratios=[1, 1.2])
     left.imshow(torch.where(matrix == 0, torch.nan, matrix).numpy(), interpolation="nearest")
@@ -218,7 +241,10 @@ def plot_groups(matrix, g, savings):
 
 
 def plot_periods(lines, marks):
-    """How many positions each pair takes for a full turn: {name: frequencies}; marks: {name: number of positions}."""
+    """Plot how many positions each pair of channels takes for a full rotation.
+
+    lines: {name: frequencies}; marks: {name: number of positions}.
+    """
     figure, axis = plt.subplots(figsize=(8.0, 3.8))
     for (name, w), style in zip(lines.items(), ("-", "--", "-.")):
         axis.plot((2 * math.pi / w).numpy(), style, label=name)
@@ -233,8 +259,11 @@ def plot_periods(lines, marks):
 
 
 def plot_faults(rows, columns, values, bounds):
-    """A table of numbers: rows are faults, columns are tests. A test sees the faults whose number, sign aside, is above its
-    bound; the last column's numbers are differences of a loss."""
+    """Draw a table of numbers: rows are faults, columns are tests.
+
+    A test detects the faults whose absolute number is above its bound. The last column holds
+    differences of a loss.
+    """
     texts = [[f"{value:.0e}" for value in line[:-1]] + [signed(line[-1], 3)] for line in values]
     seen = [[abs(value) > bound for value, bound in zip(line, bounds)] for line in values]
     return plot_verdicts(rows, columns, texts, seen, figsize=(9.2, 0.38 * len(rows) + 1.1),

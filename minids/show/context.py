@@ -1,4 +1,4 @@
-"""Figures of lesson 05: the decode state, what a query reaches, what context costs, a long text read by the nano model."""
+"""Figures of lesson 05: decode state, what a query reads, the cost of context, a million tokens."""
 
 import matplotlib.pyplot as plt
 import torch
@@ -8,20 +8,32 @@ from matplotlib.patches import Patch
 from minids import cost
 from minids.config import Config
 from minids.show.drawing import cell, stacked_shares
-from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, length, length_ticks, plain_ticks
+from minids.show.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    length,
+    length_ticks,
+    plain_ticks,
+)
 
 TERMS = {  # of `minids.cost`, in the order of the stacks
-    "FP8 and FP4 weights": BLUE, "FP8 weights": BLUE, "BF16 and float32 weights": SKY, "BF16 weights": SKY,
-    "CSA core": GREEN, "core": GREEN, "HCA core": ORANGE, "window-only core": PURPLE, "indexer": VERMILION,
-    "window": PURPLE, "CSA entries": GREEN, "latents": GREEN, "HCA entries": ORANGE, "CSA index keys": VERMILION,
-    "index keys": VERMILION}
+    "FP8 and FP4 weights": BLUE, "FP8 weights": BLUE,
+    "BF16 and float32 weights": SKY, "BF16 weights": SKY,
+    "CSA core": GREEN, "core": GREEN, "HCA core": ORANGE, "window-only core": PURPLE,
+    "indexer": VERMILION, "window": PURPLE, "CSA entries": GREEN, "latents": GREEN,
+    "HCA entries": ORANGE, "CSA index keys": VERMILION, "index keys": VERMILION}
 OF_V32 = {"CSA core": "CSA core (V3.2: core)", "CSA entries": "CSA entries (V3.2: latents)",
           "CSA index keys": "index keys"}
 NAMES = {"operations": "10^9 operations (FP8 equivalents)", "bytes": "gigabytes of cache"}
 
 
 def plot_memory(sizes):
-    """{name: bytes} as bars."""
+    """Plot bytes of cache as bars. sizes: {name: bytes}."""
     figure, axis = plt.subplots(figsize=(8.6, 0.5 * len(sizes) + 0.9))
     for y, (name, size) in enumerate(sizes.items()):
         axis.barh(y, size / 1e9, color={"V4-Pro": BLUE, "V4-Flash": SKY}.get(name, "#999999"))
@@ -36,7 +48,7 @@ def plot_memory(sizes):
 
 
 def plot_state(seen, w, m, T):
-    """What one CSA layer keeps after `seen` tokens: its ring, the entries, the waiting tokens, the a-half."""
+    """Show what one CSA layer keeps after `seen` of T tokens: window, waiting tokens, entries."""
     figure, axis = plt.subplots(figsize=(10.2, 3.6))
     full = seen // m * m
     kinds = {"in the window": ORANGE, "waiting for its window": VERMILION,
@@ -67,7 +79,10 @@ def plot_state(seen, w, m, T):
 
 
 def plot_errors(panels):
-    """{title: (cut, {fault: error of each token, T})}: which tokens go wrong, and how much."""
+    """Show which tokens go wrong, and how much.
+
+    panels: {title: (cut, {fault: error of each token, T})}.
+    """
     figure, axes = plt.subplots(len(panels), 1, figsize=(10.2, 2.15 * len(panels) + 0.4),
                                 sharex=True)
     colours = plt.get_cmap("cividis").with_extremes(under="white")
@@ -84,11 +99,14 @@ def plot_errors(panels):
 
 
 def plot_reach(rows, t):
-    """{layer: {"window", "entries": T, bool}}: which tokens the query at t reads in each layer, one by one or in entries."""
+    """Show which tokens the query at t reads in each layer, one by one or in entries.
+
+    rows: {layer: {"window": T, "entries": T}}, bool.
+    """
     figure, axis = plt.subplots(figsize=(10.2, 0.62 * len(rows) + 1.5))
     for y, parts in enumerate(rows.values()):
         for name, colour in (("entries", BLUE), ("window", ORANGE)):
-            for first, last in runs(parts[name]):
+            for first, last in stretches(parts[name]):
                 axis.barh(y, last - first, left=first, height=0.62, color=colour, edgecolor="none")
         axis.barh(y, t + 1, height=0.62, facecolor="none", edgecolor="#999999", linewidth=0.8)
     axis.set_yticks(range(len(rows)), rows)
@@ -103,7 +121,7 @@ def plot_reach(rows, t):
     return figure
 
 
-def runs(mask):
+def stretches(mask):
     """The stretches of a bool tensor where it is true, as (first, last + 1)."""
     edges = torch.diff(torch.nn.functional.pad(mask.int(), (1, 1)))
     return list(zip((edges == 1).nonzero().flatten().tolist(),
@@ -111,7 +129,10 @@ def runs(mask):
 
 
 def plot_stacks(lengths, what):
-    """Stacked areas over the context, a column for each model. what: {"operations" or "bytes": {model: [terms, ...]}}."""
+    """Plot stacked areas over the context, a column for each model.
+
+    what: {"operations" or "bytes": {model: [terms at each length]}}.
+    """
     figure, axes = plt.subplots(len(what), 3, figsize=(10.4, 3.5 * len(what)), sharex=True,
                                 sharey="row")
     figure.get_layout_engine().set(wspace=0.06)
@@ -139,7 +160,7 @@ def plot_stacks(lengths, what):
 
 
 def plot_shares(rows):
-    """{name: terms}: what each total is made of, in percent."""
+    """Plot what each total is made of, in percent. rows: {name: terms}."""
     figure, axis = plt.subplots(figsize=(9.6, 0.5 * len(rows) + 1.5))
     stacked_shares(axis, {name: {term: terms[term] for term in TERMS if term in terms}
                           for name, terms in rows.items()}, TERMS, least=5)
@@ -152,7 +173,10 @@ def plot_shares(rows):
 
 
 def plot_ratios(lengths, curves, published):
-    """{measure: {model: shares of V3.2}} over the context; published: {measure: {model: percent at 1M}}."""
+    """Plot operations and bytes as a share of V3.2's over the context.
+
+    curves: {measure: {model: shares}}; published: {measure: {model: percent at 1M}}.
+    """
     figure, axes = plt.subplots(1, len(curves), figsize=(10.2, 3.7))
     for axis, (measure, models) in zip(axes, curves.items()):
         for (model, shares), colour, style in zip(models.items(), (BLUE, SKY), ("-", "--")):
@@ -173,9 +197,9 @@ def plot_ratios(lengths, curves, published):
 
 
 def plot_cost_by_term(n, hca_ratio):
-    """The widget's picture: operations and bytes of three models at a context of n tokens, by term."""
+    """Plot operations and bytes of three models at a context of n tokens, by term."""
     figure, axes = plt.subplots(1, 2, figsize=(10.2, 3.6))
-    models = {name: squeezed(config, hca_ratio) for name, config in (("Pro", Config.pro()),
+    models = {name: with_hca_ratio(config, hca_ratio) for name, config in (("Pro", Config.pro()),
                                                                      ("Flash", Config.flash()))}
     for axis, (measure, old, new) in zip(axes, (("operations", cost.flops_v32, cost.flops),
                                                 ("bytes", cost.kv_bytes_v32, cost.kv_bytes))):
@@ -186,8 +210,9 @@ def plot_cost_by_term(n, hca_ratio):
                 axis.bar(x, point[name] / 1e9, bottom=bottom, color=TERMS[name], width=0.62)
                 bottom += point[name] / 1e9
             total = f"{bottom:,.0f}" if bottom >= 100 else f"{bottom:.3g}"
-            share = total if x == 0 else f"{total}\n{100 * point['total'] / points['V3.2']['total']:.1f} %"
-            axis.text(x, bottom, share, ha="center", va="bottom", fontsize=10)
+            share = 100 * point["total"] / points["V3.2"]["total"]
+            text = total if x == 0 else f"{total}\n{share:.1f} %"
+            axis.text(x, bottom, text, ha="center", va="bottom", fontsize=10)
         axis.set_ylim(0, 1.25 * max(point["total"] for point in points.values()) / 1e9)
         axis.set_xticks(range(3), points)
         axis.set_ylabel(NAMES[measure])
@@ -202,14 +227,17 @@ def plot_cost_by_term(n, hca_ratio):
     return figure
 
 
-def squeezed(config, hca_ratio):
-    """The same model with another HCA ratio."""
+def with_hca_ratio(config, hca_ratio):
+    """The same configuration with another HCA ratio."""
     return config.replace(compress_ratios=tuple(hca_ratio if m > 4 else m
                                                 for m in config.compress_ratios))
 
 
 def plot_decode_time(points):
-    """Decoded tokens: milliseconds over the context, beside what grows in proportion. points: {n: milliseconds}."""
+    """Plot the time of a decoded token over the context, beside growth in proportion to it.
+
+    points: {n: milliseconds}.
+    """
     figure, axis = plt.subplots(figsize=(8.2, 3.8))
     ns, first = list(points), next(iter(points.values()))
     axis.plot(ns, points.values(), "o-", color=BLUE, label="measured")
@@ -225,7 +253,7 @@ def plot_decode_time(points):
 
 
 def plot_record(record):
-    """The recorded long run in four panels. found: what `minids.recipes.million` wrote."""
+    """Plot the recorded long run in four panels. record: what `minids.recipes.million` wrote."""
     figure, axes = plt.subplots(2, 2, figsize=(10.2, 7.0))
     points = record["points"]
     ns = [point["n"] for point in points]
@@ -265,9 +293,12 @@ def summary(record):
     points = {point["n"]: point for point in record["points"]}
     last = max(points)
     end = points[last]
-    lines = [f"{record['cpu']}, {record['cores']} cores, {record['threads']} thread(s), torch {record['torch']}, {record['dtype']}",
-             f"{'' if record['complete'] else 'not finished yet: '}{last:,} tokens read in {end['prefill_minutes']:.0f} minutes",
-             f"the state: {end['state_bytes']:,} bytes; the process: at most {end['resident_most'] / 1e9:.2f} GB"]
+    state = "" if record["complete"] else "not finished yet: "
+    lines = [f"{record['cpu']}, {record['cores']} cores, {record['threads']} thread(s), "
+             f"torch {record['torch']}, {record['dtype']}",
+             f"{state}{last:,} tokens read in {end['prefill_minutes']:.0f} minutes",
+             f"the state: {end['state_bytes']:,} bytes; "
+             f"the process: at most {end['resident_most'] / 1e9:.2f} GB"]
     lines += [f"one decoded token behind {n:9,} tokens: {points[n]['cpu_ms']:5.1f} ms"
               for n in sorted(points) if n in (2**10, 2**14, 2**17, 2**20, last)]
     lines.append(f"the text that follows: {end['nats']:.2f} nats a token behind all this, "

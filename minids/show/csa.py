@@ -1,4 +1,4 @@
-"""Figures of lesson 04: overlap, torn pairs, leaks, what an indexer finds, what a query picks in a story, what it costs."""
+"""Figures of lesson 04: overlap, torn pairs, leaks, an indexer's recall, a query's picks, costs."""
 
 import matplotlib.pyplot as plt
 from matplotlib.colors import to_rgb
@@ -9,7 +9,7 @@ from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 
 
 def plot_overlap(m, n, chosen):
-    """Tokens with their two halves, above and below the entries, and the slots that entry `chosen` pools."""
+    """Draw tokens, with two halves each, around the entries, and the slots that one entry pools."""
     figure, axis = plt.subplots(figsize=(10.2, 3.7))
     for t in range(n * m):
         for half, y in (("a", 2.6), ("b", 0.0)):
@@ -34,7 +34,10 @@ def plot_overlap(m, n, chosen):
 
 
 def plot_places(scores, chance):
-    """{version: {answer: [accuracy of each seed] for each place}} as bars with a dot for each seed."""
+    """Plot accuracy by the key's place in its window.
+
+    scores: {version: {answer: [[seeds] for each place]}}.
+    """
     answers = list(next(iter(scores.values())))
     figure, axes = plt.subplots(1, len(answers), figsize=(9.6, 3.6), sharey=True)
     for axis, answer in zip(axes, answers):
@@ -57,7 +60,7 @@ def plot_places(scores, chance):
 
 
 def plot_leak(runs, floor):
-    """{name: losses over training steps} on text that nobody can predict."""
+    """Plot losses over training on text that nobody can predict. runs: {name: losses}."""
     figure, axis = plt.subplots(figsize=(8.2, 3.6))
     for (name, line), style, colour in zip(runs.items(), ("-", "--", ":"),
                                            (BLUE, VERMILION, GREEN)):
@@ -76,7 +79,10 @@ STYLES = {"oracle": (BLACK, "-", "s"), "shipped": (GREEN, "-", "o"), "warmed up"
 
 
 def plot_coverage(ks, results):
-    """{who picks: {"mass": shares, "recall": shares}} over k, two panels."""
+    """Plot attention mass and recall over k.
+
+    results: {who picks: {"mass": shares, "recall": shares}}.
+    """
     figure, axes = plt.subplots(1, 2, figsize=(10.2, 4.0), sharey=True)
     for axis, measure in zip(axes, ("mass", "recall")):
         for name, shares in results.items():
@@ -94,7 +100,7 @@ def plot_coverage(ks, results):
 
 
 def plot_variants(rows, k):
-    """{variant: recall of each seed} as dots."""
+    """Plot recall as dots. rows: {variant: recall of each seed}."""
     figure, axis = plt.subplots(figsize=(8.2, 0.45 * len(rows) + 1.1))
     for y, values in enumerate(rows.values()):
         axis.scatter(values, [y] * len(values), color=BLUE, s=45, alpha=0.7)
@@ -108,9 +114,10 @@ def plot_variants(rows, k):
 
 
 def plot_picks(mass, picked, queries, entries):
-    """Queries (rows, with their words) against entries (columns, with theirs): attention as colour, picks as rings.
+    """Plot queries (rows) against entries (columns): attention as colour, picks as rings.
 
-    mass: Q S, NaN where an entry is not complete; picked: Q S bool."""
+    mass: Q S, NaN where an entry is not complete; picked: Q S bool.
+    """
     figure, axis = plt.subplots(figsize=(10.6, 0.2 * len(queries) + 2.4))
     colours = plt.get_cmap("cividis").with_extremes(bad="white")
     image = axis.imshow(mass.sqrt().numpy(), cmap=colours, aspect="auto", interpolation="nearest",
@@ -127,9 +134,11 @@ def plot_picks(mass, picked, queries, entries):
 
 
 def plot_story(pieces, tokens, t, mass, picked, w, m):
-    """A text as the query at t sees it: entries as boxes coloured by attention, the picked ones framed, the window orange.
+    """Draw a text as the query at t sees it: entries coloured by attention, picked ones framed.
 
-    pieces: the words of each token; mass: S, attention of the query; picked: S bool; w: sliding window."""
+    pieces: the words of each token; mass: S, attention of the query; picked: S bool; w: sliding
+    window, underlined in orange.
+    """
     top, columns, complete = max(mass.max().item(), 1e-9), 128, (t + 1) // m
     boxes, column, line = [], 0, 0
     for i in range(-(-tokens // m)):
@@ -170,7 +179,7 @@ def plot_story(pieces, tokens, t, mass, picked, w, m):
 
 
 def plot_operations(lengths, curves):
-    """Operations of one decoded token over the context. curves: {name: counts}."""
+    """Plot operations of one decoded token over the context. curves: {name: counts}."""
     figure, axis = plt.subplots(figsize=(8.6, 4.3))
     styles = zip(curves.items(), ("--", "-", "-", "-."), (VERMILION, BLUE, GREEN, BLACK))
     for (name, counts), style, colour in styles:

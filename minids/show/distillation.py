@@ -1,4 +1,4 @@
-"""Figures of lesson 13: two divergences on a line of tokens, walks that get lost, noisy descents, a student that learns."""
+"""Figures of lesson 13: two divergences, accumulated errors, descents, training."""
 
 import matplotlib.pyplot as plt
 import torch
@@ -18,7 +18,7 @@ def bump(centre, width):
 
 
 def two_humps():
-    """A teacher with two ways to answer, the left one a little likelier: 21."""
+    """A teacher with two ways to answer, the left one a little likelier: 21 log-probabilities."""
     return (0.55 * bump(-4.0, 1.2).exp() + 0.45 * bump(4.0, 1.2).exp()).log()
 
 
@@ -34,7 +34,7 @@ def divergences(centre, width) -> tuple[float, float]:
 
 
 def best_fit(which: str) -> tuple[float, float]:
-    """Centre and width of the bump with the least "forward" or "reverse" KL, on a grid."""
+    """Centre and width of the bump with the smallest "forward" or "reverse" KL, on a grid."""
     student, teacher = bump(CENTRES[:, None], WIDTHS), two_humps()
     # centres widths
     loss = kl(teacher, student) if which == "forward" else kl(student, teacher)
@@ -50,7 +50,7 @@ def _bars(ax, centre, width, colour, title):
 
 
 def plot_two_fits():
-    """The teacher, and the two best students of one bump."""
+    """Plot the teacher and the two best students with one bump."""
     figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.2), sharey=True)
     names = {"forward": "least KL(teacher || student): covers",
              "reverse": "least KL(student || teacher): seeks"}
@@ -62,7 +62,7 @@ def plot_two_fits():
 
 
 def plot_student(centre, width):
-    """One student, and its two divergences as bars."""
+    """Plot one student, and its two divergences as bars."""
     forward, reverse = divergences(centre, width)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.0, 3.0), width_ratios=(2.4, 1))
     _bars(left, centre, width, style.BLUE, f"student: centre {centre:g}, width {width:g}")
@@ -76,7 +76,7 @@ def plot_student(centre, width):
 
 
 def plot_landscape():
-    """Both divergences over centre and width; crosses mark the least."""
+    """Plot both divergences over centre and width; crosses mark the minima."""
     student, teacher = bump(CENTRES[:, None], WIDTHS), two_humps()
     figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.4), sharey=True)
     extent = [v.item() for v in (CENTRES[0] - 0.25, CENTRES[-1] + 0.25, WIDTHS[0] - 0.1,
@@ -93,7 +93,7 @@ def plot_landscape():
 
 
 def plot_lost(chance: dict):
-    """For each writer the chance of being off the path, over the steps of a walk."""
+    """Plot each writer's chance of being off the path over the steps. chance: {name: shares}."""
     figure, ax = plt.subplots(figsize=(7.0, 3.2))
     for (name, share), colour in zip(chance.items(), (style.VERMILION, style.BLUE, style.BLACK)):
         ax.plot(range(len(share)), (100 * torch.as_tensor(share)).tolist(), color=colour,
@@ -105,7 +105,10 @@ def plot_lost(chance: dict):
 
 
 def plot_descents(runs: dict):
-    """A line for each run, thin where there are several: the true KL over steps. runs: {name: R steps}."""
+    """Plot the true KL over steps, thin lines where there are several runs.
+
+    runs: {name: R steps}.
+    """
     figure, ax = plt.subplots(figsize=(7.0, 3.4))
     for (name, losses), colour in zip(runs.items(), (style.VERMILION, style.BLUE)):
         line = {"linewidth": 0.8, "alpha": 0.6} if len(losses) > 1 else {"linewidth": 2}
@@ -118,7 +121,10 @@ def plot_descents(runs: dict):
 
 
 def plot_kl(runs: dict):
-    """The student's KL to its teachers over seconds of training. runs: {name: (seconds of each step, KL of each step)}."""
+    """Plot the student's KL to its teachers over seconds of training.
+
+    runs: {name: (seconds of each step, KL of each step)}.
+    """
     figure, ax = plt.subplots(figsize=(7.0, 3.4))
     for (name, (seconds, kls)), colour in zip(runs.items(),
                                               (style.BLUE, style.ORANGE, style.GREEN)):
@@ -130,7 +136,10 @@ def plot_kl(runs: dict):
 
 
 def plot_report(rows: dict, label: str, always: dict | None = None):
-    """Bars with intervals. rows: {model: {family: (value, low, high)}}; always: {answer: share of right ones}."""
+    """Plot bars with intervals.
+
+    rows: {model: {family: (value, low, high)}}; always: {answer: accuracy of always saying it}.
+    """
     figure, ax = plt.subplots(figsize=(8.0, 3.6))
     families = list(next(iter(rows.values())))
     for k, (family, colour) in enumerate(zip(families, (style.BLUE, style.ORANGE, style.GREEN,

@@ -1,4 +1,4 @@
-"""Pieces that several lessons' figures are made of: boxes and arrows, matrices, bars with intervals, tables."""
+"""Pieces that figures of several lessons are made of: boxes, arrows, cells, bars, tables."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,7 +9,10 @@ from minids.show.style import BLACK, BLUE, ORANGE, SKY
 # ---- diagrams ----
 
 def canvas(width: float, height: float, units: tuple[float, float] | None = None):
-    """A figure of this size in inches with one empty axis, which goes from (0, 0) to `units` (default: inches)."""
+    """A figure of this size in inches with one empty axis.
+
+    The axis goes from (0, 0) to `units` (default: the size in inches).
+    """
     figure, axis = plt.subplots(figsize=(width, height))
     right, top = units or (width, height)
     axis.set_xlim(0, right)
@@ -20,7 +23,7 @@ def canvas(width: float, height: float, units: tuple[float, float] | None = None
 
 def box(axis, x, y, text, width, height=0.56, colour=SKY, alpha=0.45, fontsize=10, linewidth=1.0,
         boxstyle="round,pad=0.02,rounding_size=0.08"):
-    """A rounded box around (x, y) with a text in it."""
+    """Draw a rounded box around (x, y) with a text in it."""
     corner = x - width / 2, y - height / 2
     axis.add_patch(FancyBboxPatch(corner, width, height, boxstyle=boxstyle, facecolor=colour,
                                   edgecolor=BLACK, alpha=alpha, linewidth=linewidth))
@@ -28,14 +31,20 @@ def box(axis, x, y, text, width, height=0.56, colour=SKY, alpha=0.45, fontsize=1
 
 
 def cell(axis, x, y, width, height, text="", fontsize=10.0, ink=BLACK, **look):
-    """A rectangle with its lower left corner at (x, y) and a text in its middle. `look` goes to matplotlib's patch."""
+    """Draw a rectangle with its lower left corner at (x, y) and a text in its middle.
+
+    look: goes to matplotlib's patch.
+    """
     axis.add_patch(plt.Rectangle((x, y), width, height, **look))
     axis.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=fontsize,
               color=ink)
 
 
 def arrow(axis, *points, zorder=3, **look):
-    """A line through the points that ends in an arrow. `look` goes to matplotlib's `arrowprops`."""
+    """Draw a line through the points that ends in an arrow.
+
+    look: goes to matplotlib's `arrowprops`.
+    """
     for a, b in zip(points[:-2], points[1:-1]):
         axis.plot(*zip(a, b), color=BLACK, linewidth=1.1)
     look = {"arrowstyle": "->", "color": BLACK, "linewidth": 1.1, "shrinkA": 0, "shrinkB": 0} | look
@@ -45,13 +54,19 @@ def arrow(axis, *points, zorder=3, **look):
 # ---- charts ----
 
 def bar_places(groups: int, k: int, n: int) -> np.ndarray:
-    """Where the k-th of n bars stands in each group; a group is one unit wide, its bars fill 0.8 of it."""
+    """Where the k-th of n bars stands in each group.
+
+    A group is one unit wide, and its bars fill 0.8 of it.
+    """
     return np.arange(groups) + (k - (n - 1) / 2) * 0.8 / n
 
 
 def interval_bars(axis, places, shares, width, colour, label=None, alpha=None, capsize=3.0,
                   linewidth=1.2):
-    """Bars with their intervals. shares: (value, low, high) of each bar, in the axis' units."""
+    """Draw bars with their intervals.
+
+    shares: (value, low, high) of each bar, in the axis' units.
+    """
     value, low, high = np.array(shares, dtype=float).T
     axis.bar(places, value, width, color=colour, label=label, alpha=alpha)
     axis.errorbar(places, value, [value - low, high - value], fmt="none", ecolor=BLACK,
@@ -59,9 +74,10 @@ def interval_bars(axis, places, shares, width, colour, label=None, alpha=None, c
 
 
 def stacked_shares(axis, rows, colours, least):
-    """A horizontal bar for each row, divided in percent. rows: {name: {part: amount}}; colours: {part: colour}.
+    """Draw a horizontal bar for each row, divided in percent.
 
-    Shares above `least` percent are written into their part.
+    rows: {name: {part: amount}}; colours: {part: colour}. Shares above `least` percent are written
+    into their part.
     """
     for y, amounts in enumerate(rows.values()):
         left, total = 0.0, sum(amounts.values())
@@ -80,7 +96,7 @@ def stacked_shares(axis, rows, colours, least):
 
 
 def heat(axis, M, title=None, size=10.0):
-    """A small matrix with its numbers, in cividis from 0 to 1."""
+    """Draw a small matrix with its numbers, in cividis from 0 to 1."""
     axis.imshow(M.tolist(), vmin=0, vmax=1, cmap="cividis")
     for i, row in enumerate(M.tolist()):
         for j, value in enumerate(row):
@@ -96,7 +112,7 @@ def heat(axis, M, title=None, size=10.0):
 
 
 def plot_verdicts(rows, columns, texts, detected, figsize, fontsize):
-    """A table of faults (rows) against tests (columns).
+    """Draw a table of faults (rows) against tests (columns).
 
     texts, detected: a list for each row, what to write and whether the test detects the fault.
     """

@@ -1,4 +1,4 @@
-"""Figures of lesson 03: what a query reads, frequencies, changes that travel, what entries keep, what they cost."""
+"""Figures of lesson 03: what a query reads, frequencies, effects of changes, what entries keep."""
 
 import matplotlib.pyplot as plt
 import torch
@@ -6,7 +6,17 @@ from matplotlib.colors import BoundaryNorm, ListedColormap, PowerNorm
 from matplotlib.patches import Patch
 
 from minids.show.drawing import cell
-from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, length_ticks, signed
+from minids.show.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    length_ticks,
+    signed,
+)
 
 WAYS = {"later than the query": "#EEEEEE", "only through an entry": SKY,
         "entry and sliding window": GREEN, "only in the sliding window": ORANGE,
@@ -22,7 +32,7 @@ def ways(T, w, m):
 
 
 def plot_reading(t, w, m, T):
-    """One query: its tokens, and the entries below them."""
+    """Draw one query: the tokens it reads, and the entries below them."""
     figure, axis = plt.subplots(figsize=(10.2, 2.7))
     colours, complete = list(WAYS.values()), (t + 1) // m
     for s, kind in enumerate(ways(T, w, m)[t].tolist()):
@@ -49,7 +59,7 @@ def plot_reading(t, w, m, T):
 
 
 def plot_reach(T, m, widths):
-    """All queries against all tokens, one panel for each width of the sliding window."""
+    """Plot all queries against all tokens, one panel for each width of the sliding window."""
     figure, axes = plt.subplots(1, len(widths), figsize=(10.2, 4.1), sharey=True)
     colours = ListedColormap(list(WAYS.values()))
     for axis, w in zip(axes, widths):
@@ -68,7 +78,7 @@ def plot_reach(T, m, widths):
 
 
 def plot_periods(curves, low, high, original, longest):
-    """Tokens in a full turn of each pair of channels. curves: {name: periods}."""
+    """Plot the tokens in a full rotation of each pair of channels. curves: {name: periods}."""
     figure, axis = plt.subplots(figsize=(8.2, 4.2))
     for (name, line), style, colour in zip(curves.items(), ("--", "-.", "-"),
                                            (ORANGE, BLUE, GREEN)):
@@ -89,7 +99,7 @@ def plot_periods(curves, low, high, original, longest):
 
 
 def plot_changes(maps, m):
-    """{title: T T}: how much output t moves when token s is changed. White: not at all."""
+    """Plot how much output t moves when token s changes; white: not at all. maps: {title: T T}."""
     figure, axes = plt.subplots(1, len(maps), figsize=(10.2, 4.4), sharey=True)
     colours = plt.get_cmap("cividis").with_extremes(bad="white")
     for axis, (title, change) in zip(axes, maps.items()):
@@ -109,7 +119,10 @@ def plot_changes(maps, m):
 
 
 def plot_halves(runs, chance):
-    """{name: [(loss on the first half, loss on the second)]} over training steps."""
+    """Plot losses over training on both halves of a text.
+
+    runs: {name: [(first half, second half)]}.
+    """
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.7), sharey=True)
     titles = "first half: random, nobody can know it", "second half: a copy of the first"
     # the third may lie on the first
@@ -130,7 +143,10 @@ def plot_halves(runs, chance):
 
 
 def plot_tasks(scores, chance):
-    """{task: {pooling: accuracies of several seeds}} as dots, and {task: accuracy of a good guess} as lines."""
+    """Plot accuracies as dots, and the accuracy of a good guess as lines.
+
+    scores: {task: {pooling: accuracies of several seeds}}; chance: {task: accuracy or None}.
+    """
     figure, axes = plt.subplots(1, len(scores), figsize=(10.2, 3.6), sharey=True)
     for axis, (task, rows) in zip(axes, scores.items()):
         for x, (values, colour) in enumerate(zip(rows.values(), (BLACK, BLUE, ORANGE, GREEN))):
@@ -148,7 +164,10 @@ def plot_tasks(scores, chance):
 
 
 def plot_weights(fields):
-    """{title: m c}: the weights of a window's tokens (rows) in each channel (columns); small ones show, too."""
+    """Plot the weights of a window's tokens (rows) in each channel (columns).
+
+    fields: {title: m c}.
+    """
     figure, axes = plt.subplots(1, len(fields), figsize=(10.2, 3.6), sharey=True)
     for axis, (title, field) in zip(axes, fields.items()):
         image = axis.imshow(field.numpy(), norm=PowerNorm(0.5, 0, 1), aspect="auto",
@@ -162,7 +181,7 @@ def plot_weights(fields):
 
 
 def plot_recovery(rows, chance):
-    """{name: share of right answers for each place in the window}."""
+    """Plot accuracy for each place in the window. rows: {name: shares}."""
     figure, axis = plt.subplots(figsize=(8.6, 3.8))
     styles = zip(rows.items(), ("^", "o", "s", "x"), (BLACK, BLUE, ORANGE, PURPLE))
     for (name, values), marker, colour in styles:
@@ -180,7 +199,7 @@ def plot_recovery(rows, chance):
 
 
 def plot_damage(rows):
-    """{what was taken away: (mean change of the loss, its standard error)}."""
+    """Plot changes of the loss. rows: {what was removed: (mean change, its standard error)}."""
     figure, axis = plt.subplots(figsize=(8.2, 0.5 * len(rows) + 1.1))
     for y, (mean, error) in enumerate(rows.values()):
         axis.errorbar(mean, y, xerr=2 * error, fmt="o", color=BLUE, capsize=4)
@@ -194,7 +213,10 @@ def plot_damage(rows):
 
 
 def plot_cache(lengths, curves, entry_bytes):
-    """Keys that a query reads in one layer over the context. curves: {name: counts}; the right axis counts bytes."""
+    """Plot the keys that a query reads in one layer over the context; the right axis counts bytes.
+
+    curves: {name: counts}.
+    """
     figure, axis = plt.subplots(figsize=(8.2, 4.0))
     for (name, counts), style, colour in zip(curves.items(), ("-", "-", "--"),
                                              (VERMILION, BLUE, ORANGE)):

@@ -1,6 +1,6 @@
-"""Figures and widgets of lesson 14: what is drawn, batches, drafts and every way they can fall, a talk, pass@k, report card.
+"""Figures and widgets of lesson 14: sampling, batches, drafts, pass@k, the report card.
 
-Published scores and prices come from `minids.show.start`, which lesson 00 uses too.
+For published scores and prices see `minids.show.start`.
 """
 
 import html
@@ -21,7 +21,17 @@ from minids.inference.sampling import distribution
 from minids.model import Model
 from minids.show import start
 from minids.show.drawing import arrow, bar_places, box, canvas, interval_bars
-from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW, plain_ticks
+from minids.show.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    YELLOW,
+    plain_ticks,
+)
 
 GREY = "#C8C8C8"
 COLOURS = BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE
@@ -30,7 +40,10 @@ COLOURS = BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE
 # ---- what is drawn ----
 
 def plot_distributions(rows: dict, names):
-    """Bars for small distributions side by side. rows: {label: probabilities}, names: one for each token."""
+    """Plot small distributions as bars side by side.
+
+    rows: {label: probabilities}; names: one for each token.
+    """
     figure, ax = plt.subplots(figsize=(7.4, 3.2))
     for i, ((label, p), colour) in enumerate(zip(rows.items(), COLOURS)):
         bars = ax.bar(bar_places(len(names), i, len(rows)), np.asarray(p), 0.736 / len(rows),
@@ -43,7 +56,7 @@ def plot_distributions(rows: dict, names):
 
 
 def _curve(ax, logits, temperature: float, top_p: float) -> int:
-    """Probability against rank; blue what can be drawn, grey what is cut. Returns how many tokens are left."""
+    """Plot probability against rank, in grey what is cut off. Returns how many tokens are left."""
     p = distribution(logits, temperature, 1.0).sort(descending=True).values.numpy()
     left = int((distribution(logits, temperature, top_p) > 0).sum())
     rank = np.arange(1, len(p) + 1)
@@ -57,7 +70,7 @@ def _curve(ax, logits, temperature: float, top_p: float) -> int:
 
 
 def plot_top_p(contexts: dict, temperature: float, top_p: float):
-    """The whole vocabulary after two contexts, {beginning: logits}: which tokens can be drawn."""
+    """Plot which tokens of the vocabulary can be sampled. contexts: {beginning: logits}."""
     figure, axes = plt.subplots(1, len(contexts), figsize=(9.2, 3.6), sharey=True)
     for ax, (name, logits) in zip(axes, contexts.items()):
         left = _curve(ax, logits, temperature, top_p)
@@ -87,12 +100,12 @@ def plot_temperatures(contexts: dict, temperatures=(0.5, 1.0, 2.0), top_p: float
 # ---- the batch ----
 
 def windows(tokens: int, ratio: int, pad: int) -> list[int]:
-    """The compression window of each token of a text with `pad` tokens in front of it."""
+    """The compression window of each token of a text after `pad` padding tokens."""
     return [(pad + t) // ratio for t in range(tokens)]
 
 
 def plot_padding(tokens: int = 8, ratio: int = 4):
-    """The same text alone and with one padding token in front: other tokens share a compressed entry."""
+    """Draw a text alone and after one padding token: other tokens share a compressed entry."""
     figure, axis = canvas(9.0, 3.0)
     shades = SKY, ORANGE, GREEN
     for row, (pad, label) in enumerate(((0, "alone"), (1, "one padding token in front"))):
@@ -114,8 +127,11 @@ def plot_padding(tokens: int = 8, ratio: int = 4):
 
 
 def plot_batch_steps(new):
-    """What each row of a batch does in each step. new: for each step a list, True where the row wrote a token, False where it
-    read one of its own prompt, None where it had ended."""
+    """Show what each row of a batch does in each step.
+
+    new: for each step a list over the rows: True where a row wrote a token, False where it read a
+    token of its prompt, None where it had ended.
+    """
     figure, ax = plt.subplots(figsize=(8.4, 0.42 * len(new[0]) + 1.3))
     for t, row in enumerate(new):
         for i, wrote in enumerate(row):
@@ -133,7 +149,7 @@ def plot_batch_steps(new):
 
 
 def plot_throughput(batches, speed, wait):
-    """Tokens a second of all rows, and milliseconds that each row waits for its next token, against the batch."""
+    """Plot tokens a second of all rows, and milliseconds a step, against the batch size."""
     figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.4))
     for ax, values, label, colour in zip(axes, (speed, wait),
                                          ("tokens a second, all rows", "ms for a step"),
@@ -151,7 +167,10 @@ def plot_throughput(batches, speed, wait):
 
 
 def plot_weights_read(lines: dict):
-    """Gigabytes of weights read for each token, against the batch. lines: {model: (batches, gigabytes)}."""
+    """Plot gigabytes of weights read per token against the batch size.
+
+    lines: {model: (batches, gigabytes)}.
+    """
     figure, ax = plt.subplots(figsize=(7.0, 3.4))
     for (name, (batches, gigabytes)), colour, marker in zip(lines.items(), (SKY, BLUE), "os"):
         ax.plot(batches, gigabytes, marker + "-", color=colour, label=name)
@@ -166,7 +185,7 @@ def plot_weights_read(lines: dict):
 # ---- drafts ----
 
 def plot_draft_pass():
-    """One pass with two drafts: guess, verify, keep what stands, replace the first that falls."""
+    """Draw one pass with two drafts: guess, verify, accept, replace the first rejected draft."""
     figure, axis = canvas(9.2, 2.9)
     axis.text(0.1, 2.62, "1. the small block guesses", fontsize=10)
     axis.text(3.55, 2.62, "2. the model reads all of them in one pass", fontsize=10)
@@ -197,7 +216,10 @@ def plot_draft_pass():
 
 
 def plot_overlap(p, q, names):
-    """The model's p and the helper's q: green what accepted guesses deliver, orange what is missing, hatched what falls."""
+    """Plot the model's p against the drafter's q.
+
+    Green: what accepted drafts deliver; orange: what is missing; hatched: what is rejected.
+    """
     figure, ax = plt.subplots(figsize=(7.2, 3.2))
     p, q = np.asarray(p), np.asarray(q)
     both, at = np.minimum(p, q), np.arange(len(names))
@@ -211,8 +233,8 @@ def plot_overlap(p, q, names):
     return figure
 
 
-def tiny() -> Model:
-    """A whole V4 with an MTP block whose vocabulary has three tokens: small enough to follow every way that a text can go."""
+def tiny_model() -> Model:
+    """A whole V4 with MTP and a vocabulary of three tokens: every text can be enumerated."""
     config = Config.nano().replace(dim=16, n_layers=2, compress_ratios=(4, 8, 0), n_heads=2,
                                    head_dim=8, rope_head_dim=4, q_lora_rank=8, window_size=4,
                                    o_lora_rank=8, index_n_heads=2, index_head_dim=4,
@@ -229,8 +251,8 @@ def tiny() -> Model:
 
 
 @torch.inference_mode()
-def plainly(model, prompt, new: int) -> dict[tuple, float]:
-    """{text: probability} of every text of `new` tokens after the prompt, from the model's own probabilities."""
+def text_chances(model, prompt, new: int) -> dict[tuple, float]:
+    """{text: probability} of every text of `new` tokens after the prompt, by the model alone."""
     texts = torch.cartesian_prod(*[torch.arange(model.config.vocab_size)] * new)         # N new
     ids = torch.cat([torch.tensor(prompt).expand(len(texts), -1), texts], 1)
     p = model(ids).softmax(-1)[:, len(prompt) - 1:-1]                                    # N new V
@@ -238,10 +260,12 @@ def plainly(model, prompt, new: int) -> dict[tuple, float]:
     return dict(zip(map(tuple, texts.tolist()), chances.tolist()))
 
 
-def every_way(model, prompt, new: int, drafts: int, judge=None) -> dict[tuple, float]:
-    """{text: probability} of `minids.inference.speculate`: all draws and coins are replaced by forks, and every branch is followed.
+def text_chances_with_drafts(model, prompt, new: int, drafts: int,
+                             judge=None) -> dict[tuple, float]:
+    """{text: probability} of what `minids.inference.speculate` writes, exactly.
 
-    `judge` takes the place of the right judge.
+    Every random choice becomes a fork, and every branch is followed. `judge` replaces the rule that
+    accepts drafts.
     """
     chances, todo = {}, [()]
     while todo:
@@ -250,8 +274,7 @@ def every_way(model, prompt, new: int, drafts: int, judge=None) -> dict[tuple, f
         def pick(weights):
             nonlocal at, chance
             weights = weights.double() / weights.double().sum()
-            # a new fork: take the first way, keep the others for later
-            if at == len(path):
+            if at == len(path):     # a new fork: take the first way, keep the others for later
                 ways = weights.nonzero()[:, 0].tolist()
                 todo.extend((*path, i) for i in ways[1:])
                 path.append(ways[0])
@@ -270,12 +293,12 @@ def every_way(model, prompt, new: int, drafts: int, judge=None) -> dict[tuple, f
 
 
 def accept_all(guesses, q, p, generator) -> list[int]:
-    """Sabotage: a judge that lets every guess stand."""
+    """A faulty rule: it accepts every draft."""
     return [*guesses, speculation.draw(p[len(guesses)], generator)]
 
 
 def resample_from_p(guesses, q, p, generator) -> list[int]:
-    """Sabotage: a judge that draws the replacement from p itself."""
+    """A faulty rule: it samples the replacement from p itself."""
     for i, guess in enumerate(guesses):
         if not speculation.coin(min(1.0, float(p[i, guess] / q[i, guess])), generator):
             return [*guesses[:i], speculation.draw(p[i], generator)]
@@ -283,12 +306,15 @@ def resample_from_p(guesses, q, p, generator) -> list[int]:
 
 
 def total_variation(a: dict, b: dict) -> float:
-    """Half the sum of the differences: the largest difference of probability that any event has."""
+    """Half the sum of absolute differences: the largest that any event's probability has."""
     return sum(abs(a.get(text, 0.0) - b.get(text, 0.0)) for text in {*a, *b}) / 2
 
 
 def plot_enumerations(plain: dict, others: dict):
-    """The probability of every text under other ways to write, against plain sampling's. others: {label: {text: p}}."""
+    """Plot the probability of every text against plain sampling's.
+
+    others: {label: {text: probability}}.
+    """
     figure, axes = plt.subplots(1, len(others), figsize=(3.1 * len(others) + 0.6, 3.5), sharey=True,
                                 squeeze=False)
     most = 1.15 * max(max(plain.values()), *(max(o.values()) for o in others.values()))
@@ -302,8 +328,8 @@ def plot_enumerations(plain: dict, others: dict):
     return figure
 
 
-def guessed(model, ids, max_new_tokens: int, **options):
-    """What `speculate` writes, and for each new token whether it was a guess that stood."""
+def speculate_marked(model, ids, max_new_tokens: int, **options):
+    """What `speculate` writes, and for each new token whether it was an accepted draft."""
     marks, right = [False], speculation.judge
 
     def judge(guesses, q, p, generator):
@@ -316,14 +342,17 @@ def guessed(model, ids, max_new_tokens: int, **options):
     return out, marks[: len(out.ids)]
 
 
-def marked(tokenizer, ids, marks) -> str:
-    """The text, with the tokens that were guesses in brackets."""
+def mark_guesses(tokenizer, ids, marks) -> str:
+    """The text, with the accepted drafts in brackets."""
     return "".join(f"[{tokenizer.decode([i])}]" if mark else tokenizer.decode([i])
                    for i, mark in zip(ids, marks))
 
 
 def plot_acceptance(rates: dict):
-    """Share of judged drafts that stood, by depth. rates: {kind of text: a number for each depth}."""
+    """Plot the share of judged drafts that were accepted, by depth.
+
+    rates: {kind of text: shares}.
+    """
     figure, ax = plt.subplots(figsize=(7.2, 3.2))
     for i, ((name, values), colour) in enumerate(zip(rates.items(), COLOURS)):
         ax.bar(bar_places(len(values), i, len(rates)), 100 * np.array(values), 0.736 / len(rates),
@@ -335,7 +364,10 @@ def plot_acceptance(rates: dict):
 
 
 def plot_speedup(costs: dict):
-    """Speed-up with one draft against the acceptance rate. costs: {name: (verify, draft, rate to mark)}."""
+    """Plot the speed-up with one draft against the acceptance rate.
+
+    costs: {name: (cost of verifying, cost of drafting, rate to mark)}.
+    """
     figure, ax = plt.subplots(figsize=(7.4, 3.5))
     rate = np.linspace(0, 1, 51)
     for (name, (verify, draft, marked)), colour in zip(costs.items(), COLOURS):
@@ -352,8 +384,9 @@ def plot_speedup(costs: dict):
 class Talk(ipywidgets.VBox):
     """A text box and a choice of the mode, above the reply.
 
-    `reply(question, mode)` gives (thoughts, answer, number of tokens), with None for an answer to which it did not come.
-    `question.value` and `mode.value` can be set in code; `shown` holds what is shown.
+    `reply(question, mode)` gives (thoughts, answer, number of tokens); the answer is None where the
+    reply did not get that far. `question.value` and `mode.value` can be set in code; `shown` holds
+    what is shown.
     """
 
     def __init__(self, reply, modes, question: str):
@@ -368,25 +401,26 @@ class Talk(ipywidgets.VBox):
         super().__init__([self.question, self.mode, self.page])
 
     def _update(self) -> None:
-        asked = " ".join(self.question.value.split())
-        self.shown = {"question": asked, "mode": self.mode.value, "thoughts": "", "answer": None,
+        question = " ".join(self.question.value.split())
+        self.shown = {"question": question, "mode": self.mode.value, "thoughts": "", "answer": None,
                       "tokens": 0}
-        if not asked:
+        if not question:
             self.page.value = "<p>Ask something, and press Enter.</p>"
             return
         try:
-            found = self.reply(asked, self.mode.value)
+            thoughts, answer, tokens = self.reply(question, self.mode.value)
         except MinidsError as error:
             self.page.value = f"<p>{html.escape(str(error))}</p>"
             return
-        thoughts, answer, tokens = found
         self.shown |= {"thoughts": thoughts, "answer": answer, "tokens": tokens}
-        thinking = f'<p style="color:#666666"><i>thinks: {html.escape(thoughts)}</i></p>' if thoughts else ""
-        said = "(no answer)" if answer is None else f"<b>{html.escape(answer)}</b>"
-        self.page.value = f"{thinking}<p>{said}</p><p><small>{tokens} tokens written</small></p>"
+        grey = f'<p style="color:#666666"><i>thinks: {html.escape(thoughts)}</i></p>'
+        bold = "(no answer)" if answer is None else f"<b>{html.escape(answer)}</b>"
+        self.page.value = (f"{grey if thoughts else ''}<p>{bold}</p>"
+                           f"<p><small>{tokens} tokens written</small></p>")
 
     def __repr__(self) -> str:
-        return f"[text box: question] [{' | '.join(self.mode.options)}] the reply, with its thoughts in grey"
+        modes = " | ".join(self.mode.options)
+        return f"[text box: question] [{modes}] the reply, with its thoughts in grey"
 
     def _repr_mimebundle_(self, **kwargs):
         bundle = super()._repr_mimebundle_(**kwargs)
@@ -394,7 +428,7 @@ class Talk(ipywidgets.VBox):
 
 
 def plot_conditions(results: dict):
-    """Right answers in percent, with intervals. results: {condition: {family: (share, low, high)}}."""
+    """Plot accuracy with intervals. results: {condition: {family: (share, low, high)}}."""
     figure, ax = plt.subplots(figsize=(9.0, 3.8))
     families = list(next(iter(results.values())))
     for i, ((name, shares), colour) in enumerate(zip(results.items(),
@@ -411,7 +445,7 @@ def plot_conditions(results: dict):
 # ---- pass@k, the report card, the price ----
 
 def plot_pass_at_k(curves: dict):
-    """pass@k against k with intervals. curves: {label: {k: (share, low, high)}}."""
+    """Plot pass@k against k with intervals. curves: {label: {k: (share, low, high)}}."""
     figure, ax = plt.subplots(figsize=(7.2, 3.5))
     for i, ((name, points), colour) in enumerate(zip(curves.items(), (BLUE, VERMILION, GREEN))):
         k = np.array(list(points))
@@ -425,8 +459,10 @@ def plot_pass_at_k(curves: dict):
 
 
 def expected_estimates(p: float, samples: int, k: int) -> tuple[float, float, float]:
-    """The means, over everything that can happen, of 1 - (1 - c/n)^k and of the unbiased estimate, and what both estimate:
-    c of n = `samples` answers are right, each with probability p."""
+    """Expected values of 1 - (1 - c/n)^k and of the unbiased estimate, and the true pass@k.
+
+    c of n = `samples` answers are correct, each with probability p.
+    """
     plug_in = unbiased = 0.0
     for right in range(samples + 1):
         chance = comb(samples, right) * p**right * (1 - p) ** (samples - right)
@@ -436,7 +472,7 @@ def expected_estimates(p: float, samples: int, k: int) -> tuple[float, float, fl
 
 
 def plot_bias(p: float, samples: int):
-    """The exact means of both estimators of pass@k against k, with the truth."""
+    """Plot the expected values of both estimators of pass@k against k, with the truth."""
     figure, ax = plt.subplots(figsize=(7.2, 3.3))
     k = range(1, samples + 1)
     plug_in, unbiased, truth = zip(*(expected_estimates(p, samples, i) for i in k))
@@ -450,7 +486,7 @@ def plot_bias(p: float, samples: int):
 
 
 def plot_card(shares: dict):
-    """The report card's shares with their intervals. shares: {what was asked: (share, low, high)}."""
+    """Plot the report card's shares with intervals. shares: {question: (share, low, high)}."""
     figure, ax = plt.subplots(figsize=(8.2, 0.4 * len(shares) + 1.0))
     for row, (share, low, high) in enumerate(shares.values()):
         ax.barh(row, 100 * share, 0.62, color=SKY)
@@ -471,8 +507,11 @@ EFFORTS = {"V4-Flash Non-think": (start.FLASH, SKY, "o", "none"),
 
 def effort_points(benchmark: str, longer: float, tokens: int = 500) -> dict[str,
                                                                             tuple[float, float]]:
-    """{model and mode: (US dollars for a thousand answers, score)} at the newest price of output, if Non-think writes `tokens`
-    tokens for an answer and Max `longer` times as many. Prompts are left out. Modes without a score are left out too."""
+    """{model and mode: (US dollars for a thousand answers, score)} at the newest price of output.
+
+    Non-think is taken to write `tokens` tokens for an answer, Max `longer` times as many. Prompts
+    are left out, and so are modes without a score.
+    """
     newest = {row["model"]: row["output_usd_per_mtok"] for row in sorted(start.published("prices"),
                                                                          key=lambda r: r["as_of"])}
     scores = next(row for row in start.published("benchmarks_modes")
@@ -502,7 +541,7 @@ def _effort(ax, benchmark, longer):
 
 
 def plot_effort(benchmark: str, longer: float):
-    """Score against the price of an answer for both models, without and with the longest thinking."""
+    """Plot score against the price of an answer, without thinking and with the longest."""
     figure, ax = plt.subplots(figsize=(7.6, 3.9))
     _effort(ax, benchmark, longer)
     ax.set(ylabel="score",

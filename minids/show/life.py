@@ -1,4 +1,4 @@
-"""Figures of lessons 12 to 14: recorded life cycles, `minids lifecycle`, one for each seed, as they lie in data/records."""
+"""Figures of lessons 12 to 14: the recorded runs of `minids lifecycle`, one for each seed."""
 
 import json
 
@@ -15,34 +15,38 @@ HUES = {"after SFT": GREY, "specialists": BLACK, "mean weights": SKY, "mixed SFT
 
 
 def reports(base: str = "nano") -> list[dict]:
-    """Recorded life cycles from a shipped base model, as `minids.recipes.lifecycle.lifecycle` reports them, in the order of seeds."""
+    """The reports of recorded life cycles from a shipped base model, in the order of seeds."""
     files = sorted(paths.data("records").glob(f"lifecycle-{base}-*.json"))
     return [json.loads(path.read_text(encoding="utf-8")) for path in files]
 
 
 def families(reports: list[dict]) -> list[str]:
-    """The families that were asked."""
+    """The families of problems in the reports."""
     return list(dict.fromkeys(row["family"]
                               for row in reports[0]["models"]["distilled"]["problems"]))
 
 
-def shares(report: dict, measure: str = "pass@1", mode: str = "think-high") -> dict[str, dict[str, float]]:
-    """{model: {family: share of right answers, "mean": their mean}} of one report, in one mode."""
+def shares(report: dict, measure: str = "pass@1",
+           mode: str = "think-high") -> dict[str, dict[str, float]]:
+    """{model: {family: accuracy, "mean": their mean}} of one report, in one mode."""
     by_model = {name: {row["family"]: row[measure][0] for row in report["models"][name]["problems"]
                        if row["mode"] == mode} for name in MODELS}
     return {name: row | {"mean": sum(row.values()) / len(row)} for name, row in by_model.items()}
 
 
-def several(report: dict) -> str:
-    """The report's measure with more than one answer: "pass@4" where four were asked for."""
+def pass_at_k_name(report: dict) -> str:
+    """The report's measure with several answers, such as "pass@4"."""
     return f"pass@{report['models']['distilled']['problems'][0]['samples']}"
 
 
 def plot_grpo_gains(reports: list[dict]):
-    """What GRPO did to each specialist on problems never seen: an arrow from SFT to the end for each seed. At pass@1 also the
-    share that greedy answers had before, which is what a policy has that loses its doubts and learns nothing."""
+    """Plot what GRPO did to each specialist on unseen problems: an arrow for each seed.
+
+    The pass@1 panel also marks the accuracy of greedy answers before GRPO, which a policy reaches
+    that only becomes more certain and learns nothing.
+    """
     figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.4), sharey=True)
-    for ax, measure in zip(axes, ("pass@1", several(reports[0]))):
+    for ax, measure in zip(axes, ("pass@1", pass_at_k_name(reports[0]))):
         for i, family in enumerate(families(reports)):
             for j, report in enumerate(reports):
                 before, after = (100 * shares(report, measure)[name][family]
@@ -64,8 +68,10 @@ def plot_grpo_gains(reports: list[dict]):
 
 
 def plot_grpo_logs(reports: list[dict]):
-    """GRPO's batches in every specialist: the share of right replies, and the policy's entropy in the groups that it learns
-    from, a line for each seed."""
+    """Plot GRPO's batches in every specialist, a line for each seed.
+
+    Left: accuracy of the replies. Right: the policy's entropy in the groups that it learns from.
+    """
     figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.4))
     labels = {"accuracy": "right replies in a batch (%)",
               "entropy": "entropy in doubtful groups\n(nats per token)"}
@@ -86,7 +92,7 @@ def plot_grpo_logs(reports: list[dict]):
 
 
 def plot_combined(reports: list[dict], measure: str = "pass@1"):
-    """Every way to one model, in each family and on the mean: a dot for each seed, a line at their mean."""
+    """Plot every way to one model, by family and on average: dots for seeds, a line at the mean."""
     columns = [*families(reports), "mean"]
     figure, ax = plt.subplots(figsize=(9.4, 3.6))
     for k, (name, colour) in enumerate(HUES.items()):
@@ -108,7 +114,7 @@ def plot_combined(reports: list[dict], measure: str = "pass@1"):
 
 def table(reports: list[dict], measure: str = "pass@1", models=tuple(MODELS),
           mode: str = "think-high") -> str:
-    """The shares of some models as text: the mean over seeds, with the lowest and the highest where there are several."""
+    """The accuracy of some models as text: the mean over seeds, with the lowest and the highest."""
     columns = [*families(reports), "mean"]
     lines = [f"{measure:14}" + "".join(f"{column:>20}" for column in columns)]
     for name in models:
@@ -121,6 +127,6 @@ def table(reports: list[dict], measure: str = "pass@1", models=tuple(MODELS),
 
 
 def minutes(report: dict) -> dict[str, float]:
-    """How long the stages took, in minutes: {stage: minutes}, of those that have steps."""
+    """{stage: minutes} of the stages that have steps."""
     return {name: max(row["seconds"] for row in log if "seconds" in row) / 60
             for name, log in report["logs"].items() if any("seconds" in row for row in log)}

@@ -1,4 +1,4 @@
-"""Figures of lesson 07: connections, gains, the Birkhoff polytope, Sinkhorn's convergence, training, a trained model."""
+"""Figures of lesson 07: connections, gains, the Birkhoff polytope, Sinkhorn, trained models."""
 
 import math
 
@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.patches import FancyBboxPatch
 
-from minids.show.drawing import heat
+from minids.show.drawing import bar_places, heat
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, plain_ticks
 
 KINDS = {"residual": (BLACK, "-"), "unconstrained": (VERMILION, "--"), "constrained": (BLUE, "-.")}
@@ -14,7 +14,7 @@ GREY = "#888888"
 
 
 def plot_connections():
-    """One site with one stream, with n streams mixed freely, and with n streams mixed by shares."""
+    """Draw a site with one stream, with freely mixed streams, and with streams mixed by shares."""
     figure, axes = plt.subplots(1, 3, figsize=(10.2, 3.5))
     free = [[1.1, -0.4, 0.3], [0.5, 0.9, -0.6], [-0.3, 0.4, 1.2]]
     share = [[0.8, 0.15, 0.05], [0.05, 0.7, 0.25], [0.15, 0.15, 0.7]]
@@ -51,7 +51,7 @@ def plot_connections():
 
 
 def plot_through_depth(lines, limit=None):
-    """Gain against layer, log scale. lines: {name: list of numbers, or several such lists}."""
+    """Plot gain against layer. lines: {name: list of numbers, or several such lists}."""
     figure, axis = plt.subplots(figsize=(7.6, 3.6))
     for name, line in lines.items():
         colour, style = KINDS[name]
@@ -75,7 +75,7 @@ def plot_through_depth(lines, limit=None):
 # ---- the polytope ----
 
 def corners():
-    """The six 3 x 3 permutation matrices and their places on a hexagon: rotations and swaps in turn."""
+    """The six 3 x 3 permutation matrices, their places on a hexagon, and their orders."""
     orders = [[0, 1, 2], [0, 2, 1], [1, 2, 0], [1, 0, 2], [2, 0, 1], [2, 1, 0]]
     matrices = torch.stack([torch.eye(3)[order] for order in orders])                    # 6 3 3
     angles = torch.arange(6) * math.pi / 3 + math.pi / 2
@@ -83,15 +83,15 @@ def corners():
 
 
 def project(M):
-    """Places of 3 x 3 matrices in the plane, N 2: the linear map that sends each permutation matrix to its corner."""
+    """Places of 3 x 3 matrices in the plane, N 2: linear; each permutation maps to its corner."""
     matrices, places, _ = corners()
     return torch.einsum("nij,kij->nk", M.float(), matrices) @ places / 3
 
 
 def plot_polytope(two, three):
-    """Left: paths of 2 x 2 matrices after each pass over the rows. Right: paths of 3 x 3 matrices, projected.
+    """Plot the paths of 2 x 2 matrices (left) and 3 x 3 matrices (right, projected) under Sinkhorn.
 
-    two: list of paths, each a list of (p, q), the first column of the matrix. three: list of paths, each K 3 3.
+    two: paths of (p, q), the first column of the matrix; three: paths, each K 3 3.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.2, 4.7))
     left.plot([0, 1], [1, 0], color=BLUE, linewidth=4, solid_capstyle="round", alpha=0.6)
@@ -134,7 +134,10 @@ def plot_polytope(two, three):
 # ---- Sinkhorn ----
 
 def plot_convergence(errors, rates):
-    """Largest error of a row sum against iterations, with the slope that theory gives. errors, rates: {name: ...}."""
+    """Plot the largest error of a row sum against iterations, with the slope that theory gives.
+
+    errors: {name: errors}; rates: {name: rate of convergence}.
+    """
     figure, axis = plt.subplots(figsize=(7.6, 3.9))
     for (name, line), colour, mark in zip(errors.items(), (BLUE, GREEN, ORANGE, VERMILION), "os^D"):
         xs = range(1, len(line) + 1)
@@ -156,7 +159,7 @@ def plot_convergence(errors, rates):
 
 
 def plot_sharpness(M, errors, iterations, sharpness):
-    """The widget's picture: the matrix with its sums, and the error of the row sums over the iterations."""
+    """Plot the matrix with its sums, and the error of the row sums over the iterations."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.7), width_ratios=[1, 1.35])
     heat(left, M)
     for i, value in enumerate(M.sum(1).tolist()):
@@ -177,7 +180,7 @@ def plot_sharpness(M, errors, iterations, sharpness):
 
 
 def plot_errors_by_sharpness(sharpness, curves):
-    """Static twin of the widget. curves: {iterations: errors, one for each sharpness}."""
+    """Plot errors against sharpness. curves: {iterations: errors, one for each sharpness}."""
     figure, axis = plt.subplots(figsize=(7.6, 3.6))
     for (iterations, line), style in zip(curves.items(), (":", "-.", "-", "--")):
         axis.plot(sharpness, line, style, marker="o", markersize=4,
@@ -192,13 +195,17 @@ def plot_errors_by_sharpness(sharpness, curves):
 
 
 def plot_shares(ways):
-    """What reaches each of four streams through a stack. ways: {name: (row sums 4, column sums 4)}; a line at 1."""
+    """Plot what reaches each of four streams through a stack.
+
+    ways: {name: (row sums 4, column sums 4)}.
+    """
     figure, axes = plt.subplots(1, 2, figsize=(10.2, 3.5), sharey=True)
     titles = ("forward: signal arriving in each stream",
               "backward: gradient arriving in each stream")
     for axis, title, which in zip(axes, titles, (0, 1)):
         for k, colour in enumerate((BLUE, ORANGE, GREEN, PURPLE)):
-            values, places = [sums[which][k].item() for sums in ways.values()], [i + 0.2 * (k - 1.5) for i in range(len(ways))]
+            values = [sums[which][k].item() for sums in ways.values()]
+            places = bar_places(len(ways), k, 4)
             bars = axis.bar(places, values, width=0.18, color=colour, label=f"stream {k}")
             axis.bar_label(bars, [f"{v:.1f}" for v in values], fontsize=9, padding=2)
         axis.axhline(1, color=BLACK, linewidth=0.8, linestyle=":")
@@ -212,7 +219,7 @@ def plot_shares(ways):
 
 
 def plot_backward(curves):
-    """Worst gain over depth. curves: {name: list over layers}. The third line is dashed: it lies on the second."""
+    """Plot the largest gain over depth. curves: {name: list over layers}."""
     figure, axis = plt.subplots(figsize=(7.6, 3.6))
     styles = ((BLUE, "-"), (ORANGE, "-"), (VERMILION, "--"), (VERMILION, "-."), (GREEN, ":"))
     for (name, line), (colour, style) in zip(curves.items(), styles):
@@ -230,8 +237,10 @@ def plot_backward(curves):
 # ---- training ----
 
 def plot_training(runs, gains):
-    """Loss and gradient norm over training, gain over depth afterwards. runs: {kind: (losses, norms)}, steps S each;
-    gains: {kind: layers S}. A line for each seed."""
+    """Plot loss and gradient norm over training, and the gain over depth afterwards.
+
+    runs: {kind: (losses, norms)}, steps S each; gains: {kind: layers S}. One line for each seed.
+    """
     figure, axes = plt.subplots(1, 3, figsize=(11.0, 3.7))
     for kind, (losses, norms) in runs.items():
         colour, style = KINDS[kind]
@@ -256,7 +265,10 @@ def plot_training(runs, gains):
 # ---- a trained model ----
 
 def plot_learned(sites):
-    """comb, pre and post of each site, means over tokens; post has its own scale. sites: {name: (pre n, post n, comb n n)}."""
+    """Show comb, pre and post of each site, means over tokens; post has its own scale.
+
+    sites: {name: (pre n, post n, comb n n)}.
+    """
     loudest = max(post.max().item() for _, post, _ in sites.values())
     figure, axes = plt.subplots(3, len(sites), figsize=(11.4, 2.7), height_ratios=[4, 1, 1])
     for column, (name, (pre, post, comb)) in zip(axes.T, sites.items()):
@@ -278,7 +290,7 @@ def plot_learned(sites):
 
 
 def plot_variation(models):
-    """How far the maps vary from token to token, by site. models: {name: {map: list over sites}}."""
+    """Plot how much the maps vary between tokens. models: {name: {map: list over sites}}."""
     figure, axes = plt.subplots(1, 3, figsize=(10.2, 3.2), sharey=True)
     for axis, which in zip(axes, ("pre", "post", "comb")):
         for (name, lines), colour, mark in zip(models.items(), (ORANGE, BLUE), "so"):
@@ -293,7 +305,10 @@ def plot_variation(models):
 
 
 def plot_losses(changes, control):
-    """Rise of the loss for each change, as horizontal bars. changes: {name: nats}; `control` names the bars drawn pale."""
+    """Plot the rise of the loss for each change as bars.
+
+    changes: {name: nats}; control: names of the pale bars.
+    """
     figure, axis = plt.subplots(figsize=(8.2, 0.36 * len(changes) + 1.1))
     colours = [SKY if name in control else ORANGE for name in changes]
     bars = axis.barh(list(changes), list(changes.values()), color=colours)
@@ -310,7 +325,10 @@ def plot_losses(changes, control):
 
 
 def plot_costs(ns, parameters, traffic):
-    """Parameters and memory traffic of mHC in Flash over the number of streams. traffic: {name: MB a token}."""
+    """Plot parameters and memory traffic of mHC in Flash over the number of streams.
+
+    traffic: {name: MB per token}.
+    """
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.4))
     left.plot(ns, [p / 1e6 for p in parameters], "o-", color=BLUE)
     left.set_ylabel("parameters of mHC (millions)")

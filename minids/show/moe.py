@@ -1,4 +1,4 @@
-"""Figures of lesson 06: a layer of experts, affinities and clamps, sorting by expert, loads over training, who does what."""
+"""Figures of lesson 06: a layer of experts, affinities, clamps, sorting, loads, specialisation."""
 
 import matplotlib.pyplot as plt
 import torch
@@ -8,13 +8,16 @@ from matplotlib.colors import PowerNorm
 from minids.show.drawing import arrow, box, canvas
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PALETTE, PURPLE, SKY, VERMILION, YELLOW
 
-SETTINGS = {  # the looks of the runs, in every figure
-    "no balancing": (VERMILION, "-"), "V4's numbers: u = 0.001, loss 0.0001": (BLUE, "--"), "bias, u = 0.01": (GREEN, "-."),
-    "sequence-wise loss, 0.01": (PURPLE, ":"), "no balancing, no common direction": (ORANGE, (0, (5, 1)))}
+SETTINGS = {  # colour and line of each run, in every figure
+    "no balancing": (VERMILION, "-"),
+    "V4's numbers: u = 0.001, loss 0.0001": (BLUE, "--"),
+    "bias, u = 0.01": (GREEN, "-."),
+    "sequence-wise loss, 0.01": (PURPLE, ":"),
+    "no balancing, no common direction": (ORANGE, (0, (5, 1)))}
 
 
 def plot_layer(chosen=(1, 4), g=(1.1, 0.4), experts=6):
-    """One token through a layer: the router picks two of six routed experts, the shared one always works."""
+    """Draw one token's path: the router picks two of six experts, the shared one always works."""
     figure, axis = canvas(8.8, 3.9)
     xs = [2.0 + 0.95 * e for e in range(experts)]
     box(axis, 0.6, 1.9, "token\nx", 0.8, 0.7, YELLOW)
@@ -37,7 +40,7 @@ def plot_layer(chosen=(1, 4), g=(1.1, 0.4), experts=6):
 
 
 def plot_affinities(low=-6.0, high=6.0):
-    """Left: affinities that gates have used, against the gate's output. Right: their slopes."""
+    """Plot affinities that gates have used, against the gate's output, and their slopes."""
     x = torch.linspace(low, high, 200, requires_grad=True)
     figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.3))
     curves = {"sqrt(softplus(x)), V4": lambda x: F.softplus(x).sqrt(),
@@ -57,7 +60,7 @@ def plot_affinities(low=-6.0, high=6.0):
 
 
 def plot_clamps(limit=10.0):
-    """Left: the SiLU of the gate, clamped and not. Right: what the product can become at most."""
+    """Plot the SiLU of the gate, clamped and not, and the largest product."""
     x = torch.linspace(-30, 30, 400)
     figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.3))
     axes[0].plot(x, F.silu(x), color=ORANGE, linestyle="--", label="silu(w1 x)")
@@ -75,7 +78,10 @@ def plot_clamps(limit=10.0):
 
 
 def plot_sorting(chosen, experts):
-    """Four tokens' choices, in the tokens' order and in the experts' order, with lines between. chosen: N x K list."""
+    """Draw four tokens' choices in the tokens' order and in the experts' order, joined by lines.
+
+    chosen: N x K list.
+    """
     N, K = len(chosen), len(chosen[0])
     flat = [e for row in chosen for e in row]
     order = sorted(range(N * K), key=lambda i: flat[i])
@@ -101,7 +107,10 @@ def plot_sorting(chosen, experts):
 
 
 def plot_zipf(frequencies, loads, control, bound):
-    """Left: token frequencies by rank. Right: largest over mean load of random tables, on text and on even frequencies."""
+    """Plot token frequencies by rank, and the imbalance of random hash tables.
+
+    loads, control: largest over mean load of random tables, on text and on even frequencies.
+    """
     figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.3))
     ranked = sorted((f for f in frequencies if f > 0), reverse=True)
     axes[0].loglog(range(1, len(ranked) + 1), ranked, color=BLUE, label="held-out text")
@@ -122,7 +131,10 @@ def plot_zipf(frequencies, loads, control, bound):
 
 
 def plot_load_curves(runs, smooth=10):
-    """Largest over mean load against the step. runs: {name: S R E loads of R seeds}; bands are the seeds' range."""
+    """Plot the largest load over the mean load against the step.
+
+    runs: {name: S R E loads of R seeds}; bands are the seeds' range.
+    """
     figure, axis = plt.subplots(figsize=(8.4, 4.5))
     for name, loads in runs.items():
         colour, line = SETTINGS.get(name, (BLACK, "-"))
@@ -144,7 +156,10 @@ def plot_load_curves(runs, smooth=10):
 
 
 def plot_load_maps(runs, top=8, smooth=4):
-    """Load over mean load of each expert and step, one panel for each run. runs: {name: S E}; top: E / K, the worst."""
+    """Plot load over mean load of each expert and step, one panel for each run.
+
+    runs: {name: S E}; top: E / K, the largest possible value.
+    """
     figure, axes = plt.subplots(1, len(runs), figsize=(9.4, 3.6), sharey=True)
     for axis, (name, loads) in zip(axes, runs.items()):
         loads = loads.unfold(0, smooth, smooth).sum(-1)
@@ -161,7 +176,7 @@ def plot_load_maps(runs, top=8, smooth=4):
 
 
 def plot_loads_at(runs, step, smooth=10):
-    """The widget's picture: each expert's load around one step, a row of bars for each run. runs: {name: S E}."""
+    """Plot each expert's load around one step, a row of bars for each run. runs: {name: S E}."""
     figure, axes = plt.subplots(1, len(runs), figsize=(9.4, 2.9), sharey=True)
     for axis, (name, loads) in zip(axes, runs.items()):
         now = loads[max(step - smooth, 0): step].sum(0)
@@ -178,7 +193,10 @@ def plot_loads_at(runs, step, smooth=10):
 
 
 def plot_agreement(maps, steps):
-    """Share of choices on which the weights of two steps agree. maps: {name: S S}, steps: the S steps."""
+    """Plot the share of choices on which the weights of two steps agree.
+
+    maps: {name: S S}; steps: the S steps.
+    """
     figure, axes = plt.subplots(1, len(maps), figsize=(8.6, 3.7), sharey=True)
     half = (steps[1] - steps[0]) / 2
     sides = steps[0] - half, steps[-1] + half
@@ -196,7 +214,10 @@ def plot_agreement(maps, steps):
 
 
 def plot_specialists(tables, classes, top=2.0):
-    """log2 of the lift of each expert for each class of tokens. tables: {panel: classes x experts}."""
+    """Plot log2 of the lift of each expert for each class of tokens.
+
+    tables: {panel: classes x experts}.
+    """
     figure, axes = plt.subplots(1, len(tables), figsize=(10.0, 0.36 * len(classes) + 1.5),
                                 sharey=True)
     for axis, (name, lift) in zip(axes, tables.items()):
@@ -215,7 +236,7 @@ def plot_specialists(tables, classes, top=2.0):
 
 
 def plot_losses(changes, unit="change of the loss (nats per token)"):
-    """Bars of {name: change}, on a scale that shows small and large ones."""
+    """Plot changes of the loss as bars, on a scale that shows small and large ones."""
     figure, axis = plt.subplots(figsize=(8.4, 0.42 * len(changes) + 1.2))
     bars = axis.barh(list(changes), list(changes.values()), color=BLUE)
     axis.bar_label(bars, [f"{value:+.4f}" if abs(value) < 0.1 else f"{value:+.2f}"

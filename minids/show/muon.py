@@ -1,4 +1,4 @@
-"""Figures of lesson 09: singular values of gradients and updates, the polynomials that move them, stacked experts, the race."""
+"""Figures of lesson 09: singular values, polynomials, stacked experts, the race of optimisers."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,7 +12,8 @@ HYBRID = [STEEP] * 8 + [FLAT] * 2
 LOOKS = {"gradient": (VERMILION, "-"), "AdamW's first update": (ORANGE, "--"),
          "Muon's first update": (BLUE, "-")}
 
-# What the lesson's own `race` gave for the seeds 0, 1 and 2: the loss on validation bytes after 100 steps, by learning rate.
+# Results of the lesson's own `race` for the seeds 0, 1 and 2: the loss on validation bytes after
+# 100 steps, by learning rate.
 SWEEP = {
     "AdamW": {
         0.0005: [2.416, 2.391, 2.369],
@@ -32,7 +33,7 @@ SWEEP = {
         0.032: [2.233, 2.191, 2.202],
     },
 }
-# The same with the orthogonalisation changed, at the rate that was best for Muon.
+# The same with another orthogonalisation, at the rate that was best for Muon.
 VARIANTS = {
     "Muon: 8 steep + 2 flat steps, rate 0.016": [2.162, 2.103, 2.163],
     "5 steep steps, rate 0.016": [2.17, 2.106, 2.155],
@@ -45,7 +46,10 @@ VARIANTS = {
 
 
 def plot_spectra(values: dict[str, torch.Tensor]):
-    """Singular values of several matrices, descending: relative to the largest, and what share of the square they add up to."""
+    """Plot singular values of several matrices, and what share of the squared norm they add up to.
+
+    values: {name: singular values, descending}.
+    """
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.7))
     for name, s in values.items():
         colour, dash = LOOKS[name]
@@ -63,7 +67,7 @@ def plot_spectra(values: dict[str, torch.Tensor]):
 
 
 def plot_circles(G, Q):
-    """Where a circle goes: under the 2 x 2 matrix G, and under its orthogonalised Q; the singular directions as arrows."""
+    """Draw a circle under the 2 x 2 matrix G and under its orthogonalised Q."""
     Vt = np.linalg.svd(np.asarray(G, dtype=float))[2]
     Vt = np.where(Vt[:, 1:] < 0, -Vt, Vt)                                # rows that point upwards
     turn = np.linspace(0, 2 * np.pi, 200)
@@ -86,22 +90,22 @@ def plot_circles(G, Q):
     return figure
 
 
-def apply(x, steps):
-    """The polynomials a x + b x^3 + c x^5 of `steps`, one after the other."""
+def apply_steps(x, steps):
+    """Apply the polynomials a x + b x^3 + c x^5 of `steps`, one after the other."""
     for a, b, c in steps:
         x = a * x + b * x**3 + c * x**5
     return x
 
 
 def plot_polynomials():
-    """One steep and one flat step, as functions of a singular value."""
+    """Plot one steep and one flat step as functions of a singular value."""
     x = np.linspace(0, 1.3, 400)
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.7), sharey=True)
     for ax, step, name, colour in zip(axes, (STEEP, FLAT), ("steep, 8 times", "flat, 2 times"),
                                       (VERMILION, BLUE)):
         ax.axhline(1, color=BLACK, linewidth=0.8, linestyle=":")
         ax.plot(x, x, color=BLACK, linewidth=0.8, label="unchanged")
-        ax.plot(x, apply(x, [step]), color=colour, label="after one step")
+        ax.plot(x, apply_steps(x, [step]), color=colour, label="after one step")
         ax.set(xlabel="singular value before",
                title=f"{name}: ({', '.join(f'{k:g}' for k in step)})", ylim=(0, 1.65))
         ax.axvspan(0.68, 1.134, color=SKY, alpha=0.25, linewidth=0)
@@ -113,14 +117,14 @@ def plot_polynomials():
 
 
 def plot_all_steps(low: float = 1e-5):
-    """All steps together, for singular values from `low` to 1, beside Muon's original five steps."""
+    """Plot all steps together for singular values from `low` to 1, with Muon's original five."""
     x = np.logspace(np.log10(low), 0, 4000)
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.7), width_ratios=(3, 2))
     for ax in axes:
-        ax.plot(x, apply(x, [STEEP] * 8), color=ORANGE, linewidth=1.2, label="8 steep")
-        ax.plot(x, apply(x, [STEEP] * 5), "--", color=BLACK, linewidth=1.2,
+        ax.plot(x, apply_steps(x, [STEEP] * 8), color=ORANGE, linewidth=1.2, label="8 steep")
+        ax.plot(x, apply_steps(x, [STEEP] * 5), "--", color=BLACK, linewidth=1.2,
                 label="5 steep (Muon, 2024)")
-        ax.plot(x, apply(x, HYBRID), color=BLUE, linewidth=2.2, label="8 steep + 2 flat (V4)")
+        ax.plot(x, apply_steps(x, HYBRID), color=BLUE, linewidth=2.2, label="8 steep + 2 flat (V4)")
         ax.set(xscale="log", xlabel="singular value / Frobenius norm")
     axes[0].set(ylabel="singular value after", ylim=(0, 1.3), title="Steep, then flat")
     axes[0].legend(fontsize=10, loc="lower right")
@@ -129,10 +133,13 @@ def plot_all_steps(low: float = 1e-5):
 
 
 def plot_paths(values, steps=HYBRID):
-    """The way of each singular value through the steps; `values` are divided by the Frobenius norm already."""
+    """Plot each singular value's path through the steps.
+
+    values: singular values divided by the Frobenius norm.
+    """
     path = [np.asarray(values, dtype=float)]
     for step in steps:
-        path.append(apply(path[-1], [step]))
+        path.append(apply_steps(path[-1], [step]))
     path = np.stack(path)                                                  # steps+1 values
     figure, ax = plt.subplots(figsize=(8.4, 4.0))
     colours = plt.cm.cividis(np.linspace(0, 0.95, path.shape[1]))
@@ -147,16 +154,19 @@ def plot_paths(values, steps=HYBRID):
 
 
 def plot_after_steps(steps: int, values):
-    """The map after so many steps of the hybrid, and what it makes of these singular values (divided by the norm)."""
+    """Plot the map after so many steps of the hybrid, and what it makes of some singular values.
+
+    values: divided by the Frobenius norm.
+    """
     x = np.logspace(-5, 0, 2000)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.6))
-    left.plot(x, apply(x, HYBRID[:steps]), color=BLUE)
+    left.plot(x, apply_steps(x, HYBRID[:steps]), color=BLUE)
     here = np.asarray(values, dtype=float)
-    left.plot(here, apply(here, HYBRID[:steps]), "o", color=VERMILION, markersize=3)
+    left.plot(here, apply_steps(here, HYBRID[:steps]), "o", color=VERMILION, markersize=3)
     left.axhline(1, color=BLACK, linewidth=0.8, linestyle=":")
     left.set(xscale="log", ylim=(0, 1.3), xlabel="singular value / Frobenius norm",
              ylabel=f"after {steps} steps", title="The map (dots: this gradient)")
-    right.hist(apply(here, HYBRID[:steps]).clip(0, 1.299), bins=np.linspace(0, 1.3, 53),
+    right.hist(apply_steps(here, HYBRID[:steps]).clip(0, 1.299), bins=np.linspace(0, 1.3, 53),
                color=VERMILION)
     right.axvline(1, color=BLACK, linewidth=0.8, linestyle=":")
     right.set(xlabel="singular value", ylabel="directions", xlim=(0, 1.3),
@@ -165,7 +175,10 @@ def plot_after_steps(steps: int, values):
 
 
 def plot_experts(share, together, apart):
-    """For each expert: its share of the choices (%), the norm of its update from the stack, and from its own matrix."""
+    """Plot each expert's share of the choices (%) and the norm of its update.
+
+    together, apart: norms with all experts stacked into one matrix, and with each by itself.
+    """
     place = np.arange(len(share))
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.5))
     left.bar(place, share, color=SKY)
@@ -180,7 +193,7 @@ def plot_experts(share, together, apart):
 
 
 def plot_race(curves: dict[str, list[float]], width: int = 8):
-    """Training losses of one run of each kind, running means over `width` steps."""
+    """Plot training losses of one run of each kind, running means over `width` steps."""
     figure, ax = plt.subplots(figsize=(7.6, 3.8))
     for (name, losses), colour, dash in zip(curves.items(), (ORANGE, BLUE), ("--", "-")):
         mean = running_mean(losses, width)[width - 1:]
@@ -192,7 +205,10 @@ def plot_race(curves: dict[str, list[float]], width: int = 8):
 
 
 def plot_sweep(results=None):
-    """{optimiser: {learning rate: losses of the seeds}} as lines with a dot for each seed."""
+    """Plot losses against the learning rate, a dot for each seed.
+
+    results: {optimiser: {learning rate: losses of the seeds}}.
+    """
     results = SWEEP if results is None else results
     figure, ax = plt.subplots(figsize=(7.6, 3.8))
     for (name, losses), colour, dash in zip(results.items(), (ORANGE, BLUE), ("o--", "s-")):
@@ -211,7 +227,10 @@ def plot_sweep(results=None):
 
 
 def plot_cost_share(tokens, shares: dict[str, list[float]], real: dict[str, tuple[float, float]]):
-    """The iteration's share of a training step's operations (%), over the tokens in a step; `real` marks V4's batches."""
+    """Plot the iteration's share of a training step's operations (%) over the tokens in a step.
+
+    real: {name: (tokens, share)} at V4's batch sizes.
+    """
     figure, ax = plt.subplots(figsize=(7.6, 3.6))
     for (name, share), colour in zip(shares.items(), (GREEN, SKY, BLUE)):
         ax.plot(tokens, share, color=colour, label=name)

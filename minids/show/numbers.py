@@ -1,4 +1,4 @@
-"""Figures of lesson 11: codes on a line, densities, scales, outliers, masters and their copies, losses, bytes by format."""
+"""Figures of lesson 11: codes on a line, scales, outliers, master weights, bytes by format."""
 
 import math
 
@@ -16,7 +16,7 @@ FORMATS = {"FP4": BLUE, "FP4 scales": SKY, "FP8": ORANGE, "FP8 scales": YELLOW, 
 
 
 def plot_bit_fields():
-    """The three formats as rows of boxes: sign, exponent, mantissa."""
+    """Draw three formats as rows of boxes: sign, exponent, mantissa."""
     figure, axis = canvas(9.0, 2.7)
     rows = [("E2M1 (FP4)", 1, 2, 1, "0.5 to 6, and 0"),
             ("E4M3 (FP8)", 1, 4, 3, "2^-9 to 448, and 0"),
@@ -36,7 +36,7 @@ def plot_bit_fields():
 
 
 def plot_fp4_line():
-    """All FP4 numbers on a line, with their codes."""
+    """Draw all FP4 numbers on a line, with their codes."""
     figure, axis = plt.subplots(figsize=(9.0, 1.9))
     for code, value in enumerate(FP4_VALUES):
         axis.plot([value, value], [0, 0.35], color=BLUE if code < 8 else ORANGE, linewidth=2.5)
@@ -54,8 +54,10 @@ def plot_fp4_line():
 
 
 def plot_density(positive):
-    """Left: how many FP8 numbers lie in each octave. Right: distance to the next number as a share of the number. positive:
-    {name: its numbers above 0, in order}."""
+    """Plot how many FP8 numbers lie in each octave, and the relative distance to the next number.
+
+    positive: {name: its numbers above 0, in order}.
+    """
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.4))
     for (name, numbers), colour, shift in zip(positive.items(), (ORANGE, BLUE), (-0.2, 0.2)):
         octaves = np.floor(np.log2(numbers))
@@ -78,7 +80,10 @@ def plot_density(positive):
 
 
 def plot_scale_rules(amax, errors, marks):
-    """Relative error of a block over its largest number, for several rules of choosing the scale. errors: {name: list}."""
+    """Plot a block's relative error over its largest number, for several rules for the scale.
+
+    errors: {name: list}; marks: where to label the axis.
+    """
     figure, axis = plt.subplots(figsize=(8.4, 3.6))
     for (name, values), style, colour in zip(errors.items(), ("-", "--", ":"),
                                              (BLUE, VERMILION, BLACK)):
@@ -96,12 +101,14 @@ def plot_scale_rules(amax, errors, marks):
 
 
 def plot_rounding(number, largest):
-    """Where one number lands when the largest of its block is given: the FP4 grid at this scale and the rounded number."""
+    """Show where a number lands on the FP4 grid when the largest number of its block is given."""
     scale = 2.0 ** math.ceil(math.log2(largest / 6))
     figure, axis = plt.subplots(figsize=(8.6, 2.2))
     where = rounded_to(number, scale)
     _grid_line(axis, scale, number, where, largest)
-    axis.set_title(f"scale 2^{int(math.log2(scale))}: {number:g} becomes {where:g} (error {abs(where - number) / number:.0%})")
+    error = abs(where - number) / number
+    axis.set_title(f"scale 2^{int(math.log2(scale))}: {number:g} becomes {where:g} "
+                   f"(error {error:.0%})")
     axis.set_xlim(-0.3, 12.6)
     axis.set_xlabel("number")
     return figure
@@ -115,7 +122,7 @@ def rounded_to(number: float, scale: float) -> float:
 
 
 def plot_roundings(cases):
-    """Static twin of the widget: one row for each (number, largest)."""
+    """`plot_rounding` for several (number, largest), one a row."""
     figure, axes = plt.subplots(len(cases), 1, figsize=(8.6, 1.25 * len(cases) + 0.6), sharex=True)
     for axis, (number, largest) in zip(axes, cases):
         scale = 2.0 ** math.ceil(math.log2(largest / 6))
@@ -143,7 +150,7 @@ def _grid_line(axis, scale, number, where, largest):
 
 
 def plot_format_errors(errors):
-    """Bars of relative errors. errors: {kind of matrix: {format: error}}."""
+    """Plot relative errors as bars. errors: {kind of matrix: {format: error}}."""
     figure, axis = plt.subplots(figsize=(9.0, 3.4))
     formats = list(next(iter(errors.values())))
     for i, (format, colour) in enumerate(zip(formats, (GREEN, ORANGE, BLUE, VERMILION))):
@@ -162,7 +169,7 @@ def plot_format_errors(errors):
 
 
 def plot_outlier(plain, rounded, turned, turned_rounded):
-    """A vector with one large channel, and the same turned: numbers, and what FP4 makes of them."""
+    """Plot a vector with one large channel, and its Hadamard transform, before and after FP4."""
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.2))
     panels = (plain, rounded, "as it is"), (turned, turned_rounded, "after the Hadamard turn")
     for axis, (before, after, title) in zip(axes, panels):
@@ -180,7 +187,7 @@ def plot_outlier(plain, rounded, turned, turned_rounded):
 
 
 def plot_outlier_sweep(sizes, plain, turned):
-    """Error of a vector in FP4 over the size of its outlier, as shares of what the other channels hold."""
+    """Plot a vector's error in FP4 over the size of its outlier, relative to the other channels."""
     figure, axis = plt.subplots(figsize=(7.6, 3.2))
     axis.plot(sizes, [100 * e for e in plain], "o-", color=VERMILION, label="as it is")
     axis.plot(sizes, [100 * e for e in turned], "s--", color=BLUE, label="after the Hadamard turn")
@@ -193,7 +200,10 @@ def plot_outlier_sweep(sizes, plain, turned):
 
 
 def plot_masters(tracks):
-    """Weights over steps, one panel each. tracks: {title: (what the steps add to, what the model computes with)}."""
+    """Plot weights over steps, one panel each.
+
+    tracks: {title: (what the steps add to, what the model computes with)}.
+    """
     figure, axes = plt.subplots(1, len(tracks), figsize=(9.6, 3.2), sharey=True)
     for axis, (title, (stored, used)) in zip(axes, tracks.items()):
         for value in (0.5, 1.0, 1.5):
@@ -210,7 +220,10 @@ def plot_masters(tracks):
 
 
 def plot_changes(rows, title):
-    """Differences of a loss with their standard errors, as dots. rows: {name: (difference, error)}, in nats per token."""
+    """Plot differences of a loss with their standard errors, as dots.
+
+    rows: {name: (difference, error)}, in nats per token.
+    """
     figure, axis = plt.subplots(figsize=(8.6, 0.42 * len(rows) + 1.2))
     for y, (difference, error) in enumerate(rows.values()):
         axis.errorbar(difference, y, xerr=2 * error, fmt="o", color=BLUE, ecolor=ORANGE,
@@ -225,7 +238,7 @@ def plot_changes(rows, title):
 
 
 def plot_on_disk(models):
-    """Stacked bars of bytes by format. models: {name: {format: bytes}}."""
+    """Plot bytes by format as stacked bars. models: {name: {format: bytes}}."""
     figure, axis = plt.subplots(figsize=(9.0, 0.75 * len(models) + 1.3))
     rows = {name: {format: counts.get(format, 0) for format in FORMATS}
             for name, counts in models.items()}

@@ -1,4 +1,4 @@
-"""Figures of lesson 10: samples side by side, a loss that is drawn while it falls, a run's log, the next-token distribution."""
+"""Figures of lesson 10: samples, a loss that is drawn during training, a run's log, next tokens."""
 
 import html
 
@@ -20,21 +20,22 @@ def _escaped(text: str) -> str:
 
 
 def columns(texts: dict[str, str]) -> HTML:
-    """Texts side by side, each under its title; what is not ASCII is written as HTML's numbers."""
-    cells = "".join(f'<td style="vertical-align: top; text-align: left; width: {100 // len(texts)}%; padding: 0 1em;">'
-                    f"<b>{html.escape(title)}</b><pre style=\"white-space: pre-wrap;\">{_escaped(text)}</pre></td>"
+    """Show texts side by side, each under its title; what is not ASCII as HTML entities."""
+    look = f"vertical-align: top; text-align: left; width: {100 // len(texts)}%; padding: 0 1em;"
+    cells = "".join(f'<td style="{look}"><b>{html.escape(title)}</b>'
+                    f'<pre style="white-space: pre-wrap;">{_escaped(text)}</pre></td>'
                     for title, text in texts.items())
     return HTML(f'<table style="width: 100%;"><tr>{cells}</tr></table>')
 
 
 def visible(tokenizer, token: int) -> str:
-    """A token's text on one line: spaces as _, line ends as \\n, odd bytes escaped."""
+    """A token's text on one line: spaces as _, line ends as \\n, other bytes escaped."""
     text = tokenizer.to_bytes([token]).decode("utf-8", errors="replace").replace(" ", "_")
     return text.encode("unicode_escape").decode("ascii")
 
 
 def _baselines(ax, baselines) -> None:
-    """The yardsticks as lines, their names right of the axes."""
+    """Draw the baselines as lines, with their names to the right of the axes."""
     for name, loss in baselines.items():
         colour, dash = LINES[name]
         ax.axhline(loss, color=colour, linestyle=dash, linewidth=1.4)
@@ -43,7 +44,10 @@ def _baselines(ax, baselines) -> None:
 
 
 def plot_loss(steps: int, losses, validation, baselines):
-    """The loss of a run of `steps` so far: losses, one a step; looks, (step, loss) on validation text; baselines as lines."""
+    """Plot the loss of a run of `steps` steps so far.
+
+    losses: one a step; validation: (step, loss) on validation text; baselines: {name: loss}.
+    """
     figure, ax = plt.subplots()
     ax.set(xlim=(0, steps), ylim=(1.8, 7.8), xlabel="step", ylabel="loss (nats per token)",
            title="Loss while training")
@@ -60,33 +64,42 @@ def plot_loss(steps: int, losses, validation, baselines):
 
 
 class LiveLoss(ipywidgets.Image):
-    """A picture by `plot_loss` that is drawn anew while a model trains: display it, then `add` what was measured."""
+    """A picture by `plot_loss` that changes while a model trains.
+
+    Display it, then `add` each step's loss.
+    """
 
     def __init__(self, steps: int, baselines: dict[str, float]):
-        self.steps, self.baselines, self.losses, self.looks = steps, baselines, [], []
+        self.steps, self.baselines, self.losses, self.validation = steps, baselines, [], []
         super().__init__(format="png")
         self.draw()
 
-    def add(self, loss: float, look: float | None = None, every: int = 10) -> None:
-        """Note a step's loss, and the loss on validation text where there was a look; draw every so many steps."""
+    def add(self, loss: float, validation: float | None = None, every: int = 10) -> None:
+        """Add a step's loss, and the loss on validation text where it was checked.
+
+        The picture is drawn again every `every` steps and after each validation check.
+        """
         self.losses.append(loss)
-        if look is not None:
-            self.looks.append((len(self.losses), look))
-        if look is not None or len(self.losses) % every == 0:
+        if validation is not None:
+            self.validation.append((len(self.losses), validation))
+        if validation is not None or len(self.losses) % every == 0:
             self.draw()
 
     def draw(self) -> None:
         self.value = style.png(self.figure())
 
     def figure(self):
-        return plot_loss(self.steps, self.losses, self.looks, self.baselines)
+        return plot_loss(self.steps, self.losses, self.validation, self.baselines)
 
     def __repr__(self) -> str:
         return "[live figure] the loss while training; the figure below shows the same at the end"
 
 
 def plot_load_over_time(loads, title: str = "Experts of one layer"):
-    """loads: steps x experts, tokens that each expert got. A field: share of the choices, step by step."""
+    """Plot the share of the choices of each expert, step by step.
+
+    loads: steps x experts, tokens that each expert got.
+    """
     share = np.asarray(loads, dtype=float)
     share = 100 * share / share.sum(1, keepdims=True)
     figure, ax = plt.subplots(figsize=(7.0, 2.8))
@@ -99,8 +112,10 @@ def plot_load_over_time(loads, title: str = "Experts of one layer"):
 
 
 def plot_run_log(log, tokens_per_step: int, baselines, stages):
-    """A run's records over tokens read: the loss, its last dots closer, learning rate, gradient norm, speed. Thin lines: a
-    stage begins; `stages` are their names."""
+    """Plot a run's records over the tokens read: loss, learning rate, gradient norm, speed.
+
+    Thin lines mark where a stage begins; `stages` are their names.
+    """
     steps = [r for r in log if "loss" in r]
     validation = [r for r in log if "valid_loss" in r]
     tokens = np.array([r["step"] for r in steps]) * tokens_per_step / 1e6
@@ -159,7 +174,7 @@ def _bars(ax, logits, tokenizer, temperature: float, top_p: float, rows: int) ->
 
 def plot_next_tokens(logits, tokenizer, temperature: float, top_p: float, prompt: str,
                      rows: int = 15):
-    """What may come next: the likeliest tokens after temperature; those that top-p cuts off are grey."""
+    """Plot the likeliest next tokens; those that top-p cuts off are grey."""
     figure, ax = plt.subplots(figsize=(7.0, 4.4))
     count = _bars(ax, logits, tokenizer, temperature, top_p, rows)
     ax.set_title(f'"{prompt} ..."   temperature {temperature:g}, top-p {top_p:g}\n{count}',
@@ -180,7 +195,7 @@ def plot_temperatures(logits, tokenizer, values, top_p: float, prompt: str, rows
 
 
 def plot_schedule(rates, peak: float):
-    """Learning rate over steps."""
+    """Plot the learning rate over steps."""
     figure, ax = plt.subplots(figsize=(7.0, 2.6))
     ax.plot(range(len(rates)), [1e3 * r for r in rates])
     ax.axhline(1e2 * peak, color=style.VERMILION, linestyle="--", linewidth=1.2)
@@ -190,7 +205,10 @@ def plot_schedule(rates, peak: float):
 
 
 def plot_sabotage(curves: dict[str, list[list[float]]], floor: float):
-    """Training losses over steps, for each kind the mean of its runs and their range; `floor` is the trigram's loss."""
+    """Plot training losses: for each kind the mean of its runs and their range.
+
+    curves: {kind: runs}; floor: the trigram's loss.
+    """
     figure, ax = plt.subplots()
     styles = (style.BLACK, "-"), (style.VERMILION, "-"), (style.GREEN, "--"), (style.PURPLE, "-.")
     for (name, runs), (colour, dash) in zip(curves.items(), styles):
@@ -207,7 +225,7 @@ def plot_sabotage(curves: dict[str, list[list[float]]], floor: float):
 
 
 def plot_race(read, losses, fitted: dict[float, float]):
-    """The network's losses over tokens read, against trigrams fitted to as many tokens."""
+    """Plot the network's losses over tokens read, against trigrams fitted to as many tokens."""
     figure, ax = plt.subplots(figsize=(7.0, 3.4))
     ax.plot([r / 1e6 for r in read], losses, color=style.BLUE,
             label="the network (training batches, mean of 10)")
@@ -220,7 +238,10 @@ def plot_race(read, losses, fitted: dict[float, float]):
 
 
 def plot_loss_over_time(runs: dict, baselines: dict[str, float]):
-    """Training losses over seconds of training. runs: {name: (seconds of each step, losses of each step)}."""
+    """Plot training losses over seconds of training.
+
+    runs: {name: (seconds of each step, losses of each step)}.
+    """
     figure, ax = plt.subplots(figsize=(7.0, 3.6))
     for (name, (seconds, losses)), colour in zip(runs.items(), (style.BLUE, style.GREEN)):
         ax.plot(running_mean(np.cumsum(seconds)), running_mean(losses), color=colour,
@@ -233,8 +254,10 @@ def plot_loss_over_time(runs: dict, baselines: dict[str, float]):
 
 
 def plot_ablations(records, base: str):
-    """What each variant of a run ended with: a dot for each seed, for the loss and for near and far questions; the base's
-    range in grey."""
+    """Plot final results of each variant of a run, a dot for each seed; the base's range in grey.
+
+    records: of `minids.recipes.ablations`, with the loss and near and far questions.
+    """
     names = list(dict.fromkeys(r["variant"] for r in records))
     shown = {"loss": "loss on held-out scenes\n(nats per token)",
              "near": "questions, 30 words\n(nats per answer)",

@@ -1,8 +1,9 @@
 """Figures of lesson 15: the files of a checkpoint, and a large model beside a small one.
 
-A checkpoint is "OWNER/NAME" on the Hub, a folder, or a `RemoteCheckpoint`. What ends in `_of` measures one of them and
-reads only the tensors that it needs; `walk` needs a whole forward pass and therefore a folder. The figures of the same
-names take {name of the model: checkpoint} (or walks) and show them side by side.
+A checkpoint is "OWNER/NAME" on the Hub, a folder, or a `RemoteCheckpoint`. Functions that end in
+`_of` measure one checkpoint and read only the tensors they need; `trace` needs a whole forward
+pass and therefore a folder. The `plot_` functions of the same names take {name of the model:
+checkpoint} (or traces) and show them side by side.
 """
 
 import json
@@ -46,7 +47,7 @@ SPECTRA = ("attn.wq_a", "attn.wkv", "ffn.shared_experts.w1", "ffn.experts.0.w1")
 # ---- files ----
 
 def dump(data: bytes, start: int = 0, width: int = 16) -> None:
-    """Print bytes as hexadecimal digits, with the characters that they are in ASCII beside."""
+    """Print bytes as hexadecimal digits beside their ASCII characters."""
     for at in range(0, len(data), width):
         line = data[at:at + width]
         text = "".join(chr(b) if 32 <= b < 127 else "." for b in line)
@@ -54,7 +55,10 @@ def dump(data: bytes, start: int = 0, width: int = 16) -> None:
 
 
 def plot_anatomy(file: str, entries: dict, size: int):
-    """A safetensors file drawn to scale: the eight bytes, the header, the tensors by type. entries: `minids.weights.header`'s."""
+    """Draw a safetensors file to scale: the eight bytes, the header, the tensors by type.
+
+    entries: from `minids.weights.header`.
+    """
     figure, axis = plt.subplots(figsize=(10.2, 2.9))
     axis.grid(False)
     first = min(e.start for e in entries.values())
@@ -84,30 +88,34 @@ def plot_anatomy(file: str, entries: dict, size: int):
 
 @cache
 def inventory(name: str) -> dict:
-    """`minids.layout.inventory` of a preset."""
+    """`minids.weights.layout.inventory` of a preset."""
     return layout.inventory(Config.preset(name))
 
 
 @cache
-def price(pattern: str, name: str) -> tuple[int, dict[str, int]]:
-    """How many tensors of a preset's released files a pattern fits, scales aside, and the bytes by type, scales included."""
+def matching(pattern: str, name: str) -> tuple[int, dict[str, int]]:
+    """Count the tensors of a preset's released files that match a pattern, and their bytes by type.
+
+    The count leaves scales out; the bytes include them.
+    """
     stored, count, sizes = inventory(name), 0, {}
     for tensor, entry in stored.items():
         if entry[0] != "F8_E8M0" and fnmatchcase(tensor, pattern):
             count += 1
-            scale = stored.get(tensor.removesuffix("weight") + "scale") if entry[0] in ("F8_E4M3", "I8") else None
+            quantised = entry[0] in ("F8_E4M3", "I8")
+            scale = stored.get(tensor.removesuffix("weight") + "scale") if quantised else None
             for part in filter(None, (entry, scale)):
                 sizes[part[0]] = sizes.get(part[0], 0) + layout.nbytes(part)
     return count, sizes
 
 
 def size(*patterns: str, model: str = "flash") -> int:
-    """Bytes of the tensors that fit these patterns, with their scales, in a preset's released files."""
-    return sum(sum(price(pattern, model)[1].values()) for pattern in patterns)
+    """Bytes of the tensors of a preset's released files that match these patterns, with scales."""
+    return sum(sum(matching(pattern, model)[1].values()) for pattern in patterns)
 
 
-def spelled(name: str) -> tuple[int, int]:
-    """Bytes that the JSON of a preset takes: the index, and the largest header of a file. Written as the sample's are."""
+def json_sizes(name: str) -> tuple[int, int]:
+    """Bytes of a preset's JSON, written as the sample's: the index, and the largest header."""
     files, entries, headers = layout.shards(Config.preset(name)), inventory(name), []
     for names in files.values():
         head, at = {"__metadata__": {"format": "pt"}}, 0
@@ -138,17 +146,19 @@ def duration(seconds: float) -> str:
 
 
 def _byte_axis(axis, most: float) -> None:
-    """A logarithmic x axis from 1 kB to `most` bytes."""
+    """Make the x axis logarithmic, from 1 kB to `most` bytes."""
     axis.set_xscale("log")
     axis.set_xlim(1e3, most)
     axis.set_xticks([1e3, 1e6, 1e9, 1e12], ["1 kB", "1 MB", "1 GB", "1 TB"])
     axis.minorticks_off()
 
 
-def plot_bill(model: str, pattern: str, bandwidth: float):
-    """The widget's picture: what the tensors that fit a pattern weigh beside the whole, and how long they take.
-    bandwidth: 10^6 bytes a second."""
-    count, sizes = price(pattern, model)
+def plot_download(model: str, pattern: str, bandwidth: float):
+    """Plot the size of the tensors that match a pattern beside the whole, and the time to download.
+
+    bandwidth: 10^6 bytes a second.
+    """
+    count, sizes = matching(pattern, model)
     chosen, whole = sum(sizes.values()), layout.disk_bytes(Config.preset(model))
     figure, axis = plt.subplots(figsize=(9.2, 2.5))
     for y, (name, size) in enumerate((("the whole", whole), ("chosen", chosen))):
@@ -164,8 +174,8 @@ def plot_bill(model: str, pattern: str, bandwidth: float):
     return figure
 
 
-def plot_bills(rows: dict):
-    """{what: bytes} as bars on a logarithmic axis."""
+def plot_downloads(rows: dict):
+    """Plot sizes on a logarithmic axis. rows: {what: bytes}."""
     figure, axis = plt.subplots(figsize=(9.2, 0.42 * len(rows) + 1.0))
     bars = axis.barh(list(rows), list(rows.values()), color=[BLUE] * (len(rows) - 1) + [SKY])
     axis.bar_label(bars, [amount(size) for size in rows.values()], padding=5, fontsize=10)
@@ -179,12 +189,12 @@ def plot_bills(rows: dict):
 # ---- one checkpoint, tensor by tensor ----
 
 def opened(source) -> RemoteCheckpoint:
-    """A checkpoint on the Hub, in a folder, or opened already."""
+    """A checkpoint, opened if it is not: on the Hub, or in a folder."""
     return source if isinstance(source, RemoteCheckpoint) else RemoteCheckpoint(source)
 
 
 def by_layer(source, tensor: str) -> dict[int, torch.Tensor]:
-    """{layer: numbers} of one tensor, such as "attn.attn_sink", of all layers that have it."""
+    """{layer: values} of one tensor, such as "attn.attn_sink", of all layers that have it."""
     source = opened(source)
     return {int(name.split(".")[1]): t
             for name, t in source.read(source.find(f"layers.*.{tensor}")).items()}
@@ -196,19 +206,25 @@ def sinks_of(source) -> dict[int, torch.Tensor]:
 
 
 def tables_of(source, ids=None) -> dict[int, torch.Tensor]:
-    """{hash layer: load of each expert over the mean load, E}, if all ids were equally frequent or as frequent as in `ids`."""
+    """{hash layer: load of each expert over the mean load, E}.
+
+    All ids count as equally frequent, or as frequent as in `ids`.
+    """
     source = opened(source)
     config, loads = source.config, {}
     # vocab K
     for layer, table in by_layer(source, "ffn.gate.tid2eid").items():
-        times = torch.ones(config.vocab_size) if ids is None else ids.flatten().bincount(minlength=config.vocab_size).float()
-        load = torch.zeros(config.n_routed_experts).index_add_(0, table.flatten(), times.repeat_interleave(table.shape[1]))
+        times = torch.ones(config.vocab_size)
+        if ids is not None:
+            times = ids.flatten().bincount(minlength=config.vocab_size).float()
+        choices = times.repeat_interleave(table.shape[1])
+        load = torch.zeros(config.n_routed_experts).index_add_(0, table.flatten(), choices)
         loads[layer] = load / load.mean()
     return loads
 
 
 def routers_of(source) -> dict[str, torch.Tensor]:
-    """Of the gates: "bias", score layers x E; "cosine", for each layer the mean cosine of two experts' rows."""
+    """The gates' "bias", score layers x E, and each layer's mean "cosine" of two experts' rows."""
     cosines = []
     for W in by_layer(source, "ffn.gate.weight").values():                                  # E d
         C = F.normalize(W, dim=1) @ F.normalize(W, dim=1).T
@@ -218,7 +234,7 @@ def routers_of(source) -> dict[str, torch.Tensor]:
 
 
 def connections_of(source) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The static part of all S = 2 L sites, from base and scale alone: pre S n, post S n, comb S n n."""
+    """The static part of all S = 2 L sites, from base and scale: pre S n, post S n, comb S n n."""
     source = opened(source)
     config, n = source.config, source.config.hc_mult
     sites = [f"layers.{i}.hc_{at}_" for i in range(config.n_layers) for at in ("attn", "ffn")]
@@ -230,8 +246,10 @@ def connections_of(source) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def through_depth(comb) -> tuple[list[float], list[float]]:
-    """After each site: the largest gain of the streams carried so far, and what is left of a difference between streams.
-    comb: S n n."""
+    """After each site: the largest gain of the carried streams, and what is left of a difference.
+
+    comb: S n n.
+    """
     n = comb.shape[1]
     P, gains, left = torch.eye(n), [], []
     for M in comb:
@@ -242,8 +260,11 @@ def through_depth(comb) -> tuple[list[float], list[float]]:
 
 
 def biases_of(source) -> dict[int, tuple[int, torch.Tensor]]:
-    """{layer: (ratio, weight of each slot)} that the compressor's bias `ape` alone would give: mean over channels, 1 where
-    all slots weigh the same. A CSA layer has 8 slots: the four tokens before its window, then its own."""
+    """{layer: (ratio, weight of each slot)} that the compressor's bias `ape` alone would give.
+
+    Weights are means over channels; 1 where all slots weigh the same. A CSA layer has 8 slots: the
+    four tokens before its window, then its own.
+    """
     weights = {}
     for layer, ape in by_layer(source, "attn.compressor.ape").items():                      # m fc
         m = len(ape)
@@ -254,7 +275,7 @@ def biases_of(source) -> dict[int, tuple[int, torch.Tensor]]:
 
 
 def spectra_of(source, layer: int | None = None) -> dict[str, torch.Tensor]:
-    """{matrix: its singular values, over the largest}, of some matrices of one layer (default: the middle one)."""
+    """{matrix: singular values over the largest} of one layer (default: the middle one)."""
     source = opened(source)
     layer = source.config.n_layers // 2 if layer is None else layer
     matrices = source.read([f"layers.{layer}.{part}.weight" for part in SPECTRA])
@@ -273,11 +294,12 @@ def effective_rank(s) -> float:
 
 
 def rounding_of(source, layer: int | None = None) -> dict[str, dict]:
-    """{matrix: what its codes tell about rounding}, for the matrices of `SPECTRA` and two more experts of one layer.
+    """{matrix: what its codes say about rounding}, for `SPECTRA` and two more experts of one layer.
 
-    "format"; "error", the relative error that rounding made, estimated from codes and scales: a number may have been
-    anywhere between the middles to its code's neighbours. FP4 also "shares" of the eight sizes of codes, "bits" (entropy of
-    the codes) and "spread", by how much scale exponents differ within a block of 128 x 128.
+    "format": FP4 or FP8. "error": relative error of rounding, estimated from codes and scales; a
+    number may have been anywhere between the midpoints to its code's neighbours. FP4 also has
+    "shares" of the eight code magnitudes, "bits" (entropy of the codes), and "spread", the largest
+    difference of scale exponents within a block of 128 x 128.
     """
     source = opened(source)
     layer = source.config.n_layers // 2 if layer is None else layer
@@ -315,12 +337,12 @@ def _fp4_rounding(packed, scale) -> dict:
 
 
 def _error(numbers, scales, codes, values) -> float:
-    """Relative error of rounding, if the numbers were spread evenly over the cells of their codes."""
+    """Relative error of rounding, if numbers are spread evenly over the cells of their codes."""
     return ((_cells(values)[codes] * scales.square()).sum() / numbers.square().sum()).sqrt().item()
 
 
 def _cells(values):
-    """The mean squared distance to each code's number within its cell, the numbers that round to it; scale 1."""
+    """Mean squared distance to each code's value within its cell, the numbers that round to it."""
     sizes = values[values.isfinite()].abs().unique()
     middles = (sizes[1:] + sizes[:-1]) / 2
     low = sizes - torch.cat([-middles[:1], middles])
@@ -333,16 +355,17 @@ def _cells(values):
 # ---- one checkpoint, in a forward pass ----
 
 @torch.inference_mode()
-def walk(source, ids: list[int], device="cpu", dtype=torch.float32) -> dict[str, torch.Tensor]:
-    """What one streamed pass over a text shows, layer by layer. Needs a folder: a pass reads every layer.
+def trace(source, ids: list[int], device="cpu", dtype=torch.float32) -> dict[str, torch.Tensor]:
+    """What one streamed pass over a text shows, layer by layer; the checkpoint must be a folder.
 
-    "load": L E, choices of each expert; "sure": L, the mean share of the heaviest expert in a token's weights; "loss":
-    L, of the logit lens, what the head would predict from the streams behind each layer; "best", "chance": L T, the
-    lens' likeliest token and its probability.
+    "load": L E, choices of each expert. "sure": L, mean share of the heaviest expert in a token's
+    weights. "loss": L, of the logit lens, which applies the head to the streams after each layer.
+    "best", "chance": L T, the lens' likeliest token and its probability.
     """
     if isinstance(source, RemoteCheckpoint):
         if not isinstance(source.source, Folder):
-            raise MinidsError(f"a pass reads every layer of {source.where}: fetch the files, and name the folder")
+            raise MinidsError(f"a pass reads every layer of {source.where}: "
+                              "fetch the files, and name the folder")
         source = source.source.path
     model = streamed(source, device, dtype)
     record = {key: [] for key in ("load", "sure", "loss", "best", "chance")}
@@ -371,7 +394,7 @@ def walk(source, ids: list[int], device="cpu", dtype=torch.float32) -> dict[str,
 
 
 def evenness(load) -> torch.Tensor:
-    """exp(entropy of the load) over the number of experts: 1 if all work alike, 1/E if one does everything. load: ... E."""
+    """exp(entropy of the load) over the number of experts: from 1/E to 1. load: ... E."""
     p = load / load.sum(-1, keepdim=True)
     return torch.exp(-(p * p.clamp_min(1e-30).log()).sum(-1)) / load.shape[-1]
 
@@ -391,7 +414,7 @@ def _depth(values) -> list[float]:
 
 
 def plot_sinks(models):
-    """The sinks of all heads, layer by layer."""
+    """Plot the sinks of all heads, layer by layer."""
     figure, axes = _panels(models, sharey=True)
     for axis, source in zip(axes, models.values()):
         for layer, values in sinks_of(source).items():
@@ -407,7 +430,7 @@ def plot_sinks(models):
 
 
 def plot_tables(models, texts):
-    """Loads that the hash tables give, experts sorted; with even frequencies and with those of a text."""
+    """Plot the loads that hash tables give, experts sorted: all ids alike, and as in a text."""
     figure, axes = _panels(models, sharey=True)
     for axis, (name, source) in zip(axes, models.items()):
         for label, ids, style in (("all ids equally frequent", None, "-"),
@@ -428,7 +451,7 @@ def plot_tables(models, texts):
 
 
 def plot_routers(models):
-    """Left of each pair: the balancing biases by layer. Right: how alike the rows of a gate are."""
+    """Plot the spread of the balancing biases by depth, and how alike the rows of a gate are."""
     figure, axes = plt.subplots(1, 2, figsize=(10.2, 3.4))
     for (name, source), colour, style in zip(models.items(), COLOURS, LINES):
         routers = routers_of(source)
@@ -451,7 +474,7 @@ def plot_routers(models):
 
 
 def plot_connections(models):
-    """A row for each model: the static comb of three sites, and what it does to the streams through all layers."""
+    """Show the static comb of three sites, and its effect through all layers; one row per model."""
     figure, axes = plt.subplots(len(models), 4, figsize=(10.2, 2.1 * len(models) + 0.4),
                                 squeeze=False, width_ratios=[1, 1, 1, 2.2])
     combs = {name: connections_of(source)[2] for name, source in models.items()}
@@ -475,7 +498,7 @@ def plot_connections(models):
 
 
 def plot_biases(models):
-    """The weight that the compressors' biases alone give to each slot of a window; a large model's layers by kind alone."""
+    """Plot the weight that the compressors' biases alone give to each slot of a window."""
     figure, axes = _panels(models, height=4.0, sharey=True)
     for axis, source in zip(axes, models.values()):
         layers = biases_of(source)
@@ -501,7 +524,7 @@ def plot_biases(models):
 
 
 def plot_spectra(models):
-    """Singular values of some matrices of one layer, and of random numbers of an expert's shape."""
+    """Plot singular values of some matrices of one layer, and of random numbers."""
     figure, axes = _panels(models, sharey=True)
     for axis, source in zip(axes, models.values()):
         source = opened(source)
@@ -521,7 +544,7 @@ def plot_spectra(models):
 
 
 def plot_rounding(models):
-    """Left: how often FP4 experts use each size of code. Right: the error of rounding, estimated from the files."""
+    """Plot how often FP4 experts use each code magnitude, and the estimated error of rounding."""
     figure, axes = plt.subplots(1, 2, figsize=(10.2, 3.6), width_ratios=[1.4, 1])
     names = list(models)
     for k, (name, source) in enumerate(models.items()):
@@ -549,7 +572,10 @@ def plot_rounding(models):
 
 
 def plot_loads(traces):
-    """Load over mean load of each layer's experts on a text, and how even each layer's load is. walks: {name: walk}."""
+    """Plot each expert's load on a text, and how even each layer's load is.
+
+    traces: {name: trace}.
+    """
     figure, axes = plt.subplots(1, len(traces) + 1, figsize=(10.6, 3.4),
                                 width_ratios=[1] * len(traces) + [1.2])
     for axis, (name, trace) in zip(axes, traces.items()):
@@ -575,7 +601,10 @@ def plot_loads(traces):
 
 
 def plot_lens(traces, chances):
-    """Loss of the logit lens behind each layer. walks: {name: walk}; chances: {name: ln V}."""
+    """Plot the loss of the logit lens after each layer.
+
+    traces: {name: trace}; chances: {name: ln V}.
+    """
     figure, axis = plt.subplots(figsize=(8.4, 3.4))
     for (name, trace), colour, style in zip(traces.items(), COLOURS, LINES):
         layers = range(1, len(trace["loss"]) + 1)
@@ -593,8 +622,10 @@ def plot_lens(traces, chances):
 
 
 def plot_lens_table(trace, words, spell, last=9):
-    """What the lens would say behind each layer, for the last places of a text but one, and below what comes next there.
-    words: the text's tokens; spell: id -> text."""
+    """Show what the lens predicts after each layer, and below it the token that comes next.
+
+    words: the text's tokens; spell: id -> text; last: how many positions to show.
+    """
     words = words[-last - 1:]
     L, T = len(trace["best"]), len(words) - 1
     best, chance = trace["best"][:, -T - 1:-1], trace["chance"][:, -T - 1:-1]
@@ -610,7 +641,8 @@ def plot_lens_table(trace, words, spell, last=9):
     axis.set_yticks(range(L + 1), [*(f"layer {i}" for i in range(L)), "comes next"])
     axis.set_xticks(range(T), words[:-1], fontsize=10)
     axis.xaxis.tick_top()
-    axis.set_xlabel("above: the text, token by token; below each: what the head would say comes next, and what does")
+    axis.set_xlabel("above: the text, token by token; "
+                    "below each: what the head would say comes next, and what does")
     axis.grid(False)
     axis.tick_params(length=0)
     return figure

@@ -1,4 +1,4 @@
-"""Figures of lesson 12: the clipped objective, estimates of a divergence, rewards and how they are cheated, a run of GRPO."""
+"""Figures of lesson 12: the clipped objective, KL estimates, reward hacking, a run of GRPO."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,7 +12,7 @@ COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE)
 
 
 def _curve(ax, ratio, A: float, clip: float | None):
-    """min(ratio A, clip(ratio) A) over the ratio, the flat part thick."""
+    """Plot min(ratio A, clip(ratio) A) over the ratio, the flat part thick."""
     gain = ratio * A
     flat = np.zeros_like(ratio, dtype=bool)
     if clip is not None:
@@ -28,14 +28,14 @@ def _curve(ax, ratio, A: float, clip: float | None):
 
 
 def gain_at(ratio: float, A: float, clip: float) -> tuple[float, float]:
-    """The clipped gain and its slope by the ratio."""
+    """The clipped gain, and its slope with respect to the ratio."""
     outside = ratio > 1 + clip if A > 0 else ratio < 1 - clip
     bounded = min(max(ratio, 1 - clip), 1 + clip) * A
     return (bounded, 0.0) if outside and A else (ratio * A, A)
 
 
 def plot_objective(ratio: float, advantage: float, clip: float = 0.2):
-    """The clipped gain over the ratio for one advantage, with a point and its tangent."""
+    """Plot the clipped gain over the ratio for one advantage, with a point and its tangent."""
     figure, ax = plt.subplots(figsize=(6.6, 3.6))
     _curve(ax, np.linspace(0.0, 2.0, 401), advantage, clip)
     gain, slope = gain_at(ratio, advantage, clip)
@@ -43,13 +43,14 @@ def plot_objective(ratio: float, advantage: float, clip: float = 0.2):
     ax.plot(near, gain + slope * (near - ratio), color=BLACK, linewidth=1.2)
     ax.plot([ratio], [gain], "o", color=BLACK, markersize=8)
     ax.set(xlim=(0, 2), ylim=(-2.1, 2.1),
-           title=f"ratio {ratio:.2f}, advantage {advantage:+.2f}: gain {gain:+.2f}, slope {slope:+.2f}")
+           title=f"ratio {ratio:.2f}, advantage {advantage:+.2f}: "
+                 f"gain {gain:+.2f}, slope {slope:+.2f}")
     ax.legend(loc="upper left" if advantage <= 0 else "lower right", fontsize=9)
     return figure
 
 
 def plot_objective_pair(clip: float = 0.2):
-    """The clipped gain for a good answer and for a bad one."""
+    """Plot the clipped gain for a good answer and for a bad one."""
     figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.4), sharey=True)
     for ax, A, name in zip(axes, (1.0, -1.0), ("Good answer, A = +1", "Bad answer, A = -1")):
         _curve(ax, np.linspace(0.0, 2.0, 401), A, clip)
@@ -63,7 +64,10 @@ def plot_objective_pair(clip: float = 0.2):
 
 
 def plot_clipping(ratio, mask, A, included, clip: float, words):
-    """The tokens of some rollouts by their ratio: which are clipped, which left out. ratio, mask: B R; A, kept: B."""
+    """Plot the tokens of some rollouts by their ratio: which are clipped, which are left out.
+
+    ratio, mask: B R; A, included: B.
+    """
     figure, ax = plt.subplots(figsize=(8.6, 3.4))
     ax.axvspan(1 - clip, 1 + clip, color=SKY, alpha=0.25, linewidth=0)
     ax.axvline(1, color=BLACK, linewidth=0.8)
@@ -71,7 +75,8 @@ def plot_clipping(ratio, mask, A, included, clip: float, words):
     for i in range(len(A)):
         for t in [t for t in range(mask.shape[1]) if mask[i, t]]:
             x, a = float(ratio[i, t]), float(A[i])
-            kind = "left out" if not included[i] else "clipped: slope 0" if gain_at(x, a, clip)[1] == 0 else "counts"
+            clipped = gain_at(x, a, clip)[1] == 0
+            kind = "left out" if not included[i] else "clipped: slope 0" if clipped else "counts"
             y = i + 0.25 * (t - (int(mask[i].sum()) - 1) / 2)
             ax.plot([x], [y], {"counts": "o", "clipped: slope 0": "s", "left out": "X"}[kind],
                     markersize=9, color={"counts": BLUE, "clipped: slope 0": VERMILION,
@@ -87,7 +92,10 @@ def plot_clipping(ratio, mask, A, included, clip: float, words):
 
 
 def plot_estimators(exact: float, on: dict, off: dict):
-    """Mean and deviation of KL estimates, {name: (mean, deviation)}, tokens from the policy and from an older one."""
+    """Plot mean and standard deviation of KL estimates.
+
+    on, off: {name: (mean, standard deviation)}, tokens from the policy and from an older one.
+    """
     figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.4), sharex=True)
     for ax, table, title in zip(axes, (on, off), ("Tokens from the policy itself",
                                                   "Tokens from an older policy")):
@@ -104,7 +112,10 @@ def plot_estimators(exact: float, on: dict, off: dict):
 
 
 def plot_baselines(table: dict):
-    """Noise of the gradient estimate with several baselines: {name: deviations, one for each prompt}."""
+    """Plot the noise of the gradient estimate with several baselines. Returns figure and axis.
+
+    table: {name: standard deviations, one for each prompt}.
+    """
     figure, ax = plt.subplots(figsize=(7.4, 3.2))
     for i, ((name, values), mark) in enumerate(zip(table.items(), ("X", "s", "o", "^"))):
         ax.plot(range(len(values)), values, marker=mark, color=COLOURS[(1, 4, 0, 2)[i]], label=name)
@@ -114,7 +125,10 @@ def plot_baselines(table: dict):
 
 
 def plot_hacking(runs: dict, sayings: dict):
-    """For each judge: what a policy earns and how often it is right, over steps. runs: {name: rows (reward, right, ...)}."""
+    """Plot for each judge what a policy earns and how often it is correct, over steps.
+
+    runs: {name: rows (reward, accuracy, ...)}.
+    """
     figure, axes = plt.subplots(1, len(runs), figsize=(9.4, 3.6), sharey=True, squeeze=False)
     axes = axes[0]
     for ax, (name, log) in zip(axes, runs.items()):
@@ -130,7 +144,7 @@ def plot_hacking(runs: dict, sayings: dict):
 
 
 def plot_seeds(curves: dict, ylabel: str, title: str):
-    """Runs of several kinds over steps, thin lines for seeds: {name: list of curves}."""
+    """Plot runs of several kinds over steps, a thin line for each seed. curves: {name: lines}."""
     figure, ax = plt.subplots(figsize=(7.4, 3.4))
     for (name, lines), colour in zip(curves.items(), COLOURS):
         for i, line in enumerate(lines):
@@ -141,7 +155,10 @@ def plot_seeds(curves: dict, ylabel: str, title: str):
 
 
 def plot_shares(table: dict):
-    """How often a policy takes the second of two equally right words: {name: shares, one for each problem}."""
+    """Plot how often a policy takes the second of two equally correct words.
+
+    table: {name: shares, one for each problem}.
+    """
     figure, axes = plt.subplots(1, len(table), figsize=(9.0, 3.0), sharey=True)
     for ax, (name, values), colour in zip(axes, table.items(), (GREY, VERMILION, BLUE)):
         # 11 bins: 50 % is in the middle of one
@@ -154,7 +171,7 @@ def plot_shares(table: dict):
 
 
 def plot_replay(without, replayed, changed: float):
-    """Log-ratios of the tokens of a batch after one update: experts free, and experts replayed."""
+    """Plot log ratios of a batch's tokens after one update: experts chosen anew, and replayed."""
     figure, (ax, how_far) = plt.subplots(1, 2, figsize=(9.4, 3.8))
     limit = 1.1 * max(np.abs(without).max(), np.abs(replayed).max(), 0.05)
     ax.plot([-limit, limit], [-limit, limit], color=BLACK, linewidth=0.8)
@@ -170,7 +187,7 @@ def plot_replay(without, replayed, changed: float):
 
 
 def plot_sft_loss(losses):
-    """The loss of fine-tuning over steps."""
+    """Plot the loss of fine-tuning over steps."""
     figure, ax = plt.subplots(figsize=(6.6, 2.8))
     ax.plot(range(1, len(losses) + 1), losses, color=SKY, linewidth=1.2)
     ax.plot(range(1, len(losses) + 1), running_mean(np.pad(losses, 3, mode="edge"), 7)[6:],
@@ -181,7 +198,10 @@ def plot_sft_loss(losses):
 
 
 def plot_grpo_run(runs: dict, what: dict):
-    """Runs of GRPO over steps, a panel for each of `what` {key: label}; runs: {name: list of records}."""
+    """Plot runs of GRPO over steps, a panel for each measure.
+
+    runs: {name: list of records}; what: {key of a record: label}.
+    """
     rows = (len(what) + 1) // 2
     figure, axes = plt.subplots(rows, 2, figsize=(8.4, 2.6 * rows), sharex=True, squeeze=False)
     for ax, (key, label) in zip(axes.flat, what.items()):
@@ -199,7 +219,10 @@ def plot_grpo_run(runs: dict, what: dict):
 
 
 def plot_bars(table: dict, ylabel: str, guess: float | None = None):
-    """Shares with their intervals, in groups: {group: {name: (share, low, high)}}. guess: that of always saying 12."""
+    """Plot shares with intervals, in groups.
+
+    table: {group: {name: (share, low, high)}}; guess: accuracy of always saying 12.
+    """
     figure, ax = plt.subplots(figsize=(7.4, 3.6))
     names = list(next(iter(table.values())))
     for j, (name, colour) in enumerate(zip(names, (GREY, BLUE, VERMILION, GREEN))):
@@ -217,7 +240,7 @@ def plot_bars(table: dict, ylabel: str, guess: float | None = None):
 
 
 def plot_pass_at_k(curves: dict):
-    """pass@k over k: {name: list for k = 1, 2, ...}."""
+    """Plot pass@k over k. curves: {name: list for k = 1, 2, ...}."""
     figure, ax = plt.subplots(figsize=(6.4, 3.4))
     for (name, line), colour, mark in zip(curves.items(), (GREY, BLUE, VERMILION), ("X", "o", "s")):
         ax.plot(range(1, len(line) + 1), [100 * v for v in line], marker=mark, color=colour,
@@ -229,7 +252,7 @@ def plot_pass_at_k(curves: dict):
 
 
 def plot_modes(names):
-    """Published scores of V4 in its three modes: a row for each of the benchmarks `names` (prefixes)."""
+    """Plot published scores of V4 in its three modes. names: prefixes of benchmarks."""
     rows = [next(row for row in published("benchmarks_modes") if row["benchmark"].startswith(name))
             for name in names]
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 0.42 * len(rows) + 1.3), sharey=True)

@@ -1,6 +1,6 @@
-"""The pictures and widgets of lesson 00: the map of the course, the architecture, the lifecycle, published figures.
+"""Figures and widgets of lesson 00: the course, the architecture, the lifecycle, published figures.
 
-The published figures are read from `data/published`, whose README says where they come from; nothing is measured here.
+Published figures are read from `data/published`; its README names the sources.
 """
 
 import csv
@@ -20,7 +20,7 @@ from minids.system import paths
 GREY = "#777777"
 PRO, FLASH = "DeepSeek-V4-Pro", "DeepSeek-V4-Flash"
 
-# file, what it teaches, what it shows and measures, planned minutes of study, lessons that should come before
+# file, what it teaches, what it shows and measures, planned minutes of study, lessons before it
 LESSONS = (("00_start_here", "the map, what V4 is, the doctor; the shipped model talks",
             "price and benchmark explorer", 45, ()),
            ("01_tokens_and_data", "byte-level BPE, packing, chat encoding, TinyWorld",
@@ -58,7 +58,10 @@ LESSONS = (("00_start_here", "the map, what V4 is, the doctor; the shipped model
 # ---- tables ----
 
 def table(header: list[str], rows: list[list], note: str = "") -> None:
-    """Show a table, HTML for the eye and plain text for everything else. `note` stands below it. A cell may hold a link."""
+    """Show a table as HTML and as plain text, with a note below it.
+
+    A cell may hold a notebook's name.
+    """
     cells = [[str(cell) for cell in row] for row in rows]
     head = "".join(f'<th scope="col" style="text-align:left">{html.escape(name)}</th>'
                    for name in header)
@@ -83,28 +86,31 @@ def _cell(text: str) -> str:
 
 # ---- the map of the course ----
 
-def is_there(name: str) -> bool:
-    """Whether the lesson of this name is built. The first one is: its reader is in it."""
+def is_built(name: str) -> bool:
+    """Whether the lesson of this name is built. The first one always is: its reader is in it."""
     return name == LESSONS[0][0] or (paths.NOTEBOOKS / f"{name}.ipynb").is_file()
 
 
 def course_table() -> None:
-    """The lessons, one a row: a link where there is a notebook, "in preparation" where there is none yet."""
-    rows = [[f"{name}.ipynb" if is_there(name) else name, teaches, shows, ", ".join(before) or "-",
-             minutes if is_there(name) else "in preparation"]
+    """Show the lessons, one a row: a link where there is a notebook, else "in preparation"."""
+    rows = [[f"{name}.ipynb" if is_built(name) else name, teaches, shows, ", ".join(before) or "-",
+             minutes if is_built(name) else "in preparation"]
             for name, teaches, shows, minutes, before in LESSONS]
     table(["lesson", "teaches", "shows and measures", "before it", "minutes"], rows,
           "Minutes of study, without exercises, are planned, not measured.")
 
 
-def chain(number: str) -> list[str]:
+def prerequisites(number: str) -> list[str]:
     """The numbers of all lessons that come before this one, in order."""
     direct = next(before for name, *_, before in LESSONS if name.startswith(number))
-    return sorted({*direct, *(far for near in direct for far in chain(near))})
+    return sorted({*direct, *(far for near in direct for far in prerequisites(near))})
 
 
 class CourseMap(ipywidgets.VBox):
-    """Choose a lesson and read what it teaches, what comes before it, and where it is. `chosen.value = "08_..."` in code."""
+    """Choose a lesson and read what it teaches, what comes before it, and where it is.
+
+    `chosen.value = "08_..."` chooses in code.
+    """
 
     def __init__(self):
         names = [name for name, *_ in LESSONS]
@@ -117,13 +123,15 @@ class CourseMap(ipywidgets.VBox):
     def _update(self) -> None:
         name, teaches, shows, minutes, before = next(lesson for lesson in LESSONS
                                                      if lesson[0] == self.chosen.value)
-        there = f'<a href="{name}.ipynb" target="_blank">open {name}</a>' if is_there(name) else "in preparation"
+        link = f'<a href="{name}.ipynb" target="_blank">open {name}</a>'
         lines = [("teaches", teaches), ("shows and measures", shows),
                  ("minutes (planned)", minutes),
                  ("right before it", ", ".join(before) or "nothing"),
-                 ("the whole way there", " > ".join(chain(name[:2])) or "none")]
-        rows = "".join(f"<tr><td><b>{key}</b>&nbsp;&nbsp;</td><td>{html.escape(str(value))}</td></tr>" for key, value in lines)
-        self.card.value = f"<h4>{name}</h4><table>{rows}</table><p>{there}</p>"
+                 ("the whole way there", " > ".join(prerequisites(name[:2])) or "none")]
+        rows = "".join(f"<tr><td><b>{key}</b>&nbsp;&nbsp;</td>"
+                       f"<td>{html.escape(str(value))}</td></tr>" for key, value in lines)
+        place = link if is_built(name) else "in preparation"
+        self.card.value = f"<h4>{name}</h4><table>{rows}</table><p>{place}</p>"
 
     def __repr__(self) -> str:
         return "[dropdown: lesson] what it teaches, what comes before it, where it is"
@@ -136,7 +144,7 @@ class CourseMap(ipywidgets.VBox):
 # ---- pieces of drawings ----
 
 def _box(ax, x, y, width, height, text, colour, size=10.0):
-    """A box with its lower left corner at (x, y)."""
+    """Draw a box with its lower left corner at (x, y)."""
     box(ax, x + width / 2, y + height / 2, text, width, height, colour, alpha=1, fontsize=size,
         linewidth=0.8, boxstyle="round,pad=0,rounding_size=1.2")
 
@@ -146,7 +154,7 @@ def _arrow(ax, start, end, **look):
 
 
 def _tag(ax, x, y, number):
-    """A round mark with the number of a lesson."""
+    """Draw a round mark with the number of a lesson."""
     ax.text(x, y, number, ha="center", va="center", size=8, color="white", weight="bold",
             bbox={"boxstyle": "round,pad=0.25", "fc": BLACK, "ec": "white", "lw": 0.8}, zorder=5)
 
@@ -154,7 +162,7 @@ def _tag(ax, x, y, number):
 # ---- what V4 is ----
 
 def plot_architecture():
-    """A picture of the whole network; black marks name the lesson that teaches a part."""
+    """Draw the whole network; black marks name the lesson that teaches a part."""
     figure, ax = canvas(9.2, 7.4, (100, 100))
     lanes = (4.5, 7, 9.5, 12)
     _box(ax, 2, 1, 40, 5.5, "text -> token ids", "white")
@@ -205,7 +213,7 @@ def _squares(ax, x, y, n, colour, lit=(), w=2.6):
 
 
 def _compression(ax):
-    """Three panels, each with 16 tokens below and what a query at the last one reads."""
+    """Draw three panels, each with 16 tokens and what a query at the last one reads."""
     x, n = 50, 16
     for y, tag, title, text in ((79, "02", "window (every layer)",
                                  "the last 128 tokens, one by one"),
@@ -251,7 +259,10 @@ def _experts(ax):
 
 
 def plot_layers(configs: dict):
-    """The kinds of layers from first to last, a row for each of {name: config}."""
+    """Draw the kinds of layers from first to last, a row for each config.
+
+    configs: {name: config}.
+    """
     figure, ax = plt.subplots(figsize=(9.2, 2.5))
     colours = {"window only": "white", "CSA, 4 to 1": BLUE, "HCA, 128 to 1": VERMILION}
     for row, config in enumerate(configs.values()):
@@ -273,7 +284,7 @@ def plot_layers(configs: dict):
 
 
 def plot_context_cost(flash, pro):
-    """Operations and cache bytes of one token against the length of the context, with V3.2 for comparison."""
+    """Plot operations and cache bytes of one token against the context, with V3.2 to compare."""
     figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.9))
     lengths = [2 ** k for k in range(10, 21)]
     panels = ((cost.flops, cost.flops_v32, "GFLOP a token (FP8 equivalents)"),
@@ -299,7 +310,7 @@ def plot_context_cost(flash, pro):
 
 
 def plot_lifecycle():
-    """From text to the finished model; black marks name the lesson."""
+    """Draw the way from text to the finished model; black marks name the lesson."""
     figure, ax = canvas(9.2, 3.9, (100, 44))
     _box(ax, 0.5, 18, 13, 10, "text,\ntokens", "white")
     _tag(ax, 13.5, 28, "01")
@@ -356,7 +367,10 @@ def _value(text: str):
 
 
 def scores() -> dict[str, dict[str, float | None]]:
-    """{benchmark: {model: score of its strongest mode, None where none was published}} for the models that have a price."""
+    """{benchmark: {model: score of its strongest mode, or None}} for the models that have a price.
+
+    None stands for a score that was not published.
+    """
     modes = {row["benchmark"]: row for row in published("benchmarks_modes")}
     by_benchmark = {}
     for row in published("benchmarks_frontier"):
@@ -367,23 +381,30 @@ def scores() -> dict[str, dict[str, float | None]]:
 
 
 def blended(row: dict, ratio: float) -> float:
-    """US dollars for a million tokens when `ratio` tokens are read for each token written. `row` is one of prices.csv."""
+    """US dollars for a million tokens when `ratio` tokens are read for each token written.
+
+    row: one of prices.csv.
+    """
     return (ratio * row["input_usd_per_mtok"] + row["output_usd_per_mtok"]) / (ratio + 1)
 
 
 def price_table() -> None:
-    """The prices with their dates and sources."""
+    """Show the prices with their dates and sources."""
     def usd(value):
         return "not known" if value is None else f"{value:g}"
     rows = [[r["model"], usd(r["input_usd_per_mtok"]), usd(r["output_usd_per_mtok"]),
              usd(r["cache_hit_usd_per_mtok"]), r["as_of"],
              "; ".join(filter(None, (r["note"], r["source"])))] for r in published("prices")]
     table(["model", "input", "output", "cached input", "as of", "note and source"], rows,
-          "US dollars for a million tokens. Each row holds on its date and says nothing about later ones.")
+          "US dollars for a million tokens. "
+          "Each row holds on its date and says nothing about later ones.")
 
 
 def plot_price_quality(benchmark: str, read_per_written: float):
-    """Score against price, one point a model; a second, hollow point where the price has changed since the launch."""
+    """Plot score against price, one point a model.
+
+    A hollow point marks the price at the launch where it has changed since.
+    """
     figure, ax = plt.subplots(figsize=(8.2, 4.6))
     values = scores()[benchmark]
     known = [value for value in values.values() if value is not None]
@@ -425,13 +446,14 @@ def plot_price_quality(benchmark: str, read_per_written: float):
     ticks = [t for t in ax.get_yticks() if low - 0.15 * room <= t <= high + 0.25 * room]
     ax.set_yticks(ticks)
     ax.text(0.085, floor - 0.1 * room, "not published", size=8.5, color="#444444", va="bottom")
-    figure.supxlabel("Hollow: price at the launch, 2026-04-24. Scores: DeepSeek's model card, April 2026.", size=8.5,
+    figure.supxlabel("Hollow: price at the launch, 2026-04-24. "
+                     "Scores: DeepSeek's model card, April 2026.", size=8.5,
                      x=0.02, ha="left")
     return figure
 
 
 def plot_modes():
-    """What thinking buys: the three reasoning modes of Flash and Pro on every benchmark that is a percentage."""
+    """Plot three reasoning modes of Flash and Pro on every benchmark that is a percentage."""
     rows = [r for r in published("benchmarks_modes")
             if not r["benchmark"].endswith(("(Rating)", "(Elo)"))]
     rows.sort(key=lambda r: (r["V4-Pro Max"] - r["V4-Pro Non-think"])

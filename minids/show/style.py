@@ -36,7 +36,7 @@ STYLE = {
 
 
 def use() -> None:
-    """Make matplotlib draw in the course's style from here on, whatever the reader's matplotlibrc says."""
+    """Use the course's style from here on, whatever the reader's matplotlibrc says."""
     plt.style.use(["default", STYLE])
 
 
@@ -62,13 +62,16 @@ def length(n: int) -> str:
 
 
 def length_ticks(ax, lengths, every: int = 2) -> None:
-    """Make the x axis logarithmic, with every second (third, ...) of the lengths named in short."""
+    """Make the x axis logarithmic in base 2 and label every second (third, ...) of the lengths."""
     ax.set_xscale("log", base=2)
     ax.set_xticks(lengths[::every], [length(n) for n in lengths[::every]])
 
 
 def plain_ticks(axis) -> None:
-    """Label a logarithmic axis, such as `ax.yaxis`, at 1, 2 and 5 of each power of ten, as plain numbers."""
+    """Label a logarithmic axis at 1, 2 and 5 of each power of ten, as plain numbers.
+
+    axis: such as `ax.yaxis`.
+    """
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter("{x:,g}")
     axis.set_minor_locator(NullLocator())
@@ -85,10 +88,11 @@ def png(figure) -> bytes:
 
 
 def show(figure, alt: str) -> None:
-    """Show a figure with its description, in words, of what is to be seen.
+    """Show a figure with a description of what there is to see.
 
-    The description is the picture's `alt` metadata, which exported pages use, and a caption under it, since JupyterLab
-    gives pictures no alternative text. It is compared by nbval: no measured numbers in it, ASCII only.
+    The description is the picture's `alt` metadata, which exported pages use, and a caption below
+    it, since JupyterLab gives pictures no alternative text. nbval compares it, so it must be ASCII
+    and hold no measured numbers.
     """
     if not alt.strip() or not alt.isascii():
         raise ValueError(f"a figure needs a description in ASCII, found {alt!r}")
@@ -99,9 +103,9 @@ def show(figure, alt: str) -> None:
 
 
 class SliderImage(ipywidgets.VBox):
-    """Sliders above a picture which is drawn anew when a slider moves; made by `slider_image`.
+    """Sliders above a picture that is drawn again when a slider moves; made by `slider_image`.
 
-    `sliders[name].value = ...` moves a slider in code; `shown` holds the values of the picture that is shown.
+    `sliders[name].value = ...` moves a slider in code; `shown` holds the values of the picture.
     """
 
     def __init__(self, draw: Callable, ranges: dict, alt: str):
@@ -130,7 +134,7 @@ class SliderImage(ipywidgets.VBox):
         return f"[sliders: {', '.join(self.sliders)}] {self.alt}"
 
     def _repr_mimebundle_(self, **kwargs):
-        """The live widget, and for readers without a kernel the picture as it stands."""
+        """The live widget, and its current picture for readers without a kernel."""
         bundle = super()._repr_mimebundle_(**kwargs)
         bundle |= {"text/plain": repr(self),
                    "image/png": base64.b64encode(self.image.value).decode()}
@@ -138,12 +142,13 @@ class SliderImage(ipywidgets.VBox):
 
 
 def slider_image(draw: Callable, alt: str, **ranges) -> SliderImage:
-    """A widget with a slider for each of `ranges` (name = the values it can take), above the figure that `draw` makes.
+    """A widget with sliders above the figure that `draw` makes.
 
         box = slider_image(draw, "Which keys a query sees", window=[4, 8, 16])
         display(box)
 
-    `draw(**values)` returns a new matplotlib figure. All happens in the kernel: nothing is drawn ahead of time.
+    ranges: name = the values it can take, a slider for each. `draw(**values)` returns a new
+    matplotlib figure. The kernel draws every picture when it is asked for, none ahead of time.
     """
     if not ranges or not all(len(list(values)) for values in ranges.values()):
         raise ValueError("slider_image needs at least one named list of values")

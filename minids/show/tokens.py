@@ -1,4 +1,4 @@
-"""Figures and helpers of lesson 01: tokens in coloured boxes, merges by number, masks of packed rows, the corpus in numbers."""
+"""Figures and helpers of lesson 01: tokens in boxes, merges, masks of packed rows, the corpus."""
 
 import html
 import json
@@ -28,7 +28,10 @@ def plain(text: str) -> str:
 
 
 def label(tokenizer, token: int) -> str:
-    """A token on one line, in ASCII: spaces as _, line ends as \\n, bytes that are no whole character as <E4>."""
+    """A token on one line, in ASCII: spaces as _, line ends as \\n.
+
+    Bytes that are no whole character are written as <E4>.
+    """
     raw = tokenizer.to_bytes([token])
     try:
         text = raw.decode()
@@ -41,7 +44,7 @@ def label(tokenizer, token: int) -> str:
 
 
 def pieces(text: str) -> list[str]:
-    """The pieces that merges never cross: words with the space before them, digits, signs, white space."""
+    """The pieces that merges never cross: words with the space before them, digits, signs, ..."""
     return [piece for piece, _ in pre_tokenizers.Split(Regex(PIECES),
                                                        behavior="isolated").pre_tokenize_str(text)]
 
@@ -65,22 +68,29 @@ def roles(ids, tokenizer) -> list[str]:
 
 
 def ribbon(ids, tokenizer, groups=None, trained=None) -> HTML:
-    """Tokens in boxes, each with its id; `groups` names the paper of each, tokens that are `trained` on are bold with a bar."""
+    """Show tokens in boxes, each with its id.
+
+    groups: names the background of each token; trained: marks tokens in bold, with a bar.
+    """
+    box = "display: inline-block; vertical-align: top; margin: 1px; padding: 0 3px; color: black;"
+    bar = "font-weight: bold; border-bottom: 4px solid #0072B2;"
     boxes = []
     for n, i in enumerate(ids):
         paper = PAPER[groups[n]] if groups else list(PAPER.values())[1 + n % 3]
-        bar = "font-weight: bold; border-bottom: 4px solid #0072B2;" if trained and trained[n] else ""
-        boxes.append(f'<span style="display: inline-block; vertical-align: top; margin: 1px; padding: 0 3px; color: black; '
-                     f'background: {paper}; {bar}">{html.escape(label(tokenizer, int(i)))}<br>'
+        bold = bar if trained and trained[n] else ""
+        boxes.append(f'<span style="{box} background: {paper}; {bold}">'
+                     f'{html.escape(label(tokenizer, int(i)))}<br>'
                      f'<small style="color: #444">{int(i)}</small></span>')
-    legend = "".join(f'<span style="background: {PAPER[g]}; color: black; padding: 0 6px; margin-right: 6px;">{g}</span>'
+    name = "color: black; padding: 0 6px; margin-right: 6px;"
+    legend = "".join(f'<span style="background: {PAPER[g]}; {name}">{g}</span>'
                      for g in PAPER if groups and g in groups)
     legend += ("<b>bold, with a bar: trained on</b>" if trained else "")
-    return HTML(f'<div style="font-family: monospace; line-height: 1.25;">{"".join(boxes)}<div>{legend}</div></div>')
+    return HTML('<div style="font-family: monospace; line-height: 1.25;">'
+                f'{"".join(boxes)}<div>{legend}</div></div>')
 
 
 def plot_boxes(rows: dict, title: str, width: int = 84):
-    """Rows of tokens as boxes: {name: labels}. Long rows go on in the next line."""
+    """Draw rows of tokens as boxes; long rows continue on the next line. rows: {name: labels}."""
     lines = []
     for name, tokens in rows.items():
         line, used = [], 0
@@ -112,7 +122,7 @@ def plot_boxes(rows: dict, title: str, width: int = 84):
 
 
 def plot_compression(ratios: dict, shipped: int):
-    """Bytes per token over the vocabulary's size: {kind of text: {size: ratio}}."""
+    """Plot bytes per token over the vocabulary's size. ratios: {kind of text: {size: ratio}}."""
     figure, axis = plt.subplots(figsize=(7.6, 3.9))
     for (kind, line), mark, dash in zip(ratios.items(), MARKS, LINES):
         axis.plot(list(line), list(line.values()), marker=mark, linestyle=dash, label=kind)
@@ -128,7 +138,10 @@ def plot_compression(ratios: dict, shipped: int):
 
 
 def plot_tokenizers(table: dict):
-    """Bytes per token of two tokenizers: {text: (bytes, tokens of ours, tokens of V4's)}."""
+    """Plot bytes per token of two tokenizers.
+
+    table: {text: (bytes, tokens of ours, tokens of V4's)}.
+    """
     figure, axis = plt.subplots(figsize=(8.2, 0.55 * len(table) + 1.1))
     at = np.arange(len(table))
     for shift, column, name, colour, hatch in ((-0.2, 1, "ours", ORANGE, ""),
@@ -144,7 +157,10 @@ def plot_tokenizers(table: dict):
 
 
 def plot_masks(left, right, documents):
-    """Who sees whom in one row, without and with sample-level masks. Dark: seen. Lines: where documents begin."""
+    """Show which keys each query of one row sees, without and with sample-level masks.
+
+    Dark: seen. Lines: where documents begin.
+    """
     figure, axes = plt.subplots(1, 2, figsize=(9.0, 4.3))
     for axis, mask, title in zip(axes, (left, right), ("causal only", "sample-level")):
         axis.imshow(mask.numpy(), cmap=ListedColormap(["#F2F2F2", BLUE]), interpolation="nearest")
@@ -159,7 +175,7 @@ def plot_masks(left, right, documents):
 
 
 def plot_windows(lengths, m: int):
-    """The windows of m tokens of a row that holds documents of these lengths: cut from the row, and from each document."""
+    """Draw the windows of m tokens in a row of documents: cut by the row, and by the document."""
     figure, axis = plt.subplots(figsize=(9.2, 2.5))
     colours, starts = (SKY, YELLOW, GREEN), np.cumsum([0, *lengths])
     T = int(starts[-1])
@@ -189,7 +205,10 @@ def plot_windows(lengths, m: int):
 
 
 def plot_shares(table: dict, lengths: dict):
-    """Left: share of characters and of tokens, {kind: (share, share)}. Right: how long documents are, {kind: [tokens]}."""
+    """Plot the mixture by characters and by tokens, and the lengths of documents.
+
+    table: {kind: (share, share)}; lengths: {kind: [tokens]}.
+    """
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.4, 3.7))
     at = np.arange(len(table))
     for shift, column, name, colour, hatch in ((-0.2, 0, "characters", SKY, ""),
@@ -210,7 +229,7 @@ def plot_shares(table: dict, lengths: dict):
 
 
 def plot_zipf(counts: dict):
-    """Frequency over rank for {name: counts}, both as powers of ten, with the line of Zipf's law."""
+    """Plot word frequency over rank, logarithmic, with Zipf's law. counts: {name: counts}."""
     figure, axis = plt.subplots(figsize=(7.2, 3.8))
     for (name, frequency), dash, colour in zip(counts.items(), LINES,
                                                (BLUE, ORANGE, GREEN, PURPLE)):
@@ -226,7 +245,7 @@ def plot_zipf(counts: dict):
 
 
 def plot_baselines(table: dict):
-    """Bits per byte of several models on each kind of text: {kind: {model: bits}}."""
+    """Plot bits per byte of several models on each kind of text. table: {kind: {model: bits}}."""
     figure, axis = plt.subplots(figsize=(9.0, 3.7))
     names = list(next(iter(table.values())))
     colours, hatches = (BLACK, PURPLE, ORANGE, BLUE, GREEN), ("", "//", "..", "xx", "")
@@ -243,7 +262,7 @@ def plot_baselines(table: dict):
 
 
 def plot_surprise(labels, bits, title: str):
-    """One bar for each token: how many bits it costs."""
+    """Plot how many bits each token costs."""
     figure, axis = plt.subplots(figsize=(9.0, 3.0))
     bars = axis.bar(range(len(bits)), bits, color=[VERMILION if b > 4 else SKY for b in bits],
                     edgecolor=BLACK, linewidth=0.5)

@@ -1,4 +1,4 @@
-"""Figures of lesson 08: the path through the model, what MTP predicts, faults against tests, depth, where parameters are."""
+"""Figures of lesson 08: the path through the model, MTP, faults, depth, parameters."""
 
 import matplotlib.pyplot as plt
 
@@ -12,20 +12,20 @@ BYTES = {"FP4": 0.5 + 1 / 32, "FP8": 1 + 1 / 128**2, "BF16": 2.0}    # of a numb
 
 
 def _arrows(axis, start, end, lines=1, **style):
-    """An arrow, or `lines` parallel ones: the residual streams."""
+    """Draw an arrow, or `lines` parallel ones: the residual streams."""
     for i in range(lines):
         shift = 0.09 * (i - (lines - 1) / 2)
         arrow(axis, (start[0], start[1] + shift), (end[0], end[1] + shift), **style)
 
 
 def _up_and_right(axis, x, y, end):
-    """The four streams, from the top edge of a box, around (x, y), up and then right to `end`."""
+    """Draw four streams from the top edge of a box around (x, y), up and then right to `end`."""
     for shift in (-0.135, -0.045, 0.045, 0.135):
         arrow(axis, (x + shift, y), (x + shift, end[1] - shift), (end[0], end[1] - shift))
 
 
 def plot_pipeline():
-    """From ids to logits, and below it one of a block's two sites."""
+    """Draw the path from ids to logits, and below it one of a block's two sites."""
     figure, axis = canvas(9.6, 4.6)
     y, names = 3.95, ["ids", "embed", "copy\nn times", "block 1", "...", "block L", "mHC\nhead",
                       "norm", "head\nmatrix"]
@@ -66,7 +66,7 @@ def plot_pipeline():
 
 
 def plot_mtp_alignment(words=("In", "the", "beginning", "God", "created"), t=1):
-    """Which token the model and its MTP block are given at position t, and which they predict."""
+    """Show which token the model and its MTP block get at position t, and which they predict."""
     figure, axis = canvas(8.2, 3.5)
     xs = [0.9 + 1.6 * i for i in range(len(words))]
     for i, (x, word) in enumerate(zip(xs, words)):
@@ -88,7 +88,10 @@ def plot_mtp_alignment(words=("In", "the", "beginning", "God", "created"), t=1):
 
 
 def plot_faults(rows, columns, values, bounds):
-    """A table of numbers: rows are faults, columns are tests. A test sees the faults whose number is above its bound."""
+    """Draw a table of numbers: rows are faults, columns are tests.
+
+    A test detects the faults whose number is above its bound.
+    """
     texts = [[f"{value:.2g}" for value in line] for line in values]
     seen = [[value > bound for value, bound in zip(line, bounds)] for line in values]
     return plot_verdicts(rows, columns, texts, seen, figsize=(7.6, 0.46 * len(rows) + 1.3),
@@ -96,7 +99,10 @@ def plot_faults(rows, columns, values, bounds):
 
 
 def plot_depth(curves, spreads, by_hand=None):
-    """Left: size of the streams after each block. Right: how far they are from each other. {name: list over blocks}."""
+    """Plot the size of the streams after each block, and how far they are from each other.
+
+    curves, spreads: {name: list over blocks}.
+    """
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.0))
     styles = ["-", "--", "-.", ":", (0, (5, 1))]
     for axis, lines in zip(axes, (curves, spreads)):
@@ -119,7 +125,7 @@ def plot_depth(curves, spreads, by_hand=None):
 
 
 def plot_leak(runs, chance):
-    """Loss against training step for {name: losses}, with the loss of a guess at random."""
+    """Plot loss against training step, with the loss of a random guess. runs: {name: losses}."""
     figure, axis = plt.subplots(figsize=(7.4, 3.5))
     styles = ({"color": BLUE, "linewidth": 6, "alpha": 0.35}, {"color": ORANGE},
               {"color": BLACK, "linestyle": "--", "linewidth": 1.2})  # the third lies on the first
@@ -143,7 +149,7 @@ def _grouped(counts):
 
 
 def plot_parameters(models):
-    """Stacked bars in percent. models: {label: {part: parameters}}."""
+    """Plot parameters as stacked bars in percent. models: {label: {part: parameters}}."""
     figure, axis = plt.subplots(figsize=(9.0, 0.62 * len(models) + 1.5))
     stacked_shares(axis, {name: _grouped(counts) for name, counts in models.items()}, COLOURS,
                    least=4.5)
@@ -160,7 +166,10 @@ def scaled(layers, dim, experts, active) -> Config:
 
 
 def plot_sizes(total, used, title):
-    """Parameters, and the bytes they take in three formats; the scales of a fixed axis let pictures be compared."""
+    """Plot parameters, and the bytes they take in three formats.
+
+    The axes are fixed so that figures can be compared.
+    """
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.0, 2.9))
     bars = left.barh(["total", "active"], [total / 1e9, used / 1e9], color=[BLUE, ORANGE])
     left.bar_label(bars, [f"{total / 1e9:,.1f}", f"{used / 1e9:,.1f}"], padding=4)
@@ -181,8 +190,10 @@ def plot_sizes(total, used, title):
 
 
 def plot_sweeps(experts, picks):
-    """Static twin of the widget. experts, picks: {number: (total, active)}: over the experts stored, over those used. All
-    axes are logarithmic: in proportion is a straight line."""
+    """Plot parameters over the experts stored and over those used, on logarithmic axes.
+
+    experts, picks: {number: (total, active)}.
+    """
     figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.4), sharey=True)
     for axis, points, name in zip(axes, (experts, picks),
                                   ("routed experts in a layer, E", "experts used by a token, K")):

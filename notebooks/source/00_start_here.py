@@ -351,7 +351,7 @@ display(course_map)
 # %%
 course_map.chosen.value = "13_distillation"
 assert "00 &gt; 08 &gt; 10 &gt; 12" in course_map.card.value
-print("to 13 by way of", " > ".join(start.chain("13")))
+print("to 13 by way of", " > ".join(start.prerequisites("13")))
 
 # %% [markdown]
 # ## 7. How to work

@@ -487,7 +487,7 @@ box
 # %%
 box.sliders["hca_ratio"].value = 16
 assert box.shown == {"n": MILLION, "hca_ratio": 16}
-fine = context.squeezed(flash, 16)
+fine = context.with_hca_ratio(flash, 16)
 print(f"Flash with HCA over 16 tokens: {cost.flops(fine, MILLION)['total'] / cost.flops(flash, MILLION)['total']:.1f} times the operations, "
       f"{cost.kv_bytes(fine, MILLION)['total'] / cost.kv_bytes(flash, MILLION)['total']:.2f} times the bytes")
 

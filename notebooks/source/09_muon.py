@@ -202,7 +202,7 @@ style.show(muon.plot_polynomials(), "Left: the steep polynomial rises fast from 
 # %%
 v = torch.linspace(0.6818, 1.1344, 1001, dtype=torch.float64)          # where eight steep steps leave those above 2e-4
 for steps in (0, 1, 2):
-    after = muon.apply(v, [FLAT] * steps)                              # the polynomial, number by number
+    after = muon.apply_steps(v, [FLAT] * steps)                              # the polynomial, number by number
     print(f"after {steps} flat steps: from {after.min():.4f} to {after.max():.4f}")
 
 # %% [markdown]
@@ -229,7 +229,7 @@ flat = check("muon.flat", flat)
 # %%
 for a in (1.5, 1.7, 1.875, 1.9, 2.0, 2.1, 2.3, 2.5):
     p = (a, *flat(a))
-    worst = [(muon.apply(v, [p] * steps) - 1).abs().max() for steps in (1, 2)]
+    worst = [(muon.apply_steps(v, [p] * steps) - 1).abs().max() for steps in (1, 2)]
     note = {1.5: "the classic cubic one, c = 0", 1.875: "p'' is 0 at 1, too", 2.0: "V4's"}.get(a, "")
     print(f"a = {a:5}: worst error {worst[0]:.4f}, then {worst[1]:.5f}   {note}")
 
@@ -247,7 +247,7 @@ style.show(muon.plot_all_steps(), "The map of all steps over the size of a singu
 
 # %%
 x = torch.logspace(-5, 0, 100_001, dtype=torch.float64)
-y = muon.apply(x, HYBRID)
+y = muon.apply_steps(x, HYBRID)
 reached = x[(y - 1).abs() > 0.05].max()
 inside = x > 2e-4
 print(f"within 5 % of 1: everything above {reached:.1e} of the norm")
@@ -272,10 +272,10 @@ box
 # %%
 box.sliders["steps"].value = 9
 assert box.shown == {"steps": 9}
-spread = [float(muon.apply(normed, HYBRID[:n]).std()) for n in (8, 9, 10)]
+spread = [float(muon.apply_steps(normed, HYBRID[:n]).std()) for n in (8, 9, 10)]
 assert spread[0] > 5 * spread[1] > 25 * spread[2]
-assert (muon.apply(normed, HYBRID) - 1).abs().max() < 0.02
-first = next(n for n in range(11) if muon.apply(normed, HYBRID[:n]).min() > 0.5)
+assert (muon.apply_steps(normed, HYBRID) - 1).abs().max() < 0.02
+first = next(n for n in range(11) if muon.apply_steps(normed, HYBRID[:n]).min() > 0.5)
 assert 3 <= first <= 8
 print("The histogram becomes narrow in step 9, the first flat one.")
 

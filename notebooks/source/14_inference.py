@@ -57,12 +57,12 @@ tokenizer, model = Tokenizer.load(), minids.load(data("checkpoints", "nano"))
 scene = "Late in the evening Jonas was in the mill. Nora was in the cellar."
 ids = tokenizer.encode(scene, bos=True)
 plain = generate(model, ids, 40, temperature=0)
-fast, marks = inference.guessed(model, ids, 40, temperature=0)
+fast, marks = inference.speculate_marked(model, ids, 40, temperature=0)
 
 # %% tags=["nbval-ignore-output"]
 print(f"without guesses: {len(plain)} tokens in {len(plain)} passes")
 print(f"with guesses:    {len(fast.ids)} tokens in {fast.passes} passes; guesses that stood are in brackets:\n")
-print(scene + inference.marked(tokenizer, [i for i in fast.ids if i != tokenizer.eos_id], marks))
+print(scene + inference.mark_guesses(tokenizer, [i for i in fast.ids if i != tokenizer.eos_id], marks))
 
 # %%
 assert fast.ids == plain and fast.passes < 0.9 * len(plain)
@@ -481,15 +481,15 @@ for name, (rule, instead) in judges.items():
 # **follow every way that its draws and coins can fall**. There are 27 texts. (For two drafts we need a fourth token, 81 texts: the first comes from the pass over the prompt, the last of a pass needs no guess.)
 
 # %%
-tiny, prompt = inference.tiny(), [0, 2, 1, 1, 0]
-exact = inference.plainly(tiny, prompt, 3)                              # {text: probability}, from full passes
-texts = {"right, 1 draft": inference.every_way(tiny, prompt, 3, 1)}
-wrong = {"all stand": inference.every_way(tiny, prompt, 3, 1, inference.accept_all),
-         "resample from p": inference.every_way(tiny, prompt, 3, 1, inference.resample_from_p)}
+tiny, prompt = inference.tiny_model(), [0, 2, 1, 1, 0]
+exact = inference.text_chances(tiny, prompt, 3)                              # {text: probability}, from full passes
+texts = {"right, 1 draft": inference.text_chances_with_drafts(tiny, prompt, 3, 1)}
+wrong = {"all stand": inference.text_chances_with_drafts(tiny, prompt, 3, 1, inference.accept_all),
+         "resample from p": inference.text_chances_with_drafts(tiny, prompt, 3, 1, inference.resample_from_p)}
 for name, other in (texts | wrong).items():
     apart = inference.total_variation(exact, other)
     print(f"{name:16} probabilities sum to {sum(other.values()):.3f}, total variation {apart:.3f}")
-longer, two = inference.plainly(tiny, prompt, 4), inference.every_way(tiny, prompt, 4, 2)
+longer, two = inference.text_chances(tiny, prompt, 4), inference.text_chances_with_drafts(tiny, prompt, 4, 2)
 print(f"right, 2 drafts, four tokens: {len(two)} texts, total variation {inference.total_variation(longer, two):.3f}")
 
 # %%

@@ -95,7 +95,7 @@ print(f"{'all but the other matrices':34}{small:16,} bytes: {small / whole:.2%}"
 # a thousandth of the files; all routers, biases, hash tables, hyper-connections, sinks and norms together are a quarter of a gigabyte. These numbers come from the configuration alone (`minids.cost`, lesson 08); they are exact.
 
 # %% jupyter={"source_hidden": true}
-style.show(real.plot_bills(rows | {"a layer": real.size("layers.3.*"), "all of V4-Flash": whole}),
+style.show(real.plot_downloads(rows | {"a layer": real.size("layers.3.*"), "all of V4-Flash": whole}),
            "Bytes of parts of V4-Flash on a logarithmic axis: 9 kB for base and scale of the hyper-connections, 11 kB for sinks, megabytes for biases, "
            "tables, matrices and routers, 3.6 GB for one layer, 160 GB for all")
 
@@ -169,7 +169,7 @@ for file in sorted(set(index["weight_map"].values())):
 # spelled like the sample's? (Its index has 22,192 bytes for 307 tensors, the header above 5,120 for 53.)
 
 # %%
-index_size, header_size = real.spelled("flash")
+index_size, header_size = real.json_sizes("flash")
 print(f"Flash: the index takes {index_size / 1e6:.1f} MB, the largest header {header_size / 1e6:.2f} MB")
 counts = [len(names) for names in layout.shards(Config.flash()).values()]
 print(f"the fullest file has {max(counts):,} tensors, all {len(counts)} files {sum(counts):,}")
@@ -549,7 +549,7 @@ else:
 PATTERNS = ["layers.*.ffn.gate.weight", "layers.*.attn.wq_b.weight", "layers.20.attn.wq_b.weight", "*.hc_*", "*norm.weight",
             "*.attn_sink", "*.tid2eid", "layers.20.ffn.experts.7.*", "layers.*.ffn.experts.7.*", "layers.20.*", "mtp.*",
             "embed.weight", "*"]
-box = style.slider_image(real.plot_bill, "Bytes and seconds of the tensors that a pattern fits, beside the whole model, on a logarithmic axis",
+box = style.slider_image(real.plot_download, "Bytes and seconds of the tensors that a pattern fits, beside the whole model, on a logarithmic axis",
                          model=["flash", "pro"], pattern=PATTERNS, bandwidth=[12.5, 1, 125, 500, 3000, 7000])
 box
 
@@ -557,7 +557,7 @@ box
 box.sliders["pattern"].value = "*norm.weight"
 assert box.shown == {"model": "flash", "pattern": "*norm.weight", "bandwidth": 12.5}
 for pattern in ("layers.*.ffn.gate.weight", "layers.20.attn.wq_b.weight", "*norm.weight", "layers.20.ffn.experts.7.*", "layers.20.*"):
-    count, size = real.price(pattern, "flash")[0], real.size(pattern)
+    count, size = real.matching(pattern, "flash")[0], real.size(pattern)
     print(f"{pattern:30}{count:6,} tensors {size:15,} bytes {real.duration(size / 12.5e6):>14} at 100 Mbit/s")
 
 # %% [markdown]
@@ -745,8 +745,8 @@ with torch.inference_mode():
 print("streamed, layer by layer: equal to minids.load, bit for bit")
 
 # %%
-walks = {"sample": real.walk(SAMPLE, Tokenizer.load(SAMPLE / "tokenizer.json").encode(story, bos=True)[:512]),
-         "nano": real.walk(NANO, ids), "mini": real.walk(MINI, ids)}
+walks = {"sample": real.trace(SAMPLE, Tokenizer.load(SAMPLE / "tokenizer.json").encode(story, bos=True)[:512]),
+         "nano": real.trace(NANO, ids), "mini": real.trace(MINI, ids)}
 style.show(real.plot_loads(walks), "Loads of experts on a story, by layer, and how even they are. Sample: even in layers 0 and 1, where a table decides, "
            "uneven where scores do. Nano: every expert works; in the last layer some ten times as much as others")
 

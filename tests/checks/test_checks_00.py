@@ -48,11 +48,11 @@ def test_the_map_knows_each_lesson_and_the_way_to_it():
     assert numbers == [f"{i:02d}" for i in range(16)]
     for name, *_, before in start.LESSONS:
         assert all(number < name[:2] for number in before)
-    assert start.chain("00") == [] and start.chain("15") == ["00", "08", "10", "11"]
+    assert start.prerequisites("00") == [] and start.prerequisites("15") == ["00", "08", "10", "11"]
     box = start.CourseMap()
     for name, *_ in start.LESSONS:
         box.chosen.value = name
-        assert name in box.card.value and ("in preparation" in box.card.value) != start.is_there(name)
+        assert name in box.card.value and ("in preparation" in box.card.value) != start.is_built(name)
 
 
 def test_a_table_escapes_its_cells_and_links_notebooks(monkeypatch):

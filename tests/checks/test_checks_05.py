@@ -105,8 +105,8 @@ def test_feed_is_what_the_package_carries():
 
 
 def test_runs_are_the_stretches():
-    assert context.runs(torch.tensor([True, True, False, True, False, False])) == [(0, 2), (3, 4)]
-    assert context.runs(torch.zeros(3, dtype=torch.bool)) == []
+    assert context.stretches(torch.tensor([True, True, False, True, False, False])) == [(0, 2), (3, 4)]
+    assert context.stretches(torch.zeros(3, dtype=torch.bool)) == []
 
 
 def test_figures_of_an_unfinished_record(tmp_path):

@@ -69,19 +69,19 @@ def test_the_references_are_the_package():
 
 
 def test_only_the_right_judge_keeps_the_texts_distribution():
-    model, prompt = inference.tiny(), [0, 2, 1, 1, 0]
-    plain = inference.plainly(model, prompt, 3)
+    model, prompt = inference.tiny_model(), [0, 2, 1, 1, 0]
+    plain = inference.text_chances(model, prompt, 3)
     assert len(plain) == 27 and sum(plain.values()) == pytest.approx(1, abs=1e-5)
-    right = inference.every_way(model, prompt, 3, 1)
+    right = inference.text_chances_with_drafts(model, prompt, 3, 1)
     assert inference.total_variation(plain, right) < 1e-5
     for judge in (inference.accept_all, inference.resample_from_p):
-        assert inference.total_variation(plain, inference.every_way(model, prompt, 3, 1, judge)) > 0.01
-    assert inference.every_way(model, prompt, 3, 1) == pytest.approx(right)              # the judge is back in its place
+        assert inference.total_variation(plain, inference.text_chances_with_drafts(model, prompt, 3, 1, judge)) > 0.01
+    assert inference.text_chances_with_drafts(model, prompt, 3, 1) == pytest.approx(right)              # the judge is back in its place
 
 
 def test_the_guessed_tokens_are_marked():
-    model = inference.tiny()
-    out, marks = inference.guessed(model, [0, 2, 1], 12, temperature=0, stop=())
+    model = inference.tiny_model()
+    out, marks = inference.speculate_marked(model, [0, 2, 1], 12, temperature=0, stop=())
     assert out.ids == speculate.speculate(model, [0, 2, 1], 12, temperature=0, stop=()).ids
     assert len(marks) == 12 and not marks[0] and sum(marks) == sum(out.accepted)
 

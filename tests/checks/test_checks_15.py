@@ -93,19 +93,19 @@ def test_the_price_of_a_pattern_is_that_of_the_tensors(monkeypatch):
     monkeypatch.setattr(real, "inventory", lambda name: stored)
     for pattern in ("layers.*.ffn.gate.weight", "layers.1.*", "*.experts.0.*", "*"):
         names = remote.find(pattern)
-        assert real.price(pattern, "this sample")[0] == len(names)
+        assert real.matching(pattern, "this sample")[0] == len(names)
         assert real.size(pattern, model="this sample") == remote.price(names).here
 
 
 def test_the_tables_of_contents_of_flash_have_their_size():
-    index, head = real.spelled("flash")
+    index, head = real.json_sizes("flash")
     assert 5e6 < index < header.MAX_INDEX and 1e5 < head < header.MAX_HEADER
 
 
 def test_loads_of_a_table_are_those_of_a_pass():
     """The hash layers' loads, from table and frequencies alone, equal the loads of the forward pass."""
     ids = torch.randint(0, 512, (200,), generator=torch.Generator().manual_seed(0))
-    walk, tables = real.walk(SAMPLE, ids.tolist()), real.tables_of(SAMPLE, ids)
+    walk, tables = real.trace(SAMPLE, ids.tolist()), real.tables_of(SAMPLE, ids)
     for layer, load_ in tables.items():
         counted = walk["load"][layer].float()
         torch.testing.assert_close(load_, counted / counted.mean())
@@ -114,7 +114,7 @@ def test_loads_of_a_table_are_those_of_a_pass():
 
 def test_a_walk_ends_with_the_model_itself():
     ids = torch.randint(0, 512, (1, 40), generator=torch.Generator().manual_seed(1))
-    walk = real.walk(RemoteCheckpoint(SAMPLE), ids[0].tolist())
+    walk = real.trace(RemoteCheckpoint(SAMPLE), ids[0].tolist())
     with torch.no_grad():
         logits = load(SAMPLE)(ids)[0]
     assert torch.equal(walk["best"][-1], logits.argmax(-1))
@@ -126,7 +126,7 @@ def test_a_walk_of_a_model_far_away_is_refused():
     far.source = type("Elsewhere", (), {})()
     far.where = "owner/name"
     with pytest.raises(MinidsError, match="a pass reads every layer of owner/name"):
-        real.walk(far, [1, 2])
+        real.trace(far, [1, 2])
 
 
 def test_the_estimated_error_is_near_the_true_one():
@@ -181,10 +181,10 @@ def test_a_dump_has_the_bytes_and_their_letters(capsys):
 
 def test_the_figures_draw():
     models = {"sample": SAMPLE, "nano": RemoteCheckpoint(NANO)}
-    walks = {"sample": real.walk(SAMPLE, list(range(60)))}
+    walks = {"sample": real.trace(SAMPLE, list(range(60)))}
     path = SAMPLE / "model-00002-of-00007.safetensors"
-    figures = [real.plot_anatomy(path.name, header.read(path), path.stat().st_size), real.plot_bill("flash", "*.attn_sink", 12),
-               real.plot_bill("pro", "nothing", 12), real.plot_bills({"a": 10**4, "b": 10**8}), real.plot_loads(walks),
+    figures = [real.plot_anatomy(path.name, header.read(path), path.stat().st_size), real.plot_download("flash", "*.attn_sink", 12),
+               real.plot_download("pro", "nothing", 12), real.plot_downloads({"a": 10**4, "b": 10**8}), real.plot_loads(walks),
                real.plot_lens(walks, {"sample": math.log(512)}), real.plot_lens_table(walks["sample"], ["x"] * 9, str),
                real.plot_tables(models, {"nano": torch.arange(9)})]
     figures += [draw(models) for draw in (real.plot_sinks, real.plot_routers, real.plot_connections, real.plot_biases, real.plot_spectra, real.plot_rounding)]
