@@ -28,11 +28,11 @@ def plot_path():
     box(axis, 0.45, mid, "x", 0.5, colour=YELLOW)
     axis.text(0.45, mid - 0.5, "B T d", ha="center", fontsize=10)
     chain = ((1.5, "wq_a, norm", 1.15, SKY), (2.85, "wq_b", 0.75, SKY),
-             (4.25, "RMS of\neach head", 1.1, SKY), (5.6, "turn by t", 0.95, ORANGE))
+             (4.25, "RMS of\neach head", 1.1, SKY), (5.6, "rotate by t", 0.95, ORANGE))
     for x, name, width, colour in chain:
         box(axis, x, top, name, width, colour=colour)
     for x, name, width, colour in ((1.5, "wkv, norm", 1.15, GREEN),
-                                   (2.95, "turn by s", 0.95, ORANGE)):
+                                   (2.95, "rotate by s", 0.95, ORANGE)):
         box(axis, x, low, name, width, colour=colour)
     arrow(axis, (0.45, mid + 0.3), (0.45, top), (0.9, top))
     arrow(axis, (0.45, mid - 0.62), (0.45, low), (0.9, low))
@@ -47,7 +47,7 @@ def plot_path():
     arrow(axis, (6.5, mid), (6.9, mid))
     arrow(axis, (4.0, low), (7.4, low), (7.4, mid - 0.34))
     axis.text(5.7, low + 0.08, "and the same vectors as values", ha="center", fontsize=10)
-    box(axis, 7.4, top, "turn BACK\nby t", 1.05, 0.62, VERMILION)
+    box(axis, 7.4, top, "rotate BACK\nby t", 1.05, 0.62, VERMILION)
     arrow(axis, (7.4, mid + 0.34), (7.4, top - 0.34))
     box(axis, 8.85, top, "wo_a\nin groups", 1.0, 0.62, SKY)
     box(axis, 8.85, mid, "wo_b", 0.75, 0.56, SKY)
@@ -127,7 +127,7 @@ def plot_compass_needles(before, after, times):
     """
     figure, axes = plt.subplots(2, len(times), figsize=(8.4, 3.4))
     for row, (angles, name, colour) in enumerate(((before, "as it comes", VERMILION),
-                                                  (after, "turned back", BLUE))):
+                                                  (after, "rotated back", BLUE))):
         for axis, angle, t in zip(axes[row], angles, times):
             axis.add_patch(plt.Circle((0, 0), 1, fill=False, linewidth=0.8))
             arrow(axis, (0, 0), (math.cos(angle), math.sin(angle)), arrowstyle="-|>", color=colour,
@@ -157,7 +157,7 @@ def plot_distance(results, shifts, chance):
     axis.text(len(shifts) - 1, 100 * chance + 2, "guessing", ha="right", fontsize=10)
     axis.set_xticks(range(len(shifts)), shifts)
     axis.set_xlabel("positions by which the text is shifted (trained at 0)")
-    axis.set_ylabel("distance told right (%)")
+    axis.set_ylabel("distance predicted correctly (%)")
     axis.set_ylim(0, 104)
     axis.legend(loc="center right")
     return figure
@@ -253,7 +253,7 @@ def plot_periods(lines, marks):
         axis.text(0, length * 1.15, name, fontsize=10)
     axis.set_yscale("log")
     axis.set_xlabel("pair of channels j (fast to slow)")
-    axis.set_ylabel("positions for one full turn")
+    axis.set_ylabel("positions for one full rotation")
     axis.legend(loc="lower right")
     return figure
 

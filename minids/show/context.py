@@ -61,15 +61,15 @@ def plot_state(seen, w, m, T):
                       "a-half kept for the next entry": full - m <= t < full}[kind]
             cell(axis, t + 0.07, y, 0.86, 0.6, t, fontsize=8.5,
                  ink=BLACK if t < seen else "#BBBBBB", linewidth=0.6,
-                 edgecolor=BLACK if t < seen else "#CCCCCC", facecolor=kinds[kind] if inside
-                 else "white")
+                 edgecolor=BLACK if t < seen else "#CCCCCC",
+                 facecolor=kinds[kind] if inside else "white")
         axis.text(-0.25, y + 0.3, kind, ha="right", va="center", fontsize=10)
     for i in range(T // m):
         done = i < seen // m
         cell(axis, i * m + 0.1, -0.15, m - 0.2, 0.6, f"entry {i}, index key {i}" if done else "",
              fontsize=9, linewidth=0.8, edgecolor=BLACK if done else "#CCCCCC",
              facecolor=SKY if done else "white")
-    axis.text(-0.25, 0.15, "kept for ever", ha="right", va="center", fontsize=10)
+    axis.text(-0.25, 0.15, "kept permanently", ha="right", va="center", fontsize=10)
     axis.plot([seen, seen], [-0.3, 3.3], color=BLACK, linewidth=1.4)
     axis.text(seen + 0.1, 3.2, f"{seen} tokens read", fontsize=10, va="center")
     axis.set_xlim(-6.2, T + 0.1)
@@ -299,8 +299,8 @@ def summary(record):
              f"{state}{last:,} tokens read in {end['prefill_minutes']:.0f} minutes",
              f"the state: {end['state_bytes']:,} bytes; "
              f"the process: at most {end['resident_most'] / 1e9:.2f} GB"]
-    lines += [f"one decoded token behind {n:9,} tokens: {points[n]['cpu_ms']:5.1f} ms"
+    lines += [f"one decoded token after {n:9,} tokens: {points[n]['cpu_ms']:5.1f} ms"
               for n in sorted(points) if n in (2**10, 2**14, 2**17, 2**20, last)]
-    lines.append(f"the text that follows: {end['nats']:.2f} nats a token behind all this, "
+    lines.append(f"the text that follows: {end['nats']:.2f} nats a token after all this, "
                  f"{end['nats_without_context']:.2f} by itself")
     return "\n".join(lines)

@@ -52,7 +52,7 @@ def plot_places(scores, chance):
         axis.set_title(f"name the {answer}")
         axis.set_xticks(range(4), ["0", "1", "2", "3: torn"])
         axis.set_xlabel("place of the key in its window")
-    axes[0].set_ylabel("right answers (share)")
+    axes[0].set_ylabel("accuracy")
     axes[0].set_ylim(0, 1.08)
     figure.legend(*axes[0].get_legend_handles_labels(), ncols=2, loc="outside upper right",
                   fontsize=10)

@@ -36,8 +36,7 @@ def divergences(centre, width) -> tuple[float, float]:
 def best_fit(which: str) -> tuple[float, float]:
     """Centre and width of the bump with the smallest "forward" or "reverse" KL, on a grid."""
     student, teacher = bump(CENTRES[:, None], WIDTHS), two_humps()
-    # centres widths
-    loss = kl(teacher, student) if which == "forward" else kl(student, teacher)
+    loss = kl(teacher, student) if which == "forward" else kl(student, teacher)  # centres widths
     i, j = divmod(int(loss.argmin()), len(WIDTHS))
     return CENTRES[i].item(), WIDTHS[j].item()
 
@@ -99,7 +98,7 @@ def plot_lost(chance: dict):
         ax.plot(range(len(share)), (100 * torch.as_tensor(share)).tolist(), color=colour,
                 label=name)
     ax.set(xlabel="steps", ylabel="more than 2 off the path (%)",
-           title="Errors that nobody taught to mend", ylim=(0, None))
+           title="Errors that nobody taught it to fix", ylim=(0, None))
     ax.legend(fontsize=10)
     return figure
 

@@ -92,8 +92,8 @@ def plot_periods(curves, low, high, original, longest):
         axis.text(0, y * 1.2, text, fontsize=10)
     axis.set_yscale("log")
     axis.set_ylim(3, 4e7)
-    axis.set_xlabel("pair of channels (0 turns fastest)")
-    axis.set_ylabel("tokens in a full turn")
+    axis.set_xlabel("pair of channels (0 rotates fastest)")
+    axis.set_ylabel("tokens in a full rotation")
     axis.legend(loc="lower right")
     return figure
 
@@ -159,7 +159,7 @@ def plot_tasks(scores, chance):
         axis.set_xticks(range(len(rows)), rows)
         axis.set_ylim(0, 1.05)
         axis.grid(False, axis="x")
-    axes[0].set_ylabel("right answers (share)")
+    axes[0].set_ylabel("accuracy")
     return figure
 
 

@@ -37,7 +37,7 @@ GREY = "#C8C8C8"
 COLOURS = BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE
 
 
-# ---- what is drawn ----
+# ---- sampling ----
 
 def plot_distributions(rows: dict, names):
     """Plot small distributions as bars side by side.
@@ -74,7 +74,7 @@ def plot_top_p(contexts: dict, temperature: float, top_p: float):
     figure, axes = plt.subplots(1, len(contexts), figsize=(9.2, 3.6), sharey=True)
     for ax, (name, logits) in zip(axes, contexts.items()):
         left = _curve(ax, logits, temperature, top_p)
-        ax.set_title(f'"{name} ..."\n{left} of {len(logits)} tokens can be drawn', fontsize=10)
+        ax.set_title(f'"{name} ..."\n{left} of {len(logits)} tokens can be sampled', fontsize=10)
     axes[0].set_ylabel("probability")
     figure.suptitle(f"temperature {temperature:g}, top-p {top_p:g}", x=0.01, ha="left", fontsize=11)
     return figure
@@ -199,18 +199,18 @@ def plot_draft_pass():
     for i, text in enumerate(("p after\n\"in\"", "p after\n\"the\"", "p after\n\"sea\"")):
         box(axis, 3.9 + 1.1 * i, 1.15, text, 0.95, 0.62, SKY)
         arrow(axis, (3.9 + 1.1 * i, 1.85), (3.9 + 1.1 * i, 1.5))
-    # all three are judged with
+    # a bracket below all three distributions, and an arrow from it to the third step
     axis.plot([3.5, 3.5, 6.5, 6.5], [0.75, 0.68, 0.68, 0.75], color=BLACK, linewidth=1)
     axis.plot([5.0, 5.0, 6.85, 6.85], [0.68, 0.6, 0.6, 1.55], color=BLACK, linewidth=1)
     arrow(axis, (6.85, 1.55), (7.15, 1.55))
     box(axis, 7.6, 1.9, "the", 0.7, 0.45, GREEN)
-    axis.text(8.02, 1.9, "stands", fontsize=9, va="center")
+    axis.text(8.02, 1.9, "accepted", fontsize=9, va="center")
     box(axis, 7.6, 1.2, "sea", 0.7, 0.45, "white")
-    axis.text(8.02, 1.2, "falls", fontsize=9, va="center")
+    axis.text(8.02, 1.2, "rejected", fontsize=9, va="center")
     box(axis, 7.6, 0.5, "mill", 0.7, 0.45, GREEN)
     axis.text(8.02, 0.5, "in its place, from\nmax(0, p - q)", fontsize=9, va="center")
     axis.text(0.1, 0.2,
-              "A pass gives one token in any case, and one more\nfor each guess that stands.",
+              "A pass gives one token in any case, and one more\nfor each accepted guess.",
               fontsize=10, va="center")
     return figure
 
@@ -223,10 +223,10 @@ def plot_overlap(p, q, names):
     figure, ax = plt.subplots(figsize=(7.2, 3.2))
     p, q = np.asarray(p), np.asarray(q)
     both, at = np.minimum(p, q), np.arange(len(names))
-    ax.bar(at, both, 0.6, color=GREEN, label="min(p, q): guesses that stand")
-    ax.bar(at, p - both, 0.6, bottom=both, color=ORANGE, label="max(0, p - q): drawn instead")
+    ax.bar(at, both, 0.6, color=GREEN, label="min(p, q): accepted guesses")
+    ax.bar(at, p - both, 0.6, bottom=both, color=ORANGE, label="max(0, p - q): sampled instead")
     ax.bar(at, q - both, 0.6, bottom=both, color="white", edgecolor=BLACK, hatch="//",
-           label="q above p: guesses that fall")
+           label="q above p: rejected guesses")
     ax.set_xticks(at, names)
     ax.set(ylabel="probability", ylim=(0, 1.35 * max(p.max(), q.max())))
     ax.legend(fontsize=9, loc="upper right")
@@ -358,7 +358,7 @@ def plot_acceptance(rates: dict):
         ax.bar(bar_places(len(values), i, len(rates)), 100 * np.array(values), 0.736 / len(rates),
                color=colour, label=name)
     ax.set_xticks(range(len(values)), [f"draft {i + 1}" for i in range(len(values))])
-    ax.set(ylabel="stood, of those judged (%)", ylim=(0, 100))
+    ax.set(ylabel="accepted, of those judged (%)", ylim=(0, 100))
     ax.legend(fontsize=9, ncols=len(rates), loc="lower left", bbox_to_anchor=(0, 1.0))
     return figure
 
@@ -437,7 +437,7 @@ def plot_conditions(results: dict):
         interval_bars(ax, bar_places(len(families), i, len(results)), percent, 0.736 / len(results),
                       colour, name, capsize=2, linewidth=1)
     ax.set_xticks(range(len(families)), families)
-    ax.set(ylabel="right answers (%)", ylim=(0, 105))
+    ax.set(ylabel="accuracy (%)", ylim=(0, 105))
     ax.legend(ncols=4, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1.0))
     return figure
 
@@ -479,7 +479,7 @@ def plot_bias(p: float, samples: int):
     ax.plot(k, truth, color=BLACK, linewidth=5, alpha=0.25, label="truth")
     ax.plot(k, unbiased, "o-", color=BLUE, label="unbiased, mean")
     ax.plot(k, plug_in, "s--", color=VERMILION, label="1 - (1 - c/n)^k, mean")
-    ax.set(xlabel=f"k, of n = {samples} answers, each right with probability {p:g}",
+    ax.set(xlabel=f"k, of n = {samples} answers, each correct with probability {p:g}",
            ylabel="pass@k", ylim=(0, 1))
     ax.legend(fontsize=10, loc="lower right")
     return figure
@@ -492,7 +492,7 @@ def plot_card(shares: dict):
         ax.barh(row, 100 * share, 0.62, color=SKY)
         ax.errorbar(100 * share, row, xerr=[[100 * (share - low)], [100 * (high - share)]],
                     fmt="none", ecolor=BLACK, elinewidth=1.2, capsize=3)
-    ax.set(xlim=(0, 100), xlabel="right answers (%), with 95 % interval", yticks=range(len(shares)),
+    ax.set(xlim=(0, 100), xlabel="accuracy (%), with 95 % interval", yticks=range(len(shares)),
            yticklabels=list(shares))
     ax.invert_yaxis()
     ax.grid(False, axis="y")

@@ -62,7 +62,7 @@ def plot_grpo_gains(reports: list[dict]):
         ax.set_xticks(range(len(families(reports))), families(reports))
         ax.set(title=measure, ylim=(0, 100), xlim=(-0.5, len(families(reports)) - 0.5))
         ax.grid(axis="y")
-    axes[0].set_ylabel("right answers (%)")
+    axes[0].set_ylabel("accuracy (%)")
     axes[0].legend(fontsize=9, loc="lower left")
     return figure
 
@@ -73,8 +73,8 @@ def plot_grpo_logs(reports: list[dict]):
     Left: accuracy of the replies. Right: the policy's entropy in the groups that it learns from.
     """
     figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.4))
-    labels = {"accuracy": "right replies in a batch (%)",
-              "entropy": "entropy in doubtful groups\n(nats per token)"}
+    labels = {"accuracy": "correct replies in a batch (%)",
+              "entropy": "entropy in mixed groups\n(nats per token)"}
     for ax, (key, label) in zip(axes, labels.items()):
         for family, colour in zip(families(reports), (BLUE, ORANGE, GREEN, PURPLE)):
             for j, report in enumerate(reports):

@@ -57,8 +57,8 @@ def plot_through_depth(lines, limit=None):
         colour, style = KINDS[name]
         for i, curve in enumerate(line if isinstance(line[0], (list, tuple)) else [line]):
             axis.plot(range(1, len(curve) + 1), curve, color=colour, linestyle=style,
-                      label=name if i == 0 else None, linewidth=1.2 if name == "unconstrained"
-                      else 2.4)
+                      label=name if i == 0 else None,
+                      linewidth=1.2 if name == "unconstrained" else 2.4)
     axis.set_yscale("log")
     axis.set_ylim(bottom=0.2)
     if limit:
@@ -143,8 +143,7 @@ def plot_convergence(errors, rates):
         xs = range(1, len(line) + 1)
         axis.plot(xs, line, color=colour, marker=mark, markersize=4, markevery=2, label=name)
         if name in rates:
-            # the tail, above rounding
-            at = max(i for i, e in enumerate(line) if e > 1e-10)
+            at = max(i for i, e in enumerate(line) if e > 1e-10)  # the tail, above rounding
             slope = [line[at] * rates[name] ** (i - at) for i in range(len(line))]
             axis.plot(xs, slope, color=colour, linewidth=0.9, linestyle=":")
     axis.axvline(20, color=GREY, linewidth=0.8)
@@ -299,7 +298,7 @@ def plot_variation(models):
         axis.set_title(which)
         axis.set_xlabel("site")
         axis.set_yscale("log")
-    axes[0].set_ylabel("deviation over tokens")
+    axes[0].set_ylabel("standard deviation over tokens")
     axes[0].legend(loc="center left", bbox_to_anchor=(0.0, 0.38))
     return figure
 

@@ -123,7 +123,8 @@ def plot_zipf(frequencies, loads, control, bound):
     bins = [1 + i * (top - 1) / 30 for i in range(31)]
     axes[1].hist(control, bins, color=SKY, label="all tokens equally often", alpha=0.8)
     axes[1].hist(loads, bins, color=ORANGE, label="as in the text", alpha=0.8)
-    axes[1].axvline(bound, color=BLACK, linestyle=":", label="mean + deviation, by formula")
+    axes[1].axvline(bound, color=BLACK, linestyle=":",
+                    label="mean + standard deviation, by formula")
     axes[1].set_xlabel("largest load / mean load")
     axes[1].set_ylabel("random tables")
     axes[1].legend(fontsize=9)
@@ -138,10 +139,8 @@ def plot_load_curves(runs, smooth=10):
     figure, axis = plt.subplots(figsize=(8.4, 4.5))
     for name, loads in runs.items():
         colour, line = SETTINGS.get(name, (BLACK, "-"))
-        # S/smooth R E
-        sums = loads.unfold(0, smooth, smooth).sum(-1)
-        # S/smooth R
-        largest = sums.max(-1).values / sums.mean(-1)
+        sums = loads.unfold(0, smooth, smooth).sum(-1)  # S/smooth R E
+        largest = sums.max(-1).values / sums.mean(-1)  # S/smooth R
         steps = [smooth * (i + 0.5) for i in range(len(largest))]
         axis.plot(steps, largest.mean(1), color=colour, linestyle=line, label=name)
         axis.fill_between(steps, largest.min(1).values, largest.max(1).values, color=colour,

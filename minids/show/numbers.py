@@ -168,10 +168,11 @@ def plot_format_errors(errors):
     return figure
 
 
-def plot_outlier(plain, rounded, turned, turned_rounded):
+def plot_outlier(plain, rounded, rotated, rotated_rounded):
     """Plot a vector with one large channel, and its Hadamard transform, before and after FP4."""
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.2))
-    panels = (plain, rounded, "as it is"), (turned, turned_rounded, "after the Hadamard turn")
+    panels = ((plain, rounded, "as it is"),
+              (rotated, rotated_rounded, "after the Hadamard transform"))
     for axis, (before, after, title) in zip(axes, panels):
         x = np.arange(len(before))
         axis.bar(x, before, 0.8, color=SKY, label="number")
@@ -186,11 +187,12 @@ def plot_outlier(plain, rounded, turned, turned_rounded):
     return figure
 
 
-def plot_outlier_sweep(sizes, plain, turned):
+def plot_outlier_sweep(sizes, plain, rotated):
     """Plot a vector's error in FP4 over the size of its outlier, relative to the other channels."""
     figure, axis = plt.subplots(figsize=(7.6, 3.2))
     axis.plot(sizes, [100 * e for e in plain], "o-", color=VERMILION, label="as it is")
-    axis.plot(sizes, [100 * e for e in turned], "s--", color=BLUE, label="after the Hadamard turn")
+    axis.plot(sizes, [100 * e for e in rotated], "s--", color=BLUE,
+              label="after the Hadamard transform")
     axis.set_xscale("log", base=2)
     axis.set_xlabel("one channel's size (the others have RMS 1)")
     axis.set_ylabel("RMS error (% of the others' RMS)")

@@ -146,7 +146,7 @@ def plot_run_log(log, tokens_per_step: int, baselines, stages):
     pace = np.diff([r["seconds"] for r in steps])
     speed.plot(tokens[1:], running_mean(tokens_per_step / np.maximum(pace, 0.2 * np.median(pace)),
                                         10) / 1e3)
-    speed.set(title="Speed\n(dips: looks and saves)", ylabel="thousand tokens a second",
+    speed.set(title="Speed\n(dips: checks and saves)", ylabel="thousand tokens a second",
               ylim=(0, None))
     begins = [tokens[i] for i in range(1, len(steps)) if steps[i]["stage"] != steps[i - 1]["stage"]]
     for ax in (loss, close, rate, norm, speed):
@@ -169,7 +169,7 @@ def _bars(ax, logits, tokenizer, temperature: float, top_p: float, rows: int) ->
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
     ax.set(xlabel="probability (%)", xlim=(0, max(10, 105 * ranked[0].item())))
-    return f"{int(nucleus.sum())} of {len(p)} can be drawn"
+    return f"{int(nucleus.sum())} of {len(p)} can be sampled"
 
 
 def plot_next_tokens(logits, tokenizer, temperature: float, top_p: float, prompt: str,

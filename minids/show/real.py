@@ -212,8 +212,7 @@ def tables_of(source, ids=None) -> dict[int, torch.Tensor]:
     """
     source = opened(source)
     config, loads = source.config, {}
-    # vocab K
-    for layer, table in by_layer(source, "ffn.gate.tid2eid").items():
+    for layer, table in by_layer(source, "ffn.gate.tid2eid").items():  # vocab K
         times = torch.ones(config.vocab_size)
         if ids is not None:
             times = ids.flatten().bincount(minlength=config.vocab_size).float()
@@ -239,8 +238,7 @@ def connections_of(source) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     config, n = source.config, source.config.hc_mult
     sites = [f"layers.{i}.hc_{at}_" for i in range(config.n_layers) for at in ("attn", "ffn")]
     read = source.read([site + part for site in sites for part in ("base", "scale")])
-    # streams that say nothing
-    X, fn = torch.zeros(1, 1, n, 1), torch.zeros((2 + n) * n, n)
+    X, fn = torch.zeros(1, 1, n, 1), torch.zeros((2 + n) * n, n)  # streams that say nothing
     maps = [mhc.maps(X, fn, read[site + "scale"], read[site + "base"], config) for site in sites]
     return tuple(torch.stack([triple[k][..., 0] for triple in maps]) for k in range(3))
 
@@ -268,8 +266,7 @@ def biases_of(source) -> dict[int, tuple[int, torch.Tensor]]:
     weights = {}
     for layer, ape in by_layer(source, "attn.compressor.ape").items():                      # m fc
         m = len(ape)
-        # 2m c or m c
-        slots = torch.cat(ape.chunk(2, dim=1)) if m == 4 else ape
+        slots = torch.cat(ape.chunk(2, dim=1)) if m == 4 else ape  # 2m c or m c
         weights[layer] = m, slots.softmax(0).mean(1) * len(slots)
     return weights
 
@@ -323,8 +320,8 @@ def rounding_of(source, layer: int | None = None) -> dict[str, dict]:
 def _fp4_rounding(packed, scale) -> dict:
     bytes_ = packed.view(torch.uint8)
     codes = torch.stack([bytes_ & 15, bytes_ >> 4], -1).flatten(1).long()                   # o i
-    # two codes of 1.0
-    values, ones = torch.tensor(numerics.FP4_VALUES), torch.full_like(packed, 0x22)
+    values = torch.tensor(numerics.FP4_VALUES)
+    ones = torch.full_like(packed, 0x22)  # two codes of 1.0
     p = codes.flatten().bincount(minlength=16) / codes.numel()
     spread = 0
     if scale.dtype == torch.float8_e8m0fnu:
@@ -346,8 +343,7 @@ def _cells(values):
     sizes = values[values.isfinite()].abs().unique()
     middles = (sizes[1:] + sizes[:-1]) / 2
     low = sizes - torch.cat([-middles[:1], middles])
-    # nothing lies beyond the largest
-    high = torch.cat([middles, sizes[-1:]]) - sizes
+    high = torch.cat([middles, sizes[-1:]]) - sizes  # nothing lies beyond the largest
     square = (low ** 3 + high ** 3) / (3 * (low + high))
     return square[torch.searchsorted(sizes, values.abs().nan_to_num(0.0))]
 
@@ -372,8 +368,7 @@ def trace(source, ids: list[int], device="cpu", dtype=torch.float32) -> dict[str
     targets = torch.tensor(ids[1:], device=device)
 
     def gate(_, __, out):
-        # N K, N K
-        weights, chosen = out
+        weights, chosen = out  # N K, N K
         record["load"].append(chosen.flatten().bincount(minlength=model.config.n_routed_experts))
         record["sure"].append((weights / weights.sum(1, keepdim=True)).amax(1).mean())
 
@@ -456,8 +451,8 @@ def plot_routers(models):
     for (name, source), colour, style in zip(models.items(), COLOURS, LINES):
         routers = routers_of(source)
         bias = routers["bias"]
-        deviation = (bias - bias.mean(1, keepdim=True)).square().mean(1).sqrt()
-        axes[0].plot(_depth(deviation), deviation.tolist(), style, color=colour, marker="o",
+        spread = (bias - bias.mean(1, keepdim=True)).square().mean(1).sqrt()
+        axes[0].plot(_depth(spread), spread.tolist(), style, color=colour, marker="o",
                      label=name)
         axes[1].plot(_depth(routers["cosine"]), routers["cosine"].tolist(), style, color=colour,
                      marker="o", label=name)
@@ -466,7 +461,7 @@ def plot_routers(models):
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center",
                   ncols=len(models))
     axes[0].set_ylim(bottom=0)
-    axes[0].set_ylabel("deviation over experts")
+    axes[0].set_ylabel("standard deviation over experts")
     axes[0].set_title("the balancing biases")
     axes[1].set_ylabel("mean cosine of two rows")
     axes[1].set_title("the gates' rows")
@@ -518,8 +513,7 @@ def plot_biases(models):
                    Patch(facecolor=ORANGE, label="HCA")] if many else None
         axis.legend(handles=handles, fontsize=9, loc="upper left")
     axes[0].set_ylabel("weight / even weight")
-    # room for the legends
-    axes[0].set_ylim(0, 1.45 * axes[0].get_ylim()[1])
+    axes[0].set_ylim(0, 1.45 * axes[0].get_ylim()[1])  # room for the legends
     return figure
 
 
@@ -555,8 +549,9 @@ def plot_rounding(models):
             axes[0].bar(bar_places(8, k, len(models)), mean.tolist(), 0.76 / len(models),
                         color=COLOURS[k], label=name)
         for matrix in matrices.values():
-            axes[1].scatter(k, 100 * matrix["error"], color=BLUE if matrix["format"] == "FP8"
-                            else ORANGE, marker="o" if matrix["format"] == "FP8" else "s", s=34)
+            fp8 = matrix["format"] == "FP8"
+            axes[1].scatter(k, 100 * matrix["error"], color=BLUE if fp8 else ORANGE,
+                            marker="o" if fp8 else "s", s=34)
     axes[0].set_xticks(range(8), ["0", "0.5", "1", "1.5", "2", "3", "4", "6"])
     axes[0].set_xlabel("size of the code (FP4 experts)")
     axes[0].set_ylabel("share of the numbers (%)")

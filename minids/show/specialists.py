@@ -107,7 +107,7 @@ def plot_estimators(exact: float, on: dict, off: dict):
         ax.set_yticks(range(len(table)), list(table))
         ax.set_ylim(len(table) - 0.5, -0.5)
         ax.set_xticks([-0.5, 0, 0.5, 1], ["-0.5", "0", "0.5", "1"])
-        ax.set(title=title, xlabel="nats: mean, and one deviation of a token")
+        ax.set(title=title, xlabel="nats: mean and standard deviation of a token")
     return figure
 
 
@@ -119,7 +119,7 @@ def plot_baselines(table: dict):
     figure, ax = plt.subplots(figsize=(7.4, 3.2))
     for i, ((name, values), mark) in enumerate(zip(table.items(), ("X", "s", "o", "^"))):
         ax.plot(range(len(values)), values, marker=mark, color=COLOURS[(1, 4, 0, 2)[i]], label=name)
-    ax.set(ylabel="noise (deviation)", ylim=(0, None))
+    ax.set(ylabel="noise (standard deviation)", ylim=(0, None))
     ax.legend(fontsize=9)
     return figure, ax
 
@@ -135,7 +135,7 @@ def plot_hacking(runs: dict, sayings: dict):
         ax.plot([100 * row[0] for row in log], color=ORANGE, linewidth=4.5, alpha=0.7,
                 label="what it earns")
         ax.plot([100 * row[1] for row in log], color=BLUE, linewidth=1.8,
-                label="how often it is right")
+                label="how often it is correct")
         ax.set(title=f"{name}\nat the end it says: {sayings[name]}", xlabel="step", ylim=(-3, 103))
         ax.title.set_fontsize(10)
         ax.legend(fontsize=9, loc="upper left")
@@ -166,7 +166,7 @@ def plot_shares(table: dict):
                 weights=[100 / len(values)] * len(values), color=colour, edgecolor="white")
         ax.set_title(name)
     axes[0].set_ylabel("problems (%)")
-    figure.supxlabel("'seven' instead of '7' (% of right answers)", fontsize=11)
+    figure.supxlabel("'seven' instead of '7' (% of correct answers)", fontsize=11)
     return figure
 
 

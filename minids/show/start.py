@@ -27,7 +27,7 @@ LESSONS = (("00_start_here", "the map, what V4 is, the doctor; the shipped model
             "compression ratio; n-gram baselines", 45, ("00",)),
            ("02_attention",
             "shared-KV attention, partial rotary and its inverse, sinks, window, grouped output",
-            "why the output is turned back; sink ablation", 45, ("00",)),
+            "why the output is rotated back; sink ablation", 45, ("00",)),
            ("03_hca", "heavy compression", "what an entry keeps; causality by perturbation", 45,
             ("02",)), ("04_csa", "overlap, the lightning indexer, top-k, indexer training",
                        "recall of the indexer against full attention", 45, ("03",)),
@@ -349,7 +349,7 @@ MODELS = {  # the name in prices.csv: (column of the benchmarks, colour, marker)
     "Gemini 3.1 Pro": ("Gemini 3.1 Pro High", PURPLE, "v"),
     "Kimi K2.6": ("Kimi K2.6 Thinking", VERMILION, "P"),
 }
-# one benchmark, named otherwise in the table of the modes
+# one benchmark has another name in the table of the modes
 OTHER_NAMES = {"MCPAtlas Public (Pass@1)": "MCPAtlas (Pass@1)"}
 
 

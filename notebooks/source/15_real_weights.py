@@ -866,7 +866,7 @@ print(f"memory: two layers, embedding and head, {memory / 1e9:.1f} GB, and the a
 #
 # <details><summary>4. You stream Flash from disk and generate 100 tokens. A friend says: cache the six experts that were used, next time they are there. Does it help?</summary>
 #
-# Not with our streamer, which reads whole layers. With one that reads the router first and then single experts: some. Each token chooses 6 of 256 in each of 40 layers by score; balancing works against favourites. If choices were independent, an expert used now would be used for the next token with a chance of 6/256, 2.3 %. Neighbouring tokens are more alike than that, so it helps more, and how much is an experiment: a hook on the gates, as `real.walk` sets one, sees the choices token by token.
+# Not with our streamer, which reads whole layers. With one that reads the router first and then single experts: some. Each token chooses 6 of 256 in each of 40 layers by score; balancing works against favourites. If choices were independent, an expert used now would be used for the next token with a chance of 6/256, 2.3 %. Neighbouring tokens are more alike than that, so it helps more, and how much is an experiment: a hook on the gates, as `real.trace` sets one, sees the choices token by token.
 # *"No, because experts are random"* and *"yes, they repeat"* are both guesses.
 # </details>
 #

@@ -65,7 +65,9 @@ def test_a_table_escapes_its_cells_and_links_notebooks(monkeypatch):
 
 def test_every_picture_draws():
     flash, pro = Config.flash(), Config.pro()
-    worst = max(start.scores(), key=lambda name: sum(value is None for value in start.scores()[name].values()))
-    for figure in (start.plot_architecture(), start.plot_layers({"Flash": flash, "Pro": pro}), start.plot_context_cost(flash, pro),
-                   start.plot_lifecycle(), start.plot_modes(), start.plot_price_quality(worst, 30)):
+    worst = max(start.scores(),
+                key=lambda name: sum(value is None for value in start.scores()[name].values()))
+    for figure in (start.plot_architecture(), start.plot_layers({"Flash": flash, "Pro": pro}),
+                   start.plot_context_cost(flash, pro), start.plot_lifecycle(), start.plot_modes(),
+                   start.plot_price_quality(worst, 30)):
         assert style.png(figure)[:4] == b"\x89PNG"

@@ -106,12 +106,17 @@ def test_numbers_of_the_formats():
 
 def test_the_figures_draw():
     line, pair = [1.0, 0.5, 0.1], {"a": (0.1, 0.01), "b": (0.2, 0.02)}
-    e4m3 = {"E4M3": numbers.positive_numbers(torch.float8_e4m3fn), "E5M2": numbers.positive_numbers(torch.float8_e5m2)}
+    e4m3 = {"E4M3": numbers.positive_numbers(torch.float8_e4m3fn),
+            "E5M2": numbers.positive_numbers(torch.float8_e5m2)}
     bars = {"Flash": dict.fromkeys(numbers.FORMATS, Config.nano().dim)}
-    for figure in (numbers.plot_bit_fields(), numbers.plot_fp4_line(), numbers.plot_density(e4m3), numbers.plot_rounding(0.5, 6.1),
-                   numbers.plot_scale_rules(line, {"a": line}, [1]), numbers.plot_roundings([(0.5, 6.0), (1.0, 3.0)]),
-                   numbers.plot_format_errors({"a": {"FP8": 0.1, "FP4": 0.2}}), numbers.plot_outlier(line, line, line, line),
-                   numbers.plot_outlier_sweep(line, line, line), numbers.plot_masters({"a": (line, line), "b": (line, line)}),
+    for figure in (numbers.plot_bit_fields(), numbers.plot_fp4_line(), numbers.plot_density(e4m3),
+                   numbers.plot_rounding(0.5, 6.1),
+                   numbers.plot_scale_rules(line, {"a": line}, [1]),
+                   numbers.plot_roundings([(0.5, 6.0), (1.0, 3.0)]),
+                   numbers.plot_format_errors({"a": {"FP8": 0.1, "FP4": 0.2}}),
+                   numbers.plot_outlier(line, line, line, line),
+                   numbers.plot_outlier_sweep(line, line, line),
+                   numbers.plot_masters({"a": (line, line), "b": (line, line)}),
                    numbers.plot_changes(pair, "t"), numbers.plot_on_disk(bars)):
         assert figure.axes
         figure.canvas.draw()

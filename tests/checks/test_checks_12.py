@@ -94,7 +94,8 @@ def test_the_widget_shows_gain_and_slope(ratio, A):
     x = torch.tensor([[ratio]], requires_grad=True)
     gain = checks.clipped_gain(x, torch.tensor([A]), 0.2)
     slope, = torch.autograd.grad(gain.sum(), x)
-    assert specialists.gain_at(ratio, A, 0.2) == (pytest.approx(gain.item()), pytest.approx(slope.item()))
+    assert specialists.gain_at(ratio, A, 0.2) == (pytest.approx(gain.item()),
+                                                  pytest.approx(slope.item()))
 
 
 def test_pass_at_k_counts_subsets():
@@ -102,16 +103,22 @@ def test_pass_at_k_counts_subsets():
 
 
 def test_the_figures_draw():
-    ratio, mask = torch.tensor([[1.5, 1.0], [0.5, 1.0]]), torch.tensor([[True, True], [True, False]])
+    ratio = torch.tensor([[1.5, 1.0], [0.5, 1.0]])
+    mask = torch.tensor([[True, True], [True, False]])
     log = [{"right": 0.1 * i, "thinks": 0.5} for i in range(6)]
-    for figure in (specialists.plot_objective(1.5, -1.0), specialists.plot_objective_pair(), specialists.plot_sft_loss([2.0] * 9),
-                   specialists.plot_clipping(ratio, mask, [0.5, -0.5], [True, False], 0.2, [["a", "b"], ["c"]]),
+    for figure in (specialists.plot_objective(1.5, -1.0), specialists.plot_objective_pair(),
+                   specialists.plot_sft_loss([2.0] * 9),
+                   specialists.plot_clipping(ratio, mask, [0.5, -0.5], [True, False], 0.2,
+                                             [["a", "b"], ["c"]]),
                    specialists.plot_estimators(0.3, {"k1": (0.3, 1.0)}, {"k1": (0.0, 1.0)}),
-                   specialists.plot_baselines({"none": [0.1, 0.2]})[0], specialists.plot_hacking({"a": [[0.1, 0.2]]}, {"a": "1 2"}),
-                   specialists.plot_seeds({"a": [[0.1, 0.2]]}, "y", "t"), specialists.plot_shares({"a": [0.5], "b": [0.1]}),
+                   specialists.plot_baselines({"none": [0.1, 0.2]})[0],
+                   specialists.plot_hacking({"a": [[0.1, 0.2]]}, {"a": "1 2"}),
+                   specialists.plot_seeds({"a": [[0.1, 0.2]]}, "y", "t"),
+                   specialists.plot_shares({"a": [0.5], "b": [0.1]}),
                    specialists.plot_replay(ratio.flatten().numpy(), ratio.flatten().numpy(), 0.1),
                    specialists.plot_grpo_run({"a": log}, {"right": "r", "thinks": "t"}),
-                   specialists.plot_bars({"m": {"a": (0.5, 0.4, 0.6)}}, "y", guess=0.1), specialists.plot_pass_at_k({"a": [0.1, 0.2]}),
+                   specialists.plot_bars({"m": {"a": (0.5, 0.4, 0.6)}}, "y", guess=0.1),
+                   specialists.plot_pass_at_k({"a": [0.1, 0.2]}),
                    specialists.plot_modes(("HLE (", "MMLU-Pro"))):
         figure.canvas.draw()
         assert figure.axes

@@ -136,15 +136,20 @@ def test_every_picture_draws():
     logits = {"sure": torch.randn(50) * 5, "unsure": torch.randn(50)}
     share = (0.5, 0.4, 0.6)
     texts = {(i,): 1 / 3 for i in range(3)}
-    for figure in (
-            inference.plot_distributions({"a": p, "b": q}, ["x", "y", "z"]), inference.plot_top_p(logits, 1.0, 0.9), inference.plot_temperatures(logits),
-            inference.plot_padding(), inference.plot_batch_steps([[False, True], [True, None]]),
-            inference.plot_throughput([1, 2], [1.0, 2.0], [3.0, 4.0]), inference.plot_weights_read({"Flash": ([1, 2], [3.0, 2.0])}),
-            inference.plot_overlap(p, q, ["x", "y", "z"]), inference.plot_draft_pass(), inference.plot_enumerations(texts, {"same": texts}),
-            inference.plot_acceptance({"a": [0.7, 0.5]}), inference.plot_speedup({"nano": (1.3, 0.3, 0.6)}),
-            inference.plot_conditions({"at once": {"all": share}, "thinks": {"all": share}}), inference.plot_pass_at_k({"b": {1: share}}),
-            inference.plot_bias(0.2, 10), inference.plot_card({"a": share}), inference.plot_effort("HLE (Pass@1)", 10),
-            inference.plot_efforts("HLE (Pass@1)", (1, 10))):
+    for figure in (inference.plot_distributions({"a": p, "b": q}, ["x", "y", "z"]),
+                   inference.plot_top_p(logits, 1.0, 0.9), inference.plot_temperatures(logits),
+                   inference.plot_padding(),
+                   inference.plot_batch_steps([[False, True], [True, None]]),
+                   inference.plot_throughput([1, 2], [1.0, 2.0], [3.0, 4.0]),
+                   inference.plot_weights_read({"Flash": ([1, 2], [3.0, 2.0])}),
+                   inference.plot_overlap(p, q, ["x", "y", "z"]), inference.plot_draft_pass(),
+                   inference.plot_enumerations(texts, {"same": texts}),
+                   inference.plot_acceptance({"a": [0.7, 0.5]}),
+                   inference.plot_speedup({"nano": (1.3, 0.3, 0.6)}),
+                   inference.plot_conditions({"at once": {"all": share}, "thinks": {"all": share}}),
+                   inference.plot_pass_at_k({"b": {1: share}}), inference.plot_bias(0.2, 10),
+                   inference.plot_card({"a": share}), inference.plot_effort("HLE (Pass@1)", 10),
+                   inference.plot_efforts("HLE (Pass@1)", (1, 10))):
         assert figure.axes
         figure.canvas.draw()
         plt.close(figure)

@@ -183,11 +183,15 @@ def test_the_figures_draw():
     models = {"sample": SAMPLE, "nano": RemoteCheckpoint(NANO)}
     walks = {"sample": real.trace(SAMPLE, list(range(60)))}
     path = SAMPLE / "model-00002-of-00007.safetensors"
-    figures = [real.plot_anatomy(path.name, header.read(path), path.stat().st_size), real.plot_download("flash", "*.attn_sink", 12),
-               real.plot_download("pro", "nothing", 12), real.plot_downloads({"a": 10**4, "b": 10**8}), real.plot_loads(walks),
-               real.plot_lens(walks, {"sample": math.log(512)}), real.plot_lens_table(walks["sample"], ["x"] * 9, str),
+    figures = [real.plot_anatomy(path.name, header.read(path), path.stat().st_size),
+               real.plot_download("flash", "*.attn_sink", 12),
+               real.plot_download("pro", "nothing", 12),
+               real.plot_downloads({"a": 10**4, "b": 10**8}), real.plot_loads(walks),
+               real.plot_lens(walks, {"sample": math.log(512)}),
+               real.plot_lens_table(walks["sample"], ["x"] * 9, str),
                real.plot_tables(models, {"nano": torch.arange(9)})]
-    figures += [draw(models) for draw in (real.plot_sinks, real.plot_routers, real.plot_connections, real.plot_biases, real.plot_spectra, real.plot_rounding)]
+    figures += [draw(models) for draw in (real.plot_sinks, real.plot_routers, real.plot_connections,
+                                          real.plot_biases, real.plot_spectra, real.plot_rounding)]
     for figure in figures:
         assert figure.axes
         figure.canvas.draw()
