@@ -400,6 +400,26 @@ def price_table() -> None:
           "Each row holds on its date and says nothing about later ones.")
 
 
+def _model_point(ax, model: str, prices, value: float | None, floor: float, below: bool):
+    """Draw a model's point, or a cross at `floor` where it has no score, with its name.
+
+    prices: from the launch to the newest; below: whether the name stands below the point.
+    """
+    _, colour, marker = MODELS[model]
+    newest = prices[-1]
+    if value is None:
+        ax.plot(newest, floor, marker="x", color=colour, ms=9, mew=2, ls="", clip_on=False)
+        ax.annotate(f"{model}: no figure", (newest, floor), (0, -17 if below else 8),
+                    textcoords="offset points", ha="center", size=8.5)
+        return
+    if len(prices) > 1 and not math.isclose(*prices):
+        ax.plot(prices[0], value, marker=marker, mfc="white", mec=colour, mew=1.8, ms=9, ls="")
+        _arrow(ax, (prices[0], value), (newest, value), color=colour, shrinkA=7, shrinkB=7)
+    ax.plot(newest, value, marker=marker, color=colour, mec=BLACK, mew=0.6, ms=10, ls="")
+    ax.annotate(f"{model} {value:g}", (newest, value), (0, -17 if below else 10),
+                textcoords="offset points", ha="center", size=9.5)
+
+
 def plot_price_quality(benchmark: str, read_per_written: float):
     """Plot score against price, one point a model.
 
@@ -414,7 +434,6 @@ def plot_price_quality(benchmark: str, read_per_written: float):
     # points from the highest score down: a label goes below its point where one is close above
     placed = []
     for model in sorted(MODELS, key=lambda model: -(values[model] or 0)):
-        _, colour, marker = MODELS[model]
         rows = sorted((r for r in published("prices") if r["model"] == model),
                       key=lambda r: r["as_of"])
         prices = [blended(row, read_per_written) for row in rows]
@@ -423,19 +442,7 @@ def plot_price_quality(benchmark: str, read_per_written: float):
         near = any(abs(math.log10(x / prices[-1])) < 0.55 and 0 <= other - y < 0.17 * room
                    for x, other in placed)
         placed.append((prices[-1], y))
-        if value is None:
-            ax.plot(prices[-1], y, marker="x", color=colour, ms=9, mew=2, ls="", clip_on=False)
-            dy = -17 if near else 8
-            ax.annotate(f"{model}: no figure", (prices[-1], y), (0, dy), textcoords="offset points",
-                        ha="center", size=8.5)
-            continue
-        if len(prices) > 1 and not math.isclose(*prices):
-            ax.plot(prices[0], y, marker=marker, mfc="white", mec=colour, mew=1.8, ms=9, ls="")
-            _arrow(ax, (prices[0], y), (prices[-1], y), color=colour, shrinkA=7, shrinkB=7)
-        ax.plot(prices[-1], y, marker=marker, color=colour, mec=BLACK, mew=0.6, ms=10, ls="")
-        dy = -17 if near else 10
-        ax.annotate(f"{model} {value:g}", (prices[-1], y), (0, dy), textcoords="offset points",
-                    ha="center", size=9.5)
+        _model_point(ax, model, prices, value, floor, near)
     ax.axhspan(floor - 0.14 * room, floor + 0.2 * room, color="#EEEEEE", zorder=0)
     unit = "rating points" if benchmark.endswith(("(Rating)", "(Elo)")) else "%"
     ax.set(xscale="log", xlim=(0.08, 40), ylim=(floor - 0.14 * room, high + 0.25 * room),
