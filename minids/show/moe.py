@@ -123,8 +123,7 @@ def plot_zipf(frequencies, loads, control, bound):
     bins = [1 + i * (top - 1) / 30 for i in range(31)]
     axes[1].hist(control, bins, color=SKY, label="all tokens equally often", alpha=0.8)
     axes[1].hist(loads, bins, color=ORANGE, label="as in the text", alpha=0.8)
-    axes[1].axvline(bound, color=BLACK, linestyle=":",
-                    label="mean + standard deviation, by formula")
+    axes[1].axvline(bound, color=BLACK, linestyle=":", label="mean + std, by formula")
     axes[1].set_xlabel("largest load / mean load")
     axes[1].set_ylabel("random tables")
     axes[1].legend(fontsize=9)
