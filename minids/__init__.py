@@ -3,9 +3,10 @@
 
 from minids.system import process  # noqa: F401  first: it sets defaults that torch reads when it is loaded
 from minids import cost, numerics
-from minids.weights.checkpoint import load, save
+from minids.weights.checkpoint import load
+from minids.weights.save import save
 from minids.config import Config
-from minids.system.files import MinidsError
+from minids.errors import MinidsError
 from minids.inference.generate import generate
 from minids.model import Model
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from minids.system.files import MinidsError
+from minids.errors import MinidsError
 
 
 class Parser(argparse.ArgumentParser):
@@ -178,8 +178,9 @@ def course_lint(args) -> int:
 
 
 def train(args) -> None:
-    from minids import Config
-    from minids.pretrain.train import TrainConfig, streams, tokens_read
+    from minids.config import Config
+    from minids.pretrain.batches import streams, tokens_read
+    from minids.pretrain.settings import TrainConfig
     from minids.pretrain.train import train as run
     from minids.pretrain.trigram import Trigram
     from minids.system.distributed import rank
@@ -353,7 +354,7 @@ def evaluate(args) -> None:
 
 def find_model(path: Path | None) -> Path:
     """The checkpoint that `path` means: itself, or a run's `model/`, or a run's newest step; None is the shipped model."""
-    from minids.pretrain.train import newest
+    from minids.pretrain.run_folder import newest
     from minids.system.paths import data
 
     if path is None:
@@ -451,8 +452,8 @@ def real_run(args) -> None:
 
     import torch
 
-    from minids import generate
     from minids.data.tokenizer import Tokenizer
+    from minids.inference.generate import generate
     from minids.weights.streamed import bytes_of_a_pass, report, streamed
 
     tokenizer, price = Tokenizer.load(find_model(args.model)), bytes_of_a_pass(args.model)

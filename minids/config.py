@@ -10,7 +10,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from minids.system.files import MinidsError, read_small, write_text
+from minids.errors import MinidsError
+from minids.system.files import read_small, write_text
 
 # reference key -> key in config.json, where one is simply the other
 HF_KEYS = {

@@ -17,7 +17,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
-from minids.system.files import MinidsError
+from minids.errors import MinidsError
 
 FP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)  # by code
 STRIPE = 1 << 24  # how many numbers are encoded or decoded at a time, so that scratch memory stays small

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from minids.config import Config
+from minids.errors import MinidsError
 from minids.model import Model
-from minids.system.files import MinidsError
 from minids.weights import checkpoint
-from minids.weights.checkpoint import INDEX, SINGLE, Checkpoint, load, save
+from minids.weights.checkpoint import INDEX, SINGLE, Checkpoint, load
+from minids.weights.save import save
 
 TINY = Config.nano().replace(vocab_size=40, n_layers=2, compress_ratios=(4, 16, 0), dim=32, n_routed_experts=2)
 

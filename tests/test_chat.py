@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from minids.data import tokenizer as module
 from minids.data.chat import MAX_EFFORT, MODES, encode_chat, parse_reply, reply_mask
 from minids.data.tokenizer import SPECIAL, Tokenizer, load_v4
-from minids.system.files import MinidsError
+from minids.errors import MinidsError
 
 BOS, EOS, PAD, USER, ASSISTANT, THINK, END_THINK = SPECIAL
 IDS = {"ours": range(7), "v4": (0, 1, 2, 128803, 128804, 128821, 128822)}

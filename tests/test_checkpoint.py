@@ -9,13 +9,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from minids import cost
 from minids.config import Config
+from minids.errors import MinidsError
 from minids.model import Model
 from minids.numerics import fake_quant
-from minids.system.files import MinidsError
-from minids.weights import checkpoint
-from minids.weights.checkpoint import Checkpoint, load, save
+from minids.weights import checkpoint, layout
+from minids.weights.checkpoint import Checkpoint, load
+from minids.weights.save import save
 
 IDS = torch.randint(0, 1024, (2, 40), generator=torch.Generator().manual_seed(0))
 
@@ -63,10 +63,10 @@ def test_fp32_is_exact(model, tmp_path):
 
 def test_bf16_rounds_matrices_and_keeps_what_is_float32_on_disk(model, tmp_path):
     save(model, tmp_path / "c")
-    layout = cost.layout(model.config)
+    formats = layout.tensors(model.config)
     loaded = state_of(tmp_path / "c")
     for name, t in model.state_dict().items():
-        assert torch.equal(loaded[name], t.bfloat16().float() if layout[name][0] not in ("F32", "I64") else t), name
+        assert torch.equal(loaded[name], t.bfloat16().float() if formats[name][0] not in ("F32", "I64") else t), name
     with Checkpoint(tmp_path / "c") as c:
         assert {c.info(name)[0] for name in c.names()} == {"BF16", "F32", "I64"}
 
@@ -76,17 +76,17 @@ def test_v4_is_the_released_layout(expert_dtype, tmp_path):
     config = Config.nano().replace(expert_dtype=expert_dtype)
     model = random_model(config)
     save(model, tmp_path / "c", format="v4")
-    for file, names in cost.shards(config).items():
+    for file, names in layout.shards(config).items():
         with safe_open(tmp_path / "c" / file, framework="pt") as shard:
             assert set(shard.keys()) == set(names)
     with Checkpoint(tmp_path / "c") as c:
-        assert {name: c.info(name) for name in c.names()} == cost.inventory(config)
+        assert {name: c.info(name) for name in c.names()} == layout.inventory(config)
     index = json.loads((tmp_path / "c" / "model.safetensors.index.json").read_text())
-    assert index["metadata"]["total_size"] == cost.disk_bytes(config)
-    assert list(index["weight_map"]) == list(cost.inventory(config))
+    assert index["metadata"]["total_size"] == layout.disk_bytes(config)
+    assert list(index["weight_map"]) == list(layout.inventory(config))
     quantised = {"FP8": lambda t: fake_quant(t, "fp8"), "FP4": lambda t: fake_quant(t, "fp4"),
                  "BF16": lambda t: t.bfloat16().float(), "F32": lambda t: t, "I64": lambda t: t}
-    expected = {name: quantised[cost.layout(config)[name][0]](t) for name, t in model.state_dict().items()}
+    expected = {name: quantised[layout.tensors(config)[name][0]](t) for name, t in model.state_dict().items()}
     loaded = load(tmp_path / "c")
     assert_same(loaded.state_dict(), expected)
     save(loaded, tmp_path / "again", format="v4")
@@ -137,7 +137,7 @@ def test_a_model_trains_on_after_loading(model, tmp_path):
 def test_single_tensors_are_read_without_the_other_shards(model, tmp_path):
     save(model, tmp_path / "c", format="v4")
     whole = state_of(tmp_path / "c")
-    for file, names in cost.shards(model.config).items():
+    for file, names in layout.shards(model.config).items():
         if "layers.2.attn.wq_a.weight" not in names:
             (tmp_path / "c" / file).unlink()
     with Checkpoint(tmp_path / "c") as c:

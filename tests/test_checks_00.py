@@ -3,6 +3,7 @@
 import pytest
 
 from minids import Config, cost
+from minids.learn import judge
 from minids.learn.checks import start as checks
 from minids.show import start, style
 
@@ -15,7 +16,7 @@ def test_the_cache_reference_counts_as_cost_does(config, n):
 
 def test_a_demonstration_is_not_strict_and_leaves_the_setting(monkeypatch, capsys):
     monkeypatch.setenv("MINIDS_STRICT", "1")
-    start.demonstrate("start.active_share", lambda *args: 0.5)
+    judge.demonstrate("start.active_share", lambda *args: 0.5)
     assert capsys.readouterr().out.startswith("[not yet]") and start.os.environ["MINIDS_STRICT"] == "1"
 
 

@@ -8,7 +8,7 @@ import torch
 
 from minids.config import Config
 from minids.learn.checks import attention as checks
-from minids.learn.exercise import check
+from minids.learn.judge import check
 from minids.model import rotary
 from minids.show import attention as figures
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from minids.config import Config
 from minids.learn.checks import hca as checks
-from minids.learn.exercise import check
+from minids.learn.judge import check
 from minids.model.attention import Attention
 from minids.model.compressor import Compressor
 from minids.model.rotary import Rotary, turn

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from minids import cost
 from minids.config import Config
 from minids.learn.checks import csa as checks
-from minids.learn.exercise import check, find
+from minids.learn.checks import find
+from minids.learn.judge import check
 from minids.model.compressor import Compressor
 from minids.model.indexer import Indexer
 from minids.model.ledger import index_divergence

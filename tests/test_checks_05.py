@@ -9,7 +9,7 @@ import torch
 from minids import cost
 from minids.config import Config
 from minids.learn.checks import context as checks
-from minids.learn.exercise import check
+from minids.learn.judge import check
 from minids.model.state import CompressorState
 from minids.recipes import million
 from minids.show import context

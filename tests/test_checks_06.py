@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from minids.config import Config
 from minids.learn.checks import moe as checks
-from minids.learn.exercise import check
+from minids.learn.judge import check
 from minids.model.ledger import sequence_balance
 from minids.model.moe import Expert, Gate, MoE, balance
 from minids.show import moe as pictures

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from minids.config import Config
 from minids.learn.checks import mhc as checks
-from minids.learn.exercise import check
+from minids.learn.judge import check
 from minids.model import mhc
 from minids.show import mhc as figures
 

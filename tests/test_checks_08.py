@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from minids import cost
 from minids.config import Config
 from minids.learn.checks import whole as checks
-from minids.learn.exercise import check
+from minids.learn.judge import check
 from minids.model import Model
 from minids.show import whole
 

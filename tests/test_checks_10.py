@@ -5,13 +5,14 @@ import math
 import torch
 
 from minids.learn.checks import pretrain
-from minids.pretrain import train
+from minids.pretrain import optim
+from minids.pretrain.settings import TrainConfig
 
 
 def test_the_schedule_is_the_one_that_training_uses():
-    settings = train.TrainConfig(steps=120, lr=3e-3, warmup=20)
+    settings = TrainConfig(steps=120, lr=3e-3, warmup=20)
     for step in range(120):
-        assert math.isclose(pretrain.learning_rate(step, 120, 3e-3, 20), train.learning_rate(settings, step), rel_tol=1e-12)
+        assert math.isclose(pretrain.learning_rate(step, 120, 3e-3, 20), optim.learning_rate(settings, step), rel_tol=1e-12)
 
 
 def test_padding_changes_nothing_in_the_masked_loss():

@@ -8,7 +8,7 @@ import torch
 
 from minids.config import Config
 from minids.learn.checks import numbers as checks
-from minids.learn.exercise import check
+from minids.learn.judge import check
 from minids.numerics import FP4_VALUES, fake_quant, fp4_decode, fp8_decode, fp8_encode
 from minids.show import numbers
 from minids.weights import rounding

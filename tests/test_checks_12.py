@@ -8,7 +8,7 @@ import torch
 
 from minids.inference import evaluate
 from minids.learn.checks import specialists as checks
-from minids.learn.exercise import check
+from minids.learn.judge import check
 from minids.posttrain import grpo
 from minids.show import specialists
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from minids import Config, Model
 from minids.learn.checks import distillation as checks
-from minids.learn.exercise import check
+from minids.learn.judge import check
 from minids.posttrain import distill
 from minids.show import distillation
 

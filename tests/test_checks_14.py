@@ -8,9 +8,10 @@ import torch
 
 from minids import MinidsError
 from minids.inference import speculate
-from minids.inference.generate import distribution
+from minids.inference.sampling import distribution
+from minids.learn.checks import find
 from minids.learn.checks import inference as checks
-from minids.learn.exercise import check, find
+from minids.learn.judge import check
 from minids.show import inference, start
 
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from minids import cost, load, numerics
-from minids.learn.exercise import check
+from minids import load, numerics
+from minids.errors import MinidsError
+from minids.learn.judge import check
 from minids.numerics import FP4_VALUES
 from minids.recipes import v4_sample
 from minids.show import real
-from minids.system.files import MinidsError
 from minids.system.paths import data
-from minids.weights import header
+from minids.weights import header, layout
 from minids.weights.remote import RemoteCheckpoint
 
 SAMPLE, NANO = data("v4_sample"), data("checkpoints", "nano")
@@ -43,7 +43,7 @@ def fp4_by_loops(data, scales, o, i):
 
 def bytes_by_inventory(config, i):
     own = ["layers", str(i)]
-    return sum(cost.nbytes(entry) for name, entry in cost.inventory(config).items() if name.split(".")[:2] == own)
+    return sum(layout.nbytes(entry) for name, entry in layout.inventory(config).items() if name.split(".")[:2] == own)
 
 
 @pytest.mark.parametrize("name, attempt", [
@@ -65,7 +65,7 @@ def range_without_the_eight(head, name):
 
 
 def layer_with_names_that_begin_alike(config, i):
-    return sum(cost.nbytes(entry) for name, entry in cost.inventory(config).items() if name.startswith(f"layers.{i}"))
+    return sum(layout.nbytes(entry) for name, entry in layout.inventory(config).items() if name.startswith(f"layers.{i}"))
 
 
 @pytest.mark.parametrize("name, attempt, words", [
@@ -131,7 +131,7 @@ def test_a_walk_of_a_model_far_away_is_refused():
 
 def test_the_estimated_error_is_near_the_true_one():
     rng = np.random.default_rng(v4_sample.SEED)
-    shapes = {name: shape for name, (_, shape) in cost.layout(v4_sample.CONFIG).items()}
+    shapes = {name: shape for name, (_, shape) in layout.tensors(v4_sample.CONFIG).items()}
     originals = {name: torch.from_numpy(v4_sample.numbers(name, shape, rng)) for name, shape in shapes.items()}
     stored = RemoteCheckpoint(SAMPLE)
     for part, found in real.rounding_of(SAMPLE, 1).items():

@@ -10,9 +10,9 @@ import torch
 
 from minids import Config, Model, cli
 from minids.data.tokenizer import Tokenizer
-from minids.system.files import MinidsError
+from minids.errors import MinidsError
 from minids.system.paths import ROOT
-from minids.weights.checkpoint import save
+from minids.weights.save import save
 
 TINY = Config.nano().replace(
     dim=32, n_layers=2, compress_ratios=(0, 4, 0), n_heads=2, head_dim=16, rope_head_dim=8, q_lora_rank=16, o_lora_rank=16,
@@ -171,11 +171,11 @@ def test_what_cannot_be_measured_or_distilled_is_told(argv, message, capsys, tmp
 
 def test_post_training_and_the_exam_from_the_command_line(tmp_path, capsys, monkeypatch):
     """Each command on a tiny model: what it prints and leaves behind, and that one's result is the next one's beginning."""
-    from minids.inference import evaluate
+    from minids.inference import answers, evaluate
     from minids.posttrain import loop
-    solve = loop.solve
-    for mode in loop.LIMITS:
-        monkeypatch.setitem(loop.LIMITS, mode, 4)
+    solve = answers.solve
+    for mode in answers.LIMITS:
+        monkeypatch.setitem(answers.LIMITS, mode, 4)
     monkeypatch.setattr(evaluate, "report", partial(evaluate.report, everything=False))
     monkeypatch.setattr(loop, "solve", lambda model, tokenizer, some, mode: solve(model, tokenizer, some[:2], mode))
     torch.manual_seed(0)

@@ -8,6 +8,7 @@ import torch
 from minids import cost
 from minids.config import Config
 from minids.model import Model
+from minids.weights import layout
 
 FLASH, PRO = Config.flash(), Config.pro()
 MILLION = 1 << 20
@@ -27,8 +28,8 @@ def test_parameters(config, total, mtp, active):
     (PRO, 145_116, 864_704_792_696, 64),
 ])
 def test_files(config, tensors, size, files):
-    inventory, shards = cost.inventory(config), cost.shards(config)
-    assert len(inventory) == tensors and cost.disk_bytes(config) == size and len(shards) == files
+    inventory, shards = layout.inventory(config), layout.shards(config)
+    assert len(inventory) == tensors and layout.disk_bytes(config) == size and len(shards) == files
     assert [name for names in shards.values() for name in names] == list(inventory)
     names = list(shards.values())
     assert names[0] == ["embed.weight"] and list(shards)[0] == f"model-00001-of-{files:05d}.safetensors"
@@ -39,21 +40,21 @@ def test_files(config, tensors, size, files):
 
 
 def test_payload_of_a_flash_layer():
-    inventory = cost.inventory(FLASH)
-    payloads = [sum(cost.nbytes(inventory[name]) for name in names) for names in list(cost.shards(FLASH).values())[1:-2]]
+    inventory = layout.inventory(FLASH)
+    payloads = [sum(layout.nbytes(inventory[name]) for name in names) for names in list(layout.shards(FLASH).values())[1:-2]]
     assert {round(payload / 1e9, 2) for payload in payloads} == {3.57, 3.59, 3.6}
 
 
 def test_formats_on_disk():
-    inventory = cost.inventory(FLASH)
+    inventory = layout.inventory(FLASH)
     assert inventory["layers.0.ffn.experts.7.w2.weight"] == ("I8", (4096, 1024))
     assert inventory["layers.0.ffn.experts.7.w2.scale"] == ("F8_E8M0", (4096, 64))
     assert inventory["layers.2.attn.wq_b.scale"] == ("F8_E8M0", (256, 8))
     assert inventory["layers.2.ffn.gate.tid2eid"] == ("I64", (129280, 6)) and "layers.3.ffn.gate.tid2eid" not in inventory
-    base = cost.inventory(FLASH.replace(expert_dtype="fp8"))
+    base = layout.inventory(FLASH.replace(expert_dtype="fp8"))
     assert base["layers.0.ffn.experts.7.w2.weight"] == ("F8_E4M3", (4096, 2048))
     assert base["layers.0.ffn.experts.7.w2.scale"] == ("F8_E8M0", (32, 16))
-    assert cost.inventory(Config.nano())["layers.0.attn.wq_a.scale"] == ("F8_E8M0", (1, 1))  # 64 x 128: one block
+    assert layout.inventory(Config.nano())["layers.0.attn.wq_a.scale"] == ("F8_E8M0", (1, 1))  # 64 x 128: one block
 
 
 def test_headline_percentages():
@@ -83,10 +84,10 @@ WITHOUT_MTP = Config.nano().replace(n_mtp_layers=0, compress_ratios=Config.nano(
 def test_layout_is_the_models_state_dict(config):
     with torch.device("meta"):
         state = Model(config).state_dict()
-    layout = cost.layout(config)
-    assert {name: tuple(t.shape) for name, t in state.items()} == {name: shape for name, (_, shape) in layout.items()}
-    assert {name for name in cost.inventory(config) if not name.endswith(".scale")} == set(state)
-    assert {name for name, t in state.items() if t.dtype == torch.int64} == {n for n, (f, _) in layout.items() if f == "I64"}
+    formats = layout.tensors(config)
+    assert {name: tuple(t.shape) for name, t in state.items()} == {name: shape for name, (_, shape) in formats.items()}
+    assert {name for name in layout.inventory(config) if not name.endswith(".scale")} == set(state)
+    assert {name for name, t in state.items() if t.dtype == torch.int64} == {n for n, (f, _) in formats.items() if f == "I64"}
 
 
 def test_transformers_counts_the_same_parameters():

@@ -13,7 +13,7 @@ from twin import lively
 from minids import Config, MinidsError, Model, generate, load, save
 from minids.data import tasks
 from minids.data.tokenizer import Tokenizer
-from minids.posttrain import loop
+from minids.inference import answers
 from minids.posttrain.distill import DistillConfig, average, distill, divergence, learn, lessons, losses, noise, token_loss
 from minids.posttrain.teachers import Teachers, Texts
 from minids.pretrain.run_folder import newest, read_log
@@ -28,7 +28,7 @@ SETTINGS = DistillConfig(steps=4, families=FAMILIES, modes=("non-think",), diffi
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    monkeypatch.setitem(loop.LIMITS, "non-think", 6)
+    monkeypatch.setitem(answers.LIMITS, "non-think", 6)
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +190,7 @@ class Killed(Exception):
 def whole(folders, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(loop.LIMITS, "non-think", 6)
+        patch.setitem(answers.LIMITS, "non-think", 6)
         return out, distill(folders / "student", teachers(folders), SETTINGS, out)
 
 

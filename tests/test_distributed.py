@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from test_train_features import SETTINGS, TINY, change, plain, tokens  # noqa: F401
 
 from minids.pretrain import train as module
-from minids.pretrain.train import newest, read_log, train
+from minids.pretrain.run_folder import newest, read_log
+from minids.pretrain.train import train
 from minids.weights.checkpoint import load
 
 # AdamW, for Muon brings even the smallest singular values of a gradient to 1, and so what is mere rounding

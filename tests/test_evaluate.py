@@ -11,7 +11,7 @@ import torch
 from minids import Config, MinidsError, Model, generate, load
 from minids.data import tasks
 from minids.data.tokenizer import SPECIAL, Tokenizer
-from minids.inference import evaluate
+from minids.inference import answers, evaluate
 from minids.inference.evaluate import Item, answer_nats, answered, answered_by_trigram, exam, interval, recall
 from minids.pretrain.trigram import Trigram
 from minids.show.report import bars
@@ -119,9 +119,9 @@ def test_replies_stand_where_their_prompts_stood():
     model = Model(TINY).eval()
     torch.nn.init.normal_(model.head.weight)
     prompts = [[9] * n for n in (5, 2, 9, 2, 30, 1)]
-    found = evaluate.replies(model, prompts, 6, temperature=0, batch=2)
+    found = answers.replies(model, prompts, 6, temperature=0, batch=2)
     assert found == [generate(model, p, 6, temperature=0) for p in prompts]
-    assert all(len(r) <= 4 for r in evaluate.replies(model, [[9] * 1021], 6))             # what the context leaves
+    assert all(len(r) <= 4 for r in answers.replies(model, [[9] * 1021], 6))             # what the context leaves
 
 
 def test_a_report_has_all_parts_and_can_be_told(tokenizer, monkeypatch):

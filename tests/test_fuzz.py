@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from minids.config import Config
-from minids.system.files import MinidsError
+from minids.errors import MinidsError
 from minids.system.paths import DATA
 from minids.weights import header
 from minids.weights.checkpoint import INDEX, Checkpoint, empty_model, expected

@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from minids import Config, Model
-from minids.inference.generate import generate, sample, stream
-from minids.system.files import MinidsError
+from minids.errors import MinidsError
+from minids.inference.generate import generate, stream
+from minids.inference.sampling import sample
 
 TINY = Config.nano().replace(
     dim=32, n_layers=3, compress_ratios=(0, 4, 8, 0), n_heads=2, head_dim=16, rope_head_dim=8, q_lora_rank=16,

@@ -8,17 +8,19 @@ from minids import Config, Model
 from minids.data import tasks
 from minids.data.chat import MODES
 from minids.data.tokenizer import Tokenizer
+from minids.errors import MinidsError
+from minids.inference.answers import LIMITS, question
 from minids.model.ledger import Ledger
 from minids.model.moe import Gate
 from minids.posttrain import grpo
 from minids.posttrain.grpo import GRPOConfig, advantages, batch_of, batches, learn, objective, policy, reward
-from minids.posttrain.loop import LIMITS, digest, question
+from minids.posttrain.loop import digest
 from minids.posttrain.rollouts import log_distribution, rollouts
 from minids.posttrain.sft import SFTConfig
 from minids.pretrain.optim import make_optimiser
 from minids.pretrain.run_folder import newest, read_log
-from minids.system.files import MinidsError
-from minids.weights.checkpoint import load, save
+from minids.weights.checkpoint import load
+from minids.weights.save import save
 
 TINY = Config.nano().replace(
     dim=32, n_layers=2, compress_ratios=(4, 16, 0), n_heads=2, head_dim=16, rope_head_dim=8, q_lora_rank=16, n_hash_layers=0,

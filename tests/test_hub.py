@@ -10,12 +10,12 @@ import pytest
 import torch
 from hub_server import COMMIT, TOKEN, LocalHub, cut, everything, grown, longer, other_range, shorter, status
 
-from minids import cost, load
+from minids import load
 from minids.cli import main
 from minids.config import Config
-from minids.system.files import MinidsError
+from minids.errors import MinidsError
 from minids.system.paths import DATA
-from minids.weights import header, hub
+from minids.weights import header, hub, layout
 from minids.weights.checkpoint import INDEX, Checkpoint
 from minids.weights.hub import Unreachable
 from minids.weights.remote import RemoteCheckpoint
@@ -68,7 +68,7 @@ def test_every_tensor_is_what_a_local_load_gives(server, where):
     remote = RemoteCheckpoint(REPO if where == "hub" else SAMPLE)
     config, state = model().config, model().state_dict()
     assert remote.config == config and remote.revision == (COMMIT if where == "hub" else None)
-    assert remote.inventory() == cost.inventory(config)
+    assert remote.inventory() == layout.inventory(config)
     equal(remote.read(state), state)
     stored = remote.raw([WQ, "norm.weight"])
     with Checkpoint(SAMPLE) as local:
@@ -407,12 +407,12 @@ def test_runs():
 
 def test_flash_at_full_size(tmp_path):
     """The released layout of V4-Flash in files that are holes behind their headers: what there is, and what parts cost."""
-    config, stored = Config.flash(), cost.inventory(Config.flash())
-    shards = cost.shards(config)
+    config, stored = Config.flash(), layout.inventory(Config.flash())
+    shards = layout.shards(config)
     for file, names in shards.items():
         entries, at = {}, 0
         for name in names:
-            size = cost.nbytes(stored[name])
+            size = layout.nbytes(stored[name])
             entries[name] = {"dtype": stored[name][0], "shape": stored[name][1], "data_offsets": [at, at + size]}
             at += size
         text = json.dumps(entries).encode()

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from minids import cost, load, save
+from minids import load, save
 from minids.cli import main
 from minids.config import Config
+from minids.errors import MinidsError
 from minids.model import Model
-from minids.system.files import MinidsError
 from minids.system.paths import DATA
-from minids.weights import one_layer
+from minids.weights import layout, one_layer
 from minids.weights.checkpoint import Checkpoint
 from minids.weights.remote import RemoteCheckpoint
 from minids.weights.streamed import Stored
@@ -116,22 +116,22 @@ def test_layers_that_are_written(full_size, tmp_path, monkeypatch):
     monkeypatch.setattr(full_size, "CHUNK", 1000)
     config = full_size.config(True, 2)
     files = full_size.write_layers(tmp_path, config)
-    inventory = {n: t for n, t in cost.inventory(config).items() if n.startswith("layers.")}
+    inventory = {n: t for n, t in layout.inventory(config).items() if n.startswith("layers.")}
     assert len(files) == 2 and RemoteCheckpoint(tmp_path).inventory(inventory) == inventory
     with Checkpoint(tmp_path) as c:
         assert c.config == config
         assert all(c.read(n).isfinite().all() for n in inventory if not n.endswith("scale"))
         w = c.read("layers.0.ffn.experts.1.w2.weight"), c.read("layers.1.attn.wo_b.weight")
     assert all(0.5 < m.square().sum(1).mean().sqrt() < 2 for m in w)
-    assert cost.nbytes(inventory["layers.0.ffn.experts.1.w2.weight"]) > 1000
+    assert layout.nbytes(inventory["layers.0.ffn.experts.1.w2.weight"]) > 1000
 
 
 def test_layers_of_flash_are_true(full_size):
     """What the benchmark writes for V4-Flash is what V4-Flash has, layer for layer, apart from the layers' numbers."""
-    of = lambda config, i: {n.split(".", 2)[2]: t for n, t in cost.inventory(config).items() if n.startswith(f"layers.{i}.")}
+    of = lambda config, i: {n.split(".", 2)[2]: t for n, t in layout.inventory(config).items() if n.startswith(f"layers.{i}.")}
     ours, flash = full_size.config(False, 2), Config.flash()
     assert (of(ours, 0), of(ours, 1)) == (of(flash, 4), of(flash, 3))
-    assert 3.5e9 < sum(map(cost.nbytes, of(ours, 0).values())) < 3.6e9
+    assert 3.5e9 < sum(map(layout.nbytes, of(ours, 0).values())) < 3.6e9
 
 
 def test_the_benchmark(full_size, tmp_path, capsys, monkeypatch):

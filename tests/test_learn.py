@@ -9,14 +9,16 @@ import sys
 import pytest
 import torch
 
-from minids.learn import exercise, journal
+from minids.errors import MinidsError
+from minids.learn import checks, journal, judge
+from minids.learn.checks import find
 from minids.learn.doctor import doctor
-from minids.learn.exercise import CheckFailed, check, find, hint
+from minids.learn.exercise import CheckFailed
 from minids.learn.journal import progress
+from minids.learn.judge import check, hint
 from minids.system import paths, process
-from minids.system.files import MinidsError
 
-NAMES = list(itertools.chain.from_iterable(exercise.lessons().values()))
+NAMES = list(itertools.chain.from_iterable(checks.lessons().values()))
 MISTAKES = [(name, message) for name in NAMES for message in find(name).mistakes]
 
 
@@ -106,7 +108,7 @@ def test_a_check_that_is_not_there():
 
 
 def test_hints_come_one_after_another(capsys, monkeypatch):
-    monkeypatch.setattr(exercise, "_given", {})
+    monkeypatch.setattr(judge, "_given", {})
     for _ in range(4):
         hint("whole.rms_norm")
     a, b, c = find("whole.rms_norm").hints
@@ -115,7 +117,7 @@ def test_hints_come_one_after_another(capsys, monkeypatch):
 
 
 def test_an_empty_attempt_counts_as_the_first_hint(capsys, monkeypatch):
-    monkeypatch.setattr(exercise, "_given", {})
+    monkeypatch.setattr(judge, "_given", {})
     check("whole.rms_norm", None)
     check("whole.rms_norm", None)
     hint("whole.rms_norm")
@@ -129,7 +131,7 @@ def test_progress_counts_and_keeps_the_first_date(own_home, capsys):
     check("whole.sqrtsoftplus", find("whole.sqrtsoftplus").reference)
     passed = json.loads(file.read_text())["passed"]
     assert passed["whole.rms_norm"] == passed["of.another.version"] == "2020-01-01" < passed["whole.sqrtsoftplus"]
-    of = len(exercise.lessons()["08_whole_model"])
+    of = len(checks.lessons()["08_whole_model"])
     assert journal.summary()["08_whole_model"] == (2, of)
     progress()
     assert f"2 of {of}" in capsys.readouterr().out

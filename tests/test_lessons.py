@@ -6,9 +6,9 @@ import json
 import nbformat
 import pytest
 
-from minids.learn import course, exercise, lint
+from minids.errors import MinidsError
+from minids.learn import checks, course, lint
 from minids.system import paths
-from minids.system.files import MinidsError
 
 LESSONS = course.sources()
 each_lesson = pytest.mark.parametrize("source", LESSONS, ids=[path.stem for path in LESSONS])
@@ -45,7 +45,7 @@ def _is_literal(node) -> bool:
 
 
 def test_every_check_belongs_to_a_lesson_that_makes_it():
-    for lesson, names in exercise.lessons().items():
+    for lesson, names in checks.lessons().items():
         source = paths.NOTEBOOKS / "source" / f"{lesson}.py"
         if source.exists():
             text = source.read_text(encoding="utf-8")

@@ -11,12 +11,13 @@ from test_distill import TINY
 from minids import MinidsError, Model, load, save
 from minids.data import tasks
 from minids.data.tokenizer import Tokenizer
+from minids.inference import answers
 from minids.posttrain import loop
 from minids.posttrain.distill import DistillConfig
 from minids.posttrain.grpo import GRPOConfig
 from minids.posttrain.sft import SFTConfig
 from minids.pretrain.run_folder import newest
-from minids.pretrain.train import TrainConfig
+from minids.pretrain.settings import TrainConfig
 from minids.recipes import lifecycle
 from minids.recipes.lifecycle import MODELS, Plan, card
 from minids.show import life, style
@@ -40,7 +41,7 @@ def lived(tmp_path_factory):
         save(Model(config), where / "model", format="fp32", tokenizer=Tokenizer.load())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(loop.LIMITS, "think-high", 4)
+        patch.setitem(answers.LIMITS, "think-high", 4)
         patch.setattr(lifecycle, "train", pretrain)
         patch.setattr(lifecycle, "report", short(lifecycle.report))
         found = lifecycle.lifecycle(PLAN, out)
@@ -53,7 +54,7 @@ def short(report):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, lived):
-    monkeypatch.setitem(loop.LIMITS, "think-high", 4)
+    monkeypatch.setitem(answers.LIMITS, "think-high", 4)
     monkeypatch.setattr(lifecycle, "report", short(lifecycle.report))
 
 

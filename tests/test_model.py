@@ -27,7 +27,7 @@ def plain_sinkhorn(M, iters, eps):
 
 def test_mtp_is_its_equations():
     """X0 and the head from V4_SPEC's equations, written out for each token and stream; the block itself is the model's."""
-    from minids.model.transformer import Block
+    from minids.model.block import Block
     model = lively(SMALL, 0)
     w, eps, n = model.state_dict(), SMALL.norm_eps, SMALL.hc_mult
     ids = torch.randint(0, SMALL.vocab_size, (2, 40))

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from minids import numerics
+from minids.errors import MinidsError
 from minids.numerics import KINDS, fake_quant, fp4_decode, fp4_encode, fp8_decode, fp8_encode
-from minids.system.files import MinidsError
 
 E4M3, E8M0 = torch.float8_e4m3fn, torch.float8_e8m0fnu
 

@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from minids import Config, Model
+from minids.errors import MinidsError
 from minids.inference.generate import generate
 from minids.model.ledger import Ledger
 from minids.posttrain.rollouts import by_length, keep, log_distribution, nucleus, packed, rollouts, unpacked
-from minids.system.files import MinidsError
 
 TINY = Config.nano().replace(
     dim=32, n_layers=3, compress_ratios=(0, 4, 8, 0), n_heads=2, head_dim=16, rope_head_dim=8, q_lora_rank=16,

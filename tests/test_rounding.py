@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 import minids
-from minids import cost
 from minids.config import Config
+from minids.errors import MinidsError
 from minids.model import Model
 from minids.model.attention import attend
 from minids.model.masks import incomplete
@@ -14,9 +14,11 @@ from minids.model.norm import rms
 from minids.model.rotary import turn
 from minids.numerics import fake_quant
 from minids.pretrain import qat
-from minids.pretrain.train import TrainConfig, batch_of, make_optimiser, train_step
-from minids.system.files import MinidsError
-from minids.weights import rounding
+from minids.pretrain.batches import batch_of
+from minids.pretrain.optim import make_optimiser
+from minids.pretrain.settings import TrainConfig
+from minids.pretrain.train import train_step
+from minids.weights import layout, rounding
 
 CONFIG = Config.nano().replace(vocab_size=101, dim=160, index_topk=8, q_lora_rank=144)
 
@@ -279,9 +281,9 @@ def test_what_is_trained_is_what_the_file_holds(tmp_path):
     assert all(torch.equal(loaded[name], t) for name, t in rounded.items())
     moved = [name for name, p in masters.named_parameters() if torch.equal(p, start.state_dict()[name])]
     assert moved == []                                          # every master, the indexer's too, took part
-    layout = cost.layout(SMALL)
+    formats = layout.tensors(SMALL)
     apart = [name for name, p in masters.named_parameters() if not torch.equal(p, loaded[name])]
-    assert {layout[name][0] for name in apart} == {"FP4", "FP8", "BF16"}
+    assert {formats[name][0] for name in apart} == {"FP4", "FP8", "BF16"}
 
 
 def test_masters_get_the_gradient_of_the_rounded_weights():
@@ -312,6 +314,6 @@ def test_small_steps_add_up_in_masters():
 def test_another_rule_of_storing():
     model = small()
     coarse = rounding.released(model, lambda w, format: w.sign() if format == "FP4" else w)
-    layout = cost.layout(SMALL)
+    formats = layout.tensors(SMALL)
     for (name, p), q in zip(model.named_parameters(), coarse.parameters()):
-        assert torch.equal(q, p.sign() if layout[name][0] == "FP4" else p)
+        assert torch.equal(q, p.sign() if formats[name][0] == "FP4" else p)

@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 
-from minids import cost, load
+from minids import load
 from minids.config import CSA_RATE, Config
 from minids.data.tokenizer import Tokenizer
 from minids.model.moe import Gate
 from minids.recipes import v4_sample
 from minids.system.paths import DATA, data
+from minids.weights import layout
 from minids.weights.checkpoint import INDEX, Checkpoint
 
 HERE = DATA / "v4_sample"
@@ -29,9 +30,9 @@ def test_the_format_is_the_released_one():
     config = Config.from_json(HERE)
     with Checkpoint(HERE) as c:
         c.check()
-        assert {name: c.info(name) for name in c.names()} == cost.inventory(config)
+        assert {name: c.info(name) for name in c.names()} == layout.inventory(config)
     where = json.loads((HERE / INDEX).read_text())["weight_map"]
-    assert where == {name: file for file, names in cost.shards(config).items() for name in names}
+    assert where == {name: file for file, names in layout.shards(config).items() for name in names}
     flash, ours = (json.loads(p.read_text()) for p in (data("v4", "flash.config.json"), HERE / "config.json"))
     assert flash.keys() == ours.keys()
     assert {k: v for k, v in flash.items() if isinstance(v, (str, bool))} == \
@@ -40,7 +41,7 @@ def test_the_format_is_the_released_one():
 
 
 def test_no_scale_block_is_ragged():
-    for name, (format, shape) in cost.layout(Config.from_json(HERE)).items():
+    for name, (format, shape) in layout.tensors(Config.from_json(HERE)).items():
         block = {"FP8": (128, 128), "FP4": (1, 32)}.get(format, (1,) * len(shape))
         assert not any(n % b for n, b in zip(shape, block)), name
 

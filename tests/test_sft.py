@@ -10,15 +10,20 @@ from minids import Config, Model
 from minids.data import tasks
 from minids.data.chat import MODES, parse_reply
 from minids.data.tokenizer import Tokenizer
+from minids.errors import MinidsError
+from minids.inference.answers import LIMITS, question, right, solve
 from minids.posttrain import loop
-from minids.posttrain.loop import LIMITS, Settings, descend, digest, examine, question, rehearse, rehearsed, right, solve
+from minids.posttrain.loop import descend, digest, examine, rehearse, rehearsed
+from minids.posttrain.settings import Settings
 from minids.posttrain.sft import SFTConfig, conversation, losses, packed_rows, reasoning, sft
 from minids.pretrain.batches import batch_of
+from minids.pretrain.losses import evaluate
 from minids.pretrain.optim import make_optimiser
 from minids.pretrain.run_folder import newest, read_log
-from minids.pretrain.train import Interrupted, TrainConfig, evaluate
-from minids.system.files import MinidsError
-from minids.weights.checkpoint import load, save
+from minids.pretrain.settings import TrainConfig
+from minids.pretrain.train import Interrupted
+from minids.weights.checkpoint import load
+from minids.weights.save import save
 
 TINY = Config.nano().replace(
     dim=32, n_layers=2, compress_ratios=(4, 16, 0), n_heads=2, head_dim=16, rope_head_dim=8, q_lora_rank=16, n_hash_layers=0,
@@ -168,7 +173,7 @@ def test_biases_of_gates_stay(base, whole):
 
 
 def test_rehearsal_is_pre_trainings_loss_on_rows_of_its_corpus():
-    """Each row begins a document, counts what `minids.pretrain.train.evaluate` counts, and is another one at each step."""
+    """Each row begins a document, counts what `minids.pretrain.losses.evaluate` counts, and is another one at each step."""
     torch.manual_seed(2)
     model, settings = Model(TINY).train(), SFTConfig(rehearsal=1, steps=8)
     torch.nn.init.normal_(model.head.weight)

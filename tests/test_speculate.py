@@ -9,7 +9,7 @@ from twin import lively
 
 from minids import Config, MinidsError, generate
 from minids.inference import speculate as module
-from minids.inference.generate import distribution
+from minids.inference.sampling import distribution
 from minids.inference.speculate import Speculation, expected_acceptance, judge, speculate
 
 TINY = Config.nano().replace(

@@ -10,8 +10,8 @@ import torch
 from minids import generate, load, save
 from minids.cli import main
 from minids.config import Config
+from minids.errors import MinidsError
 from minids.model import Model
-from minids.system.files import MinidsError
 from minids.system.paths import DATA
 from minids.weights.checkpoint import Checkpoint
 from minids.weights.header import Entry

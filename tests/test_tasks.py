@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from minids.data import tasks
 from minids.data.tasks import as_text, coding, identity, mathematics, problem, problems, split_of, verify
 from minids.data.tasks.interpreter import ProgramError, run
-from minids.system.files import MinidsError
+from minids.errors import MinidsError
 
 OURS = ("mathematics", "coding")
 KINDS = {"mathematics": set(mathematics.KINDS), "coding": set(coding.KINDS)}

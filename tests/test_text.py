@@ -5,8 +5,8 @@ import pytest
 
 from minids.data import books
 from minids.data.tokenizer import Tokenizer
+from minids.errors import MinidsError
 from minids.recipes.books import HELDOUT, clean
-from minids.system.files import MinidsError
 
 
 def test_every_document_is_in_one_split_and_none_is_empty():

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from minids.data import tokenizer as module
 from minids.data.books import documents
 from minids.data.tokenizer import SPECIAL, Tokenizer, train
+from minids.errors import MinidsError
 from minids.pretrain.trigram import Trigram
-from minids.system.files import MinidsError
 
 shipped = Tokenizer.load()
 

@@ -10,20 +10,15 @@ import pytest
 import torch
 
 from minids import Config, Model
+from minids.errors import MinidsError
 from minids.pretrain import run_folder
 from minids.pretrain import train as module
-from minids.pretrain.train import (
-    Interrupted,
-    TrainConfig,
-    batch_of,
-    evaluate,
-    learning_rate,
-    make_optimiser,
-    newest,
-    read_log,
-    train,
-)
-from minids.system.files import MinidsError
+from minids.pretrain.batches import batch_of
+from minids.pretrain.losses import evaluate
+from minids.pretrain.optim import learning_rate, make_optimiser
+from minids.pretrain.run_folder import newest, read_log
+from minids.pretrain.settings import TrainConfig
+from minids.pretrain.train import Interrupted, train
 from minids.weights.checkpoint import load
 
 TINY = Config.nano().replace(

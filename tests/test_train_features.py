@@ -12,14 +12,17 @@ import torch.nn.functional as F
 
 from minids import Config, Model
 from minids.data import mixture
+from minids.errors import MinidsError
 from minids.pretrain import anticipatory_routing
 from minids.pretrain import train as module
 from minids.pretrain.anticipatory_routing import Anticipation
 from minids.pretrain.batches import batch_of
+from minids.pretrain.losses import choices, evaluate
 from minids.pretrain.mixed_precision import computing_copy
 from minids.pretrain.optim import decay_start, learning_rate, make_optimiser, mtp_weight
-from minids.pretrain.train import Stage, TrainConfig, choices, evaluate, newest, read_log, train, train_step
-from minids.system.files import MinidsError
+from minids.pretrain.run_folder import newest, read_log
+from minids.pretrain.settings import Stage, TrainConfig
+from minids.pretrain.train import train, train_step
 from minids.weights.checkpoint import load
 
 TINY = Config.nano().replace(

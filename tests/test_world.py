@@ -5,9 +5,9 @@ import time
 import pytest
 from reader import PERSON, Reader
 
-from minids.data.tasks import SPLITS
+from minids.data.splits import SPLITS
 from minids.data.tinyworld import facts, stories
-from minids.system.files import MinidsError
+from minids.errors import MinidsError
 
 
 def question_texts(wanted):

@@ -11,7 +11,7 @@ from functools import cache
 
 import numpy as np
 
-from minids.system.files import MinidsError
+from minids.errors import MinidsError
 from minids.system.paths import DATA
 
 SPLITS = ("train", "valid", "heldout")  # to learn from, to tune on, to report on

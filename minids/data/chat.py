@@ -18,7 +18,7 @@ What the messages say is `minids.data`'s business, sampling replies is `minids.g
 """
 
 from minids.data.tokenizer import SPECIAL, Tokenizer
-from minids.system.files import MinidsError
+from minids.errors import MinidsError
 
 MODES = ("non-think", "think-high", "think-max")
 MAX_EFFORT = "Think as long as it takes: write down every step, check each one, try other ways.\n\n"

@@ -13,7 +13,7 @@ import numpy as np
 
 from minids.data import books, tasks
 from minids.data.tinyworld import facts, stories
-from minids.system.files import MinidsError
+from minids.errors import MinidsError
 
 # of all characters
 SHARES = {"text": 0.15, "scenes": 0.20, "stories": 0.30, "portraits": 0.10, "problems": 0.25}

@@ -2,7 +2,7 @@
 
 Report: section 4.1 (V4 keeps DeepSeek-V3's byte-level BPE of 129,280 ids; ours has 2,048). Every byte has an id, so
 any text can be said and comes back exactly. The shipped `data/tokenizer/tokenizer.json` is made again by
-`python -m minids.data.tokenizer`. V4's own tokenizer.json opens in the same class. The corpus is `minids.data.books`'s
+`python -m minids.recipes.tokenizer`. V4's own tokenizer.json opens in the same class. The corpus is `minids.data.books`'s
 business, conversations are `minids.data.chat`'s.
 """
 
@@ -13,7 +13,8 @@ from pathlib import Path
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as BPE
 
-from minids.system.files import MinidsError, write_text
+from minids.errors import MinidsError
+from minids.system.files import write_text
 from minids.system.paths import DATA
 
 # ids 0, 1, 2, ...: V4's names, with its full-width bars
@@ -124,11 +125,3 @@ def _byte_chars() -> dict[int, str]:
     shown = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [b for b in range(256) if b not in shown]
     return {b: chr(b) for b in shown} | {b: chr(256 + i) for i, b in enumerate(hidden)}
-
-
-if __name__ == "__main__":
-    from itertools import islice
-
-    from minids.data import mixture
-
-    train(text for _, text in islice(mixture.documents("train"), 5000)).save(DATA / "tokenizer" / "tokenizer.json")

@@ -20,11 +20,11 @@ from tqdm.auto import tqdm
 from minids.data import mixture, tasks
 from minids.data.chat import END_THINK, THINK
 from minids.data.tinyworld import stories
+from minids.errors import MinidsError
+from minids.inference.answers import LIMITS, question, replies
+from minids.inference.answers import right as is_right
 from minids.inference.speculate import expected_acceptance, speculate
-from minids.posttrain.loop import LIMITS, question, replies
-from minids.posttrain.loop import right as is_right
-from minids.pretrain.train import evaluate
-from minids.system.files import MinidsError
+from minids.pretrain.losses import evaluate
 
 DISTANCES = 25, 100, 400        # words between a fact and the question about it
 
@@ -153,7 +153,7 @@ def score(model, tokenizer, family: str, mode: str = "think-high", split: str = 
     """Answer `count` different problems of a split, `samples` times each: a `Score`, and the texts, prompt and reply, as ids.
 
     Difficulties take turns; a family may have fewer problems (`minids.data.tasks.different`). A reply that outgrows its mode's
-    limit (`minids.posttrain.loop.LIMITS`) has no end, and is wrong.
+    limit (`minids.inference.answers.LIMITS`) has no end, and is wrong.
     """
     problems = tasks.different(family, split, count, difficulties)
     prompts = [question(problem, tokenizer, mode) for problem in problems for _ in range(samples)]

@@ -5,12 +5,11 @@ position all the time: a prompt is never padded, because compression windows are
 Drafts with multi-token prediction are `minids.inference.speculate`'s business, text is `minids.data.tokenizer`'s.
 """
 
-from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 
-from minids.system.files import MinidsError
+from minids.inference.sampling import check, enough_threads, sample
+from minids.inference.speculate import speculate
 
 
 def generate(model, ids, max_new_tokens: int = 100, temperature: float = 1.0, top_p: float = 1.0, seed: int | None = None,
@@ -28,7 +27,6 @@ def generate(model, ids, max_new_tokens: int = 100, temperature: float = 1.0, to
     single = not ids or not isinstance(ids[0], (list, tuple, torch.Tensor))
     prompts = [ids] if single else [p.tolist() if torch.is_tensor(p) else list(p) for p in ids]
     if drafts:
-        from minids.inference.speculate import speculate  # which samples as this file does: it comes after it
         seeds = [None if seed is None else (seed + i) % 2**63 for i in range(len(prompts))]
         rows = [speculate(model, p, max_new_tokens, temperature, top_p, s, stop, drafts).ids for p, s in zip(prompts, seeds)]
         return rows[0] if single else rows
@@ -75,57 +73,3 @@ def stream(model, prompts, max_new_tokens: int = 100, temperature: float = 1.0, 
     finally:
         model.train(training)
 
-
-@contextmanager
-def enough_threads(model, batch: int):
-    """On a CPU the operations of a small step are over before a second thread has woken up: compute those with one."""
-    threads = torch.get_num_threads()
-    if model.embed.weight.device.type == "cpu" and batch * model.config.dim <= 1024:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def sample(logits, temperature: float, top_p: float, generator=None):
-    """One id for each row of logits, B vocab -> B."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    return torch.multinomial(distribution(logits, temperature, top_p), 1, generator=generator).squeeze(-1)
-
-
-def distribution(logits, temperature: float, top_p: float):
-    """The probabilities that ids are sampled with: logits ... vocab -> ... vocab. Temperature 0: all on the likeliest."""
-    if temperature == 0:
-        return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
-    p = torch.softmax(logits.float() / temperature, dim=-1)
-    if top_p < 1:
-        ranked, order = p.sort(dim=-1, descending=True, stable=True)
-        ranked = ranked.masked_fill(ranked.cumsum(-1) - ranked >= top_p, 0)   # what is likelier does not yet reach top_p: keep
-        p = torch.zeros_like(p).scatter(-1, order, ranked)
-        p = p / p.sum(-1, keepdim=True)
-    return p
-
-
-def check(model, prompts, max_new_tokens, temperature, top_p) -> None:
-    """Raise `MinidsError` unless these can be generated from."""
-    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-        raise MinidsError(f"max_new_tokens: expected at least 1, found {max_new_tokens}")
-    if not 0 <= temperature < float("inf"):
-        raise MinidsError(f"temperature: expected 0 (greedy) or more, found {temperature}")
-    if not 0 < top_p <= 1:
-        raise MinidsError(f"top_p: expected more than 0 and at most 1, found {top_p}")
-    if not prompts or not all(prompts):
-        raise MinidsError("the prompt is empty: expected at least one token id, such as the one that begins a text")
-    context, vocab = model.config.max_seq_len, model.config.vocab_size
-    for prompt in prompts:
-        wrong = next((i for i in prompt if not isinstance(i, int) or not 0 <= i < vocab), None)
-        if wrong is not None:
-            raise MinidsError(f"the prompt holds {wrong!r}: expected token ids from 0 to {vocab - 1}")
-    longest = max(map(len, prompts))
-    if longest > context:
-        raise MinidsError(f"the prompt has {longest} tokens, and the model's context is {context}: shorten the prompt")
-    if longest + max_new_tokens - 1 > context:
-        raise MinidsError(f"{longest} tokens of prompt and {max_new_tokens} new ones outgrow the model's context of {context}: "
-                          f"ask for at most {context - longest + 1} new tokens")

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
-from minids.inference.generate import check, distribution, enough_threads
+from minids.errors import MinidsError
+from minids.inference.sampling import check, distribution, enough_threads
 from minids.model.state import LayerState
-from minids.system.files import MinidsError
 
 
 @dataclass

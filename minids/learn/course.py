@@ -23,8 +23,9 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
+from minids.errors import MinidsError
 from minids.system import paths
-from minids.system.files import MinidsError, write_text
+from minids.system.files import write_text
 
 EDITIONS = ("learner", "teacher")
 TAGS = {"solution", "nbval-ignore-output", "nbval-skip", "nbval-raises-exception"}

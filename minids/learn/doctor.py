@@ -8,9 +8,11 @@ import shutil
 import sys
 from pathlib import Path
 
+from minids.data.tokenizer import Tokenizer
+from minids.errors import MinidsError
 from minids.learn import journal
 from minids.system import paths
-from minids.system.files import MinidsError
+from minids.weights.checkpoint import load
 
 PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "matplotlib", "jupyterlab", "ipykernel", "ipywidgets", "jupytext",
             "nbclient")
@@ -116,24 +118,22 @@ def _shipped(line) -> list[str]:
     line("data", _short(paths.DATA))
     problems = []
     tokenizer, checkpoint = paths.DATA / "tokenizer" / "tokenizer.json", paths.DATA / "checkpoints" / "nano"
-    for name, path, load in (("tokenizer", tokenizer, _load_tokenizer), ("checkpoint", checkpoint, _load_checkpoint)):
+    for name, path, opener in (("tokenizer", tokenizer, _load_tokenizer), ("checkpoint", checkpoint, _load_checkpoint)):
         if not path.exists():
             problems.append(f"{_short(path)} is missing: bring it back with `git checkout -- {_short(path)}`")
             continue
         try:
-            line(name, load(path))
+            line(name, opener(path))
         except Exception as error:  # whatever a damaged file makes a reader raise
             problems.append(f"{_short(path)} does not load ({error}): bring it back with `git checkout -- {_short(path)}`")
     return problems
 
 
 def _load_tokenizer(path: Path) -> str:
-    from minids.data.tokenizer import Tokenizer
     return f"{Tokenizer.load(path).vocab_size} ids"
 
 
 def _load_checkpoint(path: Path) -> str:
-    from minids.weights.checkpoint import load
     return f"{sum(p.numel() for p in load(path).parameters()):,} parameters in {_short(path)}"
 
 

@@ -3,8 +3,10 @@
 import json
 import time
 
+from minids.errors import MinidsError
+from minids.learn.checks import lessons
 from minids.system import paths
-from minids.system.files import MinidsError, write_text
+from minids.system.files import write_text
 
 
 def _file():
@@ -44,7 +46,6 @@ def record(name: str) -> None:
 
 def summary() -> dict[str, tuple[int, int]]:
     """{lesson: (exercises passed, of how many)} of the lessons that have exercises."""
-    from minids.learn.exercise import lessons
     passed = read()
     return {lesson: (sum(name in passed for name in names), len(names)) for lesson, names in lessons().items()}
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from minids.model import mhc
+from minids.model.block import Block
 from minids.model.norm import RMSNorm
-from minids.model.transformer import Block
 
 
 class MTP(Block):

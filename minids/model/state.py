@@ -10,7 +10,7 @@ small tails. What the last call brought is kept too, so that a state can forget 
 import torch
 
 from minids.config import CSA_RATE
-from minids.system.files import MinidsError
+from minids.errors import MinidsError
 
 
 class CompressorState:

@@ -19,16 +19,20 @@ import torch.nn.functional as F
 
 from minids.data import tasks
 from minids.data.tokenizer import Tokenizer
+from minids.errors import MinidsError
+from minids.inference.answers import LIMITS, question, right
 from minids.inference.generate import generate
-from minids.posttrain.loop import LIMITS, Settings, descend, digest, examine, question, right, run
+from minids.posttrain.loop import descend, digest, examine, run
+from minids.posttrain.settings import Settings
 from minids.posttrain.sft import worked
 from minids.posttrain.teachers import Teachers, Texts
 from minids.pretrain.batches import IGNORED
+from minids.pretrain.losses import cross_entropy
 from minids.pretrain.run_folder import read_log, start
-from minids.pretrain.train import cross_entropy
 from minids.system.distributed import device
-from minids.system.files import MinidsError, write_text
-from minids.weights.checkpoint import load, save
+from minids.system.files import write_text
+from minids.weights.checkpoint import load
+from minids.weights.save import save
 
 METHODS = {
     "on-policy": "the student's texts, the whole vocabulary: V4's way",

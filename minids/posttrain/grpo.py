@@ -14,11 +14,13 @@ from functools import cache
 import torch
 
 from minids.data.tokenizer import Tokenizer
+from minids.errors import MinidsError
+from minids.inference.answers import LIMITS, question, right
 from minids.model.ledger import Ledger
-from minids.posttrain.loop import LIMITS, Settings, descend, examine, question, right, run
+from minids.posttrain.loop import descend, examine, run
 from minids.posttrain.rollouts import Rollouts, by_length, keep, log_distribution, rollouts, shared
+from minids.posttrain.settings import Settings
 from minids.system.distributed import device
-from minids.system.files import MinidsError
 from minids.weights.checkpoint import load
 
 

@@ -10,79 +10,30 @@ import hashlib
 import json
 import math
 import time
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
-from minids.data import mixture, tasks
-from minids.data.chat import MODES, encode_chat, parse_reply
+from minids.data import mixture
 from minids.data.tokenizer import Tokenizer
-from minids.inference.generate import generate
+from minids.errors import MinidsError
+from minids.inference.answers import solve
 from minids.model.ledger import Ledger
 from minids.model.moe import balance
+from minids.posttrain.settings import Settings
 from minids.pretrain.batches import Part, batch_of
+from minids.pretrain.losses import cross_entropy
 from minids.pretrain.optim import learning_rate, make_optimiser
 from minids.pretrain.run_folder import deferred_interrupt, newest, note, read_log, read_optimiser, save_step, start
-from minids.pretrain.train import Interrupted, TrainConfig, cross_entropy
-from minids.system.files import MinidsError, write_text
-from minids.weights.checkpoint import load, save
+from minids.pretrain.settings import TrainConfig
+from minids.pretrain.train import Interrupted
+from minids.system.files import write_text
+from minids.weights.checkpoint import load
+from minids.weights.save import save
 
-LIMITS = {"non-think": 48, "think-high": 128, "think-max": 224}     # tokens of a reply; eos is one of them
 REHEARSED, ROW = 2**19, 256     # tokens of the corpus that rehearsal draws from, and of one row
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What all of post-training can set; the schedule is that of `minids.pretrain.optim`."""
-
-    steps: int = 100
-    families: tuple[str, ...] = ("mathematics",)
-    difficulties: tuple[int, ...] = (1, 2, 3, 4, 5)
-    modes: tuple[str, ...] = MODES
-    optimiser: str = "muon"     # or "adamw"
-    lr: float = 3e-3
-    vector_lr: float = 4.0      # times that for vectors
-    warmup: int = 5
-    decay_from: float = 0.5
-    weight_decay: float = 0.1
-    clip: float = 1.0           # largest norm of the gradient
-    rehearsal: int = 0          # rows of the corpus that each step of the optimiser reads too, against forgetting
-    eval_every: int = 50        # steps between looks at problems of the valid split
-    eval_problems: int = 100    # in each mode
-    save_every: int = 50
-    format: str = "bf16"        # of the file of the result, or "v4"
-    seed: int = 0
-
-    def __post_init__(self):
-        for name, known in (("families", tasks.FAMILIES), ("modes", MODES), ("difficulties", (1, 2, 3, 4, 5))):
-            found = tuple(getattr(self, name))
-            object.__setattr__(self, name, found)
-            if not found or not set(found) <= set(known):
-                raise MinidsError(f"{name}: expected some of {', '.join(map(str, known))}; found {found}")
-        for name, known in (("optimiser", ("muon", "adamw")), ("format", ("bf16", "v4", "fp32"))):
-            if getattr(self, name) not in known:
-                raise MinidsError(f"{name}: expected {' or '.join(known)}, found {getattr(self, name)!r}")
-        for name in ("steps", "eval_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise MinidsError(f"{name}: expected at least 1, found {getattr(self, name)}")
-        if not 0 <= self.decay_from < 1 or min(self.eval_problems, self.rehearsal) < 0 or not 0 <= self.seed < 2**31:
-            raise MinidsError(f"expected decay_from from 0 and below 1, eval_problems and rehearsal from 0, a seed from 0 and "
-                              f"below 2^31; found {self.decay_from}, {self.eval_problems}, {self.rehearsal}, {self.seed}")
-
-    def numbers(self, step: int, count: int, fresh: bool = False) -> range:
-        """The numbers of a step's `count` problems. Each seed has a million of its own; the second half is `fresh`: what models
-        answer themselves comes from there, so that no worked answer has told it before."""
-        first = self.seed * 1_000_000 + fresh * 500_000 + step * count
-        return range(first, first + count)
-
-    def problem(self, split: str, i: int) -> tasks.Problem:
-        """The problem number i of a split: families and difficulties take turns."""
-        family = self.families[i % len(self.families)]
-        difficulty = self.difficulties[i // len(self.families) % len(self.difficulties)]
-        return tasks.problem(family, split, i, difficulty)
 
 
 def run(model, settings: Settings, out, begun: dict, update, look=None, resume: bool = True, on_step=None,
@@ -186,38 +137,6 @@ def digest(model) -> str:
         found.update(name.encode())
         found.update(t.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:16]
-
-
-def question(problem: tasks.Problem, tokenizer: Tokenizer, mode: str) -> list[int]:
-    """The ids of a problem's prompt, up to the opening of the reply."""
-    return encode_chat([{"role": "user", "content": problem.prompt}], tokenizer, mode)
-
-
-def right(problem: tasks.Problem, reply: list[int], tokenizer: Tokenizer, mode: str) -> bool:
-    """Whether a reply has come to its end and says a right answer."""
-    answer = parse_reply(reply, tokenizer, mode)[1] if tokenizer.eos_id in reply else None
-    return answer is not None and tasks.verify(problem, answer)
-
-
-def replies(model, prompts, max_new: int, temperature: float = 1.0, seed: int = 0, batch: int = 96) -> list[list[int]]:
-    """A reply to each prompt of any length; prompts of like length share a batch, which waits for its longest. Long prompts
-    leave less room."""
-    order, found = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), [[] for _ in prompts]
-    for number, some in enumerate(order[i : i + batch] for i in range(0, len(order), batch)):
-        room = model.config.max_seq_len + 1 - max(len(prompts[i]) for i in some)
-        new = generate(model, [prompts[i] for i in some], max(min(max_new, room), 1), temperature,
-                       seed=(seed * 1_000_003 + number) % 2**63)
-        for i, ids in zip(some, new):
-            found[i] = ids
-    return found
-
-
-def solve(model, tokenizer: Tokenizer, problems, mode: str, temperature: float = 0.0, batch: int = 64,
-          seed: int = 0) -> tuple[list[bool], list[int]]:
-    """One reply to each problem: whether it is right, and its length in tokens, eos included. Greedy by default."""
-    prompts = [question(problem, tokenizer, mode) for problem in problems]
-    found = replies(model, prompts, LIMITS[mode], temperature, seed=seed, batch=batch)
-    return [right(p, r, tokenizer, mode) for p, r in zip(problems, found)], [len(r) for r in found]
 
 
 def examine(model, tokenizer: Tokenizer, settings: Settings) -> list[dict]:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from minids.inference.generate import check, enough_threads
+from minids.errors import MinidsError
+from minids.inference.sampling import check, enough_threads
 from minids.model.ledger import Ledger
-from minids.system.files import MinidsError
 
 
 @dataclass

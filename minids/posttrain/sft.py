@@ -12,13 +12,14 @@ import torch
 from minids.data import tasks
 from minids.data.chat import encode_chat, reply_mask
 from minids.data.tokenizer import Tokenizer
+from minids.errors import MinidsError
 from minids.model.ledger import Ledger
 from minids.model.packing import Packing
-from minids.posttrain.loop import Settings, descend, examine, run
+from minids.posttrain.loop import descend, examine, run
+from minids.posttrain.settings import Settings
 from minids.pretrain.batches import IGNORED
-from minids.pretrain.train import cross_entropy
+from minids.pretrain.losses import cross_entropy
 from minids.system.distributed import device
-from minids.system.files import MinidsError
 from minids.weights.checkpoint import load
 
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from minids.errors import MinidsError
 from minids.system.distributed import device
-from minids.system.files import MinidsError
 from minids.weights.checkpoint import Checkpoint, load
 
 

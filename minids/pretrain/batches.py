@@ -85,7 +85,7 @@ class Part:
         return packing(x, self.bos_id, self.packed)
 
     def count(self, name: str):
-        """How much the mean called `name` (see `minids.pretrain.train.losses`) is a mean of."""
+        """How much the mean called `name` (see `minids.pretrain.losses.losses`) is a mean of."""
         if name == "loss":
             return (self.y != IGNORED).sum()
         if name == "mtp_loss":

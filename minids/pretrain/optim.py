@@ -1,7 +1,7 @@
 """Muon, V4's optimiser for matrices; which parameters go to it and which to AdamW; and what changes over a run.
 
 Report 2.4 and 4.2.2; Muon: Jordan et al., 2024; its scaling beside AdamW: Liu et al., arXiv 2502.16982. `settings` is a
-`minids.pretrain.train.TrainConfig`.
+`minids.pretrain.settings.TrainConfig`.
 """
 
 import math

@@ -12,10 +12,10 @@ rounded weights goes to the masters as it is ("straight through"). V4 does this 
 
 import torch
 
-from minids import cost
 from minids.model.transformer import Model
 from minids.pretrain.mixed_precision import computing_copy
 from minids.pretrain.train import train_step
+from minids.weights import layout
 from minids.weights.rounding import as_stored, round_weights, serving
 
 
@@ -25,9 +25,9 @@ def rounded_copy(masters: Model, stored=as_stored) -> Model:
     What the file keeps in float32 is shared, not copied. `stored`: see `minids.weights.rounding.round_weights`.
     """
     copy = computing_copy(masters, torch.float32)
-    layout = cost.layout(masters.config)
+    formats = layout.tensors(masters.config)
     for name, p in copy.named_parameters():
-        if layout[name][0] != "F32":
+        if formats[name][0] != "F32":
             p.data = p.data.clone()
     round_weights(copy, masters, stored)
     return copy

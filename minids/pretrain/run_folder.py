@@ -16,8 +16,9 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from minids.system.files import MinidsError, write_text
-from minids.weights.checkpoint import save
+from minids.errors import MinidsError
+from minids.system.files import write_text
+from minids.weights.save import save
 
 
 def start(out: Path, run: dict, resume: bool) -> None:

@@ -6,7 +6,7 @@ in numpy. Not part of the report. It keeps a vocabulary x vocabulary table, so i
 
 import numpy as np
 
-from minids.system.files import MinidsError
+from minids.errors import MinidsError
 
 
 class Trigram:

@@ -19,10 +19,13 @@ import torch
 from minids.config import Config
 from minids.data import mixture
 from minids.data.tokenizer import Tokenizer
+from minids.errors import MinidsError
 from minids.inference.evaluate import answer_nats, exam
 from minids.model import mhc
-from minids.pretrain.train import TrainConfig, evaluate, train
-from minids.system.files import MinidsError
+from minids.model.ledger import Ledger
+from minids.pretrain.losses import evaluate
+from minids.pretrain.settings import TrainConfig
+from minids.pretrain.train import train
 from minids.system.paths import DATA
 from minids.weights.checkpoint import load
 
@@ -106,8 +109,6 @@ def run(name: str, seed: int, tokens=None) -> dict:
 @torch.no_grad()
 def uneven(model, stream) -> float:
     """The largest load of an expert over the mean load, mean over the gates that route by score."""
-    from minids.model.ledger import Ledger
-
     ledger = Ledger()
     model.eval().features(torch.from_numpy(stream[: 8 * SEQ_LEN].astype("int64")).view(8, -1), ledger=ledger)
     loads = [torch.bincount(chosen.flatten(), minlength=model.config.n_routed_experts).float() for chosen in ledger.chosen]

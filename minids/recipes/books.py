@@ -15,7 +15,8 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-from minids.system.files import MinidsError, atomic_write
+from minids.errors import MinidsError
+from minids.system.files import atomic_write
 from minids.system.paths import DATA
 
 BOOKS = (

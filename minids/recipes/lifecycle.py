@@ -20,15 +20,17 @@ from pathlib import Path
 from minids.config import Config
 from minids.data.chat import MODES
 from minids.data.tokenizer import Tokenizer
+from minids.errors import MinidsError
 from minids.inference.evaluate import report, table
 from minids.posttrain.distill import DistillConfig, distill
 from minids.posttrain.grpo import GRPOConfig, grpo
 from minids.posttrain.loop import digest
 from minids.posttrain.sft import SFTConfig, sft
 from minids.pretrain.run_folder import read_log
-from minids.pretrain.train import TrainConfig, train
+from minids.pretrain.settings import TrainConfig
+from minids.pretrain.train import train
 from minids.system.distributed import device
-from minids.system.files import MinidsError, write_text
+from minids.system.files import write_text
 from minids.weights.checkpoint import load
 
 # name in the report, and where its models are: one for each family, or one for all

@@ -34,9 +34,10 @@ from minids.config import CSA_RATE
 from minids.data import books, mixture
 from minids.data.tinyworld import stories
 from minids.data.tokenizer import Tokenizer
-from minids.inference.generate import enough_threads
+from minids.errors import MinidsError
+from minids.inference.sampling import enough_threads
 from minids.system import paths
-from minids.system.files import MinidsError, write_text
+from minids.system.files import write_text
 from minids.weights import checkpoint
 
 FIRST = 1024                        # the first power of two that is measured

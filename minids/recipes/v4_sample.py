@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minids import cost
 from minids.config import HF_KEYS, Config
 from minids.system.files import atomic_write
 from minids.system.paths import DATA, data
-from minids.weights.checkpoint import empty_model, save
+from minids.weights import layout
+from minids.weights.checkpoint import empty_model
+from minids.weights.save import save
 
 SEED = 4
 CONFIG = Config(vocab_size=512, dim=128, n_layers=4, compress_ratios=(0, 4, 128, 4, 0),
@@ -67,7 +68,7 @@ def build(folder: Path) -> None:
     """Write the sample to `folder`, file by file, each whole or not at all."""
     rng = np.random.default_rng(SEED)
     model = empty_model(CONFIG, torch.float32)
-    tensors = {name: torch.from_numpy(numbers(name, shape, rng)) for name, (_, shape) in cost.layout(CONFIG).items()}
+    tensors = {name: torch.from_numpy(numbers(name, shape, rng)) for name, (_, shape) in layout.tensors(CONFIG).items()}
     model.load_state_dict(tensors, assign=True)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:

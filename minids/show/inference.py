@@ -14,14 +14,14 @@ import numpy as np
 import torch
 
 from minids.config import Config
+from minids.errors import MinidsError
 from minids.inference import speculate as speculation
 from minids.inference.evaluate import pass_at_k
-from minids.inference.generate import distribution
+from minids.inference.sampling import distribution
 from minids.model import Model
 from minids.show import start
 from minids.show.drawing import arrow, box, canvas
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW, plain_ticks
-from minids.system.files import MinidsError
 
 GREY = "#C8C8C8"
 COLOURS = BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE

@@ -15,12 +15,13 @@ import torch
 import torch.nn.functional as F
 from matplotlib.patches import Patch
 
-from minids import cost, numerics
+from minids import numerics
 from minids.config import Config
+from minids.errors import MinidsError
 from minids.model import mhc
 from minids.show.mhc import heat
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
-from minids.system.files import MinidsError
+from minids.weights import layout
 from minids.weights.remote import Folder, RemoteCheckpoint
 from minids.weights.streamed import streamed
 
@@ -79,8 +80,8 @@ def anatomy(file: str, entries: dict, size: int):
 
 @cache
 def inventory(name: str) -> dict:
-    """`minids.cost.inventory` of a preset."""
-    return cost.inventory(Config.preset(name))
+    """`minids.layout.inventory` of a preset."""
+    return layout.inventory(Config.preset(name))
 
 
 @cache
@@ -92,7 +93,7 @@ def price(pattern: str, name: str) -> tuple[int, dict[str, int]]:
             count += 1
             scale = stored.get(tensor.removesuffix("weight") + "scale") if entry[0] in ("F8_E4M3", "I8") else None
             for part in filter(None, (entry, scale)):
-                sizes[part[0]] = sizes.get(part[0], 0) + cost.nbytes(part)
+                sizes[part[0]] = sizes.get(part[0], 0) + layout.nbytes(part)
     return count, sizes
 
 
@@ -103,15 +104,15 @@ def size(*patterns: str, model: str = "flash") -> int:
 
 def spelled(name: str) -> tuple[int, int]:
     """Bytes that the JSON of a preset takes: the index, and the largest header of a file. Written as the sample's are."""
-    files, entries, headers = cost.shards(Config.preset(name)), inventory(name), []
+    files, entries, headers = layout.shards(Config.preset(name)), inventory(name), []
     for names in files.values():
         said, at = {"__metadata__": {"format": "pt"}}, 0
         for tensor in names:
             dtype, shape = entries[tensor]
-            said[tensor] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at := at + cost.nbytes(entries[tensor])]}
+            said[tensor] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at := at + layout.nbytes(entries[tensor])]}
         headers.append(len(json.dumps(said, separators=(",", ":"))))
     where = {tensor: file for file, names in files.items() for tensor in names}
-    return len(json.dumps({"metadata": {"total_size": cost.disk_bytes(Config.preset(name))}, "weight_map": where},
+    return len(json.dumps({"metadata": {"total_size": layout.disk_bytes(Config.preset(name))}, "weight_map": where},
                           indent=2)), max(headers)
 
 
@@ -135,7 +136,7 @@ def bill(model: str, pattern: str, bandwidth: float):
     """The widget's picture: what the tensors that fit a pattern weigh beside the whole, and how long they take.
     bandwidth: 10^6 bytes a second."""
     count, sizes = price(pattern, model)
-    chosen, whole = sum(sizes.values()), cost.disk_bytes(Config.preset(model))
+    chosen, whole = sum(sizes.values()), layout.disk_bytes(Config.preset(model))
     figure, axis = plt.subplots(figsize=(9.2, 2.5))
     for y, (name, size) in enumerate((("the whole", whole), ("chosen", chosen))):
         axis.barh(y, max(size, 1), color=SKY if y == 0 else ORANGE)

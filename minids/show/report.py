@@ -6,8 +6,8 @@ What is drawn comes from `minids.inference.evaluate.report`. Published figures o
 import matplotlib.pyplot as plt
 import numpy as np
 
+from minids.errors import MinidsError
 from minids.show.style import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
-from minids.system.files import MinidsError
 
 COLOURS = SKY, BLUE, YELLOW, ORANGE, VERMILION, GREEN, PURPLE
 

@@ -6,8 +6,6 @@ The published figures are read from `data/published`, whose README says where th
 import csv
 import html
 import math
-import os
-from collections.abc import Callable
 
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -15,7 +13,6 @@ from IPython.display import display
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from minids import cost
-from minids.learn.exercise import check
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
 from minids.system import paths
 
@@ -125,16 +122,6 @@ class CourseMap(ipywidgets.VBox):
     def _repr_mimebundle_(self, **kwargs):
         bundle = super()._repr_mimebundle_(**kwargs)
         return {**bundle, "text/plain": repr(self)}
-
-
-def demonstrate(name: str, attempt: Callable) -> None:
-    """Print what `check` says to an attempt that is not the learner's, also where a failed check would stop the notebook."""
-    strict = os.environ.pop("MINIDS_STRICT", None)
-    try:
-        check(name, attempt)
-    finally:
-        if strict is not None:
-            os.environ["MINIDS_STRICT"] = strict
 
 
 # ---- pieces of drawings ----

@@ -8,9 +8,7 @@ import os
 from contextlib import contextmanager
 from pathlib import Path
 
-
-class MinidsError(ValueError):
-    """A mistake of the input, told in one message: what was expected, what was found, what to do."""
+from minids.errors import MinidsError
 
 
 @contextmanager

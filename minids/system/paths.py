@@ -8,7 +8,7 @@ corpus, tokenizer and checkpoints are in `data/` beside the package. Two environ
 import os
 from pathlib import Path
 
-from minids.system.files import MinidsError
+from minids.errors import MinidsError
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("MINIDS_DATA") or ROOT / "data")

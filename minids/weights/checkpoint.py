@@ -1,6 +1,6 @@
 """Checkpoints in V4's safetensors layout: save, load, and read single tensors without reading the rest.
 
-The layout is that of the released files (what each tensor is stored as: `minids.cost.layout`). A checkpoint is a folder:
+The layout is that of the released files (what each tensor is stored as: `minids.layout.tensors`). A checkpoint is a folder:
 
     config.json                        the sizes, in either spelling (`minids.Config`)
     model.safetensors                  all tensors, or
@@ -11,32 +11,24 @@ Folders that `transformers` wrote with `save_pretrained` are read too. Only safe
 Codes and scales are `minids.numerics`' business, fetching from afar is `minids.weights.remote`'s.
 """
 
-import json
-import os
 import re
-import shutil
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from minids import cost, numerics
+from minids import numerics
 from minids.config import Config
+from minids.errors import MinidsError
 from minids.model import Model
-from minids.system.files import MinidsError, read_small
-from minids.weights import header
+from minids.system.files import read_small
+from minids.weights import header, layout
+from minids.weights.folder import _recover
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-FORMATS = ("bf16", "fp32", "v4")
-QUANTISATION = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "scale_fmt": "ue8m0",
-                "weight_block_size": [128, 128]}  # config.json of the released models
 FLOATS, INTEGERS, SCALES = ("F32", "BF16", "F16"), ("I64", "I32"), ("F8_E8M0", "F32")  # what a reader accepts
 CODES = {"F8_E4M3": "FP8", "I8": "FP4"}  # stored type -> number format, with a scale beside
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-# what a folder that `save` replaces may hold
-OURS = re.compile(r"((generation_)?config|tokenizer(_config)?|model.safetensors.index)\.json|model(-\d+-of-\d+)?\.safetensors")
 
 
 # ---- reading ----
@@ -107,16 +99,16 @@ class Checkpoint:
         for file in sorted({file for file, _ in self._where.values()}):
             held, named = set(self._file(file)[0]), {stored for f, stored in self._where.values() if f == file}
             if held != named:
-                raise MinidsError(f"{self.path}: {INDEX} and {file} disagree: {_listed('only in the index', named - held)}"
-                                  f"{_listed('only in the file', held - named)} Fetch both again.")
-        layout = expected(self.config, self._where, self.path)
+                raise MinidsError(f"{self.path}: {INDEX} and {file} disagree: {listed('only in the index', named - held)}"
+                                  f"{listed('only in the file', held - named)} Fetch both again.")
+        formats = expected(self.config, self._where, self.path)
         info = {name: self.info(name) for name in self._where}
-        checked = {name: mismatch(name, *layout[name], info) for name in layout if name in info}
+        checked = {name: mismatch(name, *formats[name], info) for name in formats if name in info}
         wrong = [problem for problem, _ in checked.values() if problem]
-        missing, extra = layout.keys() - info.keys(), info.keys() - layout.keys() - {scale for _, scale in checked.values()}
+        missing, extra = formats.keys() - info.keys(), info.keys() - formats.keys() - {scale for _, scale in checked.values()}
         if missing or extra or wrong:
-            raise MinidsError(f"{self.path}: the files do not hold the model of config.json: {_listed('missing', missing)}"
-                              f"{_listed('unexpected', extra)}{_listed('wrong', wrong)}"
+            raise MinidsError(f"{self.path}: the files do not hold the model of config.json: {listed('missing', missing)}"
+                              f"{listed('unexpected', extra)}{listed('wrong', wrong)}"
                               f"{'What is unexpected may belong to a later model.' if extra else ''}".rstrip())
 
     def _index(self) -> dict[str, str]:
@@ -164,22 +156,22 @@ def placed(index: dict[str, str], config, where) -> tuple[Config, dict[str, tupl
 
 
 def expected(config, names, where) -> dict:
-    """`cost.layout(config)`; `MinidsError` where it would have far more tensors than `names`, before it is made."""
+    """`layout.tensors(config)`; `MinidsError` where it would have far more tensors than `names`, before it is made."""
     experts = 3 * config.n_layers * config.n_routed_experts
     if experts > len(names):
         raise MinidsError(f"{where}: config.json speaks of {experts} expert matrices, the files hold "
                           f"{len(names)} tensors. Take both from the same checkpoint.")
-    return cost.layout(config)
+    return layout.tensors(config)
 
 
 def mismatch(name: str, format: str, shape, info: dict) -> tuple[str | None, str | None]:
     """What is wrong with a stored tensor, or None, and the name of its scale, if it has one.
 
-    `format` and `shape` are those of `cost.layout`, `info` says what is stored: {name: (dtype, shape)}.
+    `format` and `shape` are those of `layout.tensors`, `info` says what is stored: {name: (dtype, shape)}.
     """
     dtype, found = info[name]
     if dtype in CODES and format != "I64" and len(shape) == 2:
-        (_, coded), (scale, (_, blocks)) = cost.on_disk(name, CODES[dtype], shape).items()
+        (_, coded), (scale, (_, blocks)) = layout.on_disk(name, CODES[dtype], shape).items()
         coded = coded[1]
         if found != coded or (dtype == "I8" and shape[1] % 32):
             return f"{name} is {dtype} {list(found)}, expected {list(coded)}", scale
@@ -264,123 +256,10 @@ def _v4_name(name: str) -> str:
     return re.sub(r"^(layers\.\d+\.attn)\.norm\.weight$", r"\1.kv_norm.weight", name)
 
 
-def _listed(what: str, names) -> str:
+def listed(what: str, names) -> str:
     """`3 missing (a, b, c). `, with at most three names; nothing for no names."""
     names = sorted(names)
     return f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}). " if names else ""
 
 
 # ---- writing ----
-
-def save(model: Model, path, format: str = "bf16", tokenizer=None) -> None:
-    """Write a checkpoint folder, whole or not at all: an existing checkpoint stays as it is until the new one is complete.
-
-    `format` says how the numbers are stored:
-    "fp32"  float32, one file: exactly the model that trains
-    "bf16"  bfloat16, one file; float32 for what the released files keep so (ape, sinks, gate biases, hyper-connections)
-    "v4"    exactly as released: FP8, FP4 for the experts (`config.expert_dtype`), a shard for each layer, an index
-    `tokenizer` is a `minids.data.tokenizer.Tokenizer` or the path of a tokenizer.json. Raises `MinidsError` where the folder
-    holds anything else than a checkpoint, where the disk is full, and for numbers that the format cannot hold.
-    """
-    if format not in FORMATS:
-        raise MinidsError(f"format: expected {', '.join(FORMATS)}, found {format!r}")
-    layout, state = cost.layout(model.config), model.state_dict()
-    if state.keys() != layout.keys():
-        raise MinidsError(f"not a minids model: {_listed('tensors missing', layout.keys() - state.keys())}"
-                          f"{_listed('unexpected', state.keys() - layout.keys())}")
-    if tokenizer is not None and not hasattr(tokenizer, "save") and not Path(tokenizer).is_file():
-        raise MinidsError(f"no tokenizer at {tokenizer}: expected a tokenizer.json")
-    config = model.config.to_json() | {"torch_dtype": "float32" if format == "fp32" else "bfloat16"}
-    with whole_folder(path) as part:
-        if format == "v4":
-            config["quantization_config"] = QUANTISATION
-            _write_shards(part, model.config, state, layout)
-        else:
-            save_file({name: _stored(t, layout[name][0], format) for name, t in state.items()}, part / SINGLE, {"format": "pt"})
-        _write_json(part / "config.json", config)
-        if hasattr(tokenizer, "save"):
-            tokenizer.save(part / "tokenizer.json")
-        elif tokenizer is not None:
-            shutil.copyfile(tokenizer, part / "tokenizer.json")
-
-
-def _stored(t: torch.Tensor, kind: str, format: str) -> torch.Tensor:
-    """A tensor as the formats "bf16" and "fp32" store it."""
-    dtype = torch.int64 if kind == "I64" else torch.float32 if kind == "F32" or format == "fp32" else torch.bfloat16
-    return t.detach().to("cpu", dtype).contiguous()
-
-
-def _write_shards(folder: Path, config, state: dict, layout: dict) -> None:
-    where = {}
-    for file, names in cost.shards(config).items():
-        tensors = {}
-        for name in (name for name in names if name in state):
-            kind, t = layout[name][0], state[name].detach()
-            if kind in ("FP8", "FP4"):
-                try:
-                    codes, scale = (numerics.fp8_encode if kind == "FP8" else numerics.fp4_encode)(t)
-                except MinidsError as error:
-                    raise MinidsError(f"{name} cannot be stored as {kind}: {error}. Nothing was changed.") from None
-                tensors |= {name: codes.cpu(), scale_name(name): scale.cpu()}
-            else:
-                tensors[name] = _stored(t, kind, "bf16")
-        save_file(tensors, folder / file, {"format": "pt"})
-        where |= dict.fromkeys(names, file)
-    _write_json(folder / INDEX, {"metadata": {"total_size": cost.disk_bytes(config)}, "weight_map": where})
-
-
-def _write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def whole_folder(path):
-    """Yield an empty folder beside `path`; on success it takes `path`'s place, on any error it is removed.
-
-    A checkpoint that was there before is moved aside for the moment of the exchange; should the process be killed just
-    then, the next `save` or `load` moves it back. Raises `MinidsError` where the operating system refuses, and where
-    `path` holds anything that is not a checkpoint's.
-    """
-    path = Path(path).resolve()
-    part, old = path.with_name(f".{path.name}.part"), _old(path)
-    _recover(path)
-    if path.exists() and not path.is_dir():
-        raise MinidsError(f"cannot save to {path}: it is a file; expected a new folder or a checkpoint to replace")
-    foreign = sorted(p.name for p in path.iterdir() if not OURS.fullmatch(p.name)) if path.exists() else []
-    if foreign:
-        raise MinidsError(f"cannot save to {path}: it holds {foreign[0]}, which is not part of a checkpoint; "
-                          f"expected a new folder or a checkpoint to replace")
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        yield part
-        for file in part.iterdir():
-            with open(file, "rb+") as written:
-                os.fsync(written.fileno())
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            try:
-                os.rename(path, old)
-                os.rename(part, path)
-            except BaseException:
-                _recover(path)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.rename(part, path)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise MinidsError(f"could not write {path}: {reason}. Nothing was changed.") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _old(path: Path) -> Path:
-    return path.with_name(f".{path.name}.old")
-
-
-def _recover(path: Path) -> None:
-    """Move back what a `save` that was killed in the middle of the exchange had moved aside."""
-    path = Path(path).resolve()
-    if path.name and not path.exists() and _old(path).is_dir():
-        os.rename(_old(path), path)

@@ -11,7 +11,7 @@ import math
 import re
 from typing import NamedTuple
 
-from minids.system.files import MinidsError
+from minids.errors import MinidsError
 
 # safetensors' name of a type -> bits of an element
 BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,

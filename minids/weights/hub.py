@@ -16,7 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from minids.config import MAX_BYTES
-from minids.system.files import MinidsError, atomic_write, write_text
+from minids.errors import MinidsError
+from minids.system.files import atomic_write, write_text
 from minids.weights import header
 from minids.weights.header import Entry
 

@@ -20,9 +20,9 @@ from typing import NamedTuple
 import psutil
 import torch
 
-from minids import cost
-from minids.model.transformer import Block
-from minids.system.files import MinidsError
+from minids.errors import MinidsError
+from minids.model.block import Block
+from minids.weights import layout
 from minids.weights.checkpoint import empty
 from minids.weights.remote import RemoteCheckpoint
 from minids.weights.streamed import Stored, fill
@@ -101,7 +101,7 @@ def weigh(remote: RemoteCheckpoint, i: int, dtype: torch.dtype, packed: bool = T
     """Bytes of memory of layer `i`, matrices as `dtype`: with routed experts as they are stored, or with all decoded."""
     size = remote.price(remote.find(f"layers.{i}.ffn.experts.*")) if packed else None
     total = size.fetch + size.here if packed else 0
-    for name, (format, shape) in cost.layout(remote.config).items():
+    for name, (format, shape) in layout.tensors(remote.config).items():
         if name.startswith(f"layers.{i}.") and not (packed and ".experts." in name):
             total += math.prod(shape) * (8 if format == "I64" else 4 if format == "F32" or len(shape) == 1 else dtype.itemsize)
     return total

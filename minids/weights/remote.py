@@ -20,7 +20,8 @@ import torch
 from tqdm.auto import tqdm
 
 from minids.config import MAX_BYTES, Config
-from minids.system.files import MinidsError, read_small
+from minids.errors import MinidsError
+from minids.system.files import read_small
 from minids.weights import header
 from minids.weights.checkpoint import CODES, INDEX, SINGLE, expected, mismatch, numbers, placed, scale_name
 from minids.weights.header import Entry
@@ -91,7 +92,7 @@ class RemoteCheckpoint:
         return [name for name in self._places if name not in self._layout and name not in scales]
 
     def inventory(self, names=None) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """{name: (dtype as safetensors says, shape)} of `names` (default: all), as `minids.cost.inventory` says it.
+        """{name: (dtype as safetensors says, shape)} of `names` (default: all), as `minids.layout.inventory` says it.
 
         Reads the headers of the files in question, no tensor.
         """

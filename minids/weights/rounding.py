@@ -20,17 +20,17 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from minids import cost
+from minids.errors import MinidsError
 from minids.model.attention import Attention
 from minids.model.transformer import Model
 from minids.numerics import fake_quant
-from minids.system.files import MinidsError
+from minids.weights import layout
 
 PARTS = ("linears", "keys", "index")
 
 
 def as_stored(w: torch.Tensor, format: str) -> torch.Tensor:
-    """The numbers that a file keeps of a weight (or of several in a stack). `format` as `minids.cost.layout` says it."""
+    """The numbers that a file keeps of a weight (or of several in a stack). `format` as `minids.layout.tensors` says it."""
     if format in ("FP8", "FP4"):
         return fake_quant(w, format.lower())
     return w.bfloat16().to(w.dtype) if format == "BF16" else w
@@ -42,9 +42,9 @@ def round_weights(model: Model, masters: Model, stored=as_stored) -> None:
 
     `stored(w, format)` may be another rule than the released one; it gets matrices of one shape in a stack, K x o x i.
     """
-    layout, alike = cost.layout(model.config), defaultdict(list)
+    formats, alike = layout.tensors(model.config), defaultdict(list)
     for (name, p), master in zip(model.named_parameters(), masters.parameters()):
-        alike[layout[name][0], p.shape].append((p, master))
+        alike[formats[name][0], p.shape].append((p, master))
     for (format, _), pairs in alike.items():
         if format != "F32":
             rounded = stored(torch.stack([master for _, master in pairs]), format)
@@ -79,8 +79,8 @@ def serving(model: Model, parts=PARTS):
                 _after(stack, attn.indexer, "queries", round_index)
                 _after(stack, attn.indexer.compressor, "pool", round_index)
         if "linears" in parts:
-            layout = cost.layout(model.config)
-            stack.enter_context(_Linears(p for name, p in model.named_parameters() if layout[name][0] in ("FP8", "FP4")))
+            formats = layout.tensors(model.config)
+            stack.enter_context(_Linears(p for name, p in model.named_parameters() if formats[name][0] in ("FP8", "FP4")))
         yield model
 
 

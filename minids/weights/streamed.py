@@ -15,11 +15,11 @@ from contextlib import nullcontext
 import torch
 from torch import nn
 
-from minids.cost import nbytes
+from minids.errors import MinidsError
 from minids.model import Model
-from minids.model.transformer import Block
-from minids.system.files import MinidsError
+from minids.model.block import Block
 from minids.weights.checkpoint import Checkpoint, check_table, empty, numbers, scale_name
+from minids.weights.layout import nbytes
 from minids.weights.remote import DTYPES
 
 PIECE = 2**25    # bytes that are read at a time

@@ -33,9 +33,11 @@ from minids.data.tokenizer import Tokenizer
 from minids.inference import evaluate
 from minids.learn import check, hint, progress, versions
 from minids.learn.doctor import doctor
-from minids.pretrain.train import TrainConfig
+from minids.learn.judge import demonstrate
+from minids.pretrain.settings import TrainConfig
 from minids.show import start, style
 from minids.system.paths import data
+from minids.weights import layout
 
 style.use()
 versions()
@@ -212,8 +214,8 @@ def column(c, by, unit):
     n = cost.params(c)
     lines = [f"{n['total'] / by:,.2f} {unit}", f"{n['active'] / by:.2f} {unit}",
              f"{100 * n['active'] / n['total']:.1f} %", c.n_layers,
-             f"{c.n_activated_experts} of {c.n_routed_experts}", f"{len(cost.inventory(c)):,}",
-             f"{cost.disk_bytes(c) / by:.1f} {unit.replace('B', 'G')}B"]
+             f"{c.n_activated_experts} of {c.n_routed_experts}", f"{len(layout.inventory(c)):,}",
+             f"{layout.disk_bytes(c) / by:.1f} {unit.replace('B', 'G')}B"]
     if c.max_seq_len < million:
         return lines + ["-"] * 4
     ops, kept = cost.flops(c, million)["total"], cost.kv_bytes(c, million)["total"]
@@ -384,8 +386,8 @@ active_share = check("start.active_share", active_share)
 # So you never get stuck. This is what two wrong attempts hear:
 
 # %%
-start.demonstrate("start.active_share", lambda n_routed, n_active, n_shared: n_active / n_routed)
-start.demonstrate("start.active_share", lambda n_routed, n_active, n_shared: n_active + 0.5)
+demonstrate("start.active_share", lambda n_routed, n_active, n_shared: n_active / n_routed)
+demonstrate("start.active_share", lambda n_routed, n_active, n_shared: n_active + 0.5)
 
 # %%
 hint("start.active_share")

@@ -31,9 +31,9 @@ from minids.learn import check, hint, versions
 from minids.model.ledger import Ledger
 from minids.model.ledger import sequence_balance as minids_balance
 from minids.model.moe import Gate, MoE, balance
-from minids.pretrain import train
 from minids.pretrain.anticipatory_routing import Anticipation
 from minids.pretrain.batches import packing
+from minids.pretrain.losses import evaluate
 from minids.show import moe as pictures
 from minids.show import style
 from minids.system import paths
@@ -906,7 +906,7 @@ def loss_with(fault=None, change=None):
     if change:
         change(victim)
     with mock.patch.object(Gate, "forward", faulty(fault, torch.Generator().manual_seed(1))):
-        return train.evaluate(victim, heldout[:4096].numpy(), 256)[0]
+        return evaluate(victim, heldout[:4096].numpy(), 256)[0]
 
 
 def silent(model):

@@ -32,6 +32,7 @@ from minids.model.attention import Attention
 from minids.model.moe import MoE
 from minids.show import style, whole
 from minids.system import paths
+from minids.weights import layout
 from torch import nn
 
 style.use()
@@ -391,11 +392,11 @@ mine = WholeModel(living.config).requires_grad_(False)
 weights = {name: t for name, t in living.state_dict().items() if not name.startswith("mtp.")}
 print(mine.load_state_dict(weights, strict=True))
 torch.testing.assert_close(model_forward(mine, ids), living(ids), atol=1e-4, rtol=1e-4)
-assert set(living.state_dict()) == set(cost.layout(living.config))
+assert set(living.state_dict()) == set(layout.tensors(living.config))
 print(f"{len(weights)} tensors, for example:", *list(weights)[1:4], *list(weights)[-3:], sep="\n    ")
 
 # %% [markdown]
-# `minids.cost.layout` lists the tensors of a released checkpoint. The assertion says that `minids.Model` has exactly these names, in V4's format.
+# `minids.layout.tensors` lists the tensors of a released checkpoint. The assertion says that `minids.Model` has exactly these names, in V4's format.
 #
 # ### The independent judge
 #
@@ -749,7 +750,7 @@ print("ln 64 = 4.16. Right alignment: stays there. Target t + 1: falls below 2. 
 # Here is one block's list of tensors, of a CSA layer, with its experts folded into one line each. (An HCA layer lacks the indexer, a window-only layer the compressor too.)
 
 # %%
-for name, (_, shape) in cost.layout(Config.nano()).items():
+for name, (_, shape) in layout.tensors(Config.nano()).items():
     before, _, tensor = name.partition("layers.1.")                # layer 1 has ratio 4
     if tensor and not before and (".experts." not in name or ".experts.0." in name):
         times = "8 times " if ".experts.0." in name else ""
@@ -864,8 +865,8 @@ style.show(whole.where(bars),
 
 # %%
 for name, config in (("Flash", flash), ("Pro", pro)):
-    size, numbers = cost.disk_bytes(config), cost.params(config)
-    print(f"{name:6}{len(cost.inventory(config)):8,} tensors {size:16,} bytes in {len(cost.shards(config))} files, "
+    size, numbers = layout.disk_bytes(config), cost.params(config)
+    print(f"{name:6}{len(layout.inventory(config)):8,} tensors {size:16,} bytes in {len(layout.shards(config))} files, "
           f"{8 * size / (numbers['total'] + numbers['mtp']):.2f} bits per parameter (MTP included)")
 
 # %% [markdown]

@@ -30,6 +30,7 @@ from minids.learn import check, hint, versions
 from minids.pretrain import optim
 from minids.show import muon, style
 from minids.system import paths
+from minids.weights import layout
 
 style.use()
 versions()
@@ -303,7 +304,7 @@ def operations(rows, columns, steps=10):
     return steps * (4 * r * r * s + 2 * r**3)
 
 
-rows, columns = cost.layout(Config.flash())["layers.2.attn.wq_b.weight"][1]
+rows, columns = layout.tensors(Config.flash())["layers.2.attn.wq_b.weight"][1]
 print(f"{rows} x {columns}: {operations(rows, columns) / operations(columns, rows):.0f} times as many operations")
 
 # %% [markdown]
@@ -528,7 +529,7 @@ print("In the stack, experts disturb each other: the loudest takes most of the d
 # *Easy, 8 minutes.* Look at one block's names first, then pick Muon's.
 
 # %%
-for name, (_, shape) in cost.layout(Config.nano()).items():
+for name, (_, shape) in layout.tensors(Config.nano()).items():
     if not name.startswith(("layers.0.", "layers.2.", "layers.3.", "mtp.")) and (".experts." not in name or ".experts.0." in name):
         print(f"{name:46} {' x '.join(map(str, shape))}")
 
@@ -550,7 +551,7 @@ choose = check("muon.choose", choose)
 
 # %%
 def parameters(config):
-    return {name: shape for name, (kind, shape) in cost.layout(config).items() if kind != "I64"}
+    return {name: shape for name, (kind, shape) in layout.tensors(config).items() if kind != "I64"}
 
 
 for name, config in (("Flash", Config.flash()), ("Pro", Config.pro())):

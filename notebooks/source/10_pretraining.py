@@ -35,7 +35,11 @@ from minids.data.tokenizer import Tokenizer
 from minids.learn import check, hint, versions
 from minids.model.moe import balance
 from minids.pretrain import train
-from minids.pretrain.train import TrainConfig, batch_of
+from minids.pretrain.batches import batch_of
+from minids.pretrain.losses import evaluate
+from minids.pretrain.optim import make_optimiser
+from minids.pretrain.run_folder import newest, read_log
+from minids.pretrain.settings import TrainConfig
 from minids.pretrain.trigram import Trigram
 from minids.show import pretraining, style
 from minids.system import paths
@@ -452,7 +456,7 @@ for _ in range(2):
     models.append(Model(SMALL).train())
 plain, ready = models
 groups, states = two_groups(plain, settings), {}
-optimiser = train.make_optimiser(ready, settings)
+optimiser = make_optimiser(ready, settings)
 
 # %%
 for step in range(settings.steps):
@@ -516,7 +520,7 @@ for step in tqdm(range(settings.steps), desc="training", unit="step"):
     balance(live, settings.balance)
     seconds.append(process_time() - began)
     look_now = (step + 1) % (settings.steps // 4) == 0
-    picture.add(loss, train.evaluate(live, tokens["valid"], 256, every=8)[0] if look_now else None)
+    picture.add(loss, evaluate(live, tokens["valid"], 256, every=8)[0] if look_now else None)
     if step + 1 == settings.steps // 4:
         early = continued(live)
 
@@ -581,7 +585,7 @@ class PeerBlock(nn.Module):
 
 # %%
 class Peer(nn.Module):
-    """A small GPT-2; embedding and head share one matrix. `features` and `logits` are what `train.evaluate` asks for."""
+    """A small GPT-2; embedding and head share one matrix. `features` and `logits` are what `evaluate` asks for."""
 
     def __init__(self, config, T=64, d=128, heads=4, layers=4):
         super().__init__()
@@ -633,7 +637,7 @@ judged = tokens["heldout"][:10_000]
 n_judged, bytes_judged = len(judged) - 1, len(raw_bytes(judged))
 scores = {name: bits_per_byte(loss, n_judged, bytes_judged) for name, loss in yardsticks(judged).items()}
 for name, model, T in (("nano", live, 256), ("peer", peer, 64)):
-    scores[name] = bits_per_byte(train.evaluate(model, judged, T, packed=False)[0], n_judged, bytes_judged)
+    scores[name] = bits_per_byte(evaluate(model, judged, T, packed=False)[0], n_judged, bytes_judged)
 for name, score in sorted(scores.items(), key=lambda item: item[1]):
     print(f"{name:8} {score:.3f} bits per byte")
 print(f"in {limit:.0f} processor seconds each: the nano model read {1024 * len(seconds):,} tokens, the peer {768 * len(peer_losses):,}")
@@ -663,7 +667,7 @@ print("Both beat the unigram, and the peer took more steps in the same time.")
 # Every run writes `log.jsonl`, a record each step. The log of the shipped one lies beside its weights.
 
 # %%
-log = train.read_log(paths.data("checkpoints", "nano"))
+log = read_log(paths.data("checkpoints", "nano"))
 preset = TrainConfig.preset("nano", "mix")
 per_step = preset.tokens // preset.steps
 print(f"{preset.steps:,} steps of {per_step:,} tokens = {preset.tokens:,} tokens")
@@ -752,7 +756,7 @@ def short_run(seed, leak=False, pile_up=False, lr=8e-3, warmup=8, steps=40):
     settings = TrainConfig(steps=steps, batch=4, seq_len=64, lr=lr, warmup=warmup, seed=seed)
     torch.manual_seed(seed)
     model = Model(TWO_LAYERS).train()
-    optimiser, losses = train.make_optimiser(model, settings), []
+    optimiser, losses = make_optimiser(model, settings), []
     for step in range(steps):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, steps, lr, warmup) * group["times"]
@@ -765,7 +769,7 @@ def short_run(seed, leak=False, pile_up=False, lr=8e-3, warmup=8, steps=40):
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         optimiser.step()
         losses.append(loss.item())
-    return losses, train.evaluate(model, tokens["valid"], 64, every=100)[0]
+    return losses, evaluate(model, tokens["valid"], 64, every=100)[0]
 
 # %% tags=["nbval-ignore-output"]
 recipes = {"as it is": {}, "answer leaks": {"leak": True}, "gradients pile up": {"pile_up": True},
@@ -856,7 +860,7 @@ with TemporaryDirectory() as folder:
     try:
         train.train(SMALL, settings, Path(folder, "cut"), tokens=little, on_step=cut_at_8)
     except PowerCut:
-        saved = train.newest(Path(folder, "cut")).name
+        saved = newest(Path(folder, "cut")).name
     resumed = train.train(SMALL, settings, Path(folder, "cut"), tokens=little, on_step=lambda r: done.append(r["step"]))
 
 # %%

@@ -32,10 +32,15 @@ from minids.data.tokenizer import Tokenizer
 from minids.learn import check, hint, versions
 from minids.numerics import FP4_VALUES, fake_quant, fp4_decode, fp8_decode, fp8_encode
 from minids.pretrain import qat
-from minids.pretrain.train import TrainConfig, batch_of, evaluate, make_optimiser, read_log, train_step
+from minids.pretrain.batches import batch_of
+from minids.pretrain.losses import evaluate
+from minids.pretrain.optim import make_optimiser
+from minids.pretrain.run_folder import read_log
+from minids.pretrain.settings import TrainConfig
+from minids.pretrain.train import train_step
 from minids.show import numbers, style
 from minids.system import paths
-from minids.weights import rounding
+from minids.weights import layout, rounding
 from minids.weights.checkpoint import Checkpoint
 
 style.use()
@@ -820,10 +825,10 @@ def kind_of(name, dtype, names):
 
 
 def bytes_by_format(config):
-    names, found = cost.inventory(config), {}
+    names, found = layout.inventory(config), {}
     for name, (dtype, shape) in names.items():
         kind = kind_of(name, dtype, names)
-        found[kind] = found.get(kind, 0) + cost.nbytes((dtype, shape))
+        found[kind] = found.get(kind, 0) + layout.nbytes((dtype, shape))
     return found
 
 

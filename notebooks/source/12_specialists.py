@@ -28,6 +28,7 @@ from minids.data import tasks
 from minids.data.chat import MODES, encode_chat, reply_mask
 from minids.data.tasks import mathematics
 from minids.data.tokenizer import Tokenizer
+from minids.inference.answers import LIMITS, question, right, solve
 from minids.inference.evaluate import interval
 from minids.inference.generate import generate
 from minids.learn import check, hint, versions
@@ -35,7 +36,7 @@ from minids.model.ledger import Ledger
 from minids.model.packing import Packing
 from minids.posttrain import grpo
 from minids.posttrain.grpo import GRPOConfig
-from minids.posttrain.loop import LIMITS, descend, question, right, solve
+from minids.posttrain.loop import descend
 from minids.posttrain.rollouts import by_length, rollouts
 from minids.posttrain.sft import SFTConfig, packed_rows
 from minids.pretrain.optim import make_optimiser
@@ -1002,7 +1003,7 @@ print("strict: earns what is right, about one in ten;  obvious: earns more than 
 # %%
 try:
     GRPOConfig(group=1)
-except minids.system.files.MinidsError as error:
+except minids.errors.MinidsError as error:
     print(error)
 still, _ = practise_table(beginner(), strict, steps=20, group=1)
 taught, log = practise_table(beginner(), strict, steps=20, group=8)

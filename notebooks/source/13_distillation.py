@@ -29,11 +29,12 @@ import torch.nn.functional as F
 from minids import Config
 from minids.data import tasks
 from minids.data.tokenizer import Tokenizer
+from minids.inference.answers import question, solve
 from minids.inference.evaluate import interval
 from minids.learn import check, hint, versions
 from minids.posttrain import distill
 from minids.posttrain.distill import DistillConfig, learn, lessons
-from minids.posttrain.loop import descend, question, solve
+from minids.posttrain.loop import descend
 from minids.posttrain.sft import SFTConfig, sft
 from minids.posttrain.teachers import Teachers, Texts
 from minids.pretrain.optim import make_optimiser

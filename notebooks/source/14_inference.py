@@ -17,7 +17,6 @@
 # *Before this: lesson 10; lessons 12 and 13 for the ends of sections 6 and 7. Lessons 05 (decode state) and 08 (MTP block) help.*
 
 # %%
-import importlib
 import time
 from unittest import mock
 
@@ -25,17 +24,19 @@ import minids
 import numpy as np
 import torch
 from IPython.display import display
-from minids import Config, cost
+from minids import Config
 from minids.data import tasks
 from minids.data.chat import MODES, encode_chat, parse_reply
 from minids.data.tokenizer import Tokenizer
-from minids.inference import evaluate
-from minids.inference.generate import distribution, enough_threads, generate, stream
+from minids.inference import evaluate, sampling
+from minids.inference.answers import LIMITS, solve
+from minids.inference.generate import generate, stream
+from minids.inference.sampling import distribution, enough_threads
 from minids.inference.speculate import Drafter, expected_acceptance, speculate
 from minids.learn import check, hint, versions
-from minids.posttrain.loop import LIMITS, solve
 from minids.show import inference, life, start, style
 from minids.system.paths import data
+from minids.weights import layout
 
 style.use()
 versions()
@@ -186,7 +187,6 @@ style.show(inference.tempered(contexts),
 # **Predict before you run:** we try five ways: as it is, top-p 0.9, temperature 0.5, wrong half, wrong order. In which does surprise equal the expectation? In which is it less, in which more?
 
 # %%
-generation = importlib.import_module("minids.inference.generate")
 
 
 def sabotaged(wrong_half):
@@ -213,7 +213,7 @@ settings = {"as it is": (1.0, 1.0), "top-p 0.9": (1.0, 0.9), "temperature 0.5": 
             "wrong order": (1.0, 0.9)}
 for name, options in settings.items():
     way = sabotaged(name == "wrong half") if "wrong" in name else distribution
-    with mock.patch.object(generation, "distribution", way):
+    with mock.patch.object(sampling, "distribution", way):
         ways[name] = generate(model, [begin] * 16, 32, *options, seed=1, stop=())
 verdicts = {name: judged(new, begin) for name, new in ways.items()}
 
@@ -316,9 +316,9 @@ print("In between: 32 rows write more than twice as much as one, and less than 3
 def stored(config):
     """Bytes: the model, its routed experts; the MTP block with the output matrix that it shares, its routed experts."""
     found = np.zeros(4)
-    for name, tensor in cost.inventory(config).items():
+    for name, tensor in layout.inventory(config).items():
         if name != "embed.weight" and not name.endswith("tid2eid"):             # of these tables one row is read
-            at, size = 2 * name.startswith("mtp."), cost.nbytes(tensor)
+            at, size = 2 * name.startswith("mtp."), layout.nbytes(tensor)
             found[at] += size
             found[at + 1] += size * (".experts." in name)
             found[2] += size * (name == "head.weight")

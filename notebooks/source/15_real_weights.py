@@ -38,12 +38,12 @@ from minids import Config, cost, numerics
 from minids.data import mixture
 from minids.data.tokenizer import Tokenizer
 from minids.learn import check, hint, versions
-from minids.model.transformer import Block
+from minids.model.block import Block
 from minids.numerics import FP4_VALUES, fp4_decode
 from minids.recipes import v4_sample
 from minids.show import real, style
 from minids.system import paths
-from minids.weights import header, hub
+from minids.weights import header, hub, layout
 from minids.weights.checkpoint import INDEX, empty
 from minids.weights.remote import RemoteCheckpoint
 from minids.weights.streamed import streamed
@@ -80,7 +80,7 @@ else:
 rows = {aspect: real.size(*patterns) for aspect, patterns in real.ASPECTS.items()}
 middle = [f"layers.21.{part}.weight" for part in (*real.SPECTRA, "ffn.experts.0.w2", "ffn.experts.1.w1")]
 rows["six matrices of a middle layer"] = real.size(*middle)
-whole = cost.disk_bytes(Config.flash())
+whole = layout.disk_bytes(Config.flash())
 for aspect, size in rows.items():
     print(f"{aspect:34}{size:16,} bytes")
 print(f"{'all of these (section 5)':34}{sum(rows.values()):16,} bytes of {whole:,}: {sum(rows.values()) / whole:.2%}\n")
@@ -171,7 +171,7 @@ for file in sorted(set(index["weight_map"].values())):
 # %%
 index_size, header_size = real.spelled("flash")
 print(f"Flash: the index takes {index_size / 1e6:.1f} MB, the largest header {header_size / 1e6:.2f} MB")
-counts = [len(names) for names in cost.shards(Config.flash()).values()]
+counts = [len(names) for names in layout.shards(Config.flash()).values()]
 print(f"the fullest file has {max(counts):,} tensors, all {len(counts)} files {sum(counts):,}")
 
 # %% [markdown]
@@ -434,7 +434,7 @@ for fault in (short, elsewhere, outside, overlapping, other_config):
 # ## 3. Only the bytes you want
 #
 # ### Exercise 4: the bytes of a layer
-# *Medium, 12 minutes.* Before you fetch, know the bill. `cost.layout(config)` gives {name: (format, shape)} of the *numbers*, with the formats FP8, FP4, BF16, F32 and I64. Write `layer_bytes`.
+# *Medium, 12 minutes.* Before you fetch, know the bill. `layout.tensors(config)` gives {name: (format, shape)} of the *numbers*, with the formats FP8, FP4, BF16, F32 and I64. Write `layer_bytes`.
 
 # %%
 def layer_bytes(config, i):
@@ -442,7 +442,7 @@ def layer_bytes(config, i):
     incomplete block at an edge has one, too), FP4 one for 32 columns of a row."""
     ### BEGIN SOLUTION
     each, total = {"FP8": 1, "FP4": 0.5, "BF16": 2, "F32": 4, "I64": 8}, 0
-    for name, (format, shape) in cost.layout(config).items():
+    for name, (format, shape) in layout.tensors(config).items():
         if name.startswith(f"layers.{i}."):
             total += int(each[format] * math.prod(shape))
             if format == "FP8":
@@ -607,7 +607,7 @@ else:
 # %%
 block = empty(lambda: Block(flash, flash.compress_ratios[4], flash.is_hash(4)), torch.bfloat16)
 shapes = {f"layers.4.{name}": tuple(t.shape) for name, t in block.state_dict().items()}
-assert shapes == {name: shape for name, (_, shape) in cost.layout(flash).items() if name.startswith("layers.4.")}
+assert shapes == {name: shape for name, (_, shape) in layout.tensors(flash).items() if name.startswith("layers.4.")}
 numbers = sum(math.prod(shape) for shape in shapes.values())
 print(f"{len(shapes)} tensors without the scales, {numbers:,} numbers, names as in the released files, shapes as there once unpacked")
 
@@ -709,8 +709,8 @@ style.show(real.spectra(models), "Singular values of four matrices of a middle l
 # sample we can check that: it is made from a seed, so here **the originals are known**.
 
 # %%
-rng, layout = np.random.default_rng(v4_sample.SEED), cost.layout(v4_sample.CONFIG)
-originals = {name: torch.from_numpy(v4_sample.numbers(name, shape, rng)) for name, (_, shape) in layout.items()}
+rng, formats = np.random.default_rng(v4_sample.SEED), layout.tensors(v4_sample.CONFIG)
+originals = {name: torch.from_numpy(v4_sample.numbers(name, shape, rng)) for name, (_, shape) in formats.items()}
 for part, what in real.rounding_of(SAMPLE).items():
     name = f"layers.2.{part}.weight"
     truth = ((loaded.state_dict()[name] - originals[name]).norm() / originals[name].norm()).item()
@@ -804,8 +804,8 @@ for bandwidth in (0.15, 0.5, 3, 7):
 # %%
 tokens = layers / 3e9 * 20e12 / (2 * active)
 used = flash.n_activated_experts / flash.n_routed_experts                                    # 6 of 256
-needed = sum(cost.nbytes(entry) * (used if ".ffn.experts." in name else 1)
-             for name, entry in cost.inventory(flash).items() if name.startswith("layers."))
+needed = sum(layout.nbytes(entry) * (used if ".ffn.experts." in name else 1)
+             for name, entry in layout.inventory(flash).items() if name.startswith("layers."))
 print(f"computing takes as long as reading at {tokens:,.0f} tokens")
 print(f"one token really needs 6 of 256 experts: {needed / 1e9:.1f} GB of {layers / 1e9:.1f}, "
       f"{real.duration(needed / 3e9)} at 3 GB/s")

@@ -24,12 +24,12 @@ import pytest
 
 import minids  # noqa: F401  before torch
 import torch
-from minids import cost
+from minids.weights import layout
 from minids.weights import one_layer
 from minids.recipes import v4_sample
 from minids.weights.checkpoint import INDEX, Checkpoint
 from minids.config import Config
-from minids.system.files import MinidsError
+from minids.errors import MinidsError
 from minids.weights.remote import RemoteCheckpoint
 from minids.weights.streamed import Layers
 
@@ -51,14 +51,14 @@ def write_layers(folder: Path, config: Config, seed: int = 0) -> list[Path]:
 
     Raises `MinidsError` where the disk has not enough room, before anything is written.
     """
-    shards = {file: names for file, names in cost.shards(config).items() if names[0].startswith("layers.")}
-    need = sum(cost.nbytes(t) for name, t in cost.inventory(config).items() if name.startswith("layers."))
+    shards = {file: names for file, names in layout.shards(config).items() if names[0].startswith("layers.")}
+    need = sum(layout.nbytes(t) for name, t in layout.inventory(config).items() if name.startswith("layers."))
     room = shutil.disk_usage(folder).free
     if need + 2**28 > room:
         raise MinidsError(f"{folder}: {need:,} bytes are to be written, {room:,} are free: --folder names another place")
     (folder / "config.json").write_text(json.dumps(v4_sample.released_json(config)))
-    where = {name: file for file, names in cost.shards(config).items() for name in names}
-    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": cost.disk_bytes(config)}, "weight_map": where}))
+    where = {name: file for file, names in layout.shards(config).items() for name in names}
+    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": layout.disk_bytes(config)}, "weight_map": where}))
     rng = np.random.default_rng(seed)
     for file, names in shards.items():
         write_shard(folder / file, names, config, rng)
@@ -67,25 +67,25 @@ def write_layers(folder: Path, config: Config, seed: int = 0) -> list[Path]:
 
 def write_shard(path: Path, names, config: Config, rng) -> None:
     """A safetensors file: the length of its header, the header, the tensors, wide types first as in the released files."""
-    inventory, layout, header, at = cost.inventory(config), cost.layout(config), {"__metadata__": {"format": "pt"}}, 0
-    names = sorted(names, key=lambda name: (-cost.BYTES[inventory[name][0]], name))
+    inventory, formats, header, at = layout.inventory(config), layout.tensors(config), {"__metadata__": {"format": "pt"}}, 0
+    names = sorted(names, key=lambda name: (-layout.BYTES[inventory[name][0]], name))
     for name in names:
         dtype, shape = inventory[name]
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at := at + cost.nbytes(inventory[name])]}
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at := at + layout.nbytes(inventory[name])]}
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
     with open(path, "wb") as file:
         file.write(len(head).to_bytes(8, "little") + head)
         for name in names:
-            for part in numbers(name, *inventory[name], layout, rng):
+            for part in numbers(name, *inventory[name], formats, rng):
                 file.write(part)
         file.flush()
         os.fsync(file.fileno())
 
 
-def numbers(name: str, dtype: str, shape, layout: dict, rng):
+def numbers(name: str, dtype: str, shape, formats: dict, rng):
     """The bytes of a tensor, a chunk at a time. Weights are about as large as a product with normal numbers needs."""
-    size = cost.nbytes((dtype, shape))
+    size = layout.nbytes((dtype, shape))
     if dtype in ("BF16", "F32"):
         t = torch.from_numpy(v4_sample.numbers(name, shape, rng))
         yield (t.bfloat16() if dtype == "BF16" else t).view(torch.uint8).numpy().tobytes()
@@ -95,7 +95,7 @@ def numbers(name: str, dtype: str, shape, layout: dict, rng):
         if dtype == "F8_E4M3":      # sign, exponents 4 to 7, three bits: 1/8 to 15/8
             codes = codes & 0b1_0011_111 | 0b0_0100_000
         elif dtype == "F8_E8M0":    # two powers of two, such that a row's squares sum to about 1; any FP4 code will do
-            format, (_, columns) = layout[name.removesuffix("scale") + "weight"]
+            format, (_, columns) = formats[name.removesuffix("scale") + "weight"]
             codes = codes % 2 + np.uint8(127 - round(np.log2(columns**0.5 * {"FP8": 1.0, "FP4": 3.0}[format])))
         yield codes.tobytes()
 
@@ -138,7 +138,7 @@ def streaming(folder, device, dtype, T: int) -> float:
     """Bytes a second of a pass of T tokens through all layers, each of which is read while the one before computes."""
     with Checkpoint(folder) as checkpoint:
         layers = Layers(checkpoint, device, dtype)
-        size = sum(cost.nbytes(checkpoint.info(n)) for n in checkpoint.names() if n.startswith("layers."))
+        size = sum(layout.nbytes(checkpoint.info(n)) for n in checkpoint.names() if n.startswith("layers."))
         X, ids = one_layer.streams(checkpoint.config, T, device, dtype)
         begin = time.perf_counter()
         for block in layers:

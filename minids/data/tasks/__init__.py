@@ -12,30 +12,18 @@ domains: mathematics, coding, reasoning, knowledge. Each is a module beside this
 This file numbers the problems and keeps the splits apart. Special tokens, rewards and training are left to others.
 """
 
-import hashlib
 import random
-from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
+from types import ModuleType
 
-from minids.system.files import MinidsError
+from minids.data.splits import SPLITS, _hash, split_by_hash
+from minids.data.tasks import coding, knowledge, mathematics, reasoning
+from minids.data.tasks.problem import Problem
+from minids.errors import MinidsError
 
-FAMILIES = ("mathematics", "coding", "reasoning", "knowledge")  # the modules minids.data.<family>
-SPLITS = ("train", "valid", "test")                              # 80, 10 and 10 % of what can be asked
+MODULES = {"mathematics": mathematics, "coding": coding, "reasoning": reasoning, "knowledge": knowledge}
+FAMILIES = tuple(MODULES)
 LONGEST = 2000                                                   # characters; a longer text is no answer
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One question, a way to its answer, and what a verifier needs."""
-
-    family: str         # one of FAMILIES
-    kind: str           # which generator within the family, such as "addition"
-    difficulty: int     # 1 (easy) to 5 (hard)
-    prompt: str         # what the user says
-    steps: str          # a way to the answer: what a thinking model may write between <think> and </think>
-    answer: str         # a right answer as a model should write it, short
-    facts: tuple = ()   # what the verifier needs beside the answer, such as hidden test cases; hashable
 
 
 def problem(family: str, split: str, index: int, difficulty: int | None = None) -> Problem:
@@ -101,23 +89,13 @@ def split_of(problem: Problem) -> str:
     return split_by_hash("split of " + identity(problem))
 
 
-def split_by_hash(text: str) -> str:
-    """One of SPLITS, 80, 10 and 10 % of all texts, always the same one for a text."""
-    slot = _hash(text) % 10
-    return "train" if slot < 8 else SPLITS[slot - 7]
-
-
 def as_text(problem: Problem) -> str:
     """The problem as plain text with its worked answer, for pre-training."""
     return f"Question: {problem.prompt}\nThinking: {problem.steps}\nAnswer: {problem.answer}\n"
 
 
-def _module(family: str):
+def _module(family: str) -> ModuleType:
     if family not in FAMILIES:
         raise MinidsError(f"no task family {family!r}: expected one of {', '.join(FAMILIES)}")
-    return import_module(f"minids.data.tasks.{family}")
+    return MODULES[family]
 
-
-def _hash(text: str) -> int:
-    """The same on every machine and in every process, unlike hash()."""
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big")

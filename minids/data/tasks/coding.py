@@ -7,8 +7,8 @@ right; `minids.data.tasks.interpreter` runs it. The steps name the parts and the
 
 import re
 
-from minids.data.tasks import Problem
 from minids.data.tasks.interpreter import ProgramError, run
+from minids.data.tasks.problem import Problem
 
 # Every problem is tried on these inputs, and their outputs are its identity; more inputs follow from its constants.
 NUMBERS = (0, 1, 2, 3, 4, 5, 7, 8, 13, 18, 31, -1, -2, -20)

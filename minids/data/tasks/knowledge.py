@@ -6,7 +6,8 @@ one does, else to train: so training never asks for a fact that valid and test k
 
 import random
 
-from minids.data.tasks import SPLITS, Problem
+from minids.data.splits import SPLITS
+from minids.data.tasks.problem import Problem
 from minids.data.tinyworld import facts
 from minids.data.tinyworld.facts import (
     ANSWERS,

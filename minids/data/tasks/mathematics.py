@@ -6,7 +6,7 @@ repeated, so that each number to write next depends on few numbers before it. An
 
 import re
 
-from minids.data.tasks import Problem
+from minids.data.tasks.problem import Problem
 
 DIGITS = {1: (1, 1), 2: (2, 1), 3: (2, 2), 4: (3, 3), 5: (4, 4)}     # of the two operands, by difficulty
 PEOPLE = ("Ann", "Ben", "Cora", "Dan", "Eve", "Finn", "Grace", "Hugo", "Iris", "Jack")

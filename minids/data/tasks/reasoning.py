@@ -6,7 +6,7 @@ contradicted. Difficulty is the number of events, people or rules.
 
 import random
 
-from minids.data.tasks import Problem
+from minids.data.tasks.problem import Problem
 from minids.data.tinyworld.facts import PEOPLE, capital
 from minids.data.tinyworld.stories import Story, correct
 

@@ -9,8 +9,8 @@ the world knowledge of its corpus. Stories that happen in this world are `minids
 import random
 from dataclasses import dataclass
 
-from minids.data.tasks import split_by_hash
-from minids.system.files import MinidsError
+from minids.data.splits import split_by_hash
+from minids.errors import MinidsError
 
 WOMEN = ("Mira Ada Nora Lena Ivy Tess Ruth Hanna Elsa Greta Vera Dora Cleo Anna Edith Flora Helen Irma Julia Kate Lucy Maud "
          "Olga Paula").split()

@@ -26,7 +26,7 @@ from minids.data.tinyworld.facts import (
     possessive,
     pronoun,
 )
-from minids.system.files import MinidsError
+from minids.errors import MinidsError
 
 __all__ = ["Question", "Recall", "Story", "correct", "document", "portrait", "recall", "story"]
 

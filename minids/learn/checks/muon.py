@@ -5,10 +5,10 @@ from itertools import combinations
 
 import torch
 
-from minids import cost
 from minids.config import Config
 from minids.learn.exercise import Check
 from minids.pretrain.optim import for_muon
+from minids.weights import layout
 
 LESSON = "09_muon"
 STEEP, FLAT = (3.4445, -4.7750, 2.0315), (2.0, -1.5, 0.5)
@@ -121,7 +121,7 @@ def choose(shapes):
 
 def parameters(config):
     """{name: shape} of a model's parameters."""
-    return {name: shape for name, (format, shape) in cost.layout(config).items() if format != "I64"}
+    return {name: shape for name, (format, shape) in layout.tensors(config).items() if format != "I64"}
 
 
 def _choose_cases(rng):

@@ -6,10 +6,10 @@ from functools import cache
 
 import torch
 
-from minids import cost
 from minids.config import Config
 from minids.learn.exercise import Check
 from minids.numerics import FP4_VALUES
+from minids.weights import layout
 
 LESSON = "15_real_weights"
 
@@ -101,7 +101,7 @@ def _matrix_cases(rng):
 
 # ---- the bytes of a layer ----
 
-_layout = cache(cost.layout)
+_layout = cache(layout.tensors)
 EACH = {"FP8": 1, "FP4": 0.5, "BF16": 2, "F32": 4, "I64": 8}
 
 
@@ -215,7 +215,7 @@ CHECKS = [
                 _bytes_with(fp8_block=(1, 32)),
         },
         hints=(
-            "Walk through cost.layout(config).items() and take the names that begin with f'layers.{i}.'.",
+            "Walk through layout.tensors(config).items() and take the names that begin with f'layers.{i}.'.",
             "Bytes of a number: FP8 1, FP4 a half, BF16 2, F32 4, I64 8. math.prod(shape) counts the numbers.",
             "Scales: ceil(o / 128) * ceil(i / 128) bytes for FP8, o * ceil(i / 32) for FP4; none for the others.",
         ),
