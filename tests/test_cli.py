@@ -7,16 +7,13 @@ from functools import partial
 
 import pytest
 import torch
+from tiny import TINY
 
 from minids import Config, Model, cli
 from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
 from minids.system.paths import ROOT
 from minids.weights.save import save
-
-TINY = Config.nano().replace(
-    dim=32, n_layers=2, compress_ratios=(0, 4, 0), n_heads=2, head_dim=16, rope_head_dim=8, q_lora_rank=16, o_lora_rank=16,
-    index_head_dim=8, moe_inter_dim=16, n_routed_experts=4, hc_sinkhorn_iters=3, max_seq_len=64)
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import SMALL
 from twin import lively, to_hf, twin
 
 from minids import Config
-
-SMALL = Config(vocab_size=97, dim=64, n_layers=5, compress_ratios=(0, 4, 16, 4, 16, 0), n_heads=4, head_dim=32,
-               rope_head_dim=16, q_lora_rank=48, o_groups=2, o_lora_rank=24, window_size=8, index_n_heads=16,
-               index_head_dim=24, index_topk=6, moe_inter_dim=40, n_routed_experts=8, n_activated_experts=3,
-               n_hash_layers=2, swiglu_limit=10.0, original_seq_len=64, max_seq_len=1024)
 
 
 def one_layer(ratio, **changes):

@@ -5,8 +5,9 @@ import signal
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import COMPRESSED
 
-from minids import Config, Model
+from minids import Model
 from minids.data import tasks
 from minids.data.chat import MODES, parse_reply
 from minids.data.tokenizer import Tokenizer
@@ -25,9 +26,7 @@ from minids.pretrain.train import Interrupted
 from minids.weights.checkpoint import load
 from minids.weights.save import save
 
-TINY = Config.nano().replace(
-    dim=32, n_layers=2, compress_ratios=(4, 16, 0), n_heads=2, head_dim=16, rope_head_dim=8, q_lora_rank=16, n_hash_layers=0,
-    o_lora_rank=16, index_head_dim=8, moe_inter_dim=16, n_routed_experts=4, hc_sinkhorn_iters=3, max_seq_len=512)
+LONG = COMPRESSED.replace(max_seq_len=512)
 SETTINGS = SFTConfig(steps=4, batch=6, seq_len=192, eval_every=2, eval_problems=3, save_every=2, rehearsal=1,
                      modes=("non-think", "think-max"), difficulties=(1, 2))
 TOKENIZER = Tokenizer.load()
@@ -47,7 +46,7 @@ def short_replies():
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     torch.manual_seed(0)
-    save(Model(TINY), path := tmp_path_factory.mktemp("base") / "model", format="fp32", tokenizer=TOKENIZER)
+    save(Model(LONG), path := tmp_path_factory.mktemp("base") / "model", format="fp32", tokenizer=TOKENIZER)
     return path
 
 
@@ -103,7 +102,7 @@ def test_rows_hold_each_conversation_whole_and_once():
 def test_loss_is_that_of_each_conversation_alone():
     """Packing and masking change nothing: the mean over all reply tokens, each predicted within its conversation."""
     torch.manual_seed(1)
-    model = Model(TINY).eval()
+    model = Model(LONG).eval()
     conversations = [conversation(SETTINGS, "train", i) for i in range(8)]
     with torch.no_grad():
         found = losses(model, *packed_rows(conversations, 192, TOKENIZER), SETTINGS)["loss"]
@@ -162,7 +161,7 @@ def test_another_seed_learns_from_other_problems(base, whole, tmp_path):
 
 def test_another_base_is_told_apart(whole, tmp_path):
     torch.manual_seed(9)
-    save(Model(TINY), tmp_path / "other", format="fp32", tokenizer=TOKENIZER)
+    save(Model(LONG), tmp_path / "other", format="fp32", tokenizer=TOKENIZER)
     with pytest.raises(MinidsError, match="other settings .base"):
         sft(tmp_path / "other", SETTINGS, whole[0])
 
@@ -175,7 +174,7 @@ def test_biases_of_gates_stay(base, whole):
 def test_rehearsal_is_pre_trainings_loss_on_rows_of_its_corpus():
     """Each row begins a document, counts what `minids.pretrain.losses.evaluate` counts, and is another one at each step."""
     torch.manual_seed(2)
-    model, settings = Model(TINY).train(), SFTConfig(rehearsal=1, steps=8)
+    model, settings = Model(LONG).train(), SFTConfig(rehearsal=1, steps=8)
     torch.nn.init.normal_(model.head.weight)
     grads, seen = [], []
     for step in range(2):
@@ -205,7 +204,7 @@ def test_what_is_rehearsed_is_forgotten_less(base):
 
 def test_a_few_conversations_are_learned_by_heart():
     torch.manual_seed(0)
-    model = Model(TINY).train()
+    model = Model(LONG).train()
     settings = SFTConfig(steps=60, lr=2e-2, difficulties=(1,), modes=("non-think",))
     optimiser = make_optimiser(model, settings)
     rows = packed_rows([conversation(settings, "train", i) for i in range(4)], 64, TOKENIZER)

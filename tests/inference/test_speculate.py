@@ -4,18 +4,13 @@ import itertools
 
 import pytest
 import torch
-from test_parity import SMALL
+from tiny import SMALL, THREE_TOKENS
 from twin import lively
 
 from minids import Config, MinidsError, generate
 from minids.inference import speculate as module
 from minids.inference.sampling import distribution
 from minids.inference.speculate import Speculation, expected_acceptance, judge, speculate
-
-TINY = Config.nano().replace(
-    dim=16, n_layers=2, compress_ratios=(4, 8, 0), n_heads=2, head_dim=8, rope_head_dim=4, q_lora_rank=8, window_size=4,
-    o_lora_rank=8, index_n_heads=2, index_head_dim=4, moe_inter_dim=8, n_routed_experts=2, n_activated_experts=1,
-    n_hash_layers=0, vocab_size=3, hc_mult=2, hc_sinkhorn_iters=2, max_seq_len=64, eos_token_id=1, pad_token_id=2)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +64,7 @@ def tree(model, prompt, new, drafts):
 @pytest.mark.parametrize("drafts, new", [(1, 4), (2, 4)])
 def test_the_distribution_is_that_of_plain_sampling(drafts, new):
     """Exactly, by enumeration over a vocabulary of three: also where drafts cross the ends of compression windows."""
-    model, prompt = lively(TINY, 1), [0, 2, 2, 1, 0, 1]
+    model, prompt = lively(THREE_TOKENS, 1), [0, 2, 2, 1, 0, 1]
     found = tree(model, prompt, new, drafts)
     with torch.no_grad():
         texts = list(itertools.product(range(3), repeat=new))

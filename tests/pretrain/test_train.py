@@ -8,8 +8,9 @@ import signal
 import numpy as np
 import pytest
 import torch
+from tiny import THREE_KINDS
 
-from minids import Config, Model
+from minids import Model
 from minids.errors import MinidsError
 from minids.pretrain import run_folder
 from minids.pretrain import train as module
@@ -21,9 +22,6 @@ from minids.pretrain.settings import TrainConfig
 from minids.pretrain.train import Interrupted, train
 from minids.weights.checkpoint import load
 
-TINY = Config.nano().replace(
-    dim=32, n_layers=3, compress_ratios=(0, 4, 16, 0), n_heads=2, head_dim=16, rope_head_dim=8, q_lora_rank=16,
-    o_lora_rank=16, index_head_dim=8, moe_inter_dim=16, n_routed_experts=4, hc_sinkhorn_iters=3, max_seq_len=64)
 SETTINGS = TrainConfig(steps=7, batch=2, seq_len=32, warmup=2, eval_every=3, save_every=3, seed=5, optimiser="muon")
 
 
@@ -45,7 +43,7 @@ def looks(log):
 @pytest.fixture(scope="module")
 def whole(tokens, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "run"
-    return out, train(TINY, SETTINGS, out, tokens=tokens)
+    return out, train(THREE_KINDS, SETTINGS, out, tokens=tokens)
 
 
 class Killed(Exception):
@@ -59,8 +57,8 @@ def test_a_killed_run_goes_on_exactly(tokens, tmp_path, whole, at):
             raise Killed
 
     with pytest.raises(Killed):
-        train(TINY, SETTINGS, tmp_path / "run", on_step=kill, tokens=tokens)
-    log = train(TINY, SETTINGS, tmp_path / "run", tokens=tokens)
+        train(THREE_KINDS, SETTINGS, tmp_path / "run", on_step=kill, tokens=tokens)
+    log = train(THREE_KINDS, SETTINGS, tmp_path / "run", tokens=tokens)
     assert losses(log) == losses(whole[1]) and looks(log) == looks(whole[1])
     assert read_log(tmp_path / "run") == log
     a, b = (load(newest(p)).state_dict() for p in (tmp_path / "run", whole[0]))
@@ -73,9 +71,9 @@ def test_interrupt_saves_and_goes_on_exactly(tokens, tmp_path, whole):
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(Interrupted, match="interrupted after step 3 of 7.*again to go on"):
-        train(TINY, SETTINGS, tmp_path / "run", on_step=press, tokens=tokens)
+        train(THREE_KINDS, SETTINGS, tmp_path / "run", on_step=press, tokens=tokens)
     assert newest(tmp_path / "run").name == "step-000003"
-    assert losses(train(TINY, SETTINGS, tmp_path / "run", tokens=tokens)) == losses(whole[1])
+    assert losses(train(THREE_KINDS, SETTINGS, tmp_path / "run", tokens=tokens)) == losses(whole[1])
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -94,9 +92,9 @@ def test_what_a_run_leaves(tokens, whole):
 def test_a_finished_run_is_left_alone_and_fresh_starts_again(tokens, whole, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(whole[0], out)
-    assert train(TINY, SETTINGS, out, tokens=tokens) == whole[1]
+    assert train(THREE_KINDS, SETTINGS, out, tokens=tokens) == whole[1]
     steps = []
-    train(TINY, SETTINGS, out, resume=False, on_step=lambda r: steps.append(r["step"]), tokens=tokens)
+    train(THREE_KINDS, SETTINGS, out, resume=False, on_step=lambda r: steps.append(r["step"]), tokens=tokens)
     assert steps == list(range(1, 8))
 
 
@@ -104,13 +102,13 @@ def test_training_learns(tokens, tmp_path):
     """Text that repeats: the loss falls far below that of the unigram distribution."""
     repeated = {split: np.tile(np.arange(7, 27, dtype=np.uint16), 10) for split in tokens}
     settings = dataclasses.replace(SETTINGS, optimiser="adamw", steps=30, lr=1e-2, eval_every=30, save_every=30)
-    log = train(TINY, settings, tmp_path / "run", tokens=repeated)
+    log = train(THREE_KINDS, settings, tmp_path / "run", tokens=repeated)
     assert log[-1]["heldout_loss"] < math.log(20) / 3
 
 
 def test_loss_is_next_token_plus_weighted_mtp(tokens):
     torch.manual_seed(0)
-    model = Model(TINY).train()
+    model = Model(THREE_KINDS).train()
     optimiser = make_optimiser(model, SETTINGS)
     ids = torch.from_numpy(batch_of(tokens["train"], SETTINGS, 0))
     with torch.no_grad():
@@ -127,14 +125,14 @@ def test_loss_is_next_token_plus_weighted_mtp(tokens):
 
 
 def test_gate_biases_move_against_the_load(tokens, tmp_path):
-    train(TINY, SETTINGS, tmp_path / "run", tokens=tokens)
+    train(THREE_KINDS, SETTINGS, tmp_path / "run", tokens=tokens)
     moves = load(newest(tmp_path / "run")).state_dict()["layers.1.ffn.gate.bias"] / SETTINGS.balance
     assert torch.allclose(moves, moves.round(), atol=1e-3) and 0 < moves.abs().max() < 7.01
 
 
 @pytest.mark.parametrize("optimiser", ["adamw", "muon"])
 def test_decay_only_where_it_belongs(optimiser):
-    model = Model(TINY)
+    model = Model(THREE_KINDS)
     groups = make_optimiser(model, dataclasses.replace(SETTINGS, optimiser=optimiser)).param_groups
     decayed, others = ({id(p) for g in groups if bool(g["weight_decay"]) == yes for p in g["params"]} for yes in (True, False))
     names = {id(p): n for n, p in model.named_parameters()}
@@ -175,7 +173,7 @@ def test_learning_rate_rises_then_falls_to_a_tenth():
 
 def test_evaluate_counts_every_token_once(tokens):
     torch.manual_seed(1)
-    model = Model(TINY).eval()
+    model = Model(THREE_KINDS).eval()
     ids = tokens["heldout"].astype(np.int64)                 # 300 ids: windows of 32 from 0, 24, 48, ... and a shorter last one
 
     def window(begin):
@@ -192,19 +190,19 @@ def test_evaluate_counts_every_token_once(tokens):
 
 def test_other_settings_are_told_apart(tokens, whole):
     with pytest.raises(MinidsError, match="other settings .settings.lr, settings.seed.*fresh"):
-        train(TINY, dataclasses.replace(SETTINGS, lr=1e-4, seed=6), whole[0], tokens=tokens)
+        train(THREE_KINDS, dataclasses.replace(SETTINGS, lr=1e-4, seed=6), whole[0], tokens=tokens)
     with pytest.raises(MinidsError, match="config.sliding_window"):
-        train(TINY.replace(window_size=16), SETTINGS, whole[0], tokens=tokens)
+        train(THREE_KINDS.replace(window_size=16), SETTINGS, whole[0], tokens=tokens)
 
 
 def test_foreign_folder_is_left_alone(tokens, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     for resume in (True, False):
         with pytest.raises(MinidsError, match="holds no training run"):
-            train(TINY, SETTINGS, tmp_path, resume=resume, tokens=tokens)
+            train(THREE_KINDS, SETTINGS, tmp_path, resume=resume, tokens=tokens)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
     with pytest.raises(MinidsError, match="cannot use the folder"):
-        train(TINY, SETTINGS, tmp_path / "thesis.txt", tokens=tokens)
+        train(THREE_KINDS, SETTINGS, tmp_path / "thesis.txt", tokens=tokens)
 
 
 def test_full_disk_keeps_the_checkpoint_before(tokens, tmp_path, monkeypatch, whole):
@@ -219,10 +217,10 @@ def test_full_disk_keeps_the_checkpoint_before(tokens, tmp_path, monkeypatch, wh
 
     monkeypatch.setattr(run_folder, "save_file", full)
     with pytest.raises(MinidsError, match="No space left on device"):
-        train(TINY, SETTINGS, out, tokens=tokens)
+        train(THREE_KINDS, SETTINGS, out, tokens=tokens)
     assert [p.name for p in out.glob("*step*")] == ["step-000003"]
     monkeypatch.undo()
-    assert losses(train(TINY, SETTINGS, out, tokens=tokens)) == losses(whole[1])
+    assert losses(train(THREE_KINDS, SETTINGS, out, tokens=tokens)) == losses(whole[1])
 
 
 @pytest.mark.parametrize("file", ["optimizer.safetensors", "model.safetensors", "config.json"])
@@ -232,17 +230,17 @@ def test_truncated_checkpoint_is_refused(tokens, tmp_path, file):
             raise Killed
 
     with pytest.raises(Killed):
-        train(TINY, SETTINGS, tmp_path / "run", on_step=kill, tokens=tokens)
+        train(THREE_KINDS, SETTINGS, tmp_path / "run", on_step=kill, tokens=tokens)
     path = tmp_path / "run" / "step-000003" / file
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(MinidsError, match=file):
-        train(TINY, SETTINGS, tmp_path / "run", tokens=tokens)
+        train(THREE_KINDS, SETTINGS, tmp_path / "run", tokens=tokens)
 
 
 def test_impossible_settings_are_refused(tokens, tmp_path):
-    bad = [(TINY.replace(vocab_size=500), SETTINGS, "token ids from 0 to 499"),
-           (TINY, dataclasses.replace(SETTINGS, seq_len=65), "context of 64"),
-           (TINY.replace(max_seq_len=512), dataclasses.replace(SETTINGS, seq_len=100), "three sequences")]
+    bad = [(THREE_KINDS.replace(vocab_size=500), SETTINGS, "token ids from 0 to 499"),
+           (THREE_KINDS, dataclasses.replace(SETTINGS, seq_len=65), "context of 64"),
+           (THREE_KINDS.replace(max_seq_len=512), dataclasses.replace(SETTINGS, seq_len=100), "three sequences")]
     for config, settings, message in bad:
         with pytest.raises(MinidsError, match=message):
             train(config, settings, tmp_path / "run", tokens=tokens)
@@ -255,5 +253,5 @@ def test_impossible_settings_are_refused(tokens, tmp_path):
 
 def test_a_loss_that_is_no_number_stops_the_run(tokens, tmp_path):
     with pytest.raises(MinidsError, match="expected finite numbers"):
-        train(TINY, dataclasses.replace(SETTINGS, lr=1e30, warmup=0), tmp_path / "run", tokens=tokens)
+        train(THREE_KINDS, dataclasses.replace(SETTINGS, lr=1e30, warmup=0), tmp_path / "run", tokens=tokens)
     assert newest(tmp_path / "run") is None or newest(tmp_path / "run").name != "step-000007"

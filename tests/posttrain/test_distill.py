@@ -7,10 +7,10 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
-from test_generate import TINY as SPEAKER
+from tiny import NARROW, SPEAKER
 from twin import lively
 
-from minids import Config, MinidsError, Model, generate, load, save
+from minids import MinidsError, Model, generate, load, save
 from minids.data import tasks
 from minids.data.tokenizer import Tokenizer
 from minids.inference import answers
@@ -18,9 +18,6 @@ from minids.posttrain.distill import DistillConfig, average, distill, divergence
 from minids.posttrain.teachers import Teachers, Texts
 from minids.pretrain.run_folder import newest, read_log
 
-TINY = Config.nano().replace(
-    dim=16, n_layers=2, compress_ratios=(0, 4, 0), n_heads=2, head_dim=16, rope_head_dim=8, q_lora_rank=16, o_lora_rank=16,
-    index_head_dim=8, moe_inter_dim=16, n_routed_experts=4, hc_sinkhorn_iters=2, max_seq_len=256)
 FAMILIES = ("mathematics", "knowledge")
 SETTINGS = DistillConfig(steps=4, families=FAMILIES, modes=("non-think",), difficulties=(1,), batch=4, eval_problems=0,
                          save_every=2, warmup=1, seed=3, format="fp32")
@@ -36,10 +33,10 @@ def folders(tmp_path_factory):
     """A student and its two teachers, descendants of one base model."""
     path = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
-    base = Model(TINY)
+    base = Model(NARROW)
     for i, name in enumerate(("student", *FAMILIES)):
         torch.manual_seed(i)
-        model = Model(TINY)
+        model = Model(NARROW)
         model.load_state_dict({n: t for n, t in base.state_dict().items() if n.endswith("tid2eid")}, strict=False)
         torch.nn.init.normal_(model.head.weight, std=0.3)
         save(model, path / name, format="fp32", tokenizer=Tokenizer.load())
@@ -262,9 +259,9 @@ def test_average_is_the_mean_of_the_weights(folders, tmp_path):
             assert torch.equal(t, (parts[0][name] + parts[1][name]) / 2)
     torch.manual_seed(9)
     with pytest.raises(MinidsError, match="different layers.0.ffn.gate.tid2eid"):
-        average([Model(TINY), Model(TINY)])
+        average([Model(NARROW), Model(NARROW)])
     with pytest.raises(MinidsError, match="several configurations"):
-        average([Model(TINY), Model(TINY.replace(n_routed_experts=2))])
+        average([Model(NARROW), Model(NARROW.replace(n_routed_experts=2))])
 
 
 def test_bad_settings_are_told(folders, tmp_path):
@@ -275,7 +272,7 @@ def test_bad_settings_are_told(folders, tmp_path):
     with pytest.raises(MinidsError, match="teachers: expected one for each of mathematics, knowledge; found mathematics"):
         distill(folders / "student", {"mathematics": folders / "mathematics"}, SETTINGS, tmp_path / "run")
     torch.manual_seed(0)
-    save(Model(TINY.replace(vocab_size=3000)), tmp_path / "wide", format="fp32")
+    save(Model(NARROW.replace(vocab_size=3000)), tmp_path / "wide", format="fp32")
     with pytest.raises(MinidsError, match="the teacher of knowledge has 3000 tokens, the student 2048"):
         distill(folders / "student", teachers(folders) | {"knowledge": tmp_path / "wide"}, SETTINGS, tmp_path / "run")
     assert not (tmp_path / "run").exists()

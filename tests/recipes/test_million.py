@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_parity import SMALL
+from tiny import SMALL
 from twin import lively
 
 from minids import MinidsError

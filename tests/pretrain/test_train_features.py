@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import CHOOSING
 
-from minids import Config, Model
+from minids import Model
 from minids.data import mixture
 from minids.errors import MinidsError
 from minids.pretrain import anticipatory_routing
@@ -25,10 +26,6 @@ from minids.pretrain.settings import Stage, TrainConfig
 from minids.pretrain.train import train, train_step
 from minids.weights.checkpoint import load
 
-TINY = Config.nano().replace(
-    vocab_size=64, dim=32, n_layers=2, compress_ratios=(4, 16, 0), n_heads=2, head_dim=16, rope_head_dim=8, q_lora_rank=16,
-    o_lora_rank=16, index_head_dim=8, index_topk=3, moe_inter_dim=16, n_routed_experts=4, n_hash_layers=0, window_size=8,
-    hc_sinkhorn_iters=3, max_seq_len=64)
 STAGES = (Stage(3, 16, 4, "dense"), Stage(2, 16, 4, "warmup"), Stage(2, 32, 2, "sparse"))
 SETTINGS = TrainConfig(steps=7, batch=4, seq_len=32, warmup=2, eval_every=3, save_every=3, seed=5, optimiser="muon")
 
@@ -44,7 +41,7 @@ def tokens():
     return streams
 
 
-def new_model(config=TINY):
+def new_model(config=CHOOSING):
     torch.manual_seed(0)
     model = Model(config).train()
     with torch.no_grad():
@@ -83,7 +80,7 @@ def test_stages_share_the_steps(tokens):
 
 def test_a_dense_stage_reads_all_entries(tokens):
     _, (dense,) = stepped(tokens, change(stages=[Stage(1, 32, 4, "dense")]))
-    _, (every,) = stepped(tokens, SETTINGS, model=new_model(TINY.replace(index_topk=8)))
+    _, (every,) = stepped(tokens, SETTINGS, model=new_model(CHOOSING.replace(index_topk=8)))
     _, (sparse,) = stepped(tokens, SETTINGS)
     assert dense["loss"] == pytest.approx(every["loss"], rel=1e-5) and "index_loss" not in dense | every
     assert abs(sparse["loss"] - dense["loss"]) > 1e-5 and sparse["index_loss"] > 0
@@ -201,7 +198,7 @@ def spiking(monkeypatch, at):
 def test_a_spike_sends_the_run_back(tokens, tmp_path, monkeypatch):
     settings = change(anticipate=1, spike=2.0, calm=2, steps=12, save_every=4, eval_every=50)
     seen = spiking(monkeypatch, at=6)
-    log = train(TINY, settings, tmp_path / "whole", tokens=tokens)
+    log = train(CHOOSING, settings, tmp_path / "whole", tokens=tokens)
     assert [step for step, _ in seen] == [*range(7), *range(4, 12)]
     assert [step for step, replayed in seen if replayed] == [4, 5, 6, 7, 8]
     spike, = (record for record in log if "spike" in record)
@@ -216,8 +213,8 @@ def test_a_spike_sends_the_run_back(tokens, tmp_path, monkeypatch):
                 raise InterruptedError
 
         with pytest.raises(InterruptedError):
-            train(TINY, settings, tmp_path / str(at), tokens=tokens, on_step=kill)
-        assert plain(train(TINY, settings, tmp_path / str(at), tokens=tokens)) == plain(log)
+            train(CHOOSING, settings, tmp_path / str(at), tokens=tokens, on_step=kill)
+        assert plain(train(CHOOSING, settings, tmp_path / str(at), tokens=tokens)) == plain(log)
         assert plain(read_log(tmp_path / str(at))) == plain(log)
 
 
@@ -249,8 +246,8 @@ def test_resuming_is_exact_with_all_of_it(tokens, tmp_path):
 
     for _ in range(3):
         with pytest.raises(InterruptedError):
-            train(TINY, settings, tmp_path / "cut", tokens=tokens, on_step=kill)
-    cut, log = (train(TINY, settings, tmp_path / name, tokens=tokens) for name in ("cut", "whole"))
+            train(CHOOSING, settings, tmp_path / "cut", tokens=tokens, on_step=kill)
+    cut, log = (train(CHOOSING, settings, tmp_path / name, tokens=tokens) for name in ("cut", "whole"))
     assert [r["stage"] for r in log if "stage" in r] == [1, 1, 1, 2, 2, 3, 3]
     assert plain(cut) == plain(log)
     a, b = (load(newest(tmp_path / name)).state_dict() for name in ("whole", "cut"))
@@ -261,7 +258,7 @@ def test_resuming_is_exact_with_all_of_it(tokens, tmp_path):
 def test_bfloat16_computes_and_float32_learns(tokens, tmp_path):
     repeated = {split: np.tile(np.arange(7, 27, dtype=np.uint16), 20) for split in tokens}
     settings = change(dtype="bfloat16", optimiser="adamw", steps=20, lr=2e-2, eval_every=30, save_every=30)
-    log = train(TINY, settings, tmp_path / "run", tokens=repeated)
+    log = train(CHOOSING, settings, tmp_path / "run", tokens=repeated)
     assert log[-1]["heldout_loss"] < math.log(20) / 2
     masters = load(newest(tmp_path / "run"))
     weight = masters.embed.weight
@@ -281,9 +278,9 @@ def test_impossible_settings_are_refused(tokens, tmp_path):
                              (dict(decay_from=1.0), "decay_from"), (dict(spike=2.0), "anticipate and spike")):
         with pytest.raises(MinidsError, match=message):
             change(**changes)
-    for config, changes, message in ((TINY, dict(accumulate=3), "multiple of accumulate = 3"),
-                                     (TINY.replace(compress_ratios=(0, 16, 0)), dict(stages=STAGES), "CSA layers"),
-                                     (TINY, dict(stages=[Stage(1, 128, 4)]), "context of 64, found 128")):
+    for config, changes, message in ((CHOOSING, dict(accumulate=3), "multiple of accumulate = 3"),
+                                     (CHOOSING.replace(compress_ratios=(0, 16, 0)), dict(stages=STAGES), "CSA layers"),
+                                     (CHOOSING, dict(stages=[Stage(1, 128, 4)]), "context of 64, found 128")):
         with pytest.raises(MinidsError, match=message):
             train(config, change(**changes), tmp_path / "run", tokens=tokens)
     assert not (tmp_path / "run").exists()
@@ -291,6 +288,6 @@ def test_impossible_settings_are_refused(tokens, tmp_path):
 
 def test_the_mixture_is_read_where_settings_say_so(tokens, tmp_path, monkeypatch):
     monkeypatch.setattr(mixture, "streams", lambda size, tokenizer: tokens)
-    log = train(TINY, change(data="mix", steps=1), tmp_path / "run")
+    log = train(CHOOSING, change(data="mix", steps=1), tmp_path / "run")
     expected, _ = evaluate(load(newest(tmp_path / "run")), tokens["heldout"], 32)
     assert log[-1]["heldout_loss"] == pytest.approx(expected, rel=1e-5)

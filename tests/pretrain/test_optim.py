@@ -1,7 +1,7 @@
 """Muon: what the orthogonalisation does to singular values, and one step against the report's algorithm written out."""
 
 import torch
-from test_parity import SMALL
+from tiny import SMALL
 from twin import lively
 
 from minids.pretrain.optim import Muon, for_muon, orthogonalise

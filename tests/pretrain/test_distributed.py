@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from test_train_features import SETTINGS, TINY, change, plain, tokens  # noqa: F401
+from test_train_features import SETTINGS, change, plain, tokens  # noqa: F401
+from tiny import CHOOSING
 
 from minids.pretrain import train as module
 from minids.pretrain.run_folder import newest, read_log
@@ -25,10 +26,11 @@ def test_two_processes_train_what_one_trains(tokens, tmp_path):  # noqa: F811
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+                           "PYTHONPATH": os.pathsep.join(sys.path)}
     workers = [subprocess.Popen([sys.executable, __file__, tmp_path], env=common | {"RANK": str(r), "LOCAL_RANK": str(r)},
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for r in (0, 1)]
-    expected = train(TINY, ONE, tmp_path / "one", tokens=tokens)        # meanwhile
+    expected = train(CHOOSING, ONE, tmp_path / "one", tokens=tokens)        # meanwhile
     try:
         printed = [worker.communicate(timeout=120)[0] for worker in workers]
     finally:
@@ -57,7 +59,7 @@ def worker(folder: Path) -> None:
         return real(model, *rest)
 
     module.train_step = train_step
-    train(TINY, change(ONE, accumulate=2), folder / "two", tokens=dict(np.load(folder / "tokens.npz")))
+    train(CHOOSING, change(ONE, accumulate=2), folder / "two", tokens=dict(np.load(folder / "tokens.npz")))
     save_file(train_step.model.state_dict(), folder / f"{os.environ['RANK']}.safetensors")
 
 

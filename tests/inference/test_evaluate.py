@@ -7,8 +7,9 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from tiny import TINY
 
-from minids import Config, MinidsError, Model, generate, load
+from minids import MinidsError, Model, generate, load
 from minids.data import tasks
 from minids.data.tokenizer import SPECIAL, Tokenizer
 from minids.inference import answers, evaluate
@@ -78,9 +79,7 @@ def test_interval():
 
 # ---- problems with verifiers ----
 
-TINY = Config.nano().replace(
-    dim=32, n_layers=2, compress_ratios=(0, 4, 0), n_heads=2, head_dim=16, rope_head_dim=8, q_lora_rank=16, o_lora_rank=16,
-    index_head_dim=8, moe_inter_dim=16, n_routed_experts=4, hc_sinkhorn_iters=3, max_seq_len=1024)
+LONG = TINY.replace(max_seq_len=1024)
 
 
 def test_pass_at_k_is_the_mean_over_all_subsets():
@@ -116,7 +115,7 @@ def test_scores_count_right_and_ended_answers(tokenizer, monkeypatch):
 
 def test_replies_stand_where_their_prompts_stood():
     torch.manual_seed(0)
-    model = Model(TINY).eval()
+    model = Model(LONG).eval()
     torch.nn.init.normal_(model.head.weight)
     prompts = [[9] * n for n in (5, 2, 9, 2, 30, 1)]
     found = answers.replies(model, prompts, 6, temperature=0, batch=2)
@@ -126,7 +125,7 @@ def test_replies_stand_where_their_prompts_stood():
 
 def test_a_report_has_all_parts_and_can_be_told(tokenizer, monkeypatch):
     torch.manual_seed(0)
-    model = Model(TINY).eval()
+    model = Model(LONG).eval()
     monkeypatch.setattr(evaluate, "bits_per_byte", partial(evaluate.bits_per_byte, tokens=1000))
     monkeypatch.setattr(evaluate, "exam", lambda count, seed: exam(3, 60, seed))
     monkeypatch.setattr(evaluate, "recall", lambda count, words, seed: recall(2, words, seed=seed))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_parity import SMALL
+from tiny import SMALL
 from twin import lively
 
 from minids import Config, MinidsError

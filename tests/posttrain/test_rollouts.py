@@ -1,22 +1,18 @@
 import pytest
 import torch
+from tiny import SPEAKER
 
-from minids import Config, Model
+from minids import Model
 from minids.errors import MinidsError
 from minids.inference.generate import generate
 from minids.model.ledger import Ledger
 from minids.posttrain.rollouts import by_length, keep, log_distribution, nucleus, packed, rollouts, unpacked
 
-TINY = Config.nano().replace(
-    dim=32, n_layers=3, compress_ratios=(0, 4, 8, 0), n_heads=2, head_dim=16, rope_head_dim=8, q_lora_rank=16,
-    window_size=8, o_lora_rank=16, index_head_dim=8, moe_inter_dim=16, n_routed_experts=4, vocab_size=60,
-    hc_sinkhorn_iters=3, max_seq_len=64)
-
 
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(3)
-    model = Model(TINY).eval()
+    model = Model(SPEAKER).eval()
     with torch.no_grad():
         for name, p in model.named_parameters():
             if p.ndim == 2:
@@ -40,10 +36,10 @@ def test_logprobs_are_those_of_a_full_pass_that_replays_the_routing(model, tempe
     with torch.no_grad():
         ledger = Ledger(experts=r.experts)
         logits = model.logits(model.features(r.ids[:, :-1], ledger=ledger)[:, r.prompt - 1:].contiguous())
-        logp = log_distribution(logits, temperature, r.choices(TINY.vocab_size))
+        logp = log_distribution(logits, temperature, r.choices(SPEAKER.vocab_size))
     again = logp.gather(-1, r.ids[:, r.prompt:, None])[..., 0]
     assert torch.allclose(again[r.mask], r.logprobs[r.mask], atol=2e-5)
-    assert (r.logprobs[~r.mask] == 0).all() and (r.ids[:, r.prompt:][~r.mask] == TINY.pad_token_id).all()
+    assert (r.logprobs[~r.mask] == 0).all() and (r.ids[:, r.prompt:][~r.mask] == SPEAKER.pad_token_id).all()
 
 
 def test_recorded_experts_are_those_of_the_full_pass(model):
@@ -61,7 +57,7 @@ def test_a_mask_leaves_what_top_p_leaves(model):
     r = rollouts(model, PROMPTS, 10, 0.9, 0.7, seeded(), record=True)
     with torch.no_grad():
         p = (model(r.ids[:, :-1])[:, r.prompt - 1:] / 0.9).softmax(-1)
-    allowed = r.choices(TINY.vocab_size)
+    allowed = r.choices(SPEAKER.vocab_size)
     reached = (p * allowed).sum(-1)
     least = p.masked_fill(~allowed, 2).min(-1).values
     assert (reached > 0.7 - 1e-5)[r.mask].all() and (reached - least < 0.7 + 1e-5)[r.mask].all()

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from test_distill import TINY
+from tiny import NARROW
 
 from minids import MinidsError, Model, load, save
 from minids.data import tasks
@@ -25,7 +25,7 @@ from minids.show import life, style
 FAMILIES = ("mathematics", "knowledge")
 COMMON = dict(steps=1, modes=("think-high",), difficulties=(1,), eval_problems=0)
 DISTILL = DistillConfig(families=FAMILIES, batch=2, **COMMON)
-PLAN = Plan(TINY, TrainConfig(steps=1), SFTConfig(batch=2, **COMMON),
+PLAN = Plan(NARROW, TrainConfig(steps=1), SFTConfig(batch=2, **COMMON),
             GRPOConfig(problems=1, group=2, updates=1, pool=4, **COMMON), dataclasses.replace(DISTILL, method="sft"), DISTILL,
             problems=2, samples=2, modes=("think-high",))
 
@@ -60,7 +60,7 @@ def quick(monkeypatch, lived):
 
 def test_every_stage_begins_where_the_one_before_ended(lived):
     out, found, calls = lived
-    assert calls == [(TINY, PLAN.train)]
+    assert calls == [(NARROW, PLAN.train)]
     begun = lambda folder: json.loads((out / folder / "run.json").read_text())
     weights = lambda folder: loop.digest(load(out / folder / "model"))
     for family in FAMILIES:

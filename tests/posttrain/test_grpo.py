@@ -3,8 +3,9 @@ import math
 
 import pytest
 import torch
+from tiny import COMPRESSED
 
-from minids import Config, Model
+from minids import Model
 from minids.data import tasks
 from minids.data.chat import MODES
 from minids.data.tokenizer import Tokenizer
@@ -22,10 +23,8 @@ from minids.pretrain.run_folder import newest, read_log
 from minids.weights.checkpoint import load
 from minids.weights.save import save
 
-TINY = Config.nano().replace(
-    dim=32, n_layers=2, compress_ratios=(4, 16, 0), n_heads=2, head_dim=16, rope_head_dim=8, q_lora_rank=16, n_hash_layers=0,
-    o_lora_rank=16, index_head_dim=8, moe_inter_dim=16, n_routed_experts=4, hc_sinkhorn_iters=3, max_seq_len=512)
-SMALL = TINY.replace(vocab_size=24, n_mtp_layers=0, compress_ratios=(4, 16))
+LONG = COMPRESSED.replace(max_seq_len=512)
+SMALL = LONG.replace(vocab_size=24, n_mtp_layers=0, compress_ratios=(4, 16))
 SETTINGS = GRPOConfig(steps=4, problems=2, group=4, pool=40, modes=("non-think", "think-high"), difficulties=(1, 2),
                       eval_every=4, eval_problems=2, save_every=2, top_p=0.9)
 TOKENIZER = Tokenizer.load()
@@ -312,7 +311,7 @@ def test_each_seed_has_its_own_problems_and_rewards_never_take_those_with_worked
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    save(new_model(TINY), path := tmp_path_factory.mktemp("base") / "model", format="fp32", tokenizer=TOKENIZER)
+    save(new_model(LONG), path := tmp_path_factory.mktemp("base") / "model", format="fp32", tokenizer=TOKENIZER)
     return path
 
 

@@ -1,21 +1,17 @@
 import pytest
 import torch
+from tiny import SPEAKER
 
-from minids import Config, Model
+from minids import Model
 from minids.errors import MinidsError
 from minids.inference.generate import generate, stream
 from minids.inference.sampling import sample
-
-TINY = Config.nano().replace(
-    dim=32, n_layers=3, compress_ratios=(0, 4, 8, 0), n_heads=2, head_dim=16, rope_head_dim=8, q_lora_rank=16,
-    window_size=8, o_lora_rank=16, index_head_dim=8, moe_inter_dim=16, n_routed_experts=4, vocab_size=60,
-    hc_sinkhorn_iters=3, max_seq_len=64)
 
 
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(3)
-    model = Model(TINY).eval()
+    model = Model(SPEAKER).eval()
     torch.nn.init.normal_(model.head.weight)  # so that the likeliest id changes from place to place
     return model
 

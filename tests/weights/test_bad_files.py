@@ -10,15 +10,13 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from tiny import FEW_BYTES
 
-from minids.config import Config
 from minids.errors import MinidsError
 from minids.model import Model
 from minids.weights import checkpoint
 from minids.weights.checkpoint import INDEX, SINGLE, Checkpoint, load
 from minids.weights.save import save
-
-TINY = Config.nano().replace(vocab_size=40, n_layers=2, compress_ratios=(4, 16, 0), dim=32, n_routed_experts=2)
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +24,8 @@ def folders(tmp_path_factory):
     """One good checkpoint of each layout; tests work on copies."""
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("good")
-    save(Model(TINY), root / "single", format="fp32")
-    save(Model(TINY), root / "sharded", format="v4")
+    save(Model(FEW_BYTES), root / "single", format="fp32")
+    save(Model(FEW_BYTES), root / "sharded", format="v4")
     return root
 
 
@@ -225,11 +223,11 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | WO
 
 
 @FUZZ
-@given(key=st.sampled_from(sorted(TINY.to_json())), value=JSON)
+@given(key=st.sampled_from(sorted(FEW_BYTES.to_json())), value=JSON)
 @example(key="rope_scaling", value=1)
 def test_fuzzed_configuration(folders, tmp_path, key, value):
     (tmp_path / SINGLE).write_bytes((folders / "single" / SINGLE).read_bytes())
-    (tmp_path / "config.json").write_text(json.dumps(TINY.to_json() | {key: value}))
+    (tmp_path / "config.json").write_text(json.dumps(FEW_BYTES.to_json() | {key: value}))
     load_or_refuse(tmp_path)
 
 

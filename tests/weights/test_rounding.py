@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import RAGGED, ROUNDED
 
 import minids
-from minids.config import Config
 from minids.errors import MinidsError
 from minids.model import Model
 from minids.model.attention import attend
@@ -20,14 +20,12 @@ from minids.pretrain.settings import TrainConfig
 from minids.pretrain.train import train_step
 from minids.weights import layout, rounding
 
-CONFIG = Config.nano().replace(vocab_size=101, dim=160, index_topk=8, q_lora_rank=144)
-
 
 @pytest.fixture(scope="module")
 def model():
     """A model in which every parameter matters."""
     torch.manual_seed(0)
-    model = Model(CONFIG).eval().requires_grad_(False)
+    model = Model(RAGGED).eval().requires_grad_(False)
     for name, t in model.state_dict().items():
         if name.endswith("norm.weight"):
             t.copy_(1 + 0.3 * torch.randn(t.shape))
@@ -229,7 +227,7 @@ def test_off_is_bitwise_as_before(model, ids):
 
 def test_another_model_is_left_alone(model, ids):
     torch.manual_seed(5)
-    other = Model(CONFIG).eval()
+    other = Model(RAGGED).eval()
     before = other(ids)
     with rounding.serving(model):
         assert torch.equal(other(ids), before)
@@ -253,14 +251,12 @@ def test_gradients_pass_straight_through(model, ids):
     torch.testing.assert_close(q.grad, rounding.hadamard_turn(grad[0, :1, :16].expand(4, 16)))
 
 
-SMALL = Config.nano().replace(vocab_size=64, dim=64, n_layers=3, compress_ratios=(0, 4, 16, 0), index_topk=4, moe_inter_dim=32,
-                              n_routed_experts=4, max_seq_len=64)
 SETTINGS = TrainConfig(steps=4, batch=2, seq_len=48, optimiser="muon", lr=5e-3, warmup=1, packed=False)
 
 
 def small():
     torch.manual_seed(1)
-    return Model(SMALL).train()
+    return Model(ROUNDED).train()
 
 
 def text():
@@ -281,7 +277,7 @@ def test_what_is_trained_is_what_the_file_holds(tmp_path):
     assert all(torch.equal(loaded[name], t) for name, t in rounded.items())
     moved = [name for name, p in masters.named_parameters() if torch.equal(p, start.state_dict()[name])]
     assert moved == []                                          # every master, the indexer's too, took part
-    formats = layout.tensors(SMALL)
+    formats = layout.tensors(ROUNDED)
     apart = [name for name, p in masters.named_parameters() if not torch.equal(p, loaded[name])]
     assert {formats[name][0] for name in apart} == {"FP4", "FP8", "BF16"}
 
@@ -314,6 +310,6 @@ def test_small_steps_add_up_in_masters():
 def test_another_rule_of_storing():
     model = small()
     coarse = rounding.released(model, lambda w, format: w.sign() if format == "FP4" else w)
-    formats = layout.tensors(SMALL)
+    formats = layout.tensors(ROUNDED)
     for (name, p), q in zip(model.named_parameters(), coarse.parameters()):
         assert torch.equal(q, p.sign() if formats[name][0] == "FP4" else p)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from test_parity import SMALL
+from tiny import SMALL
 from twin import lively
 
 from minids.model.ledger import Ledger, index_divergence, sequence_balance

@@ -105,7 +105,7 @@ def test_the_command(capsys, monkeypatch):
 
 @pytest.fixture(scope="module")
 def full_size():
-    spec = importlib.util.spec_from_file_location("full_size", Path(__file__).parent / "benchmarks" / "test_full_size.py")
+    spec = importlib.util.spec_from_file_location("full_size", Path(__file__).parents[1] / "benchmarks" / "test_full_size.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
