@@ -1,17 +1,17 @@
 """DeepSeek-V4 in one file, written as the equations read.
 
-This file is for reading: it has no caches and no fast paths, and it computes in float32. It
-first defines functions, from a norm to the whole forward pass, then the modules that hold their
-parameters. `minids.model` computes the same numbers quickly, and tests keep the two equal.
+This file is for reading. It has no caches and no fast paths, and it computes in float32. First
+come the functions, from a norm to the whole forward pass, then the modules that hold their
+parameters. `minids.model` computes the same numbers faster; tests keep the two equal.
 
-    B sequences   T tokens        d model width    n residual streams
-    H heads       c head width    r channels of a head that rotate
-    w window      m tokens of a compressed entry   S compressed entries
-    Hi, ci        heads of the indexer and their width
-    N = B T       E experts       K experts of a token, each with I hidden channels
+    B sequences    T tokens         d model width      n residual streams
+    H heads        c head width     r channels of a head that rotate
+    w window       m tokens in a compressed entry      S compressed entries
+    Hi, ci         heads of the indexer and their width
+    N = B T        E experts        K experts per token      I hidden channels of an expert
 
-A comment such as `# B T d` gives the shape of what its line computes. Sections and equations are
-those of the DeepSeek-V4 report. A linear map with matrix W is `x @ W.T`, as in `nn.Linear`.
+A comment such as `# B T d` gives the shape of what its line computes. Section and equation
+numbers are those of the DeepSeek-V4 report.
 """
 
 import math
@@ -28,7 +28,7 @@ from minids.files import MinidsError
 # ---- norms ----
 
 
-def rms(x, eps):
+def rms(x, eps=1e-6):
     """x / sqrt(mean(x^2) + eps), with the mean over the last axis. x: ... d -> ... d."""
     return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
 
@@ -86,66 +86,77 @@ def rotate(x, theta):
 
 
 def query_latent(attn, x):
-    """The latent from which a layer and its indexer make queries. x: B T d -> B T q_lora_rank."""
+    """The latent that a layer and its indexer make queries of: B T q_lora_rank. x: B T d."""
     return rms_norm(attn.wq_a(x), attn.q_norm.weight, attn.config.norm_eps)
 
 
 def queries(attn, x, theta):
-    """The rotated queries of all heads. x: B T d; theta: T r/2 -> B T H c. Equations 13, 18."""
+    """The rotated queries of all heads. x: B T d; theta: T r/2 -> B T H c. Eq. 13 and 18."""
     q = attn.wq_b(query_latent(attn, x))                               # B T (H c)
     q = rearrange(q, "B T (H c) -> B T H c", H=attn.config.n_heads)
     return rotate(rms(q, attn.config.norm_eps), theta[:, None])
 
 
 def keys(attn, x, theta):
-    """The rotated keys, which are also the values, of all heads. x: B T d -> B T c."""
-    return rotate(rms_norm(attn.wkv(x), attn.kv_norm.weight, attn.config.norm_eps), theta)
+    """The rotated keys, one for all heads, which are also the values. x: B T d -> B T c."""
+    kv = rms_norm(attn.wkv(x), attn.kv_norm.weight, attn.config.norm_eps)
+    return rotate(kv, theta)
 
 
 def sees(T, w):
-    """Whether the query at t sees the key at s, one of the last w: T T, bool."""
+    """Whether the query at t sees the key at s, which is among the last w: T T, bool."""
     t = torch.arange(T)[:, None]
     s = torch.arange(T)
     return (s <= t) & (s > t - w)
 
 
 def sink_weights(scores, sink):
-    """exp(score) / (sum exp(score) + exp(sink)). scores: B T H S; sink: H -> B T H S. Eq. 27."""
+    """exp(score) / (sum exp(score) + exp(sink)): B T H S. Equation 27.
+
+    scores: B T H S; sink: H. The sink is one more column of scores, whose weight is dropped.
+    """
     B, T, H, S = scores.shape
     column = repeat(sink, "H -> B T H 1", B=B, T=T)
-    return torch.cat([scores, column], dim=-1).softmax(dim=-1)[..., :S]
+    p = torch.cat([scores, column], dim=-1).softmax(dim=-1)            # B T H S+1
+    return p[..., :S]
 
 
 def attend(q, kv, seen, sink):
-    """The heads' outputs, before they are rotated back: B T H c.
+    """What each head reads: B T H c.
 
-    q: B T H c; kv: B S c, keys that are also the values; sink: H;
-    seen: T S or B T S, bool, whether a query sees a key.
+    q: B T H c; kv: B S c, keys that are also the values; seen: T S or B T S, whether a query
+    sees a key; sink: H.
     """
-    scores = einsum(q, kv, "B T H c, B S c -> B T H S") / math.sqrt(q.shape[-1])
-    scores = scores.masked_fill(~seen[..., None, :], -math.inf)
-    return einsum(sink_weights(scores, sink), kv, "B T H S, B S c -> B T H c")
+    c = q.shape[-1]
+    scores = einsum(q, kv, "B T H c, B S c -> B T H S") / math.sqrt(c)
+    scores = scores.masked_fill(~rearrange(seen, "... T S -> ... T 1 S"), -math.inf)
+    p = sink_weights(scores, sink)                                     # B T H S
+    return einsum(p, kv, "B T H S, B S c -> B T H c")
 
 
 def grouped_output(o, wo_a, wo_b, groups):
-    """The layer's output from its heads, each group of heads with a matrix of its own: B T d.
+    """What the heads have read, as the output of a layer: B T d. Section 2.3.1.
 
-    o: B T H c; wo_a: (g rank) (H c / g), the groups' matrices one below the other;
-    wo_b: d (g rank). Section 2.3.1, grouped output projection.
+    Each group of heads has its own matrix of `rank` rows in wo_a, one below the other.
+    o: B T H c; wo_a: (g rank) (H/g c); wo_b: d (g rank).
     """
     o = rearrange(o, "B T (g h) c -> B T g (h c)", g=groups)
-    wo_a = rearrange(wo_a, "(g rank) hc -> g rank hc", g=groups)
-    u = einsum(o, wo_a, "B T g hc, g rank hc -> B T g rank")
+    wo_a = rearrange(wo_a, "(g rank) i -> g rank i", g=groups)
+    u = einsum(o, wo_a, "B T g i, g rank i -> B T g rank")
     return rearrange(u, "B T g rank -> B T (g rank)") @ wo_b.T
 
 
 def window_attention(attn, x):
-    """A layer whose queries see a sliding window. x: B T d -> B T d."""
+    """A layer whose queries see a sliding window. x: B T d -> B T d.
+
+    The values are rotated keys, so the output is rotated back by the position of its query.
+    """
     config, T = attn.config, x.shape[1]
     theta = angles(torch.arange(T), frequencies(config, attn.ratio))   # T r/2
-    q, kv = queries(attn, x, theta), keys(attn, x, theta)              # B T H c, B T c
+    q = queries(attn, x, theta)                                        # B T H c
+    kv = keys(attn, x, theta)                                          # B T c
     o = attend(q, kv, sees(T, config.window_size), attn.attn_sink)     # B T H c
-    o = rotate(o, -theta[:, None])                                     # the values were rotated
+    o = rotate(o, -theta[:, None])
     return grouped_output(o, attn.wo_a.weight, attn.wo_b.weight, config.o_groups)
 
 
@@ -171,12 +182,15 @@ def place(entries, m, config):
     return rotate(entries, angles(positions, frequencies(config, m)))
 
 
-def entries(compressor, x, config):
-    """The compressed entries of a layer or of its indexer, rotated. x: B T d -> B S c (or ci)."""
+def compressed_entries(compressor, x, config):
+    """The rotated entries of a layer, B S c, or of its indexer, B S ci. x: B T d."""
     m, wkv, wgate = compressor.ratio, compressor.wkv.weight, compressor.wgate.weight
-    pool = compress_overlapped if m == CSA_RATE else compress
-    pooled = pool(x, wkv, wgate, compressor.ape, compressor.norm.weight, config.norm_eps)
-    return place(pooled, m, config)
+    ape, weight, eps = compressor.ape, compressor.norm.weight, config.norm_eps
+    if m == CSA_RATE:
+        entries = compress_overlapped(x, wkv, wgate, ape, weight, eps)
+    else:
+        entries = compress(x, wkv, wgate, ape, weight, eps)
+    return place(entries, m, config)
 
 
 def visible(T, S, m):
@@ -190,11 +204,12 @@ def hca_attention(attn, x):
     """A layer whose queries see a window and all complete entries. x: B T d -> B T d."""
     config, T = attn.config, x.shape[1]
     theta = angles(torch.arange(T), frequencies(config, attn.ratio))   # T r/2
-    far = entries(attn.compressor, x, config)                          # B S c
-    kv = torch.cat([keys(attn, x, theta), far], dim=1)                 # B T+S c
-    seen_far = visible(T, far.shape[1], attn.ratio)                    # T S
-    seen = torch.cat([sees(T, config.window_size), seen_far], dim=-1)  # T T+S
-    o = attend(queries(attn, x, theta), kv, seen, attn.attn_sink)      # B T H c
+    entries = compressed_entries(attn.compressor, x, config)           # B S c
+    near = sees(T, config.window_size)                                 # T T
+    far = visible(T, entries.shape[1], attn.ratio)                     # T S
+    q = queries(attn, x, theta)                                        # B T H c
+    kv = torch.cat([keys(attn, x, theta), entries], dim=1)             # B T+S c
+    o = attend(q, kv, torch.cat([near, far], dim=-1), attn.attn_sink)  # B T H c
     o = rotate(o, -theta[:, None])
     return grouped_output(o, attn.wo_a.weight, attn.wo_b.weight, config.o_groups)
 
@@ -203,16 +218,16 @@ def hca_attention(attn, x):
 
 
 def previous(windows, missing):
-    """For each window what the one before it has; for the first, `missing`. B S m c -> same."""
+    """For each window the one before it; for the first, `missing`. windows: B S m c -> same."""
     first = torch.full_like(windows[:, :1], missing)
     return torch.cat([first, windows[:, :-1]], dim=1)
 
 
 def compress_overlapped(x, wkv, wgate, ape, weight, eps):
-    """As `compress`, where an entry pools 2m slots from two windows: B S c. Equations 9 to 12.
+    """As `compress`, but an entry pools the 2m tokens of two windows: B S c. Equations 9 to 12.
 
-    A token gives 2c channels. The first c serve the NEXT window's entry, the last c its own.
-    x: B T d; wkv, wgate: 2c d; ape: m 2c; weight: c.
+    A token gives 2c channels: the first c serve the entry of the NEXT window, the last c the
+    entry of its own. x: B T d; wkv, wgate: 2c d; ape: m 2c; weight: c, of the norm.
     """
     m = len(ape)
     x = x[:, :x.shape[1] // m * m]                                     # B (S m) d
@@ -226,48 +241,57 @@ def compress_overlapped(x, wkv, wgate, ape, weight, eps):
     return rms_norm(pooled, weight, eps)
 
 
-def index_scores(x, qr, keys, wq_b, weights_proj, theta):
+def index_scores(x, latent, index_keys, wq_b, weights_proj, theta):
     """The lightning indexer's score of every entry for every query, future ones too: B T S.
 
-    x: B T d; qr: B T q_lora_rank, the query latent; keys: B S ci; wq_b: (Hi ci) q_lora_rank;
-    weights_proj: Hi d; theta: T r/2. The released model first applies a Hadamard transform to
-    queries and keys and rounds them to FP4; without rounding, the transform cancels out.
+    x: B T d; latent: B T q_lora_rank, of the queries; index_keys: B S ci; theta: T r/2;
+    wq_b: (Hi ci) q_lora_rank; weights_proj: Hi d. The released model also applies a Hadamard
+    transform to queries and keys and rounds them to FP4. Unrounded, the transform cancels out.
     """
-    Hi, ci = len(weights_proj), keys.shape[-1]
-    q = rearrange(qr @ wq_b.T, "B T (Hi ci) -> B T Hi ci", Hi=Hi)
+    Hi, ci = len(weights_proj), index_keys.shape[-1]
+    q = rearrange(latent @ wq_b.T, "B T (Hi ci) -> B T Hi ci", Hi=Hi)
     q = rotate(q, theta[:, None])
     weights = x @ weights_proj.T / math.sqrt(Hi * ci)                  # B T Hi
-    scores = F.relu(einsum(q, keys, "B T Hi ci, B S ci -> B T Hi S"))
+    scores = F.relu(einsum(q, index_keys, "B T Hi ci, B S ci -> B T Hi S"))
     return einsum(weights, scores, "B T Hi, B T Hi S -> B T S")
 
 
 def pick(scores, m, k):
-    """Which entries a query reads, the k complete ones with the best scores: B T S, bool."""
+    """Which entries a query reads: the k best of those that are complete. B T S, bool.
+
+    scores: B T S, also of entries that are not complete.
+    """
     B, T, S = scores.shape
-    seen = visible(T, S, m)                                            # T S
-    best = scores.masked_fill(~seen, -math.inf).topk(min(k, S)).indices        # B T k
+    complete = visible(T, S, m)                                        # T S
+    best = scores.masked_fill(~complete, -math.inf).topk(min(k, S)).indices    # B T k
     picked = torch.zeros_like(scores, dtype=torch.bool).scatter(2, best, True)
-    return picked & seen
+    return picked & complete
+
+
+def index(attn, x, theta):
+    """The indexer's score of every entry of a layer for every query: B T S. x: B T d."""
+    indexer, latent = attn.indexer, query_latent(attn, x)
+    index_keys = compressed_entries(indexer.compressor, x, attn.config)        # B S ci
+    wq_b, weights_proj = indexer.wq_b.weight, indexer.weights_proj.weight
+    return index_scores(x, latent, index_keys, wq_b, weights_proj, theta)
 
 
 def csa_attention(attn, x):
-    """A layer whose queries see a window and the entries that its indexer picks. B T d -> same."""
-    config, indexer, (B, T, d) = attn.config, attn.indexer, x.shape
+    """A layer whose queries see a window and the entries that they pick. x: B T d -> B T d."""
+    config, T = attn.config, x.shape[1]
     theta = angles(torch.arange(T), frequencies(config, attn.ratio))   # T r/2
-    far = entries(attn.compressor, x, config)                          # B S c
-    kv = torch.cat([keys(attn, x, theta), far], dim=1)                 # B T+S c
-    scores = index_scores(x, query_latent(attn, x), entries(indexer.compressor, x, config),
-                          indexer.wq_b.weight, indexer.weights_proj.weight, theta)     # B T S
-    near = repeat(sees(T, config.window_size), "T s -> B T s", B=B)    # B T T
-    picked = pick(scores, attn.ratio, config.index_topk)               # B T S
-    seen = torch.cat([near, picked], dim=-1)                           # B T T+S
-    o = attend(queries(attn, x, theta), kv, seen, attn.attn_sink)      # B T H c
+    entries = compressed_entries(attn.compressor, x, config)           # B S c
+    near = repeat(sees(T, config.window_size), "T s -> B T s", B=len(x))       # B T T
+    far = pick(index(attn, x, theta), attn.ratio, config.index_topk)   # B T S
+    q = queries(attn, x, theta)                                        # B T H c
+    kv = torch.cat([keys(attn, x, theta), entries], dim=1)             # B T+S c
+    o = attend(q, kv, torch.cat([near, far], dim=-1), attn.attn_sink)  # B T H c
     o = rotate(o, -theta[:, None])
     return grouped_output(o, attn.wo_a.weight, attn.wo_b.weight, config.o_groups)
 
 
 def attention(attn, x):
-    """The attention layer of a block, of the kind that its ratio says. x: B T d -> B T d."""
+    """The attention layer of a block; its ratio says of which kind. x: B T d -> B T d."""
     if attn.ratio == 0:
         return window_attention(attn, x)
     if attn.ratio == CSA_RATE:
@@ -281,8 +305,8 @@ def attention(attn, x):
 def affinity(x):
     """sqrt(softplus(x)), element by element.
 
-    Below x = -104 the softplus is 0 in float32, where the root's slope is infinite. The bound
-    keeps the gradient finite.
+    Far below zero, softplus(x) is 0 in float32, and the slope of the root would be infinite.
+    The lower bound keeps the gradient finite.
     """
     return F.softplus(x).clamp_min(torch.finfo(torch.float32).tiny).sqrt()
 
@@ -290,7 +314,7 @@ def affinity(x):
 def route(x, weight, bias, K, scale):
     """The weight of each expert for each token, 0 where it is not chosen: N E.
 
-    x: N d; weight: E d; bias: E. The bias helps to choose the experts; it never weighs them.
+    x: N d; weight: E d; bias: E. The bias takes part in the choice, never in the weight.
     """
     s = affinity(x @ weight.T)                                         # N E
     experts = (s + bias).topk(K).indices                               # N K
@@ -300,7 +324,7 @@ def route(x, weight, bias, K, scale):
 
 
 def hash_route(x, ids, weight, table, scale):
-    """As `route`, with the experts that a table gives to each token id: N E.
+    """As `route`, but a table says which experts a token id has: N E.
 
     x: N d; ids: N; weight: E d; table: vocab K.
     """
@@ -312,9 +336,10 @@ def hash_route(x, ids, weight, table, scale):
 
 
 def expert_forward(x, w1, w2, w3, limit, g):
-    """w2 (silu(w1 x) * w3 x * g), clamped before the SiLU unless the limit is 0: N d.
+    """w2 (silu(w1 x) * w3 x * g), an expert's weighted output: N d.
 
-    x: N d; w1, w3: I d; w2: d I; g: N 1, or a number. Clamps: section 4.2.3.
+    x: N d; w1, w3: I d; w2: d I; g: N 1, or a number. The clamps are those of section 4.2.3; a
+    limit of 0 means none.
     """
     gate, up = x @ w1.T, x @ w3.T                                      # N I
     if limit > 0:
@@ -336,21 +361,25 @@ def mix_experts(ffn, x, g):
 
 def moe_forward(ffn, x, ids):
     """The mixture of experts of a block. x: B T d; ids: B T -> B T d."""
-    gate, config = ffn.gate, ffn.gate.config
+    gate, scale = ffn.gate, ffn.gate.config.route_scale
     tokens = rearrange(x, "B T d -> (B T) d")                          # N d
     if gate.is_hash:
-        g = hash_route(tokens, ids.flatten(), gate.weight, gate.tid2eid, config.route_scale)
+        g = hash_route(tokens, ids.flatten(), gate.weight, gate.tid2eid, scale)
     else:
-        K, scale = config.n_activated_experts, config.route_scale
+        K = gate.config.n_activated_experts
         g = route(tokens, gate.weight, gate.bias, K, scale)            # N E
-    return mix_experts(ffn, tokens, g).view_as(x)
+    y = mix_experts(ffn, tokens, g)                                    # N d
+    return rearrange(y, "(B T) d -> B T d", B=len(x))
 
 
 # ---- manifold-constrained hyper-connections (mHC): section 2.2 and arXiv 2512.24880 ----
 
 
 def sinkhorn(raw, iters, eps):
-    """Nearly doubly stochastic matrices from any numbers. raw: ... n n -> ... n n. Equation 8."""
+    """Nearly doubly stochastic matrices: all rows and columns sum to about 1. Equation 8.
+
+    raw: ... n n, any numbers -> ... n n.
+    """
     M = raw.softmax(dim=-1) + eps
     M = M / (M.sum(dim=-2, keepdim=True) + eps)                        # columns
     for _ in range(iters - 1):
@@ -376,20 +405,22 @@ def maps(X, fn, scale, base, iters=20, eps=1e-6, norm_eps=1e-6):
 
 
 def site(X, layer, pre, post, comb):
-    """The streams after a layer that reads from them and writes to them: B T n d. Equation 1.
+    """The streams after a layer has read from them and written to them: B T n d. Equation 1.
 
-    X: B T n d; layer: B T d -> B T d; pre, post: B T n; comb: B T n n, summed over its FIRST n.
+    X: B T n d; layer: a function, B T d -> B T d; pre, post: B T n; comb: B T n n, where
+    comb[j, k] says how much of stream j goes to stream k.
     """
     u = einsum(pre, X, "B T j, B T j d -> B T d")
-    written = einsum(post, layer(u), "B T k, B T d -> B T k d")
+    f = layer(u)                                                       # B T d
+    written = einsum(post, f, "B T k, B T d -> B T k d")
     carried = einsum(comb, X, "B T j k, B T j d -> B T k d")
     return written + carried
 
 
 def gates(model, X):
-    """The weights with which the streams are merged before the head: B T n.
+    """The weights with which `merge` adds the streams: B T n.
 
-    model: the model or an MTP block, each has its own `hc_head_*`; X: B T n d.
+    X: B T n d. model: the model or an MTP block; both have their own `hc_head_*` and `norm`.
     """
     x = rms(rearrange(X, "B T n d -> B T (n d)"), model.config.norm_eps)
     a = x @ model.hc_head_fn.T * model.hc_head_scale + model.hc_head_base      # B T n
@@ -397,7 +428,7 @@ def gates(model, X):
 
 
 def merge(model, X):
-    """What goes into the output matrix: one normalised vector for each token. B T n d -> B T d."""
+    """One vector for each token, ready for the output matrix. X: B T n d -> B T d."""
     y = einsum(gates(model, X), X, "B T n, B T n d -> B T d")
     return rms_norm(y, model.norm.weight, model.config.norm_eps)
 
@@ -406,20 +437,18 @@ def merge(model, X):
 
 
 def block_forward(block, X, ids):
-    """The streams after a block: attention, then the experts. X: B T n d; ids: B T -> B T n d."""
-    config = block.config
-    constants = config.hc_sinkhorn_iters, config.hc_eps, config.norm_eps
+    """The streams after attention, then the experts. X: B T n d; ids: B T -> B T n d."""
+    config, eps = block.config, block.config.norm_eps
+    constants = config.hc_sinkhorn_iters, config.hc_eps, eps
 
-    def attend_layer(u):
-        u = rms_norm(u, block.attn_norm.weight, config.norm_eps)
-        return attention(block.attn, u)
+    def attention_layer(u):
+        return attention(block.attn, rms_norm(u, block.attn_norm.weight, eps))
 
     def expert_layer(u):
-        u = rms_norm(u, block.ffn_norm.weight, config.norm_eps)
-        return moe_forward(block.ffn, u, ids)
+        return moe_forward(block.ffn, rms_norm(u, block.ffn_norm.weight, eps), ids)
 
     fn, scale, base = block.hc_attn_fn, block.hc_attn_scale, block.hc_attn_base
-    X = site(X, attend_layer, *maps(X, fn, scale, base, *constants))
+    X = site(X, attention_layer, *maps(X, fn, scale, base, *constants))
     fn, scale, base = block.hc_ffn_fn, block.hc_ffn_scale, block.hc_ffn_base
     return site(X, expert_layer, *maps(X, fn, scale, base, *constants))
 
@@ -434,7 +463,8 @@ def features(model, ids):
 
 def model_forward(model, ids):
     """The logits of the token after each of ids. ids: B T -> B T vocab."""
-    return merge(model, features(model, ids)) @ model.head.weight.T
+    X = features(model, ids)                                           # B T n d
+    return merge(model, X) @ model.head.weight.T
 
 
 def mtp(model, X, next_ids, depth=0):
@@ -443,26 +473,29 @@ def mtp(model, X, next_ids, depth=0):
     X: B T n d; next_ids: B T, the tokens at t + 1 -> B T vocab. DeepSeek-V3, arXiv 2412.19437.
     """
     block, eps = model.mtp[depth], model.config.norm_eps
-    e = block.e_proj(rms_norm(model.embed(next_ids), block.enorm.weight, eps))         # B T d
+    e = model.embed(next_ids)                                          # B T d
+    e = block.e_proj(rms_norm(e, block.enorm.weight, eps))             # B T d
     h = block.h_proj(rms_norm(X, block.hnorm.weight, eps))             # B T n d
-    X = block_forward(block, e[:, :, None] + h, next_ids)              # B T n d
+    X = rearrange(e, "B T d -> B T 1 d") + h                           # B T n d
+    X = block_forward(block, X, next_ids)                              # B T n d
     return merge(block, X) @ model.head.weight.T
 
 
 FUNCTIONS = {function.__name__: function for function in (
     rms, rms_norm, frequencies, angles, rotate, query_latent, queries, keys, sees, sink_weights,
-    attend, grouped_output, window_attention, compress, place, entries, visible, hca_attention,
-    previous, compress_overlapped, index_scores, pick, csa_attention, attention, affinity, route,
-    hash_route, expert_forward, mix_experts, moe_forward, sinkhorn, maps, site, gates, merge,
-    block_forward, features, model_forward, mtp)}
+    attend, grouped_output, window_attention, compress, place, compressed_entries, visible,
+    hca_attention, previous, compress_overlapped, index_scores, pick, index, csa_attention,
+    attention, affinity, route, hash_route, expert_forward, mix_experts, moe_forward, sinkhorn,
+    maps, site, gates, merge, block_forward, features, model_forward, mtp)}
 
 
 def with_parts(parts):
     """The functions above, with `parts` in place of those of the same names.
 
-    The functions call each other by name. To replace `sinkhorn` also where `maps` calls it, each
-    function is copied with its own dictionary of names, in which `sinkhorn` is the part. The
-    originals stay as they are.
+    The functions call each other by name. So that `maps` calls the `sinkhorn` among the parts,
+    each function is copied, and the copies look names up in a dictionary that holds the parts.
+    This is what replacing the text of `sinkhorn` in this file would do; the originals stay as
+    they are. A part itself calls what is defined where it was written.
     """
     for name, part in parts.items():
         if name not in FUNCTIONS:
@@ -478,7 +511,7 @@ def with_parts(parts):
     return SimpleNamespace(**{name: names[name] for name in FUNCTIONS})
 
 
-# ---- the modules, which hold the parameters under the names of V4's checkpoints ----
+# ---- the modules: they only hold parameters, under the names of V4's checkpoints ----
 
 
 def linear(inputs, outputs):
@@ -497,7 +530,7 @@ def parameter(*shape):
 
 
 class Compressor(nn.Module):
-    """For `compress`, or for `compress_overlapped` where the ratio is 4."""
+    """Parameters of `compress`, or of `compress_overlapped` where the ratio is 4."""
 
     def __init__(self, config, ratio, width):
         super().__init__()
@@ -510,7 +543,7 @@ class Compressor(nn.Module):
 
 
 class Indexer(nn.Module):
-    """For `index_scores`, with a compressor of its own that makes the keys."""
+    """Parameters of `index`. Its own, narrower compressor makes the keys."""
 
     def __init__(self, config):
         super().__init__()
@@ -520,7 +553,7 @@ class Indexer(nn.Module):
 
 
 class Attention(nn.Module):
-    """For `attention`. The ratio says which kind: 0 window only, 4 CSA, larger HCA."""
+    """Parameters of `attention`. Ratio 0 means window only, 4 means CSA, more means HCA."""
 
     def __init__(self, config, ratio):
         super().__init__()
@@ -542,7 +575,7 @@ class Attention(nn.Module):
 
 
 class Gate(nn.Module):
-    """For `route`, with a bias, or for `hash_route`, with a table."""
+    """Parameters of `route`, with a bias, or of `hash_route`, with a table."""
 
     def __init__(self, config, is_hash):
         super().__init__()
@@ -558,7 +591,7 @@ class Gate(nn.Module):
 
 
 class Expert(nn.Module):
-    """For `expert_forward`."""
+    """Parameters of `expert_forward`."""
 
     def __init__(self, config):
         super().__init__()
@@ -568,7 +601,7 @@ class Expert(nn.Module):
 
 
 class MoE(nn.Module):
-    """For `moe_forward`."""
+    """Parameters of `moe_forward`."""
 
     def __init__(self, config, is_hash):
         super().__init__()
@@ -578,7 +611,7 @@ class MoE(nn.Module):
 
 
 class Block(nn.Module):
-    """For `block_forward`: two layers, each with a norm and the parameters of an mHC site."""
+    """Parameters of `block_forward`: two layers, each with its norm and its mHC site."""
 
     def __init__(self, config, ratio, is_hash):
         super().__init__()
@@ -597,7 +630,7 @@ class Block(nn.Module):
 
 
 class MTP(Block):
-    """For `mtp`: a window-only block that routes by score, with its own inputs and merge."""
+    """Parameters of `mtp`: a window-only block, with its own inputs and its own `merge`."""
 
     def __init__(self, config):
         super().__init__(config, ratio=0, is_hash=False)
@@ -615,8 +648,8 @@ class MTP(Block):
 class Model(nn.Module):
     """DeepSeek-V4, in float32. `model(ids)` gives logits: ids B T -> B T vocab.
 
-    `parts` replaces any function of this file by another one of the same signature, wherever
-    it is called: `Model(config, sinkhorn=my_sinkhorn)`. The tensors are those of `minids.Model`.
+    `parts` replaces any of `FUNCTIONS` by another one with the same signature, wherever it is
+    called: `Model(config, sinkhorn=my_sinkhorn)`. `state_dict()` is that of `minids.Model`.
     """
 
     def __init__(self, config, **parts):
@@ -639,7 +672,7 @@ class Model(nn.Module):
     def forward(self, ids):
         """The logits of the token after each of ids. ids: B T -> B T vocab, float32."""
         self.check(ids)
-        with ids.device:                                               # of every arange
+        with ids.device:                                               # where new tensors go
             return self.parts.model_forward(self, ids)
 
     def features(self, ids):
@@ -649,37 +682,41 @@ class Model(nn.Module):
             return self.parts.features(self, ids)
 
     def mtp_logits(self, X, next_ids, depth=0):
-        """The logits of token t + 2, from the streams X at t (B T n d) and the token at t + 1."""
+        """The logits of token t + 2. X: B T n d, the streams at t; next_ids: B T, at t + 1."""
         self.check(next_ids)
         with next_ids.device:
             return self.parts.mtp(self, X, next_ids, depth)
 
     def check(self, ids):
-        """Raise `MinidsError` unless ids are B x T token ids, and the weights float32."""
-        vocab, dtype = self.config.vocab_size, self.embed.weight.dtype
+        """Raise `MinidsError` unless ids are B x T token ids and the weights are float32."""
+        vocab, longest = self.config.vocab_size, self.config.max_seq_len
+        dtype = self.embed.weight.dtype
         if ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32) or ids.numel() == 0:
-            found = f"{tuple(ids.shape)} of {ids.dtype}"
-            raise MinidsError(f"ids: expected a non-empty B x T tensor of integers, found {found}")
+            found = f"found {tuple(ids.shape)} of {ids.dtype}"
+            raise MinidsError(f"ids: expected a non-empty B x T tensor of integers, {found}")
         if ids.min() < 0 or ids.max() >= vocab:
-            found = f"{int(ids.min())} to {int(ids.max())}"
-            raise MinidsError(f"ids: expected 0 to {vocab - 1}, found {found}")
+            found = f"found {int(ids.min())} to {int(ids.max())}"
+            raise MinidsError(f"ids: expected 0 to {vocab - 1}, {found}")
+        if ids.shape[1] > longest:
+            found = f"found {ids.shape[1]}"
+            raise MinidsError(f"ids: expected at most {longest} tokens (max_seq_len), {found}")
         if dtype != torch.float32:
-            raise MinidsError(f"expected float32 weights, found {dtype}: call model.float() first")
+            raise MinidsError(f"expected float32 weights, found {dtype}: use model.float()")
 
 
 @torch.no_grad()
 def initialise(model):
-    """Set random weights: matrices normal with standard deviation 0.02, random hash tables.
+    """Set random weights: matrices with standard deviation 0.02, and random hash tables.
 
-    A site starts almost as a plain residual connection: it reads mostly one stream, another one
-    at each site, writes to all streams, and hardly mixes them.
+    A site starts almost as a plain residual connection: it reads mostly one stream, and each
+    site another one; it writes to all streams, and hardly mixes them.
     """
     config, n = model.config, model.config.hc_mult
     for name, p in model.named_parameters():
         if name.endswith("scale"):
             p.fill_(0.01)
         elif name.endswith("hc_head_base"):
-            p.fill_(-math.log(n - 1) if n > 1 else math.inf)           # sigmoid(base) = 1/n
+            p.fill_(1 / n).logit_()
         elif p.ndim == 2 and not name.endswith("ape"):
             p.normal_(std=0.02)
     number = 0
