@@ -3,8 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import CASES
+from tiny import CASES, SMALL
 from twin import lively, to_hf, twin
+
+from minids import Config
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
