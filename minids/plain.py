@@ -23,7 +23,7 @@ from einops import einsum, rearrange, repeat
 from torch import nn
 
 from minids.config import CSA_RATE
-from minids.files import MinidsError
+from minids.errors import MinidsError
 
 # ---- norms ----
 

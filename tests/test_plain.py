@@ -6,12 +6,13 @@ from types import FunctionType
 import pytest
 import torch
 import torch.nn.functional as F
-from test_parity import CASES, SMALL
+from tiny import CASES, SMALL
 from twin import lively, to_hf, twin
 
 import minids
-from minids import Config, MinidsError, paths, plain
-from minids.learn.exercise import find
+from minids import Config, MinidsError, plain
+from minids.learn.checks import find
+from minids.system import paths
 
 
 def plain_twin(model: minids.Model, **parts) -> plain.Model:
