@@ -27,10 +27,11 @@ import torch
 from minids.weights import layout
 from minids.weights import one_layer
 from minids.recipes import v4_sample
-from minids.weights.checkpoint import INDEX, Checkpoint
+from minids.weights.checkpoint import Checkpoint
 from minids.config import Config
 from minids.errors import MinidsError
-from minids.weights.remote import RemoteCheckpoint
+from minids.weights.header import DTYPES
+from minids.weights.layout import INDEX
 from minids.weights.streamed import Layers
 
 CHUNK = 2**24      # bytes at a time: whatever the layers' size, writing and reading them takes little memory
@@ -68,7 +69,7 @@ def write_layers(folder: Path, config: Config, seed: int = 0) -> list[Path]:
 def write_shard(path: Path, names, config: Config, rng) -> None:
     """A safetensors file: the length of its header, the header, the tensors, wide types first as in the released files."""
     inventory, formats, header, at = layout.inventory(config), layout.tensors(config), {"__metadata__": {"format": "pt"}}, 0
-    names = sorted(names, key=lambda name: (-layout.BYTES[inventory[name][0]], name))
+    names = sorted(names, key=lambda name: (-DTYPES[inventory[name][0]].bits, name))
     for name in names:
         dtype, shape = inventory[name]
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at := at + layout.nbytes(inventory[name])]}
@@ -139,7 +140,7 @@ def streaming(folder, device, dtype, T: int) -> float:
     with Checkpoint(folder) as checkpoint:
         layers = Layers(checkpoint, device, dtype)
         size = sum(layout.nbytes(checkpoint.info(n)) for n in checkpoint.names() if n.startswith("layers."))
-        X, ids = one_layer.streams(checkpoint.config, T, device, dtype)
+        X, ids = one_layer.random_input(checkpoint.config, T, device, dtype)
         begin = time.perf_counter()
         for block in layers:
             X = block(X, ids)
@@ -148,9 +149,9 @@ def streaming(folder, device, dtype, T: int) -> float:
         return size / (time.perf_counter() - begin)
 
 
-def used(remote: RemoteCheckpoint, i: int, T: int, dtype) -> int:
+def used(remote: Checkpoint, i: int, T: int, dtype) -> int:
     """Bytes of weights that T tokens need: the experts are K of them for one token, all of them for many."""
-    c, whole = remote.config, one_layer.weigh(remote, i, dtype)
+    c, whole = remote.config, one_layer.estimate_memory(remote, i, dtype)
     experts = remote.price(remote.find(f"layers.{i}.ffn.experts.*"))
     share = 1 - (1 - c.n_activated_experts / c.n_routed_experts) ** T        # of the experts, where choices are random
     return int(whole - (1 - share) * (experts.fetch + experts.here))
@@ -170,7 +171,7 @@ def bench(folder, small: bool = False, n: int = 2, lengths=one_layer.LENGTHS, se
         if device == "cuda" or small:
             speed = copying(device, 2**20 if small else 2**31)
             print(f"a copy in memory: {speed / 1e9:,.0f} GB/s, read and written")
-            remote = RemoteCheckpoint(place)
+            remote = Checkpoint(place)
             for i, ratio in list(enumerate(remote.config.compress_ratios))[:2]:
                 for trial in one_layer.trials(remote, i, device, dtype, lengths, seconds):
                     ratios |= told(trial, {4: "CSA", 128: "HCA"}[ratio], used(remote, i, trial.tokens, dtype), speed)
@@ -191,8 +192,8 @@ def told(trial: one_layer.Trial, kind: str, size: int, speed: float) -> dict:
         return {}
     faster, leaner = theirs.seconds / ours.seconds, ours.memory / theirs.memory
     print(f"    transformers' layer: {theirs.seconds * 1e3:,.2f} ms, {theirs.memory / 1e9:.2f} GB; ours is {faster:.2f} times "
-          f"as fast (goal {FASTER}) in {leaner:.2f} of its memory (goal {LEANER}); largest difference {trial.largest:.2g} of "
-          f"{trial.size:.2g}, {trial.same:.1%} of tokens with the same experts")
+          f"as fast (goal {FASTER}) in {leaner:.2f} of its memory (goal {LEANER}); largest difference {trial.max_difference:.2g} of "
+          f"{trial.rms:.2g}, {trial.same_experts:.1%} of tokens with the same experts")
     return {f"{at}: speed": faster, f"{at}: memory": leaner}
 
 

@@ -15,7 +15,8 @@ from tiny import FEW_BYTES
 from minids.errors import MinidsError
 from minids.model import Model
 from minids.weights import checkpoint
-from minids.weights.checkpoint import INDEX, SINGLE, Checkpoint, load
+from minids.weights.checkpoint import Checkpoint, load
+from minids.weights.layout import INDEX, SINGLE
 from minids.weights.save import save
 
 

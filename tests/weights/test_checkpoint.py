@@ -13,9 +13,9 @@ from minids.config import Config
 from minids.errors import MinidsError
 from minids.model import Model
 from minids.numerics import fake_quant
-from minids.weights import checkpoint, layout
+from minids.weights import layout
 from minids.weights.checkpoint import Checkpoint, load
-from minids.weights.save import save
+from minids.weights.save import QUANTISATION, save
 
 IDS = torch.randint(0, 1024, (2, 40), generator=torch.Generator().manual_seed(0))
 
@@ -180,7 +180,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(model, tmp_path, monkeypatch, for
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         save_file(tensors, path, metadata)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr("minids.weights.save.save_file", full)
     for target in ("c", "new"):
         calls.clear()
         with pytest.raises(MinidsError, match="No space left.*Nothing was changed"):
@@ -309,4 +309,4 @@ def test_flash_and_pro_configurations():
         assert Config.from_json(path) == config
         said = json.loads(path.read_text())
         assert tuple(said["compress_ratios"]) == config.compress_ratios and said["num_hash_layers"] == 3
-        assert said["quantization_config"] == checkpoint.QUANTISATION
+        assert said["quantization_config"] == QUANTISATION

@@ -14,8 +14,8 @@ from minids.config import Config
 from minids.errors import MinidsError
 from minids.system.paths import DATA
 from minids.weights import header
-from minids.weights.checkpoint import INDEX, Checkpoint, empty_model, expected
-from minids.weights.remote import RemoteCheckpoint
+from minids.weights.checkpoint import Checkpoint, empty_model
+from minids.weights.layout import INDEX, expected
 
 SAMPLE = DATA / "v4_sample"
 SHARD = "model-00003-of-00007.safetensors"
@@ -49,7 +49,7 @@ def nothing_but_our_error():
 WHOLE = st.integers(-2, 40) | st.sampled_from([2**31, 2**53, 2**62, 2**63, 2**64, 10**30])
 ODD = st.none() | st.booleans() | st.floats() | st.text(max_size=3) | WHOLE
 ENTRY = st.fixed_dictionaries({
-    "dtype": st.sampled_from([*header.BITS, "f32", "I128", ""]) | ODD,
+    "dtype": st.sampled_from([*header.DTYPES, "f32", "I128", ""]) | ODD,
     "shape": st.lists(WHOLE, max_size=4) | st.lists(ODD, max_size=10) | ODD,
     "data_offsets": st.lists(WHOLE, min_size=2, max_size=2) | st.lists(ODD, max_size=3) | ODD,
 })
@@ -98,17 +98,17 @@ def covers(found, data):
     at = 8 + int.from_bytes(data[:8], "little")
     for entry in sorted(found.values(), key=lambda e: (e.start, e.end)):
         assert entry.start == at
-        assert 8 * (entry.end - entry.start) == header.BITS[entry.dtype] * torch.Size(entry.shape).numel()
+        assert 8 * (entry.end - entry.start) == header.DTYPES[entry.dtype].bits * torch.Size(entry.shape).numel()
         at = entry.end
     assert at == len(data)
 
 
 @pytest.mark.parametrize("text, words", [
-    ('{"a":%s,"a":%s}', "'a' is said twice"),
+    ('{"a":%s,"a":%s}', "'a' appears twice"),
     ('{"a":%s,"b":%s}', "b begins at byte .* neither overlap nor leave gaps"),
     ('{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}', "a begins at byte"),
     ('{"a":%s}#', "header:"),
-    ('{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4],"dtype":"I32"}}', "'dtype' is said twice"),
+    ('{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4],"dtype":"I32"}}', "'dtype' appears twice"),
     ('{"a":{"dtype":"F32","shape":[1.0],"data_offsets":[0,4]}}', "whole numbers"),
     ('{"a":{"dtype":"F32","shape":[true],"data_offsets":[0,4]}}', "whole numbers"),
     ('{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}', "whole numbers"),
@@ -119,7 +119,7 @@ def covers(found, data):
     ('{"../a":%s}', "is not a tensor's name"),
     ("{" + '"a":{' * 5000, "header:"),
     ('{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,' + "9" * 5000 + "]}}", "header:"),
-    ("{}", "speaks of"),
+    ("{}", "the header describes"),
 ])
 def test_hostile_headers(text, words):
     entry = '{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
@@ -161,20 +161,20 @@ def replaced(path, content: bytes):
 
 
 def look_into(folder):
-    """Read what there is to read, both ways."""
+    """Read what there is to read, tensor by tensor and several at once, and without `check` first."""
     with nothing_but_our_error(), Checkpoint(folder) as c:
         with nothing_but_our_error():
             c.check()
         for name in ("layers.1.attn.wq_a.weight", "layers.1.ffn.gate.tid2eid", "layers.1.attn.attn_sink"):
             with nothing_but_our_error():
                 c.read(name)
-    with nothing_but_our_error():
-        remote = RemoteCheckpoint(folder)
+    with nothing_but_our_error(), Checkpoint(folder) as c:
         with nothing_but_our_error():
-            remote.inventory()
-        for name in ("layers.1.attn.wq_a.weight", "layers.1.ffn.gate.tid2eid", "layers.1.attn.attn_sink"):
+            c.inventory()
+        for name in c.names():
             with nothing_but_our_error():
-                remote.read([name])
+                c.read_all([name])
+                c.raw_all([name])
 
 
 HEAD = json.loads((SAMPLE / SHARD).read_bytes()[8:8 + int.from_bytes((SAMPLE / SHARD).read_bytes()[:8], "little")])
@@ -183,7 +183,7 @@ CHANGED = ("layers.1.attn.wq_a.weight", "layers.1.attn.wq_a.scale", "layers.1.ff
 
 @settings(FUZZ, max_examples=25)
 @given(name=st.sampled_from(CHANGED), key=st.sampled_from(["dtype", "shape", "data_offsets", None]),
-       value=st.sampled_from([*header.BITS]) | st.lists(WHOLE, max_size=3) | ODD)
+       value=st.sampled_from([*header.DTYPES]) | st.lists(WHOLE, max_size=3) | ODD)
 @example(name=CHANGED[0], key="dtype", value="I8")
 @example(name=CHANGED[0], key="dtype", value="U8")
 @example(name=CHANGED[0], key="shape", value=[64, 256])
@@ -222,8 +222,6 @@ def test_a_changed_index(folder, change, top):
 def test_foreign_json(folder, file, content):
     with replaced(folder / file, content), little_memory(), pytest.raises(MinidsError):
         Checkpoint(folder)
-    with replaced(folder / file, content), little_memory(), pytest.raises(MinidsError):
-        RemoteCheckpoint(folder)
 
 
 def test_a_huge_configuration_is_not_read(tmp_path):
@@ -233,12 +231,9 @@ def test_a_huge_configuration_is_not_read(tmp_path):
         file.truncate(2**31)
     with little_memory(), pytest.raises(MinidsError, match="at most 1048576 bytes"):
         Checkpoint(tmp_path)
-    with little_memory(), pytest.raises(MinidsError, match="at most 1048576 bytes"):
-        RemoteCheckpoint(tmp_path)
     (tmp_path / "config.json").write_bytes((SAMPLE / "config.json").read_bytes())
-    for reader in (Checkpoint, RemoteCheckpoint):
-        with little_memory(), pytest.raises(MinidsError, match="at most 33554432 bytes"):
-            reader(tmp_path)
+    with little_memory(), pytest.raises(MinidsError, match="at most 33554432 bytes"):
+        Checkpoint(tmp_path)
 
 
 # ---- configurations ----

@@ -14,7 +14,6 @@ from minids.model import Model
 from minids.system.paths import DATA
 from minids.weights import layout, one_layer
 from minids.weights.checkpoint import Checkpoint
-from minids.weights.remote import RemoteCheckpoint
 from minids.weights.streamed import Stored
 
 SAMPLE = DATA / "v4_sample"
@@ -22,14 +21,14 @@ SAMPLE = DATA / "v4_sample"
 
 @pytest.fixture(scope="module")
 def remote():
-    return RemoteCheckpoint(SAMPLE)
+    return Checkpoint(SAMPLE)
 
 
 @pytest.mark.parametrize("i", range(4))
 def test_it_is_the_layer_of_the_model(remote, i):
-    block, whole = one_layer.read(remote, i), load(SAMPLE).layers[i]
+    block, whole = one_layer.read_layer(remote, i), load(SAMPLE).layers[i]
     for T in (1, 150):
-        X, ids = one_layer.streams(remote.config, T)
+        X, ids = one_layer.random_input(remote.config, T)
         with torch.no_grad():
             assert torch.equal(block(X, ids), whole(X, ids))
     matrices = [m for expert in block.ffn.experts for m in expert.children()]
@@ -40,20 +39,20 @@ def test_it_is_the_layer_of_the_model(remote, i):
 @pytest.mark.parametrize("i", range(4))
 def test_what_it_weighs(remote, i, dtype):
     """Told from the configuration what the tensors in memory take, here and in transformers."""
-    block = one_layer.read(remote, i, dtype=dtype)
+    block = one_layer.read_layer(remote, i, dtype=dtype)
     packed = [t for m in block.modules() if isinstance(m, Stored) for t in (m.codes, m.scale)]
-    assert one_layer.weigh(remote, i, dtype) == sum(t.nbytes for t in (*block.state_dict().values(), *packed))
+    assert one_layer.estimate_memory(remote, i, dtype) == sum(t.nbytes for t in (*block.state_dict().values(), *packed))
     with Checkpoint(SAMPLE) as c:
         assert sum(t.nbytes for t in packed) == sum(c.raw(n).nbytes for n in c.names() if f"layers.{i}.ffn.experts." in n)
-    theirs, _ = one_layer.judge(block)
-    assert one_layer.weigh(remote, i, dtype, packed=False) == sum(t.nbytes for t in theirs.state_dict().values())
+    theirs, _ = one_layer.reference_layer(block)
+    assert one_layer.estimate_memory(remote, i, dtype, packed=False) == sum(t.nbytes for t in theirs.state_dict().values())
 
 
 @pytest.mark.parametrize("i", range(4))
 def test_trials(remote, i):
     for trial, T in zip(one_layer.trials(remote, i, lengths=(1, 300), seconds=0), (1, 300), strict=True):
-        assert trial.tokens == T and trial.why == "" and trial.same == 1
-        assert trial.size > 0.5 and trial.largest < 1e-4 * trial.size
+        assert trial.tokens == T and trial.why == "" and trial.same_experts == 1
+        assert trial.rms > 0.5 and trial.max_difference < 1e-4 * trial.rms
         assert min(trial.ours.memory, trial.theirs.memory) > 2**26
 
 
@@ -61,11 +60,11 @@ def test_other_formats(tmp_path):
     """Experts in BF16, as `save` writes them: stored without scales."""
     torch.manual_seed(0)
     save(Model(Config.nano()), tmp_path / "c")
-    remote = RemoteCheckpoint(tmp_path / "c")
-    X, ids = one_layer.streams(remote.config, 40)
+    remote = Checkpoint(tmp_path / "c")
+    X, ids = one_layer.random_input(remote.config, 40)
     with torch.no_grad():
-        assert torch.equal(one_layer.read(remote, 1)(X, ids), load(tmp_path / "c").layers[1](X, ids))
-    assert all(trial.largest < 1e-4 * trial.size for trial in one_layer.trials(remote, 1, lengths=(40,), seconds=0))
+        assert torch.equal(one_layer.read_layer(remote, 1)(X, ids), load(tmp_path / "c").layers[1](X, ids))
+    assert all(trial.max_difference < 1e-4 * trial.rms for trial in one_layer.trials(remote, 1, lengths=(40,), seconds=0))
 
 
 def test_where_memory_or_transformers_is_missing(remote, monkeypatch):
@@ -73,21 +72,21 @@ def test_where_memory_or_transformers_is_missing(remote, monkeypatch):
     (trial,) = one_layer.trials(remote, 0, lengths=(5,), seconds=0)
     assert trial.theirs is None and "not installed" in trial.why and trial.ours.seconds < float("inf")
     monkeypatch.undo()
-    room = one_layer.judging(remote, 3, 5, torch.float32)
+    room = one_layer.estimate_reference_memory(remote, 3, 5, torch.float32)
     monkeypatch.setattr(one_layer, "free", lambda device: room)
     short, long = one_layer.trials(remote, 3, lengths=(5, 300), seconds=0)
     assert short.theirs and long.theirs is None and "GB of memory" in long.why
     monkeypatch.setattr(one_layer, "free", lambda device: 1000)
     with pytest.raises(MinidsError, match="layer 3 takes 1,531,760 bytes of memory, 1,000 are free"):
-        one_layer.read(remote, 3)
+        one_layer.read_layer(remote, 3)
 
 
 def test_only_the_layer_is_read(remote):
-    names = one_layer.names(remote, 2)
+    names = one_layer.layer_names(remote, 2)
     assert names and all(name.startswith("layers.2.") for name in names)
     for i in (-1, 4):
         with pytest.raises(MinidsError, match=f"layer: expected 0 to 3, found {i}"):
-            one_layer.names(remote, i)
+            one_layer.layer_names(remote, i)
 
 
 def test_the_command(capsys, monkeypatch):
@@ -117,7 +116,7 @@ def test_layers_that_are_written(full_size, tmp_path, monkeypatch):
     config = full_size.config(True, 2)
     files = full_size.write_layers(tmp_path, config)
     inventory = {n: t for n, t in layout.inventory(config).items() if n.startswith("layers.")}
-    assert len(files) == 2 and RemoteCheckpoint(tmp_path).inventory(inventory) == inventory
+    assert len(files) == 2 and Checkpoint(tmp_path).inventory(inventory) == inventory
     with Checkpoint(tmp_path) as c:
         assert c.config == config
         assert all(c.read(n).isfinite().all() for n in inventory if not n.endswith("scale"))

@@ -2,7 +2,6 @@
 
 import threading
 import weakref
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +12,10 @@ from minids.config import Config
 from minids.errors import MinidsError
 from minids.model import Model
 from minids.system.paths import DATA
-from minids.weights.checkpoint import Checkpoint
+from minids.weights.checkpoint import Checkpoint, as_stored
+from minids.weights.folder import LocalFiles
 from minids.weights.header import Entry
-from minids.weights.streamed import Layers, Stored, bytes_of_a_pass, report, streamed, together
+from minids.weights.streamed import Layers, Stored, bytes_of_a_pass, report, streamed
 
 SAMPLE = DATA / "v4_sample"
 IDS = torch.randint(0, 512, (2, 150), generator=torch.Generator().manual_seed(0))
@@ -66,7 +66,7 @@ def test_at_most_two_layers_are_in_memory(monkeypatch):
 
     monkeypatch.setattr(Layers, "fill", counting)
     model = streamed(SAMPLE)
-    model.layers.look = lambda i, block: most.append(len(alive))
+    model.layers.on_block = lambda i, block: most.append(len(alive))
     with torch.no_grad():
         model(IDS[:1, :50])
     assert max(most) == 2 and len(most) == 8 and len(alive) == 0
@@ -79,7 +79,7 @@ def test_the_next_layer_is_read_while_this_one_computes(monkeypatch):
     monkeypatch.setattr(Layers, "fill", lambda self, block, i: (began[i].set(), fill(self, block, i))[1])
     model = streamed(SAMPLE)
     waited = []
-    model.layers.look = lambda i, block: block.register_forward_hook(lambda *_: waited.append(began[min(i + 1, 3)].wait(20)))
+    model.layers.on_block = lambda i, block: block.register_forward_hook(lambda *_: waited.append(began[min(i + 1, 3)].wait(20)))
     with torch.no_grad():
         model(IDS[:1, :8])
     assert waited == [True] * 4
@@ -94,7 +94,7 @@ def test_experts_stay_as_they_are_stored():
         assert all(isinstance(m, Stored) and m.codes.dtype == torch.int8 for m in matrices)
         seen.append(sum(t.nbytes for m in matrices for t in (m.codes, m.scale)))
 
-    model.layers.look = look
+    model.layers.on_block = look
     with torch.no_grad():
         model(IDS[:1, :8])
     with Checkpoint(SAMPLE) as c:
@@ -116,14 +116,17 @@ def test_an_error_while_reading_reaches_the_caller(tmp_path):
         streamed(tmp_path)
 
 
-def test_tensors_that_lie_askew(tmp_path):
-    """Four numbers of two bytes begin at an odd byte, behind a neighbour of three; another one lies apart."""
+def test_tensors_that_are_not_aligned(tmp_path):
+    """Four numbers of two bytes begin at an odd byte, after a neighbour of three; another one is further on."""
     file, numbers = tmp_path / "file", torch.tensor([1.5, -2.0, 0.0, 7.0], dtype=torch.bfloat16)
     file.write_bytes(b"\1\2\3" + bytes(numbers.view(torch.uint8).tolist()) + b"..." + b"\4")
-    entries = {"last": Entry("I8", (1,), 14, 15), "askew": Entry("BF16", (2, 2), 3, 11), "first": Entry("I8", (3,), 0, 3)}
-    found = together(SimpleNamespace(entry=lambda name: (file, entries[name])), entries, "cpu")
-    assert torch.equal(found["askew"], numbers.view(2, 2))
-    assert (found["first"].tolist(), found["last"].tolist()) == ([1, 2, 3], [4])
+    entries = {"last": Entry("I8", (1,), 14, 15), "odd": Entry("BF16", (2, 2), 3, 11),
+               "first": Entry("I8", (3,), 0, 3)}
+    data = LocalFiles(tmp_path).read("file", entries)
+    assert data["first"].untyped_storage().data_ptr() == data["odd"].untyped_storage().data_ptr()
+    assert torch.equal(as_stored(data["odd"], entries["odd"]), numbers.view(2, 2))
+    assert as_stored(data["first"], entries["first"]).tolist() == [1, 2, 3]
+    assert as_stored(data["last"], entries["last"]).tolist() == [4]
 
 
 def test_a_table_that_leads_nowhere(tmp_path):
@@ -153,7 +156,7 @@ def test_the_report(whole):
     assert [sum(load) for load in said["load"]] == [150 * 2] * 4
     table = whole.layers[0].ffn.gate.tid2eid[IDS[0]]
     assert said["load"][0] == table.flatten().bincount(minlength=4).tolist()
-    assert said["size"][-1] == pytest.approx(X.pow(2).mean().sqrt().item())
+    assert said["rms"][-1] == pytest.approx(X.pow(2).mean().sqrt().item())
     with pytest.raises(MinidsError, match="at least 2 tokens"):
         report(model, ids[:1])
 
