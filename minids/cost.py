@@ -25,7 +25,8 @@ def parts(config) -> dict[str, int]:
     The hash layers' tables are not parameters.
     """
     counts = dict.fromkeys(("embedding", "attention", "compressors", "indexers", "routers",
-                            "routed experts", "shared experts", "hyper-connections", "norms", "head"), 0)
+                            "routed experts", "shared experts", "hyper-connections", "norms",
+                            "head"), 0)
     for name, (format, shape) in tensors(config).items():
         if format != "I64" and not name.startswith("mtp."):
             counts[_part(name)] += math.prod(shape)
@@ -42,7 +43,8 @@ def params(config) -> dict[str, int]:
     "active" is what one token uses of the total, without the embedding's table.
     """
     counts, E = parts(config), config.n_routed_experts
-    mtp = sum(math.prod(shape) for name, (_, shape) in tensors(config).items() if name.startswith("mtp."))
+    mtp = sum(math.prod(shape) for name, (_, shape) in tensors(config).items()
+              if name.startswith("mtp."))
     idle = counts["routed experts"] * (E - config.n_activated_experts) // E
     total = sum(counts.values())
     return {"total": total, "mtp": mtp, "active": total - idle - counts["embedding"]}
@@ -89,8 +91,8 @@ def flops(config, n: int) -> dict[str, float]:
 def kv_bytes(config, n: int) -> dict[str, float]:
     """Bytes of cache after `n` tokens of one sequence, term by term, and their "total".
 
-    An entry holds its rotary channels in BF16 and the others in FP8, an index key is FP4. Scales, and
-    the few tokens that wait for their window to fill, are left out, as in the published figure.
+    An entry holds its rotary channels in BF16 and the others in FP8, an index key is FP4. Scales,
+    and the few tokens that wait for their window to fill, are left out, as in the published figure.
     """
     csa, hca, _ = _layers(config)
     entry = (config.head_dim - config.rope_head_dim) + 2 * config.rope_head_dim

@@ -101,7 +101,7 @@ class Checkpoint:
         return name in self._stored
 
     def names(self) -> list[str]:
-        """The names of all tensors, those of the scales included, as V4 spells them. Reads nothing."""
+        """The names of all tensors and scales, as V4 spells them. Reads nothing."""
         return list(self._stored)
 
     def find(self, *patterns: str) -> list[str]:
@@ -114,8 +114,8 @@ class Checkpoint:
             matching = [n for n in self._stored if n in self._layout and fnmatchcase(n, pattern)]
             if not matching:
                 examples = ", ".join(list(self._layout)[1:4])
-                raise MinidsError(f"no tensor matches {pattern!r}: expected a name or a pattern such as "
-                                  f"layers.*.ffn.gate.weight; names look like {examples}")
+                raise MinidsError(f"no tensor matches {pattern!r}: expected a name or a pattern "
+                                  f"such as layers.*.ffn.gate.weight; names look like {examples}")
             names |= dict.fromkeys(matching)
         return list(names)
 
@@ -124,11 +124,12 @@ class Checkpoint:
 
         They may belong to a later model, for example to its draft module.
         """
-        scales = {scale_name(name) for name, (format, _) in self._layout.items() if format in ("FP8", "FP4")}
+        scales = {scale_name(name) for name, (format, _) in self._layout.items()
+                  if format in ("FP8", "FP4")}
         return [name for name in self._stored if name not in self._layout and name not in scales]
 
     def info(self, name: str) -> tuple[str, tuple[int, ...]]:
-        """What is stored under this name: (safetensors' type, shape). Reads the file's header only."""
+        """What is stored under this name: (safetensors' type, shape). Reads a header only."""
         entry = self._place(name).entry
         return entry.dtype, entry.shape
 
@@ -142,7 +143,10 @@ class Checkpoint:
         return {name: self.info(name) for name in names}
 
     def check(self) -> None:
-        """Raise `MinidsError` unless names, shapes and types are those of `config`. Reads headers only."""
+        """Raise `MinidsError` unless names, shapes and types are those of `config`.
+
+        Reads headers only.
+        """
         by_file = {}
         for file, stored in self._stored.values():
             by_file.setdefault(file, set()).add(stored)
@@ -154,14 +158,16 @@ class Checkpoint:
                                   f"{count_and_names('only in the file', in_file - in_index)}"
                                   f" Fetch both again.")
         info = self.inventory()
-        compared = [layout.mismatch(name, *self._layout[name], info) for name in self._layout if name in info]
+        compared = [layout.mismatch(name, *self._layout[name], info)
+                    for name in self._layout if name in info]
         wrong = [problem for problem, _ in compared if problem]
         missing = self._layout.keys() - info.keys()
         extra = info.keys() - self._layout.keys() - {scale for _, scale in compared}
         if missing or extra or wrong:
             hint = "What is unexpected may belong to a later model." if extra else ""
             raise MinidsError(f"{self.where}: the files do not hold the model of config.json: "
-                              f"{count_and_names('missing', missing)}{count_and_names('unexpected', extra)}"
+                              f"{count_and_names('missing', missing)}"
+                              f"{count_and_names('unexpected', extra)}"
                               f"{count_and_names('wrong', wrong)}{hint}".rstrip())
 
     # ---- reading ----
@@ -175,7 +181,7 @@ class Checkpoint:
         return Price(len(sizes), len(files), sum(size for size, _ in sizes) - here, here)
 
     def fetch(self, names, progress: bool = False) -> None:
-        """Bring tensors to this machine without reading them. An interrupted fetch can be resumed."""
+        """Bring tensors to this machine. An interrupted fetch can be resumed."""
         self._fetch(self._compare(names), progress)
 
     def read(self, name: str, dtype: torch.dtype = torch.float32, device="cpu") -> torch.Tensor:
@@ -192,7 +198,7 @@ class Checkpoint:
 
     def read_all(self, names, dtype: torch.dtype = torch.float32, device="cpu",
                  progress: bool = False) -> dict[str, torch.Tensor]:
-        """{name: `read(name)`}. What is not on this machine is fetched first, several files at a time."""
+        """{name: `read(name)`}. Missing tensors are fetched first, several files at a time."""
         self.fetch(names, progress)
         return {name: self.read(name, dtype, device) for name in names}
 
@@ -201,7 +207,7 @@ class Checkpoint:
         return self.raw_all([name])[name]
 
     def raw_all(self, names, device="cpu") -> dict[str, torch.Tensor]:
-        """{name: tensor as it is stored}, scales where they are named. Neighbours in a file share memory."""
+        """{name: `raw(name)`}. Neighbours in a file are read together and share memory."""
         places = self._compare(dict.fromkeys(self._weight_of(name) for name in names))
         for name in names:
             if name not in places:
@@ -214,7 +220,8 @@ class Checkpoint:
         for place in places.values():
             by_file.setdefault(place.file, {})[place.name] = place.entry
         data = {file: self.files.read(file, entries, device) for file, entries in by_file.items()}
-        return {name: as_stored(data[file][stored], entry) for name, (file, stored, entry) in places.items()}
+        return {name: as_stored(data[file][stored], entry)
+                for name, (file, stored, entry) in places.items()}
 
     def _fetch(self, places: dict[str, Place], progress: bool = False) -> None:
         missing, size = {}, 0
@@ -265,8 +272,8 @@ class Checkpoint:
         file, stored = self._stored[name]
         entries = self.files.header(file)
         if stored not in entries:
-            raise MinidsError(f"{self.where}: {INDEX} and {file} disagree: {stored} is only in the index. "
-                              f"Fetch both again.")
+            raise MinidsError(f"{self.where}: {INDEX} and {file} disagree: {stored} is only in the "
+                              "index. Fetch both again.")
         return Place(file, stored, entries[stored])
 
     def _read_headers(self, names) -> None:
@@ -276,19 +283,24 @@ class Checkpoint:
 def _read_config(files) -> Config:
     text = files.text("config.json", MAX_BYTES)
     if text is None:
-        raise MinidsError(f"no configuration at {files.where}: expected a config.json of DeepSeek-V4")
+        raise MinidsError(f"no configuration at {files.where}: expected a config.json "
+                          f"of DeepSeek-V4")
     try:
         values = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise MinidsError(f"{files.where}: config.json is not readable JSON: {error}"[:300]) from None
+        problem = f"config.json is not readable JSON: {error}"[:200]
+        raise MinidsError(f"{files.where}: {problem}") from None
     if not isinstance(values, dict):
         raise MinidsError(f"{files.where}: config.json: expected a JSON object, "
                           f"found {type(values).__name__}")
     return Config.from_json(values)
 
 
-def _find_tensors(index: dict[str, str], config, where) -> tuple[Config, dict[str, tuple[str, str]]]:
-    """(config, {V4's name: (file, name in that file)}); the config without MTP blocks if the files have none."""
+def _find_tensors(index: dict[str, str], config: Config, where: str):
+    """(config, {V4's name: (file, name in that file)}).
+
+    The configuration is that without MTP blocks if the files have none.
+    """
     stored = {}
     for name_in_file, file in index.items():
         name = to_v4(name_in_file)
@@ -297,7 +309,8 @@ def _find_tensors(index: dict[str, str], config, where) -> tuple[Config, dict[st
                               f"expected one of them")
         stored[name] = file, name_in_file
     if config.n_mtp_layers and not any(name.startswith("mtp.") for name in stored):
-        config = config.replace(n_mtp_layers=0, compress_ratios=config.compress_ratios[: config.n_layers])
+        ratios = config.compress_ratios[: config.n_layers]
+        config = config.replace(n_mtp_layers=0, compress_ratios=ratios)
     return config, stored
 
 
@@ -308,7 +321,8 @@ def as_stored(data: torch.Tensor, entry: Entry) -> torch.Tensor:
     return aligned.view(dtype).view(entry.shape)
 
 
-def decode(stored_as: str, raw: torch.Tensor, scale, dtype: torch.dtype, device, where: str) -> torch.Tensor:
+def decode(stored_as: str, raw: torch.Tensor, scale, dtype: torch.dtype, device,
+           where: str) -> torch.Tensor:
     """The numbers of a tensor of safetensors' type `stored_as`, in memory of its own."""
     if stored_as in CODES:
         decoder = numerics.fp8_decode if stored_as == "F8_E4M3" else numerics.fp4_decode
@@ -329,9 +343,9 @@ def load(path, device="cpu", dtype: torch.dtype = torch.float32) -> Model:
 
     Any mixture of BF16, F32, FP8 and FP4 tensors is read. Matrices become `dtype`; what the model
     keeps in float32 (norms, sinks, hyper-connections, ...) stays float32. A checkpoint without MTP
-    tensors gives a model without MTP blocks: `model.config.n_mtp_layers == 0`. Raises `MinidsError`,
-    before it takes memory, where the files are not whole or do not hold the model of their
-    config.json.
+    tensors gives a model without MTP blocks: `model.config.n_mtp_layers == 0`. Raises
+    `MinidsError`, before it takes memory, where the files are not whole or do not hold the model of
+    their config.json.
     """
     if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         raise MinidsError(f"dtype: expected a floating-point type such as torch.float32 or "
@@ -339,7 +353,8 @@ def load(path, device="cpu", dtype: torch.dtype = torch.float32) -> Model:
     with Checkpoint(Path(path)) as checkpoint:
         checkpoint.check()
         model = empty_model(checkpoint.config, dtype)
-        state = {name: checkpoint.read(name, t.dtype, device) for name, t in model.state_dict().items()}
+        state = {name: checkpoint.read(name, t.dtype, device)
+                 for name, t in model.state_dict().items()}
     for name, table in state.items():
         if name.endswith("tid2eid"):
             check_table(table, checkpoint.config, f"{path}: {name}")

@@ -1,4 +1,4 @@
-"""A checkpoint folder on disk: its files as bytes, and a folder that is written whole or not at all."""
+"""A checkpoint folder on disk: read as bytes, and written whole or not at all."""
 
 import os
 import re
@@ -28,8 +28,8 @@ OURS = re.compile(r"((generation_)?config|tokenizer(_config)?|model.safetensors.
 class LocalFiles:
     """The files of a checkpoint folder, for `minids.weights.checkpoint.Checkpoint`.
 
-    A file is opened when its header is read, and stays open until `close`: a folder that is replaced
-    meanwhile is read as it was.
+    A file is opened when its header is read, and stays open until `close`: a folder that is
+    replaced meanwhile is read as it was.
     """
 
     revision = None
@@ -59,15 +59,16 @@ class LocalFiles:
         """{name as stored: file name}, from the index or from the header of the single file."""
         text, single = self.text(INDEX, header.MAX_INDEX), self.path / SINGLE
         if text is not None and single.exists():
-            raise MinidsError(f"{self.path} holds both {SINGLE} and {INDEX}: remove the one that does "
-                              f"not belong there")
+            raise MinidsError(f"{self.path} holds both {SINGLE} and {INDEX}: remove the one that "
+                              "does not belong there")
         if single.exists():
             return dict.fromkeys(self.header(SINGLE), SINGLE)
         if text is None:
             pickle = min((p.name for p in self.path.iterdir() if p.suffix in PICKLES), default=None)
             hint = pickle and (f"; {pickle} is a pickle, which could run code, and is never read: "
                                f"convert it to safetensors")
-            raise MinidsError(f"no weights in {self.path}: expected {SINGLE} or {INDEX}{hint or ''}")
+            raise MinidsError(f"no weights in {self.path}: "
+                              f"expected {SINGLE} or {INDEX}{hint or ''}")
         return header.index(text, self.path / INDEX)
 
     def header(self, file: str) -> dict[str, Entry]:
@@ -104,7 +105,7 @@ class LocalFiles:
         return tensors
 
     def _read_bytes(self, name: str, start: int, end: int, device) -> torch.Tensor:
-        """Bytes of a file, uint8, piece by piece; for a GPU by way of memory that it can copy from directly."""
+        """Bytes of a file, uint8, read piece by piece; for a GPU by way of pinned memory."""
         data = torch.empty(end - start, dtype=torch.uint8, device=device)
         staging = None
         if data.is_cuda:
@@ -116,12 +117,13 @@ class LocalFiles:
                 for part in data.split(PIECE):
                     piece = part if staging is None else staging[:len(part)]
                     if file.readinto(piece.numpy()) != len(part):
-                        raise MinidsError(f"{self.path / name} ends before byte {end}: it changed since it "
-                                          f"was opened")
+                        raise MinidsError(f"{self.path / name} ends before byte {end}: it changed "
+                                          "since it was opened")
                     if staging is not None:
                         part.copy_(piece)
         except OSError as error:
-            raise MinidsError(f"{self.path / name} cannot be read: {error.strerror or error}") from None
+            reason = error.strerror or error
+            raise MinidsError(f"{self.path / name} cannot be read: {reason}") from None
         return data
 
     def _file(self, name: str):
@@ -134,11 +136,12 @@ class LocalFiles:
 
 @contextmanager
 def whole_folder(path):
-    """Yield an empty folder beside `path`; on success it takes the place of `path`, on any error it is removed.
+    """Yield an empty folder beside `path`.
 
-    An existing checkpoint is moved aside for the moment of the exchange. If the process is killed just
-    then, the next `save` or `load` moves it back. Raises `MinidsError` where the operating system
-    refuses, and where `path` holds anything that is not part of a checkpoint.
+    On success it takes the place of `path`, on any error it is removed. An existing checkpoint is
+    moved aside for the moment of the exchange. If the process is killed just then, the next `save`
+    or `load` moves it back. Raises `MinidsError` where the operating system refuses, and where
+    `path` holds anything that is not part of a checkpoint.
     """
     path = Path(path).resolve()
     part, old = path.with_name(f".{path.name}.part"), _old(path)
@@ -146,10 +149,11 @@ def whole_folder(path):
     if path.exists() and not path.is_dir():
         raise MinidsError(f"cannot save to {path}: it is a file; expected a new folder or "
                           f"a checkpoint to replace")
-    foreign = sorted(p.name for p in path.iterdir() if not OURS.fullmatch(p.name)) if path.exists() else []
+    existing = [p.name for p in path.iterdir()] if path.exists() else []
+    foreign = sorted(name for name in existing if not OURS.fullmatch(name))
     if foreign:
-        raise MinidsError(f"cannot save to {path}: it holds {foreign[0]}, which is not part of a checkpoint; "
-                          f"expected a new folder or a checkpoint to replace")
+        raise MinidsError(f"cannot save to {path}: it holds {foreign[0]}, which is not part of a "
+                          "checkpoint; expected a new folder or a checkpoint to replace")
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)

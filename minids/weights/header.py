@@ -1,10 +1,11 @@
 """What a checkpoint's files say about themselves, checked before anything of it is believed.
 
 A safetensors file begins with the length of its header (8 bytes, little-endian) and the header in
-JSON: for each tensor its type, its shape, and where its bytes lie. The index of a sharded checkpoint
-says which file holds which tensor. Both may come from a stranger. Names that are paths, sizes that do
-not fit, overlaps, gaps and repeated names are refused with one `MinidsError`, and nothing is
-allocated because a header promises it. For the tensors that a model has see `minids.weights.layout`.
+JSON: for each tensor its type, its shape, and where its bytes lie. The index of a sharded
+checkpoint says which file holds which tensor. Both may come from a stranger. Names that are paths,
+sizes that do not fit, overlaps, gaps and repeated names are refused with one `MinidsError`, and
+nothing is allocated because a header promises it. For the tensors that a model has see
+`minids.weights.layout`.
 """
 
 import json
@@ -17,7 +18,7 @@ import torch
 from minids.errors import MinidsError
 
 MAX_HEADER, MAX_INDEX = 2**24, 2**25                       # bytes; V4's largest: 0.3 MB, 12 MB
-NAME = re.compile(r"\w[\w.\-]{0,199}", re.ASCII)           # of a tensor: also a safe name for a file
+NAME = re.compile(r"\w[\w.\-]{0,199}", re.ASCII)           # of a tensor: also a safe file name
 FILE = re.compile(r"\w[\w.\-]{0,99}\.safetensors", re.ASCII)
 
 
@@ -41,7 +42,7 @@ DTYPES = {      # under safetensors' names
 
 
 class Entry(NamedTuple):
-    """One tensor of a file: bytes `start` to `end` (exclusive), counted from the file's beginning."""
+    """One tensor of a file: bytes `start` to `end` (exclusive) of the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -53,25 +54,26 @@ def header_end(first: bytes, size: int, where) -> int:
     """The byte at which the header ends, from a file's first 8 bytes and the file's size."""
     n = int.from_bytes(first[:8], "little")
     if len(first) < 8 or not 2 <= n <= size - 8:
-        raise MinidsError(f"{where} is not a whole safetensors file (it has {size} bytes, and a header "
-                          f"of {n} is promised). Fetch it again.")
+        raise MinidsError(f"{where} is not a whole safetensors file (it has {size} bytes, and a "
+                          f"header of {n} is promised). Fetch it again.")
     if n > MAX_HEADER:
-        raise MinidsError(f"{where} is not a whole safetensors file that can be read here: expected a "
-                          f"header of at most {MAX_HEADER} bytes, found {n}")
+        raise MinidsError(f"{where} is not a whole safetensors file that can be read here: "
+                          f"expected a header of at most {MAX_HEADER} bytes, found {n}")
     return 8 + n
 
 
 def tensors(head: bytes, size: int, where) -> dict[str, Entry]:
     """{tensor name: entry}, from a file's first bytes (the whole header) and the file's size.
 
-    The tensors fill the file without gap or overlap. Raises `MinidsError` for anything else; `where`
-    names the file in it.
+    The tensors fill the file without gap or overlap. Raises `MinidsError` for anything else;
+    `where` names the file in it.
     """
     end = header_end(head, size, where)
     try:
         return _entries(_json_object(head[8:end], "header"), end, size)
     except ValueError as error:
-        raise MinidsError(f"{where} is not a whole safetensors file ({error}). Fetch it again.") from None
+        raise MinidsError(f"{where} is not a whole safetensors file ({error}). "
+                          f"Fetch it again.") from None
 
 
 def _entries(header: dict, end: int, size: int) -> dict[str, Entry]:
@@ -81,8 +83,8 @@ def _entries(header: dict, end: int, size: int) -> dict[str, Entry]:
     position = end
     for name, entry in sorted(entries.items(), key=lambda item: item[1][2:]):
         if entry.start != position:
-            raise ValueError(f"{name} begins at byte {entry.start}, expected {position}: tensors must "
-                             f"neither overlap nor leave gaps")
+            raise ValueError(f"{name} begins at byte {entry.start}, expected {position}: tensors "
+                             "must neither overlap nor leave gaps")
         position = entry.end
     if position != size:
         raise ValueError(f"the header describes {position} bytes, the file has {size}")
@@ -91,16 +93,19 @@ def _entries(header: dict, end: int, size: int) -> dict[str, Entry]:
 
 def _entry(name: str, fields, header_end: int) -> Entry:
     if not NAME.fullmatch(name):
-        raise ValueError(f"{name[:80]!r} is not a tensor's name: expected letters, digits, dots, - and _")
+        raise ValueError(f"{name[:80]!r} is not a tensor's name: "
+                         f"expected letters, digits, dots, - and _")
     if not isinstance(fields, dict) or fields.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{name}: expected dtype, shape and data_offsets")
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"{name}: the type {str(dtype)[:40]!r} is unknown")
     if not _whole_numbers(shape) or len(shape) > 8:
-        raise ValueError(f"{name}: expected a shape of at most 8 whole numbers, found {str(shape)[:80]}")
+        raise ValueError(f"{name}: expected a shape of at most 8 whole numbers, "
+                         f"found {str(shape)[:80]}")
     if not _whole_numbers(offsets) or len(offsets) != 2:
-        raise ValueError(f"{name}: expected two whole numbers as data_offsets, found {str(offsets)[:80]}")
+        raise ValueError(f"{name}: expected two whole numbers as data_offsets, "
+                         f"found {str(offsets)[:80]}")
     start, end = offsets
     if DTYPES[dtype].bits * math.prod(shape) != 8 * (end - start):
         raise ValueError(f"{name}: {dtype} {shape} does not take {end - start} bytes")
@@ -128,7 +133,8 @@ def index(text: bytes, where) -> dict[str, str]:
     try:
         files = _json_object(text, "index").get("weight_map")
     except ValueError as error:
-        raise MinidsError(f'{where}: expected a JSON object with a "weight_map" ({error})') from None
+        raise MinidsError(f'{where}: expected a JSON object with a "weight_map" '
+                          f"({error})") from None
     if not isinstance(files, dict) or not files:
         raise MinidsError(f'{where}: expected "weight_map" to be {{tensor name: file name}}, '
                           f"found {type(files).__name__}")
@@ -137,16 +143,16 @@ def index(text: bytes, where) -> dict[str, str]:
             raise MinidsError(f"{where}: expected names of .safetensors files in this folder, "
                               f"found {str(file)[:80]!r}")
         if not NAME.fullmatch(name):
-            raise MinidsError(f"{where}: weight_map: {name[:80]!r} is not a tensor's name: expected "
-                              f"letters, digits, dots, - and _")
+            raise MinidsError(f"{where}: weight_map: {name[:80]!r} is not a tensor's name: "
+                              "expected letters, digits, dots, - and _")
     return files
 
 
 def runs(entries: dict[str, Entry], gap: int = 0, limit: float = math.inf) -> list[list[str]]:
     """Names in the order of their bytes, grouped: one read brings each group.
 
-    Within a group at most `gap` unwanted bytes lie between neighbours. A group spans at most `limit`
-    bytes, unless it is a single tensor.
+    Within a group at most `gap` unwanted bytes lie between neighbours. A group spans at most
+    `limit` bytes, unless it is a single tensor.
     """
     groups, start, end = [], 0, 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1][2:]):

@@ -1,12 +1,12 @@
 """Files of a repository on the Hub: single tensors of them, and a cache of what was fetched.
 
 Requests go through `huggingface_hub`'s HTTP session, so HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and
-proxies work as they do there. They ask for ranges of bytes of files at one commit, and resume where a
-connection was cut. (`huggingface_hub.utils.http_stream_backoff` is not used: it waits for as long as a
-server asks, a day if need be, and cannot be stopped while it waits.)
+proxies work as they do there. They ask for ranges of bytes of files at one commit, and resume where
+a connection was cut. (`huggingface_hub.utils.http_stream_backoff` is not used: it waits for as long
+as a server asks, a day if need be, and cannot be stopped while it waits.)
 
-The cache is in huggingface_hub's folder for assets (below HF_HOME): a file for each tensor, followed
-by its sha256. For what the tensors mean see `minids.weights.checkpoint`.
+The cache is in huggingface_hub's folder for assets (below HF_HOME): a file for each tensor,
+followed by its sha256. For what the tensors mean see `minids.weights.checkpoint`.
 """
 
 import hashlib
@@ -54,14 +54,16 @@ class HubFiles:
 
     def __init__(self, repo: str, revision: str | None):
         if find_spec("huggingface_hub") is None:
-            raise MinidsError('reading from the Hub needs huggingface_hub: pip install "minids[real]"')
+            raise MinidsError('reading from the Hub needs huggingface_hub: '
+                              'pip install "minids[real]"')
         from huggingface_hub import cached_assets_path
 
         if not re.fullmatch(r"\w[\w.\-]{0,95}/\w[\w.\-]{0,95}", repo, re.ASCII):
             raise MinidsError(f"{repo!r} is neither a folder nor a repository's name: expected "
                               f"OWNER/NAME, such as deepseek-ai/DeepSeek-V4-Flash")
         if revision is not None and not re.fullmatch(r"[\w./\-]{1,200}", revision, re.ASCII):
-            raise MinidsError(f"{revision!r:.60} is no revision: expected a branch, a tag or a commit")
+            raise MinidsError(f"{revision!r:.60} is no revision: expected a branch, a tag "
+                              f"or a commit")
         self.repo, self.where, self.stop = repo, repo, threading.Event()
         self._headers, self._sizes = {}, {}     # {file: {name: Entry}}, {file: bytes}
         try:
@@ -87,8 +89,8 @@ class HubFiles:
             if not ref.is_file():
                 raise
             config, commit = None, ref.read_text(encoding="utf-8").strip()
-            warnings.warn(f"{error} Going on with commit {commit[:12]}, which {revision} was when last "
-                          f"seen.", stacklevel=4)
+            warnings.warn(f"{error} Going on with commit {commit[:12]}, which {revision} was when "
+                          "last seen.", stacklevel=4)
         if commit is None or not re.fullmatch(r"[0-9a-f]{40}", commit):
             raise MinidsError(f"{_endpoint()} does not answer as a Hub does: expected a commit in "
                               f"X-Repo-Commit, found {commit!r:.60}")
@@ -112,7 +114,8 @@ class HubFiles:
             except Missing:
                 return None
             if size > limit:
-                raise MinidsError(f"{self.where}: {file}: expected at most {limit} bytes, found {size}")
+                raise MinidsError(f"{self.where}: {file}: expected at most {limit} bytes, "
+                                  f"found {size}")
             _write_cached(self.cache / file, data)
         return bytes(data)
 
@@ -158,8 +161,9 @@ class HubFiles:
 
     def read(self, file: str, entries: dict[str, Entry], device="cpu") -> dict[str, torch.Tensor]:
         """{name: its bytes, uint8} of tensors of one file that were fetched."""
-        return {name: torch.frombuffer(self._read_tensor(file, name, entry), dtype=torch.uint8).to(device)
-                for name, entry in entries.items()}
+        data = {name: self._read_tensor(file, name, entry) for name, entry in entries.items()}
+        return {name: torch.frombuffer(bytes_, dtype=torch.uint8).to(device)
+                for name, bytes_ in data.items()}
 
     def _in_parallel(self, job, files: list[str]) -> None:
         if not files:
@@ -183,7 +187,8 @@ class HubFiles:
         folder.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(folder / ".lock"):            # another process may fetch the same tensors
             missing = {name: e for name, e in entries.items() if not self.has(file, name, e)}
-            need, free = sum(e.end - e.start for e in missing.values()), shutil.disk_usage(folder).free
+            need = sum(e.end - e.start for e in missing.values())
+            free = shutil.disk_usage(folder).free
             if need > free:
                 raise MinidsError(f"{folder}: {need} bytes are to be fetched, {free} are free. "
                                   f"Set HF_HOME to use another place.")
@@ -192,11 +197,14 @@ class HubFiles:
                 if end - start > PIECE:
                     self._fetch_large(file, run[0], missing[run[0]], done)
                     continue
-                data = self._get(file, start, end, self._sizes[file])[0] if end > start else bytearray()
+                data = bytearray()
+                if end > start:
+                    data = self._get(file, start, end, self._sizes[file])[0]
                 for name in run:
                     e = missing[name]
-                    _write_cached(self._path(file, name), memoryview(data)[e.start - start:e.end - start])
-                    done(e.end - e.start)
+                    part = memoryview(data)[e.start - start:e.end - start]
+                    _write_cached(self._path(file, name), part)
+                    done(len(part))
 
     def _fetch_large(self, file: str, name: str, entry: Entry, done) -> None:
         """One tensor in pieces. Pieces of an interrupted fetch are not fetched again."""
@@ -229,7 +237,10 @@ class HubFiles:
                               f"What was fetched before is kept.") from error
 
     def _read_tensor(self, file: str, name: str, entry: Entry) -> bytearray:
-        """The bytes of one tensor, from the cache. Bytes that no longer match their digest are fetched again."""
+        """The bytes of one tensor, from the cache.
+
+        Bytes that no longer match their digest are fetched again.
+        """
         path = self._path(file, name)
         data = _read_cached(path)
         if data is None or len(data) != entry.end - entry.start:
@@ -248,10 +259,10 @@ class HubFiles:
 
     def _get(self, file: str, start: int, end: int,
              size: int | None = None) -> tuple[bytearray, int, str | None]:
-        """Bytes `start` to `end` (exclusive) of a file, fewer where it ends before; its size; its commit.
+        """(bytes `start` to `end` of a file, or to its end; its size; its commit).
 
-        `size` is the file's size so far, if known. Raises `Missing` where the repository has no such
-        file.
+        `size` is the file's size so far, if known. Raises `Missing` where the repository has no
+        such file.
         """
         from huggingface_hub import hf_hub_url
         from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
@@ -270,7 +281,7 @@ class HubFiles:
                         size = _size(response, start + before, end, size, where)
                         want = min(end, size if size is not None else end) - start
                         self._receive(response, data, want, start, where)
-                        if size is None:            # a response without a length is whole when it ends
+                        if size is None:        # a response without a length is whole when it ends
                             size = want = len(data)
                         if len(data) == want:
                             return data, size, _commit_of(response)
@@ -281,15 +292,16 @@ class HubFiles:
                     else:
                         raise self._refused(response, file)
             except OfflineModeIsEnabled:
-                raise Unreachable(f"{where}: HF_HUB_OFFLINE is set and it is not in the cache.") from None
+                raise Unreachable(f"{where}: HF_HUB_OFFLINE is set and it is not in the "
+                                  f"cache.") from None
             except HTTPError as error:
                 problem = f"{type(error).__name__}: {error}"[:200]
             tries = 1 if len(data) > before else tries + 1
             if tries >= ATTEMPTS or (wait or 0) > LONGEST:
                 later = (f"It asks to wait {wait:.0f} s." if wait else
                          "Is there a network? Try again later; what was fetched is kept.")
-                raise Unreachable(f"{where}: gave up after {tries} attempts at {_endpoint()} ({problem}). "
-                                  f"{later}")
+                raise Unreachable(f"{where}: gave up after {tries} attempts at {_endpoint()} "
+                                  f"({problem}). {later}")
             if self.stop.wait(BACKOFF * 2 ** (tries - 1) if wait is None else wait):
                 raise MinidsError(f"{where}: stopped")
 
@@ -310,24 +322,25 @@ class HubFiles:
         status, code = response.status_code, response.headers.get("X-Error-Code", "")
         repo = f"{_endpoint()}/{self.repo}"
         if status == 404 and (code == "EntryNotFound" or (not code and file != "config.json")):
-            return Missing(f"{self.where} has no {file}: expected a checkpoint of DeepSeek-V4 with all "
-                           f"its files")
+            return Missing(f"{self.where} has no {file}: expected a checkpoint of DeepSeek-V4 with "
+                           "all its files")
         if status == 404 and code == "RevisionNotFound":
-            return MinidsError(f"{self.where}: no revision {self.revision!r:.60}: expected a branch, a "
-                               f"tag or a commit of {repo}")
+            return MinidsError(f"{self.where}: no revision {self.revision!r:.60}: expected a "
+                               f"branch, a tag or a commit of {repo}")
         if status == 401 and not get_token():
-            return MinidsError(f"{repo} is private, gated or does not exist (status 401): check the name; "
-                               f"if it is right, set HF_TOKEN")
+            return MinidsError(f"{repo} is private, gated or does not exist (status 401): check "
+                               "the name; if it is right, set HF_TOKEN")
         if status in (401, 403):
-            return MinidsError(f"{repo} refuses your token (status {status}): expected one that may read "
-                               f"it; accept the terms on its page if it has any, and check HF_TOKEN")
+            return MinidsError(f"{repo} refuses your token (status {status}): expected one that "
+                               "may read it; accept the terms on its page if it has any, and check "
+                               "HF_TOKEN")
         if status == 404:
-            return MinidsError(f"no repository {repo} (status 404 for {file}): expected OWNER/NAME as on "
-                               f"the Hub")
+            return MinidsError(f"no repository {repo} (status 404 for {file}): expected OWNER/NAME "
+                               "as on the Hub")
         if status == 416:
-            return MinidsError(f"{self.where}: {file} ends before the bytes that its header promises "
-                               f"(status 416). It is damaged or has changed; remove {self.cache} if it "
-                               f"was read before.")
+            return MinidsError(f"{self.where}: {file} ends before the bytes that its header "
+                               "promises (status 416). It is damaged or has changed; remove "
+                               f"{self.cache} if it was read before.")
         return MinidsError(f"{self.where}: {file}: expected status 200 or 206, found {status}")
 
 
@@ -347,7 +360,8 @@ def _size(response, start: int, end: int, size: int | None, where: str) -> int |
         match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", content_range)
         first, last, total = map(int, match.groups()) if match else (-1, -1, -1)
         if first != start or last != min(end, total) - 1:
-            raise MinidsError(f"{asked}, the answer is about {content_range!r:.60}. Try again later.")
+            raise MinidsError(f"{asked}, the answer is about {content_range!r:.60}. "
+                              f"Try again later.")
     else:
         length = response.headers.get("Content-Length")
         total = int(length) if length and "Content-Encoding" not in response.headers else None
@@ -355,12 +369,13 @@ def _size(response, start: int, end: int, size: int | None, where: str) -> int |
             raise MinidsError(f"{asked}, the whole file came: {_endpoint()} does not serve ranges. "
                               f"Set HF_ENDPOINT to one that does.")
     if size is not None and total not in (size, None):
-        raise MinidsError(f"{where} has {total} bytes now, {size} when its header was read. Start again.")
+        raise MinidsError(f"{where} has {total} bytes now, {size} when its header was read. "
+                          f"Start again.")
     return size if total is None else total
 
 
 def _retry_after(headers) -> float | None:
-    """Seconds that the server asks to wait: Retry-After, or the Hub's RateLimit; None if it does not say."""
+    """Seconds that the server asks to wait, by Retry-After or the Hub's RateLimit, or None."""
     limits = re.findall(r"r=0;\s*t=(\d+)", headers.get("RateLimit", ""))
     seconds = headers.get("Retry-After", "").strip() or (limits[0] if limits else "")
     return float(seconds) if re.fullmatch(r"\d{1,9}", seconds) else None

@@ -1,6 +1,7 @@
 """The layout of V4's checkpoints: the tensors of a `Config`, their number formats, and their files.
 
-The layout follows the released checkpoints. All of it is arithmetic: nothing is built, nothing is read.
+The layout follows the released checkpoints. All of it is arithmetic: nothing is built, nothing is
+read.
 """
 
 import math
@@ -14,12 +15,14 @@ INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 FLOATS, INTEGERS, SCALES = ("F32", "BF16", "F16"), ("I64", "I32"), ("F8_E8M0", "F32")
 CODES = {"F8_E4M3": "FP8", "I8": "FP4"}     # stored type -> number format, with a scale beside
 
+Spec = tuple[str, tuple[int, ...]]          # a number format or a stored type, and a shape
 
-def tensors(config) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """{tensor name: (number format in the released files, shape of the numbers)}, in the order of the model.
 
-    Formats: "FP8" and "FP4" (with a scale beside), "BF16", "F32", and "I64" for the tables of the hash layers.
-    The names are those of `Model.state_dict()`.
+def tensors(config) -> dict[str, Spec]:
+    """{tensor name: (number format in the released files, shape)}, in the order of the model.
+
+    Formats: "FP8" and "FP4" (with a scale beside), "BF16", "F32", and "I64" for the tables of the
+    hash layers. The names are those of `Model.state_dict()`.
     """
     d = config.dim
     t = {"embed.weight": ("BF16", (config.vocab_size, d))}
@@ -31,7 +34,8 @@ def tensors(config) -> dict[str, tuple[str, tuple[int, ...]]]:
         prefix = f"mtp.{i}."
         t |= _block(config, prefix, 0, False)
         t |= {prefix + name: ("FP8", (d, d)) for name in ("e_proj.weight", "h_proj.weight")}
-        t |= {prefix + name: ("BF16", (d,)) for name in ("enorm.weight", "hnorm.weight", "norm.weight")}
+        norms = ("enorm.weight", "hnorm.weight", "norm.weight")
+        t |= {prefix + name: ("BF16", (d,)) for name in norms}
         t |= _hc_head(config, prefix)
     return t
 
@@ -98,7 +102,7 @@ def scale_name(name: str) -> str:
     return name.removesuffix("weight") + "scale"
 
 
-def on_disk(name: str, format: str, shape: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...]]]:
+def on_disk(name: str, format: str, shape: tuple[int, ...]) -> dict[str, Spec]:
     """What the released files hold for one of the `tensors`: {name: (safetensors' type, shape)}.
 
     FP8 has a scale for each 128 x 128 block. FP4 is two numbers in a byte, with a scale for each 32
@@ -109,12 +113,13 @@ def on_disk(name: str, format: str, shape: tuple[int, ...]) -> dict[str, tuple[s
     o, i = shape
     scale = scale_name(name)
     if format == "FP8":
-        return {name: ("F8_E4M3", shape), scale: ("F8_E8M0", (math.ceil(o / 128), math.ceil(i / 128)))}
+        blocks = math.ceil(o / 128), math.ceil(i / 128)
+        return {name: ("F8_E4M3", shape), scale: ("F8_E8M0", blocks)}
     return {name: ("I8", (o, i // 2)), scale: ("F8_E8M0", (o, math.ceil(i / 32)))}
 
 
-def inventory(config) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """{tensor name: (safetensors' type, shape)} of the released layout, in the order of the shards."""
+def inventory(config) -> dict[str, Spec]:
+    """{tensor name: (safetensors' type, shape)} as released, in the order of the shards."""
     return {stored: tensor for name, (format, shape) in tensors(config).items()
             for stored, tensor in on_disk(name, format, shape).items()}
 
@@ -124,7 +129,7 @@ def disk_bytes(config) -> int:
     return sum(nbytes(tensor) for tensor in inventory(config).values())
 
 
-def nbytes(tensor: tuple[str, tuple[int, ...]]) -> int:
+def nbytes(tensor: Spec) -> int:
     """Bytes of one entry of `inventory`."""
     dtype, shape = tensor
     return DTYPES[dtype].bits * math.prod(shape) // 8
@@ -144,7 +149,8 @@ def shards(config) -> dict[str, list[str]]:
             group = first if first in ("embed", "mtp") else "head"
         groups.setdefault(group, []).append(name)
     count = len(groups)
-    return {f"model-{i:05d}-of-{count:05d}.safetensors": names for i, names in enumerate(groups.values(), 1)}
+    return {f"model-{i:05d}-of-{count:05d}.safetensors": names
+            for i, names in enumerate(groups.values(), 1)}
 
 
 # ---- what files hold, compared with the layout ----
@@ -156,8 +162,8 @@ def expected(config, names, where) -> dict:
     """
     experts = 3 * config.n_layers * config.n_routed_experts
     if experts > len(names):
-        raise MinidsError(f"{where}: config.json describes {experts} expert matrices, the files hold "
-                          f"{len(names)} tensors. Take both from the same checkpoint.")
+        raise MinidsError(f"{where}: config.json describes {experts} expert matrices, the files "
+                          f"hold {len(names)} tensors. Take both from the same checkpoint.")
     return tensors(config)
 
 
@@ -173,7 +179,8 @@ def mismatch(name: str, format: str, shape, info: dict) -> tuple[str | None, str
     types = INTEGERS if format == "I64" else FLOATS
     if dtype in types and stored_shape == shape:
         return None, None
-    return f"{name} is {dtype} {list(stored_shape)}, expected {' or '.join(types)} {list(shape)}", None
+    return (f"{name} is {dtype} {list(stored_shape)}, "
+            f"expected {' or '.join(types)} {list(shape)}"), None
 
 
 def _mismatch_of_codes(name: str, shape, info: dict, codes_shape, scale_shape):

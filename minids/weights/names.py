@@ -55,7 +55,7 @@ NAMES = {
 # transformers' stacks of a layer's routed experts: the matrices of each expert, one below the other
 STACKS = {"mlp.experts.gate_up_proj": ("w1", "w3"), "mlp.experts.down_proj": ("w2",)}
 
-# back, without "model."; save_pretrained cuts `kv_norm` short in attention as well as in compressors
+# back, without "model."; save_pretrained shortens `kv_norm` to `norm`, also in attention itself
 V4_NAMES = {theirs.removeprefix("model."): name for name, theirs in NAMES.items()}
 V4_NAMES["attn.norm.weight"] = "attn.kv_norm.weight"
 
@@ -64,7 +64,7 @@ EXPERT = re.compile(r"ffn\.experts\.\d+\.(w[123])\.weight")
 
 
 def to_transformers(name: str) -> str:
-    """The name in the state_dict of `DeepseekV4ForCausalLM`; for a routed expert, that of its stack.
+    """The name in the state_dict of `DeepseekV4ForCausalLM`; for a routed expert its stack.
 
     `KeyError` for a tensor that `transformers` does not have.
     """

@@ -4,11 +4,11 @@
     block = read_layer(checkpoint, 5, "cuda", torch.bfloat16)     # fetches 3.6 GB, once
     y = block(*random_input(checkpoint.config, 4096, "cuda", torch.bfloat16))
 
-Routed experts stay packed, in FP4 or FP8. An expert that tokens go to is decoded once a pass, one at
-a time, and works on all its tokens together. `reference_layer` makes the layer of `transformers` with
-the same weights, all of them decoded. `trials` runs both on random inputs and compares them. The time
-that this takes on a GPU has not been measured yet: `tests/benchmarks` does it where there is one. For
-a whole model see `minids.weights.streamed`.
+Routed experts stay packed, in FP4 or FP8. An expert that tokens go to is decoded once a pass, one
+at a time, and works on all its tokens together. `reference_layer` makes the layer of `transformers`
+with the same weights, all of them decoded. `trials` runs both on random inputs and compares them.
+The time that this takes on a GPU has not been measured yet: `tests/benchmarks` does it where there
+is one. For a whole model see `minids.weights.streamed`.
 """
 
 import math
@@ -32,7 +32,7 @@ LENGTHS, SECONDS = (1, 4096), 2.0     # tokens of a trial, and how long to repea
 
 
 class Timing(NamedTuple):
-    """What a pass takes: seconds of the fastest one, and the peak memory in bytes (see `PeakMemory`)."""
+    """Seconds of the fastest pass, and the peak memory in bytes (see `PeakMemory`)."""
 
     seconds: float
     memory: int
@@ -41,9 +41,9 @@ class Timing(NamedTuple):
 class Trial(NamedTuple):
     """A layer on `tokens` random tokens, here and in `transformers`.
 
-    `why` says why `theirs` is None, if it is. `same_experts` is the share of tokens that go to the same
-    experts in both, `max_difference` the largest difference of two outputs among these tokens. `rms` is
-    the root mean square of the outputs.
+    `why` says why `theirs` is None, if it is. `same_experts` is the share of tokens that go to the
+    same experts in both, `max_difference` the largest difference of two outputs among these tokens.
+    `rms` is the root mean square of the outputs.
     """
 
     tokens: int
@@ -62,7 +62,8 @@ def layer_names(checkpoint: Checkpoint, i: int) -> list[str]:
     return checkpoint.find(f"layers.{i}.*")
 
 
-def read_layer(checkpoint: Checkpoint, i: int, device="cpu", dtype: torch.dtype = torch.float32) -> Block:
+def read_layer(checkpoint: Checkpoint, i: int, device="cpu",
+               dtype: torch.dtype = torch.float32) -> Block:
     """Layer `i`, ready to use, its routed experts as they are stored.
 
     What is not on this machine is fetched first. `MinidsError` where the memory of `device` is too
@@ -72,7 +73,8 @@ def read_layer(checkpoint: Checkpoint, i: int, device="cpu", dtype: torch.dtype 
     checkpoint.fetch(layer_names(checkpoint, i))
     need, available = estimate_memory(checkpoint, i, dtype), free(device)
     if need > available:
-        raise MinidsError(f"layer {i} takes {need:,} bytes of memory, {available:,} are free on {device}")
+        raise MinidsError(f"layer {i} takes {need:,} bytes of memory, {available:,} are free "
+                          f"on {device}")
     block = empty(lambda: Block(config, config.compress_ratios[i], config.is_hash(i)), dtype)
 
     def read(name, dtype):
@@ -126,7 +128,7 @@ def random_input(config, T: int, device="cpu", dtype: torch.dtype = torch.float3
 
 @torch.inference_mode()
 def measure(run, device, seconds: float):
-    """(the output of `run()`, its `Timing`): the fastest of as many calls as fit in the time, at least one."""
+    """(output, `Timing`) of `run()`, called as often as fits in the time, at least once."""
     cuda = torch.device(device).type == "cuda"
     fastest, spent = float("inf"), 0.0
     with PeakMemory(device) as memory:
@@ -180,16 +182,18 @@ class PeakMemory:
 
 @torch.no_grad()
 def reference_layer(block: Block):
-    """`transformers`' layer with the weights of `block`: (the module, a function from X and ids to its arguments).
+    """`transformers`' layer with the weights of `block`.
 
-    Its experts are decoded one after another. It shares everything else with `block`.
+    Returns the module, and a function from X and ids to its arguments. Its experts are decoded one
+    after another. It shares everything else with `block`.
     """
     from transformers import DeepseekV4Config, DeepseekV4Model
     from transformers.masking_utils import create_sliding_window_causal_mask
     from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4RotaryEmbedding
 
-    ratio, is_hash, device = block.attn.ratio, block.ffn.gate.is_hash, block.attn.wq_a.weight.device
-    alone = block.config.replace(n_layers=1, n_mtp_layers=0, compress_ratios=(ratio,), n_hash_layers=int(is_hash))
+    device = block.attn.wq_a.weight.device
+    alone = block.config.replace(n_layers=1, n_mtp_layers=0, compress_ratios=(block.attn.ratio,),
+                                 n_hash_layers=int(block.ffn.gate.is_hash))
     config = DeepseekV4Config(**alone.to_json() | {"pad_token_id": None})
     layer = empty(lambda: DeepseekV4Model(config), block.attn.wq_a.weight.dtype).layers[0].eval()
     layer.load_state_dict(_reference_state(block, layer), assign=True)
@@ -232,16 +236,17 @@ def estimate_reference_memory(checkpoint: Checkpoint, i: int, T: int, dtype: tor
     return estimate_memory(checkpoint, i, dtype, packed=False) + 16 * scores
 
 
-def trials(checkpoint: Checkpoint, i: int, device="cpu", dtype: torch.dtype = torch.float32, lengths=None,
-           seconds: float | None = None) -> list[Trial]:
-    """Layer `i` on random inputs of some lengths, and `transformers`' layer where its memory suffices.
+def trials(checkpoint: Checkpoint, i: int, device="cpu", dtype: torch.dtype = torch.float32,
+           lengths=None, seconds: float | None = None) -> list[Trial]:
+    """Layer `i` on random inputs of some lengths, and `transformers`' layer where memory suffices.
 
     Each pass is repeated for about `seconds`. Defaults: `LENGTHS` and `SECONDS`.
     """
     lengths, seconds = lengths or LENGTHS, SECONDS if seconds is None else seconds
     block = read_layer(checkpoint, i, device, dtype)
     inputs = {T: random_input(checkpoint.config, T, device, dtype) for T in lengths}
-    ours = {T: _run(block, block.ffn.gate, dict(X=X, ids=ids), device, seconds) for T, (X, ids) in inputs.items()}
+    ours = {T: _run(block, block.ffn.gate, dict(X=X, ids=ids), device, seconds)
+            for T, (X, ids) in inputs.items()}
     why = _why_no_reference(checkpoint, i, lengths, device, dtype)
     layer, arguments = reference_layer(block) if len(why) < len(lengths) else (None, None)
     del block
@@ -269,10 +274,10 @@ def _compare(T: int, ours, theirs) -> Trial:
     """The trial of two results of `_run`."""
     (y, experts, timing), (z, their_experts, their_timing) = ours, theirs
     same = (experts == their_experts).all(-1)               # T
-    differences = (y - z).abs()[same]                       # T' n d: only tokens with the same experts
+    differences = (y - z).abs()[same]                       # T' n d: tokens with the same experts
     largest = differences.max().item() if len(differences) else float("nan")
-    return Trial(T, timing, their_timing, max_difference=largest, same_experts=same.float().mean().item(),
-                 rms=z.pow(2).mean().sqrt().item())
+    return Trial(T, timing, their_timing, max_difference=largest,
+                 same_experts=same.float().mean().item(), rms=z.pow(2).mean().sqrt().item())
 
 
 def _run(layer, gate, arguments: dict, device, seconds: float):

@@ -15,18 +15,19 @@ from minids.weights.folder import whole_folder
 from minids.weights.layout import INDEX, SINGLE, count_and_names, scale_name
 
 FORMATS = ("bf16", "fp32", "v4")
-QUANTISATION = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "scale_fmt": "ue8m0",
-                "weight_block_size": [128, 128]}  # config.json of the released models
+# as in config.json of the released models
+QUANTISATION = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8",
+                "scale_fmt": "ue8m0", "weight_block_size": [128, 128]}
 
 
 def save(model: Model, path, format: str = "bf16", tokenizer=None) -> None:
     """Write a checkpoint folder, whole or not at all.
 
-    An existing checkpoint stays as it is until the new one is complete. `format` says how the numbers
-    are stored:
+    An existing checkpoint stays as it is until the new one is complete. `format` says how the
+    numbers are stored:
 
-    "fp32"  float32, one file: exactly the model that trains
-    "bf16"  bfloat16, one file; float32 for what the released files keep in float32 (ape, sinks, gate
+    "fp32"  float32, one file: exactly the model that trains "bf16"  bfloat16, one file; float32 for
+    what the released files keep in float32 (ape, sinks, gate
             biases, hyper-connections)
     "v4"    exactly as released: FP8, FP4 for the experts (`config.expert_dtype`), a shard for each
             layer, an index

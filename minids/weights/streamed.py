@@ -1,13 +1,13 @@
 """A checkpoint that is larger than memory: the same `Model`, its layers read one after another.
 
     model = streamed("DeepSeek-V4-Flash", device="cuda", dtype=torch.bfloat16)
-    logits = model(ids)         # reads every layer once; the next one is read while this one computes
+    logits = model(ids)         # reads every layer once, each while the one before it computes
 
-At most two layers are in memory. A file is read from its first byte to its last. Routed experts stay
-as they are stored, in FP4 or FP8, and are decoded one by one as they are used: a layer of V4-Flash
-takes 3.6 GB. The results are those of `minids.load`, bit for bit. Generation works too, but reads the
-whole model for each token. The path to a GPU has not been tested on one. To fetch files from the Hub
-see `minids.weights.checkpoint`.
+At most two layers are in memory. A file is read from its first byte to its last. Routed experts
+stay as they are stored, in FP4 or FP8, and are decoded one by one as they are used: a layer of
+V4-Flash takes 3.6 GB. The results are those of `minids.load`, bit for bit. Generation works too,
+but reads the whole model for each token. The path to a GPU has not been tested on one. To fetch
+files from the Hub see `minids.weights.checkpoint`.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -37,10 +37,10 @@ class Stored(nn.Module):
 
 
 class Layers:
-    """The blocks of a checkpoint, for `for` loops. While the loop uses a block, a thread reads the next one.
+    """The blocks of a checkpoint, for `for` loops.
 
-    A block is emptied when the loop asks for the next. `on_block(i, block)` is called with each block
-    before it computes.
+    While the loop uses a block, a thread reads the next one. A block is emptied when the loop asks
+    for the next. `on_block(i, block)` is called with each block before it computes.
     """
 
     def __init__(self, checkpoint: Checkpoint, device, dtype: torch.dtype):
@@ -66,14 +66,15 @@ class Layers:
                 self.on_block(i, block)
                 yield block
                 if self.queue:
-                    torch.cuda.synchronize(self.device)     # the GPU may still be reading its memory
+                    torch.cuda.synchronize(self.device)     # the GPU may still read its memory
                 block._modules.clear()      # the caller's loop still holds the block itself
                 block._parameters.clear()
 
     def shell(self, i: int) -> Block:
-        """Layer `i` without its numbers. Call it in the main thread: torch's default type is global."""
+        """Layer `i` without its numbers. For the main thread: torch's default type is global."""
         config = self.checkpoint.config
-        return empty(lambda: Block(config, config.compress_ratios[i], config.is_hash(i)), self.dtype)
+        ratio, is_hash = config.compress_ratios[i], config.is_hash(i)
+        return empty(lambda: Block(config, ratio, is_hash), self.dtype)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -99,9 +100,12 @@ class Layers:
 
 
 def fill(block: Block, at: str, read, stored, where) -> Block:
-    """Put numbers into an empty layer whose names begin with `at`. `read(name, dtype)` gives them, `stored(name)` those of
-    a routed expert; `where` is for errors."""
-    state = {name: read(at + name, t.dtype) for name, t in block.state_dict().items() if not name.startswith("ffn.experts.")}
+    """Put numbers into an empty layer whose names begin with `at`.
+
+    `read(name, dtype)` gives them, `stored(name)` those of a routed expert; `where` is for errors.
+    """
+    state = {name: read(at + name, t.dtype) for name, t in block.state_dict().items()
+             if not name.startswith("ffn.experts.")}
     block.load_state_dict(state, strict=False, assign=True)
     if block.ffn.gate.is_hash:
         check_table(block.ffn.gate.tid2eid, block.config, f"{where}: {at}ffn.gate.tid2eid")
@@ -114,14 +118,15 @@ def fill(block: Block, at: str, read, stored, where) -> Block:
 def streamed(path, device="cpu", dtype: torch.dtype = torch.float32) -> Model:
     """The model of a checkpoint folder, without MTP blocks.
 
-    It serves `model(ids)`, `model.features` and `minids.generate`. Set `model.layers.on_block` to see
-    each block as it is read. Raises `MinidsError`, before it takes memory, where the files are not
-    whole or do not hold the model of their config.json.
+    It serves `model(ids)`, `model.features` and `minids.generate`. Set `model.layers.on_block` to
+    see each block as it is read. Raises `MinidsError`, before it takes memory, where the files are
+    not whole or do not hold the model of their config.json.
     """
     checkpoint = Checkpoint(Path(path))
     checkpoint.check()
     config = checkpoint.config
-    config = config.replace(n_mtp_layers=0, compress_ratios=config.compress_ratios[:config.n_layers])
+    ratios = config.compress_ratios[:config.n_layers]
+    config = config.replace(n_mtp_layers=0, compress_ratios=ratios)
     # everything but the blocks: a model with one plain layer, which is removed
     plain = config.replace(n_layers=1, compress_ratios=(0,), n_hash_layers=0,
                            n_routed_experts=config.n_activated_experts)
@@ -134,7 +139,7 @@ def streamed(path, device="cpu", dtype: torch.dtype = torch.float32) -> Model:
 
 
 def bytes_of_a_pass(path) -> int:
-    """Bytes that `streamed` reads for one forward pass: all tensors of all layers, as they are stored."""
+    """Bytes that `streamed` reads for one forward pass: all layers, as they are stored."""
     with Checkpoint(Path(path)) as checkpoint:
         names = [name for name in checkpoint.names() if name.startswith("layers.")]
         return sum(nbytes(checkpoint.info(name)) for name in names)
@@ -144,16 +149,17 @@ def bytes_of_a_pass(path) -> int:
 def report(model: Model, ids: list[int]) -> dict:
     """What one pass over a text shows. `model` comes from `streamed`, `ids` are one text.
 
-    "nats": the loss of each token after the first; "next": the logits after the last one, vocab; and
-    for each layer "rms", the root mean square of the residual streams after it, and "load", the number
-    of tokens of each expert.
+    "nats": the loss of each token after the first; "next": the logits after the last one, vocab;
+    and for each layer "rms", the root mean square of the residual streams after it, and "load", the
+    number of tokens of each expert.
     """
     if len(ids) < 2:
         raise MinidsError(f"expected a text of at least 2 tokens, found {len(ids)}")
     rms, loads, E = [], [], model.config.n_routed_experts
 
     def watch(i, block):
-        block.register_forward_hook(lambda _, __, X: rms.append(X.float().pow(2).mean().sqrt().item()))
+        block.register_forward_hook(
+            lambda _, __, X: rms.append(X.float().pow(2).mean().sqrt().item()))
         block.ffn.gate.register_forward_hook(
             lambda _, __, output: loads.append(output[1].flatten().bincount(minlength=E).tolist()))
 
