@@ -8,8 +8,9 @@ from minids.weights.names import to_transformers
 
 
 def to_hf(tensors: dict, config) -> dict:
-    """The same tensors (weights, or their gradients) under transformers' names, experts stacked. MTP is left out."""
-    out = {to_transformers(k): v for k, v in tensors.items() if not k.startswith("mtp.") and ".experts." not in k}
+    """The same tensors (weights or gradients) under transformers' names, experts stacked, no MTP."""
+    out = {to_transformers(k): v for k, v in tensors.items()
+           if not k.startswith("mtp.") and ".experts." not in k}
     for i in range(config.n_layers):
         w1, w2, w3 = ([tensors[f"layers.{i}.ffn.experts.{e}.{w}.weight"] for e in range(config.n_routed_experts)]
                       for w in ("w1", "w2", "w3"))

@@ -5,8 +5,9 @@ None of it has been measured on a GPU yet.
     python tests/benchmarks/test_full_size.py               writes two layers, 7.2 GB, and removes them afterwards
     python tests/benchmarks/test_full_size.py --small       the same code on layers of the sample's sizes, also without a GPU
 
-The weights are random, the files in the released format. `make bench` runs it where there is a GPU, and holds it to the
-goals: at 1 and at 4,096 tokens three times as fast as transformers' layer in half of its memory, 80 % of the disk's speed.
+The weights are random, the files in the released format. `make bench` runs it where there is a GPU,
+and holds it to the goals: at 1 and at 4,096 tokens three times as fast as transformers' layer in
+half of its memory, 80 % of the disk's speed.
 """
 # ruff: noqa: I001
 
@@ -185,15 +186,17 @@ def told(trial: one_layer.Trial, kind: str, size: int, speed: float) -> dict:
     """Print a trial; the ratios of the two layers, if both ran."""
     ours, theirs = trial.ours, trial.theirs
     at = f"{kind}, {trial.tokens:,} tokens"
-    print(f"{at}: {ours.seconds * 1e3:,.2f} ms, {ours.memory / 1e9:.2f} GB; it needs {size / 1e9:.3f} GB of weights: "
-          f"{size / ours.seconds / 1e9:,.1f} GB/s, {size / ours.seconds / speed:.1%} of a copy's speed")
+    print(f"{at}: {ours.seconds * 1e3:,.2f} ms, {ours.memory / 1e9:.2f} GB; it needs "
+          f"{size / 1e9:.3f} GB of weights: {size / ours.seconds / 1e9:,.1f} GB/s, "
+          f"{size / ours.seconds / speed:.1%} of a copy's speed")
     if theirs is None:
         print(f"    transformers' layer was not run: {trial.why}")
         return {}
     faster, leaner = theirs.seconds / ours.seconds, ours.memory / theirs.memory
-    print(f"    transformers' layer: {theirs.seconds * 1e3:,.2f} ms, {theirs.memory / 1e9:.2f} GB; ours is {faster:.2f} times "
-          f"as fast (goal {FASTER}) in {leaner:.2f} of its memory (goal {LEANER}); largest difference {trial.max_difference:.2g} of "
-          f"{trial.rms:.2g}, {trial.same_experts:.1%} of tokens with the same experts")
+    print(f"    transformers' layer: {theirs.seconds * 1e3:,.2f} ms, {theirs.memory / 1e9:.2f} GB; "
+          f"ours is {faster:.2f} times as fast (goal {FASTER}) in {leaner:.2f} of its memory (goal "
+          f"{LEANER}); largest difference {trial.max_difference:.2g} of {trial.rms:.2g}, "
+          f"{trial.same_experts:.1%} of tokens with the same experts")
     return {f"{at}: speed": faster, f"{at}: memory": leaner}
 
 
@@ -203,12 +206,13 @@ def streamed(place, files, device, dtype, T: int) -> dict:
     plain = reading(files)
     need, room = 2.2 * max(path.stat().st_size for path in files), one_layer.free(device)
     if need > room:
-        print(f"plain reading: {plain / 1e9:.2f} GB/s; streaming is skipped: two layers take {need / 1e9:.1f} GB of memory, "
-              f"{room / 1e9:.1f} are free")
+        print(f"plain reading: {plain / 1e9:.2f} GB/s; streaming is skipped: two layers take "
+              f"{need / 1e9:.1f} GB of memory, {room / 1e9:.1f} are free")
         return {}
     forget(files)
     ours = streaming(place, device, dtype, T)
-    print(f"streaming with {T:,} tokens: {ours / 1e9:.2f} GB/s; plain reading of the same files: {plain / 1e9:.2f} GB/s "
+    print(f"streaming with {T:,} tokens: {ours / 1e9:.2f} GB/s; plain reading of the same files: "
+          f"{plain / 1e9:.2f} GB/s "
           f"({'cold' if cold else 'warm: this system cannot be asked to drop files from memory'}); "
           f"{ours / plain:.0%} (goal {DISK:.0%})")
     return {"streaming": ours / plain}

@@ -13,9 +13,11 @@ def test_every_name_has_its_counterpart_in_transformers(preset):
     transformers = pytest.importorskip("transformers")
     config = Config.preset(preset)
     with torch.device("meta"):
-        theirs = transformers.DeepseekV4ForCausalLM(transformers.DeepseekV4Config(**config.to_json()))
+        their_config = transformers.DeepseekV4Config(**config.to_json())
+        theirs = transformers.DeepseekV4ForCausalLM(their_config)
     shapes = {name: tuple(t.shape) for name, t in theirs.state_dict().items()}
-    ours = {name: shape for name, (_, shape) in layout.tensors(config).items() if not name.startswith("mtp.")}
+    ours = {name: shape for name, (_, shape) in layout.tensors(config).items()
+            if not name.startswith("mtp.")}
     assert {to_transformers(name) for name in ours} == shapes.keys()
     for name, shape in ours.items():
         if ".ffn.experts." not in name:
@@ -27,7 +29,8 @@ def test_every_name_has_its_counterpart_in_transformers(preset):
                        if name.startswith(f"layers.{i}.") and to_transformers(name).endswith(stack)]
             rows = sum(shape[0] for shape in stacked) // config.n_routed_experts
             assert len(stacked) == len(matrices) * config.n_routed_experts
-            assert shapes[f"model.layers.{i}.{stack}"] == (config.n_routed_experts, rows, stacked[0][1])
+            expected = config.n_routed_experts, rows, stacked[0][1]
+            assert shapes[f"model.layers.{i}.{stack}"] == expected
 
 
 def test_names_of_v4_stay_as_they_are():
