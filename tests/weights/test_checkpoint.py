@@ -15,6 +15,8 @@ from minids.model import Model
 from minids.numerics import fake_quant
 from minids.weights import layout
 from minids.weights.checkpoint import Checkpoint, load
+from minids.weights.folder import LocalFiles
+from minids.weights.header import DTYPES
 from minids.weights.save import QUANTISATION, save
 
 IDS = torch.randint(0, 1024, (2, 40), generator=torch.Generator().manual_seed(0))
@@ -164,9 +166,23 @@ def test_single_tensors_are_read_without_the_other_shards(model, tmp_path):
 
 def test_checking_reads_no_tensor(model, tmp_path, monkeypatch):
     save(model, tmp_path / "c", format="v4")
-    monkeypatch.setattr(Checkpoint, "raw", lambda *_: pytest.fail("read a tensor"))
+    monkeypatch.setattr(LocalFiles, "read", lambda *_: pytest.fail("read a tensor"))
     with Checkpoint(tmp_path / "c") as c:
         c.check()
+
+
+def test_a_folder_that_is_replaced_is_read_as_it_was(model, tmp_path):
+    save(model, tmp_path / "c", format="fp32")
+    with Checkpoint(tmp_path / "c") as c:
+        c.check()
+        save(random_model(seed=1), tmp_path / "c", format="fp32")
+        assert torch.equal(c.read("norm.weight"), model.norm.weight)
+    assert not torch.equal(load(tmp_path / "c").norm.weight, model.norm.weight)
+
+
+def test_types_that_are_read_have_their_torch_type():
+    for name in (*layout.FLOATS, *layout.INTEGERS, *layout.SCALES, *layout.CODES):
+        assert DTYPES[name].torch_dtype.itemsize * 8 == DTYPES[name].bits
 
 
 # ---- whole or not at all ----

@@ -138,7 +138,7 @@ def test_layers_that_are_written(full_size, tmp_path, monkeypatch):
 
 
 def test_layers_of_flash_are_true(full_size):
-    """What the benchmark writes for V4-Flash is what V4-Flash has, apart from the layers' indices."""
+    """What the benchmark writes for V4-Flash is what V4-Flash has, apart from the indices."""
     of = lambda config, i: {n.split(".", 2)[2]: t for n, t in layout.inventory(config).items()
                             if n.startswith(f"layers.{i}.")}
     ours, flash = full_size.config(False, 2), Config.flash()

@@ -55,7 +55,7 @@ def test_decoding_and_generation(whole):
 
 
 def test_at_most_two_layers_are_in_memory(monkeypatch):
-    """Count the matrices that are alive when a layer has been read, and when one begins to compute."""
+    """Count the matrices that are alive after a layer was read, and before one computes."""
     alive, most, threads, fill = weakref.WeakSet(), [], set(), Layers.fill
 
     def counting(self, block, i):
