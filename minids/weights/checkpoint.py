@@ -81,9 +81,13 @@ class Checkpoint:
         local = isinstance(source, Path) or os.path.isdir(source)
         self.files = LocalFiles(source) if local else HubFiles(str(source), revision)
         self.where, self.revision = self.files.where, self.files.revision
-        config = _read_config(self.files)
-        self.config, self._stored = _find_tensors(self.files.index(), config, self.where)
-        self._layout = layout.expected(self.config, self._stored, self.where)
+        try:
+            config = _read_config(self.files)
+            self.config, self._stored = _find_tensors(self.files.index(), config, self.where)
+            self._layout = layout.expected(self.config, self._stored, self.where)
+        except MinidsError:
+            self.close()
+            raise
 
     def __enter__(self):
         return self
