@@ -1,6 +1,6 @@
 """Figures of lesson 15: the files of a checkpoint, and a large model beside a small one.
 
-A checkpoint is "OWNER/NAME" on the Hub, a folder, or a `RemoteCheckpoint`. Functions that end in
+A checkpoint is "OWNER/NAME" on the Hub, a folder, or a `Checkpoint`. Functions that end in
 `_of` measure one checkpoint and read only the tensors they need; `trace` needs a whole forward
 pass and therefore a folder. The `plot_` functions of the same names take {name of the model:
 checkpoint} (or traces) and show them side by side.
@@ -23,7 +23,9 @@ from minids.model import mhc
 from minids.show.drawing import bar_places, heat
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
 from minids.weights import layout
-from minids.weights.remote import Folder, RemoteCheckpoint
+from minids.weights.checkpoint import Checkpoint
+from minids.weights.folder import LocalFiles
+from minids.weights.layout import scale_name
 from minids.weights.streamed import streamed
 
 TYPES = {"F8_E4M3": BLUE, "I8": ORANGE, "F8_E8M0": VERMILION, "BF16": GREEN, "F32": PURPLE,
@@ -188,16 +190,16 @@ def plot_downloads(rows: dict):
 
 # ---- one checkpoint, tensor by tensor ----
 
-def opened(source) -> RemoteCheckpoint:
+def opened(source) -> Checkpoint:
     """A checkpoint, opened if it is not: on the Hub, or in a folder."""
-    return source if isinstance(source, RemoteCheckpoint) else RemoteCheckpoint(source)
+    return source if isinstance(source, Checkpoint) else Checkpoint(source)
 
 
 def by_layer(source, tensor: str) -> dict[int, torch.Tensor]:
     """{layer: values} of one tensor, such as "attn.attn_sink", of all layers that have it."""
     source = opened(source)
     return {int(name.split(".")[1]): t
-            for name, t in source.read(source.find(f"layers.*.{tensor}")).items()}
+            for name, t in source.read_all(source.find(f"layers.*.{tensor}")).items()}
 
 
 def sinks_of(source) -> dict[int, torch.Tensor]:
@@ -237,7 +239,7 @@ def connections_of(source) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     source = opened(source)
     config, n = source.config, source.config.hc_mult
     sites = [f"layers.{i}.hc_{at}_" for i in range(config.n_layers) for at in ("attn", "ffn")]
-    read = source.read([site + part for site in sites for part in ("base", "scale")])
+    read = source.read_all([site + part for site in sites for part in ("base", "scale")])
     X, fn = torch.zeros(1, 1, n, 1), torch.zeros((2 + n) * n, n)  # streams that say nothing
     maps = [mhc.maps(X, fn, read[site + "scale"], read[site + "base"], config) for site in sites]
     return tuple(torch.stack([triple[k][..., 0] for triple in maps]) for k in range(3))
@@ -275,7 +277,7 @@ def spectra_of(source, layer: int | None = None) -> dict[str, torch.Tensor]:
     """{matrix: singular values over the largest} of one layer (default: the middle one)."""
     source = opened(source)
     layer = source.config.n_layers // 2 if layer is None else layer
-    matrices = source.read([f"layers.{layer}.{part}.weight" for part in SPECTRA])
+    matrices = source.read_all([f"layers.{layer}.{part}.weight" for part in SPECTRA])
     return {part: _spectrum(W) for part, W in zip(SPECTRA, matrices.values())}
 
 
@@ -302,9 +304,10 @@ def rounding_of(source, layer: int | None = None) -> dict[str, dict]:
     layer = source.config.n_layers // 2 if layer is None else layer
     parts = (*SPECTRA, "ffn.experts.0.w2", "ffn.experts.1.w1")
     names = [f"layers.{layer}.{part}.weight" for part in parts]
-    stored, results = source.raw(names), {}
+    with_scales = [n for name in names for n in (name, scale_name(name)) if n in source]
+    stored, results = source.raw_all(with_scales), {}
     for part, name in zip(parts, names):
-        codes, scale = stored[name], stored.get(name.removesuffix("weight") + "scale")
+        codes, scale = stored[name], stored.get(scale_name(name))
         if codes.dtype == torch.int8:
             results[part] = {"format": "FP4", **_fp4_rounding(codes, scale)}
         elif codes.dtype == torch.float8_e4m3fn:
@@ -358,11 +361,11 @@ def trace(source, ids: list[int], device="cpu", dtype=torch.float32) -> dict[str
     weights. "loss": L, of the logit lens, which applies the head to the streams after each layer.
     "best", "chance": L T, the lens' likeliest token and its probability.
     """
-    if isinstance(source, RemoteCheckpoint):
-        if not isinstance(source.source, Folder):
+    if isinstance(source, Checkpoint):
+        if not isinstance(source.files, LocalFiles):
             raise MinidsError(f"a pass reads every layer of {source.where}: "
                               "fetch the files, and name the folder")
-        source = source.source.path
+        source = source.files.path
     model = streamed(source, device, dtype)
     record = {key: [] for key in ("load", "sure", "loss", "best", "chance")}
     targets = torch.tensor(ids[1:], device=device)
@@ -379,11 +382,11 @@ def trace(source, ids: list[int], device="cpu", dtype=torch.float32) -> dict[str
         record["best"].append(best)
         record["chance"].append(chance)
 
-    def look(i, block):
+    def watch(i, block):
         block.ffn.gate.register_forward_hook(gate)
         block.register_forward_hook(lens)
 
-    model.layers.look = look
+    model.layers.on_block = watch
     model.features(torch.tensor([ids], device=device))
     return {key: torch.stack(values).cpu() for key, values in record.items()}
 
