@@ -11,8 +11,8 @@ from minids.data.chat import MODES
 from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
 from minids.inference.answers import LIMITS, question
-from minids.model.passes import Options
 from minids.model.moe import Gate
+from minids.model.passes import Options
 from minids.posttrain import grpo
 from minids.posttrain.grpo import GRPOConfig, advantages, batch_of, batches, learn, objective, policy, reward
 from minids.posttrain.loop import digest
