@@ -27,7 +27,7 @@ from minids.posttrain.settings import Settings
 from minids.posttrain.sft import worked
 from minids.posttrain.teachers import Teachers, Texts
 from minids.pretrain.batches import IGNORED
-from minids.pretrain.losses import cross_entropy
+from minids.pretrain.losses import mean, mtp_loss
 from minids.pretrain.run_folder import read_log, start
 from minids.system.distributed import device
 from minids.system.files import write_text
@@ -173,7 +173,7 @@ def learn(model, school: Teachers, lessons: dict[str, Texts], settings: DistillC
         loss = losses(student, teacher, token, settings.method).mean()
         if model.mtp and settings.mtp_weight and ids.shape[1] > 2:
             far = ids.masked_fill(~F.pad(reply, (1, 0)), IGNORED)[:, 2:]                 # B T-2: the tokens after the next
-            mtp = cross_entropy(model.mtp_logits(X[:, :-1].detach(), ids[:, 1:-1]), far)
+            mtp = mean(mtp_loss(model, X.detach(), ids[:, :-1], far)[0])
             (settings.mtp_weight * share * mtp).backward(inputs=list(model.mtp.parameters()))
             record["mtp_loss"] += share * mtp.item()
         (share * loss).backward()

@@ -16,9 +16,9 @@ import torch
 from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
 from minids.inference.answers import LIMITS, question, right
-from minids.model.ledger import Ledger
+from minids.model.passes import Options
 from minids.posttrain.loop import descend, examine, run
-from minids.posttrain.rollouts import Rollouts, by_length, keep, log_distribution, rollouts, shared
+from minids.posttrain.rollouts import Rollouts, by_length, log_distribution, rollouts, shared
 from minids.posttrain.settings import Settings
 from minids.system.distributed import device
 from minids.weights.checkpoint import load
@@ -156,11 +156,11 @@ def policy(model, r: Rollouts, settings: GRPOConfig, replay: bool):
     """
     P, (first, owner) = r.prompt, shared(r.ids[:, : r.prompt])
     took = [e.unflatten(0, (len(r.ids), -1)) for e in r.experts or ()] if replay else []   # each B T-1 K
-    replayed = lambda some: Ledger(experts=[e.flatten(0, 1) for e in some] or None)
+    replayed = lambda some: Options(experts=[e.flatten(0, 1) for e in some] or None)
     state = model.new_state(len(first), r.ids.shape[1] - 1)
     X = model.features(r.ids[first, :P], state, replayed(e[first, :P] for e in took))[owner, -1:]     # B 1 n d
     if r.ids.shape[1] > P + 1:
-        keep(state, owner)
+        state.select(owner)
         X = torch.cat([X, model.features(r.ids[:, P:-1], state, replayed(e[:, P:] for e in took))], dim=1)    # B R n d
     logits = model.logits(X)                                                              # B R vocab
     allowed = r.choices(logits.shape[-1]) if settings.replay_mask else None

@@ -20,11 +20,10 @@ from minids.data import mixture
 from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
 from minids.inference.answers import solve
-from minids.model.ledger import Ledger
-from minids.model.moe import balance
+from minids.model.passes import Options
 from minids.posttrain.settings import Settings
 from minids.pretrain.batches import Part, batch_of
-from minids.pretrain.losses import cross_entropy
+from minids.pretrain.losses import cross_entropy, mean
 from minids.pretrain.optim import learning_rate, make_optimiser
 from minids.pretrain.run_folder import deferred_interrupt, newest, note, read_log, read_optimiser, save_step, start
 from minids.pretrain.settings import TrainConfig
@@ -106,7 +105,6 @@ def descend(model, optimiser, settings: Settings, step: int, reading: int | None
                           f"whole; try a lower learning rate than {settings.lr}.")
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
-    balance(model, 0.0)         # forgets the load of the experts
     return record | {"grad_norm": norm, "lr": lr}
 
 
@@ -119,7 +117,7 @@ def rehearse(model, settings: Settings, number: int) -> float:
     reading = TrainConfig(settings.steps, batch=settings.rehearsal, seq_len=ROW, data="mix", seed=settings.seed)
     bos, place = model.config.bos_token_id, model.embed.weight.device
     part = Part(torch.from_numpy(batch_of(rehearsed(), reading, number)).to(place), reading, bos)
-    loss = cross_entropy(model.logits(model.features(part.x, ledger=Ledger(part.documents))), part.y)
+    loss = mean(cross_entropy(model.logits(model.features(part.x, options=Options(part.documents))), part.y))
     loss.backward()
     return loss.item()
 

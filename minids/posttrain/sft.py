@@ -13,12 +13,12 @@ from minids.data import tasks
 from minids.data.chat import encode_chat, reply_mask
 from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
-from minids.model.ledger import Ledger
 from minids.model.packing import Packing
+from minids.model.passes import Options
 from minids.posttrain.loop import descend, examine, run
 from minids.posttrain.settings import Settings
 from minids.pretrain.batches import IGNORED
-from minids.pretrain.losses import cross_entropy
+from minids.pretrain.losses import cross_entropy, mean, mtp_loss
 from minids.system.distributed import device
 from minids.weights.checkpoint import load
 
@@ -114,11 +114,10 @@ def losses(model, ids, taught, settings: SFTConfig) -> dict:
     bos, place = model.config.bos_token_id, model.embed.weight.device
     ids, taught = ids.to(place), taught.to(place)
     x, y = ids[:, :-1], ids.masked_fill(~taught, IGNORED)[:, 1:]                          # B T-1
-    X = model.features(x, ledger=Ledger(Packing.of(x, bos)))
-    found = {"loss": cross_entropy(model.logits(X), y)}
+    X = model.features(x, options=Options(Packing.of(x, bos)))
+    found = {"loss": mean(cross_entropy(model.logits(X), y))}
     if model.config.n_mtp_layers and settings.mtp_weight:
         some = slice(math.ceil(settings.mtp_share * len(ids)))
-        x, X = x[some], X[some, :-1]
-        ledger = Ledger(Packing.of(x[:, :-1], bos))
-        found["mtp_loss"] = cross_entropy(model.mtp_logits(X, x[:, 1:], ledger=ledger), y[some, 1:])
+        options = Options(Packing.of(x[some, :-1], bos))
+        found["mtp_loss"] = mean(mtp_loss(model, X[some], x[some], y[some, 1:], options)[0])
     return found

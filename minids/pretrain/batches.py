@@ -9,7 +9,6 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from minids.config import CSA_RATE
 from minids.data import books, mixture
 from minids.data.tokenizer import Tokenizer
 from minids.model.packing import Packing
@@ -83,17 +82,6 @@ class Part:
     def packing(self, x) -> Packing | None:
         """Where they lie in x, rows of `self.x` or beginnings of them."""
         return packing(x, self.bos_id, self.packed)
-
-    def count(self, name: str):
-        """How much the mean called `name` (see `minids.pretrain.losses.losses`) is a mean of."""
-        if name == "loss":
-            return (self.y != IGNORED).sum()
-        if name == "mtp_loss":
-            return (self.z != IGNORED).sum()
-        if name == "balance_loss":
-            return len(self.x)
-        documents, B, T = self.documents, *self.x.shape                          # queries with a whole window behind them
-        return (documents.position >= CSA_RATE - 1).sum() if documents else B * max(T - CSA_RATE + 1, 0)
 
 
 def parts_of(ids, settings, bos_id: int, processes: int) -> list[Part]:

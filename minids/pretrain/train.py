@@ -21,11 +21,11 @@ from minids.config import CSA_RATE, Config
 from minids.data import books
 from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
-from minids.model.moe import Gate, balance
+from minids.model.moe import balance
 from minids.model.transformer import Model
 from minids.pretrain.anticipatory_routing import Anticipation
 from minids.pretrain.batches import batch_of, parts_of, streams
-from minids.pretrain.losses import choices, evaluate, loss_weights, losses
+from minids.pretrain.losses import choices, counts, loss_weights, losses, stream_loss
 from minids.pretrain.mixed_precision import computing_copy, refresh
 from minids.pretrain.optim import learning_rate, make_optimiser
 from minids.pretrain.run_folder import deferred_interrupt, newest, note, read_log, read_optimiser, read_routes, save_step, start
@@ -94,8 +94,8 @@ def _train(config, settings, out, on_step, tokens, tokenizer, device, pressed) -
 
     def look(split):
         stage, every = settings.at(step - 1)[0], 1 if split == "heldout" else 8
-        loss, per_byte = evaluate(model, tokens[split], stage.seq_len, tokenizer, every, settings.packed,
-                                  dense=stage.attention == "dense")
+        loss, per_byte = stream_loss(model, tokens[split], stage.seq_len, tokenizer, every, settings.packed,
+                                     dense=stage.attention == "dense")
         write({"step": step, f"{split}_loss": loss, f"{split}_bits_per_byte": per_byte})
 
     def choose(step):       # the experts of a step to come, see `minids.pretrain.anticipatory_routing`
@@ -151,8 +151,8 @@ def _train(config, settings, out, on_step, tokens, tokenizer, device, pressed) -
                 look(split)
         save(masters, out / "model", format=settings.format, tokenizer=tokenizer)
         if settings.format == "v4":         # rounding costs something: what is the loss of the model as it is in the file?
-            loss, per_byte = evaluate(load(out / "model", dtype=torch.float32).to(device), tokens["heldout"],
-                                      settings.at(step - 1)[0].seq_len, tokenizer, packed=settings.packed)
+            loss, per_byte = stream_loss(load(out / "model", dtype=torch.float32).to(device), tokens["heldout"],
+                                         settings.at(step - 1)[0].seq_len, tokenizer, packed=settings.packed)
             write({"step": step, "rounded_loss": loss, "rounded_bits_per_byte": per_byte})
     return log
 
@@ -168,11 +168,12 @@ def train_step(model, optimiser, ids, settings: TrainConfig, step: int, masters=
         group["lr"] = lr * group["times"]
     optimiser.zero_grad(set_to_none=True)
     parts = parts_of(ids, settings, model.config.bos_token_id, distributed.size())
-    whole = {name: sum(part.count(name) for part in parts) for name in weights}
-    means = dict.fromkeys(weights, torch.zeros((), device=ids.device))
+    whole = {name: max(sum(counts(part)[name] for part in parts), 1) for name in weights}
+    means, loads = dict.fromkeys(weights, torch.zeros((), device=ids.device)), []
     for i, part in enumerate(parts[distributed.rank()::distributed.size()]):
-        found, _ = losses(model, part, settings, step, experts and experts[i])
-        shares = {name: loss * (part.count(name) / max(whole[name], 1)) for name, loss in found.items()}
+        sums, passed = losses(model, part, settings, step, experts and experts[i])
+        shares = {name: loss / whole[name] for name, loss in sums.items()}
+        loads = [sum(pair) for pair in zip(loads, passed.loads)] if loads else passed.loads
         teaching = [weights[name] * share for name, share in shares.items() if weights[name]]
         if teaching:        # not so in a warm-up where no document is long enough for an entry
             sum(teaching).backward()
@@ -187,8 +188,9 @@ def train_step(model, optimiser, ids, settings: TrainConfig, step: int, masters=
     optimiser.step()
     if masters is not model:
         refresh(model, masters)
-    distributed.total([m.load for m in model.modules() if isinstance(m, Gate) and m.load is not None])
-    balance(model, 0.0 if settings.at(step)[0].attention == "warmup" else settings.balance)
+    if settings.at(step)[0].attention != "warmup":
+        distributed.total(loads)
+        balance(model, loads, settings.balance)
     return record | {"grad_norm": norm, "lr": lr}
 
 
