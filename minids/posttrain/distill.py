@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from minids.data import tasks
 from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
-from minids.inference.answers import LIMITS, question, right
+from minids.inference.answers import LIMITS, is_correct, prompt_ids
 from minids.inference.generate import generate
 from minids.posttrain.loop import descend, digest, examine, run
 from minids.posttrain.settings import Settings
@@ -124,7 +124,7 @@ def distill(student, teachers: dict, settings: DistillConfig, out, resume: bool 
         if settings.method != "sft":
             written = [(problem, reply) for part in texts.values() for problem, reply in zip(part.problems, part.replies)]
             record |= {"length": sum(len(reply) for _, reply in written) / len(written),
-                       "accuracy": sum(right(p, reply, tokenizer, mode) for p, reply in written) / len(written)}
+                       "accuracy": sum(is_correct(p, reply, tokenizer, mode) for p, reply in written) / len(written)}
         return record | descend(model, optimiser, settings, step)
 
     try:
@@ -137,7 +137,7 @@ def distill(student, teachers: dict, settings: DistillConfig, out, resume: bool 
 
 def lessons(model, school, problems, mode: str, settings: DistillConfig, tokenizer, seed: int) -> dict[str, Texts]:
     """What a step learns from, {family: texts}: written by the student, by each family's teacher, or worked answers."""
-    prompts = [question(problem, tokenizer, mode) for problem in problems]
+    prompts = [prompt_ids(problem, tokenizer, mode) for problem in problems]
     of = {family: [i for i, problem in enumerate(problems) if problem.family == family] for family in settings.families}
     write = lambda writer, some: generate(writer, [prompts[i] for i in some], LIMITS[mode], seed=seed)
     if settings.method == "sft":

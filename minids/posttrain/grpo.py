@@ -15,7 +15,7 @@ import torch
 
 from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
-from minids.inference.answers import LIMITS, question, right
+from minids.inference.answers import LIMITS, is_correct, prompt_ids
 from minids.model.ledger import Ledger
 from minids.posttrain.loop import descend, examine, run
 from minids.posttrain.rollouts import Rollouts, by_length, keep, log_distribution, rollouts, shared
@@ -72,10 +72,10 @@ def grpo(base, settings: GRPOConfig, out, resume: bool = True, on_step=None) -> 
     def update(optimiser, step):
         mode, numbers = batch_of(settings, step)
         problems = [settings.problem("train", i) for i in numbers for _ in range(settings.group)]
-        prompts = [question(problem, tokenizer, mode) for problem in problems]
+        prompts = [prompt_ids(problem, tokenizer, mode) for problem in problems]
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
         r = rollouts(model, prompts, LIMITS[mode], settings.temperature, settings.top_p, generator, record=True)
-        verdicts = [right(problem, reply, tokenizer, mode) for problem, reply in zip(problems, r.replies)]
+        verdicts = [is_correct(problem, reply, tokenizer, mode) for problem, reply in zip(problems, r.replies)]
         rewards = torch.tensor([reward(ok, len(reply), mode, settings) for ok, reply in zip(verdicts, r.replies)])
         scores = advantages(rewards, settings)
         record = {"mode": mode, "reward": rewards.mean().item(), "accuracy": sum(verdicts) / len(verdicts),
@@ -205,5 +205,5 @@ def batches(settings: GRPOConfig, epoch: int) -> list[list[int]]:
 def lengths(settings: GRPOConfig) -> list[list[int]]:
     """The numbers of the problems of the pool, by the length of their prompts."""
     tokenizer, pool = Tokenizer.load(), settings.numbers(0, settings.pool, fresh=True)
-    prompts = [question(settings.problem("train", i), tokenizer, settings.modes[0]) for i in pool]
+    prompts = [prompt_ids(settings.problem("train", i), tokenizer, settings.modes[0]) for i in pool]
     return [[pool[i] for i in group] for group in by_length(prompts)]

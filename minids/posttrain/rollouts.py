@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from minids.errors import MinidsError
-from minids.inference.sampling import check, enough_threads
+from minids.inference.sampling import check, enough_threads, nucleus
 from minids.model.ledger import Ledger
 
 
@@ -105,7 +105,7 @@ def _sample(model, prompts, noise, temperature, top_p, record) -> dict:
 
     rows, alive = torch.arange(B, device=device), torch.ones(B, dtype=torch.bool, device=device)
     for t in range(max_new):
-        allowed = nucleus(logits, temperature, top_p)
+        allowed = allowed_ids(logits, temperature, top_p)
         logp = log_distribution(logits, temperature, allowed)                            # b vocab
         cdf = logp.double().exp().cumsum(-1)
         token = torch.searchsorted(cdf, cdf[:, -1:] * noise[rows, t, None], right=True)   # b 1: where the noise falls
@@ -141,19 +141,13 @@ def log_distribution(logits, temperature: float, allowed=None):
     return (logits if allowed is None else logits.masked_fill(~allowed, -float("inf"))).log_softmax(-1)
 
 
-def nucleus(logits, temperature: float, top_p: float):
-    """B vocab: the likeliest tokens that together reach `top_p`; at temperature 0 the likeliest one. None: all of them."""
+def allowed_ids(logits, temperature: float, top_p: float):
+    """B vocab: the ids that top-p allows, at temperature 0 the most likely one; None where all are allowed."""
     if temperature == 0:
         return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, logits.argmax(1, keepdim=True), True)
     if top_p == 1:
         return None
-    p = torch.softmax(logits.float() / temperature, dim=-1)
-    for k in (min(128, p.shape[1]), p.shape[1]):        # as a rule a few tokens reach it, and to sort them all takes long
-        best = p.topk(k)
-        kept = best.values.cumsum(-1) - best.values < top_p                              # what is likelier is less
-        if not kept[:, -1].any():
-            break
-    return torch.zeros_like(p, dtype=torch.bool).scatter_(1, best.indices, kept)
+    return nucleus(torch.softmax(logits.float() / temperature, dim=-1), top_p)
 
 
 def shared(prompts) -> tuple[torch.Tensor, torch.Tensor]:

@@ -244,8 +244,8 @@ def every_way(model, prompt, new: int, drafts: int, judge=None) -> dict[tuple, f
             return path[at - 1]
 
         with ExitStack() as stack:
-            patches = {"draw": lambda p, generator: pick(p), "coin": lambda p, generator: bool(pick(torch.tensor([1 - p, p])))}
-            for name, change in (patches | ({"judge": judge} if judge else {})).items():
+            patches = {"sample_one": lambda p, generator: pick(p), "bernoulli": lambda p, generator: bool(pick(torch.tensor([1 - p, p])))}
+            for name, change in (patches | ({"accept": judge} if judge else {})).items():
                 stack.enter_context(mock.patch.object(speculation, name, change))
             text = tuple(speculation.speculate(model, prompt, new, stop=(), drafts=drafts).ids)
         found[text] = found.get(text, 0.0) + chance
@@ -254,14 +254,14 @@ def every_way(model, prompt, new: int, drafts: int, judge=None) -> dict[tuple, f
 
 def accept_all(guesses, q, p, generator) -> list[int]:
     """Sabotage: a judge that lets every guess stand."""
-    return [*guesses, speculation.draw(p[len(guesses)], generator)]
+    return [*guesses, speculation.sample_one(p[len(guesses)], generator)]
 
 
 def resample_from_p(guesses, q, p, generator) -> list[int]:
     """Sabotage: a judge that draws the replacement from p itself."""
     for i, guess in enumerate(guesses):
-        if not speculation.coin(min(1.0, float(p[i, guess] / q[i, guess])), generator):
-            return [*guesses[:i], speculation.draw(p[i], generator)]
+        if not speculation.bernoulli(min(1.0, float(p[i, guess] / q[i, guess])), generator):
+            return [*guesses[:i], speculation.sample_one(p[i], generator)]
     return accept_all(guesses, q, p, generator)
 
 
@@ -285,14 +285,14 @@ def enumerations(plain: dict, others: dict):
 
 def guessed(model, ids, max_new_tokens: int, **options):
     """What `speculate` writes, and for each new token whether it was a guess that stood."""
-    marks, right = [False], speculation.judge
+    marks, right = [False], speculation.accept
 
     def judge(guesses, q, p, generator):
         new = right(guesses, q, p, generator)
         marks.extend([True] * (len(new) - 1) + [False])
         return new
 
-    with mock.patch.object(speculation, "judge", judge):
+    with mock.patch.object(speculation, "accept", judge):
         out = speculation.speculate(model, ids, max_new_tokens, **options)
     return out, marks[: len(out.ids)]
 

@@ -28,7 +28,7 @@ from minids.data import tasks
 from minids.data.chat import MODES, encode_chat, reply_mask
 from minids.data.tasks import mathematics
 from minids.data.tokenizer import Tokenizer
-from minids.inference.answers import LIMITS, question, right, solve
+from minids.inference.answers import LIMITS, is_correct, prompt_ids, solve
 from minids.inference.evaluate import interval
 from minids.inference.generate import generate
 from minids.learn import check, hint, versions
@@ -61,7 +61,7 @@ tokenizer = Tokenizer.load()
 base = minids.load(paths.data("checkpoints", "nano")).float()
 asked = tasks.problems("mathematics", "valid", 6, difficulty=1)
 as_texts = [tokenizer.encode(f"Question: {p.prompt}\nThinking:", bos=True) for p in asked]
-as_chats = [question(p, tokenizer, "non-think") for p in asked]
+as_chats = [prompt_ids(p, tokenizer, "non-think") for p in asked]
 texts, chats = (generate(base, prompts, 48, temperature=0.0) for prompts in (as_texts, as_chats))
 
 # %% tags=["nbval-ignore-output"]
@@ -229,7 +229,7 @@ p = tasks.Problem("mathematics", "terms", 1, "2 + 3 + 1 + 4 = ?", "", "10")
 THINK_END, END = "</think>", tokenizer.decode([tokenizer.eos_id])
 for reply in ("2 + 3 = 5" + THINK_END + "10" + END, THINK_END + "10" + END, "10" + END,
               THINK_END + "10", THINK_END + "9 10 11" + END):
-    verdict = right(p, tokenizer.encode(reply, special=True), tokenizer, "think-high")
+    verdict = is_correct(p, tokenizer.encode(reply, special=True), tokenizer, "think-high")
     print(f"{tokens.plain(reply):45} {verdict}")
 
 # %% [markdown]
@@ -634,9 +634,9 @@ print("loss and gradient equal minids.posttrain.grpo.objective, on four rollouts
 # %%
 settings = GRPOConfig(steps=8, lr=2e-3, warmup=1, problems=8, group=4, updates=1, penalty=0.0)
 pool = tried
-same_length = max(by_length([question(p, tokenizer, "think-high") for p in pool]), key=len)
+same_length = max(by_length([prompt_ids(p, tokenizer, "think-high") for p in pool]), key=len)
 chosen = [pool[i] for i in same_length[:8] for _ in range(4)]                                          # B = 32
-prompts = [question(p, tokenizer, "think-high") for p in chosen]
+prompts = [prompt_ids(p, tokenizer, "think-high") for p in chosen]
 r = rollouts(sft_model, prompts, 48, top_p=0.9, generator=torch.Generator().manual_seed(3), record=True)
 
 
@@ -655,7 +655,7 @@ print("Before any update, with both replays: every ratio is 1, within 0.001. Wit
 
 # %%
 moved = copy.deepcopy(sft_model)
-verdicts = [right(p, reply, tokenizer, "think-high") for p, reply in zip(chosen, r.replies)]
+verdicts = [is_correct(p, reply, tokenizer, "think-high") for p, reply in zip(chosen, r.replies)]
 scores = advantages(torch.tensor(verdicts).float(), 4)
 grpo.learn(moved, sft_model, make_optimiser(moved, settings), r, scores, settings, step=0)
 
@@ -719,16 +719,16 @@ def sampled(model, step, settings):
     rng = random.Random(step)
     numbers = rng.choice([group for group in lengths if len(group) >= settings.problems])
     chosen = [pool[i] for i in rng.sample(numbers, settings.problems) for _ in range(settings.group)]       # B
-    prompts = [question(p, tokenizer, "think-high") for p in chosen]
+    prompts = [prompt_ids(p, tokenizer, "think-high") for p in chosen]
     r = rollouts(model, prompts, 56, generator=torch.Generator().manual_seed(step), record=True)
-    verdicts = [right(p, reply, tokenizer, "think-high") for p, reply in zip(chosen, r.replies)]
+    verdicts = [is_correct(p, reply, tokenizer, "think-high") for p, reply in zip(chosen, r.replies)]
     rewards = [grpo.reward(ok, len(reply), "think-high", settings) for ok, reply in zip(verdicts, r.replies)]
     note = {"right": share(verdicts), "thinks": share(len(reply) > 8 for reply in r.replies),
             "length": share(map(len, r.replies))}
     return r, torch.tensor(rewards), note
 
 
-lengths = by_length([question(p, tokenizer, "think-high") for p in pool])
+lengths = by_length([prompt_ids(p, tokenizer, "think-high") for p in pool])
 
 # %%
 def practise_live(penalty, steps):

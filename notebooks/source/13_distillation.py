@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from minids import Config
 from minids.data import tasks
 from minids.data.tokenizer import Tokenizer
-from minids.inference.answers import question, solve
+from minids.inference.answers import prompt_ids, solve
 from minids.inference.evaluate import interval
 from minids.learn import check, hint, versions
 from minids.posttrain import distill
@@ -499,7 +499,7 @@ print("tables that differ:", odd)
 # %%
 def write(model, problems, seed):
     """The model answers: {family: Texts}, ordered by teacher."""
-    prompts = [question(p, tokenizer, MODE) for p in problems]
+    prompts = [prompt_ids(p, tokenizer, MODE) for p in problems]
     replies = minids.generate(model, prompts, max_new_tokens=48, seed=seed)
     parts = {}
     for name in FAMILIES:

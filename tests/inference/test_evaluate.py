@@ -105,12 +105,12 @@ def test_scores_count_right_and_ended_answers(tokenizer, monkeypatch):
 
     right = lambda i: tokenizer.encode(problems[i].answer)
     found, texts = says(lambda i: right(i) + [eos])
-    assert found.right == [2] * 10 and found.ended == 1 and found.pass_at(1)[0] == found.pass_at(2)[0] == 1
+    assert found.correct == [2] * 10 and found.ended == 1 and found.pass_at(1)[0] == found.pass_at(2)[0] == 1
     assert all(tokenizer.decode(text).endswith(problems[i // 2].answer + SPECIAL[1]) for i, text in enumerate(texts))
     found, _ = says(lambda i: right(i) + [eos] if i % 2 else right(i))
-    assert found.right == [0, 2] * 5 and found.ended == 0.5 and found.pass_at(1)[0] == 0.5
+    assert found.correct == [0, 2] * 5 and found.ended == 0.5 and found.pass_at(1)[0] == 0.5
     found, _ = says(lambda i: tokenizer.encode("x") + [eos])
-    assert found.right == [0] * 10 and found.pass_at(2)[0] == 0
+    assert found.correct == [0] * 10 and found.pass_at(2)[0] == 0
 
 
 def test_replies_stand_where_their_prompts_stood():

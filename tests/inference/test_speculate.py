@@ -10,7 +10,7 @@ from twin import lively
 from minids import Config, MinidsError, generate
 from minids.inference import speculate as module
 from minids.inference.sampling import distribution
-from minids.inference.speculate import Speculation, expected_acceptance, judge, speculate
+from minids.inference.speculate import Speculation, accept, expected_acceptance, speculate
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,8 @@ def tree(model, prompt, new, drafts):
             return path[at - 1]
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "draw", lambda p, generator: pick(p.double()))
-            patch.setattr(module, "coin", lambda p, generator: bool(pick(torch.tensor([1 - p, p], dtype=torch.float64))))
+            patch.setattr(module, "sample_one", lambda p, generator: pick(p.double()))
+            patch.setattr(module, "bernoulli", lambda p, generator: bool(pick(torch.tensor([1 - p, p], dtype=torch.float64))))
             text = tuple(speculate(model, prompt, new, stop=(), drafts=drafts).ids)
         found[text] = found.get(text, 0.0) + chance
     return found
@@ -81,7 +81,7 @@ def test_judging_keeps_any_distribution():
     torch.manual_seed(0)
     p, q = torch.randn(2, 6).softmax(-1), torch.randn(1, 6).softmax(-1)
     generator = torch.Generator().manual_seed(0)
-    drawn = [judge([int(torch.multinomial(q[0], 1))], q, p, generator)[0] for _ in range(4000)]
+    drawn = [accept([int(torch.multinomial(q[0], 1))], q, p, generator)[0] for _ in range(4000)]
     torch.testing.assert_close(torch.bincount(torch.tensor(drawn), minlength=6) / 4000, p[0], atol=0.03, rtol=0)
 
 
@@ -107,12 +107,12 @@ def test_a_draft_that_is_always_right_saves_half_the_passes(model, monkeypatch):
     text = generate(model, prompt, 41, temperature=0, stop=())
     known = prompt + text
 
-    def guess(self, X, after, count, chosen, generator):
+    def draft(self, X, after, count, to_probs, generator):
         self.pos += len(after)
         following = known[self.pos + 1:self.pos + 1 + count]
         return following, torch.nn.functional.one_hot(torch.tensor(following, dtype=torch.int64), SMALL.vocab_size).float()
 
-    monkeypatch.setattr(module.Drafter, "guess", guess)
+    monkeypatch.setattr(module.Drafter, "draft", draft)
     out = speculate(model, prompt, 41, temperature=0, stop=())
     assert out.ids == text and out.acceptance == 1 and out.passes == 21
 

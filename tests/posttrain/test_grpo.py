@@ -10,7 +10,7 @@ from minids.data import tasks
 from minids.data.chat import MODES
 from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
-from minids.inference.answers import LIMITS, question
+from minids.inference.answers import LIMITS, prompt_ids
 from minids.model.ledger import Ledger
 from minids.model.moe import Gate
 from minids.posttrain import grpo
@@ -291,7 +291,7 @@ def test_a_step_takes_prompts_of_one_length_and_an_epoch_each_problem_once():
     for step in range(per_epoch):
         mode, group = batch_of(SETTINGS, step)
         assert mode == SETTINGS.modes[step % 2] and len(group) <= 2
-        assert len({len(question(SETTINGS.problem("train", i), TOKENIZER, mode)) for i in group}) == 1
+        assert len({len(prompt_ids(SETTINGS.problem("train", i), TOKENIZER, mode)) for i in group}) == 1
         seen += group
     assert len(seen) == len(set(seen)) > 0.6 * SETTINGS.pool
     again = [batch_of(SETTINGS, per_epoch + step)[1] for step in range(per_epoch)]

@@ -6,7 +6,7 @@ from minids import Model
 from minids.errors import MinidsError
 from minids.inference.generate import generate
 from minids.model.ledger import Ledger
-from minids.posttrain.rollouts import by_length, keep, log_distribution, nucleus, packed, rollouts, unpacked
+from minids.posttrain.rollouts import allowed_ids, by_length, keep, log_distribution, packed, rollouts, unpacked
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_a_mask_leaves_what_top_p_leaves(model):
 def test_a_flat_distribution_keeps_many_tokens():
     logits = torch.zeros(2, 500)
     logits[1, 7] = 20.0
-    assert nucleus(logits, 1.0, 0.901).sum(1).tolist() == [451, 1] and nucleus(logits, 1.0, 0.9)[1, 7]
+    assert allowed_ids(logits, 1.0, 0.901).sum(1).tolist() == [451, 1] and allowed_ids(logits, 1.0, 0.9)[1, 7]
 
 
 def test_greedy_is_generate(model):

@@ -12,7 +12,7 @@ from minids.data import tasks
 from minids.data.chat import MODES, parse_reply
 from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
-from minids.inference.answers import LIMITS, question, right, solve
+from minids.inference.answers import LIMITS, is_correct, prompt_ids, solve
 from minids.posttrain import loop
 from minids.posttrain.loop import descend, digest, examine, rehearse, rehearsed
 from minids.posttrain.settings import Settings
@@ -66,12 +66,12 @@ def test_a_conversation_is_the_question_and_a_right_reply(family):
     lengths = {}
     for i in range(6):
         mode, problem = MODES[i % 3], settings.problem("train", i // 3)
-        ids, asked = conversation(settings, "train", i), question(problem, TOKENIZER, mode)
+        ids, asked = conversation(settings, "train", i), prompt_ids(problem, TOKENIZER, mode)
         assert ids[: len(asked)] == asked and problem.difficulty == 1 + i // 3
         reply = ids[len(asked):]
         thoughts, answer = parse_reply(reply, TOKENIZER, mode)
         assert (thoughts, answer) == (reasoning(problem, mode), problem.answer)
-        assert right(problem, reply, TOKENIZER, mode) and not right(problem, reply[:-1], TOKENIZER, mode)
+        assert is_correct(problem, reply, TOKENIZER, mode) and not is_correct(problem, reply[:-1], TOKENIZER, mode)
         lengths[i] = len(reply)
     assert lengths[0] < lengths[1] < lengths[2] and lengths[3] < lengths[4] < lengths[5]
 
@@ -108,7 +108,7 @@ def test_loss_is_that_of_each_conversation_alone():
         found = losses(model, *packed_rows(conversations, 192, TOKENIZER), SETTINGS)["loss"]
         total, count = 0.0, 0
         for i, ids in enumerate(conversations):
-            start = len(question(SETTINGS.problem("train", i // 2), TOKENIZER, SETTINGS.modes[i % 2]))
+            start = len(prompt_ids(SETTINGS.problem("train", i // 2), TOKENIZER, SETTINGS.modes[i % 2]))
             logits = model(torch.tensor([ids[:-1]]))[0, start - 1:]
             total += F.cross_entropy(logits, torch.tensor(ids[start:]), reduction="sum").item()
             count += len(ids) - start
