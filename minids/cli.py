@@ -236,8 +236,8 @@ def post_training_options(c, out: str) -> None:
     c.add_argument("--difficulty", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="D", help="1 (easy) to 5 (hard)")
     c.add_argument("--modes", nargs="+", metavar="MODE", default=["non-think", "think-high", "think-max"],
                    help="thinking modes that take turns")
-    c.add_argument("--rehearsal", type=int, default=0, metavar="N",
-                   help="rows of the base model's corpus that each step reads too, against forgetting")
+    c.add_argument("--replay", type=int, default=0, metavar="N",
+                   help="rows of pre-training text in each update, to limit forgetting")
     c.add_argument("--out", type=Path, metavar="DIR", help=f"folder of the run (default: {out})")
     c.add_argument("--steps", type=int, metavar="N", help="steps (default: as many as the nano model needs)")
     c.add_argument("--seed", type=int, default=0, metavar="S", help="for the order of problems and for the answers")
@@ -251,7 +251,7 @@ def post_train(args, name: str, settings, run) -> None:
     """Run, and tell for each mode how many problems of the valid split were solved at first and at last."""
     use_threads(args.threads)
     changes = {} if args.steps is None else {"steps": args.steps}
-    settings = settings(families=args.family, difficulties=args.difficulty, modes=args.modes, rehearsal=args.rehearsal,
+    settings = settings(families=args.family, difficulties=args.difficulty, modes=args.modes, replay=args.replay,
                         seed=args.seed, **changes)
     out = args.out or Path("runs") / "-".join([name, *args.family])
     looks = [r for r in run(find_model(args.model), settings, out, resume=not args.fresh) if "valid_accuracy" in r]
@@ -273,7 +273,7 @@ def distill(args) -> None:
         raise MinidsError(f"teachers: expected FAMILY=DIR, such as mathematics=runs/grpo-mathematics; found {wrong!r}")
     teachers = {family: find_model(Path(folder)) for family, folder in teachers.items()}
     changes = ({} if args.steps is None else {"steps": args.steps}) | ({"families": tuple(teachers)} if teachers else {})
-    settings = DistillConfig(method=args.method, difficulties=args.difficulty, modes=args.modes, rehearsal=args.rehearsal,
+    settings = DistillConfig(method=args.method, difficulties=args.difficulty, modes=args.modes, replay=args.replay,
                              lean=args.lean, seed=args.seed, **changes)
     out = args.out or Path("runs") / args.method
     log = run(find_model(args.student), teachers, settings, out, resume=not args.fresh)

@@ -442,7 +442,7 @@ def backward_step(model, ids, settings):
     total, loss, mtp = total_loss(logits, mtp_logits, ids, settings.mtp_weight)
     model.zero_grad()
     total.backward()
-    norm = clip(model, settings.clip)
+    norm = clip(model, settings.max_grad_norm)
     return loss.item(), mtp.item(), norm.item()
 
 # %%
@@ -766,7 +766,7 @@ def short_run(seed, leak=False, pile_up=False, lr=8e-3, warmup=8, steps=40):
         if not pile_up:
             optimiser.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
         optimiser.step()
         losses.append(loss.item())
     return losses, evaluate(model, tokens["valid"], 64, every=100)[0]
