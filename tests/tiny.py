@@ -34,6 +34,27 @@ SMALL = Config(vocab_size=97, dim=64, n_layers=5, compress_ratios=(0, 4, 16, 4, 
                index_head_dim=24, index_topk=6, moe_inter_dim=40, n_routed_experts=8, n_activated_experts=3,
                n_hash_layers=2, swiglu_limit=10.0, original_seq_len=64, max_seq_len=1024)
 
+
+def one_layer(ratio: int, **changes) -> Config:
+    """SMALL with a single layer of this compression ratio."""
+    return SMALL.replace(n_layers=1, compress_ratios=(ratio, 0), n_hash_layers=0, **changes)
+
+
+# What both models are compared on: each kind of layer by itself, then all of them together.
+CASES = {
+    "window only": one_layer(0),
+    "CSA, sparse": one_layer(4),
+    "CSA, each query its own picks": one_layer(4, index_topk=2),
+    "CSA, all entries": one_layer(4, index_topk=500),
+    "HCA": one_layer(16),
+    "hash layer": SMALL.replace(n_layers=1, compress_ratios=(0, 0), n_hash_layers=1),
+    "clamped experts": one_layer(0, swiglu_limit=0.5),
+    "without YaRN": one_layer(16, original_seq_len=0),
+    "whole": SMALL,
+    "nano": Config.nano().replace(vocab_size=97),
+}
+
+
 # Files of a few kilobytes.
 FEW_BYTES = Config.nano().replace(vocab_size=40, n_layers=2, compress_ratios=(4, 16, 0), dim=32, n_routed_experts=2)
 

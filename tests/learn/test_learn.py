@@ -179,7 +179,7 @@ def test_shipped_data_that_is_missing(tmp_path, monkeypatch):
     with pytest.raises(MinidsError, match="MINIDS_DATA"):
         paths.data("nothing.json")
     environment = {**os.environ, "MINIDS_DATA": str(tmp_path)}
-    program = [sys.executable, "-c", "from minids import paths; print(paths.DATA)"]
+    program = [sys.executable, "-c", "from minids.system import paths; print(paths.DATA)"]
     out = subprocess.run(program, env=environment, capture_output=True, text=True)
     assert out.stdout.strip() == str(tmp_path)
 

@@ -3,28 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import SMALL
+from tiny import CASES, SMALL
 from twin import lively, to_hf, twin
 
 from minids import Config
-
-
-def one_layer(ratio, **changes):
-    return SMALL.replace(n_layers=1, compress_ratios=(ratio, 0), n_hash_layers=0, **changes)
-
-
-CASES = {
-    "window only": one_layer(0),
-    "CSA, sparse": one_layer(4),
-    "CSA, each query its own picks": one_layer(4, index_topk=2),
-    "CSA, all entries": one_layer(4, index_topk=500),
-    "HCA": one_layer(16),
-    "hash layer": SMALL.replace(n_layers=1, compress_ratios=(0, 0), n_hash_layers=1),
-    "clamped experts": one_layer(0, swiglu_limit=0.5),
-    "without YaRN": one_layer(16, original_seq_len=0),
-    "whole": SMALL,
-    "nano": Config.nano().replace(vocab_size=97),
-}
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
