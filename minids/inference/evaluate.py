@@ -24,7 +24,7 @@ from minids.errors import MinidsError
 from minids.inference.answers import LIMITS, question, replies
 from minids.inference.answers import right as is_right
 from minids.inference.speculate import expected_acceptance, speculate
-from minids.pretrain.losses import evaluate
+from minids.pretrain.losses import stream_loss
 
 DISTANCES = 25, 100, 400        # words between a fact and the question about it
 
@@ -204,7 +204,7 @@ def bits_per_byte(model, tokenizer, tokens: int = 20_000) -> dict[str, float]:
     kinds = {"mixture": tuple(mixture.SHARES), "text": ("text",)}
     length = min(1024, model.config.max_seq_len)
     streams = {name: mixture.stream("heldout", tokens, tokenizer, of)[: tokens + 1] for name, of in kinds.items()}
-    return {name: evaluate(model, stream, length, tokenizer)[1] for name, stream in streams.items()}
+    return {name: stream_loss(model, stream, length, tokenizer)[1] for name, stream in streams.items()}
 
 
 def drafts(model, texts, tokenizer, seed: int = 0) -> dict:

@@ -8,11 +8,9 @@ rows of a batch would accept different numbers of drafts, and all rows of a stat
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 
 from minids.errors import MinidsError
 from minids.inference.sampling import check, distribution, enough_threads
-from minids.model.state import LayerState
 
 
 @dataclass
@@ -93,39 +91,37 @@ def judge(guesses, q, p, generator) -> list[int]:
 
 
 class Drafter:
-    """The MTP block with a state of its own: a window of its keys, since its attention has no compression."""
+    """The MTP block with a state of its own."""
 
     def __init__(self, model):
-        weight = model.embed.weight
-        self.model, self.pos = model, 0
-        self.state = LayerState(model.config, 0, 1, 0, weight.dtype, weight.device)
+        self.model, self.state = model, model.new_state(1, mtp=True)
 
     def guess(self, X, after: list[int], count: int, chosen, generator):
-        """`count` guesses of what follows `after`, and the distributions they were drawn from.
+        """`count` guesses of what follows `after`, and the distributions they were sampled from.
 
-        X: 1 T n d, streams that it has not read yet, and after: T ids, the token after each of them. A second guess takes
-        the block's own streams for the model's, and the first guess for the token: the block was not trained for that.
+        X: 1 T n d, streams that it has not read yet, and after: T ids, the token after each of
+        them. A second guess takes the block's own streams for the model's, and the first guess for
+        the token: the block was not trained for that.
         """
         guesses, q = [], []
         if not count:
             return guesses, q
         streams, logits = self.read(X, after)
-        kept = self.pos, self.state.window                                               # what is known to be so
+        verified = self.state.mark()
         while True:
             q.append(chosen(logits)[0])
             guesses.append(draw(q[-1], generator))
             if len(guesses) == count:
                 break
             streams, logits = self.read(streams, guesses[-1:])
-        self.pos, self.state.window = kept
+        self.state.restore(verified)
         return guesses, torch.stack(q)
 
-    def read(self, X, after):
+    def read(self, X, after: list[int]):
         """The block's streams at the last position of X, 1 1 n d, and its logits there, 1 1 vocab."""
-        block, ids = self.model.mtp[0], torch.tensor([after], device=X.device)
-        Y = block(X, self.model.embed(ids), ids, self.pos, self.state)[:, -1:]
-        self.pos += len(after)
-        return Y, F.linear(block.head(Y).float(), self.model.head.weight.float())
+        ids = torch.tensor([after], device=X.device)
+        Y = self.model.run_mtp_block(X, ids, state=self.state)[0][:, -1:]
+        return Y, self.model.project(self.model.mtp[0].head(Y))
 
 
 def draw(p, generator) -> int:

@@ -27,7 +27,7 @@ from minids.posttrain.settings import PostTrainConfig
 from minids.posttrain.sft import worked
 from minids.posttrain.teachers import Teachers, Texts
 from minids.pretrain.batches import IGNORED
-from minids.pretrain.losses import cross_entropy
+from minids.pretrain.losses import mean, mtp_loss
 from minids.pretrain.run_folder import prepare, read_log, write_log
 from minids.system import distributed
 from minids.weights.checkpoint import load
@@ -217,7 +217,7 @@ def add_gradients(model, school: Teachers, texts: dict[str, Texts],
         loss = losses(student, teacher, token, settings.method).mean()
         if model.mtp and settings.mtp_weight and ids.shape[1] > 2:
             far = ids.masked_fill(~F.pad(reply, (1, 0)), IGNORED)[:, 2:]                 # B T-2: the tokens after the next
-            mtp = cross_entropy(model.mtp_logits(X[:, :-1].detach(), ids[:, 1:-1]), far)
+            mtp = mean(mtp_loss(model, X.detach(), ids[:, :-1], far)[0])
             (settings.mtp_weight * share * mtp).backward(inputs=list(model.mtp.parameters()))
             record["mtp_loss"] += share * mtp.item()
         (share * loss).backward()

@@ -19,16 +19,9 @@ import torch
 from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
 from minids.inference.answers import LIMITS, question, right
-from minids.model.ledger import Ledger
+from minids.model.passes import Options
 from minids.posttrain.loop import optimiser_step, post_training_run, validate
-from minids.posttrain.rollouts import (
-    Rollouts,
-    by_length,
-    keep,
-    log_distribution,
-    rollouts,
-    shared,
-)
+from minids.posttrain.rollouts import Rollouts, by_length, log_distribution, rollouts, shared
 from minids.posttrain.settings import PostTrainConfig
 from minids.pretrain.settings import require_least
 from minids.system import distributed
@@ -230,20 +223,28 @@ def policy(model, r: Rollouts, settings: GRPOConfig, keep_routing: bool):
     where they are equal. Neighbouring replies to the same prompt share one pass over it, and its
     gradient.
     """
-    P, (first, owner) = r.prompt, shared(r.ids[:, : r.prompt])
-    took = [e.unflatten(0, (len(r.ids), -1)) for e in r.experts or ()] if keep_routing else []   # each B T-1 K
-    replayed = lambda some: Ledger(experts=[e.flatten(0, 1) for e in some] or None)
-    state = model.new_state(len(first), r.ids.shape[1] - 1)
-    X = model.features(r.ids[first, :P], state, replayed(e[first, :P] for e in took))[owner, -1:]     # B 1 n d
-    if r.ids.shape[1] > P + 1:
-        keep(state, owner)
-        X = torch.cat([X, model.features(r.ids[:, P:-1], state, replayed(e[:, P:] for e in took))], dim=1)    # B R n d
-    logits = model.logits(X)                                                              # B R vocab
+    B, P, T = len(r.ids), r.prompt, r.ids.shape[1]
+    first, owner = shared(r.ids[:, :P])
+    took = [e.view(B, T - 1, -1) for e in r.experts or ()] if keep_routing else []       # B T-1 K
+
+    def options(experts):
+        return Options(experts=[e.flatten(0, 1) for e in experts] or None)
+
+    # One pass over each prompt, then one over the replies that follow it
+    state = model.new_state(len(first), T - 1)
+    prompt = model.features(r.ids[first, :P], state, options(e[first, :P] for e in took))
+    X = prompt[owner, -1:]                                                               # B 1 n d
+    if T > P + 1:
+        state.select(owner)
+        reply = model.features(r.ids[:, P:-1], state, options(e[:, P:] for e in took))
+        X = torch.cat([X, reply], dim=1)                                                 # B R n d
+    logits = model.logits(X)                                                             # B R vocab
+
     allowed = r.choices(logits.shape[-1]) if settings.keep_sampling_mask else None
     logp = log_distribution(logits, r.temperature, allowed)
     with torch.no_grad():
-        entropy = -(logp.exp() * logp.clamp_min(-1e4)).sum(-1)                            # 0 log 0 = 0
-    return logp.gather(-1, r.ids[:, r.prompt:, None])[..., 0], entropy
+        entropy = -(logp.exp() * logp.clamp_min(-1e4)).sum(-1)                           # 0 log 0 = 0
+    return logp.gather(-1, r.ids[:, P:, None])[..., 0], entropy
 
 
 # ---- the prompts of a step ----

@@ -15,14 +15,12 @@ from minids.data import mixture
 from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
 from minids.inference.answers import solve
-from minids.model.ledger import Ledger
-from minids.model.moe import balance
+from minids.model.passes import Options
 from minids.posttrain.settings import PostTrainConfig
 from minids.pretrain.batches import Part, batch_of
-from minids.pretrain.losses import cross_entropy
+from minids.pretrain.losses import cross_entropy, mean
 from minids.pretrain.optim import learning_rate, make_optimiser
 from minids.pretrain.run import open_run
-from minids.pretrain.settings import TrainConfig
 from minids.weights.digest import digest
 
 REPLAY_TOKENS, REPLAY_ROW = 2**19, 256      # tokens of the replayed corpus, and of one row
@@ -65,7 +63,6 @@ def optimiser_step(model, optimiser, settings: PostTrainConfig, step: int,
             f"last checkpoint is complete; try a lower learning rate than {settings.lr}.")
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
-    balance(model, 0.0)         # forgets the load of the experts
     return record | {"grad_norm": norm, "lr": lr}
 
 
@@ -76,10 +73,11 @@ def replay_loss(model, settings: PostTrainConfig, number: int) -> float:
     exhausted; runs with the same seed replay the same rows. A model forgets what it no longer
     sees, so it keeps seeing some of it (Ouyang et al., arXiv 2203.02155, "PPO-ptx").
     """
-    bos, place = model.config.bos_token_id, model.embed.weight.device
-    ids = batch_of(replayed_corpus(), settings.replay, REPLAY_ROW, settings.seed, number, whole_documents=True)
-    part = Part(torch.from_numpy(ids).to(place), TrainConfig(1), bos)
-    loss = cross_entropy(model.logits(model.features(part.x, ledger=Ledger(part.documents))), part.y)
+    ids = torch.from_numpy(batch_of(replayed_corpus(), settings.replay, REPLAY_ROW, settings.seed,
+                                    number, whole_documents=True))                  # B T+1
+    part = Part(ids.to(model.embed.weight.device), model.config.bos_token_id)
+    X = model.features(part.x, options=Options(part.documents))                     # B T n d
+    loss = mean(cross_entropy(model.logits(X), part.y))
     loss.backward()
     return loss.item()
 

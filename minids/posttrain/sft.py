@@ -14,12 +14,12 @@ from minids.data import tasks
 from minids.data.chat import encode_chat, reply_mask
 from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
-from minids.model.ledger import Ledger
 from minids.model.packing import Packing
+from minids.model.passes import Options
 from minids.posttrain.loop import optimiser_step, post_training_run, validate
 from minids.posttrain.settings import PostTrainConfig
 from minids.pretrain.batches import IGNORED
-from minids.pretrain.losses import cross_entropy
+from minids.pretrain.losses import cross_entropy, mean, mtp_loss
 from minids.pretrain.settings import require_least
 from minids.system import distributed
 from minids.weights.checkpoint import load
@@ -147,17 +147,19 @@ def packed_rows(conversations, seq_len: int, tokenizer: Tokenizer):
 
 # ---- the loss ----
 
-def losses(model, ids, taught, settings: SFTConfig) -> dict:
-    """Of conversations in rows, B x T, the mean losses of the tokens that are `taught`, in nats: the next token's, and with
-    MTP the token's after the next, on some of the rows."""
-    bos, place = model.config.bos_token_id, model.embed.weight.device
-    ids, taught = ids.to(place), taught.to(place)
-    x, y = ids[:, :-1], ids.masked_fill(~taught, IGNORED)[:, 1:]                          # B T-1
-    X = model.features(x, ledger=Ledger(Packing.of(x, bos)))
-    found = {"loss": cross_entropy(model.logits(X), y)}
+def losses(model, ids, wrote, settings: SFTConfig) -> dict:
+    """The mean loss on the tokens that the assistant wrote, in nats: {"loss": of the next token,
+    "mtp_loss": of the token after the next, on the first `mtp_share` of the rows}.
+
+    ids, wrote: B T, see `packed_rows`.
+    """
+    bos, device = model.config.bos_token_id, model.embed.weight.device
+    ids, wrote = ids.to(device), wrote.to(device)
+    x, y = ids[:, :-1], ids.masked_fill(~wrote, IGNORED)[:, 1:]                     # B T-1
+    X = model.features(x, options=Options(Packing.of(x, bos)))                      # B T-1 n d
+    parts = {"loss": mean(cross_entropy(model.logits(X), y))}
     if model.config.n_mtp_layers and settings.mtp_weight:
-        some = slice(math.ceil(settings.mtp_share * len(ids)))
-        x, X = x[some], X[some, :-1]
-        ledger = Ledger(Packing.of(x[:, :-1], bos))
-        found["mtp_loss"] = cross_entropy(model.mtp_logits(X, x[:, 1:], ledger=ledger), y[some, 1:])
-    return found
+        rows = slice(math.ceil(settings.mtp_share * len(ids)))
+        options = Options(Packing.of(x[rows, :-1], bos))
+        parts["mtp_loss"] = mean(mtp_loss(model, X[rows], x[rows], y[rows, 1:], options)[0])
+    return parts

@@ -9,7 +9,6 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from minids.config import CSA_RATE
 from minids.data import books, mixture
 from minids.data.tokenizer import Tokenizer
 from minids.model.packing import Packing
@@ -83,16 +82,17 @@ def epoch_order(seed: int, epoch: int, stage: int, windows: int, seq_len: int):
 
 
 class Part:
-    """Rows of a batch and their targets: what one forward and backward pass works on. Made from ids, B x T+1.
+    """Rows of a batch and their targets: the input of one forward and backward pass.
 
-    x: B T, the input. y: B T, the next token. z: b T-1, the token after the next, for the first b rows: those that the MTP
-    loss is computed on. Where packed documents count by themselves, targets are `IGNORED` that lie in another document.
+    Made from ids, B x T+1. x: B T, the input. y: B T, the next token. z: b T-1, the token after the
+    next, for the first b rows, on which the MTP loss is computed. With `packed`, targets in another
+    document are `IGNORED`.
     """
 
-    def __init__(self, ids, settings, bos_id: int):
-        self.packed, self.bos_id = settings.packed, bos_id
-        self.x, self.y = ids[:, :-1], targets(ids, bos_id, settings.packed)
-        self.some = slice(math.ceil(settings.mtp_share * len(ids)))
+    def __init__(self, ids, bos_id: int, packed: bool = True, mtp_share: float = 1.0):
+        self.bos_id, self.packed = bos_id, packed
+        self.x, self.y = ids[:, :-1], targets(ids, bos_id, packed)
+        self.some = slice(math.ceil(mtp_share * len(ids)))
         near, far = self.y[self.some, :-1], self.y[self.some, 1:]
         self.z = far.masked_fill(near == IGNORED, IGNORED)
 
@@ -102,26 +102,18 @@ class Part:
         return packing(self.x, self.bos_id, self.packed)
 
     def packing(self, x) -> Packing | None:
-        """Where they lie in x, rows of `self.x` or beginnings of them."""
+        """Where they lie in rows of `self.x`, or in beginnings of them."""
         return packing(x, self.bos_id, self.packed)
-
-    def count(self, name: str):
-        """How much the mean called `name` (see `minids.pretrain.losses.losses`) is a mean of."""
-        if name == "loss":
-            return (self.y != IGNORED).sum()
-        if name == "mtp_loss":
-            return (self.z != IGNORED).sum()
-        if name == "balance_loss":
-            return len(self.x)
-        documents, B, T = self.documents, *self.x.shape                          # queries with a whole window behind them
-        return (documents.position >= CSA_RATE - 1).sum() if documents else B * max(T - CSA_RATE + 1, 0)
 
 
 def parts_of(ids, settings, bos_id: int, processes: int) -> list[Part]:
-    """The batch of all processes, B x T+1, in the parts that they take in turn: `accumulate` each, all of one size. Part i of n
-    has the rows i, i + n, ..., so that its first rows, which the MTP loss may be confined to, are the first of the batch."""
+    """The batch of all processes, B x T+1, in parts of one size, `accumulate` for each process.
+
+    Part i of n has the rows i, i + n, ...: its first rows, to which the MTP loss may be confined,
+    are the first of the batch.
+    """
     n = settings.accumulate * processes
-    return [Part(ids[i::n], settings, bos_id) for i in range(n)]
+    return [Part(ids[i::n], bos_id, settings.packed, settings.mtp_share) for i in range(n)]
 
 
 def targets(ids, bos_id: int, packed: bool = True):
@@ -130,5 +122,7 @@ def targets(ids, bos_id: int, packed: bool = True):
 
 
 def packing(x, bos_id: int, packed: bool = True) -> Packing | None:
-    """The documents of x, B T; None where each row is of one document: then there is nothing to keep apart."""
-    return Packing.of(x, bos_id) if packed and bool((x[:, 1:] == bos_id).any()) else None
+    """The documents of x, B T; None where each row has one document, so that none need keeping
+    apart."""
+    several = packed and bool((x[:, 1:] == bos_id).any())
+    return Packing.of(x, bos_id) if several else None

@@ -20,11 +20,11 @@ from minids.config import CSA_RATE, Config
 from minids.data import books
 from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
-from minids.model.moe import Gate, balance
+from minids.model.moe import balance
 from minids.model.transformer import Model
 from minids.pretrain.anticipatory_routing import Anticipation
 from minids.pretrain.batches import batch_at, parts_of, streams
-from minids.pretrain.losses import choices, evaluate, loss_weights, losses
+from minids.pretrain.losses import choices, counts, loss_weights, losses, stream_loss
 from minids.pretrain.mixed_precision import computing_copy, refresh
 from minids.pretrain.optim import learning_rate, make_optimiser
 from minids.pretrain.run import open_run
@@ -117,73 +117,93 @@ def text_loss(model, split: str, tokens, settings: TrainConfig, step: int) -> di
     {"<split>_loss": nats per token, "<split>_bits_per_byte"}.
     """
     stage, every = settings.at(step)[0], 8 if split == "valid" else 1
-    loss, per_byte = evaluate(model, tokens[split], stage.seq_len, Tokenizer.load(), every,
-                              settings.packed, dense=stage.attention == "dense")
+    loss, per_byte = stream_loss(model, tokens[split], stage.seq_len, Tokenizer.load(), every,
+                                 settings.packed, dense=stage.attention == "dense")
     return {f"{split}_loss": loss, f"{split}_bits_per_byte": per_byte}
 
 
 def rounded_loss(folder, tokens, settings: TrainConfig, device) -> dict:
     """The loss on held-out text of the model as its file holds it, rounded to FP8 and FP4."""
     model, stage = load(folder, dtype=torch.float32).to(device), settings.at(settings.steps - 1)[0]
-    loss, per_byte = evaluate(model, tokens["heldout"], stage.seq_len, Tokenizer.load(),
-                              packed=settings.packed)
+    loss, per_byte = stream_loss(model, tokens["heldout"], stage.seq_len, Tokenizer.load(),
+                                 packed=settings.packed)
     return {"rounded_loss": loss, "rounded_bits_per_byte": per_byte}
 
 
-def train_step(model, optimiser, ids, settings: TrainConfig, step: int, masters=None, experts=None) -> dict:
-    """One update from `ids`, B x T+1, the batch of all processes; returns what the log says of it.
+def train_step(model, optimiser, ids, settings: TrainConfig, step: int, masters=None,
+               experts=None) -> dict:
+    """One update from `ids`, B x T+1, the batch of all processes; returns its log record.
 
-    Each loss is the mean over the whole batch, whatever parts it is computed in. `masters` are the float32 weights of a model
-    that computes in bfloat16, `experts` the choices to replay (`choices`).
+    Each loss is the mean over the whole batch, whatever parts it is computed in. `masters` are the
+    float32 weights of a model that computes in bfloat16, `experts` the choices to replay, one list
+    for each part (see `minids.pretrain.losses.choices`).
     """
-    masters, lr, weights = masters or model, learning_rate(settings, step), loss_weights(model.config, settings, step)
-    for group in optimiser.param_groups:
-        group["lr"] = lr * group["times"]
+    masters = masters or model
+    weights, lr = loss_weights(model.config, settings, step), learning_rate(settings, step)
+
+    # 1. The losses and their gradients, part by part; of n processes each takes every n-th part
     optimiser.zero_grad(set_to_none=True)
     parts = parts_of(ids, settings, model.config.bos_token_id, distributed.size())
-    whole = {name: sum(part.count(name) for part in parts) for name in weights}
-    means = dict.fromkeys(weights, torch.zeros((), device=ids.device))
+    whole = {name: max(sum(counts(part)[name] for part in parts), 1) for name in weights}
+    means, loads = dict.fromkeys(weights, torch.zeros((), device=ids.device)), []
     for i, part in enumerate(parts[distributed.rank()::distributed.size()]):
-        found, _ = losses(model, part, settings, step, experts and experts[i])
-        shares = {name: loss * (part.count(name) / max(whole[name], 1)) for name, loss in found.items()}
-        teaching = [weights[name] * share for name, share in shares.items() if weights[name]]
-        if teaching:        # not so in a warm-up where no document is long enough for an entry
-            sum(teaching).backward()
+        sums, passed = losses(model, part, settings, step, experts and experts[i])
+        shares = {name: loss / whole[name] for name, loss in sums.items()}
+        weighted = [weights[name] * share for name, share in shares.items() if weights[name]]
+        if weighted:        # none in a warm-up where no document is long enough for an entry
+            sum(weighted).backward()
         means |= {name: means[name] + share.detach() for name, share in shares.items()}
+        loads = [sum(pair) for pair in zip(loads, passed.loads)] if loads else passed.loads
     distributed.total_gradients(masters.parameters())
     distributed.total(list(means.values()))
+
+    # 2. The step of the optimiser, along a gradient that is not too long
     record = {name: mean.item() for name, mean in means.items()}
     norm = torch.nn.utils.clip_grad_norm_(masters.parameters(), settings.max_grad_norm).item()
     if not all(map(math.isfinite, (norm, *record.values()))):
-        raise MinidsError(f"the loss is {record['loss']} and the gradient's norm {norm} at step {step + 1}: expected "
-                          f"finite numbers. The last checkpoint is whole; try a lower learning rate than {settings.lr}.")
+        raise MinidsError(
+            f"the loss is {record['loss']} and the norm of the gradient {norm} at step {step + 1}: "
+            f"expected finite numbers. The last checkpoint is complete; try a lower learning rate "
+            f"than {settings.lr}.")
+    for group in optimiser.param_groups:
+        group["lr"] = lr * group["times"]
     optimiser.step()
     if masters is not model:
         refresh(model, masters)
-    distributed.total([m.load for m in model.modules() if isinstance(m, Gate) and m.load is not None])
-    balance(model, 0.0 if settings.at(step)[0].attention == "warmup" else settings.balance)
+
+    # 3. The experts: gates whose expert had too many tokens lower its bias, and the reverse
+    if settings.at(step)[0].attention != "warmup":
+        distributed.total(loads)
+        balance(model, loads, settings.balance)
     return record | {"grad_norm": norm, "lr": lr}
 
 
 def check(config: Config, settings: TrainConfig, tokens) -> None:
-    """Raise `MinidsError` unless these sizes fit each other, the text and the number of processes."""
-    longest, processes = max(stage.seq_len for stage in settings.plan), distributed.size()
+    """Raise `MinidsError` unless model, settings, text and number of processes fit each other."""
+    longest = max(stage.seq_len for stage in settings.plan)
+    processes, accumulate = distributed.size(), settings.accumulate
     if longest > config.max_seq_len:
-        raise MinidsError(f"seq_len: expected at most the model's context of {config.max_seq_len}, found {longest}")
+        raise MinidsError(f"seq_len: expected at most the model's context of {config.max_seq_len}, "
+                          f"found {longest}")
     for stage in settings.plan:
-        if stage.batch % (settings.accumulate * processes):
-            raise MinidsError(f"batch: expected a multiple of accumulate = {settings.accumulate} times {processes} processes, "
-                              f"found {stage.batch}")
-        if stage.attention == "warmup" and (CSA_RATE not in config.compress_ratios or stage.seq_len < CSA_RATE):
-            raise MinidsError("stages: a warm-up trains the indexer of CSA layers on compressed entries, and here are none")
+        if stage.batch % (accumulate * processes):
+            raise MinidsError(f"batch: expected a multiple of accumulate = {accumulate} times "
+                              f"{processes} processes, found {stage.batch}")
+        has_entries = CSA_RATE in config.compress_ratios and stage.seq_len >= CSA_RATE
+        if stage.attention == "warmup" and not has_entries:
+            raise MinidsError("stages: a warm-up trains the indexer of CSA layers on compressed "
+                              "entries, and this model or length has none")
     if settings.anticipate and processes > 1:
-        raise MinidsError("anticipate: expected one process; what one process chose is not saved for the others")
+        raise MinidsError("anticipate: expected one process; the choices of one process are not "
+                          "saved for the others")
     for split in books.SPLITS:
         if split not in tokens:
-            raise MinidsError(f"tokens: expected id streams for {', '.join(books.SPLITS)}, found {', '.join(tokens) or 'none'}")
-        low, high = int(np.min(tokens[split])), int(np.max(tokens[split]))
+            raise MinidsError(f"tokens: expected id streams for {', '.join(books.SPLITS)}, found "
+                              f"{', '.join(tokens) or 'none'}")
+        low, high, count = int(np.min(tokens[split])), int(np.max(tokens[split])), len(tokens[split])
         if low < 0 or high >= config.vocab_size:
-            raise MinidsError(f"{split}: expected token ids from 0 to {config.vocab_size - 1}, found {low} to {high}")
-        if len(tokens[split]) < 3 * longest + 1:
-            raise MinidsError(f"{split}: expected at least {3 * longest + 1} tokens (three sequences), "
-                              f"found {len(tokens[split])}")
+            raise MinidsError(f"{split}: expected token ids from 0 to {config.vocab_size - 1}, "
+                              f"found {low} to {high}")
+        if count < 3 * longest + 1:
+            raise MinidsError(f"{split}: expected at least {3 * longest + 1} tokens (three "
+                              f"sequences), found {count}")

@@ -32,8 +32,8 @@ from minids.inference.answers import LIMITS, question, right, solve
 from minids.inference.evaluate import interval
 from minids.inference.generate import generate
 from minids.learn import check, hint, versions
-from minids.model.ledger import Ledger
 from minids.model.packing import Packing
+from minids.model.passes import Options
 from minids.posttrain import grpo
 from minids.posttrain.grpo import GRPOConfig
 from minids.posttrain.loop import optimiser_step
@@ -200,7 +200,7 @@ optimiser = make_optimiser(sft_model, recipe)
 for step in tqdm(range(recipe.steps), desc="SFT", unit="step"):
     batch = range(step * recipe.batch, (step + 1) * recipe.batch)
     ids, wrote = packed_rows([conversation(i) for i in batch], 256, tokenizer)              # B T, B T
-    X = sft_model.features(ids, ledger=Ledger(Packing.of(ids, tokenizer.bos_id)))           # B T n d
+    X = sft_model.features(ids, options=Options(Packing.of(ids, tokenizer.bos_id)))           # B T n d
     loss = reply_loss(sft_model.logits(X), ids, wrote)
     loss.backward()
     optimiser_step(sft_model, optimiser, recipe, step)   # rate, clipping, a step of Muon, gradients back to zero
@@ -664,9 +664,8 @@ grpo.update_policy(moved, sft_model, make_optimiser(moved, settings), r, scores,
 @torch.no_grad()
 def paths_taken(model):
     """For each gate that routes by score, and each position, the set of experts: gates B(T-1) K, sorted."""
-    ledger = Ledger()
-    model.features(r.ids[:, :-1], ledger=ledger)
-    return torch.stack([e.sort(-1).values for e in ledger.chosen])
+    _, record = model.run(r.ids[:, :-1])
+    return torch.stack([e.sort(-1).values for e in record.experts])
 
 
 before = torch.stack([e.sort(-1).values for e in r.experts])                        # gates B(T-1) K

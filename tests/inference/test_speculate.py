@@ -108,8 +108,8 @@ def test_a_draft_that_is_always_right_saves_half_the_passes(model, monkeypatch):
     known = prompt + text
 
     def guess(self, X, after, count, chosen, generator):
-        self.pos += len(after)
-        following = known[self.pos + 1:self.pos + 1 + count]
+        self.state.pos += len(after)
+        following = known[self.state.pos + 1:self.state.pos + 1 + count]
         return following, torch.nn.functional.one_hot(torch.tensor(following, dtype=torch.int64), SMALL.vocab_size).float()
 
     monkeypatch.setattr(module.Drafter, "guess", guess)

@@ -11,7 +11,7 @@ from minids.data.chat import MODES
 from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
 from minids.inference.answers import LIMITS, question
-from minids.model.ledger import Ledger
+from minids.model.passes import Options
 from minids.model.moe import Gate
 from minids.posttrain import grpo
 from minids.posttrain.grpo import (
@@ -202,7 +202,7 @@ def test_answers_share_the_pass_over_their_prompt_and_its_gradient():
     r = rollouts(model, prompts, 12, 1.0, 0.8, torch.Generator().manual_seed(1), record=True).rows([0, 1, 3, 6, 7, 2])
     weight = torch.randn(r.logprobs.shape) * r.mask
     shared = policy(model, r, GRPOConfig(), keep_routing=True)[0]
-    logp = log_distribution(model.logits(model.features(r.ids[:, :-1], ledger=Ledger(experts=r.experts)))[:, 4:], 1.0,
+    logp = log_distribution(model.logits(model.features(r.ids[:, :-1], options=Options(experts=r.experts)))[:, 4:], 1.0,
                             r.choices(24))
     apart = logp.gather(-1, r.ids[:, 5:, None])[..., 0]
     torch.testing.assert_close(shared[r.mask], apart[r.mask], atol=1e-5, rtol=1e-5)

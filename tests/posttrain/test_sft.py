@@ -18,7 +18,7 @@ from minids.posttrain.loop import optimiser_step, replay_loss, replayed_corpus, 
 from minids.posttrain.settings import PostTrainConfig
 from minids.posttrain.sft import SFTConfig, conversation, losses, packed_rows, reasoning, sft
 from minids.pretrain.batches import batch_of
-from minids.pretrain.losses import evaluate
+from minids.pretrain.losses import stream_loss
 from minids.pretrain.optim import make_optimiser
 from minids.pretrain.run import Interrupted
 from minids.pretrain.run_folder import newest, read_log
@@ -172,7 +172,7 @@ def test_biases_of_gates_stay(base, whole):
 
 
 def test_rehearsal_is_pre_trainings_loss_on_rows_of_its_corpus():
-    """Each row begins a document, counts what `minids.pretrain.losses.evaluate` counts, and is another one at each step."""
+    """Each row begins a document, counts what `minids.pretrain.losses.stream_loss` counts, and is another one at each step."""
     torch.manual_seed(2)
     model, settings = Model(LONG).train(), SFTConfig(replay=1, steps=8)
     torch.nn.init.normal_(model.head.weight)
@@ -182,7 +182,7 @@ def test_rehearsal_is_pre_trainings_loss_on_rows_of_its_corpus():
         loss = replay_loss(model, settings, step)
         (row,) = batch_of(replayed_corpus(), 1, loop.REPLAY_ROW, 0, step, whole_documents=True)
         seen.append(row)
-        assert row[0] == TOKENIZER.bos_id and loss == pytest.approx(evaluate(model, row, loop.REPLAY_ROW)[0], rel=1e-5)
+        assert row[0] == TOKENIZER.bos_id and loss == pytest.approx(stream_loss(model, row, loop.REPLAY_ROW)[0], rel=1e-5)
         grads.append(model.head.weight.grad.clone())
     assert not (seen[0] == seen[1]).all() and not torch.allclose(*grads)
 
@@ -198,7 +198,7 @@ def test_what_is_replayed_corpus_is_forgotten_less(base):
             losses(model, *some, settings)["loss"].backward()
             record = optimiser_step(model, optimiser, settings, step)
         assert ("replay_loss" in record) == bool(rows)
-        ends.append(evaluate(model, replayed_corpus()[:2000], loop.REPLAY_ROW)[0])
+        ends.append(stream_loss(model, replayed_corpus()[:2000], loop.REPLAY_ROW)[0])
     assert ends[1] < ends[0] - 0.2
 
 

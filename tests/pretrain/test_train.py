@@ -15,7 +15,7 @@ from minids.errors import MinidsError
 from minids.pretrain import run_folder
 from minids.pretrain import train as module
 from minids.pretrain.batches import batch_at
-from minids.pretrain.losses import evaluate
+from minids.pretrain.losses import stream_loss
 from minids.pretrain.optim import learning_rate, make_optimiser
 from minids.pretrain.run import Interrupted
 from minids.pretrain.run_folder import newest, read_log
@@ -84,7 +84,7 @@ def test_what_a_run_leaves(tokens, whole):
     assert [r["step"] for r in log if "loss" in r] == list(range(1, 8))
     assert [r["step"] for r in log if "valid_loss" in r] == [3, 6, 7]
     model = load(newest(out))
-    assert evaluate(model, tokens["heldout"], 32)[0] == pytest.approx(log[-1]["heldout_loss"], rel=1e-6)
+    assert stream_loss(model, tokens["heldout"], 32)[0] == pytest.approx(log[-1]["heldout_loss"], rel=1e-6)
     assert json.loads((out / "run.json").read_text())["settings"] == json.loads(json.dumps(dataclasses.asdict(SETTINGS)))
     trained, in_bf16 = model.state_dict(), load(out / "model").state_dict()
     assert all(torch.allclose(trained[name].float(), t.float(), rtol=0.01) for name, t in in_bf16.items())
@@ -172,7 +172,7 @@ def test_learning_rate_rises_then_falls_to_a_tenth():
     assert rates[10:] == sorted(rates[10:], reverse=True) and rates[55] == pytest.approx(0.55)
 
 
-def test_evaluate_counts_every_token_once(tokens):
+def test_stream_loss_counts_every_token_once(tokens):
     torch.manual_seed(1)
     model = Model(THREE_KINDS).eval()
     ids = tokens["heldout"].astype(np.int64)                 # 300 ids: windows of 32 from 0, 24, 48, ... and a shorter last one
@@ -185,8 +185,8 @@ def test_evaluate_counts_every_token_once(tokens):
 
     losses = [window(begin) for begin in range(0, 291, 24)]
     assert sum(map(len, losses)) == 299
-    assert evaluate(model, ids, 32)[0] == pytest.approx(np.mean(sum(losses, [])), rel=1e-5)
-    assert evaluate(model, ids, 32, every=3)[0] == pytest.approx(np.mean(sum(losses[::3], [])), rel=1e-5)
+    assert stream_loss(model, ids, 32)[0] == pytest.approx(np.mean(sum(losses, [])), rel=1e-5)
+    assert stream_loss(model, ids, 32, every=3)[0] == pytest.approx(np.mean(sum(losses[::3], [])), rel=1e-5)
 
 
 def test_other_settings_are_told_apart(tokens, whole):

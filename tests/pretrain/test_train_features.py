@@ -18,7 +18,7 @@ from minids.pretrain import anticipatory_routing
 from minids.pretrain import train as module
 from minids.pretrain.anticipatory_routing import Anticipation
 from minids.pretrain.batches import batch_at
-from minids.pretrain.losses import choices, evaluate
+from minids.pretrain.losses import choices, stream_loss
 from minids.pretrain.mixed_precision import computing_copy
 from minids.pretrain.optim import decay_start, learning_rate, make_optimiser, mtp_weight
 from minids.pretrain.run_folder import newest, read_log
@@ -130,7 +130,7 @@ def test_packed_documents_are_read_by_themselves(tokens):
     settings = change(batch=1, seq_len=33)
     record = train_step(model, make_optimiser(model, settings), torch.from_numpy(row)[None], settings, 0)
     assert (record["loss"], record["mtp_loss"]) == pytest.approx(expected, rel=1e-4)
-    assert evaluate(new_model(), row, 33)[0] == pytest.approx(expected[0], rel=1e-4)
+    assert stream_loss(new_model(), row, 33)[0] == pytest.approx(expected[0], rel=1e-4)
     other = train_step(model := new_model(), make_optimiser(model, settings), torch.from_numpy(row)[None],
                        change(settings, packed=False), 0)
     assert abs(other["loss"] - expected[0]) > 1e-3
@@ -289,5 +289,5 @@ def test_impossible_settings_are_refused(tokens, tmp_path):
 def test_the_mixture_is_read_where_settings_say_so(tokens, tmp_path, monkeypatch):
     monkeypatch.setattr(mixture, "streams", lambda size, tokenizer: tokens)
     log = train(CHOOSING, change(data="mix", steps=1), tmp_path / "run")
-    expected, _ = evaluate(load(newest(tmp_path / "run")), tokens["heldout"], 32)
+    expected, _ = stream_loss(load(newest(tmp_path / "run")), tokens["heldout"], 32)
     assert log[-1]["heldout_loss"] == pytest.approx(expected, rel=1e-5)
