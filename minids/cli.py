@@ -239,7 +239,7 @@ def train_command(args) -> None:
     device = find_device(args)
     out = run_folder(args, args.preset if args.data == "text" else f"{args.preset}-{args.data}")
     config, text = Config.preset(args.preset), streams(settings)
-    log = train(config, settings, out, resume=not args.fresh, tokens=text)
+    log = train(config, settings, out, resume=not args.fresh, tokens=text, device=device)
     if rank():
         return          # of several processes the first one reports
     end = next(record for record in log if "heldout_loss" in record)
@@ -285,7 +285,7 @@ def sft_command(args) -> None:
 
     settings = SFTConfig(**given(args, SFTConfig))
     device, out = find_device(args), run_folder(args, "-".join(["sft", *settings.families]))
-    log = sft(find_model(args.model), settings, out, resume=not args.fresh)
+    log = sft(find_model(args.model), settings, out, resume=not args.fresh, device=device)
     report_modes(log, settings.modes, out)
 
 
@@ -302,7 +302,7 @@ def grpo_command(args) -> None:
 
     settings = GRPOConfig(**given(args, GRPOConfig))
     device, out = find_device(args), run_folder(args, "-".join(["grpo", *settings.families]))
-    log = grpo(find_model(args.model), settings, out, resume=not args.fresh)
+    log = grpo(find_model(args.model), settings, out, resume=not args.fresh, device=device)
     report_modes(log, settings.modes, out)
 
 
@@ -334,7 +334,7 @@ def distill_command(args) -> None:
     settings = DistillConfig(**(families | given(args, DistillConfig)))
     device, out = find_device(args), run_folder(args, settings.method)
     student = find_model(args.student)
-    log = distill(student, teachers, settings, out, resume=not args.fresh)
+    log = distill(student, teachers, settings, out, resume=not args.fresh, device=device)
     for mode in settings.modes:
         solved = []
         for family in settings.families:
@@ -384,7 +384,7 @@ def lifecycle_command(args) -> None:
     plan = dataclasses.replace(Plan.preset(args.preset, args.seed), **given(args, Plan))
     base = args.base and find_model(args.base)
     device, out = find_device(args), run_folder(args, f"lifecycle-{args.preset}")
-    report = lifecycle(plan, out, base, resume=not args.fresh)
+    report = lifecycle(plan, out, base, resume=not args.fresh, device=device)
     print(card(report))
     print(f"the report is in {out / 'report.json'}, the model in {out / 'distilled' / 'model'}")
 

@@ -23,7 +23,7 @@ from minids.data.tinyworld import stories
 from minids.errors import MinidsError
 from minids.inference.answers import LIMITS, is_correct, prompt_ids, replies
 from minids.inference.speculate import expected_acceptance, speculate
-from minids.pretrain.losses import evaluate
+from minids.pretrain.losses import stream_loss
 
 DISTANCES = 25, 100, 400        # words between a fact and the question about it
 
@@ -232,7 +232,7 @@ def bits_per_byte(model, tokenizer, tokens: int = 20_000) -> dict[str, float]:
     bits = {}
     for name, documents in kinds.items():
         stream = mixture.stream("heldout", tokens, tokenizer, documents)[: tokens + 1]
-        bits[name] = evaluate(model, stream, length, tokenizer)[1]
+        bits[name] = stream_loss(model, stream, length, tokenizer)[1]
     return bits
 
 

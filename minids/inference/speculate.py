@@ -9,11 +9,9 @@ accept different numbers of drafts, and all rows of a decode state are at the sa
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 
 from minids.errors import MinidsError
 from minids.inference.sampling import check, distribution, enough_threads
-from minids.model.state import LayerState
 
 
 @dataclass
@@ -104,12 +102,10 @@ def accept(draft_ids, draft_probs, probs, generator) -> list[int]:
 
 
 class Drafter:
-    """The MTP block and its decode state, a window of keys: its attention has no compression."""
+    """The MTP block with its own decode state."""
 
     def __init__(self, model):
-        weight = model.embed.weight
-        self.model, self.pos = model, 0
-        self.state = LayerState(model.config, 0, 1, 0, weight.dtype, weight.device)
+        self.model, self.state = model, model.new_state(1, mtp=True)
 
     def draft(self, X, after: list[int], count: int, to_probs, generator):
         """`count` drafts of the tokens after `after`, and the distributions they were sampled from.
@@ -122,22 +118,21 @@ class Drafter:
         if not count:
             return draft_ids, draft_probs
         streams, logits = self.read(X, after)
-        verified = self.pos, self.state.window
+        verified = self.state.mark()
         while True:
             draft_probs.append(to_probs(logits)[0])
             draft_ids.append(sample_one(draft_probs[-1], generator))
             if len(draft_ids) == count:
                 break
             streams, logits = self.read(streams, draft_ids[-1:])
-        self.pos, self.state.window = verified
+        self.state.restore(verified)
         return draft_ids, torch.stack(draft_probs)
 
-    def read(self, X, after):
+    def read(self, X, after: list[int]):
         """The block's streams at the last position of X, 1 1 n d, and logits there, 1 1 vocab."""
-        block, ids = self.model.mtp[0], torch.tensor([after], device=X.device)
-        Y = block(X, self.model.embed(ids), ids, self.pos, self.state)[:, -1:]
-        self.pos += len(after)
-        return Y, F.linear(block.head(Y).float(), self.model.head.weight.float())
+        ids = torch.tensor([after], device=X.device)
+        Y = self.model.run_mtp_block(X, ids, state=self.state)[0][:, -1:]
+        return Y, self.model.project(self.model.mtp[0].head(Y))
 
 
 def sample_one(weights, generator) -> int:

@@ -13,7 +13,6 @@ import torch
 
 from minids.errors import MinidsError
 from minids.inference.sampling import check, enough_threads, nucleus
-from minids.model.ledger import Ledger
 
 
 @dataclass
@@ -92,16 +91,16 @@ def _sample(model, prompts, noise, temperature, top_p, record) -> dict:
         masks[:] = 255                                                                   # behind the end all is allowed
 
     first, owner = shared(ids[:, :P])
-    state, ledger = model.new_state(len(first), T - 1), Ledger()
-    X = model.features(ids[first, :P], state, ledger)
+    state = model.new_state(len(first), T - 1)
+    X, passed = model.run(ids[first, :P], state)
     experts = []
     if record:
         K = config.n_activated_experts
-        experts = [torch.arange(K, device=device).repeat(B, T - 1, 1) for _ in ledger.chosen]    # behind the end: any
-        for e, chosen in zip(experts, ledger.chosen):
+        experts = [torch.arange(K, device=device).repeat(B, T - 1, 1) for _ in passed.experts]    # behind the end: any
+        for e, chosen in zip(experts, passed.experts):
             e[:, :P] = chosen.view(len(first), P, K)[owner]
     logits = model.logits(X[:, -1:])[owner, 0]                                           # B vocab
-    keep(state, owner)
+    state.select(owner)
 
     rows, alive = torch.arange(B, device=device), torch.ones(B, dtype=torch.bool, device=device)
     for t in range(max_new):
@@ -121,13 +120,12 @@ def _sample(model, prompts, noise, temperature, top_p, record) -> dict:
         if left == 0 or t + 1 == max_new:
             break
         if left <= 0.75 * len(rows):            # ended rows leave when that makes up for copying the state
-            keep(state, alive)
+            state.select(alive)
             rows, token, alive = rows[alive], token[alive], alive[alive]
-        ledger = Ledger()
         with enough_threads(model, len(rows)):
-            X = model.features(token, state, ledger)
+            X, passed = model.run(token, state)
             logits = model.logits(X)[:, -1]
-        for e, chosen in zip(experts, ledger.chosen):
+        for e, chosen in zip(experts, passed.experts):
             e[rows[alive], P + t] = chosen[alive]
     T = int(length.max())
     return dict(ids=ids[:, :T], prompt=P, length=length, logprobs=logprobs[:, : T - P], temperature=temperature,
@@ -142,9 +140,10 @@ def log_distribution(logits, temperature: float, allowed=None):
 
 
 def allowed_ids(logits, temperature: float, top_p: float):
-    """B vocab: the ids that top-p allows, at temperature 0 the most likely one; None where all are allowed."""
+    """B vocab: the ids that top-p allows, at temperature 0 the most likely one; None: all."""
     if temperature == 0:
-        return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, logits.argmax(1, keepdim=True), True)
+        likeliest = logits.argmax(1, keepdim=True)
+        return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, likeliest, True)
     if top_p == 1:
         return None
     return nucleus(torch.softmax(logits.float() / temperature, dim=-1), top_p)
@@ -156,17 +155,6 @@ def shared(prompts) -> tuple[torch.Tensor, torch.Tensor]:
     new = torch.ones(len(prompts), dtype=torch.bool, device=prompts.device)
     new[1:] = (prompts[1:] != prompts[:-1]).any(1)
     return new.nonzero()[:, 0], new.cumsum(0) - 1
-
-
-def keep(state, rows) -> None:
-    """Let a decode state hold only some of its sequences, or some more than once; `rows` are numbers, or a mask."""
-    for layer in state.layers:
-        layer.window, layer.read = layer.window[rows], None      # what the last call brought cannot be forgotten any more
-        for c in (layer.compressor, layer.indexer):
-            if c is not None:
-                c.entries = c.entries[rows]
-                c.tail, c.before = (pair and tuple(t[rows] for t in pair) for pair in (c.tail, c.before))
-    state.batch = len(state.layers[0].window)
 
 
 def by_length(prompts) -> list[list[int]]:

@@ -22,8 +22,7 @@ from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
 from minids.inference.evaluate import answer_nats, exam
 from minids.model import mhc
-from minids.model.ledger import Ledger
-from minids.pretrain.losses import evaluate
+from minids.pretrain.losses import stream_loss
 from minids.pretrain.settings import TrainConfig
 from minids.pretrain.train import train
 from minids.system.paths import DATA
@@ -102,16 +101,15 @@ def run(name: str, seed: int, tokens=None) -> dict:
         nats = lambda words: round(sum(answer_nats(model, tokenizer, exam(210, words))) / 210, 4)
         return {"variant": name, "seed": seed, "parameters": sum(p.numel() for p in model.parameters()),
                 "tokens": settings.tokens, "seconds": round(seconds, 1), "threads": torch.get_num_threads(),
-                "loss": round(evaluate(model, tokens["heldout"], SEQ_LEN)[0], 4), "near": nats(NEAR), "far": nats(FAR),
+                "loss": round(stream_loss(model, tokens["heldout"], SEQ_LEN)[0], 4), "near": nats(NEAR), "far": nats(FAR),
                 "load": round(uneven(model, tokens["heldout"]), 3)}
 
 
 @torch.no_grad()
 def uneven(model, stream) -> float:
     """The largest load of an expert over the mean load, mean over the gates that route by score."""
-    ledger = Ledger()
-    model.eval().features(torch.from_numpy(stream[: 8 * SEQ_LEN].astype("int64")).view(8, -1), ledger=ledger)
-    loads = [torch.bincount(chosen.flatten(), minlength=model.config.n_routed_experts).float() for chosen in ledger.chosen]
+    ids = torch.from_numpy(stream[: 8 * SEQ_LEN].astype("int64")).view(8, -1)
+    loads = [load.float() for load in model.eval().run(ids)[1].loads]
     return sum((load.max() / load.mean()).item() for load in loads) / len(loads)
 
 

@@ -81,26 +81,6 @@ def prefill(model, ids, state, done=lambda n: None) -> None:
         done(n)
 
 
-# ---- a state is rewound ----
-
-def parts(layer):
-    """A layer's compressors' states."""
-    return [part for part in (layer.compressor, layer.indexer) if part is not None]
-
-
-def mark(state):
-    """What `rewind` needs. Entries are only ever added behind the others, so their count is enough; the rest is small."""
-    return state.pos, [(layer.window, [(p.count, p.tail, p.before) for p in parts(layer)]) for layer in state.layers]
-
-
-def rewind(state, mark) -> None:
-    """Forget all that was read since `mark`."""
-    state.pos, layers = mark
-    for layer, (layer.window, kept) in zip(state.layers, layers):
-        for part, (part.count, part.tail, part.before) in zip(parts(layer), kept):
-            pass
-
-
 # ---- what is measured ----
 
 def state_bytes(state) -> dict[str, int]:
@@ -109,7 +89,7 @@ def state_bytes(state) -> dict[str, int]:
     size = lambda tensors: sum(t.numel() * t.element_size() for t in tensors or ())
     for layer in state.layers:
         found["window"] += size([layer.window])
-        for part in parts(layer):
+        for part in layer.compressors:
             name = "HCA entries" if layer.indexer is None else "CSA entries" if part is layer.compressor else "CSA index keys"
             found[name] += size([part.all()])
             found["overlap"] += size(part.before)
@@ -139,7 +119,7 @@ def formula_bytes(config, n: int, width: int = 4) -> dict[str, int]:
 @torch.inference_mode()
 def step_ms(model, state, steps: int = STEPS) -> dict[str, float]:
     """Milliseconds of one decoded token behind what the state has read: median by the clock, and by the processor's time."""
-    before, token = mark(state), torch.tensor([[model.config.bos_token_id]])
+    before, token = state.mark(), torch.tensor([[model.config.bos_token_id]])
     clock, busy = [], []
     for _ in range(steps + 3):
         start, cpu = time.perf_counter(), time.process_time()
@@ -147,16 +127,16 @@ def step_ms(model, state, steps: int = STEPS) -> dict[str, float]:
             token = model(token, state)[:, -1:].argmax(-1)
         clock.append(1000 * (time.perf_counter() - start))
         busy.append(1000 * (time.process_time() - cpu))
-    rewind(state, before)
+    state.restore(before)
     return {"ms": round(statistics.median(clock[3:]), 3), "cpu_ms": round(statistics.median(busy[3:]), 3)}
 
 
 @torch.inference_mode()
 def nats(model, state, ids) -> float:
     """Nats per token of ids (1-D), read behind what the state holds and forgotten again."""
-    before = mark(state)
+    before = state.mark()
     logits = torch.cat([model(part[None], state)[0] for part in ids.split(chunk_size(state.pos))])   # T vocab
-    rewind(state, before)
+    state.restore(before)
     return round(cross_entropy(logits[:-1], ids[1:]).item(), 4)
 
 
@@ -167,7 +147,7 @@ def recall(model, state, tokenizer, distance: int, rounds: int = ROUNDS) -> int:
     Told is where somebody went; a story of other people in other places follows, then the question. The fact counts as
     found if its place is likelier as the answer than each of RIVALS places that nobody told: chance finds one in RIVALS + 1.
     """
-    before, found = mark(state), 0
+    before, found = state.mark(), 0
     for i in range(rounds):
         who, place, rivals, story = scene(random.Random(f"{distance} {i}"), distance)
         ids = tokenizer.encode(f"{who} went to the {place}.\n\n", bos=True) + tokenizer.encode(story)[:distance]
@@ -176,7 +156,7 @@ def recall(model, state, tokenizer, distance: int, rounds: int = ROUNDS) -> int:
             logits = model(part[None], state)[0, -1]
         first, *others = (logits[tokenizer.encode(f" {p}")[0]] for p in (place, *rivals))        # a place is one token
         found += bool(first > max(others))
-        rewind(state, before)
+        state.restore(before)
     return found
 
 

@@ -32,8 +32,8 @@ from minids.data.tokenizer import Tokenizer
 from minids.learn import check, hint, versions
 from minids.numerics import FP4_VALUES, fake_quant, fp4_decode, fp8_decode, fp8_encode
 from minids.pretrain import qat
-from minids.pretrain.batches import batch_of
-from minids.pretrain.losses import evaluate
+from minids.pretrain.batches import batch_at
+from minids.pretrain.losses import stream_loss
 from minids.pretrain.optim import make_optimiser
 from minids.pretrain.run_folder import read_log
 from minids.pretrain.settings import TrainConfig
@@ -301,7 +301,7 @@ WINDOWS = [tokens["valid"][i * 1024 : (i + 1) * 1024 + 1] for i in range(6)]
 def nats(model, parts=()):
     """Mean loss of each of six windows of 1,024 tokens; `parts` are rounded as in serving."""
     with rounding.serving(model, parts):
-        return torch.tensor([evaluate(model, window, 1024)[0] for window in WINDOWS])       # 6
+        return torch.tensor([stream_loss(model, window, 1024)[0] for window in WINDOWS])       # 6
 
 
 def against(found, base):
@@ -734,7 +734,7 @@ def trained(stored):
     optimiser = make_optimiser(masters, settings)
     computing = masters if stored is None else qat.rounded_copy(masters, stored)
     for number in range(settings.steps):
-        ids = torch.from_numpy(batch_of(tokens["train"], settings, number))             # 1 T+1
+        ids = torch.from_numpy(batch_at(tokens["train"], settings, number))             # 1 T+1
         if stored is None:
             train_step(masters, optimiser, ids, settings, number)
         else:

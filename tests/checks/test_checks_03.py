@@ -10,7 +10,7 @@ from minids.learn.checks import hca as checks
 from minids.learn.judge import check
 from minids.model.attention import Attention
 from minids.model.compressor import Compressor
-from minids.model.rotary import Rotary, turn
+from minids.model.rotary import Rotary, rotate
 from minids.show import hca
 
 
@@ -26,7 +26,7 @@ def compress_by_loops(x, wkv, wgate, ape, weight, eps):
 
 
 def place_by_package(entries, m, config):
-    return turn(entries, Rotary(config, m, entries.shape[-1])(0, entries.shape[1], "cpu", step=m))
+    return rotate(entries, Rotary(config, m, entries.shape[-1])(0, entries.shape[1], "cpu", step=m))
 
 
 def visible_by_last_token(T, S, m):
@@ -91,11 +91,11 @@ def compress_mean(x, wkv, wgate, ape, weight, eps):
 
 
 def place_by_window_number(entries, m, config):
-    return turn(entries, Rotary(config, m, entries.shape[-1])(0, entries.shape[1], "cpu"))
+    return rotate(entries, Rotary(config, m, entries.shape[-1])(0, entries.shape[1], "cpu"))
 
 
 def place_with_the_other_base(entries, m, config):
-    return turn(entries, Rotary(config, 0, entries.shape[-1])(0, entries.shape[1], "cpu", step=m))
+    return rotate(entries, Rotary(config, 0, entries.shape[-1])(0, entries.shape[1], "cpu", step=m))
 
 
 def attend_by_average(q, kv, entries, sink, w, m):
@@ -158,9 +158,9 @@ def test_the_references_are_the_package():
     rot = layer.rotary(0, 75, "cpu")
     q = nn.functional.rms_norm(layer.wq_b(layer.q_norm(layer.wq_a(x))).view(2, 75, config.n_heads, -1), (config.head_dim,),
                                eps=config.norm_eps)
-    kv = turn(layer.kv_norm(layer.wkv(x)), rot)
-    o = checks.attend(turn(q, rot[:, None]), kv, layer.compressor(x), layer.attn_sink, config.window_size, 16)
-    o = turn(o, rot[:, None].conj()).reshape(2, 75, config.o_groups, -1)
+    kv = rotate(layer.kv_norm(layer.wkv(x)), rot)
+    o = checks.attend(rotate(q, rot[:, None]), kv, layer.compressor(x), layer.attn_sink, config.window_size, 16)
+    o = rotate(o, rot[:, None].conj()).reshape(2, 75, config.o_groups, -1)
     o = torch.einsum("btgi,goi->btgo", o, layer.wo_a.weight.unflatten(0, (config.o_groups, -1)))
     torch.testing.assert_close(layer.wo_b(o.flatten(2)), before, atol=1e-4, rtol=1e-4)
 

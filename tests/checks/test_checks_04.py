@@ -11,9 +11,8 @@ from minids.learn.checks import csa as checks
 from minids.learn.checks import find
 from minids.learn.judge import check
 from minids.model.compressor import Compressor
-from minids.model.indexer import Indexer
-from minids.model.ledger import index_divergence
-from minids.model.rotary import Rotary, frequencies, turn
+from minids.model.indexer import Indexer, index_divergence
+from minids.model.rotary import Rotary, frequencies, rotate
 from minids.show import csa
 
 
@@ -49,12 +48,13 @@ def pick_by_sorting(scores, m, k):
 
 
 def divergence_by_package(p, scores, seen):
-    return index_divergence(p, scores, torch.zeros(seen.shape).masked_fill(~seen, float("-inf")))
+    total, count = index_divergence(p, scores, torch.zeros(seen.shape).masked_fill(~seen, float("-inf")))
+    return total / count
 
 
 def learn_by_package(indexer, x, qr, p, seen):
     x, qr = x.detach(), qr.detach()
-    return divergence_by_package(p, indexer(x, qr, 0, indexer.keys(x)), seen)
+    return divergence_by_package(p, indexer(x, qr, indexer.keys(x)), seen)
 
 
 @pytest.mark.parametrize("name, attempt", [
@@ -97,7 +97,7 @@ def reversed_kl(p, scores, seen):
 
 def colleagues_learn(indexer, x, qr, p, seen):
     target = p.sum(2)
-    log_q = indexer(x, qr, 0, indexer.keys(x)).masked_fill(~seen, -1e9).log_softmax(-1)
+    log_q = indexer(x, qr, indexer.keys(x)).masked_fill(~seen, -1e9).log_softmax(-1)
     kl = log_q.exp() * (log_q - target.clamp_min(1e-20).log())
     return (kl * seen).sum(-1)[:, seen.any(-1)].mean()
 
@@ -134,12 +134,12 @@ def test_the_references_are_the_package():
     x, qr = (torch.randn(2, 43, width, generator=rng) for width in (config.dim, config.q_lora_rank))
     comp = lively(Compressor(config, 4, config.head_dim))
     entries = checks.compress(x, comp.wkv.weight, comp.wgate.weight, comp.ape, comp.norm.weight, config.norm_eps)
-    placed = turn(entries, Rotary(config, 4, config.head_dim)(0, entries.shape[1], "cpu", step=4))
+    placed = rotate(entries, Rotary(config, 4, config.head_dim)(0, entries.shape[1], "cpu", step=4))
     torch.testing.assert_close(placed, comp(x), atol=1e-4, rtol=1e-4)
     indexer = lively(Indexer(config))
     keys, angles = indexer.keys(x), torch.arange(43)[:, None] * frequencies(config, 4)
     mine = checks.scores(x, qr, keys, indexer.wq_b.weight, indexer.weights_proj.weight, angles)
-    torch.testing.assert_close(mine, indexer(x, qr, 0, keys), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(mine, indexer(x, qr, keys), atol=1e-4, rtol=1e-4)
     p, seen = checks._attention(torch.Generator().manual_seed(3), 2, 43, 4, 10, 4)
     torch.testing.assert_close(checks.divergence(p, mine, seen), divergence_by_package(p, mine, seen))
 

@@ -60,7 +60,7 @@ def test_a_seed_fixes_the_text_and_the_training_mode_stays(model):
     assert a == b != c
     model.train()
     generate(model, [4], 3)
-    assert model.training and all(m.load is None for m in model.modules() if hasattr(m, "load"))
+    assert model.training
     model.eval()
 
 

@@ -114,8 +114,8 @@ def test_a_draft_that_is_always_accepted_saves_half_the_passes(model, monkeypatc
     known = prompt + text
 
     def draft(self, X, after, count, to_probs, generator):
-        self.pos += len(after)
-        following = known[self.pos + 1:self.pos + 1 + count]
+        self.state.pos += len(after)
+        following = known[self.state.pos + 1:self.state.pos + 1 + count]
         ids = torch.tensor(following, dtype=torch.int64)
         return following, torch.nn.functional.one_hot(ids, SMALL.vocab_size).float()
 

@@ -14,7 +14,17 @@ from minids import MinidsError, Model, generate, load, save
 from minids.data import tasks
 from minids.data.tokenizer import Tokenizer
 from minids.inference import answers
-from minids.posttrain.distill import DistillConfig, average, distill, divergence, learn, lessons, losses, noise, token_loss
+from minids.posttrain.distill import (
+    DistillConfig,
+    add_gradients,
+    average,
+    distill,
+    divergence,
+    losses,
+    noise,
+    token_loss,
+    write_texts,
+)
 from minids.posttrain.teachers import Teachers, Texts
 from minids.pretrain.run_folder import newest, read_log
 
@@ -30,7 +40,7 @@ def short(monkeypatch):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A student and its two teachers, descendants of one base model."""
+    """A student and its two teachers, optimiser_stepants of one base model."""
     path = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     base = Model(NARROW)
@@ -127,7 +137,7 @@ def test_the_student_comes_to_equal_its_teacher(tmp_path):
         prompts = torch.randint(3, 8, (32, 1)).tolist()
         texts = Texts.of(prompts, generate(student, prompts, 4, seed=step, stop=()))
         optimiser.param_groups[0]["lr"] = 5e-3 * (1 - step / 100)
-        kls.append(learn(student.train(), school, {"mathematics": texts}, settings)["kl"])
+        kls.append(add_gradients(student.train(), school, {"mathematics": texts}, settings)["kl"])
         optimiser.step()
         optimiser.zero_grad()
     assert kls[0] > 0.1 and sum(kls[-5:]) / 5 < kls[0] / 10, kls
@@ -137,12 +147,12 @@ def test_domains_count_by_their_weights(folders):
     """Gradients are linear in the weights, and each family's mean counts, however long its texts are."""
     school, tokenizer, model = Teachers(teachers(folders)), Tokenizer.load(), load(folders / "student").train()
     problems = [SETTINGS.problem("train", i) for i in range(6)]
-    texts = lessons(model, school, problems, "non-think", SETTINGS, tokenizer, seed=0)
+    texts = write_texts(model, school, problems, "non-think", SETTINGS, tokenizer, seed=0)
     assert {family: {p.family for p in part.problems} for family, part in texts.items()} == {f: {f} for f in FAMILIES}
 
     def gradient(weights):
         model.zero_grad()
-        record = learn(model, school, texts, dataclasses.replace(SETTINGS, weights=weights))
+        record = add_gradients(model, school, texts, dataclasses.replace(SETTINGS, weights=weights))
         return model.head.weight.grad.clone(), record
 
     (first, a), (second, b), (both, c) = (gradient(w) for w in ((1, 0), (0, 1), (3, 1)))
@@ -152,11 +162,11 @@ def test_domains_count_by_their_weights(folders):
 
 def test_the_mtp_block_alone_learns_from_its_loss(folders):
     school, model = Teachers(teachers(folders)), load(folders / "student").train()
-    texts = lessons(model, school, [SETTINGS.problem("train", i) for i in range(4)], "non-think", SETTINGS, Tokenizer.load(), 0)
+    texts = write_texts(model, school, [SETTINGS.problem("train", i) for i in range(4)], "non-think", SETTINGS, Tokenizer.load(), 0)
 
     def gradients(mtp_weight):
         model.zero_grad()
-        record = learn(model, school, texts, dataclasses.replace(SETTINGS, mtp_weight=mtp_weight))
+        record = add_gradients(model, school, texts, dataclasses.replace(SETTINGS, mtp_weight=mtp_weight))
         return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}, record
 
     (without, none), (found, told) = gradients(0.0), gradients(0.5)
@@ -235,7 +245,7 @@ def test_other_methods_learn_from_what_they_should(folders, tmp_path, whole, met
         assert log[0]["kl"] != whole[1][0]["kl"]
     if method == "sft":
         model, problems = load(folders / "student"), [settings.problem("train", i) for i in settings.numbers(0, 4)]
-        texts = lessons(model, None, problems, "non-think", settings, Tokenizer.load(), 0)
+        texts = write_texts(model, None, problems, "non-think", settings, Tokenizer.load(), 0)
         expected = 0
         for part in texts.values():
             with torch.no_grad():

@@ -5,8 +5,8 @@ from tiny import SPEAKER
 from minids import Model
 from minids.errors import MinidsError
 from minids.inference.generate import generate
-from minids.model.ledger import Ledger
-from minids.posttrain.rollouts import allowed_ids, by_length, keep, log_distribution, packed, rollouts, unpacked
+from minids.model.passes import Options
+from minids.posttrain.rollouts import allowed_ids, by_length, log_distribution, packed, rollouts, unpacked
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def test_logprobs_are_those_of_a_full_pass_that_replays_the_routing(model, tempe
     r = rollouts(model, PROMPTS, 40, temperature, top_p, seeded(), record=True)
     assert r.length.min() < r.length.max()          # some rows left the batch before others
     with torch.no_grad():
-        ledger = Ledger(experts=r.experts)
-        logits = model.logits(model.features(r.ids[:, :-1], ledger=ledger)[:, r.prompt - 1:].contiguous())
+        X = model.features(r.ids[:, :-1], options=Options(experts=r.experts))
+        logits = model.logits(X[:, r.prompt - 1:].contiguous())
         logp = log_distribution(logits, temperature, r.choices(SPEAKER.vocab_size))
     again = logp.gather(-1, r.ids[:, r.prompt:, None])[..., 0]
     assert torch.allclose(again[r.mask], r.logprobs[r.mask], atol=2e-5)
@@ -44,12 +44,11 @@ def test_logprobs_are_those_of_a_full_pass_that_replays_the_routing(model, tempe
 
 def test_recorded_experts_are_those_of_the_full_pass(model):
     r = rollouts(model, PROMPTS, 20, generator=seeded(), record=True)
-    ledger = Ledger()
     with torch.no_grad():
-        model.features(r.ids[:, :-1], ledger=ledger)
+        _, record = model.run(r.ids[:, :-1])
     there = (torch.arange(r.ids.shape[1] - 1) < r.length[:, None] - 1).flatten()
     assert len(r.experts) == 2                      # the third layer of the three routes by hash
-    for mine, full in zip(r.experts, ledger.chosen):
+    for mine, full in zip(r.experts, record.experts):
         assert mine.shape == full.shape and torch.equal(mine[there].sort().values, full[there].sort().values)
 
 
@@ -107,7 +106,7 @@ def test_a_state_keeps_rows(model):
     with torch.no_grad():
         state = model.new_state(3, 30)
         model(ids[:, :13], state)
-        keep(state, torch.tensor([2, 0, 2]))
+        state.select(torch.tensor([2, 0, 2]))
         assert torch.allclose(model(ids[[2, 0, 2], 13:], state), model(ids[[2, 0, 2]])[:, 13:], atol=2e-4)
 
 
@@ -125,5 +124,5 @@ def test_prompts_of_several_lengths(model):
 
 def test_results_can_be_trained_on(model):
     r = rollouts(model, PROMPTS, 5, generator=seeded(), record=True)
-    model.logits(model.features(r.ids[:, :-1], ledger=Ledger(experts=r.experts))).sum().backward()
+    model.logits(model.features(r.ids[:, :-1], options=Options(experts=r.experts))).sum().backward()
     model.zero_grad()

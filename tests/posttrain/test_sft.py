@@ -14,20 +14,20 @@ from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
 from minids.inference.answers import LIMITS, is_correct, prompt_ids, solve
 from minids.posttrain import loop
-from minids.posttrain.loop import descend, digest, examine, rehearse, rehearsed
-from minids.posttrain.settings import Settings
+from minids.posttrain.loop import optimiser_step, replay_loss, replayed_corpus, validate
+from minids.posttrain.settings import PostTrainConfig
 from minids.posttrain.sft import SFTConfig, conversation, losses, packed_rows, reasoning, sft
 from minids.pretrain.batches import batch_of
-from minids.pretrain.losses import evaluate
+from minids.pretrain.losses import stream_loss
 from minids.pretrain.optim import make_optimiser
+from minids.pretrain.run import Interrupted
 from minids.pretrain.run_folder import newest, read_log
-from minids.pretrain.settings import TrainConfig
-from minids.pretrain.train import Interrupted
 from minids.weights.checkpoint import load
+from minids.weights.digest import digest
 from minids.weights.save import save
 
 LONG = COMPRESSED.replace(max_seq_len=512)
-SETTINGS = SFTConfig(steps=4, batch=6, seq_len=192, eval_every=2, eval_problems=3, save_every=2, rehearsal=1,
+SETTINGS = SFTConfig(steps=4, batch=6, seq_len=192, eval_every=2, eval_problems=3, save_every=2, replay=1,
                      modes=("non-think", "think-max"), difficulties=(1, 2))
 TOKENIZER = Tokenizer.load()
 
@@ -36,11 +36,11 @@ TOKENIZER = Tokenizer.load()
 def short_replies():
     """A model that has learned nothing does not stop by itself. And a short corpus to rehearse."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "REHEARSED", 20_000)
+        patch.setattr(loop, "REPLAY_TOKENS", 20_000)
         for mode, limit in zip(MODES, (6, 8, 10)):
             patch.setitem(LIMITS, mode, limit)
         yield
-    rehearsed.cache_clear()
+    replayed_corpus.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_a_conversation_is_the_question_and_a_right_reply(family):
 
 
 def test_several_families_and_difficulties_take_turns():
-    settings = Settings(families=("knowledge", "reasoning"), difficulties=(2, 4))
+    settings = PostTrainConfig(families=("knowledge", "reasoning"), difficulties=(2, 4))
     found = [settings.problem("train", i) for i in range(5)]
     assert [(p.family, p.difficulty) for p in found] == [
         ("knowledge", 2), ("reasoning", 2), ("knowledge", 4), ("reasoning", 4), ("knowledge", 2)]
@@ -172,33 +172,33 @@ def test_biases_of_gates_stay(base, whole):
 
 
 def test_rehearsal_is_pre_trainings_loss_on_rows_of_its_corpus():
-    """Each row begins a document, counts what `minids.pretrain.losses.evaluate` counts, and is another one at each step."""
+    """Each row begins a document, counts what `minids.pretrain.losses.stream_loss` counts, and is another one at each step."""
     torch.manual_seed(2)
-    model, settings = Model(LONG).train(), SFTConfig(rehearsal=1, steps=8)
+    model, settings = Model(LONG).train(), SFTConfig(replay=1, steps=8)
     torch.nn.init.normal_(model.head.weight)
     grads, seen = [], []
     for step in range(2):
         model.zero_grad()
-        loss = rehearse(model, settings, step)
-        (row,) = batch_of(rehearsed(), TrainConfig(8, batch=1, seq_len=loop.ROW, data="mix"), step)
+        loss = replay_loss(model, settings, step)
+        (row,) = batch_of(replayed_corpus(), 1, loop.REPLAY_ROW, 0, step, whole_documents=True)
         seen.append(row)
-        assert row[0] == TOKENIZER.bos_id and loss == pytest.approx(evaluate(model, row, loop.ROW)[0], rel=1e-5)
+        assert row[0] == TOKENIZER.bos_id and loss == pytest.approx(stream_loss(model, row, loop.REPLAY_ROW)[0], rel=1e-5)
         grads.append(model.head.weight.grad.clone())
     assert not (seen[0] == seen[1]).all() and not torch.allclose(*grads)
 
 
-def test_what_is_rehearsed_is_forgotten_less(base):
+def test_what_is_replayed_corpus_is_forgotten_less(base):
     """The same few steps towards four conversations, with and without: the corpus' loss tells."""
     ends = []
     for rows in (0, 4):
-        model, settings = load(base, dtype=torch.float32).train(), SFTConfig(steps=12, lr=1e-2, rehearsal=rows)
+        model, settings = load(base, dtype=torch.float32).train(), SFTConfig(steps=12, lr=1e-2, replay=rows)
         optimiser = make_optimiser(model, settings)
         some = packed_rows([conversation(settings, "train", i) for i in range(4)], 256, TOKENIZER)
         for step in range(12):
             losses(model, *some, settings)["loss"].backward()
-            record = descend(model, optimiser, settings, step)
-        assert ("rehearsal_loss" in record) == bool(rows)
-        ends.append(evaluate(model, rehearsed()[:2000], loop.ROW)[0])
+            record = optimiser_step(model, optimiser, settings, step)
+        assert ("replay_loss" in record) == bool(rows)
+        ends.append(stream_loss(model, replayed_corpus()[:2000], loop.REPLAY_ROW)[0])
     assert ends[1] < ends[0] - 0.2
 
 
@@ -210,12 +210,12 @@ def test_a_few_conversations_are_learned_by_heart():
     rows = packed_rows([conversation(settings, "train", i) for i in range(4)], 64, TOKENIZER)
     for step in range(60):
         losses(model, *rows, settings)["loss"].backward()
-        descend(model, optimiser, settings, step)
+        optimiser_step(model, optimiser, settings, step)
     problems = [settings.problem("train", i) for i in range(4)]
     verdicts, lengths = solve(model, TOKENIZER, problems, "non-think")
     assert verdicts == [True] * 4
     assert lengths == [len(TOKENIZER.encode(p.answer)) + 1 for p in problems]
-    assert len(examine(model, TOKENIZER, SFTConfig(eval_problems=0))) == 0
+    assert len(validate(model, TOKENIZER, SFTConfig(eval_problems=0))) == 0
 
 
 @pytest.mark.parametrize("changes, message", [
@@ -225,7 +225,7 @@ def test_a_few_conversations_are_learned_by_heart():
     ({"steps": 0}, "steps"),
     ({"optimiser": "sgd"}, "optimiser"),
     ({"batch": 0}, "batch"),
-    ({"rehearsal": -1}, "rehearsal"),
+    ({"replay": -1}, "replay"),
 ])
 def test_bad_settings_are_told(changes, message):
     with pytest.raises(MinidsError, match=message):

@@ -14,12 +14,13 @@ from minids import Model
 from minids.errors import MinidsError
 from minids.pretrain import run_folder
 from minids.pretrain import train as module
-from minids.pretrain.batches import batch_of
-from minids.pretrain.losses import evaluate
+from minids.pretrain.batches import batch_at
+from minids.pretrain.losses import stream_loss
 from minids.pretrain.optim import learning_rate, make_optimiser
+from minids.pretrain.run import Interrupted
 from minids.pretrain.run_folder import newest, read_log
 from minids.pretrain.settings import TrainConfig
-from minids.pretrain.train import Interrupted, train
+from minids.pretrain.train import train
 from minids.weights.checkpoint import load
 
 SETTINGS = TrainConfig(steps=7, batch=2, seq_len=32, warmup=2, eval_every=3, save_every=3, seed=5, optimiser="muon")
@@ -83,7 +84,7 @@ def test_what_a_run_leaves(tokens, whole):
     assert [r["step"] for r in log if "loss" in r] == list(range(1, 8))
     assert [r["step"] for r in log if "valid_loss" in r] == [3, 6, 7]
     model = load(newest(out))
-    assert evaluate(model, tokens["heldout"], 32)[0] == pytest.approx(log[-1]["heldout_loss"], rel=1e-6)
+    assert stream_loss(model, tokens["heldout"], 32)[0] == pytest.approx(log[-1]["heldout_loss"], rel=1e-6)
     assert json.loads((out / "run.json").read_text())["settings"] == json.loads(json.dumps(dataclasses.asdict(SETTINGS)))
     trained, in_bf16 = model.state_dict(), load(out / "model").state_dict()
     assert all(torch.allclose(trained[name].float(), t.float(), rtol=0.01) for name, t in in_bf16.items())
@@ -110,7 +111,7 @@ def test_loss_is_next_token_plus_weighted_mtp(tokens):
     torch.manual_seed(0)
     model = Model(THREE_KINDS).train()
     optimiser = make_optimiser(model, SETTINGS)
-    ids = torch.from_numpy(batch_of(tokens["train"], SETTINGS, 0))
+    ids = torch.from_numpy(batch_at(tokens["train"], SETTINGS, 0))
     with torch.no_grad():
         X = model.features(ids[:, :-1])
         logp = model.logits(X).log_softmax(-1)
@@ -146,7 +147,7 @@ def test_rows_of_the_mixture_begin_where_documents_do():
     stream = np.arange(1000)
     stream[[0, 5, 40, 300, 310, 700, 990]] = 0                  # windows of 32: 5 and 310 share one, 990 has no row behind it
     settings = TrainConfig(steps=8, batch=1, seq_len=32, data="mix")
-    rows = [batch_of(stream, settings, step)[0] for step in range(8)]
+    rows = [batch_at(stream, settings, step)[0] for step in range(8)]
     assert all(row[0] == 0 and len(row) == 33 for row in rows)
     for epoch in rows[:4], rows[4:]:
         assert sorted(row[1] - 1 for row in epoch) == [0, 40, 300, 700]
@@ -155,12 +156,12 @@ def test_rows_of_the_mixture_begin_where_documents_do():
 def test_an_epoch_sees_every_window_once(tokens):
     stream = np.arange(2000)
     windows = (len(stream) - 1) // SETTINGS.seq_len - 1
-    first = np.concatenate([batch_of(stream, SETTINGS, s)[:, 0] for s in range(math.ceil(windows / 2))])[:windows]
+    first = np.concatenate([batch_at(stream, SETTINGS, s)[:, 0] for s in range(math.ceil(windows / 2))])[:windows]
     assert len(set(first)) == windows and set(np.diff(np.sort(first))) == {SETTINGS.seq_len}
-    again = batch_of(stream, SETTINGS, 10_000)
-    assert np.array_equal(again, batch_of(stream, SETTINGS, 10_000))
-    assert not np.array_equal(again, batch_of(stream, SETTINGS, 10_001))
-    assert not np.array_equal(again, batch_of(stream, dataclasses.replace(SETTINGS, seed=6), 10_000))
+    again = batch_at(stream, SETTINGS, 10_000)
+    assert np.array_equal(again, batch_at(stream, SETTINGS, 10_000))
+    assert not np.array_equal(again, batch_at(stream, SETTINGS, 10_001))
+    assert not np.array_equal(again, batch_at(stream, dataclasses.replace(SETTINGS, seed=6), 10_000))
     assert (np.diff(again) == 1).all() and again.shape == (2, 33)
 
 
@@ -171,7 +172,7 @@ def test_learning_rate_rises_then_falls_to_a_tenth():
     assert rates[10:] == sorted(rates[10:], reverse=True) and rates[55] == pytest.approx(0.55)
 
 
-def test_evaluate_counts_every_token_once(tokens):
+def test_stream_loss_counts_every_token_once(tokens):
     torch.manual_seed(1)
     model = Model(THREE_KINDS).eval()
     ids = tokens["heldout"].astype(np.int64)                 # 300 ids: windows of 32 from 0, 24, 48, ... and a shorter last one
@@ -184,8 +185,8 @@ def test_evaluate_counts_every_token_once(tokens):
 
     losses = [window(begin) for begin in range(0, 291, 24)]
     assert sum(map(len, losses)) == 299
-    assert evaluate(model, ids, 32)[0] == pytest.approx(np.mean(sum(losses, [])), rel=1e-5)
-    assert evaluate(model, ids, 32, every=3)[0] == pytest.approx(np.mean(sum(losses[::3], [])), rel=1e-5)
+    assert stream_loss(model, ids, 32)[0] == pytest.approx(np.mean(sum(losses, [])), rel=1e-5)
+    assert stream_loss(model, ids, 32, every=3)[0] == pytest.approx(np.mean(sum(losses[::3], [])), rel=1e-5)
 
 
 def test_other_settings_are_told_apart(tokens, whole):

@@ -17,8 +17,8 @@ from minids.errors import MinidsError
 from minids.pretrain import anticipatory_routing
 from minids.pretrain import train as module
 from minids.pretrain.anticipatory_routing import Anticipation
-from minids.pretrain.batches import batch_of
-from minids.pretrain.losses import choices, evaluate
+from minids.pretrain.batches import batch_at
+from minids.pretrain.losses import choices, stream_loss
 from minids.pretrain.mixed_precision import computing_copy
 from minids.pretrain.optim import decay_start, learning_rate, make_optimiser, mtp_weight
 from minids.pretrain.run_folder import newest, read_log
@@ -55,7 +55,7 @@ def stepped(tokens, settings, steps=1, model=None, first=0):
     """A model after some steps, and their records."""
     model = model or new_model()
     optimiser = make_optimiser(model, settings)
-    ids = (torch.from_numpy(batch_of(tokens["train"], settings, first + step)) for step in range(steps))
+    ids = (torch.from_numpy(batch_at(tokens["train"], settings, first + step)) for step in range(steps))
     return model, [train_step(model, optimiser, x, settings, first + i) for i, x in enumerate(ids)]
 
 
@@ -74,7 +74,7 @@ def test_stages_share_the_steps(tokens):
     assert [settings.at(step)[0].attention for step in range(7)] == ["dense"] * 3 + ["warmup"] * 2 + ["sparse"] * 2
     assert [settings.at(step)[2] for step in (2, 3, 6)] == [0, 3, 5]
     assert [change(settings, steps=70).at(step)[1] for step in (29, 30, 49, 50, 99)] == [0, 1, 1, 2, 2]
-    assert batch_of(tokens["train"], settings, 4).shape == (4, 17) and batch_of(tokens["train"], settings, 5).shape == (2, 33)
+    assert batch_at(tokens["train"], settings, 4).shape == (4, 17) and batch_at(tokens["train"], settings, 5).shape == (2, 33)
     assert change(stages=[Stage(1, 32, 4)]).at(3)[0] == SETTINGS.at(3)[0]
 
 
@@ -94,7 +94,7 @@ def test_in_the_warm_up_the_indexer_alone_learns(tokens):
     assert all(".indexer." in name for name in moved)
     assert {f"layers.0.attn.indexer.{n}.weight" for n in ("wq_b", "weights_proj", "compressor.wkv")} <= moved
     assert record["loss"] > 0 and "mtp_loss" not in record
-    x, optimiser = torch.from_numpy(batch_of(tokens["train"], settings, 0)), make_optimiser(model, settings)
+    x, optimiser = torch.from_numpy(batch_at(tokens["train"], settings, 0)), make_optimiser(model, settings)
     again = [train_step(model, optimiser, x, settings, step)["index_loss"] for step in range(20)]
     assert again[-1] < again[0] * 0.9
 
@@ -108,7 +108,7 @@ def test_a_warm_up_step_without_entries_changes_nothing():
 
 
 def test_the_indexers_loss_is_for_the_indexer(tokens):
-    models = [stepped(tokens, change(index_weight=weight, clip=1e9))[0] for weight in (1.0, 0.0)]
+    models = [stepped(tokens, change(index_weight=weight, max_grad_norm=1e9))[0] for weight in (1.0, 0.0)]
     with_loss, without = (gradients(model) for model in models)
     assert with_loss.keys() - without.keys() == {name for name in with_loss if ".indexer." in name} != set()
     assert all(torch.equal(with_loss[name], without[name]) for name in without)
@@ -130,7 +130,7 @@ def test_packed_documents_are_read_by_themselves(tokens):
     settings = change(batch=1, seq_len=33)
     record = train_step(model, make_optimiser(model, settings), torch.from_numpy(row)[None], settings, 0)
     assert (record["loss"], record["mtp_loss"]) == pytest.approx(expected, rel=1e-4)
-    assert evaluate(new_model(), row, 33)[0] == pytest.approx(expected[0], rel=1e-4)
+    assert stream_loss(new_model(), row, 33)[0] == pytest.approx(expected[0], rel=1e-4)
     other = train_step(model := new_model(), make_optimiser(model, settings), torch.from_numpy(row)[None],
                        change(settings, packed=False), 0)
     assert abs(other["loss"] - expected[0]) > 1e-3
@@ -141,7 +141,7 @@ def test_packed_documents_are_read_by_themselves(tokens):
 def test_the_balance_loss_is_added_with_its_weight(tokens):
     grads = []
     for weight in (0.0, 1.0, 2.0):
-        model, (record,) = stepped(tokens, change(sequence_balance=weight, clip=1e9))
+        model, (record,) = stepped(tokens, change(sequence_balance=weight, max_grad_norm=1e9))
         grads.append(gradients(model)["layers.0.ffn.gate.weight"])
         assert ("balance_loss" in record) == bool(weight)
     torch.testing.assert_close(grads[2] - grads[0], 2 * (grads[1] - grads[0]), rtol=1e-3, atol=1e-5)
@@ -166,7 +166,7 @@ def same(a, b):
 def test_anticipated_experts_are_those_of_older_weights(tokens):
     settings, model = change(anticipate=2, accumulate=2, lr=0.05, warmup=0), new_model()
     optimiser, anticipation, older, differs = make_optimiser(model, settings), Anticipation(settings), [], False
-    batch = lambda step: torch.from_numpy(batch_of(tokens["train"], settings, step))
+    batch = lambda step: torch.from_numpy(batch_at(tokens["train"], settings, step))
     for step in range(6):
         older.append(copy.deepcopy(model))
         experts = anticipation.experts(step, lambda ahead: choices(model, batch(ahead), settings, ahead))
@@ -226,7 +226,7 @@ def plain(log):
 
 def test_parts_of_a_batch_add_up_to_it(tokens):
     """Documents of all lengths, so that parts differ in how many targets and entries they have."""
-    settings = change(batch=8, mtp_share=0.5, clip=1e9)
+    settings = change(batch=8, mtp_share=0.5, max_grad_norm=1e9)
     (whole, records), (parts, again) = (stepped(tokens, change(settings, accumulate=n)) for n in (1, 4))
     assert again[0] == pytest.approx(records[0], rel=1e-5) and "index_loss" in records[0]
     a, b = gradients(whole), gradients(parts)
@@ -289,5 +289,5 @@ def test_impossible_settings_are_refused(tokens, tmp_path):
 def test_the_mixture_is_read_where_settings_say_so(tokens, tmp_path, monkeypatch):
     monkeypatch.setattr(mixture, "streams", lambda size, tokenizer: tokens)
     log = train(CHOOSING, change(data="mix", steps=1), tmp_path / "run")
-    expected, _ = evaluate(load(newest(tmp_path / "run")), tokens["heldout"], 32)
+    expected, _ = stream_loss(load(newest(tmp_path / "run")), tokens["heldout"], 32)
     assert log[-1]["heldout_loss"] == pytest.approx(expected, rel=1e-5)

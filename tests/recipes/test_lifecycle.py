@@ -12,7 +12,6 @@ from minids import MinidsError, Model, load, save
 from minids.data import tasks
 from minids.data.tokenizer import Tokenizer
 from minids.inference import answers
-from minids.posttrain import loop
 from minids.posttrain.distill import DistillConfig
 from minids.posttrain.grpo import GRPOConfig
 from minids.posttrain.sft import SFTConfig
@@ -21,12 +20,13 @@ from minids.pretrain.settings import TrainConfig
 from minids.recipes import lifecycle
 from minids.recipes.lifecycle import MODELS, Plan, card
 from minids.show import life, style
+from minids.weights.digest import digest
 
 FAMILIES = ("mathematics", "knowledge")
 COMMON = dict(steps=1, modes=("think-high",), difficulties=(1,), eval_problems=0)
 DISTILL = DistillConfig(families=FAMILIES, batch=2, **COMMON)
 PLAN = Plan(NARROW, TrainConfig(steps=1), SFTConfig(batch=2, **COMMON),
-            GRPOConfig(problems=1, group=2, updates=1, pool=4, **COMMON), dataclasses.replace(DISTILL, method="sft"), DISTILL,
+            GRPOConfig(num_prompts=1, num_generations=2, steps_per_generation=1, pool_size=4, **COMMON), dataclasses.replace(DISTILL, method="sft"), DISTILL,
             problems=2, samples=2, modes=("think-high",))
 
 
@@ -35,7 +35,7 @@ def lived(tmp_path_factory):
     """A whole life of a tiny model: pre-training is replaced by a model that is written down. The calls that made it."""
     out, calls = tmp_path_factory.mktemp("life") / "out", []
 
-    def pretrain(config, settings, where):
+    def pretrain(config, settings, where, device=None):
         calls.append((config, settings))
         torch.manual_seed(0)
         save(Model(config), where / "model", format="fp32", tokenizer=Tokenizer.load())
@@ -62,7 +62,7 @@ def test_every_stage_begins_where_the_one_before_ended(lived):
     out, found, calls = lived
     assert calls == [(NARROW, PLAN.train)]
     begun = lambda folder: json.loads((out / folder / "run.json").read_text())
-    weights = lambda folder: loop.digest(load(out / folder / "model"))
+    weights = lambda folder: digest(load(out / folder / "model"))
     for family in FAMILIES:
         assert begun(f"sft-{family}")["base"] == weights("base") and begun(f"sft-{family}")["settings"]["families"] == [family]
         assert begun(f"grpo-{family}")["base"] == weights(f"sft-{family}")
@@ -106,7 +106,7 @@ def test_the_shipped_records_belong_together():
 def test_what_is_done_is_left_alone_and_what_is_missing_is_made_again(lived, monkeypatch):
     """As after a kill in the last stage; nothing is measured again, for the models come out the same."""
     out, found, _ = lived
-    monkeypatch.setattr(lifecycle, "train", lambda config, settings, where: None)
+    monkeypatch.setattr(lifecycle, "train", lambda config, settings, where, device=None: None)
     monkeypatch.setattr(lifecycle, "report", None)
     when = {p: p.stat().st_mtime_ns for p in out.glob("*/step-*/*") if "distilled" not in str(p)}
     shutil.rmtree(newest(out / "distilled"))

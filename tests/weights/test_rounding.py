@@ -8,10 +8,11 @@ from tiny import RAGGED, ROUNDED
 import minids
 from minids.errors import MinidsError
 from minids.model import Model
-from minids.model.attention import attend
+from minids.model.attention import attend_blocks
 from minids.model.masks import incomplete
 from minids.model.norm import rms
-from minids.model.rotary import turn
+from minids.model.passes import Pass
+from minids.model.rotary import rotate
 from minids.numerics import fake_quant
 from minids.pretrain import qat
 from minids.pretrain.batches import batch_of
@@ -100,7 +101,7 @@ def plain_compressor(c, x, after):
             slots = torch.cat([kv[:, before, :c.width], slots], 1)
             gates = torch.cat([z[:, before, :c.width] + c.ape[:, :c.width], gates], 1)
         entry = c.norm((gates.softmax(1) * slots).sum(1))
-        rows.append(after(turn(entry[:, None], c.rotary(i * m, 1, "cpu"))[:, 0]))
+        rows.append(after(rotate(entry[:, None], c.rotary(i * m, 1, "cpu"))[:, 0]))
     return torch.stack(rows, 1)
 
 
@@ -109,8 +110,8 @@ def plain_attention(attn, x):
     cfg, (B, T, _) = attn.config, x.shape
     rot, unturned = attn.rotary(0, T, "cpu"), lambda kv: rounding.round_keys(kv, cfg.rope_head_dim)
     qr = attn.q_norm(r(x) @ attn.wq_a.weight.T)
-    q = turn(rms((r(qr) @ attn.wq_b.weight.T).view(B, T, cfg.n_heads, -1), cfg.norm_eps), rot[:, None])
-    kv = unturned(turn(attn.kv_norm(r(x) @ attn.wkv.weight.T), rot))
+    q = rotate(rms((r(qr) @ attn.wq_b.weight.T).view(B, T, cfg.n_heads, -1), cfg.norm_eps), rot[:, None])
+    kv = unturned(rotate(attn.kv_norm(r(x) @ attn.wkv.weight.T), rot))
     entries = unseen = None
     if attn.ratio:
         entries = plain_compressor(attn.compressor, x, unturned)
@@ -118,13 +119,15 @@ def plain_attention(attn, x):
     if attn.ratio == 4:
         ix, ci = attn.indexer, cfg.index_head_dim
         keys = plain_compressor(ix.compressor, x, rounding.round_index)
-        qi = turn((r(qr) @ ix.wq_b.weight.T).view(B, T, -1, ci), ix.rotary(0, T, "cpu")[:, None])
+        qi = rotate((r(qr) @ ix.wq_b.weight.T).view(B, T, -1, ci), ix.rotary(0, T, "cpu")[:, None])
         s = torch.einsum("bthc,bsc->bths", rounding.round_index(qi), keys).relu()
         s = torch.einsum("bths,bth->bts", s, x @ ix.weights_proj.weight.T) * ix.scale + unseen
         best = s.topk(cfg.index_topk).indices
         unseen = torch.full_like(s, float("-inf")).scatter(2, best, 0.0) + unseen
-    o, _ = attend(q, F.pad(kv, (0, 0, cfg.window_size, 0)), 0, cfg.window_size, entries, unseen, attn.attn_sink)
-    o = turn(o, rot[:, None].conj()).reshape(B, T, cfg.o_groups, -1)
+    window_mask = Pass(cfg, T, "cpu").window_mask(cfg.window_size, cfg.window_size)
+    kv = F.pad(kv, (0, 0, cfg.window_size, 0))
+    o, _ = attend_blocks(q, kv, window_mask, entries, unseen, attn.attn_sink)
+    o = rotate(o, rot[:, None].conj()).reshape(B, T, cfg.o_groups, -1)
     o = torch.einsum("btgi,goi->btgo", o, attn.wo_a.weight.view(cfg.o_groups, cfg.o_lora_rank, -1))   # not rounded
     return r(o.reshape(B, T, -1)) @ attn.wo_b.weight.T
 

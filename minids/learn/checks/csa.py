@@ -10,7 +10,7 @@ from minids.config import Config
 from minids.learn.checks.hca import _all, _early, _strict, rms, visible
 from minids.learn.exercise import Check
 from minids.model.indexer import Indexer
-from minids.model.rotary import turn
+from minids.model.rotary import rotate as rotate_pairs
 
 LESSON = "04_csa"
 INF = float("inf")
@@ -84,7 +84,7 @@ def _wide(x, wkv, wgate, ape, weight, eps):
 def turned(x, angles):
     """x: ... c with its last channels turned by angles (... r/2), neighbours as pairs."""
     r = 2 * angles.shape[-1]
-    return torch.cat([x[..., :-r], turn(x[..., -r:], torch.polar(torch.ones_like(angles), angles))], -1)
+    return torch.cat([x[..., :-r], rotate_pairs(x[..., -r:], torch.polar(torch.ones_like(angles), angles))], -1)
 
 
 def scores(x, qr, keys, wq_b, weights_proj, angles, relu=F.relu, scale=None, weigh=None, heads=None, end=None, rotate=turned):
@@ -111,7 +111,7 @@ def _scores_cases(rng):
 
 def _first_turn(x, angles):
     r = 2 * angles.shape[-1]
-    return torch.cat([turn(x[..., :r], torch.polar(torch.ones_like(angles), angles)), x[..., r:]], -1)
+    return torch.cat([rotate_pairs(x[..., :r], torch.polar(torch.ones_like(angles), angles)), x[..., r:]], -1)
 
 
 def _from_x(x, qr, wq_b, Hi, ci):
@@ -194,7 +194,7 @@ def _divergence_cases(rng):
 def learn(indexer, x, qr, p, seen, loss=divergence, free=()):
     """The indexer's loss, from inputs and a target that no gradient enters. `free`: those that are not detached, a mistake."""
     x, qr, p = (t if name in free else t.detach() for name, t in (("x", x), ("qr", qr), ("p", p)))
-    return loss(p, indexer(x, qr, 0, indexer.keys(x)), seen)
+    return loss(p, indexer(x, qr, indexer.keys(x)), seen)
 
 
 def with_gradients(loss_of):
@@ -421,7 +421,7 @@ CHECKS = [
         hints=(
             "Three questions: which way round is the KL, does the target sum to 1, and whom may this loss change?",
             "Your divergence answers the first two. The third: only the indexer. t.detach() is t without its history.",
-            "divergence(p.detach(), indexer(x, qr, 0, indexer.keys(x)), seen), with x and qr detached before.",
+            "divergence(p.detach(), indexer(x, qr, indexer.keys(x)), seen), with x and qr detached before.",
         ),
     ),
     Check(

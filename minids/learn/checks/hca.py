@@ -6,7 +6,7 @@ import torch
 
 from minids.config import Config
 from minids.learn.exercise import Check
-from minids.model.rotary import frequencies, turn
+from minids.model.rotary import frequencies, rotate
 
 LESSON = "03_hca"
 
@@ -91,7 +91,7 @@ def place(entries, m, config, base=None, original=None, position=None, width=Non
     part = entries[..., :r] if width == "first" else entries[..., -r:]
     if halves:
         part = part.unflatten(-1, (2, -1)).mT.flatten(-2)
-    part = turn(part, rot)
+    part = rotate(part, rot)
     if halves:
         part = part.unflatten(-1, (-1, 2)).mT.flatten(-2)
     return torch.cat([part, entries[..., r:]] if width == "first" else [entries[..., :-r], part], -1)
