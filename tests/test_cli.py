@@ -236,7 +236,7 @@ def test_the_presets_of_train_keep_what_is_not_given(monkeypatch, capsys, tmp_pa
     (["sft", "--lr", "high"], "--lr: invalid float value: 'high'"),
     (["sft", "--families", "cooking"], "families: expected some of mathematics"),
     (["sft", "--difficulties", "9"], "difficulties: expected some of 1, 2, 3, 4, 5; found (9,)"),
-    (["sft", "--optimiser", "sgd"], "optimiser: expected muon or adamw"),
+    (["sft", "--optimiser", "sgd"], "optimiser: expected adamw or muon"),
     (["train", "--dtype", "float8"], "dtype: expected auto or float32 or bfloat16"),
     (["generate", "--device", "abacus"], "device: expected one that this machine has (cpu"),
     (["eval", "--device", "cuda:99"], "found 'cuda:99'"),
