@@ -51,7 +51,9 @@ def main(argv=None) -> int:
     try:
         try:
             argv = sys.argv[1:] if argv is None else argv
-            args = parser(argv).parse_args(argv)
+            args, unknown = parser(argv).parse_known_args(argv)
+            if unknown:
+                args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
             return args.run(args) or 0
         finally:
             sys.stdout.flush()
@@ -81,7 +83,7 @@ def parser(argv) -> Parser:
 def add_command(commands, name: str, run, help: str, description: str | None = None) -> Parser:
     command = commands.add_parser(name, help=help, formatter_class=Help,
                                   description=description or f"{help[0].upper()}{help[1:]}.")
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, parser=command)
     return command
 
 
@@ -496,43 +498,41 @@ def real_jobs(command) -> None:
 
 
 def real_info(args) -> None:
-    from math import prod
-
     from minids import cost
-    from minids.weights.header import BITS
-    from minids.weights.remote import RemoteCheckpoint
+    from minids.weights.checkpoint import Checkpoint
+    from minids.weights.layout import nbytes
 
-    remote = RemoteCheckpoint(args.repo, args.revision)
-    config, inventory, by_dtype = remote.config, remote.inventory(), {}
+    checkpoint = Checkpoint(args.repo, args.revision)
+    config, inventory, by_dtype = checkpoint.config, checkpoint.inventory(), {}
     for dtype, shape in inventory.values():
         count, size = by_dtype.get(dtype, (0, 0))
-        by_dtype[dtype] = count + 1, size + BITS[dtype] * prod(shape) // 8
+        by_dtype[dtype] = count + 1, size + nbytes((dtype, shape))
     params = cost.params(config)
-    print(f"{remote.where}: {config.n_layers} layers, {config.n_mtp_layers} MTP, "
+    print(f"{checkpoint.where}: {config.n_layers} layers, {config.n_mtp_layers} MTP, "
           f"width {config.dim}, {config.n_routed_experts} experts of which "
           f"{config.n_activated_experts} active")
     print(f"{params['total']:,} parameters without MTP, {params['active']:,} active per token")
     print(f"{len(inventory):,} tensors, {sum(size for _, size in by_dtype.values()):,} bytes")
     for dtype, (count, size) in sorted(by_dtype.items()):
         print(f"  {dtype:8} {count:8,} tensors {size:18,} bytes")
-    extra = remote.extra()
+    extra = checkpoint.extra()
     if extra:
-        print(f"{len(extra)} tensors of which this model knows nothing, such as {extra[0]}")
+        print(f"{len(extra)} tensors that this model does not use, such as {extra[0]}")
 
 
 def real_fetch(args) -> None:
-    from minids.weights.remote import RemoteCheckpoint
+    from minids.weights.checkpoint import Checkpoint
 
-    remote = RemoteCheckpoint(args.repo, args.revision)
-    fetch_tensors(remote, remote.find(*args.tensors), remote.where)
+    checkpoint = Checkpoint(args.repo, args.revision)
+    fetch_tensors(checkpoint, checkpoint.find(*args.tensors), checkpoint.where)
 
 
-def fetch_tensors(remote, names, what: str) -> None:
+def fetch_tensors(checkpoint, names, what: str) -> None:
     """Fetch tensors into the cache, after printing how many bytes that takes."""
-    price = remote.price(names)
+    price = checkpoint.price(names)
     print(f"{what}: {price.tensors:,} tensors in {price.files} files: "
           f"{price.fetch:,} bytes to fetch, {price.here:,} are here", flush=True)
-    remote.fetch(names, progress=price.fetch > 0)
+    checkpoint.fetch(names, progress=price.fetch > 0)
 
 
 def real_layer(args) -> None:
@@ -540,23 +540,23 @@ def real_layer(args) -> None:
 
     from minids.system.paths import DATA
     from minids.weights import one_layer
-    from minids.weights.remote import RemoteCheckpoint
+    from minids.weights.checkpoint import Checkpoint
 
     device, dtype = gpu_or_cpu(args)
-    remote = RemoteCheckpoint(args.repo, args.revision)
-    config, names = remote.config, one_layer.names(remote, args.layer)
+    checkpoint = Checkpoint(args.repo, args.revision)
+    config, names = checkpoint.config, one_layer.layer_names(checkpoint, args.layer)
     routing = "hash" if config.is_hash(args.layer) else "score"
     kind = {0: "window only", 4: "CSA"}.get(config.compress_ratios[args.layer], "HCA")
     if Path(args.repo).resolve() == DATA / "v4_sample":
         print("This is the sample in V4's format: random weights, small sizes.")
     layer = f"layer {args.layer} ({kind}, experts by {routing})"
-    fetch_tensors(remote, names, f"{remote.where}, {layer}")
-    stored, decoded = (one_layer.weigh(remote, args.layer, dtype, packed=packed)
+    fetch_tensors(checkpoint, names, f"{checkpoint.where}, {layer}")
+    stored, decoded = (one_layer.estimate_memory(checkpoint, args.layer, dtype, packed=packed)
                        for packed in (True, False))
-    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
     print(f"on {machine}, {dtype}: it takes {stored:,} bytes of memory, experts as stored; "
           f"{decoded:,} if all were decoded", flush=True)
-    for trial in one_layer.trials(remote, args.layer, device, dtype):
+    for trial in one_layer.trials(checkpoint, args.layer, device, dtype):
         print(f"{trial.tokens:5,} tokens: {trial.ours.seconds:9.4f} s, "
               f"at most {trial.ours.memory / 1e9:.2f} GB in use")
         if trial.theirs is None:
@@ -564,9 +564,8 @@ def real_layer(args) -> None:
         else:
             print(f"       transformers' layer: {trial.theirs.seconds:9.4f} s, "
                   f"at most {trial.theirs.memory / 1e9:.2f} GB; "
-                  f"largest difference {trial.largest:.2g} where outputs are of size "
-                  f"{trial.size:.2g}, "
-                  f"{trial.same:.1%} of tokens with the same experts")
+                  f"largest difference {trial.max_difference:.2g} where outputs are of size "
+                  f"{trial.rms:.2g}, {trial.same_experts:.1%} of tokens with the same experts")
 
 
 def real_run(args) -> None:
@@ -583,8 +582,8 @@ def real_run(args) -> None:
           + (f", {new} new tokens read {size * new:,} more." if new else "."), flush=True)
     model = streamed(args.model, device, dtype)
     reading = report(model, ids)
-    for i, (norm, load) in enumerate(zip(reading["size"], reading["load"])):
-        print(f"  layer {i:2}: streams {norm:10.3f}, "
+    for i, (rms, load) in enumerate(zip(reading["rms"], reading["load"])):
+        print(f"  layer {i:2}: streams {rms:10.3f}, "
               f"the busiest of {len(load)} experts takes {max(load) / sum(load):6.1%}")
     loss = sum(reading["nats"]) / len(reading["nats"])
     print(f"perplexity of the text: {exp(loss):,.1f} ({loss:.3f} nats per token)")

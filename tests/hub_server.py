@@ -12,9 +12,10 @@ TOKEN = "hf_right"
 class LocalHub:
     """`OWNER/NAME` is the repository, `main` its branch. Large files redirect to another origin, as on the real Hub.
 
-    `log` has an entry for each request: (host, file, first byte, last byte, Authorization). `faults` are used up one a
-    request, for requests of shards or, with `everywhere`, of any file: None, or a function of the handler and of the answer
-    (status, headers, body) that changes the answer, or returns None when it has done everything itself.
+    `log` has an entry for each request: (host, file, first byte, last byte, Authorization).
+    `faults` are used up one a request, for requests of shards or, with `everywhere`, of any file:
+    None, or a function of the handler and of the answer (status, headers, body) that changes the
+    answer, or returns None when it has done everything itself.
     """
 
     def __init__(self, folder, repo="owner/sample"):

@@ -204,13 +204,14 @@ def test_the_presets_of_train_keep_what_is_not_given(monkeypatch, capsys, tmp_pa
 
     def train(config, settings, *args, **kwargs):
         calls.append((config, settings))
+        assert kwargs["device"] == torch.device("cpu")
         raise KeyboardInterrupt
 
     monkeypatch.setattr("minids.pretrain.train.train", train)
     monkeypatch.chdir(tmp_path)
-    argv = ["train", "--preset", "mini", "--lr", "0.5", "--no-packed", "--seed", "3"]
-    assert cli.main(argv) == 130
-    assert cli.main(["train", "--data", "mix"]) == 130
+    argv = ["train", "--device", "cpu", "--preset", "mini", "--lr", "0.5", "--no-packed"]
+    assert cli.main([*argv, "--seed", "3"]) == 130
+    assert cli.main(["train", "--device", "cpu", "--data", "mix"]) == 130
     changes = {"lr": 0.5, "packed": False, "seed": 3}
     assert calls == [(Config.preset("mini"), TrainConfig.preset("mini", "text", **changes)),
                      (Config.preset("nano"), TrainConfig.preset("nano", "mix"))]
@@ -233,6 +234,8 @@ def test_the_presets_of_train_keep_what_is_not_given(monkeypatch, capsys, tmp_pa
      "no life cycle for 'flash': expected nano, nano-long, mini"),
     (["lifecycle", "--base", "nowhere"], "no model at nowhere"),
     (["lifecycle", "--problems", "many"], "--problems: invalid int value: 'many'"),
+    (["sft", "--learning-rate", "1"], "sft: unrecognized arguments: --learning-rate 1 (see minids sft"),
+    (["course", "build", "--fast"], "minids course build: unrecognized arguments: --fast"),
     (["sft", "--lr", "high"], "--lr: invalid float value: 'high'"),
     (["sft", "--families", "cooking"], "families: expected some of mathematics"),
     (["sft", "--difficulties", "9"], "difficulties: expected some of 1, 2, 3, 4, 5; found (9,)"),

@@ -1,6 +1,6 @@
 """Figures of lesson 15: the files of a checkpoint, and a large model beside a small one.
 
-A checkpoint is "OWNER/NAME" on the Hub, a folder, or a `RemoteCheckpoint`. What ends in `_of` measures one of them and
+A checkpoint is "OWNER/NAME" on the Hub, a folder, or a `Checkpoint`. What ends in `_of` measures one of them and
 reads only the tensors that it needs; `walk` needs a whole forward pass and therefore a folder. The figures of the same
 names take {name of the model: checkpoint} (or walks) and show them side by side.
 """
@@ -22,7 +22,9 @@ from minids.model import mhc
 from minids.show.mhc import heat
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
 from minids.weights import layout
-from minids.weights.remote import Folder, RemoteCheckpoint
+from minids.weights.checkpoint import Checkpoint
+from minids.weights.folder import LocalFiles
+from minids.weights.layout import scale_name
 from minids.weights.streamed import streamed
 
 TYPES = {"F8_E4M3": BLUE, "I8": ORANGE, "F8_E8M0": VERMILION, "BF16": GREEN, "F32": PURPLE, "I64": YELLOW}
@@ -171,15 +173,15 @@ def bills(rows: dict):
 
 # ---- one checkpoint, tensor by tensor ----
 
-def opened(source) -> RemoteCheckpoint:
+def opened(source) -> Checkpoint:
     """A checkpoint on the Hub, in a folder, or opened already."""
-    return source if isinstance(source, RemoteCheckpoint) else RemoteCheckpoint(source)
+    return source if isinstance(source, Checkpoint) else Checkpoint(source)
 
 
 def by_layer(source, tensor: str) -> dict[int, torch.Tensor]:
     """{layer: numbers} of one tensor, such as "attn.attn_sink", of all layers that have it."""
     source = opened(source)
-    return {int(name.split(".")[1]): t for name, t in source.read(source.find(f"layers.*.{tensor}")).items()}
+    return {int(name.split(".")[1]): t for name, t in source.read_all(source.find(f"layers.*.{tensor}")).items()}
 
 
 def sinks_of(source) -> dict[int, torch.Tensor]:
@@ -212,7 +214,7 @@ def connections_of(source) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     source = opened(source)
     config, n = source.config, source.config.hc_mult
     sites = [f"layers.{i}.hc_{at}_" for i in range(config.n_layers) for at in ("attn", "ffn")]
-    read = source.read([site + part for site in sites for part in ("base", "scale")])
+    read = source.read_all([site + part for site in sites for part in ("base", "scale")])
     X, fn = torch.zeros(1, 1, n, 1), torch.zeros((2 + n) * n, n)            # streams that say nothing
     maps = [mhc.maps(X, fn, read[site + "scale"], read[site + "base"], config) for site in sites]
     return tuple(torch.stack([one[k][..., 0] for one in maps]) for k in range(3))
@@ -245,7 +247,7 @@ def spectra_of(source, layer: int | None = None) -> dict[str, torch.Tensor]:
     """{matrix: its singular values, over the largest}, of some matrices of one layer (default: the middle one)."""
     source = opened(source)
     layer = source.config.n_layers // 2 if layer is None else layer
-    found = source.read([f"layers.{layer}.{part}.weight" for part in SPECTRA])
+    found = source.read_all([f"layers.{layer}.{part}.weight" for part in SPECTRA])
     return {part: _spectrum(W) for part, W in zip(SPECTRA, found.values())}
 
 
@@ -271,9 +273,9 @@ def rounding_of(source, layer: int | None = None) -> dict[str, dict]:
     layer = source.config.n_layers // 2 if layer is None else layer
     parts = (*SPECTRA, "ffn.experts.0.w2", "ffn.experts.1.w1")
     names = [f"layers.{layer}.{part}.weight" for part in parts]
-    stored, found = source.raw(names), {}
+    stored, found = source.raw_all([n for name in names for n in (name, scale_name(name)) if n in source]), {}
     for part, name in zip(parts, names):
-        codes, scale = stored[name], stored.get(name.removesuffix("weight") + "scale")
+        codes, scale = stored[name], stored.get(scale_name(name))
         if codes.dtype == torch.int8:
             found[part] = {"format": "FP4", **_fp4_rounding(codes, scale)}
         elif codes.dtype == torch.float8_e4m3fn:
@@ -322,10 +324,10 @@ def walk(source, ids: list[int], device="cpu", dtype=torch.float32) -> dict[str,
     L, of the logit lens, what the head would predict from the streams behind each layer; "best", "chance": L T, the
     lens' likeliest token and its probability.
     """
-    if isinstance(source, RemoteCheckpoint):
-        if not isinstance(source.source, Folder):
+    if isinstance(source, Checkpoint):
+        if not isinstance(source.files, LocalFiles):
             raise MinidsError(f"a pass reads every layer of {source.where}: fetch the files, and name the folder")
-        source = source.source.path
+        source = source.files.path
     model = streamed(source, device, dtype)
     found = {key: [] for key in ("load", "sure", "loss", "best", "chance")}
     targets = torch.tensor(ids[1:], device=device)
@@ -346,7 +348,7 @@ def walk(source, ids: list[int], device="cpu", dtype=torch.float32) -> dict[str,
         block.ffn.gate.register_forward_hook(gate)
         block.register_forward_hook(lens)
 
-    model.layers.look = look
+    model.layers.on_block = look
     model.features(torch.tensor([ids], device=device))
     return {key: torch.stack(values).cpu() for key, values in found.items()}
 

@@ -44,8 +44,8 @@ from minids.recipes import v4_sample
 from minids.show import real, style
 from minids.system import paths
 from minids.weights import header, hub, layout
-from minids.weights.checkpoint import INDEX, empty
-from minids.weights.remote import RemoteCheckpoint
+from minids.weights.checkpoint import Checkpoint, empty
+from minids.weights.layout import INDEX
 from minids.weights.streamed import streamed
 
 style.use()
@@ -55,7 +55,7 @@ versions()
 REPO = None     # where there is a network: "deepseek-ai/DeepSeek-V4-Flash"
 
 SAMPLE, NANO, MINI = paths.data("v4_sample"), paths.data("checkpoints", "nano"), paths.data("checkpoints", "mini")
-far = RemoteCheckpoint(REPO or SAMPLE)
+far = Checkpoint(REPO or SAMPLE)
 NAME = REPO.split("/")[1] if REPO else "sample"
 if REPO:
     print(f"Section 5 reads {far.where}; all other sections run on data/v4_sample.")
@@ -253,7 +253,7 @@ print("scale bytes", scale.flatten().tolist(), "=", e8m0(scale).flatten().tolist
 print("codes", codes[0, :4].float().tolist(), "-> numbers", mine[0, :4].tolist())
 
 # %%
-torch.testing.assert_close(mine, RemoteCheckpoint(SAMPLE).read(f"{name}.weight")[f"{name}.weight"], rtol=0, atol=0)
+torch.testing.assert_close(mine, Checkpoint(SAMPLE).read(f"{name}.weight"), rtol=0, atol=0)
 print("equal to minids, bit for bit")
 
 # %% [markdown]
@@ -329,7 +329,7 @@ def nats(model, ids):
         return F.cross_entropy(model(torch.tensor([ids]))[0, :-1], torch.tensor(ids[1:])).item()
 
 
-stored = RemoteCheckpoint(NANO).raw("layers.1.ffn.experts.0.w1.weight").values()
+stored = Checkpoint(NANO).raw_all([f"layers.1.ffn.experts.0.w1.{part}" for part in ("weight", "scale")]).values()
 right, results = fp4_decode(*stored), {}
 for way, reader in READERS.items():
     W = reader(*stored)
@@ -463,7 +463,7 @@ for layer, kind in ((0, "window only, by hash"), (2, "CSA, by hash"), (3, "HCA, 
 #
 # ### We play the Hub
 #
-# To see what goes over the line, we are the Hub ourselves: a server of twenty lines hands out parts of the sample's files and writes down what it is asked for. `RemoteCheckpoint` talks to it through `huggingface_hub`, as it would to the
+# To see what goes over the line, we are the Hub ourselves: a server of twenty lines hands out parts of the sample's files and writes down what it is asked for. `Checkpoint` talks to it through `huggingface_hub`, as it would to the
 # real one.
 
 # %% jupyter={"source_hidden": true}
@@ -508,14 +508,14 @@ def played(visit):
 
 # %%
 def visit():
-    distant = RemoteCheckpoint("course/sample")
+    distant = Checkpoint("course/sample")
     names = distant.find("layers.*.ffn.gate.weight")
     print("price:", distant.price(names))
-    read = distant.read(names)
+    read = distant.read_all(names)
     for name in names:
         torch.testing.assert_close(read[name], loaded.state_dict()[name], rtol=0, atol=0)
     before = len(Hub.asked)
-    distant.read(names)
+    distant.read_all(names)
     print(f"{len(names)} routers, equal to minids.load; asked once more, they cost {len(Hub.asked) - before} requests")
 
 
@@ -531,7 +531,7 @@ else:
 # %% [markdown]
 # Sorted by file here; in time it went: `config.json`, the index, then for each file that matters the beginning with its header (in two pieces, where the first guess was too short), and last the 1,024 bytes of each router. The second time nothing is asked: what came is in a cache, with
 # a checksum behind it. (For this small copy we set the first guess to 4 kB; for real files it is 256 kB, and small gaps between tensors are read rather than asked around.) A cut connection goes on where it was cut; "too many requests" is
-# answered by waiting; `tests/test_hub.py` plays all that.
+# answered by waiting; `tests/weights/test_hub.py` plays all that.
 #
 # The price counts tensors only: four times 1,024. The tables of contents come on top. In the sample the tables of contents weigh more than the routers. In Flash it is the other way round: megabytes (section 1) against 90 MB of routers.
 #
@@ -623,7 +623,7 @@ print(f"{len(shapes)} tensors without the scales, {numbers:,} numbers, names as 
 # All sinks of nano began at 0. Where are they now?
 
 # %%
-models = {NAME: far, "nano": RemoteCheckpoint(NANO), "mini": RemoteCheckpoint(MINI)}
+models = {NAME: far, "nano": Checkpoint(NANO), "mini": Checkpoint(MINI)}
 style.show(real.sinks(models), "The sink of each head, layer by layer: within about 1 of 0 in the sample; after training mostly above 0, in nano "
            "all more than 1.5 away from it")
 
@@ -759,7 +759,7 @@ style.show(real.loads(walks), "Loads of experts on a story, by layer, and how ev
 # What would the model say if it stopped after layer $l$? Give the streams behind that layer to the head (nostalgebraist, 2020). **Predict before you run:** behind which of nano's four layers is the lens better than guessing? (Guessing means all ids alike: $\ln V$, 7.62 nats for nano's 2,048 ids, 6.24 for the sample's 512.)
 
 # %%
-chances = {name: math.log(RemoteCheckpoint(folder).config.vocab_size) for name, folder in
+chances = {name: math.log(Checkpoint(folder).config.vocab_size) for name, folder in
            (("sample", SAMPLE), ("nano", NANO), ("mini", MINI))}
 style.show(real.lens(walks, chances), "Loss of the logit lens by layers passed: nano's and mini's are far below guessing from the first layer on, and fall; "
            "the sample's stays above guessing")
@@ -855,7 +855,7 @@ print(f"memory: two layers, embedding and head, {memory / 1e9:.1f} GB, and the a
 #
 # <details><summary>2. Somebody publishes "Flash, repaired": the same names, other numbers. What do the checks of this lesson protect you from?</summary>
 #
-# From code in the file, from files outside the folder, from sizes that eat your memory, from a half download. Not from bad *weights*: any numbers of the right shape pass. A checksum published by a source you trust helps against that; so does the revision's commit, which `RemoteCheckpoint` pins and reports.
+# From code in the file, from files outside the folder, from sizes that eat your memory, from a half download. Not from bad *weights*: any numbers of the right shape pass. A checksum published by a source you trust helps against that; so does the revision's commit, which `Checkpoint` pins and reports.
 # *"Safetensors is safe"* is true about running code, and about nothing else.
 # </details>
 #
@@ -880,4 +880,4 @@ print(f"memory: two layers, embedding and head, {memory / 1e9:.1f} GB, and the a
 # - [DeepSeek-V4-Flash on the Hub](https://huggingface.co/deepseek-ai/DeepSeek-V4-Flash): files, index, model card, licence
 # - RFC 9110, section 14: [range requests](https://www.rfc-editor.org/rfc/rfc9110#name-range-requests)
 # - nostalgebraist, [interpreting GPT: the logit lens](https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens), 2020
-# - In this repository: `minids/weights/header.py` (what is checked), `minids/weights/remote.py` and `minids/weights/hub.py` (single tensors from afar), `minids/weights/streamed.py` (layer by layer), `minids/recipes/v4_sample.py` (how the sample is made)
+# - In this repository: `minids/weights/header.py` (what is checked), `minids/weights/checkpoint.py` and `minids/weights/hub.py` (single tensors from afar), `minids/weights/streamed.py` (layer by layer), `minids/recipes/v4_sample.py` (how the sample is made)

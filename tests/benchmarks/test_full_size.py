@@ -5,8 +5,9 @@ None of it has been measured on a GPU yet.
     python tests/benchmarks/test_full_size.py               writes two layers, 7.2 GB, and removes them afterwards
     python tests/benchmarks/test_full_size.py --small       the same code on layers of the sample's sizes, also without a GPU
 
-The weights are random, the files in the released format. `make bench` runs it where there is a GPU, and holds it to the
-goals: at 1 and at 4,096 tokens three times as fast as transformers' layer in half of its memory, 80 % of the disk's speed.
+The weights are random, the files in the released format. `make bench` runs it where there is a GPU,
+and holds it to the goals: at 1 and at 4,096 tokens three times as fast as transformers' layer in
+half of its memory, 80 % of the disk's speed.
 """
 # ruff: noqa: I001
 
@@ -27,10 +28,11 @@ import torch
 from minids.weights import layout
 from minids.weights import one_layer
 from minids.recipes import v4_sample
-from minids.weights.checkpoint import INDEX, Checkpoint
+from minids.weights.checkpoint import Checkpoint
 from minids.config import Config
 from minids.errors import MinidsError
-from minids.weights.remote import RemoteCheckpoint
+from minids.weights.header import DTYPES
+from minids.weights.layout import INDEX
 from minids.weights.streamed import Layers
 
 CHUNK = 2**24      # bytes at a time: whatever the layers' size, writing and reading them takes little memory
@@ -68,7 +70,7 @@ def write_layers(folder: Path, config: Config, seed: int = 0) -> list[Path]:
 def write_shard(path: Path, names, config: Config, rng) -> None:
     """A safetensors file: the length of its header, the header, the tensors, wide types first as in the released files."""
     inventory, formats, header, at = layout.inventory(config), layout.tensors(config), {"__metadata__": {"format": "pt"}}, 0
-    names = sorted(names, key=lambda name: (-layout.BYTES[inventory[name][0]], name))
+    names = sorted(names, key=lambda name: (-DTYPES[inventory[name][0]].bits, name))
     for name in names:
         dtype, shape = inventory[name]
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at := at + layout.nbytes(inventory[name])]}
@@ -139,7 +141,7 @@ def streaming(folder, device, dtype, T: int) -> float:
     with Checkpoint(folder) as checkpoint:
         layers = Layers(checkpoint, device, dtype)
         size = sum(layout.nbytes(checkpoint.info(n)) for n in checkpoint.names() if n.startswith("layers."))
-        X, ids = one_layer.streams(checkpoint.config, T, device, dtype)
+        X, ids = one_layer.random_input(checkpoint.config, T, device, dtype)
         begin = time.perf_counter()
         for block in layers:
             X = block(X, ids)
@@ -148,9 +150,9 @@ def streaming(folder, device, dtype, T: int) -> float:
         return size / (time.perf_counter() - begin)
 
 
-def used(remote: RemoteCheckpoint, i: int, T: int, dtype) -> int:
+def used(remote: Checkpoint, i: int, T: int, dtype) -> int:
     """Bytes of weights that T tokens need: the experts are K of them for one token, all of them for many."""
-    c, whole = remote.config, one_layer.weigh(remote, i, dtype)
+    c, whole = remote.config, one_layer.estimate_memory(remote, i, dtype)
     experts = remote.price(remote.find(f"layers.{i}.ffn.experts.*"))
     share = 1 - (1 - c.n_activated_experts / c.n_routed_experts) ** T        # of the experts, where choices are random
     return int(whole - (1 - share) * (experts.fetch + experts.here))
@@ -170,7 +172,7 @@ def bench(folder, small: bool = False, n: int = 2, lengths=one_layer.LENGTHS, se
         if device == "cuda" or small:
             speed = copying(device, 2**20 if small else 2**31)
             print(f"a copy in memory: {speed / 1e9:,.0f} GB/s, read and written")
-            remote = RemoteCheckpoint(place)
+            remote = Checkpoint(place)
             for i, ratio in list(enumerate(remote.config.compress_ratios))[:2]:
                 for trial in one_layer.trials(remote, i, device, dtype, lengths, seconds):
                     ratios |= told(trial, {4: "CSA", 128: "HCA"}[ratio], used(remote, i, trial.tokens, dtype), speed)
@@ -184,15 +186,17 @@ def told(trial: one_layer.Trial, kind: str, size: int, speed: float) -> dict:
     """Print a trial; the ratios of the two layers, if both ran."""
     ours, theirs = trial.ours, trial.theirs
     at = f"{kind}, {trial.tokens:,} tokens"
-    print(f"{at}: {ours.seconds * 1e3:,.2f} ms, {ours.memory / 1e9:.2f} GB; it needs {size / 1e9:.3f} GB of weights: "
-          f"{size / ours.seconds / 1e9:,.1f} GB/s, {size / ours.seconds / speed:.1%} of a copy's speed")
+    print(f"{at}: {ours.seconds * 1e3:,.2f} ms, {ours.memory / 1e9:.2f} GB; it needs "
+          f"{size / 1e9:.3f} GB of weights: {size / ours.seconds / 1e9:,.1f} GB/s, "
+          f"{size / ours.seconds / speed:.1%} of a copy's speed")
     if theirs is None:
         print(f"    transformers' layer was not run: {trial.why}")
         return {}
     faster, leaner = theirs.seconds / ours.seconds, ours.memory / theirs.memory
-    print(f"    transformers' layer: {theirs.seconds * 1e3:,.2f} ms, {theirs.memory / 1e9:.2f} GB; ours is {faster:.2f} times "
-          f"as fast (goal {FASTER}) in {leaner:.2f} of its memory (goal {LEANER}); largest difference {trial.largest:.2g} of "
-          f"{trial.size:.2g}, {trial.same:.1%} of tokens with the same experts")
+    print(f"    transformers' layer: {theirs.seconds * 1e3:,.2f} ms, {theirs.memory / 1e9:.2f} GB; "
+          f"ours is {faster:.2f} times as fast (goal {FASTER}) in {leaner:.2f} of its memory (goal "
+          f"{LEANER}); largest difference {trial.max_difference:.2g} of {trial.rms:.2g}, "
+          f"{trial.same_experts:.1%} of tokens with the same experts")
     return {f"{at}: speed": faster, f"{at}: memory": leaner}
 
 
@@ -202,12 +206,13 @@ def streamed(place, files, device, dtype, T: int) -> dict:
     plain = reading(files)
     need, room = 2.2 * max(path.stat().st_size for path in files), one_layer.free(device)
     if need > room:
-        print(f"plain reading: {plain / 1e9:.2f} GB/s; streaming is skipped: two layers take {need / 1e9:.1f} GB of memory, "
-              f"{room / 1e9:.1f} are free")
+        print(f"plain reading: {plain / 1e9:.2f} GB/s; streaming is skipped: two layers take "
+              f"{need / 1e9:.1f} GB of memory, {room / 1e9:.1f} are free")
         return {}
     forget(files)
     ours = streaming(place, device, dtype, T)
-    print(f"streaming with {T:,} tokens: {ours / 1e9:.2f} GB/s; plain reading of the same files: {plain / 1e9:.2f} GB/s "
+    print(f"streaming with {T:,} tokens: {ours / 1e9:.2f} GB/s; plain reading of the same files: "
+          f"{plain / 1e9:.2f} GB/s "
           f"({'cold' if cold else 'warm: this system cannot be asked to drop files from memory'}); "
           f"{ours / plain:.0%} (goal {DISK:.0%})")
     return {"streaming": ours / plain}

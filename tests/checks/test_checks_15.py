@@ -16,7 +16,7 @@ from minids.recipes import v4_sample
 from minids.show import real
 from minids.system.paths import data
 from minids.weights import header, layout
-from minids.weights.remote import RemoteCheckpoint
+from minids.weights.checkpoint import Checkpoint
 
 SAMPLE, NANO = data("v4_sample"), data("checkpoints", "nano")
 
@@ -88,7 +88,7 @@ def test_a_slip_is_named(name, attempt, words, capsys):
 
 def test_the_price_of_a_pattern_is_that_of_the_tensors(monkeypatch):
     """Against the sizes of the sample's own tensors, as its files have them."""
-    remote = RemoteCheckpoint(SAMPLE)
+    remote = Checkpoint(SAMPLE)
     stored = remote.inventory()
     monkeypatch.setattr(real, "inventory", lambda name: stored)
     for pattern in ("layers.*.ffn.gate.weight", "layers.1.*", "*.experts.0.*", "*"):
@@ -114,7 +114,7 @@ def test_loads_of_a_table_are_those_of_a_pass():
 
 def test_a_walk_ends_with_the_model_itself():
     ids = torch.randint(0, 512, (1, 40), generator=torch.Generator().manual_seed(1))
-    walk = real.walk(RemoteCheckpoint(SAMPLE), ids[0].tolist())
+    walk = real.walk(Checkpoint(SAMPLE), ids[0].tolist())
     with torch.no_grad():
         logits = load(SAMPLE)(ids)[0]
     assert torch.equal(walk["best"][-1], logits.argmax(-1))
@@ -122,8 +122,8 @@ def test_a_walk_ends_with_the_model_itself():
 
 
 def test_a_walk_of_a_model_far_away_is_refused():
-    far = RemoteCheckpoint(SAMPLE)
-    far.source = type("Elsewhere", (), {})()
+    far = Checkpoint(SAMPLE)
+    far.files = type("Elsewhere", (), {})()
     far.where = "owner/name"
     with pytest.raises(MinidsError, match="a pass reads every layer of owner/name"):
         real.walk(far, [1, 2])
@@ -133,10 +133,10 @@ def test_the_estimated_error_is_near_the_true_one():
     rng = np.random.default_rng(v4_sample.SEED)
     shapes = {name: shape for name, (_, shape) in layout.tensors(v4_sample.CONFIG).items()}
     originals = {name: torch.from_numpy(v4_sample.numbers(name, shape, rng)) for name, shape in shapes.items()}
-    stored = RemoteCheckpoint(SAMPLE)
+    stored = Checkpoint(SAMPLE)
     for part, found in real.rounding_of(SAMPLE, 1).items():
         name = f"layers.1.{part}.weight"
-        true = (stored.read(name)[name] - originals[name]).norm() / originals[name].norm()
+        true = (stored.read(name) - originals[name]).norm() / originals[name].norm()
         assert abs(found["error"] / true - 1) < 0.15
 
 
@@ -180,7 +180,7 @@ def test_a_dump_has_the_bytes_and_their_letters(capsys):
 
 
 def test_the_figures_draw():
-    models = {"sample": SAMPLE, "nano": RemoteCheckpoint(NANO)}
+    models = {"sample": SAMPLE, "nano": Checkpoint(NANO)}
     walks = {"sample": real.walk(SAMPLE, list(range(60)))}
     path = SAMPLE / "model-00002-of-00007.safetensors"
     figures = [real.anatomy(path.name, header.read(path), path.stat().st_size), real.bill("flash", "*.attn_sink", 12),
