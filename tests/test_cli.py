@@ -234,7 +234,7 @@ def test_the_presets_of_train_keep_what_is_not_given(monkeypatch, capsys, tmp_pa
      "no life cycle for 'flash': expected nano, nano-long, mini"),
     (["lifecycle", "--base", "nowhere"], "no model at nowhere"),
     (["lifecycle", "--problems", "many"], "--problems: invalid int value: 'many'"),
-    (["sft", "--learning-rate", "1"], "sft: unrecognized arguments: --learning-rate 1 (see minids sft"),
+    (["sft", "--learning-rate", "1"], "minids sft: unrecognized arguments: --learning-rate 1"),
     (["course", "build", "--fast"], "minids course build: unrecognized arguments: --fast"),
     (["sft", "--lr", "high"], "--lr: invalid float value: 'high'"),
     (["sft", "--families", "cooking"], "families: expected some of mathematics"),
