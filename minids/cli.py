@@ -309,12 +309,14 @@ def grpo_command(args) -> None:
 
 
 def report_modes(log, modes, out: Path) -> None:
-    """Print for each mode how many problems of the valid split were solved before and after."""
+    """Print for each mode how many validation problems were solved before and after."""
     for mode in modes:
-        first, *_, last = (r for r in log if "valid_accuracy" in r and r["mode"] == mode)
-        print(f"{mode}: {first['valid_accuracy']:.0%} of the problems solved before, "
-              f"{last['valid_accuracy']:.0%} now, "
-              f"in {first['valid_length']:.0f} and {last['valid_length']:.0f} tokens")
+        records = [r for r in log if "valid_accuracy" in r and r["mode"] == mode]
+        if records:             # none with --eval-problems 0
+            first, last = records[0], records[-1]
+            print(f"{mode}: {first['valid_accuracy']:.0%} of the problems solved before, "
+                  f"{last['valid_accuracy']:.0%} now, "
+                  f"in {first['valid_length']:.0f} and {last['valid_length']:.0f} tokens")
     print(f"the model is in {out / 'model'}")
 
 
@@ -345,7 +347,8 @@ def distill_command(args) -> None:
             if shares:
                 solved.append(f"{family} {shares[0]} to {shares[-1]}" if len(shares) > 1
                               else f"{family} {shares[0]}")
-        print(f"{mode}, problems solved: {', '.join(solved)}")
+        if solved:
+            print(f"{mode}, problems solved: {', '.join(solved)}")
     kls = [r["kl"] for r in log if "kl" in r]
     if kls:
         print(f"KL(student || teacher): {kls[0]:.3f} nats per token at the beginning, "

@@ -289,7 +289,9 @@ def test_post_training_and_evaluation_from_the_command_line(tmp_path, capsys, mo
     out = printed("sft", "--model", "base", *flags)
     assert out.startswith("non-think: 0% of the problems solved before")
     assert "is in runs/sft-mathematics/model" in out
-    out = printed("grpo", "--model", "runs/sft-mathematics", *flags)
+    out = printed("grpo", "--model", "runs/sft-mathematics", *flags, "--eval-problems", "0",
+                  "--num-prompts", "2", "--num-generations", "2", "--pool-size", "16")
+    assert out.startswith("the model is in")
     assert "the model is in runs/grpo-mathematics/model" in out
     out = printed("distill", "--student", "runs/sft-mathematics",
                   "--teachers", "mathematics=runs/grpo-mathematics", *flags)
