@@ -156,7 +156,7 @@ class Checkpoint:
                 raise MinidsError(f"{self.where}: {INDEX} and {file} disagree: "
                                   f"{count_and_names('only in the index', in_index - in_file)}"
                                   f"{count_and_names('only in the file', in_file - in_index)}"
-                                  f" Fetch both again.")
+                                  f"Fetch both again.")
         info = self.inventory()
         compared = [layout.mismatch(name, *self._layout[name], info)
                     for name in self._layout if name in info]
@@ -199,6 +199,7 @@ class Checkpoint:
     def read_all(self, names, dtype: torch.dtype = torch.float32, device="cpu",
                  progress: bool = False) -> dict[str, torch.Tensor]:
         """{name: `read(name)`}. Missing tensors are fetched first, several files at a time."""
+        names = list(names)
         self.fetch(names, progress)
         return {name: self.read(name, dtype, device) for name in names}
 
@@ -208,6 +209,7 @@ class Checkpoint:
 
     def raw_all(self, names, device="cpu") -> dict[str, torch.Tensor]:
         """{name: `raw(name)`}. Neighbours in a file are read together and share memory."""
+        names = list(names)
         places = self._compare(dict.fromkeys(self._weight_of(name) for name in names))
         for name in names:
             if name not in places:
@@ -235,6 +237,7 @@ class Checkpoint:
 
     def _compare(self, names) -> dict[str, Place]:
         """{name: place} of tensors and their scales, each compared with the configuration."""
+        names = list(names)
         for name in names:
             self._require_in_layout(name)
         self._read_headers(names)
@@ -283,8 +286,7 @@ class Checkpoint:
 def _read_config(files) -> Config:
     text = files.text("config.json", MAX_BYTES)
     if text is None:
-        raise MinidsError(f"no configuration at {files.where}: expected a config.json "
-                          f"of DeepSeek-V4")
+        raise MinidsError(f"no configuration at {files.where}: expected DeepSeek-V4's config.json")
     try:
         values = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""What a checkpoint's files say about themselves, checked before anything of it is believed.
+"""Headers and indices of safetensors files, checked before anything in them is used.
 
 A safetensors file begins with the length of its header (8 bytes, little-endian) and the header in
 JSON: for each tensor its type, its shape, and where its bytes lie. The index of a sharded

@@ -26,11 +26,11 @@ def save(model: Model, path, format: str = "bf16", tokenizer=None) -> None:
     An existing checkpoint stays as it is until the new one is complete. `format` says how the
     numbers are stored:
 
-    "fp32"  float32, one file: exactly the model that trains "bf16"  bfloat16, one file; float32 for
-    what the released files keep in float32 (ape, sinks, gate
-            biases, hyper-connections)
-    "v4"    exactly as released: FP8, FP4 for the experts (`config.expert_dtype`), a shard for each
-            layer, an index
+        "fp32"   float32, one file: exactly the model that trains
+        "bf16"   bfloat16, one file; float32 for what the released files keep in float32
+                 (ape, sinks, gate biases, hyper-connections)
+        "v4"     exactly as released: FP8, FP4 for the experts (`config.expert_dtype`), a shard
+                 for each layer, an index
 
     `tokenizer` is a `minids.data.tokenizer.Tokenizer` or the path of a tokenizer.json. Raises
     `MinidsError` where the folder holds anything but a checkpoint, where the disk is full, and for
