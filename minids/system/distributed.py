@@ -40,9 +40,12 @@ def device(name: str | None = None) -> torch.device:
         raise MinidsError(f"device: expected one that this machine has ({known}), found {name!r}")
     if name == "cpu" or kind is None:
         return torch.device("cpu")
-    index = int(os.environ.get("LOCAL_RANK", 0)) if size() > 1 else torch.accelerator.current_device_index()
     if name in numbered:
         index = numbered.index(name)
+    elif size() > 1:
+        index = int(os.environ.get("LOCAL_RANK", 0))
+    else:
+        index = torch.accelerator.current_device_index()
     torch.accelerator.set_device_index(index)
     return torch.device(kind, index)
 

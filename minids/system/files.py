@@ -29,7 +29,8 @@ def atomic_write(path):
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        raise MinidsError(f"could not write {path}: {error.strerror or error}. Nothing was changed.") from error
+        raise MinidsError(f"could not write {path}: {error.strerror or error}. "
+                          f"Nothing was changed.") from error
     finally:
         part.unlink(missing_ok=True)
 
