@@ -51,7 +51,7 @@ class DistillConfig(PostTrainConfig):
     families: tuple[str, ...] = tasks.FAMILIES      # families of problems, each with its teacher
     method: str = "on-policy"   # on-policy; or token, off-policy, sft, average, to compare with
     batch: int = 64             # problems of a step
-    lr: float = 2e-3            # learning rate after the warm-up; a cosine then lowers it to a tenth
+    lr: float = 2e-3            # peak learning rate, from which a cosine falls to a tenth
     weights: tuple[float, ...] = ()     # weights of the families, in their order (none: all equal)
     mtp_weight: float = 0.1     # weight of the multi-token prediction loss of the MTP block
     lean: bool = False          # keep one teacher in memory at a time, and hidden states on disk
@@ -202,7 +202,7 @@ def add_gradients(model, school: Teachers, texts: dict[str, Texts],
     Returns the log record. First all teachers read; then the student, family by family, so that one
     teacher's head is needed at a time.
     """
-    taught = settings.method != "sft"
+    taught, device = settings.method != "sft", model.embed.weight.device
     if taught:
         for family, part in texts.items():
             school.read(family, part)
@@ -210,13 +210,15 @@ def add_gradients(model, school: Teachers, texts: dict[str, Texts],
     whole, record = sum(weight[family] for family in texts), defaultdict(float)
     for family, part in texts.items():
         share = weight[family] / whole
-        ids, reply = part.ids.to(model.embed.weight.device), part.reply.to(model.embed.weight.device)
-        X = model.features(ids[:, :-1])                                                  # B T-1 n d
-        student, token = model.logits(X[reply][None])[0], ids[:, 1:][reply]              # N vocab, N
-        teacher = school.logits(family) if taught else None
+        ids, reply = part.ids.to(device), part.reply.to(device)                     # B T, B T-1
+        X = model.features(ids[:, :-1])                                             # B T-1 n d
+        token = ids[:, 1:][reply]                                                   # N
+        student = model.logits(X[reply][None])[0]                                   # N vocab
+        teacher = school.logits(family) if taught else None                         # N vocab
         loss = losses(student, teacher, token, settings.method).mean()
         if model.mtp and settings.mtp_weight and ids.shape[1] > 2:
-            far = ids.masked_fill(~F.pad(reply, (1, 0)), IGNORED)[:, 2:]                 # B T-2: the tokens after the next
+            # the tokens after the next ones, B T-2; the MTP block alone learns from them
+            far = ids.masked_fill(~F.pad(reply, (1, 0)), IGNORED)[:, 2:]
             mtp = mean(mtp_loss(model, X.detach(), ids[:, :-1], far)[0])
             (settings.mtp_weight * share * mtp).backward(inputs=list(model.mtp.parameters()))
             record["mtp_loss"] += share * mtp.item()

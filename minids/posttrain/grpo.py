@@ -30,10 +30,10 @@ from minids.weights.checkpoint import load
 
 @dataclass(frozen=True)
 class GRPOConfig(PostTrainConfig):
-    """The settings of GRPO. Modes alternate between steps; the prompts of a step have one length."""
+    """The settings of GRPO. The prompts of a step have one mode and one length."""
 
     steps: int = 60             # number of training steps: batches of replies
-    lr: float = 5e-4            # learning rate after the warm-up; a cosine then lowers it to a tenth
+    lr: float = 5e-4            # peak learning rate, from which a cosine falls to a tenth
     warmup: int = 3             # number of steps over which the learning rate rises
     num_prompts: int = 8        # prompts of a step
     num_generations: int = 8    # replies sampled for each prompt: the group
@@ -243,7 +243,7 @@ def policy(model, r: Rollouts, settings: GRPOConfig, keep_routing: bool):
     allowed = r.choices(logits.shape[-1]) if settings.keep_sampling_mask else None
     logp = log_distribution(logits, r.temperature, allowed)
     with torch.no_grad():
-        entropy = -(logp.exp() * logp.clamp_min(-1e4)).sum(-1)                           # 0 log 0 = 0
+        entropy = -(logp.exp() * logp.clamp_min(-1e4)).sum(-1)                       # 0 log 0 = 0
     return logp.gather(-1, r.ids[:, P:, None])[..., 0], entropy
 
 

@@ -1,7 +1,8 @@
 """What SFT, GRPO and distillation share: the run, the optimiser step, replay, and evaluation.
 
-Report section 5.1. A run is kept in a folder and resumed as in pre-training (`minids.pretrain.run`):
-what step s does depends on (settings, s), the model that the run started from, and the weights.
+Report section 5.1. A run is kept in a folder and resumed as in pre-training
+(`minids.pretrain.run`): step s depends on (settings, s), on the model that the run started from,
+and on the weights alone.
 """
 
 import dataclasses

@@ -19,10 +19,10 @@ class PostTrainConfig(RunSettings):
     difficulties: tuple[int, ...] = DIFFICULTIES    # difficulties of the problems, 1 to 5
     modes: tuple[str, ...] = MODES  # thinking modes, which alternate
     optimiser: str = "muon"     # muon (Muon for the matrices, AdamW for the rest), or adamw
-    lr: float = 3e-3            # learning rate after the warm-up; a cosine then lowers it to a tenth
-    vector_lr: float = 4.0      # learning rate of vectors (norms, sinks, scales), as a multiple of lr
+    lr: float = 3e-3            # peak learning rate, from which a cosine falls to a tenth
+    vector_lr: float = 4.0      # learning rate of norms, sinks and scales, as a multiple of lr
     warmup: int = 5             # number of steps over which the learning rate rises
-    decay_from: float = 0.5     # share of the steps after which the cosine begins (0: after warm-up)
+    decay_from: float = 0.5     # share of the steps before that cosine (0: only the warm-up)
     replay: int = 0             # rows of pre-training text in each update, to limit forgetting
     eval_every: int = 50        # steps between two evaluations on problems of the validation split
     eval_problems: int = 100    # validation problems in each mode

@@ -117,8 +117,9 @@ def parts_of(ids, settings, bos_id: int, processes: int) -> list[Part]:
 
 
 def targets(ids, bos_id: int, packed: bool = True):
-    """ids: B T+1 -> the next tokens, B T, `IGNORED` where those are the first of another document."""
-    return ids[:, 1:].masked_fill(ids[:, 1:] == bos_id, IGNORED) if packed else ids[:, 1:]
+    """ids: B T+1 -> the next tokens, B T; `IGNORED` where the next token begins a document."""
+    y = ids[:, 1:]
+    return y.masked_fill(y == bos_id, IGNORED) if packed else y
 
 
 def packing(x, bos_id: int, packed: bool = True) -> Packing | None:

@@ -21,10 +21,10 @@ class RunSettings:
 
     steps: int                  # number of training steps
     optimiser: str = "adamw"    # adamw, or muon: Muon for the matrices, AdamW for the rest
-    lr: float = 3e-3            # learning rate after the warm-up; a cosine then lowers it to a tenth
-    vector_lr: float = 5.0      # learning rate of vectors (norms, sinks, scales), as a multiple of lr
+    lr: float = 3e-3            # peak learning rate, from which a cosine falls to a tenth
+    vector_lr: float = 5.0      # learning rate of norms, sinks and scales, as a multiple of lr
     warmup: int = 50            # number of steps over which the learning rate rises
-    decay_from: float = 0.0     # share of the steps after which the cosine begins (0: after warm-up)
+    decay_from: float = 0.0     # share of the steps before that cosine (0: only the warm-up)
     weight_decay: float = 0.1   # weight decay of the matrices; vectors have none
     max_grad_norm: float = 1.0  # largest norm of the gradient; larger ones are scaled down to it
     eval_every: int = 100       # steps between two evaluations on the validation split
@@ -91,7 +91,7 @@ class TrainConfig(RunSettings):
     data: str = "text"          # training text: text, the shipped books; mix, stories and tasks too
     packed: bool = True         # keep the documents that share a row apart
     mtp_weight: float = 0.3     # weight of the multi-token prediction loss
-    mtp_late: float = 0.1       # that weight from the start of the cosine on, if decay_from is not 0
+    mtp_late: float = 0.1       # that weight from the cosine on, if decay_from is not 0
     mtp_share: float = 1.0      # share of the sequences that the multi-token prediction loss covers
     balance: float = 0.001      # how far a step moves a gate's bias, to balance the experts
     sequence_balance: float = 0.0001    # weight of the sequence-wise balance loss

@@ -200,7 +200,8 @@ def check(config: Config, settings: TrainConfig, tokens) -> None:
         if split not in tokens:
             raise MinidsError(f"tokens: expected id streams for {', '.join(books.SPLITS)}, found "
                               f"{', '.join(tokens) or 'none'}")
-        low, high, count = int(np.min(tokens[split])), int(np.max(tokens[split])), len(tokens[split])
+        ids = tokens[split]
+        low, high, count = int(np.min(ids)), int(np.max(ids)), len(ids)
         if low < 0 or high >= config.vocab_size:
             raise MinidsError(f"{split}: expected token ids from 0 to {config.vocab_size - 1}, "
                               f"found {low} to {high}")

@@ -80,8 +80,8 @@ class Plan:
             raise MinidsError(f"no life cycle for {name!r}: expected {', '.join(STEPS)}")
         pretraining, fine_tuning, rewards, distillation = STEPS[name]
         size, modes = (name, MODES[:2]) if name == "mini" else ("nano", ("think-high",))
-        common = dict(difficulties=(1, 2), modes=modes, seed=seed,
-                      eval_every=10_000)                # evaluate before the first and after the last step
+        # evaluate before the first step and after the last one only
+        common = dict(difficulties=(1, 2), modes=modes, seed=seed, eval_every=10_000)
         together = dict(families=tuple(WEIGHTS), weights=tuple(WEIGHTS.values()),
                         replay=max(REPLAY.values()))
         # Scales and biases stay as they are (vector_lr 0), and rates fall early: an optimiser that
@@ -104,8 +104,9 @@ def lifecycle(plan: Plan, out, base=None, resume: bool = True, device=None) -> d
     """Carry out all stages in the folder `out`, from the base model in the folder `base` if given.
 
     Returns the report, also written to out/report.json: {"base", "models": {name: a report of
-    `minids.inference.evaluate`}, "logs": {stage: its log}}. Without `resume` all stages begin again.
-    Raises `Interrupted` and `MinidsError` as the stages do; the same command then continues.
+    `minids.inference.evaluate`}, "logs": {stage: its log}}. Without `resume` all stages begin
+    again. `device`: by default the accelerator, if there is one. Raises `Interrupted` and
+    `MinidsError` as the stages do; the same command then continues.
     """
     out, families = Path(out), plan.distill.families
     specialists = [f"{kind}-{family}" for kind in ("sft", "grpo") for family in families]
@@ -185,7 +186,8 @@ def evaluation(plan: Plan, out: Path, base, device=None) -> dict:
     for name, folder in MODELS.items():
         families = plan.distill.families
         if "{family}" not in folder:
-            cards[name] = measure(plan, out, folder, families, device, everything=name == "distilled")
+            cards[name] = measure(plan, out, folder, families, device,
+                                  everything=name == "distilled")
             continue
         reports = [measure(plan, out, folder.format(family=family), (family,), device)
                    for family in families]

@@ -27,8 +27,8 @@ from minids.weights.digest import digest
 from minids.weights.save import save
 
 LONG = COMPRESSED.replace(max_seq_len=512)
-SETTINGS = SFTConfig(steps=4, batch=6, seq_len=192, eval_every=2, eval_problems=3, save_every=2, replay=1,
-                     modes=("non-think", "think-max"), difficulties=(1, 2))
+SETTINGS = SFTConfig(steps=4, batch=6, seq_len=192, eval_every=2, eval_problems=3, save_every=2,
+                     replay=1, modes=("non-think", "think-max"), difficulties=(1, 2))
 TOKENIZER = Tokenizer.load()
 
 
@@ -46,7 +46,8 @@ def short_replies():
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     torch.manual_seed(0)
-    save(Model(LONG), path := tmp_path_factory.mktemp("base") / "model", format="fp32", tokenizer=TOKENIZER)
+    save(Model(LONG), path := tmp_path_factory.mktemp("base") / "model", format="fp32",
+         tokenizer=TOKENIZER)
     return path
 
 
@@ -71,7 +72,8 @@ def test_a_conversation_is_the_question_and_a_right_reply(family):
         reply = ids[len(asked):]
         thoughts, answer = parse_reply(reply, TOKENIZER, mode)
         assert (thoughts, answer) == (reasoning(problem, mode), problem.answer)
-        assert is_correct(problem, reply, TOKENIZER, mode) and not is_correct(problem, reply[:-1], TOKENIZER, mode)
+        assert is_correct(problem, reply, TOKENIZER, mode)
+        assert not is_correct(problem, reply[:-1], TOKENIZER, mode)
         lengths[i] = len(reply)
     assert lengths[0] < lengths[1] < lengths[2] and lengths[3] < lengths[4] < lengths[5]
 
@@ -100,7 +102,8 @@ def test_rows_hold_each_conversation_whole_and_once():
 
 
 def test_loss_is_that_of_each_conversation_alone():
-    """Packing and masking change nothing: the mean over all reply tokens, each predicted within its conversation."""
+    """Packing and masking change nothing: the mean over all reply tokens, each predicted within its
+    conversation."""
     torch.manual_seed(1)
     model = Model(LONG).eval()
     conversations = [conversation(SETTINGS, "train", i) for i in range(8)]
@@ -108,7 +111,8 @@ def test_loss_is_that_of_each_conversation_alone():
         found = losses(model, *packed_rows(conversations, 192, TOKENIZER), SETTINGS)["loss"]
         total, count = 0.0, 0
         for i, ids in enumerate(conversations):
-            start = len(prompt_ids(SETTINGS.problem("train", i // 2), TOKENIZER, SETTINGS.modes[i % 2]))
+            start = len(prompt_ids(SETTINGS.problem("train", i // 2), TOKENIZER,
+                                 SETTINGS.modes[i % 2]))
             logits = model(torch.tensor([ids[:-1]]))[0, start - 1:]
             total += F.cross_entropy(logits, torch.tensor(ids[start:]), reduction="sum").item()
             count += len(ids) - start
@@ -146,15 +150,17 @@ def test_interrupt_saves_and_a_finished_run_is_left_alone(base, whole, tmp_path)
 
 def test_what_a_run_leaves(whole):
     out, log = whole
-    assert sorted(p.name for p in out.iterdir()) == ["log.jsonl", "model", "run.json", "step-000004"]
+    assert sorted(p.name for p in out.iterdir()) == ["log.jsonl", "model", "run.json",
+                                                     "step-000004"]
     assert [r["step"] for r in log if "loss" in r] == [1, 2, 3, 4]
     assert [r["step"] for r in log if "valid_loss" in r] == [0, 2, 4]
-    assert [(r["step"], r["mode"]) for r in log if "valid_accuracy" in r] == [(s, m) for s in (0, 2, 4) for m in SETTINGS.modes]
+    evaluated = [(r["step"], r["mode"]) for r in log if "valid_accuracy" in r]
+    assert evaluated == [(s, m) for s in (0, 2, 4) for m in SETTINGS.modes]
 
 
 def test_another_seed_learns_from_other_problems(base, whole, tmp_path):
     log = sft(base, dataclasses.replace(SETTINGS, steps=1, seed=1), tmp_path / "run")
-    assert log[0]["valid_loss"] == whole[1][0]["valid_loss"]                       # the same model, the same valid split
+    assert log[0]["valid_loss"] == whole[1][0]["valid_loss"]  # the same model, the same valid split
     first = next(record for record in log if "loss" in record)
     assert first["loss"] != next(record for record in whole[1] if "loss" in record)["loss"]
 
@@ -172,7 +178,8 @@ def test_biases_of_gates_stay(base, whole):
 
 
 def test_rehearsal_is_pre_trainings_loss_on_rows_of_its_corpus():
-    """Each row begins a document, counts what `minids.pretrain.losses.stream_loss` counts, and is another one at each step."""
+    """Each row begins a document, counts what `minids.pretrain.losses.stream_loss` counts, and is
+    another one at each step."""
     torch.manual_seed(2)
     model, settings = Model(LONG).train(), SFTConfig(replay=1, steps=8)
     torch.nn.init.normal_(model.head.weight)
@@ -182,7 +189,8 @@ def test_rehearsal_is_pre_trainings_loss_on_rows_of_its_corpus():
         loss = replay_loss(model, settings, step)
         (row,) = batch_of(replayed_corpus(), 1, loop.REPLAY_ROW, 0, step, whole_documents=True)
         seen.append(row)
-        assert row[0] == TOKENIZER.bos_id and loss == pytest.approx(stream_loss(model, row, loop.REPLAY_ROW)[0], rel=1e-5)
+        assert row[0] == TOKENIZER.bos_id
+        assert loss == pytest.approx(stream_loss(model, row, loop.REPLAY_ROW)[0], rel=1e-5)
         grads.append(model.head.weight.grad.clone())
     assert not (seen[0] == seen[1]).all() and not torch.allclose(*grads)
 
@@ -191,7 +199,8 @@ def test_what_is_replayed_corpus_is_forgotten_less(base):
     """The same few steps towards four conversations, with and without: the corpus' loss tells."""
     ends = []
     for rows in (0, 4):
-        model, settings = load(base, dtype=torch.float32).train(), SFTConfig(steps=12, lr=1e-2, replay=rows)
+        model = load(base, dtype=torch.float32).train()
+        settings = SFTConfig(steps=12, lr=1e-2, replay=rows)
         optimiser = make_optimiser(model, settings)
         some = packed_rows([conversation(settings, "train", i) for i in range(4)], 256, TOKENIZER)
         for step in range(12):
