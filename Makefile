@@ -17,7 +17,7 @@ PYTEST  = home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && MINIDS_HOME="$$ho
 .DEFAULT_GOAL := help
 .PHONY: help setup lab test test-all lessons lint bench clean
 
-help: ## this list
+help: ## print this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 12
 
 setup: $(READY) ## create .venv and install the pinned packages

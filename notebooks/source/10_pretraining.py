@@ -35,7 +35,7 @@ from minids.data.tokenizer import Tokenizer
 from minids.learn import check, hint, versions
 from minids.model.moe import balance
 from minids.pretrain import train
-from minids.pretrain.batches import batch_of
+from minids.pretrain.batches import batch_at, batch_of
 from minids.pretrain.losses import stream_loss
 from minids.pretrain.optim import make_optimiser
 from minids.pretrain.run_folder import newest, read_log
@@ -144,8 +144,8 @@ for t in range(len(x)):
 # %%
 toy = TrainConfig(steps=3, batch=3, seq_len=4)
 for step in range(3):
-    print(f"step {step}:", batch_of(np.arange(41), toy, step).tolist())    # B T+1
-rows = np.concatenate([batch_of(np.arange(41), toy, step) for step in range(3)])
+    print(f"step {step}:", batch_at(np.arange(41), toy, step).tolist())    # B T+1
+rows = np.concatenate([batch_at(np.arange(41), toy, step) for step in range(3)])
 assert len(set(rows[:, 0])) == 9 and all(np.diff(row).tolist() == [1] * 4 for row in rows)
 
 # %% [markdown]
@@ -166,7 +166,7 @@ assert len(set(rows[:, 0])) == 9 and all(np.diff(row).tolist() == [1] * 4 for ro
 
 # %%
 even = math.log(2048)
-batch = torch.from_numpy(batch_of(tokens["valid"], TrainConfig(steps=1, batch=8), 0))     # B T+1
+batch = torch.from_numpy(batch_of(tokens["valid"], rows=8, seq_len=256, seed=0, step=0))     # B T+1
 x, y = batch[:, :-1], batch[:, 1:]           # B T
 with torch.inference_mode():
     logits = untrained(x)                    # B T V
@@ -442,7 +442,7 @@ def backward_step(model, ids, settings):
     total, loss, mtp = total_loss(logits, mtp_logits, ids, settings.mtp_weight)
     model.zero_grad()
     total.backward()
-    norm = clip(model, settings.clip)
+    norm = clip(model, settings.max_grad_norm)
     return loss.item(), mtp.item(), norm.item(), (record + mtp_record).loads
 
 # %%
@@ -460,7 +460,7 @@ optimiser = make_optimiser(ready, settings)
 
 # %%
 for step in range(settings.steps):
-    ids = torch.from_numpy(batch_of(tokens["train"], settings, step))                      # B T+1
+    ids = torch.from_numpy(batch_at(tokens["train"], settings, step))                      # B T+1
     theirs = train.train_step(ready, optimiser, ids, settings, step)
     loss, mtp, norm, load = backward_step(plain, ids, settings)
     for group in groups:
@@ -513,7 +513,7 @@ for step in tqdm(range(settings.steps), desc="training", unit="step"):
     rate = learning_rate(step, settings.steps, settings.lr, settings.warmup)
     for group in optimiser.param_groups:
         group["lr"] = rate * group["times"]
-    ids = torch.from_numpy(batch_of(tokens["train"], settings, step))            # B T+1
+    ids = torch.from_numpy(batch_at(tokens["train"], settings, step))            # B T+1
     loss, mtp, norm, load = backward_step(live, ids, settings)
     optimiser.step()
     loads.append(load[2 - live.config.n_hash_layers].tolist())                   # E: tokens that each expert of layer 2 got
@@ -623,7 +623,7 @@ while sum(peer_seconds) < limit:
     began, step, done = process_time(), len(peer_losses), sum(peer_seconds) / limit     # done: share of the time
     for group in groups:
         group["lr"] = 1e-3 * min((done + 0.001) / 0.05, 0.55 + 0.45 * math.cos(math.pi * done))
-    ids = torch.from_numpy(batch_of(tokens["train"], shape, step))          # B T+1
+    ids = torch.from_numpy(batch_at(tokens["train"], shape, step))          # B T+1
     loss = F.cross_entropy(peer.logits(peer.features(ids[:, :-1])).flatten(0, 1), ids[:, 1:].flatten())
     peer_optimiser.zero_grad()
     loss.backward()
@@ -760,13 +760,13 @@ def short_run(seed, leak=False, pile_up=False, lr=8e-3, warmup=8, steps=40):
     for step in range(steps):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, steps, lr, warmup) * group["times"]
-        ids = torch.from_numpy(batch_of(tokens["train"], settings, step))                  # B T+1
+        ids = torch.from_numpy(batch_at(tokens["train"], settings, step))                  # B T+1
         targets = ids[:, :-1] if leak else ids[:, 1:]
         loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), targets.flatten())
         if not pile_up:
             optimiser.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
         optimiser.step()
         losses.append(loss.item())
     return losses, stream_loss(model, tokens["valid"], 64, every=100)[0]

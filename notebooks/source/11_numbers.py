@@ -33,7 +33,7 @@ from minids.learn import check, hint, versions
 from minids.model import activations
 from minids.numerics import FP4_VALUES, fake_quant, fp4_decode, fp8_decode, fp8_encode
 from minids.pretrain import qat
-from minids.pretrain.batches import batch_of
+from minids.pretrain.batches import batch_at
 from minids.pretrain.losses import stream_loss
 from minids.pretrain.optim import make_optimiser
 from minids.pretrain.run_folder import read_log
@@ -735,7 +735,7 @@ def trained(stored):
     optimiser = make_optimiser(masters, settings)
     computing = masters if stored is None else qat.rounded_copy(masters, stored)
     for number in range(settings.steps):
-        ids = torch.from_numpy(batch_of(tokens["train"], settings, number))             # 1 T+1
+        ids = torch.from_numpy(batch_at(tokens["train"], settings, number))             # 1 T+1
         if stored is None:
             train_step(masters, optimiser, ids, settings, number)
         else:

@@ -588,7 +588,7 @@ with torch.inference_mode(), enough_threads(model, 1):
     state, drafter, dice = model.new_state(1, 200), Drafter(model), torch.Generator().manual_seed(0)
     X = model.features(torch.tensor([ids]), state)[:, -1:]              # 1 1 n d: what the block guesses from
     parts = processor_seconds(30, one=lambda: read(1), two=lambda: read(2),
-                              guess=lambda: drafter.guess(X, [5], 1, lambda z: distribution(z[0], 1.0, 1.0), dice))
+                              guess=lambda: drafter.draft(X, [5], 1, lambda z: distribution(z[0], 1.0, 1.0), dice))
 whole = processor_seconds(3, plain=lambda: generate(model, ids, 64, seed=0, stop=()),
                           drafts=lambda: generate(model, ids, 64, seed=0, stop=(), drafts=1))
 

@@ -83,8 +83,9 @@ def test_the_parts_make_the_loss_of_the_package():
     A = checks.advantages(torch.randn(6, generator=rng), 3)
     mean = lambda t: (t * mask).sum(1) / mask.sum(1)
     gain = mean(checks.clipped_gain((logprobs - old).exp(), A, 0.2)) * checks.kept(logprobs, old, A, mask, 0.05)
-    wanted, told = grpo.objective(logprobs, old, reference, A, mask, clip=0.2, beta=0.3, bound=0.05)
-    assert told["masked"] > 0
+    wanted, told = grpo.objective(logprobs, old, reference, A, mask, epsilon=0.2, beta=0.3,
+                                  off_policy_mask_threshold=0.05)
+    assert told["masked_fraction"] > 0
     torch.testing.assert_close(-(gain - 0.3 * mean(checks.kl_estimate(logprobs, old, reference))).mean(), wanted)
 
 

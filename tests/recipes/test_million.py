@@ -35,7 +35,8 @@ def test_a_rewound_state_knows_nothing_of_what_it_forgot(begin):
         for other in (1, 70):
             model(torch.randint(0, SMALL.vocab_size, (1, other)), state)
             state.restore(before)
-        torch.testing.assert_close(model(ids[:, begin:], state), model(ids)[:, begin:], atol=5e-5, rtol=5e-5)
+        torch.testing.assert_close(model(ids[:, begin:], state), model(ids)[:, begin:], atol=5e-5,
+                                   rtol=5e-5)
 
 
 def test_scores_in_blocks_are_the_scores():
@@ -59,7 +60,8 @@ def test_scenes_tell_the_place_once():
     import random
     for i in range(20):
         who, place, rivals, story = million.scene(random.Random(i), 50)
-        assert not any(word in story for word in (who, place, *rivals)) and len({place, *rivals}) == million.RIVALS + 1
+        assert not any(word in story for word in (who, place, *rivals))
+        assert len({place, *rivals}) == million.RIVALS + 1
         assert all(len(Tokenizer.load().encode(f" {p}")) == 1 for p in (place, *rivals))
 
 

@@ -1,6 +1,6 @@
 """Checks of lesson 13: two losses of distillation, the mean of weights, weights by domain (V4 report, section 5.1.2).
 
-The references compute what `minids.posttrain.distill` does: `divergence`, `token_loss`, `average` and the sum over families in `learn`.
+The references compute what `minids.posttrain.distill` does: `divergence`, `token_loss`, `average` and the sum over families in `add_gradients`.
 """
 
 import torch
