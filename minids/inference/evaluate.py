@@ -152,10 +152,10 @@ def score(model, tokenizer, family: str, mode: str = "think-high", split: str = 
           difficulties=(1, 2, 3, 4, 5), temperature: float = 1.0, seed: int = 0):
     """Answer `count` different problems of a split, `samples` times each: a `Score`, and the texts, prompt and reply, as ids.
 
-    Difficulties take turns; a family may have fewer problems (`minids.data.tasks.different`). A reply that outgrows its mode's
+    Difficulties take turns; a family may have fewer problems (`minids.data.tasks.distinct_problems`). A reply that outgrows its mode's
     limit (`minids.inference.answers.LIMITS`) has no end, and is wrong.
     """
-    problems = tasks.different(family, split, count, difficulties)
+    problems = tasks.distinct_problems(family, split, count, difficulties)
     prompts = [question(problem, tokenizer, mode) for problem in problems for _ in range(samples)]
     found = replies(model, prompts, LIMITS[mode], temperature, seed=seed)
     right = [is_right(problems[i // samples], reply, tokenizer, mode) for i, reply in enumerate(found)]

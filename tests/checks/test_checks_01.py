@@ -56,7 +56,7 @@ def test_the_verifier_agrees_with_the_one_that_judges_tinyworld():
     rng = random.Random(0)
     for _ in range(200):
         answer = " ".join(rng.choices(["cat", "dog", "A", "Cat", "catalogue", "or", ".", "\n", "owl"], k=5))
-        assert checks.verify(answer, pool, "cat") == stories.correct(answer, "cat")
+        assert checks.verify(answer, pool, "cat") == stories.is_correct(answer, "cat")
 
 
 def test_the_figures_draw():

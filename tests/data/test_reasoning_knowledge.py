@@ -66,7 +66,7 @@ def test_splits_share_no_problem():
 def test_training_never_asks_for_facts_that_are_kept_back():
     for split in tasks.SPLITS:
         for p in some("knowledge", 300, split):
-            parts = {facts.split(facts.Fact(*used.split())) for used in p.facts[1:]}
+            parts = {facts.split_of(facts.Fact(*used.split())) for used in p.facts[1:]}
             assert split in parts and (split != "train" or parts == {"train"}) and (split == "test" or "test" not in parts)
 
 

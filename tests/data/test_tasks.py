@@ -28,10 +28,10 @@ def test_a_number_always_gives_the_same_problem(family):
 
 def test_an_exam_asks_nothing_twice():
     """A tenth of the facts is few: many numbers give a problem that was there."""
-    found = tasks.different("knowledge", "test", 60, (1,))
+    found = tasks.distinct_problems("knowledge", "test", 60, (1,))
     known = {identity(problem("knowledge", "test", index, 1)) for index in range(500)}
     assert len(found) < 60 and {identity(p) for p in found} == known and len(known) == len(found)
-    some = tasks.different("mathematics", "valid", 12, (1, 3))
+    some = tasks.distinct_problems("mathematics", "valid", 12, (1, 3))
     assert len({identity(p) for p in some}) == 12 and {p.difficulty for p in some} == {1, 3}
     assert some[:2] == [problem("mathematics", "valid", 0, 1), problem("mathematics", "valid", 1, 3)]
 
@@ -66,7 +66,7 @@ def test_a_sum_asked_another_way_stays_in_its_split():
 
 @pytest.mark.parametrize("family", OURS)
 def test_about_a_tenth_of_what_can_be_asked_is_for_testing(family):
-    rng, draw = random.Random(0), {"mathematics": mathematics.draw, "coding": coding.draw}[family]
+    rng, draw = random.Random(0), {"mathematics": mathematics.generate, "coding": coding.generate}[family]
     asked = {identity(p): split_of(p) for p in (draw(rng, rng.randint(3, 5)) for _ in range(1000))}
     for split, share in (("train", 0.8), ("valid", 0.1), ("test", 0.1)):
         assert abs(list(asked.values()).count(split) / len(asked) - share) < 0.04
@@ -197,7 +197,7 @@ def test_wrong_arguments_give_one_message():
 
 def test_a_family_without_variety_is_told(monkeypatch):
     only = problem("mathematics", "train", 0)
-    monkeypatch.setattr(mathematics, "draw", lambda rng, difficulty: only)
+    monkeypatch.setattr(mathematics, "generate", lambda rng, difficulty: only)
     assert tasks.problem("mathematics", "train", 3) == only
     with pytest.raises(MinidsError, match="no problem"):
         tasks.problem("mathematics", "test", 3)

@@ -20,7 +20,7 @@ def words(text):
 
 
 def test_the_same_seed_tells_the_same():
-    for make in (lambda r: stories.document(r, 300), lambda r: facts.portrait(r, "Mira"), lambda r: stories.recall(r, 200)):
+    for make in (lambda r: stories.story_with_questions(r, 300), lambda r: facts.portrait(r, "Mira"), lambda r: stories.recall(r, 200)):
         assert make(random.Random(3)) == make(random.Random(3))
         assert len({str(make(random.Random(seed))) for seed in range(50)}) == 50
 
@@ -34,7 +34,7 @@ def test_a_reader_who_knows_only_the_text_gives_the_stored_answers(seed):
         assert reader.where == told.where and reader.things == told.things
         for q in told.askable():
             assert reader.answer(q.kind, q.about, tuple(PERSON.findall(q.text))) == q.accepted, (q, told.text)
-            assert stories.correct(q.answer, q.accepted)
+            assert stories.is_correct(q.answer, q.accepted)
             assert q.accepted in told.text[-q.back:] or q.accepted == "Nobody"
             kinds.add(q.kind)
     assert kinds == set(stories.ASK)
@@ -43,12 +43,12 @@ def test_a_reader_who_knows_only_the_text_gives_the_stored_answers(seed):
 def test_interleaved_questions_are_true_where_they_stand():
     asked = 0
     for seed in range(60):
-        text = stories.document(random.Random(seed), 250)
+        text = stories.story_with_questions(random.Random(seed), 250)
         for m in re.finditer(r"Question: (In which place is|Where is) (?:the )?(.+)\?\nAnswer: (.+)\n", text):
             before = re.sub(r"Question: .*\nAnswer: .*\n", "\n", text[:m.start()])
             reader = Reader(re.sub(r"\n{2,}", "\n\n", before))
             accepted = reader.answer("where_thing" if m[2] in reader.things else "where_person", m[2])
-            assert stories.correct(m[3], accepted), (m[0], before)
+            assert stories.is_correct(m[3], accepted), (m[0], before)
             asked += 1
     assert asked > 60
 
@@ -59,7 +59,7 @@ def test_recall_plants_once_and_asks_after_the_distance(kind, between):
     for seed in range(12):
         context, question, answer, accepted = stories.recall(random.Random(seed), between, kind)
         assert words(context).count(accepted) == 1
-        assert question.startswith("Question: ") and question.endswith("\nAnswer:") and stories.correct(answer, accepted)
+        assert question.startswith("Question: ") and question.endswith("\nAnswer:") and stories.is_correct(answer, accepted)
         after = len(context[context.index(accepted):].split())
         assert between <= after <= between + 60
         planted = Reader(context).planted
@@ -77,7 +77,7 @@ def test_documents_are_as_long_as_asked_and_use_few_words():
     for seed in range(2000):
         rng = random.Random(seed)
         asked = rng.choice((50, 80, 120, 200, 400))
-        text = stories.document(rng, asked)
+        text = stories.story_with_questions(rng, asked)
         lengths.append(len(text.split()) / asked)
         seen.update(words(text.lower()))
         assert text.isascii() and text.endswith(".\n") and not re.search(r"  |\n\n\n|[{}]|None|_", text)
@@ -87,7 +87,7 @@ def test_documents_are_as_long_as_asked_and_use_few_words():
 
 def test_a_long_document_is_quick_and_asks_near_and_far():
     start = time.perf_counter()
-    text = stories.document(random.Random(1), 5000)
+    text = stories.story_with_questions(random.Random(1), 5000)
     assert time.perf_counter() - start < 5 and 4900 < len(text.split()) < 5100
     told, distances = stories.story(random.Random(2), 3000), {}
     for far in (False, True):
@@ -111,7 +111,7 @@ def test_every_wording_names_the_subject_and_the_value():
             text = facts.fill(template, fact)
             assert subject in words(text.lower()) and fact.value.lower() in words(text.lower()) and text[0].isupper()
         assert all(subject in words(text.lower()) for text in question_texts([fact]))
-        assert stories.correct(facts.fill(facts.ANSWERS[fact.relation], fact), fact.value)
+        assert stories.is_correct(facts.fill(facts.ANSWERS[fact.relation], fact), fact.value)
 
 
 def test_the_fixed_world_is_consistent():
@@ -125,13 +125,13 @@ def test_the_fixed_world_is_consistent():
 
 
 def test_facts_that_are_kept_back_are_told_but_never_asked():
-    parts = {s: [f for f in facts.WORLD if facts.split(f) == s] for s in SPLITS}
+    parts = {s: [f for f in facts.WORLD if facts.split_of(f) == s] for s in SPLITS}
     assert all(len(parts[s]) > 20 for s in SPLITS) and len(parts["train"]) > 270
     for f in facts.WORLD:
         if f.relation in ("friend", "neighbour"):
-            assert facts.split(f) == facts.split(facts.Fact(f.value, f.relation, f.subject))
+            assert facts.split_of(f) == facts.split_of(facts.Fact(f.value, f.relation, f.subject))
     text = "".join(facts.portrait(random.Random(seed), s) for s in facts.SUBJECTS for seed in range(20))
-    text += "".join(stories.document(random.Random(seed), 200) for seed in range(400))
+    text += "".join(stories.story_with_questions(random.Random(seed), 200) for seed in range(400))
     asked = set(re.findall(r"Question: (.*)", text))
     assert len(asked & question_texts(parts["train"])) > 400
     assert not asked & question_texts(parts["valid"] + parts["test"])
@@ -165,9 +165,9 @@ def test_a_portrait_needs_a_subject_of_the_world():
     ("Yes or no.", "yes", False),
 ])
 def test_correct_wants_one_word_of_the_kind(text, accepted, right):
-    assert stories.correct(text, accepted) is right
+    assert stories.is_correct(text, accepted) is right
 
 
 def test_correct_wants_a_word_that_it_knows():
     with pytest.raises(MinidsError, match="zzz"):
-        stories.correct("zzz", "zzz")
+        stories.is_correct("zzz", "zzz")

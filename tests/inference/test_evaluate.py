@@ -96,7 +96,7 @@ def test_pass_at_k_is_the_mean_over_all_subsets():
 
 def test_scores_count_right_and_ended_answers(tokenizer, monkeypatch):
     """A model that always gives the right answer, one that gives it to every second question, one that never ends."""
-    problems = tasks.different("mathematics", "test", 10, (1,))
+    problems = tasks.distinct_problems("mathematics", "test", 10, (1,))
     eos = tokenizer.eos_id
 
     def says(answers):
