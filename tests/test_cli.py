@@ -79,6 +79,7 @@ def test_a_tokenizer_that_knows_more_ids_than_the_model(copy, tmp_path, capsys):
     assert "expected token ids from 0 to 99" in printed
 
 
+@pytest.mark.slow
 def test_train_refuses_bad_input(tmp_path, capsys):
     assert "nano or mini" in refused(capsys, "train", "--preset", "giga", "--out", tmp_path / "run")
     assert "steps" in refused(capsys, "train", "--steps", "0", "--out", tmp_path / "run")
@@ -143,6 +144,7 @@ def test_course_build_passes_names_on(monkeypatch, capsys):
     assert refused(capsys, "course", "build", "99") == "minids: no lesson 99\n"
 
 
+@pytest.mark.slow
 def test_module_runs_without_a_traceback(tmp_path):
     done = subprocess.run([sys.executable, "-m", "minids", "generate", "--model", str(tmp_path / "nowhere")], cwd=ROOT,
                           text=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -166,6 +168,7 @@ def test_what_cannot_be_measured_or_distilled_is_told(argv, message, capsys, tmp
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_post_training_and_the_exam_from_the_command_line(tmp_path, capsys, monkeypatch):
     """Each command on a tiny model: what it prints and leaves behind, and that one's result is the next one's beginning."""
     from minids.inference import answers, evaluate

@@ -128,6 +128,7 @@ def test_special_tokens_are_read_only_on_request(tok):
 text = st.lists(st.text(max_size=8) | st.sampled_from(SPECIAL), max_size=4).map("".join)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(text, text, text, st.sampled_from(MODES))
 def test_any_content_comes_back(tok, question, reasoning, answer, mode):

@@ -25,6 +25,7 @@ def test_streams_are_deterministic_and_framed(tokenizer):
     assert len(begins) == (ids == tokenizer.eos_id).sum()
 
 
+@pytest.mark.slow
 def test_a_longer_stream_begins_with_the_shorter_one(tokenizer):
     short = mixture.stream("valid", 5_000, tokenizer)
     long = mixture.stream("valid", 30_000, tokenizer)
@@ -38,6 +39,7 @@ def test_every_token_comes_back_as_text(tokenizer):
     assert tokenizer.decode(ids) == "".join(bos + text + eos for text in texts)
 
 
+@pytest.mark.slow
 def test_shares():
     written = dict.fromkeys(mixture.SHARES, 0)
     for kind, text in islice(mixture.documents("train"), 3000):
@@ -48,6 +50,7 @@ def test_shares():
         assert written[kind] / total == pytest.approx(share, abs=0.01)
 
 
+@pytest.mark.slow
 def test_passages_hold_the_whole_text_of_their_split_and_no_other():
     for split in books.SPLITS:
         whole = "".join(d.text for d in books.documents(split))

@@ -64,6 +64,7 @@ def test_no_constant_answer_scores_high(family):
         assert counted.most_common(1)[0][1] < bound * counted.total()
 
 
+@pytest.mark.slow
 def test_splits_share_no_problem():
     for family in FAMILIES:
         seen = [{tasks.identity(p) for p in sample(family, 300, split)} for split in tasks.SPLITS]

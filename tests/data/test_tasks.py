@@ -48,6 +48,7 @@ def test_an_exam_has_no_problem_twice():
     assert sums[:2] == [first, second]
 
 
+@pytest.mark.slow
 def test_another_process_makes_the_same_problems():
     program = ("from minids.data.tasks import problems\n"
                f"print([problems(family, 'test', 5) for family in {FAMILIES}])")
@@ -57,6 +58,7 @@ def test_another_process_makes_the_same_problems():
     assert other.stdout == f"{[problems(family, 'test', 5) for family in FAMILIES]}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family, count", [("mathematics", 1500), ("coding", 150)])
 def test_splits_share_no_problem(family, count):
     counts = {"train": 3 * count, "valid": count, "test": count}

@@ -81,6 +81,7 @@ def test_recall_refuses_an_unknown_kind():
         stories.recall(random.Random(0), 100, "colour")
 
 
+@pytest.mark.slow
 def test_documents_are_as_long_as_asked_and_use_few_words():
     vocabulary, ratios = set(), []
     for seed in range(2000):
@@ -136,6 +137,7 @@ def test_the_fixed_world_is_consistent():
     assert len(pools) == len(set(pools))        # a word is in one pool only
 
 
+@pytest.mark.slow
 def test_facts_of_valid_and_test_are_stated_but_never_asked_for():
     parts = {s: [f for f in facts.WORLD if facts.split_of(f) == s] for s in SPLITS}
     assert all(len(parts[s]) > 20 for s in SPLITS) and len(parts["train"]) > 270

@@ -123,6 +123,7 @@ def test_replies_stand_where_their_prompts_stood():
     assert all(len(r) <= 4 for r in answers.replies(model, [[9] * 1021], 6))             # what the context leaves
 
 
+@pytest.mark.slow
 def test_a_report_has_all_parts_and_can_be_told(tokenizer, monkeypatch):
     torch.manual_seed(0)
     model = Model(LONG).eval()

@@ -18,6 +18,7 @@ def model():
     return lively(SMALL, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [SMALL, SMALL.replace(index_topk=2), Config.nano()], ids=["small", "own picks", "nano"])
 def test_a_state_forgets_what_the_last_call_brought(config):
     """Reading T tokens and forgetting n is reading T - n, at every offset in the windows of 4 and 16, and goes on alike."""
@@ -61,6 +62,7 @@ def tree(model, prompt, new, drafts):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drafts, new", [(1, 4), (2, 4)])
 def test_the_distribution_is_that_of_plain_sampling(drafts, new):
     """Exactly, by enumeration over a vocabulary of three: also where drafts cross the ends of compression windows."""
@@ -85,12 +87,14 @@ def test_judging_keeps_any_distribution():
     torch.testing.assert_close(torch.bincount(torch.tensor(drawn), minlength=6) / 4000, p[0], atol=0.03, rtol=0)
 
 
+@pytest.mark.slow
 def test_every_prompt_has_dice_of_its_own(model):
     prompt = [5, 9, 33, 2, 7]
     first, second = generate(model, [prompt, prompt], 30, seed=4, stop=(), drafts=1)
     assert first == generate(model, prompt, 30, seed=4, stop=(), drafts=1) != second
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drafts", [1, 2, 4])
 def test_greedy_is_greedy(model, drafts):
     prompt = [5, 9, 33, 2, 7]
@@ -117,6 +121,7 @@ def test_a_draft_that_is_always_right_saves_half_the_passes(model, monkeypatch):
     assert out.ids == text and out.acceptance == 1 and out.passes == 21
 
 
+@pytest.mark.slow
 def test_it_stops_and_counts_as_generate_does(model):
     prompt = [5, 9, 33, 2, 7]
     free = generate(model, prompt, 60, temperature=0, stop=())

@@ -185,6 +185,7 @@ def test_the_doctor_names_each_problem_and_its_remedy(tmp_path, monkeypatch, cap
     assert "set MINIDS_DATA" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_missing_data_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "DATA", tmp_path)
     with pytest.raises(MinidsError, match="expected it in the clone"):
@@ -207,6 +208,7 @@ def test_the_users_choice_of_threads_stays():
     assert set(environment) == {"GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
 
 
+@pytest.mark.slow
 def test_threads_are_set_before_torch_is_loaded():
     program = ("import sys, builtins\nreal = builtins.__import__\nimport os\n"
              "def spy(name, *a, **k):\n"

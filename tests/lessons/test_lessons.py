@@ -16,11 +16,13 @@ LESSONS = course.sources()
 each_lesson = pytest.mark.parametrize("source", LESSONS, ids=[path.stem for path in LESSONS])
 
 
+@pytest.mark.slow
 @each_lesson
 def test_a_built_lesson_has_no_findings(source):
     assert lint.lint([source.stem]) == []
 
 
+@pytest.mark.slow
 @each_lesson
 def test_solutions_pass_their_checks(source, monkeypatch):
     """Run definitions, constants, imports and checks of the teacher's edition, in order.
@@ -135,6 +137,7 @@ def test_editions_differ_in_solutions_only(write):
                                          "tags": ["nbval-ignore-output"]}
 
 
+@pytest.mark.slow
 def test_outputs_are_kept_where_only_texts_have_changed(write):
     source = write(TINY)
     course.build()
@@ -156,6 +159,7 @@ def test_outputs_are_kept_where_only_texts_have_changed(write):
     assert [cell.outputs[0].text for cell in changed] == ["8\n"]
 
 
+@pytest.mark.slow
 def test_building_twice_gives_the_same_files_which_pass_the_lint(write):
     write(TINY)
     first = {path: path.read_bytes() for path in course.build()}
@@ -182,6 +186,7 @@ def test_a_change_of_the_source_is_drift(write):
         assert "course build 99_tiny" in lint.drift(source, "learner", learner)[0]
 
 
+@pytest.mark.slow
 def test_a_failing_cell_is_named_and_nothing_is_written(write):
     write("# %% [markdown]\n# # Fails\n\n# %%\nx = 1\n\n# %%\ny = x / 0\n")
     message = r"99_tiny .*cell 3 failed: ZeroDivisionError: division by zero.*'y = x / 0'"

@@ -119,6 +119,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [1, 3])
 def test_a_killed_run_goes_on_exactly(base, whole, tmp_path, at):
     def kill(record):
@@ -132,6 +133,7 @@ def test_a_killed_run_goes_on_exactly(base, whole, tmp_path, at):
     assert digest(load(newest(tmp_path / "run"))) == digest(load(newest(whole[0])))
 
 
+@pytest.mark.slow
 def test_interrupt_saves_and_a_finished_run_is_left_alone(base, whole, tmp_path):
     def press(record):
         if record["step"] == 2:
@@ -187,6 +189,7 @@ def test_rehearsal_is_pre_trainings_loss_on_rows_of_its_corpus():
     assert not (seen[0] == seen[1]).all() and not torch.allclose(*grads)
 
 
+@pytest.mark.slow
 def test_what_is_rehearsed_is_forgotten_less(base):
     """The same few steps towards four conversations, with and without: the corpus' loss tells."""
     ends = []
@@ -202,6 +205,7 @@ def test_what_is_rehearsed_is_forgotten_less(base):
     assert ends[1] < ends[0] - 0.2
 
 
+@pytest.mark.slow
 def test_a_few_conversations_are_learned_by_heart():
     torch.manual_seed(0)
     model = Model(LONG).train()

@@ -50,6 +50,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [1, 3, 5])
 def test_a_killed_run_goes_on_exactly(tokens, tmp_path, whole, at):
     def kill(record):
@@ -65,6 +66,7 @@ def test_a_killed_run_goes_on_exactly(tokens, tmp_path, whole, at):
     assert all(torch.equal(a[name], b[name]) for name in b)
 
 
+@pytest.mark.slow
 def test_interrupt_saves_and_goes_on_exactly(tokens, tmp_path, whole):
     def press(record):
         if record["step"] == 2:
@@ -98,6 +100,7 @@ def test_a_finished_run_is_left_alone_and_fresh_starts_again(tokens, whole, tmp_
     assert steps == list(range(1, 8))
 
 
+@pytest.mark.slow
 def test_training_learns(tokens, tmp_path):
     """Text that repeats: the loss falls far below that of the unigram distribution."""
     repeated = {split: np.tile(np.arange(7, 27, dtype=np.uint16), 10) for split in tokens}
@@ -223,6 +226,7 @@ def test_full_disk_keeps_the_checkpoint_before(tokens, tmp_path, monkeypatch, wh
     assert losses(train(THREE_KINDS, SETTINGS, out, tokens=tokens)) == losses(whole[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["optimizer.safetensors", "model.safetensors", "config.json"])
 def test_truncated_checkpoint_is_refused(tokens, tmp_path, file):
     def kill(record):

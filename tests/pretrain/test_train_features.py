@@ -163,6 +163,7 @@ def same(a, b):
     return all(torch.equal(x, y) for part, other in zip(a, b, strict=True) for x, y in zip(part, other, strict=True))
 
 
+@pytest.mark.slow
 def test_anticipated_experts_are_those_of_older_weights(tokens):
     settings, model = change(anticipate=2, accumulate=2, lr=0.05, warmup=0), new_model()
     optimiser, anticipation, older, differs = make_optimiser(model, settings), Anticipation(settings), [], False
@@ -195,6 +196,7 @@ def spiking(monkeypatch, at):
     return seen
 
 
+@pytest.mark.slow
 def test_a_spike_sends_the_run_back(tokens, tmp_path, monkeypatch):
     settings = change(anticipate=1, spike=2.0, calm=2, steps=12, save_every=4, eval_every=50)
     seen = spiking(monkeypatch, at=6)
@@ -235,6 +237,7 @@ def test_parts_of_a_batch_add_up_to_it(tokens):
     assert all(torch.equal(biases[0][name], t) for name, t in biases[1].items()) and any(t.any() for t in biases[1].values())
 
 
+@pytest.mark.slow
 def test_resuming_is_exact_with_all_of_it(tokens, tmp_path):
     """Killed before the first checkpoint, one step into the second stage, and one before the third."""
     settings = change(stages=STAGES, accumulate=2, anticipate=2, dtype="bfloat16", save_every=2, decay_from=0.5)
@@ -255,6 +258,7 @@ def test_resuming_is_exact_with_all_of_it(tokens, tmp_path):
     assert json.loads((tmp_path / "cut" / "run.json").read_text())["settings"]["stages"][1]["attention"] == "warmup"
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_and_float32_learns(tokens, tmp_path):
     repeated = {split: np.tile(np.arange(7, 27, dtype=np.uint16), 20) for split in tokens}
     settings = change(dtype="bfloat16", optimiser="adamw", steps=20, lr=2e-2, eval_every=30, save_every=30)

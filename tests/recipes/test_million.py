@@ -63,6 +63,7 @@ def test_scenes_tell_the_place_once():
         assert all(len(Tokenizer.load().encode(f" {p}")) == 1 for p in (place, *rivals))
 
 
+@pytest.mark.slow
 def test_a_short_run_writes_its_record(tmp_path, monkeypatch):
     monkeypatch.setattr(million, "ROUNDS", 1)
     monkeypatch.setattr(million, "STEPS", 2)

@@ -181,6 +181,7 @@ HEAD = json.loads((SAMPLE / SHARD).read_bytes()[8:8 + int.from_bytes((SAMPLE / S
 CHANGED = ("layers.1.attn.wq_a.weight", "layers.1.attn.wq_a.scale", "layers.1.ffn.gate.tid2eid", "layers.1.attn.attn_sink")
 
 
+@pytest.mark.slow
 @settings(FUZZ, max_examples=25)
 @given(name=st.sampled_from(CHANGED), key=st.sampled_from(["dtype", "shape", "data_offsets", None]),
        value=st.sampled_from([*header.BITS]) | st.lists(WHOLE, max_size=3) | ODD)
@@ -254,6 +255,7 @@ LISTS = st.lists(st.sampled_from([0, 1, 4, 128, -4, 10**400, 4.0, "sliding_atten
 YARN = {"type": "yarn", "factor": 16, "original_max_position_embeddings": 256}
 
 
+@pytest.mark.slow
 @settings(FUZZ, max_examples=40)
 @given(base=st.sampled_from(SPELLED), data=st.data())
 @example(base=SPELLED[0], data=None)
