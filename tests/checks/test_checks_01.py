@@ -3,6 +3,7 @@
 import random
 
 import matplotlib.pyplot as plt
+import pytest
 import torch
 
 from minids.data import chat
@@ -59,6 +60,7 @@ def test_the_verifier_agrees_with_the_one_that_judges_tinyworld():
         assert checks.verify(answer, pool, "cat") == stories.is_correct(answer, "cat")
 
 
+@pytest.mark.slow
 def test_the_figures_draw():
     line = {"a": {300: 1.0, 600: 2.0}}
     mask = torch.ones(4, 4, dtype=torch.bool).tril()

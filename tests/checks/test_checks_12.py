@@ -101,6 +101,7 @@ def test_pass_at_k_counts_subsets():
     assert checks.pass_at_k(5, 2, 3) == pytest.approx(1 - comb(3, 3) / comb(5, 3))
 
 
+@pytest.mark.slow
 def test_the_figures_draw():
     ratio, mask = torch.tensor([[1.5, 1.0], [0.5, 1.0]]), torch.tensor([[True, True], [True, False]])
     log = [{"right": 0.1 * i, "thinks": 0.5} for i in range(6)]

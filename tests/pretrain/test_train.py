@@ -91,6 +91,7 @@ def test_what_a_run_leaves(tokens, whole):
     assert all(torch.allclose(trained[name].float(), t.float(), rtol=0.01) for name, t in in_bf16.items())
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_alone_and_fresh_starts_again(tokens, whole, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(whole[0], out)
@@ -208,6 +209,7 @@ def test_foreign_folder_is_left_alone(tokens, tmp_path):
         train(THREE_KINDS, SETTINGS, tmp_path / "thesis.txt", tokens=tokens)
 
 
+@pytest.mark.slow
 def test_full_disk_keeps_the_checkpoint_before(tokens, tmp_path, monkeypatch, whole):
     out = tmp_path / "run"
     real = run_folder.save_file

@@ -55,6 +55,7 @@ def test_chunks_are_bounded():
         assert million.chunk_size(pos) * pos // 4 <= million.SCORES
 
 
+@pytest.mark.slow
 def test_scenes_tell_the_place_once():
     import random
     for i in range(20):

@@ -405,6 +405,7 @@ def test_runs():
 
 # ---- at full size ----
 
+@pytest.mark.slow
 def test_flash_at_full_size(tmp_path):
     """The released layout of V4-Flash in files that are holes behind their headers: what there is, and what parts cost."""
     config, stored = Config.flash(), layout.inventory(Config.flash())
