@@ -91,6 +91,7 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(copy, capsys):
     assert "expected token ids from 0 to 99" in printed
 
 
+@pytest.mark.slow
 def test_train_refuses_bad_input(tmp_path, capsys):
     def refuses(*options, out="run") -> str:
         return refused(capsys, "train", *options, "--out", tmp_path / out)
@@ -174,6 +175,7 @@ def run(*argv, **options):
                             stderr=subprocess.PIPE, **options)
 
 
+@pytest.mark.slow
 def test_module_runs_without_a_traceback(tmp_path):
     process = run("generate", "--model", tmp_path / "nowhere", text=True)
     _, err = process.communicate()

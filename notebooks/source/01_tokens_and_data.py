@@ -905,8 +905,8 @@ def for_many(function):
 verdicts = check("tokens.verify", for_many(verify))
 pool = next(pool for pool in stories.POOLS if "cat" in pool)
 for answer in ("Mira has a cat.", "cat, dog, goat, owl", "She went on vacation."):
-    assert verdicts([answer], pool, "cat") == [int(stories.correct(answer, "cat"))]
-print("agrees with minids.data.tinyworld.stories.correct")
+    assert verdicts([answer], pool, "cat") == [int(stories.is_correct(answer, "cat"))]
+print("agrees with minids.data.tinyworld.stories.is_correct")
 
 # %% [markdown]
 # ### Code is judged by running it

@@ -694,7 +694,7 @@ def watch(ids):
 # %%
 def documents(seed, n):
     """n TinyWorld documents of T tokens: n T."""
-    texts = [stories.document(random.Random(seed + i), 1200) for i in range(n)]
+    texts = [stories.story_with_questions(random.Random(seed + i), 1200) for i in range(n)]
     return torch.tensor([tokenizer.encode(text, bos=True)[:T] for text in texts])
 
 

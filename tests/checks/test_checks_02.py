@@ -96,6 +96,7 @@ def layer(attn, x, start=0, back=-1, window=None, scale=True, sink=True, base=No
     return output_by_loop(turn_by_complex(p @ k[:, None], back * a[:, None]), attn.wo_a.weight, attn.wo_b.weight, c.o_groups)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, attempt, words", [
     ("attention.turn", turn_of_the_halves_by_rotation, "pairs are made of the two halves"),
     ("attention.layer", lambda *a: layer(*a, back=0), "the output is not turned back"),
@@ -128,6 +129,7 @@ def test_only_a_missing_inverse_turn_lets_the_place_out(name, moves):
     assert (shift > 0.01) == moves
 
 
+@pytest.mark.slow
 def test_the_figures_draw():
     line = torch.rand(40, 40).tril()
     for figure in (figures.plot_path(),

@@ -185,6 +185,7 @@ def test_ways_agree_with_what_the_checks_say():
     assert [s for s, way in enumerate(ways[16].tolist()) if way == 4] == checks.unseen(16, 4, 6) != []
 
 
+@pytest.mark.slow
 def test_the_figures_draw():
     line = [0.2, 0.4]
     for figure in (hca.plot_reading(13, 4, 8, 32), hca.plot_reach(16, 4, [4, 3, 2]),

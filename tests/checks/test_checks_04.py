@@ -157,6 +157,7 @@ def test_without_relu_all_heads_are_one():
     torch.testing.assert_close(checks.scores(x, qr, keys, wq_b, weights_proj, angles, relu=lambda s: s), one @ keys.mT)
 
 
+@pytest.mark.slow
 def test_the_figures_draw():
     mass = torch.linspace(0, 1, 24).view(4, 6)
     shares = {"mass": [0.1, 0.2], "recall": [0.3, 0.4]}

@@ -109,6 +109,7 @@ def test_the_balance_loss_is_one_when_even_and_e_over_k_when_collapsed():
     assert checks.sequence_balance(certain, torch.zeros(1, 4, 1, dtype=torch.int64)) == 2
 
 
+@pytest.mark.slow
 def test_the_figures_draw():
     loads = torch.rand(40, 16, generator=torch.Generator().manual_seed(0))
     runs = {"a": loads, "b": loads.flip(1)}

@@ -150,6 +150,7 @@ def test_the_projection_puts_permutations_on_the_corners_and_keeps_means():
     torch.testing.assert_close(figures.project(torch.full((1, 3, 3), 1 / 3)), torch.zeros(1, 2), atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_the_figures_draw():
     line, square = [1.0, 0.5, 0.1], torch.full((4, 4), 0.25)
     three = torch.eye(3).expand(2, 3, 3)

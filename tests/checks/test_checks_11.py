@@ -104,6 +104,7 @@ def test_numbers_of_the_formats():
     assert numbers.positive_numbers(torch.float8_e5m2)[-1] == 57344
 
 
+@pytest.mark.slow
 def test_the_figures_draw():
     line, pair = [1.0, 0.5, 0.1], {"a": (0.1, 0.01), "b": (0.2, 0.02)}
     e4m3 = {"E4M3": numbers.positive_numbers(torch.float8_e4m3fn),

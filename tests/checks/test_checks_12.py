@@ -103,6 +103,7 @@ def test_pass_at_k_counts_subsets():
     assert checks.pass_at_k(5, 2, 3) == pytest.approx(1 - comb(3, 3) / comb(5, 3))
 
 
+@pytest.mark.slow
 def test_the_figures_draw():
     ratio = torch.tensor([[1.5, 1.0], [0.5, 1.0]])
     mask = torch.tensor([[True, True], [True, False]])

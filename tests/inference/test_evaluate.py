@@ -108,7 +108,7 @@ def test_pass_at_k_is_the_mean_over_all_subsets():
 
 def test_scores_count_correct_and_ended_answers(tokenizer, monkeypatch):
     """A model that is always correct, one that ends half its replies, one that is never correct."""
-    problems = tasks.different("mathematics", "test", 10, (1,))
+    problems = tasks.distinct_problems("mathematics", "test", 10, (1,))
     eos = tokenizer.eos_id
 
     def says(answers):

@@ -64,6 +64,7 @@ def tree(model, prompt, new, drafts):
     return chances
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drafts, new", [(1, 4), (2, 4)])
 def test_the_distribution_is_that_of_plain_sampling(drafts, new):
     """Exactly, by enumeration over three tokens, also where drafts cross compression windows."""
@@ -95,6 +96,7 @@ def test_every_prompt_has_its_own_random_numbers(model):
     assert first == generate(model, prompt, 30, seed=4, stop=(), drafts=1) != second
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drafts", [1, 2, 4])
 def test_greedy_is_greedy(model, drafts):
     prompt = [5, 9, 33, 2, 7]
@@ -124,6 +126,7 @@ def test_a_draft_that_is_always_accepted_saves_half_the_passes(model, monkeypatc
     assert out.ids == text and out.acceptance == 1 and out.passes == 21
 
 
+@pytest.mark.slow
 def test_it_stops_and_counts_as_generate_does(model):
     prompt = [5, 9, 33, 2, 7]
     free = generate(model, prompt, 60, temperature=0, stop=())

@@ -24,6 +24,7 @@ def rows(seed=0):
     return torch.stack([torch.cat(row) for row in documents]), documents
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_packed_equals_each_document_alone(name):
     model = lively(CONFIGS[name], 0)
@@ -105,6 +106,7 @@ def test_index_loss_trains_the_indexer_alone(dense, packed, topk):
         assert moved == (".indexer." in name), name
 
 
+@pytest.mark.slow
 def test_index_loss_falls_and_leaves_the_logits():
     """Fitted to full attention, the indexer's divergence falls; what the dense model computes stays as it is."""
     model = lively(SMALL, 6)

@@ -102,6 +102,7 @@ def test_one_token_has_the_right_gradient_on_average_and_the_noise_that_is_said(
 
 # ---- teachers ----
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lean", [False, True])
 def test_cached_states_and_the_head_are_the_teacher(folders, tmp_path, lean):
     school = Teachers(teachers(folders), tmp_path / "cache" if lean else None)
@@ -131,6 +132,7 @@ def test_replies_are_what_counts():
     assert taught == [[9, 1], [3, 4, 5, 1]]
 
 
+@pytest.mark.slow
 def test_the_student_comes_to_equal_its_teacher(tmp_path):
     """On the student's own texts, the KL falls below a tenth where student and teacher can be
     equal."""
@@ -228,6 +230,7 @@ def timeless(log):
     return [{k: v for k, v in record.items() if k != "seconds"} for record in log]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_exactly(folders, tmp_path, whole):
     def kill(record):
         if record["step"] == 3:
@@ -250,6 +253,7 @@ def test_the_device_is_the_callers_choice(folders, tmp_path, whole, monkeypatch)
     assert timeless(log) == timeless(whole[1])
 
 
+@pytest.mark.slow
 def test_lean_computes_the_same(folders, tmp_path, whole):
     log = distill(folders / "student", teachers(folders), dataclasses.replace(SETTINGS, lean=True),
                   tmp_path / "run")
@@ -265,6 +269,7 @@ def test_a_refused_folder_stays_as_it_is(folders, tmp_path):
     assert (tmp_path / "cache" / "thesis.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["token", "off-policy", "sft"])
 def test_other_methods_learn_from_what_they_should(folders, tmp_path, whole, method):
     settings = dataclasses.replace(SETTINGS, steps=2, method=method)

@@ -252,6 +252,7 @@ def test_entropy_is_that_of_the_distribution():
 
 # ---- learning ----
 
+@pytest.mark.slow
 def test_reward_rises():
     """One token is to be said: 7. At first each of 24 is about as likely."""
     model, reference = new_model(SMALL, size=1), new_model(SMALL, size=1)
@@ -269,6 +270,7 @@ def test_reward_rises():
     assert record["kl"] > 1 and record["entropy"] < 1       # it has left the reference, and is sure
 
 
+@pytest.mark.slow
 def test_without_advantages_only_the_kl_pulls():
     """Equal rewards teach nothing: with the policy at the reference the gradient is 0, and away
     from it KL falls."""
@@ -384,6 +386,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_exactly(base, whole, tmp_path):
     def kill(record):
         if record["step"] == 3:

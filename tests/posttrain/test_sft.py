@@ -123,6 +123,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [1, 3])
 def test_a_killed_run_goes_on_exactly(base, whole, tmp_path, at):
     def kill(record):
@@ -136,6 +137,7 @@ def test_a_killed_run_goes_on_exactly(base, whole, tmp_path, at):
     assert digest(load(newest(tmp_path / "run"))) == digest(load(newest(whole[0])))
 
 
+@pytest.mark.slow
 def test_interrupt_saves_and_a_finished_run_is_left_alone(base, whole, tmp_path):
     def press(record):
         if record["step"] == 2:
@@ -211,6 +213,7 @@ def test_what_is_replayed_corpus_is_forgotten_less(base):
     assert ends[1] < ends[0] - 0.2
 
 
+@pytest.mark.slow
 def test_a_few_conversations_are_learned_by_heart():
     torch.manual_seed(0)
     model = Model(LONG).train()

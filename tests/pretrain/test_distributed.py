@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_train_features import SETTINGS, change, plain, tokens  # noqa: F401
@@ -23,6 +24,7 @@ from minids.weights.checkpoint import load
 ONE = change(SETTINGS, optimiser="adamw", steps=3, batch=8, mtp_share=0.5, eval_every=2)
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_trains(tokens, tmp_path):  # noqa: F811
     np.savez(tmp_path / "tokens.npz", **tokens)
     with socket.socket() as s:

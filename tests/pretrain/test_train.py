@@ -53,6 +53,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [1, 3, 5])
 def test_a_killed_run_goes_on_exactly(tokens, tmp_path, whole, at):
     def kill(record):
@@ -68,6 +69,7 @@ def test_a_killed_run_goes_on_exactly(tokens, tmp_path, whole, at):
     assert all(torch.equal(a[name], b[name]) for name in b)
 
 
+@pytest.mark.slow
 def test_interrupt_saves_and_goes_on_exactly(tokens, tmp_path, whole):
     def press(record):
         if record["step"] == 2:
@@ -96,6 +98,7 @@ def test_what_a_run_leaves(tokens, whole):
                for name, t in in_bf16.items())
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_alone_and_fresh_starts_again(tokens, whole, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(whole[0], out)
@@ -106,6 +109,7 @@ def test_a_finished_run_is_left_alone_and_fresh_starts_again(tokens, whole, tmp_
     assert steps == list(range(1, 8))
 
 
+@pytest.mark.slow
 def test_training_learns(tokens, tmp_path):
     """Text that repeats: the loss falls far below that of the unigram distribution."""
     repeated = {split: np.tile(np.arange(7, 27, dtype=np.uint16), 10) for split in tokens}
@@ -243,6 +247,7 @@ def test_foreign_folder_is_left_alone(tokens, tmp_path):
         train(THREE_KINDS, SETTINGS, tmp_path / "thesis.txt", tokens=tokens)
 
 
+@pytest.mark.slow
 def test_full_disk_keeps_the_checkpoint_before(tokens, tmp_path, monkeypatch, whole):
     out = tmp_path / "run"
     real = run_folder.save_file
@@ -261,6 +266,7 @@ def test_full_disk_keeps_the_checkpoint_before(tokens, tmp_path, monkeypatch, wh
     assert losses(train(THREE_KINDS, SETTINGS, out, tokens=tokens)) == losses(whole[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["optimizer.safetensors", "model.safetensors", "config.json"])
 def test_truncated_checkpoint_is_refused(tokens, tmp_path, file):
     def kill(record):

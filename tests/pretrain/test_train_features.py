@@ -182,6 +182,7 @@ def same(a, b):
                for x, y in zip(part, other, strict=True))
 
 
+@pytest.mark.slow
 def test_anticipated_experts_are_those_of_older_weights(tokens):
     settings, model = change(anticipate=2, accumulate=2, lr=0.05, warmup=0), new_model()
     optimiser, anticipation = make_optimiser(model, settings), Anticipation(settings)
@@ -218,6 +219,7 @@ def spiking(monkeypatch, at):
     return seen
 
 
+@pytest.mark.slow
 def test_a_spike_sends_the_run_back(tokens, tmp_path, monkeypatch):
     settings = change(anticipate=1, spike=2.0, calm=2, steps=12, save_every=4, eval_every=50)
     seen = spiking(monkeypatch, at=6)
@@ -262,6 +264,7 @@ def test_parts_of_a_batch_add_up_to_it(tokens):
     assert any(t.any() for t in biases[1].values())
 
 
+@pytest.mark.slow
 def test_resuming_is_exact_with_all_of_it(tokens, tmp_path):
     """Killed before the first checkpoint, one step into stage 2, and one before stage 3."""
     settings = change(stages=STAGES, accumulate=2, anticipate=2, dtype="bfloat16", save_every=2,
@@ -285,6 +288,7 @@ def test_resuming_is_exact_with_all_of_it(tokens, tmp_path):
     assert description["settings"]["stages"][1]["attention"] == "warmup"
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_and_float32_learns(tokens, tmp_path):
     repeated = {split: np.tile(np.arange(7, 27, dtype=np.uint16), 20) for split in tokens}
     settings = change(dtype="bfloat16", optimiser="adamw", steps=20, lr=2e-2, eval_every=30,

@@ -63,6 +63,7 @@ def quick(monkeypatch, lived):
     monkeypatch.setattr(lifecycle, "report", short(lifecycle.report))
 
 
+@pytest.mark.slow
 def test_every_stage_begins_where_the_one_before_ended(lived):
     out, found, calls = lived
     assert calls == [(NARROW, PLAN.train)]
@@ -116,6 +117,7 @@ def test_the_shipped_records_belong_together():
         assert {f"grpo-{family}" for family in tasks.FAMILIES} <= set(report["logs"])
 
 
+@pytest.mark.slow
 def test_what_is_done_is_left_alone_and_what_is_missing_is_made_again(lived, monkeypatch):
     """As after a kill in the last stage; nothing is measured again, for the models come out the
     same."""
@@ -135,6 +137,7 @@ def test_what_is_done_is_left_alone_and_what_is_missing_is_made_again(lived, mon
     assert (out / "distilled" / "model").is_dir()
 
 
+@pytest.mark.slow
 def test_post_training_begins_afresh_from_the_same_base(lived, tmp_path):
     """Also where the base stands among the stages that are made again."""
     shutil.copytree(lived[0], tmp_path / "life")

@@ -56,6 +56,7 @@ def test_chunks_are_bounded():
         assert million.chunk_size(pos) * pos // 4 <= million.SCORES
 
 
+@pytest.mark.slow
 def test_scenes_tell_the_place_once():
     import random
     for i in range(20):
@@ -65,6 +66,7 @@ def test_scenes_tell_the_place_once():
         assert all(len(Tokenizer.load().encode(f" {p}")) == 1 for p in (place, *rivals))
 
 
+@pytest.mark.slow
 def test_a_short_run_writes_its_record(tmp_path, monkeypatch):
     monkeypatch.setattr(million, "ROUNDS", 1)
     monkeypatch.setattr(million, "STEPS", 2)

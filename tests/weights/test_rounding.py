@@ -267,6 +267,7 @@ def text():
     return torch.randint(3, 64, (3000,), generator=torch.Generator().manual_seed(2)).numpy()
 
 
+@pytest.mark.slow
 def test_what_is_trained_is_what_the_file_holds(tmp_path):
     masters, start = small(), small()
     copy, optimiser = qat.rounded_copy(masters), make_optimiser(masters, SETTINGS)

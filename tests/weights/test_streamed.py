@@ -26,6 +26,7 @@ def whole():
     return load(SAMPLE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_it_computes_what_the_loaded_model_computes(dtype):
     loaded, model = load(SAMPLE, dtype=dtype), streamed(SAMPLE, dtype=dtype)
@@ -36,6 +37,7 @@ def test_it_computes_what_the_loaded_model_computes(dtype):
     assert torch.get_default_dtype() == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["bf16", "fp32", "v4"])
 def test_other_formats(format, tmp_path):
     torch.manual_seed(0)
