@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from minids.config import CSA_RATE
+from minids.model.activations import round_keys
 from minids.model.compressor import Compressor
 from minids.model.indexer import Indexer, index_divergence
+from minids.model.linear import Linear
 from minids.model.masks import forbid
 from minids.model.norm import RMSNorm, rms
 from minids.model.passes import Pass
@@ -29,15 +31,16 @@ class Attention(nn.Module):
         super().__init__()
         d, H, c, g = config.dim, config.n_heads, config.head_dim, config.o_groups
         self.config, self.ratio = config, ratio
-        self.wq_a = nn.Linear(d, config.q_lora_rank, bias=False)
+        self.wq_a = Linear(d, config.q_lora_rank)
         self.q_norm = RMSNorm(config.q_lora_rank, config.norm_eps)
-        self.wq_b = nn.Linear(config.q_lora_rank, H * c, bias=False)
-        self.wkv = nn.Linear(d, c, bias=False)
+        self.wq_b = Linear(config.q_lora_rank, H * c)
+        self.wkv = Linear(d, c)
         self.kv_norm = RMSNorm(c, config.norm_eps)
         self.attn_sink = nn.Parameter(torch.zeros(H, dtype=torch.float32))
-        self.wo_a = nn.Linear(H * c // g, g * config.o_lora_rank, bias=False)    # g blocks, stacked
-        self.wo_b = nn.Linear(g * config.o_lora_rank, d, bias=False)
+        self.wo_a = Linear(H * c // g, g * config.o_lora_rank)    # g blocks, stacked
+        self.wo_b = Linear(g * config.o_lora_rank, d)
         self.rotary = Rotary(config, ratio, c)
+        self.round_keys = False                                                  # in serving, see `activations`
         if ratio:
             self.compressor = Compressor(config, ratio, c)
         if ratio == CSA_RATE:
@@ -53,6 +56,8 @@ class Attention(nn.Module):
         q = rms(self.wq_b(qr).view(B, T, cfg.n_heads, cfg.head_dim), cfg.norm_eps)
         q = rotate(q, rot[..., None, :])                                         # B T H c
         kv = rotate(self.kv_norm(self.wkv(x)), rot)                              # B T c
+        if self.round_keys:
+            kv = round_keys(kv, cfg.rope_head_dim)
         kv = F.pad(kv, (0, 0, cfg.window_size, 0)) if state is None else state.extend(kv)   # B w+T c
         if T == 1:
             kv = kv[:, 1:]                                                       # the window ends with the query's own key

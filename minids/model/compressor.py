@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from minids.config import CSA_RATE
+from minids.model.activations import round_index, round_keys
+from minids.model.linear import Linear
 from minids.model.norm import RMSNorm
 from minids.model.passes import Pass
 from minids.model.rotary import Rotary, rotate
@@ -28,11 +30,12 @@ class Compressor(nn.Module):
         self.config, self.ratio, self.width = config, ratio, width
         self.overlap = ratio == CSA_RATE
         out = (2 if self.overlap else 1) * width
-        self.wkv = nn.Linear(config.dim, out, bias=False)
-        self.wgate = nn.Linear(config.dim, out, bias=False)
+        self.wkv = Linear(config.dim, out)
+        self.wgate = Linear(config.dim, out)
         self.ape = nn.Parameter(torch.zeros(ratio, out, dtype=torch.float32))
         self.norm = RMSNorm(width, config.norm_eps)
         self.rotary = Rotary(config, ratio, width)
+        self.round_keys = self.round_index = False           # in serving, see `activations`
 
     def forward(self, x, current: Pass | None = None, state=None):
         """x: B T d -> all entries so far, B S width.
@@ -83,7 +86,10 @@ class Compressor(nn.Module):
 
     def pool(self, kv, z, rot):
         """One softmax over the slots of each window, per channel. kv, z: B n slots c -> B n c."""
-        return rotate(self.norm((z.softmax(2) * kv).sum(2)), rot)
+        entries = rotate(self.norm((z.softmax(2) * kv).sum(2)), rot)
+        if self.round_keys:
+            entries = round_keys(entries, self.config.rope_head_dim)
+        return round_index(entries) if self.round_index else entries
 
     def overlapped(self, t, before, missing: float):
         """B n m 2c -> B n 2m c: the previous window's a-half, then this window's b-half.

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from minids.config import CSA_RATE
+from minids.model.activations import round_index
 from minids.model.compressor import Compressor
+from minids.model.linear import Linear
 from minids.model.passes import Pass
 from minids.model.rotary import Rotary, rotate
 
@@ -22,11 +24,12 @@ class Indexer(nn.Module):
         super().__init__()
         Hi, ci = config.index_n_heads, config.index_head_dim
         self.config = config
-        self.wq_b = nn.Linear(config.q_lora_rank, Hi * ci, bias=False)
-        self.weights_proj = nn.Linear(config.dim, Hi, bias=False)
+        self.wq_b = Linear(config.q_lora_rank, Hi * ci)
+        self.weights_proj = Linear(config.dim, Hi)
         self.compressor = Compressor(config, CSA_RATE, ci)
         self.rotary = Rotary(config, CSA_RATE, ci)
         self.scale = (ci * Hi) ** -0.5
+        self.round_queries = False                           # in serving, see `activations`
 
     def keys(self, x, current: Pass | None = None, state=None):
         """x: B T d -> the index keys so far, B S ci."""
@@ -35,7 +38,8 @@ class Indexer(nn.Module):
     def queries(self, qr, rot):
         """qr: B T q_lora_rank, rot: T ci/2 or B T ci/2 -> B T Hi ci."""
         Hi, ci = self.config.index_n_heads, self.config.index_head_dim
-        return rotate(self.wq_b(qr).unflatten(-1, (Hi, ci)), rot[..., None, :])
+        q = rotate(self.wq_b(qr).unflatten(-1, (Hi, ci)), rot[..., None, :])
+        return round_index(q) if self.round_queries else q
 
     def forward(self, x, qr, keys, current: Pass | None = None):
         """x: B T d, qr: B T q_lora_rank, keys: B S ci -> scores B T S, float32, future entries

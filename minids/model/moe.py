@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from minids.model.linear import Linear
 from minids.model.passes import Pass
 
 
@@ -72,15 +73,14 @@ class Expert(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.limit = config.swiglu_limit
-        self.w1 = nn.Linear(config.dim, config.moe_inter_dim, bias=False)
-        self.w2 = nn.Linear(config.moe_inter_dim, config.dim, bias=False)
-        self.w3 = nn.Linear(config.dim, config.moe_inter_dim, bias=False)
+        self.w1 = Linear(config.dim, config.moe_inter_dim)
+        self.w2 = Linear(config.moe_inter_dim, config.dim)
+        self.w3 = Linear(config.dim, config.moe_inter_dim)
 
     def forward(self, x, g=None):
         """x: ... d -> ... d. A weight g, ... 1 and float32, multiplies before w2."""
-        h = swiglu(F.linear(x, self.w1.weight).float(), F.linear(x, self.w3.weight).float(),
-                   self.limit)
-        return F.linear((h if g is None else h * g).to(x.dtype), self.w2.weight)
+        h = swiglu(self.w1(x).float(), self.w3(x).float(), self.limit)
+        return self.w2((h if g is None else h * g).to(x.dtype))
 
 
 class MoE(nn.Module):
@@ -109,18 +109,17 @@ class MoE(nn.Module):
                 if count or self.training]
         modules, counts = zip(*used)
         rows = flat.index_select(0, order // K)                                  # NK d
-        h1 = grouped(rows, counts, (e.w1.weight for e in modules))
-        h3 = grouped(rows, counts, (e.w3.weight for e in modules))               # NK I
+        h1 = grouped(rows, counts, (e.w1 for e in modules))
+        h3 = grouped(rows, counts, (e.w3 for e in modules))               # NK I
         h = swiglu(h1.float(), h3.float(), self.limit) * g.view(-1, 1).index_select(0, order)
-        y = grouped(h.to(x.dtype), counts, (e.w2.weight for e in modules))       # NK d: weighed before w2
+        y = grouped(h.to(x.dtype), counts, (e.w2 for e in modules))       # NK d: weighed before w2
         y = y.index_select(0, order.argsort())                                   # token by token again
         return y.view(N, K, -1).sum(1).view_as(x) + self.shared_experts(x)
 
 
-def grouped(rows, counts, weights):
-    """Each matrix of `weights` on its own run of `counts[i]` rows; they may come one by one,
-    decoded as they are used."""
-    return torch.cat([F.linear(run, weight) for run, weight in zip(rows.split(counts), weights)])
+def grouped(rows, counts, linears):
+    """Each of `linears` on its own run of `counts[i]` rows."""
+    return torch.cat([linear(run) for run, linear in zip(rows.split(counts), linears)])
 
 
 def sequence_balance(s, experts, B: int):

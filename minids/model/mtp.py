@@ -10,6 +10,7 @@ from torch import nn
 
 from minids.model import mhc
 from minids.model.block import Block
+from minids.model.linear import Linear
 from minids.model.norm import RMSNorm
 from minids.model.passes import Pass
 
@@ -23,8 +24,8 @@ class MTP(Block):
     def __init__(self, config):
         super().__init__(config, ratio=0, is_hash=False)
         d, n = config.dim, config.hc_mult
-        self.e_proj = nn.Linear(d, d, bias=False)
-        self.h_proj = nn.Linear(d, d, bias=False)
+        self.e_proj = Linear(d, d)
+        self.h_proj = Linear(d, d)
         self.enorm = RMSNorm(d, config.norm_eps)
         self.hnorm = RMSNorm(d, config.norm_eps)
         self.norm = RMSNorm(d, config.norm_eps)

@@ -11,6 +11,7 @@ from torch import nn
 from minids.errors import MinidsError
 from minids.model import mhc
 from minids.model.block import Block
+from minids.model.linear import Linear
 from minids.model.moe import Gate
 from minids.model.mtp import MTP
 from minids.model.norm import RMSNorm
@@ -34,7 +35,7 @@ class Model(nn.Module):
         self.layers = nn.ModuleList(Block(config, config.compress_ratios[i], config.is_hash(i))
                                     for i in range(config.n_layers))
         self.norm = RMSNorm(d, config.norm_eps)
-        self.head = nn.Linear(d, config.vocab_size, bias=False)
+        self.head = Linear(d, config.vocab_size)
         self.hc_head_fn = nn.Parameter(torch.empty(n, n * d, dtype=torch.float32))
         self.hc_head_base = nn.Parameter(torch.empty(n, dtype=torch.float32))
         self.hc_head_scale = nn.Parameter(torch.empty(1, dtype=torch.float32))

@@ -25,7 +25,7 @@ from minids.model.block import Block
 from minids.weights import layout
 from minids.weights.checkpoint import empty
 from minids.weights.remote import RemoteCheckpoint
-from minids.weights.streamed import Stored, fill
+from minids.weights.streamed import fill
 
 LENGTHS, SECONDS = (1, 4096), 2.0     # tokens of a trial, and how long to try
 # V4's names of a layer's tensors -> those of `transformers`; experts aside, which are stacked there
@@ -90,11 +90,9 @@ def read(remote: RemoteCheckpoint, i: int, device="cpu", dtype: torch.dtype = to
     block = empty(lambda: Block(config, config.compress_ratios[i], config.is_hash(i)), dtype)
 
     def stored(name):
-        kind = remote.inventory([name])[name][0]
-        codes, scale = (*(t.to(device) for t in remote.raw([name]).values()), None)[:2]
-        return Stored(kind, codes, scale, dtype, f"{remote.where}: {name}")
+        return (*(t.to(device) for t in remote.raw([name]).values()), None)[:2]                      # codes, scale
 
-    return fill(block, at, lambda name, kind: remote.read([name], kind, device)[name], stored, remote.where)
+    return fill(block, at, lambda name, kind: remote.read([name], kind, device)[name], stored, dtype, remote.where)
 
 
 def weigh(remote: RemoteCheckpoint, i: int, dtype: torch.dtype, packed: bool = True) -> int:
@@ -196,7 +194,7 @@ def judge(block: Block):
     for stack, parts in (("gate_up_proj", ("w1", "w3")), ("down_proj", ("w2",))):
         state[f"mlp.experts.{stack}"] = torch.empty_like(getattr(layer.mlp.experts, stack), device=weight.device)
         for slot, expert in zip(state[f"mlp.experts.{stack}"], block.ffn.experts):
-            slot.copy_(torch.cat([getattr(expert, w).weight for w in parts]))
+            slot.copy_(torch.cat([getattr(expert, w).matrix() for w in parts]))
     layer.load_state_dict(state, assign=True)
     for module in layer.modules():          # their angles are no part of a state
         if hasattr(module, "rotary_emb"):

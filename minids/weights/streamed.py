@@ -25,18 +25,6 @@ from minids.weights.remote import DTYPES
 PIECE = 2**25    # bytes that are read at a time
 
 
-class Stored(nn.Module):
-    """A matrix as it is stored; `weight` decodes it anew each time."""
-
-    def __init__(self, kind: str, codes: torch.Tensor, scale, dtype: torch.dtype, where: str):
-        super().__init__()
-        self.kind, self.codes, self.scale, self.dtype, self.where = kind, codes, scale, dtype, where
-
-    @property
-    def weight(self) -> torch.Tensor:
-        return numbers(self.kind, self.codes, self.scale, self.dtype, self.codes.device, self.where)
-
-
 class Layers:
     """The blocks of a checkpoint, for `for` loops: a thread reads the next one while the loop works with this one.
 
@@ -88,9 +76,9 @@ class Layers:
                 return numbers(kinds[name], raw[name], raw.get(scale_name(name)), dtype, self.device, f"{where}: {name}")
 
             def stored(name):
-                return Stored(kinds[name], raw[name], raw.get(scale_name(name)), self.dtype, f"{where}: {name}")
+                return raw[name], raw.get(scale_name(name))
 
-            fill(block, f"layers.{i}.", read, stored, where)
+            fill(block, f"layers.{i}.", read, stored, self.dtype, where)
             if self.queue:
                 self.queue.synchronize()
         return block
@@ -132,16 +120,19 @@ def read_bytes(path, first: int, size: int, device) -> torch.Tensor:
     return data
 
 
-def fill(block: Block, at: str, read, stored, where) -> Block:
-    """Put numbers into an empty layer whose names begin with `at`. `read(name, dtype)` gives them, `stored(name)` those of
-    a routed expert; `where` is for errors."""
+def fill(block: Block, at: str, read, stored, dtype: torch.dtype, where) -> Block:
+    """Put numbers into an empty layer whose names begin with `at`.
+
+    `read(name, dtype)` gives them; `stored(name)` gives codes and scale of a routed expert's
+    matrix, which is decoded to `dtype` as it is used. `where` is for errors.
+    """
     state = {name: read(at + name, t.dtype) for name, t in block.state_dict().items() if not name.startswith("ffn.experts.")}
     block.load_state_dict(state, strict=False, assign=True)
     if block.ffn.gate.is_hash:
         check_table(block.ffn.gate.tid2eid, block.config, f"{where}: {at}ffn.gate.tid2eid")
     for e, expert in enumerate(block.ffn.experts):
         for w in ("w1", "w2", "w3"):
-            setattr(expert, w, stored(f"{at}ffn.experts.{e}.{w}.weight"))
+            getattr(expert, w).store(*stored(f"{at}ffn.experts.{e}.{w}.weight"), dtype)
     return block.eval()
 
 

@@ -30,6 +30,7 @@ from minids import Config, cost
 from minids.data import mixture
 from minids.data.tokenizer import Tokenizer
 from minids.learn import check, hint, versions
+from minids.model import activations
 from minids.numerics import FP4_VALUES, fake_quant, fp4_decode, fp8_decode, fp8_encode
 from minids.pretrain import qat
 from minids.pretrain.batches import batch_at
@@ -437,7 +438,7 @@ def hadamard_turn(x):
 hadamard_turn = check("numbers.hadamard_turn", hadamard_turn)
 q, k = torch.randn(2, 128, generator=torch.Generator().manual_seed(5))
 torch.testing.assert_close(hadamard_turn(q) @ hadamard_turn(k), q @ k, atol=1e-4, rtol=1e-4)
-torch.testing.assert_close(hadamard_turn(q), rounding.hadamard_turn(q))
+torch.testing.assert_close(hadamard_turn(q), activations.hadamard_transform(q))
 print("products stay, and it equals minids.weights.rounding")
 
 # %% jupyter={"source_hidden": true}
@@ -499,7 +500,7 @@ def kept(scores, base, k=64):
 # %% tags=["nbval-ignore-output"]
 plain = index_scores(shipped)
 recall = {"FP4 after the turn": index_scores(shipped, ["index"])}
-with mock.patch.object(rounding, "hadamard_turn", lambda x: x):
+with mock.patch.object(activations, "hadamard_transform", lambda x: x):
     recall["FP4 without the turn"] = index_scores(shipped, ["index"])
 recall["picked at random"] = {i: torch.rand(scores.shape) for i, scores in plain.items()}
 recall = {name: [kept(scores[i], plain[i]) for i in (1, 3)] for name, scores in recall.items()}
