@@ -67,9 +67,9 @@ def losses(model, part: Part, settings: TrainConfig, step: int, experts=None) ->
     X, record = model.run(part.x, options=Options(part.documents, **options))            # B T n d
     sums = {"loss": cross_entropy(model.logits(X), part.y)[0]}
     if "mtp_loss" in weights:
-        x = part.x[part.some]                                                            # b T
+        x = part.x[part.mtp_rows]                                                            # b T
         mtp_options = Options(part.packing(x[:, :-1]), **options)
-        (sums["mtp_loss"], _), mtp_record = mtp_loss(model, X[part.some], x, part.z, mtp_options)
+        (sums["mtp_loss"], _), mtp_record = mtp_loss(model, X[part.mtp_rows], x, part.z, mtp_options)
         record += mtp_record
     if record.balance:
         sums["balance_loss"] = record.balance_loss * len(part.x)

@@ -56,7 +56,7 @@ def test_chunks_are_bounded():
         assert million.chunk_size(pos) * pos // 4 <= million.SCORES
 
 
-def test_scenes_tell_the_place_once():
+def test_scenes_mention_the_place_once():
     import random
     for i in range(20):
         who, place, rivals, story = million.scene(random.Random(i), 50)
