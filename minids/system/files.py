@@ -1,7 +1,8 @@
-"""Files that are whole or absent, and the one kind of error that users see.
+"""Files that are whole or absent.
 
-Everything that `minids` writes goes to a neighbour first and is renamed when it is complete, so that an
-interrupt, a crash or a full disk never leaves half a file under the real name.
+Everything that `minids` writes goes to a temporary file beside the real one and is renamed when it
+is complete, so that an interrupt, a crash or a full disk never leaves half a file under the real
+name.
 """
 
 import os
@@ -13,9 +14,10 @@ from minids.errors import MinidsError
 
 @contextmanager
 def atomic_write(path):
-    """Yield a temporary path beside `path`; on success it replaces `path`, on any error it is removed.
+    """Yield a temporary path beside `path`; on success it replaces `path`, else it is removed.
 
-    Raises `MinidsError` where the operating system refuses (no such folder, no space, no permission).
+    Raises `MinidsError` where the operating system refuses (no such folder, no space, no
+    permission).
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -25,7 +27,8 @@ def atomic_write(path):
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        raise MinidsError(f"could not write {path}: {error.strerror or error}. Nothing was changed.") from error
+        raise MinidsError(f"could not write {path}: {error.strerror or error}. "
+                          f"Nothing was changed.") from error
     finally:
         part.unlink(missing_ok=True)
 
