@@ -1,19 +1,20 @@
 """The configuration of a DeepSeek-V4 model: every size, under the names of the reference code.
 
 Report: section 4.2.1 (model setups). A `Config` is read from and written to the `config.json` of a
-checkpoint, whose keys are named differently (`hidden_size` for `dim`, ...). What a layer computes with
-these numbers is `minids.model`'s business; what it costs is `minids.cost`'s.
+checkpoint, whose keys are named differently (`hidden_size` for `dim`, ...). For what a layer
+computes with these numbers see `minids.model`, for what it costs `minids.cost`.
 """
 
 import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from minids.errors import MinidsError
 from minids.system.files import read_small, write_text
 
-# reference key -> key in config.json, where one is simply the other
+# reference key -> key in config.json, where the value is the same
 HF_KEYS = {
     "vocab_size": "vocab_size",
     "dim": "hidden_size",
@@ -44,24 +45,30 @@ HF_KEYS = {
     "max_seq_len": "max_position_embeddings",
     "expert_dtype": "expert_dtype",
 }
-SLIDING, CSA, HCA = "sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"
-CSA_RATE = 4  # the ratio that means "with overlap and an indexer"; any other ratio above 1 is an HCA layer
-# the largest numbers that are believed, beyond 2^20: no product of sizes leaves 64 bits
-LARGEST = {"vocab_size": 2**24, "bos_token_id": 2**24, "eos_token_id": 2**24, "pad_token_id": 2**24, "hc_mult": 2**10,
-           "hc_sinkhorn_iters": 2**10, "max_seq_len": 2**40, "original_seq_len": 2**40, "window_size": 2**40,
-           "index_topk": 2**40}
+SLIDING = "sliding_attention"
+CSA = "compressed_sparse_attention"
+HCA = "heavily_compressed_attention"
+CSA_RATE = 4  # the ratio that means "with overlap and an indexer"; a larger one is an HCA layer
+# the largest numbers that are accepted, where not 2^20: no product of sizes exceeds 64 bits
+LARGEST = {"vocab_size": 2**24, "bos_token_id": 2**24, "eos_token_id": 2**24, "pad_token_id": 2**24,
+           "hc_mult": 2**10, "hc_sinkhorn_iters": 2**10, "max_seq_len": 2**40,
+           "original_seq_len": 2**40, "window_size": 2**40, "index_topk": 2**40}
+POSITIVE = ("vocab_size", "dim", "n_layers", "n_heads", "head_dim", "rope_head_dim", "q_lora_rank",
+            "o_groups", "o_lora_rank", "window_size", "index_n_heads", "index_head_dim",
+            "index_topk", "moe_inter_dim", "n_routed_experts", "n_activated_experts", "hc_mult",
+            "hc_sinkhorn_iters", "max_seq_len", "norm_eps")
 MAX_BYTES = 2**20  # of a config.json; V4's have 2 KB
 
 
 class ConfigError(MinidsError):
-    """A configuration that cannot be a DeepSeek-V4 model: the message says what was expected and found."""
+    """A configuration that cannot be a DeepSeek-V4 model; the message says why."""
 
 
 @dataclass(frozen=True)
 class Config:
     """Sizes of one model. Field names are the reference code's; comments give the report's symbol.
 
-    `compress_ratios` has one entry a layer and one for each MTP block: 0 is window-only attention, 4 is
+    `compress_ratios` has one entry for each layer and MTP block: 0 is window-only attention, 4 is
     compressed sparse attention (CSA), anything larger is heavily compressed attention (HCA).
     Raises `ConfigError` when the sizes do not fit together.
     """
@@ -73,7 +80,7 @@ class Config:
     # attention
     n_heads: int                        # n_h
     head_dim: int                       # c
-    rope_head_dim: int                  # the last channels of a head, which turn
+    rope_head_dim: int                  # the last channels of a head, which rotate
     q_lora_rank: int                    # d_c
     o_groups: int                       # g
     o_lora_rank: int                    # d_g
@@ -104,61 +111,69 @@ class Config:
     beta_slow: float = 1.0
     max_seq_len: int = 4096
     # file formats and the ids that end a text
-    expert_dtype: str = "fp4"           # of a checkpoint in the released format: "fp4", or "fp8" for the base models
+    expert_dtype: str = "fp4"           # in the released format: "fp4", or "fp8" in base models
     bos_token_id: int = 0
     eos_token_id: int = 1
     pad_token_id: int = 2
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "compress_ratios", tuple(self.compress_ratios))
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type is int and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-                raise ConfigError(f"{field.name} must be a whole number of at least 0, found {value!r:.80}")
             if field.type is int:
-                largest = LARGEST.get(field.name, 2**20)
-                _require(value <= largest, field.name, f"at most {largest}", value)
-            if field.type is float:
-                if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1e9:
-                    raise ConfigError(f"{field.name} must be a number from 0 to 1e9, found {value!r:.80}")
-                object.__setattr__(self, field.name, float(value))
-        for name in ("vocab_size", "dim", "n_layers", "n_heads", "head_dim", "rope_head_dim", "q_lora_rank", "o_groups",
-                     "o_lora_rank", "window_size", "index_n_heads", "index_head_dim", "index_topk", "moe_inter_dim",
-                     "n_routed_experts", "n_activated_experts", "hc_mult", "hc_sinkhorn_iters", "max_seq_len",
-                     "norm_eps"):
+                _check_int(field.name, getattr(self, field.name))
+            elif field.type is float:
+                _check_float(field.name, getattr(self, field.name))
+                object.__setattr__(self, field.name, float(getattr(self, field.name)))
+        for name in POSITIVE:
             _require(getattr(self, name) > 0, name, "above 0", getattr(self, name))
         for name in ("rope_factor", "beta_fast", "beta_slow"):
             _require(getattr(self, name) >= 1e-3, name, "at least 0.001", getattr(self, name))
         for name in ("rope_theta", "compress_rope_theta"):
             _require(getattr(self, name) > 1, name, "above 1", getattr(self, name))
-        _require(len(self.compress_ratios) == self.n_layers + self.n_mtp_layers, "compress_ratios",
-                 f"one entry for each of {self.n_layers} layers and {self.n_mtp_layers} MTP blocks", len(self.compress_ratios))
-        _require(all(type(r) is int and (r == 0 or CSA_RATE <= r <= 2**20) for r in self.compress_ratios), "compress_ratios",
-                 f"0 (window only), {CSA_RATE} (CSA) or more (HCA) in each entry", self.compress_ratios)
-        _require(not any(self.compress_ratios[self.n_layers:]), "compress_ratios", "0 for the MTP blocks", self.compress_ratios)
-        _require(len({r for r in self.compress_ratios if r > CSA_RATE}) <= 1, "compress_ratios",
-                 "one HCA ratio for the whole model", self.compress_ratios)
-        _require(self.rope_head_dim % 2 == 0 and self.rope_head_dim <= self.head_dim, "rope_head_dim",
-                 f"even and at most head_dim = {self.head_dim}", self.rope_head_dim)
-        _require(self.rope_head_dim <= self.index_head_dim, "index_head_dim",
-                 f"at least rope_head_dim = {self.rope_head_dim}", self.index_head_dim)
-        _require(self.n_heads % self.o_groups == 0, "o_groups", f"a divisor of n_heads = {self.n_heads}", self.o_groups)
-        _require(self.n_activated_experts <= self.n_routed_experts, "n_activated_experts",
-                 f"at most n_routed_experts = {self.n_routed_experts}", self.n_activated_experts)
-        _require(self.n_shared_experts == 1, "n_shared_experts", "1, as in every V4 model", self.n_shared_experts)
-        _require(self.n_hash_layers <= self.n_layers, "n_hash_layers", f"at most n_layers = {self.n_layers}",
-                 self.n_hash_layers)
-        _require(self.expert_dtype in ("fp4", "fp8"), "expert_dtype", '"fp4" or "fp8"', self.expert_dtype)
+        self._check_ratios()
+        self._check_sizes()
+
+    def _check_ratios(self) -> None:
+        """Raise `ConfigError` unless the compression ratios fit the layers."""
+        name, ratios = "compress_ratios", self.compress_ratios
+        _require(len(ratios) == self.n_layers + self.n_mtp_layers, name,
+                 f"one entry for each of {self.n_layers} layers and {self.n_mtp_layers} MTP blocks",
+                 len(ratios))
+        allowed = all(type(r) is int and (r == 0 or CSA_RATE <= r <= 2**20) for r in ratios)
+        _require(allowed, name,
+                 f"0 (window only), {CSA_RATE} (CSA) or more (HCA) in each entry", ratios)
+        _require(not any(ratios[self.n_layers:]), name, "0 for the MTP blocks", ratios)
+        _require(len({r for r in ratios if r > CSA_RATE}) <= 1, name,
+                 "one HCA ratio for the whole model", ratios)
+
+    def _check_sizes(self) -> None:
+        """Raise `ConfigError` unless the sizes fit each other."""
+        r, E = self.rope_head_dim, self.n_routed_experts
+        _require(r % 2 == 0 and r <= self.head_dim, "rope_head_dim",
+                 f"even and at most head_dim = {self.head_dim}", r)
+        _require(r <= self.index_head_dim, "index_head_dim",
+                 f"at least rope_head_dim = {r}", self.index_head_dim)
+        _require(self.n_heads % self.o_groups == 0, "o_groups",
+                 f"a divisor of n_heads = {self.n_heads}", self.o_groups)
+        _require(self.n_activated_experts <= E, "n_activated_experts",
+                 f"at most n_routed_experts = {E}", self.n_activated_experts)
+        _require(self.n_shared_experts == 1, "n_shared_experts", "1, as in every V4 model",
+                 self.n_shared_experts)
+        _require(self.n_hash_layers <= self.n_layers, "n_hash_layers",
+                 f"at most n_layers = {self.n_layers}", self.n_hash_layers)
+        _require(self.expert_dtype in ("fp4", "fp8"), "expert_dtype", '"fp4" or "fp8"',
+                 self.expert_dtype)
 
     def is_hash(self, layer: int) -> bool:
-        """Whether the experts of this layer are looked up by token id (report 2.1). MTP blocks route by score."""
+        """Whether the experts of this layer are looked up by token id (report 2.1). MTP blocks
+        route by score."""
         return layer < self.n_hash_layers
 
     def rope(self, ratio: int) -> tuple[float, int]:
-        """Base and YaRN reference length of a layer with this compression ratio (spec: rotary embedding)."""
+        """Base and YaRN reference length of the rotary embedding of a layer with this ratio."""
         return (self.compress_rope_theta, self.original_seq_len) if ratio else (self.rope_theta, 0)
 
-    def replace(self, **changes) -> "Config":
+    def replace(self, **changes: Any) -> "Config":
         """A copy with some fields changed, checked again."""
         return dataclasses.replace(self, **changes)
 
@@ -167,38 +182,46 @@ class Config:
     @classmethod
     def nano(cls) -> "Config":
         """About 2 M parameters: Flash's layout in four layers, for notebooks and tests."""
-        return cls(vocab_size=2048, dim=128, n_layers=4, compress_ratios=(0, 4, 16, 4, 0),
-                   n_heads=4, head_dim=32, rope_head_dim=16, q_lora_rank=64, o_groups=2, o_lora_rank=64,
-                   window_size=32, index_n_heads=16, index_head_dim=16, index_topk=64,
-                   moe_inter_dim=64, n_routed_experts=8, n_activated_experts=2, n_hash_layers=1,
-                   original_seq_len=256, max_seq_len=4096)
+        return cls(
+            vocab_size=2048, dim=128, n_layers=4, compress_ratios=(0, 4, 16, 4, 0),
+            n_heads=4, head_dim=32, rope_head_dim=16, q_lora_rank=64, o_groups=2, o_lora_rank=64,
+            window_size=32, index_n_heads=16, index_head_dim=16, index_topk=64,
+            moe_inter_dim=64, n_routed_experts=8, n_activated_experts=2, n_hash_layers=1,
+            original_seq_len=256, max_seq_len=4096)
 
     @classmethod
     def mini(cls) -> "Config":
         """About 10 M parameters: Flash's layout in six layers, with many small experts."""
-        return cls(vocab_size=2048, dim=192, n_layers=6, compress_ratios=(0, 4, 32, 4, 32, 4, 0),
-                   n_heads=8, head_dim=64, rope_head_dim=16, q_lora_rank=96, o_groups=4, o_lora_rank=64,
-                   window_size=64, index_n_heads=16, index_head_dim=32, index_topk=64,
-                   moe_inter_dim=64, n_routed_experts=32, n_activated_experts=2, n_hash_layers=1,
-                   original_seq_len=1024, max_seq_len=16384)
+        return cls(
+            vocab_size=2048, dim=192, n_layers=6, compress_ratios=(0, 4, 32, 4, 32, 4, 0),
+            n_heads=8, head_dim=64, rope_head_dim=16, q_lora_rank=96, o_groups=4, o_lora_rank=64,
+            window_size=64, index_n_heads=16, index_head_dim=32, index_topk=64,
+            moe_inter_dim=64, n_routed_experts=32, n_activated_experts=2, n_hash_layers=1,
+            original_seq_len=1024, max_seq_len=16384)
 
     @classmethod
     def flash(cls) -> "Config":
         """DeepSeek-V4-Flash: 284 B parameters, 13 B active."""
-        return cls(vocab_size=129280, dim=4096, n_layers=43, compress_ratios=(0, 0) + (4, 128) * 20 + (4, 0),
-                   n_heads=64, head_dim=512, rope_head_dim=64, q_lora_rank=1024, o_groups=8, o_lora_rank=1024,
-                   window_size=128, index_n_heads=64, index_head_dim=128, index_topk=512,
-                   moe_inter_dim=2048, n_routed_experts=256, n_activated_experts=6, n_hash_layers=3,
-                   original_seq_len=65536, max_seq_len=1048576)
+        return cls(
+            vocab_size=129280, dim=4096, n_layers=43,
+            compress_ratios=(0, 0) + (4, 128) * 20 + (4, 0),
+            n_heads=64, head_dim=512, rope_head_dim=64, q_lora_rank=1024, o_groups=8,
+            o_lora_rank=1024, window_size=128,
+            index_n_heads=64, index_head_dim=128, index_topk=512,
+            moe_inter_dim=2048, n_routed_experts=256, n_activated_experts=6, n_hash_layers=3,
+            original_seq_len=65536, max_seq_len=1048576)
 
     @classmethod
     def pro(cls) -> "Config":
         """DeepSeek-V4-Pro: 1.6 T parameters, 49 B active."""
-        return cls(vocab_size=129280, dim=7168, n_layers=61, compress_ratios=(128, 128) + (4, 128) * 29 + (4, 0),
-                   n_heads=128, head_dim=512, rope_head_dim=64, q_lora_rank=1536, o_groups=16, o_lora_rank=1024,
-                   window_size=128, index_n_heads=64, index_head_dim=128, index_topk=1024,
-                   moe_inter_dim=3072, n_routed_experts=384, n_activated_experts=6, n_hash_layers=3, route_scale=2.5,
-                   original_seq_len=65536, max_seq_len=1048576)
+        return cls(
+            vocab_size=129280, dim=7168, n_layers=61,
+            compress_ratios=(128, 128) + (4, 128) * 29 + (4, 0),
+            n_heads=128, head_dim=512, rope_head_dim=64, q_lora_rank=1536, o_groups=16,
+            o_lora_rank=1024, window_size=128,
+            index_n_heads=64, index_head_dim=128, index_topk=1024,
+            moe_inter_dim=3072, n_routed_experts=384, n_activated_experts=6, n_hash_layers=3,
+            route_scale=2.5, original_seq_len=65536, max_seq_len=1048576)
 
     @classmethod
     def preset(cls, name: str) -> "Config":
@@ -210,29 +233,21 @@ class Config:
     # ---- config.json ----
 
     @classmethod
-    def from_json(cls, source) -> "Config":
+    def from_json(cls, source: str | Path | dict) -> "Config":
         """Read a checkpoint's configuration: `source` is a config.json, its folder, or a dict.
 
         Both spellings are understood: `compress_ratios` and `num_hash_layers`, or `layer_types`,
-        `compress_rates` and `mlp_layer_types`. Raises `ConfigError` for what is not a V4 configuration.
+        `compress_rates` and `mlp_layer_types`. Raises `ConfigError` for what is not a V4
+        configuration.
         """
-        if not isinstance(source, dict):
-            path = Path(source)
-            path = path / "config.json" if path.is_dir() else path
-            if not path.exists():
-                raise ConfigError(f"no configuration at {path}: expected a config.json, or a folder with one")
-            try:
-                source = json.loads(read_small(path, MAX_BYTES).decode("utf-8"))
-            except (ValueError, RecursionError) as error:
-                raise ConfigError(f"{path} is not readable JSON: {error}") from None
-            if not isinstance(source, dict):
-                raise ConfigError(f"{path}: expected a JSON object, found {type(source).__name__}")
+        d = source if isinstance(source, dict) else _read_json(Path(source))
         try:
-            return cls._from_hf(source)
+            return cls._from_hf(d)
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             if isinstance(error, ConfigError):
                 raise
-            raise ConfigError(f"not a DeepSeek-V4 configuration: {type(error).__name__}: {error}") from None
+            raise ConfigError(f"not a DeepSeek-V4 configuration: "
+                              f"{type(error).__name__}: {error}") from None
 
     @classmethod
     def _from_hf(cls, d: dict) -> "Config":
@@ -245,64 +260,37 @@ class Config:
         for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
             if d.get(key) is not None:
                 fields[key] = d[key][0] if isinstance(d[key], list) and d[key] else d[key]
-        if isinstance(d.get("quantization_config"), dict) and "expert_dtype" in d["quantization_config"]:
-            fields.setdefault("expert_dtype", d["quantization_config"]["expert_dtype"])
+        quantisation = d.get("quantization_config")
+        if isinstance(quantisation, dict) and "expert_dtype" in quantisation:
+            fields.setdefault("expert_dtype", quantisation["expert_dtype"])
         if "rope_head_dim" not in fields and d.get("partial_rotary_factor") is not None:
             fields["rope_head_dim"] = int(d["head_dim"] * d["partial_rotary_factor"])
         missing = [hf for key, hf in HF_KEYS.items() if key not in fields and _has_no_default(key)]
         if missing:
             raise ConfigError(f"not a DeepSeek-V4 configuration: no {', '.join(missing)}")
-
-        n_layers, n_mtp = fields["n_layers"], fields.setdefault("n_mtp_layers", 0)
+        fields.setdefault("n_mtp_layers", 0)
         for key in ("n_layers", "n_mtp_layers"):  # before they size anything
-            _require(isinstance(fields[key], int) and 0 <= fields[key] <= 4096, HF_KEYS[key], "a whole number up to 4096",
-                     fields[key])
-        if d.get("layer_types") is not None:
-            rates = {SLIDING: 0, CSA: CSA_RATE, HCA: 128, **(d.get("compress_rates") or {})}
-            unknown = set(d["layer_types"]) - {SLIDING, CSA, HCA}
-            _require(not unknown, "layer_types", f"{SLIDING}, {CSA} or {HCA}", sorted(unknown))
-            _require(rates[CSA] == CSA_RATE, f"compress_rates[{CSA}]", f"{CSA_RATE}, the rate with overlap", rates[CSA])
-            _require(rates[HCA] > CSA_RATE, f"compress_rates[{HCA}]", f"more than {CSA_RATE}", rates[HCA])
-            ratios = [rates[t] for t in d["layer_types"]] + [0] * n_mtp
-        elif d.get("compress_ratios") is not None:
-            ratios = list(d["compress_ratios"])
-            if len(ratios) == n_layers:  # some files list the layers only
-                ratios += [0] * n_mtp
-        else:
-            raise ConfigError("not a DeepSeek-V4 configuration: neither compress_ratios nor layer_types")
-        if d.get("mlp_layer_types") is not None:
-            hash_layers = [t == "hash_moe" for t in d["mlp_layer_types"]]
-            _require(hash_layers == sorted(hash_layers, reverse=True) and set(d["mlp_layer_types"]) <= {"hash_moe", "moe"},
-                     "mlp_layer_types", "hash_moe layers first, then moe", d["mlp_layer_types"])
-            n_hash = sum(hash_layers)
-        else:
-            n_hash = d.get("num_hash_layers", 3)
+            n = fields[key]
+            _require(isinstance(n, int) and 0 <= n <= 4096, HF_KEYS[key],
+                     "a whole number up to 4096", n)
+        ratios = _ratios_of(d, fields["n_layers"], fields["n_mtp_layers"])
+        return cls(compress_ratios=ratios, n_hash_layers=_hash_layers_of(d), **fields | _rope_of(d))
 
-        rope = d.get("rope_parameters") or {}
-        scaling = d.get("rope_scaling") or rope.get("compress") or rope
-        if isinstance(rope.get("main"), dict):
-            fields["rope_theta"] = rope["main"].get("rope_theta", fields.get("rope_theta", 10000.0))
-        if isinstance(rope.get("compress"), dict):
-            fields["compress_rope_theta"] = rope["compress"].get("rope_theta", fields.get("compress_rope_theta", 160000.0))
-        kind = scaling.get("rope_type", scaling.get("type", "default"))
-        _require(kind in ("default", "yarn"), "rope_scaling type", '"yarn" or "default"', kind)
-        if kind == "yarn":
-            fields |= dict(original_seq_len=scaling["original_max_position_embeddings"], rope_factor=scaling["factor"],
-                           beta_fast=scaling.get("beta_fast") or 32.0, beta_slow=scaling.get("beta_slow") or 1.0)
-        return cls(compress_ratios=tuple(ratios), n_hash_layers=n_hash, **fields)
+    def to_json(self, path: str | Path | None = None) -> dict:
+        """The configuration as in `config.json`, written to `path` (a file) unless that is None.
 
-    def to_json(self, path=None) -> dict:
-        """The configuration as `config.json` says it, written to `path` (a file) unless that is None.
-
-        Layers are written as `layer_types`, `compress_rates` and `mlp_layer_types`, which can say any HCA rate.
+        Layers are written as `layer_types`, `compress_rates` and `mlp_layer_types`, which can
+        express any HCA rate.
         """
         ratios = self.compress_ratios[: self.n_layers]
-        d = {"architectures": ["DeepseekV4ForCausalLM"], "model_type": "deepseek_v4"}
+        mlps = ["hash_moe" if self.is_hash(i) else "moe" for i in range(self.n_layers)]
+        d: dict[str, Any] = {"architectures": ["DeepseekV4ForCausalLM"],
+                             "model_type": "deepseek_v4"}
         d |= {hf: getattr(self, key) for key, hf in HF_KEYS.items()}
         d |= {
             "layer_types": [{0: SLIDING, CSA_RATE: CSA}.get(r, HCA) for r in ratios],
             "compress_rates": {CSA: CSA_RATE, HCA: next((r for r in ratios if r > CSA_RATE), 128)},
-            "mlp_layer_types": ["hash_moe" if self.is_hash(i) else "moe" for i in range(self.n_layers)],
+            "mlp_layer_types": mlps,
             "partial_rotary_factor": self.rope_head_dim / self.head_dim,
             "num_key_value_heads": 1,
             "scoring_func": "sqrtsoftplus",
@@ -324,10 +312,92 @@ class Config:
         return d
 
 
-def _require(ok: bool, name: str, expected: str, found) -> None:
+# ---- reading config.json ----
+
+def _read_json(path: Path) -> dict:
+    """The JSON object of a config.json, or of the one in a folder."""
+    path = path / "config.json" if path.is_dir() else path
+    if not path.exists():
+        raise ConfigError(f"no configuration at {path}: expected a config.json, "
+                          f"or a folder with one")
+    try:
+        d = json.loads(read_small(path, MAX_BYTES).decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not readable JSON: {error}") from None
+    if not isinstance(d, dict):
+        raise ConfigError(f"{path}: expected a JSON object, found {type(d).__name__}")
+    return d
+
+
+def _ratios_of(d: dict, n_layers: int, n_mtp: int) -> tuple[int, ...]:
+    """`compress_ratios`, from either spelling."""
+    if d.get("layer_types") is not None:
+        types = d["layer_types"]
+        rates = {SLIDING: 0, CSA: CSA_RATE, HCA: 128, **(d.get("compress_rates") or {})}
+        unknown = set(types) - {SLIDING, CSA, HCA}
+        _require(not unknown, "layer_types", f"{SLIDING}, {CSA} or {HCA}", sorted(unknown))
+        _require(rates[CSA] == CSA_RATE, f"compress_rates[{CSA}]",
+                 f"{CSA_RATE}, the rate with overlap", rates[CSA])
+        _require(rates[HCA] > CSA_RATE, f"compress_rates[{HCA}]", f"more than {CSA_RATE}",
+                 rates[HCA])
+        return (*(rates[t] for t in types), *[0] * n_mtp)
+    if d.get("compress_ratios") is None:
+        raise ConfigError("not a DeepSeek-V4 configuration: "
+                          "neither compress_ratios nor layer_types")
+    ratios = tuple(d["compress_ratios"])
+    return (*ratios, *[0] * n_mtp) if len(ratios) == n_layers else ratios   # some list layers only
+
+
+def _hash_layers_of(d: dict) -> int:
+    """`n_hash_layers`, from either spelling."""
+    if d.get("mlp_layer_types") is None:
+        return d.get("num_hash_layers", 3)
+    types = d["mlp_layer_types"]
+    is_hash = [t == "hash_moe" for t in types]
+    hash_first = is_hash == sorted(is_hash, reverse=True)
+    _require(hash_first and set(types) <= {"hash_moe", "moe"}, "mlp_layer_types",
+             "hash_moe layers first, then moe", types)
+    return sum(is_hash)
+
+
+def _rope_of(d: dict) -> dict[str, Any]:
+    """The fields of the rotary embedding, as far as nested entries give them."""
+    fields, rope = {}, d.get("rope_parameters") or {}
+    scaling = d.get("rope_scaling") or rope.get("compress") or rope
+    for kind, key in (("main", "rope_theta"), ("compress", "compress_rope_theta")):
+        if isinstance(rope.get(kind), dict) and "rope_theta" in rope[kind]:
+            fields[key] = rope[kind]["rope_theta"]
+    rope_type = scaling.get("rope_type", scaling.get("type", "default"))
+    _require(rope_type in ("default", "yarn"), "rope_scaling type", '"yarn" or "default"',
+             rope_type)
+    if rope_type == "yarn":
+        fields |= {"original_seq_len": scaling["original_max_position_embeddings"],
+                   "rope_factor": scaling["factor"],
+                   "beta_fast": scaling.get("beta_fast") or 32.0,
+                   "beta_slow": scaling.get("beta_slow") or 1.0}
+    return fields
+
+
+# ---- checks ----
+
+def _check_int(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ConfigError(f"{name} must be a whole number of at least 0, found {value!r:.80}")
+    largest = LARGEST.get(name, 2**20)
+    _require(value <= largest, name, f"at most {largest}", value)
+
+
+def _check_float(name: str, value: Any) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 1e9:
+        raise ConfigError(f"{name} must be a number from 0 to 1e9, found {value!r:.80}")
+
+
+def _require(ok: bool, name: str, expected: str, found: Any) -> None:
     if not ok:
-        found = f"a number of {found.bit_length()} bits" if type(found) is int and found.bit_length() > 99 else repr(found)
-        raise ConfigError(f"{name}: expected {expected}, found {found}"[:500])
+        huge = type(found) is int and found.bit_length() > 99
+        text = f"a number of {found.bit_length()} bits" if huge else repr(found)
+        raise ConfigError(f"{name}: expected {expected}, found {text}"[:500])
 
 
 def _has_no_default(key: str) -> bool:

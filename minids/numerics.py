@@ -14,6 +14,8 @@ ties to even. For the format of each tensor of a checkpoint see `minids.weights.
 """
 
 import math
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +28,7 @@ FP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0,
               -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 # both numbers of every byte: the low nibble is the even column
 FP4_PAIRS = torch.tensor([(FP4_VALUES[byte & 15], FP4_VALUES[byte >> 4]) for byte in range(256)])
-STRIPE = 1 << 24  # numbers that are encoded or decoded at a time, so that scratch memory stays small
+STRIPE = 1 << 24  # numbers that are coded at a time, so that scratch memory stays small
 
 # kind: (rows of a block, columns of a block, largest code, least amax)
 KINDS = {
@@ -39,25 +41,29 @@ KINDS = {
 
 
 def fp8_encode(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Encode a matrix [o, i]: codes float8_e4m3fn [o, i], scale float8_e8m0fnu [ceil(o/128), ceil(i/128)].
+    """Encode a matrix [o, i]: codes float8_e4m3fn [o, i], and their scale, float8_e8m0fnu
+    [ceil(o/128), ceil(i/128)].
 
-    A block at the edge may be smaller. Raises `MinidsError` for what is not a matrix of finite numbers.
+    A block at the edge may be smaller. Raises `MinidsError` for what is not a matrix of finite
+    numbers.
     Encoding decoded numbers gives the same numbers again, sometimes as twice the code with half the
     scale.
     """
     _check_matrix(w)
     rows, columns, _, _ = KINDS["fp8"]
     codes = torch.empty(w.shape, dtype=torch.float8_e4m3fn, device=w.device)
-    scale = torch.empty(_blocks(w.shape, rows, columns), dtype=torch.float8_e8m0fnu, device=w.device)
-    for part, blocks in _stripes(w.shape, rows):
+    blocks = _blocks(w.shape, rows, columns)
+    scale = torch.empty(blocks, dtype=torch.float8_e8m0fnu, device=w.device)
+    for part, stripe in _stripes(w.shape, rows):
         x, s = _divide(w[part], "fp8")
-        codes[part], scale[blocks] = x.to(torch.float8_e4m3fn), s
+        codes[part], scale[stripe] = x.to(torch.float8_e4m3fn), s
     return codes, scale
 
 
 def fp8_decode(codes: torch.Tensor, scale: torch.Tensor,
                dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The numbers of an FP8 matrix: codes [o, i] times the scale of their 128 x 128 block, E8M0 or float32."""
+    """The numbers of an FP8 matrix: codes [o, i] times the scale of their 128 x 128 block, in E8M0
+    or float32."""
     rows, columns, _, _ = KINDS["fp8"]
     _check_scale(codes, scale, _blocks(codes.shape, rows, columns), torch.float8_e4m3fn)
     out = torch.empty(codes.shape, dtype=dtype, device=codes.device)
@@ -67,9 +73,11 @@ def fp8_decode(codes: torch.Tensor, scale: torch.Tensor,
 
 
 def fp4_encode(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Encode a matrix [o, i], i a multiple of 32: packed int8 [o, i/2], scale float8_e8m0fnu [o, i/32].
+    """Encode a matrix [o, i], i a multiple of 32: packed int8 [o, i/2], and their scale,
+    float8_e8m0fnu [o, i/32].
 
-    The low nibble of byte j is column 2j, the high nibble column 2j+1. Raises `MinidsError` as `fp8_encode` does.
+    The low nibble of byte j is column 2j, the high nibble column 2j+1. Raises `MinidsError` as
+    `fp8_encode` does.
     """
     _check_matrix(w)
     rows, columns, _, _ = KINDS["fp4"]
@@ -87,24 +95,26 @@ def fp4_encode(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def fp4_decode(packed: torch.Tensor, scale: torch.Tensor,
                dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The numbers [o, i] of an FP4 matrix: packed int8 [o, i/2], scale [o, i/32] in E8M0 or float32."""
+    """The numbers [o, i] of an FP4 matrix: packed int8 [o, i/2], scale [o, i/32] in E8M0 or
+    float32."""
     rows, columns, _, _ = KINDS["fp4"]
     shape = (packed.shape[0], 2 * packed.shape[-1])
     _check_scale(packed, scale, _blocks(shape, rows, columns), torch.int8)
     pairs = FP4_PAIRS.to(packed.device, _exact(scale, dtype))
     out = torch.empty(shape, dtype=dtype, device=packed.device)
     for part, blocks in _stripes(shape, rows):
-        x = F.embedding(packed[part].view(torch.uint8).int(), pairs).flatten(1)  # o i/2 -> o i/2 2 -> o i
+        bytes = packed[part].view(torch.uint8).int()
+        x = F.embedding(bytes, pairs).flatten(1)                 # o i/2 -> o i/2 2 -> o i
         _times(x, scale[blocks], rows, columns, out[part])
     return out
 
 
 def fake_quant(x: torch.Tensor, kind: str) -> torch.Tensor:
-    """`x` rounded to the numbers that a format can hold; the gradient passes as if nothing had been rounded.
+    """`x` rounded to the numbers that a format can hold; the gradient passes straight through.
 
     `kind` is a key of `KINDS`. Shape and dtype stay. Weights may be stacked in leading dimensions;
-    activations are cut into blocks along the last axis. Raises `MinidsError` for an unknown kind and
-    for NaN or infinity.
+    activations are cut into blocks along the last axis. Raises `MinidsError` for an unknown kind
+    and for NaN or infinity.
     """
     if kind not in KINDS:
         raise MinidsError(f"no number format {kind!r}: expected one of {', '.join(KINDS)}")
@@ -115,7 +125,7 @@ def fake_quant(x: torch.Tensor, kind: str) -> torch.Tensor:
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, kind):
+    def forward(ctx: Any, x: torch.Tensor, kind: str) -> torch.Tensor:
         rows, columns, largest, _ = KINDS[kind]
         flat = x.unsqueeze(0) if x.dim() < 2 else x
         y, scale = _divide(flat, kind)
@@ -128,7 +138,7 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         return grad, None
 
 
@@ -138,7 +148,8 @@ def _divide(w: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
     w = w.float()
     o, i = w.shape[-2:]
     a = F.pad(w.abs(), (0, -i % columns, 0, -o % rows))                    # ... o i, whole blocks
-    a = a.unflatten(-1, (-1, columns)).unflatten(-3, (-1, rows))           # ... o/rows rows i/columns columns
+    # ... o/rows rows i/columns columns
+    a = a.unflatten(-1, (-1, columns)).unflatten(-3, (-1, rows))
     amax = a.amax((-3, -1))
     if not amax.isfinite().all():
         raise MinidsError(f"numbers to be rounded to {kind} must be finite, found NaN or infinity")
@@ -146,7 +157,7 @@ def _divide(w: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
     m, e = torch.frexp(amax.clamp(min=least))
     largest_m, largest_e = math.frexp(largest)
     exponent = (e - largest_e + (m > largest_m)).clamp(-127, 127)
-    exponent = torch.where(m == 0, 0, exponent)                            # a block of zeros: scale 1
+    exponent = torch.where(m == 0, 0, exponent)   # a block of zeros: scale 1
     scale = (exponent + 127).to(torch.uint8).view(torch.float8_e8m0fnu)
     return w / _spread(scale.float(), w.shape, rows, columns), scale
 
@@ -163,14 +174,14 @@ def _fp4_codes(x: torch.Tensor) -> torch.Tensor:
 
 def _exact(scale: torch.Tensor, dtype: torch.dtype) -> torch.dtype:
     """The type to multiply codes and scales in, so that numbers of type `dtype` are rounded once:
-    bfloat16, half the memory, where it holds both exactly, as it does powers of two; else float32."""
+    bfloat16, which takes half the memory, where it holds both exactly; else float32."""
     exact = dtype == torch.bfloat16 and scale.dtype == torch.float8_e8m0fnu
     return torch.bfloat16 if exact else torch.float32
 
 
 def _times(x: torch.Tensor, scale: torch.Tensor, rows: int, columns: int,
            out: torch.Tensor) -> None:
-    """Put into `out` the numbers `x`, o i, times the scales of their blocks. `x` may be overwritten."""
+    """Put into `out` the numbers `x`, o i, times the scales of their blocks. May overwrite `x`."""
     (o, i), scale = x.shape, scale.float().to(x.dtype)
     product = out if out.dtype == x.dtype else x
     if o % rows or i % columns:
@@ -182,18 +193,19 @@ def _times(x: torch.Tensor, scale: torch.Tensor, rows: int, columns: int,
         out.copy_(x)
 
 
-def _blocks(shape, rows: int, columns: int) -> tuple[int, int]:
+def _blocks(shape: Sequence[int], rows: int, columns: int) -> tuple[int, int]:
     return math.ceil(shape[0] / rows), math.ceil(shape[1] / columns)
 
 
-def _spread(scale: torch.Tensor, shape, rows: int, columns: int) -> torch.Tensor:
+def _spread(scale: torch.Tensor, shape: Sequence[int], rows: int, columns: int) -> torch.Tensor:
     """One scale for each number: ... o/rows i/columns -> ... o i."""
     scale = scale.repeat_interleave(columns, -1)[..., : shape[-1]]
     return scale if rows == 1 else scale.repeat_interleave(rows, -2)[..., : shape[-2], :]
 
 
-def _stripes(shape, rows: int):
-    """Slices of rows, and of rows of blocks, that cut a matrix into stripes of about `STRIPE` numbers."""
+def _stripes(shape: Sequence[int], rows: int) -> Iterator[tuple[slice, slice]]:
+    """Slices of rows, and of rows of blocks, that cut a matrix into stripes of about `STRIPE`
+    numbers."""
     height = max(STRIPE // max(shape[1], 1) // rows, 1) * rows
     for start in range(0, shape[0], height):
         end = min(start + height, shape[0])
@@ -206,7 +218,8 @@ def _check_matrix(w: torch.Tensor) -> None:
                           f"found shape {tuple(w.shape)} of {w.dtype}")
 
 
-def _check_scale(codes: torch.Tensor, scale: torch.Tensor, blocks, dtype: torch.dtype) -> None:
+def _check_scale(codes: torch.Tensor, scale: torch.Tensor, blocks: tuple[int, int],
+                 dtype: torch.dtype) -> None:
     if codes.dim() != 2 or codes.dtype != dtype:
         raise MinidsError(f"expected a matrix of {dtype}, "
                           f"found shape {tuple(codes.shape)} of {codes.dtype}")

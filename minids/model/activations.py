@@ -5,23 +5,24 @@ straight through.
 """
 
 import torch
+from torch import Tensor
 
 from minids.errors import MinidsError
 from minids.numerics import fake_quant
 
 
-def round_keys(kv: torch.Tensor, r: int) -> torch.Tensor:
+def round_keys(kv: Tensor, r: int) -> Tensor:
     """Window keys or compressed entries, ... c, as the cache holds them: all but the last `r`
     channels, those that rotate, in FP8, in blocks of 64."""
     return torch.cat([fake_quant(kv[..., :-r], "fp8_kv"), kv[..., -r:]], dim=-1)
 
 
-def round_index(x: torch.Tensor) -> torch.Tensor:
+def round_index(x: Tensor) -> Tensor:
     """The indexer's queries or keys, ... ci: Hadamard-transformed, then FP4 in blocks of 32."""
     return fake_quant(hadamard_transform(x), "fp4_act")
 
 
-def hadamard_transform(x: torch.Tensor) -> torch.Tensor:
+def hadamard_transform(x: Tensor) -> Tensor:
     """x H / sqrt(n) along the last axis of n = 2^k numbers; its own inverse.
 
     H[i, j] = (-1)^(number of ones in i AND j). Computed k times: of each pair of numbers that are

@@ -8,9 +8,9 @@ remembers them between calls.
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from minids.config import CSA_RATE
+from minids.config import CSA_RATE, Config
 from minids.model.activations import round_keys
 from minids.model.compressor import Compressor
 from minids.model.indexer import Indexer, index_divergence
@@ -19,6 +19,7 @@ from minids.model.masks import forbid
 from minids.model.norm import RMSNorm, rms
 from minids.model.passes import Pass
 from minids.model.rotary import Rotary, rotate
+from minids.model.state import LayerState
 
 
 class Attention(nn.Module):
@@ -27,7 +28,7 @@ class Attention(nn.Module):
     Keys are values, and the output is rotated back by the query's position.
     """
 
-    def __init__(self, config, ratio: int):
+    def __init__(self, config: Config, ratio: int) -> None:
         super().__init__()
         d, H, c, g = config.dim, config.n_heads, config.head_dim, config.o_groups
         self.config, self.ratio = config, ratio
@@ -40,13 +41,14 @@ class Attention(nn.Module):
         self.wo_a = Linear(H * c // g, g * config.o_lora_rank)    # g blocks, stacked
         self.wo_b = Linear(g * config.o_lora_rank, d)
         self.rotary = Rotary(config, ratio, c)
-        self.round_keys = False                                                  # in serving, see `activations`
+        self.round_keys = False                              # in serving, see `activations`
         if ratio:
             self.compressor = Compressor(config, ratio, c)
         if ratio == CSA_RATE:
             self.indexer = Indexer(config)
 
-    def forward(self, x, current: Pass | None = None, state=None):
+    def forward(self, x: Tensor, current: Pass | None = None,
+                state: LayerState | None = None) -> Tensor:
         """x: B T d -> B T d. With a `LayerState`, x continues what it has seen."""
         cfg = self.config
         B, T, _ = x.shape
@@ -58,32 +60,37 @@ class Attention(nn.Module):
         kv = rotate(self.kv_norm(self.wkv(x)), rot)                              # B T c
         if self.round_keys:
             kv = round_keys(kv, cfg.rope_head_dim)
-        kv = F.pad(kv, (0, 0, cfg.window_size, 0)) if state is None else state.extend(kv)   # B w+T c
+        if state is None:
+            kv = F.pad(kv, (0, 0, cfg.window_size, 0))                           # B w+T c
+        else:
+            kv = state.extend(kv)
         if T == 1:
-            kv = kv[:, 1:]                                                       # the window ends with the query's own key
-        entries, entry_mask, scores = (None, None, None)
+            kv = kv[:, 1:]                       # the window ends with the query's own key
+        entries = entry_mask = scores = None
         if self.ratio:
             entries, entry_mask, scores = self.compressed(x, qr, current, state)
         window_mask = current.window_mask(cfg.window_size, kv.shape[1] - T)
         if T == 1 and window_mask is None and entry_mask is None:
-            o, p = attend_step(q, kv, entries, self.attn_sink)
+            o, p = attend_step(q, kv, entries, self.attn_sink)                   # B 1 H c
         else:
-            o, p = attend_blocks(q, kv, window_mask, entries, entry_mask, self.attn_sink)   # B T H c
-        if current.options.index and scores is not None and scores.shape[2]:
+            o, p = attend_blocks(q, kv, window_mask, entries, entry_mask, self.attn_sink)
+        if current.options.index and scores is not None and p is not None and scores.shape[2]:
             current.record.index.append(index_divergence(p, scores, entry_mask))
         o = rotate(o, rot[..., None, :].conj())
         o = o.reshape(B * T, cfg.o_groups, -1).transpose(0, 1)                   # g BT Hc/g
-        o = torch.bmm(o, self.wo_a.weight.view(cfg.o_groups, -1, o.shape[-1]).mT)    # g BT o_lora_rank
+        wo_a = self.wo_a.weight.view(cfg.o_groups, -1, o.shape[-1])        # g o_lora_rank Hc/g
+        o = torch.bmm(o, wo_a.mT)                                                # g BT o_lora_rank
         return self.wo_b(o.transpose(0, 1).reshape(B, T, -1))
 
-    def compressed(self, x, qr, current: Pass, state):
+    def compressed(self, x: Tensor, qr: Tensor, current: Pass,
+                   state: LayerState | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The entries that queries may read; which of them a query does not see (a mask to add to
         scores, or None: it sees all); the indexer's scores of them where its loss is asked for.
 
         Either all entries, B S c, with a mask T S or B T S; or, where CSA has so many that a mask
         would waste work, each query's own picks, B T k c, with a mask B T k.
         """
-        entries = self.compressor(x, current, state and state.compressor)        # B S c
+        entries = self.compressor(x, current, state.compressor if state else None)   # B S c
         S, k = entries.shape[1], self.config.index_topk
         mask = current.entry_mask(self.ratio, S)
         if self.ratio != CSA_RATE:
@@ -92,10 +99,12 @@ class Attention(nn.Module):
         # picking has no gradient, and the gradient of learning to pick stays in the indexer
         with torch.set_grad_enabled(learn and torch.is_grad_enabled()):
             x, qr = x.detach(), qr.detach()
-            if pick or learn or state is not None:
-                keys = self.indexer.keys(x, current, state and state.indexer)
-            scores = self.indexer(x, qr, keys, current) if pick or learn else None   # B T S
-        if not pick:
+            scores = None
+            if pick or learn or state is not None:       # a state needs the keys in any case
+                keys = self.indexer.keys(x, current, state.indexer if state else None)
+            if pick or learn:
+                scores = self.indexer(x, qr, keys, current)                      # B T S
+        if not pick or scores is None:
             return entries, mask, scores
         seen = scores.detach() if mask is None else scores.detach() + mask
         best = seen.topk(k, sorted=False)                                        # B T k
@@ -109,7 +118,8 @@ class Attention(nn.Module):
         return picks, picks_mask, scores.gather(2, best.indices) if learn else None
 
 
-def attend_step(q, kv, entries, sink):
+def attend_step(q: Tensor, kv: Tensor, entries: Tensor | None,
+                sink: Tensor) -> tuple[Tensor, Tensor | None]:
     """Softmax attention of one token (decoding) that sees the whole window and all entries.
 
     q: B 1 H c; kv: B w c; entries: B S c, B 1 S c or None; sink: H -> the output, B 1 H c, and the
@@ -124,7 +134,8 @@ def attend_step(q, kv, entries, sink):
     return torch.bmm(p, keys)[:, None], p[:, None, :, w:]
 
 
-def attend_blocks(q, kv, window_mask, entries, entry_mask, sink):
+def attend_blocks(q: Tensor, kv: Tensor, window_mask: Tensor | None, entries: Tensor | None,
+                  entry_mask: Tensor | None, sink: Tensor) -> tuple[Tensor, Tensor | None]:
     """Softmax attention over the window, the compressed entries and the sink.
 
     q: B T H c; kv: B before+T c, the `before` keys before the first query and then the queries'
@@ -135,12 +146,12 @@ def attend_blocks(q, kv, window_mask, entries, entry_mask, sink):
     """
     B, T, H, c = q.shape
     before = kv.shape[1] - T
-    b = min(before, T) or T                                                      # queries in a block
+    b = min(before, T) or T              # queries in a block; before is 0 where w = T = 1
     n = -(-T // b)
     pad = n * b - T
     q = q * c ** -0.5
     qb = F.pad(q, (0, 0, 0, 0, 0, pad)) if pad else q
-    qb = qb.reshape(B * n, b * H, c)                                             # one block after another
+    qb = qb.reshape(B * n, b * H, c)         # one block after another
     kb = F.pad(kv, (0, 0, 0, pad)) if pad else kv
     if n > 1:                                                                    # here before = b
         kb = kb.view(B, n + 1, b, c)
@@ -152,11 +163,11 @@ def attend_blocks(q, kv, window_mask, entries, entry_mask, sink):
         s = s + window_mask[..., :T, None, :]
     parts = [s, sink[:, None].expand(B, T, H, 1)]
     if entries is not None:
-        own = entries.ndim == 4                                                  # each query has its own picks
+        own = entries.ndim == 4          # each query has its own picks
         flat = q if own else q.flatten(1, 2)                                     # B T H c or B TH c
         e = torch.matmul(flat, entries.mT).float().view(B, T, H, -1)             # B T H S
         parts.append(e if entry_mask is None else e + entry_mask.unsqueeze(-2))
-    p = torch.cat(parts, dim=-1).softmax(-1).to(q.dtype)                         # B T H before+b+1+S
+    p = torch.cat(parts, dim=-1).softmax(-1).to(q.dtype)                 # B T H before+b+1+S
 
     pw = p[..., :before + b]
     pw = F.pad(pw, (0, 0, 0, 0, 0, pad)) if pad else pw

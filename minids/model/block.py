@@ -1,19 +1,21 @@
 """One block: attention, then the mixture of experts, on n residual streams."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from minids.config import Config
 from minids.model import mhc
 from minids.model.attention import Attention
 from minids.model.moe import MoE
 from minids.model.norm import RMSNorm
 from minids.model.passes import Pass
+from minids.model.state import LayerState
 
 
 class Block(nn.Module):
-    """Attention, then the mixture of experts; each reads from the streams and writes to them (mHC)."""
+    """Attention, then the mixture of experts; each reads the streams and writes to them (mHC)."""
 
-    def __init__(self, config, ratio: int, is_hash: bool):
+    def __init__(self, config: Config, ratio: int, is_hash: bool) -> None:
         super().__init__()
         self.config = config
         self.attn_norm = RMSNorm(config.dim, config.norm_eps)
@@ -28,7 +30,8 @@ class Block(nn.Module):
         self.hc_ffn_base = nn.Parameter(torch.empty((2 + n) * n, dtype=torch.float32))
         self.hc_ffn_scale = nn.Parameter(torch.empty(3, dtype=torch.float32))
 
-    def forward(self, X, ids, current: Pass | None = None, state=None, experts=None):
+    def forward(self, X: Tensor, ids: Tensor, current: Pass | None = None,
+                state: LayerState | None = None, experts: Tensor | None = None) -> Tensor:
         """X: B T n d, ids: B T -> B T n d.
 
         With a `LayerState`, X continues what it has seen. experts: choices to replay, N x K.

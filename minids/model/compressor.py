@@ -7,14 +7,15 @@ entries a query may see, see `passes.Pass.entry_mask`.
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from minids.config import CSA_RATE
+from minids.config import CSA_RATE, Config
 from minids.model.activations import round_index, round_keys
 from minids.model.linear import Linear
 from minids.model.norm import RMSNorm
 from minids.model.passes import Pass
 from minids.model.rotary import Rotary, rotate
+from minids.model.state import CompressorState
 
 
 class Compressor(nn.Module):
@@ -25,7 +26,7 @@ class Compressor(nn.Module):
     slots.
     """
 
-    def __init__(self, config, ratio: int, width: int):
+    def __init__(self, config: Config, ratio: int, width: int) -> None:
         super().__init__()
         self.config, self.ratio, self.width = config, ratio, width
         self.overlap = ratio == CSA_RATE
@@ -37,7 +38,8 @@ class Compressor(nn.Module):
         self.rotary = Rotary(config, ratio, width)
         self.round_keys = self.round_index = False           # in serving, see `activations`
 
-    def forward(self, x, current: Pass | None = None, state=None):
+    def forward(self, x: Tensor, current: Pass | None = None,
+                state: CompressorState | None = None) -> Tensor:
         """x: B T d -> all entries so far, B S width.
 
         With a `CompressorState`, x continues what it has seen. With a packing, the entries are
@@ -68,7 +70,7 @@ class Compressor(nn.Module):
         entries = self.pool(kv, z, current.entry_rotation(self.rotary, m, first, n)).to(x.dtype)
         return entries if state is None else state.append(entries)
 
-    def packed(self, kv, z, current: Pass):
+    def packed(self, kv: Tensor, z: Tensor, current: Pass) -> Tensor:
         """kv, z: B T fc -> B S width, the entries of all complete windows of all documents."""
         m = self.ratio
         tokens, _, number = current.windows(m)                                   # B S m, B S
@@ -80,18 +82,19 @@ class Compressor(nn.Module):
         if self.overlap:
             kv = self.overlapped(kv, None, 0.0)                                  # B S 2m c
             z = self.overlapped(z, None, float("-inf"))
-            other = torch.arange(2 * m, device=kv.device) < m                    # another document's a-half
+            # the a-half before a document's first window is another document's
+            other = torch.arange(2 * m, device=kv.device) < m
             z = z.masked_fill((number == 0)[:, :, None, None] & other[:, None], float("-inf"))
         return self.pool(kv, z, current.entry_rotation(self.rotary, m, 0, S))
 
-    def pool(self, kv, z, rot):
+    def pool(self, kv: Tensor, z: Tensor, rot: Tensor) -> Tensor:
         """One softmax over the slots of each window, per channel. kv, z: B n slots c -> B n c."""
         entries = rotate(self.norm((z.softmax(2) * kv).sum(2)), rot)
         if self.round_keys:
             entries = round_keys(entries, self.config.rope_head_dim)
         return round_index(entries) if self.round_index else entries
 
-    def overlapped(self, t, before, missing: float):
+    def overlapped(self, t: Tensor, before: Tensor | None, missing: float) -> Tensor:
         """B n m 2c -> B n 2m c: the previous window's a-half, then this window's b-half.
 
         The first window's predecessor is `before` (B m c), or `missing` where there is none.

@@ -7,20 +7,21 @@ after a Hadamard transform; without rounding the transform cancels out.
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from minids.config import CSA_RATE
+from minids.config import CSA_RATE, Config
 from minids.model.activations import round_index
 from minids.model.compressor import Compressor
 from minids.model.linear import Linear
 from minids.model.passes import Pass
 from minids.model.rotary import Rotary, rotate
+from minids.model.state import CompressorState
 
 
 class Indexer(nn.Module):
     """score[t, s] = sum_h w[t, h] * relu(q[t, h] . k[s])."""
 
-    def __init__(self, config):
+    def __init__(self, config: Config) -> None:
         super().__init__()
         Hi, ci = config.index_n_heads, config.index_head_dim
         self.config = config
@@ -31,17 +32,18 @@ class Indexer(nn.Module):
         self.scale = (ci * Hi) ** -0.5
         self.round_queries = False                           # in serving, see `activations`
 
-    def keys(self, x, current: Pass | None = None, state=None):
+    def keys(self, x: Tensor, current: Pass | None = None,
+             state: CompressorState | None = None) -> Tensor:
         """x: B T d -> the index keys so far, B S ci."""
         return self.compressor(x, current, state)
 
-    def queries(self, qr, rot):
+    def queries(self, qr: Tensor, rot: Tensor) -> Tensor:
         """qr: B T q_lora_rank, rot: T ci/2 or B T ci/2 -> B T Hi ci."""
         Hi, ci = self.config.index_n_heads, self.config.index_head_dim
         q = rotate(self.wq_b(qr).unflatten(-1, (Hi, ci)), rot[..., None, :])
         return round_index(q) if self.round_queries else q
 
-    def forward(self, x, qr, keys, current: Pass | None = None):
+    def forward(self, x: Tensor, qr: Tensor, keys: Tensor, current: Pass | None = None) -> Tensor:
         """x: B T d, qr: B T q_lora_rank, keys: B S ci -> scores B T S, float32, future entries
         included."""
         B, T, _ = x.shape
@@ -53,13 +55,13 @@ class Indexer(nn.Module):
         parts = [self.score(q.flatten(1, 2), w, part) for part in keys.split(size, dim=1)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)          # B T S
 
-    def score(self, q, w, keys):
+    def score(self, q: Tensor, w: Tensor, keys: Tensor) -> Tensor:
         """q: B THi ci, w: B T Hi, keys: B s ci -> B T s."""
         s = torch.bmm(q, keys.mT).view(*w.shape, -1)                             # B T Hi s
         return torch.matmul(w[:, :, None], F.relu(s).float()).squeeze(2)
 
 
-def index_divergence(p, scores, mask):
+def index_divergence(p: Tensor, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """KL(attention || indexer) of the queries that see an entry: (sum in nats, count).
 
     The target is the attention, summed over heads. p: B T H S, the attention's weights on entries;

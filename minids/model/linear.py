@@ -7,7 +7,7 @@ are decoded anew for each product. Rounding the input is for serving (report 3.4
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from minids import numerics
 
@@ -18,19 +18,19 @@ class Linear(nn.Linear):
     def __init__(self, in_features: int, out_features: int):
         super().__init__(in_features, out_features, bias=False)
         self.round_input = False        # to FP8, in blocks of 128
-        self.codes: torch.Tensor | None = None
-        self.scale: torch.Tensor | None = None
-        self.dtype: torch.dtype | None = None
+        self.codes: Tensor | None = None
+        self.scale: Tensor | None = None
+        self.dtype = torch.float32      # that codes are decoded to
 
-    def store(self, codes: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype) -> None:
+    def store(self, codes: Tensor, scale: Tensor | None, dtype: torch.dtype) -> None:
         """Hold the matrix as a file does, in place of `weight`; products decode it to `dtype`.
 
         codes: float8_e4m3fn (FP8) or int8 (FP4) with their scale, or plain numbers without one.
         """
-        self.weight = None
+        self.register_parameter("weight", None)
         self.codes, self.scale, self.dtype = codes, scale, dtype
 
-    def matrix(self) -> torch.Tensor:
+    def matrix(self) -> Tensor:
         """The numbers of W, o x i."""
         if self.codes is None:
             return self.weight
@@ -40,7 +40,7 @@ class Linear(nn.Linear):
         decode = numerics.fp4_decode if fp4 else numerics.fp8_decode
         return decode(self.codes, self.scale, self.dtype)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         if self.round_input:
             x = numerics.fake_quant(x, "fp8_act")
         return F.linear(x, self.matrix())

@@ -5,9 +5,11 @@ several documents see `packing.py`.
 """
 
 import torch
+from torch import Tensor
 
 
-def outside(pos: int, n: int, b: int, before: int, w: int, device):
+def outside(pos: int, n: int, b: int, before: int, w: int,
+            device: torch.device | str) -> Tensor | None:
     """nb x before+b: -inf where a key of the block is not among the w up to its query, or lies
     before position 0; else 0. None: 0 everywhere."""
     if b == 1 and before == w - 1 <= pos:
@@ -18,7 +20,7 @@ def outside(pos: int, n: int, b: int, before: int, w: int, device):
     return forbid((key > query) | (key <= query - w) | (key < -pos)).view(n * b, before + b)
 
 
-def incomplete(pos: int, T: int, S: int, ratio: int, device):
+def incomplete(pos: int, T: int, S: int, ratio: int, device: torch.device | str) -> Tensor | None:
     """T x S: -inf where entry s is not complete for the query at pos + t, that is where
     s >= floor((pos + t + 1) / ratio); else 0. None: 0 everywhere."""
     if (pos + 1) // ratio >= S:
@@ -27,6 +29,6 @@ def incomplete(pos: int, T: int, S: int, ratio: int, device):
     return forbid(torch.arange(S, device=device) >= (query // ratio)[:, None])
 
 
-def forbid(mask):
+def forbid(mask: Tensor) -> Tensor:
     """-inf where the mask holds, else 0: to be added to scores."""
     return torch.zeros(mask.shape, device=mask.device).masked_fill(mask, float("-inf"))

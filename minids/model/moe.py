@@ -5,21 +5,24 @@ Report 2.1; bias balancing: Wang et al., arXiv 2408.15664; hash layers: Roller e
 loss and the rate of balancing see `minids.pretrain.settings`.
 """
 
+from collections.abc import Iterable, Sequence
+
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
+from minids.config import Config
 from minids.model.linear import Linear
 from minids.model.passes import Pass
 
 
-def sqrt_softplus(x: torch.Tensor) -> torch.Tensor:
+def sqrt_softplus(x: Tensor) -> Tensor:
     """sqrt(log(1 + e^x)), float32. The clamp keeps the gradient finite (0) where the softplus
     underflows, x < -87."""
     return F.softplus(x.float()).clamp_min(torch.finfo(torch.float32).tiny).sqrt()
 
 
-def swiglu(gate, up, limit: float):
+def swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
     """silu(gate) * up, both clamped first: gate from above, up on both sides. limit 0: no clamp.
 
     `hardtanh` is `clamp` by another name; its gradient takes one pass over memory instead of three.
@@ -36,7 +39,10 @@ class Gate(nn.Module):
     Both weigh with the affinity alone: the bias picks, it never weighs.
     """
 
-    def __init__(self, config, is_hash: bool):
+    tid2eid: Tensor     # V K: hash layers have this table,
+    bias: Tensor        # E: and score layers have this
+
+    def __init__(self, config: Config, is_hash: bool) -> None:
         super().__init__()
         E, K = config.n_routed_experts, config.n_activated_experts
         self.config = config
@@ -47,7 +53,8 @@ class Gate(nn.Module):
             self.register_buffer("bias", torch.zeros(E, dtype=torch.float32))
         self.is_hash = is_hash
 
-    def forward(self, x, ids, current: Pass | None = None, experts=None):
+    def forward(self, x: Tensor, ids: Tensor, current: Pass | None = None,
+                experts: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x: N d, ids: B T with B T = N -> weights N K (float32), experts N K.
 
         A score gate takes `experts`, N x K, instead of its own choice where they are given. A pass
@@ -70,14 +77,14 @@ class Gate(nn.Module):
 class Expert(nn.Module):
     """w2(silu(w1 x) * w3 x), with V4's clamps."""
 
-    def __init__(self, config):
+    def __init__(self, config: Config) -> None:
         super().__init__()
         self.limit = config.swiglu_limit
         self.w1 = Linear(config.dim, config.moe_inter_dim)
         self.w2 = Linear(config.moe_inter_dim, config.dim)
         self.w3 = Linear(config.dim, config.moe_inter_dim)
 
-    def forward(self, x, g=None):
+    def forward(self, x: Tensor, g: Tensor | None = None) -> Tensor:
         """x: ... d -> ... d. A weight g, ... 1 and float32, multiplies before w2."""
         h = swiglu(self.w1(x).float(), self.w3(x).float(), self.limit)
         return self.w2((h if g is None else h * g).to(x.dtype))
@@ -86,43 +93,44 @@ class Expert(nn.Module):
 class MoE(nn.Module):
     """y = sum_k g_k expert_k(x) + shared_expert(x)."""
 
-    def __init__(self, config, is_hash: bool):
+    def __init__(self, config: Config, is_hash: bool) -> None:
         super().__init__()
         self.limit = config.swiglu_limit
         self.gate = Gate(config, is_hash)
         self.experts = nn.ModuleList(Expert(config) for _ in range(config.n_routed_experts))
         self.shared_experts = Expert(config)
 
-    def forward(self, x, ids, current: Pass | None = None, experts=None):
+    def forward(self, x: Tensor, ids: Tensor, current: Pass | None = None,
+                experts: Tensor | None = None) -> Tensor:
         """x: B T d, ids: B T -> B T d. current, experts: see `Gate.forward`."""
         flat = x.flatten(0, 1)                                                   # N d
         g, experts = self.gate(flat, ids, current, experts)                      # N K, N K
         N, K = experts.shape
-        if N == 1 and not self.training:                                         # decoding: nothing to sort
+        if N == 1 and not self.training:         # decoding: nothing to sort
             y = sum(self.experts[e](flat, w) for e, w in zip(experts[0].tolist(), g[0]))
             return y.view_as(x) + self.shared_experts(x)
-        order = experts.flatten().argsort(stable=True)                           # NK: choices, expert by expert
+        order = experts.flatten().argsort(stable=True)           # NK: choices, expert by expert
         counts = torch.bincount(experts.flatten(), minlength=len(self.experts)).tolist()
         # unused experts are skipped, but not in training: there they take zero rows, so that their
         # gradient is zero, not missing
         used = [(expert, count) for expert, count in zip(self.experts, counts)
                 if count or self.training]
-        modules, counts = zip(*used)
+        modules, counts = map(list, zip(*used))
         rows = flat.index_select(0, order // K)                                  # NK d
         h1 = grouped(rows, counts, (e.w1 for e in modules))
         h3 = grouped(rows, counts, (e.w3 for e in modules))               # NK I
         h = swiglu(h1.float(), h3.float(), self.limit) * g.view(-1, 1).index_select(0, order)
-        y = grouped(h.to(x.dtype), counts, (e.w2 for e in modules))       # NK d: weighed before w2
-        y = y.index_select(0, order.argsort())                                   # token by token again
+        y = grouped(h.to(x.dtype), counts, (e.w2 for e in modules))       # NK d
+        y = y.index_select(0, order.argsort())    # token by token again
         return y.view(N, K, -1).sum(1).view_as(x) + self.shared_experts(x)
 
 
-def grouped(rows, counts, linears):
+def grouped(rows: Tensor, counts: Sequence[int], linears: Iterable[Linear]) -> Tensor:
     """Each of `linears` on its own run of `counts[i]` rows."""
     return torch.cat([linear(run) for run, linear in zip(rows.split(counts), linears)])
 
 
-def sequence_balance(s, experts, B: int):
+def sequence_balance(s: Tensor, experts: Tensor, B: int) -> tuple[Tensor, int]:
     """sum_e f_e P_e of each of B sequences: (sum over them, B). 1 where all experts are used alike.
 
     s: N E affinities, experts: N K, N = B T.
@@ -132,11 +140,11 @@ def sequence_balance(s, experts, B: int):
     T = s.shape[1]
     chosen = torch.zeros(B, E, device=s.device)
     chosen.scatter_add_(1, experts.reshape(B, -1), torch.ones(B, T * K, device=s.device))
-    f = chosen * (E / (K * T))                                                   # B E: 1 where the load is even
+    f = chosen * (E / (K * T))                                   # B E: 1 where the load is even
     return (f * s.mean(1)).sum(-1).sum(), B
 
 
-def balance(model: nn.Module, loads, rate: float = 0.001) -> None:
+def balance(model: nn.Module, loads: Iterable[Tensor], rate: float = 0.001) -> None:
     """Balance without a loss: move each score gate's bias by `rate` against its load.
 
     loads: for each score gate, in the order of the layers, the tokens of each expert (E); see

@@ -6,13 +6,15 @@ weight of its loss see `minids.pretrain.losses`.
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from minids.config import Config
 from minids.model import mhc
 from minids.model.block import Block
 from minids.model.linear import Linear
 from minids.model.norm import RMSNorm
 from minids.model.passes import Pass
+from minids.model.state import LayerState
 
 
 class MTP(Block):
@@ -21,7 +23,7 @@ class MTP(Block):
     The first term is the same for all streams, the second is per stream.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: Config) -> None:
         super().__init__(config, ratio=0, is_hash=False)
         d, n = config.dim, config.hc_mult
         self.e_proj = Linear(d, d)
@@ -33,13 +35,15 @@ class MTP(Block):
         self.hc_head_base = nn.Parameter(torch.empty(n, dtype=torch.float32))
         self.hc_head_scale = nn.Parameter(torch.empty(1, dtype=torch.float32))
 
-    def forward(self, X, e, ids, current: Pass | None = None, state=None, experts=None):
+    def forward(self, X: Tensor, e: Tensor, ids: Tensor,         # type: ignore[override]
+                current: Pass | None = None, state: LayerState | None = None,
+                experts: Tensor | None = None) -> Tensor:
         """X: B T n d, e = embed(ids): B T d, ids: B T, the tokens at t + 1 -> the streams after
         this block, B T n d. For the other arguments see `Block.forward`."""
         X = self.e_proj(self.enorm(e)).unsqueeze(2) + self.h_proj(self.hnorm(X))
         return super().forward(X, ids, current, state, experts)
 
-    def head(self, X):
+    def head(self, X: Tensor) -> Tensor:
         """The vector that goes into the model's output matrix: B T d."""
         y = mhc.head(X, self.hc_head_fn, self.hc_head_scale, self.hc_head_base, self.config)
         return self.norm(y)

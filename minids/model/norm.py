@@ -4,18 +4,20 @@ The gradient is written by hand: in a training step of `Config.nano()` on a CPU 
 the time that it takes with `F.rms_norm`. A test holds it to autograd's.
 """
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
-def inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
+def inverse_rms(x: Tensor, eps: float) -> Tensor:
     """1 / sqrt(mean(x^2) + eps) over the last axis, kept as an axis of 1. Float32 in and out."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return torch.addcmul(norm.new_full((), eps), norm, norm, value=1 / x.shape[-1]).rsqrt_()
 
 
-def normalise(x: torch.Tensor, w: torch.Tensor | None, eps: float) -> torch.Tensor:
+def normalise(x: Tensor, w: Tensor | None, eps: float) -> Tensor:
     """w x / sqrt(mean(x^2) + eps) over the last axis, float32; w may be None, for 1."""
     if torch.is_grad_enabled():     # a Function costs as much as its sums when it decodes a token
         return Normalise.apply(x, w, eps)
@@ -30,7 +32,7 @@ class Normalise(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, w, eps):
+    def forward(ctx: Any, x: Tensor, w: Tensor | None, eps: float) -> Tensor:
         r = inverse_rms(x, eps)
         ctx.save_for_backward(x, w, r)
         h = x * r
@@ -38,7 +40,7 @@ class Normalise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, w, r = ctx.saved_tensors
         h = x * r
         dh = grad * h
@@ -49,7 +51,7 @@ class Normalise(torch.autograd.Function):
         return torch.mul(grad, w).addcmul_(h, mean).mul_(r), dh.flatten(0, -2).sum(0), None
 
 
-def rms(x: torch.Tensor, eps: float) -> torch.Tensor:
+def rms(x: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) over the last axis, in x's type."""
     return normalise(x.float(), None, eps).to(x.dtype)
 
@@ -57,10 +59,10 @@ def rms(x: torch.Tensor, eps: float) -> torch.Tensor:
 class RMSNorm(nn.Module):
     """RMS normalisation times a learned weight, which stays float32."""
 
-    def __init__(self, dim: int, eps: float):
+    def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim, dtype=torch.float32))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return normalise(x.float(), self.weight, self.eps).to(x.dtype)

@@ -8,6 +8,7 @@ documents are packed see `minids.pretrain.batches`.
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from minids.model.masks import forbid
 
@@ -18,44 +19,46 @@ class Packing:
     `first`: B x T, true at each document's first token; each row begins a document, too.
     """
 
-    def __init__(self, first: torch.Tensor):
+    def __init__(self, first: Tensor) -> None:
         first = first.clone()
         first[:, 0] = True                                  # a row that starts inside a document
         at = torch.arange(first.shape[1], device=first.device)
-        self.document = first.cumsum(1) - 1                                      # B T: 0, 1, ... in each row
-        self.position = at - torch.where(first, at, 0).cummax(1).values          # B T: 0, 1, ... in each document
+        # B T: 0, 1, ... in each row, and 0, 1, ... in each document
+        self.document = first.cumsum(1) - 1
+        self.position = at - torch.where(first, at, 0).cummax(1).values
 
     @classmethod
-    def of(cls, ids: torch.Tensor, bos_id: int) -> "Packing":
+    def of(cls, ids: Tensor, bos_id: int) -> "Packing":
         """From token ids, B x T, in which each document begins with `bos_id`."""
         return cls(ids == bos_id)
 
-    def same(self, shift: int) -> torch.Tensor:
+    def same(self, shift: int) -> Tensor:
         """B x T: whether position t + shift exists and belongs to the document of position t."""
         same = torch.zeros_like(self.document, dtype=torch.bool)
         same[:, :-shift] = self.document[:, :-shift] == self.document[:, shift:]
         return same
 
-    def windows(self, m: int):
+    def windows(self, m: int) -> tuple[Tensor, Tensor, Tensor]:
         """The complete windows of m tokens of all documents, row by row: their tokens, B x S x m;
         the document of each window, B x S, -1 where a row has fewer than S; and the number of each
         window in its document, B x S."""
         ends = (self.position + 1) % m == 0                                      # B T
         S = int(ends.sum(1).max())
-        last = ends.logical_not().byte().argsort(dim=1, stable=True)[:, :S]      # B S: ends first, in order
+        # B S: the ends first, in their order
+        last = ends.logical_not().byte().argsort(dim=1, stable=True)[:, :S]
         exists = ends.gather(1, last)
         tokens = (last[:, :, None] + torch.arange(1 - m, 1, device=last.device)).clamp(min=0)
         document = self.document.gather(1, last).masked_fill(~exists, -1)
         number = (self.position.gather(1, last) // m).masked_fill(~exists, 0)
         return tokens, document, number
 
-    def incomplete(self, m: int, document, number):
+    def incomplete(self, m: int, document: Tensor, number: Tensor) -> Tensor:
         """B x T x S: -inf where a window is not complete for a query, or is of another document;
         else 0. document, number: of each window, as `windows` gives them."""
         complete = number[:, None] < (self.position[:, :, None] + 1) // m        # B T S
         return forbid((document[:, None] != self.document[:, :, None]) | ~complete)
 
-    def apart(self, n: int, b: int, before: int):
+    def apart(self, n: int, b: int, before: int) -> Tensor:
         """B x nb x before+b: -inf where a key is of another document than the query; else 0. The
         queries lie in n blocks of b, see `passes.Pass.window_mask`."""
         document = F.pad(self.document, (before, n * b - self.document.shape[1]), value=-1)

@@ -1,13 +1,16 @@
-"""One pass through the network: the options that go in, the record that comes out, the tables in between.
+"""One pass through the network: options go in, a record comes out, layers share tables.
 
 Report 2.1 (the sequence-wise balance loss), 4.1 (packing), 4.2 (dense attention before sparse,
 anticipatory routing). For the weights of the losses see `minids.pretrain.losses`.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from minids.config import Config
 from minids.model.masks import incomplete, outside
 from minids.model.packing import Packing
 from minids.model.rotary import Rotary
@@ -24,7 +27,7 @@ class Options:
 
     packing: Packing | None = None
     dense: bool = False
-    experts: list[torch.Tensor] | None = None
+    experts: list[Tensor] | None = None
     balance: bool = False
     index: bool = False
 
@@ -39,22 +42,22 @@ class Record:
     """
 
     n_experts: int
-    experts: list[torch.Tensor] = field(default_factory=list)
-    balance: list[tuple] = field(default_factory=list)
-    index: list[tuple] = field(default_factory=list)
+    experts: list[Tensor] = field(default_factory=list)
+    balance: list[tuple[Tensor, int]] = field(default_factory=list)
+    index: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     @property
-    def loads(self) -> list[torch.Tensor]:
+    def loads(self) -> list[Tensor]:
         """For each gate that routes by score, how many tokens each expert got: E."""
         return [torch.bincount(e.flatten(), minlength=self.n_experts) for e in self.experts]
 
     @property
-    def balance_loss(self) -> torch.Tensor:
+    def balance_loss(self) -> Tensor:
         """The sequence-wise balance loss: the mean over gates of each gate's mean."""
         return torch.stack([total / count for total, count in self.balance]).mean()
 
     @property
-    def index_loss(self) -> torch.Tensor:
+    def index_loss(self) -> Tensor:
         """The indexers' loss, in nats: the mean over CSA layers of each layer's mean."""
         return torch.stack([total / count.clamp_min(1) for total, count in self.index]).mean()
 
@@ -71,13 +74,14 @@ class Pass:
     A table is made when the first layer asks for it, and is gone when the pass is over.
     """
 
-    def __init__(self, config, T: int, device, pos: int = 0, options: Options = Options()):
+    def __init__(self, config: Config, T: int, device: torch.device | str, pos: int = 0,
+                 options: Options = Options()) -> None:
         self.T, self.pos, self.device, self.options = T, pos, device, options
         self.packing = options.packing
         self.record = Record(config.n_routed_experts)
-        self.tables = {}
+        self.tables: dict[tuple, Any] = {}
 
-    def rotation(self, rotary: Rotary):
+    def rotation(self, rotary: Rotary) -> Tensor:
         """For the tokens: T x width/2, or B x T x width/2 with a packing."""
         key = "tokens", rotary.kind
         if key not in self.tables:
@@ -85,7 +89,7 @@ class Pass:
                 else rotary(self.pos, self.T, self.device)
         return self.tables[key]
 
-    def entry_rotation(self, rotary: Rotary, m: int, first: int, count: int):
+    def entry_rotation(self, rotary: Rotary, m: int, first: int, count: int) -> Tensor:
         """For the compressed entries first, first + 1, ..., each at the position of the first of
         its m tokens: count x width/2. With a packing, for all entries: B x S x width/2."""
         key = "entries", rotary.kind, m, first, count
@@ -94,14 +98,15 @@ class Pass:
                 else rotary(first * m, count, self.device, step=m)
         return self.tables[key]
 
-    def windows(self, m: int):
-        """See `Packing.windows`."""
+    def windows(self, m: int) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Packing.windows`; of a pass with a packing."""
+        assert self.packing is not None
         key = "windows", m
         if key not in self.tables:
             self.tables[key] = self.packing.windows(m)
         return self.tables[key]
 
-    def window_mask(self, w: int, before: int):
+    def window_mask(self, w: int, before: int) -> Tensor | None:
         """Which of the keys of its block a query does not see: nb x before+b, or B x nb x before+b
         with a packing; -inf, else 0. None: it sees all.
 
@@ -118,7 +123,7 @@ class Pass:
             self.tables[key] = mask
         return self.tables[key]
 
-    def entry_mask(self, m: int, S: int):
+    def entry_mask(self, m: int, S: int) -> Tensor | None:
         """Which of S entries of m tokens a query does not see: T x S, or B x T x S with a packing;
         -inf, else 0. None: it sees all."""
         key = "incomplete", m, S

@@ -8,9 +8,12 @@ what is rotated, and by which position, see `attention.py`, `compressor.py` and 
 import math
 
 import torch
+from torch import Tensor
+
+from minids.config import Config
 
 
-def frequencies(config, ratio: int) -> torch.Tensor:
+def frequencies(config: Config, ratio: int) -> Tensor:
     """Radians per position of each rotated pair of channels in a layer with this compression
     ratio: float32, r / 2."""
     r = config.rope_head_dim
@@ -34,24 +37,24 @@ class Rotary:
     number is 1. Rotations of one `kind` are equal, whichever layer they belong to.
     """
 
-    def __init__(self, config, ratio: int, width: int):
+    def __init__(self, config: Config, ratio: int, width: int) -> None:
         self.kind = config.rope(ratio), width
         with torch.device("cpu"):    # also where the model is built without memory ("meta")
             still = torch.zeros((width - config.rope_head_dim) // 2)
             self.w = torch.cat([still, frequencies(config, ratio)]).tolist()     # width/2
 
-    def __call__(self, start: int, count: int, device, step: int = 1) -> torch.Tensor:
+    def __call__(self, start: int, count: int, device: torch.device | str, step: int = 1) -> Tensor:
         """Complex64, count x width/2, for positions start, start + step, ..."""
         return self.at(torch.arange(start, start + count * step, step, device=device))
 
-    def at(self, positions: torch.Tensor) -> torch.Tensor:
+    def at(self, positions: Tensor) -> Tensor:
         """e^(i position w): complex64, ... x width/2, for a tensor of positions."""
         w = torch.tensor(self.w, dtype=torch.float32, device=positions.device)
         angles = positions[..., None].float() * w                                # float32, as V4's
         return torch.complex(angles.cos(), angles.sin())
 
 
-def rotate(x: torch.Tensor, rot: torch.Tensor) -> torch.Tensor:
+def rotate(x: Tensor, rot: Tensor) -> Tensor:
     """Rotate each pair of channels (2i, 2i+1) of x by rot[i].
 
     x: ... T c, or ... T H c with rot[..., None, :]. `rotate(x, rot.conj())` is the inverse.

@@ -6,8 +6,9 @@ checkpoints. The mechanisms are in the neighbouring files.
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
+from minids.config import Config
 from minids.errors import MinidsError
 from minids.model import mhc
 from minids.model.block import Block
@@ -15,7 +16,7 @@ from minids.model.linear import Linear
 from minids.model.moe import Gate
 from minids.model.mtp import MTP
 from minids.model.norm import RMSNorm
-from minids.model.passes import Options, Pass
+from minids.model.passes import Options, Pass, Record
 from minids.model.state import State
 
 
@@ -27,7 +28,7 @@ class Model(nn.Module):
     raise `MinidsError`.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: Config) -> None:
         super().__init__()
         d, n = config.dim, config.hc_mult
         self.config = config
@@ -42,19 +43,21 @@ class Model(nn.Module):
         self.mtp = nn.ModuleList(MTP(config) for _ in range(config.n_mtp_layers))
         initialise(self)
 
-    def forward(self, ids, state=None):
+    def forward(self, ids: Tensor, state: State | None = None) -> Tensor:
         """Logits for the token after each of `ids`: B x T x vocab.
 
         With a `State`, `ids` continue what it has seen, and it advances.
         """
         return self.logits(self.features(ids, state))
 
-    def features(self, ids, state=None, options: Options = Options()):
+    def features(self, ids: Tensor, state: State | None = None,
+                 options: Options = Options()) -> Tensor:
         """The streams after the last block, before the head: B T n d."""
         return self.run(ids, state, options)[0]
 
-    def run(self, ids, state: State | None = None, options: Options = Options()):
-        """One pass through the layers: the streams after the last block, B T n d, and its `Record`."""
+    def run(self, ids: Tensor, state: State | None = None,
+            options: Options = Options()) -> tuple[Tensor, Record]:
+        """One pass through the layers: the streams after the last block, B T n d; its `Record`."""
         self.check(ids)
         if state is not None:
             state.check(ids)
@@ -66,34 +69,39 @@ class Model(nn.Module):
             state.pos += ids.shape[1]
         return X, current.record
 
-    def logits(self, X):
+    def logits(self, X: Tensor) -> Tensor:
         """The head: streams B T n d -> logits B T vocab, float32."""
         return self.project(self.hidden(X))
 
-    def hidden(self, X):
+    def hidden(self, X: Tensor) -> Tensor:
         """The vectors that go into the output matrix: streams B T n d -> B T d."""
         y = mhc.head(X, self.hc_head_fn, self.hc_head_scale, self.hc_head_base, self.config)
         return self.norm(y)
 
-    def project(self, y):
+    def project(self, y: Tensor) -> Tensor:
         """The output matrix, a float32 product in a model of any type: ... d -> ... vocab."""
         return F.linear(y.float(), self.head.weight.float())
 
-    def mtp_logits(self, X, next_ids, depth: int = 0, options: Options = Options()):
-        """What MTP block `depth` predicts, token t + 2: B T vocab. For the arguments see `run_mtp`."""
+    def mtp_logits(self, X: Tensor, next_ids: Tensor, depth: int = 0,
+                   options: Options = Options()) -> Tensor:
+        """What MTP block `depth` predicts, token t + 2: B T vocab. See `run_mtp`."""
         return self.run_mtp(X, next_ids, depth, options)[0]
 
-    def run_mtp(self, X, next_ids, depth: int = 0, options: Options = Options()):
+    def run_mtp(self, X: Tensor, next_ids: Tensor, depth: int = 0,
+                options: Options = Options()) -> tuple[Tensor, Record]:
         """One pass through MTP block `depth`: logits of token t + 2, B T vocab, and the `Record`.
 
         X: B T n d, the streams at t; next_ids: B T, the tokens at t + 1. The options' packing is
         that of the positions t.
         """
         Y, record = self.run_mtp_block(X, next_ids, depth, options)
-        return self.project(self.mtp[depth].head(Y)), record
+        block = self.mtp[depth]
+        assert isinstance(block, MTP)
+        return self.project(block.head(Y)), record
 
-    def run_mtp_block(self, X, next_ids, depth: int = 0, options: Options = Options(),
-                      state: State | None = None):
+    def run_mtp_block(self, X: Tensor, next_ids: Tensor, depth: int = 0,
+                      options: Options = Options(),
+                      state: State | None = None) -> tuple[Tensor, Record]:
         """As `run_mtp`, but before the head: the block's streams, B T n d, and the `Record`.
 
         A state for the block alone is `new_state(..., mtp=True)`.
@@ -110,9 +118,9 @@ class Model(nn.Module):
             state.pos += T
         return Y, current.record
 
-    def replayed(self, options: Options, i: int):
+    def replayed(self, options: Options, i: int) -> Tensor | None:
         """The choices that layer i has to replay, or None. MTP blocks follow the layers."""
-        gate = i - self.config.n_hash_layers                     # gates of hash layers have no choice
+        gate = i - self.config.n_hash_layers         # the gates of hash layers do not choose
         return options.experts[gate] if options.experts and gate >= 0 else None
 
     def new_state(self, batch: int = 1, max_len: int | None = None, mtp: bool = False) -> State:
@@ -122,7 +130,7 @@ class Model(nn.Module):
         ratios = (0,) if mtp else self.config.compress_ratios[:self.config.n_layers]
         return State(self.config, ratios, batch, max_len, weight.dtype, weight.device)
 
-    def check(self, ids):
+    def check(self, ids: Tensor) -> None:
         """Raise `MinidsError` unless `ids` is a B x T tensor of token ids that fits the context."""
         vocab, longest = self.config.vocab_size, self.config.max_seq_len
         if ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32) or ids.numel() == 0:
@@ -152,7 +160,7 @@ def initialise(model: Model) -> None:
         elif name.endswith("scale"):
             nn.init.constant_(p, 0.01)
         elif name.endswith("hc_head_base"):
-            nn.init.constant_(p, torch.tensor(1 / n).logit())
+            p.fill_(torch.tensor(1 / n).logit())
     blocks = [*model.layers, *model.mtp]
     bases = [base for block in blocks for base in (block.hc_attn_base, block.hc_ffn_base)]
     for i, base in enumerate(bases):

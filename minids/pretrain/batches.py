@@ -92,8 +92,8 @@ class Part:
     def __init__(self, ids, bos_id: int, packed: bool = True, mtp_share: float = 1.0):
         self.bos_id, self.packed = bos_id, packed
         self.x, self.y = ids[:, :-1], targets(ids, bos_id, packed)
-        self.some = slice(math.ceil(mtp_share * len(ids)))
-        near, far = self.y[self.some, :-1], self.y[self.some, 1:]
+        self.mtp_rows = slice(math.ceil(mtp_share * len(ids)))
+        near, far = self.y[self.mtp_rows, :-1], self.y[self.mtp_rows, 1:]
         self.z = far.masked_fill(near == IGNORED, IGNORED)
 
     @cached_property

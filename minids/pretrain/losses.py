@@ -15,7 +15,8 @@ from minids.pretrain.settings import TrainConfig
 
 def cross_entropy(logits, y):
     """(the sum over targets that count, in nats; their number). logits: B T vocab, y: B T."""
-    total = F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=IGNORED, reduction="sum")
+    total = F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=IGNORED,
+                            reduction="sum")
     return total, (y != IGNORED).sum()
 
 
@@ -41,8 +42,9 @@ def loss_weights(config: Config, settings: TrainConfig, step: int) -> dict[str, 
     stage = settings.at(step)[0]
     if stage.attention == "warmup":
         return {"loss": 0.0, "index_loss": 1.0}
-    indexer_picks = CSA_RATE in config.compress_ratios and stage.seq_len // CSA_RATE > config.index_topk
-    train_indexer = stage.attention == "sparse" and indexer_picks
+    many_entries = stage.seq_len // CSA_RATE > config.index_topk    # so that indexers have to pick
+    picks = CSA_RATE in config.compress_ratios and many_entries
+    train_indexer = stage.attention == "sparse" and picks
     weights = {"loss": 1.0,
                "mtp_loss": mtp_weight(settings, step) if config.n_mtp_layers else 0.0,
                "balance_loss": settings.sequence_balance,
@@ -58,7 +60,8 @@ def counts(part: Part) -> dict:
             "balance_loss": B, "index_loss": queries}        # queries: those that see an entry
 
 
-def losses(model, part: Part, settings: TrainConfig, step: int, experts=None) -> tuple[dict, Record]:
+def losses(model, part: Part, settings: TrainConfig, step: int,
+           experts=None) -> tuple[dict, Record]:
     """The losses of one part of a batch, {name: sum} (see `counts`), in nats where they are nats;
     and the record of the pass. experts: choices to replay, see `minids.model.passes.Options`."""
     weights, attention = loss_weights(model.config, settings, step), settings.at(step)[0].attention
@@ -67,9 +70,9 @@ def losses(model, part: Part, settings: TrainConfig, step: int, experts=None) ->
     X, record = model.run(part.x, options=Options(part.documents, **options))            # B T n d
     sums = {"loss": cross_entropy(model.logits(X), part.y)[0]}
     if "mtp_loss" in weights:
-        x = part.x[part.some]                                                            # b T
+        x = part.x[part.mtp_rows]                                                            # b T
         mtp_options = Options(part.packing(x[:, :-1]), **options)
-        (sums["mtp_loss"], _), mtp_record = mtp_loss(model, X[part.some], x, part.z, mtp_options)
+        (sums["mtp_loss"], _), mtp_record = mtp_loss(model, X[part.mtp_rows], x, part.z, mtp_options)
         record += mtp_record
     if record.balance:
         sums["balance_loss"] = record.balance_loss * len(part.x)
@@ -89,7 +92,7 @@ def choices(model, ids, settings: TrainConfig, step: int) -> list[list]:
 @torch.inference_mode()
 def stream_loss(model, stream, seq_len: int, tokenizer=None, every: int = 1, packed: bool = True,
                 dense: bool = False) -> tuple[float, float | None]:
-    """Mean loss in nats per token of a stream of ids; with a tokenizer also in bits per byte of text.
+    """Mean loss of a stream of ids in nats per token; with a tokenizer also in bits per byte.
 
     The marks where documents begin and end are predicted like all else, but are no text. The
     stream is cut into windows of `seq_len` that overlap by a quarter, so that each token but the

@@ -1,8 +1,9 @@
-"""Quantisation-aware training: the model computes with rounded numbers, float32 masters take the steps.
+"""Quantisation-aware training: compute with rounded numbers, let float32 masters take the steps.
 
-Report 3.4. In each step the masters are rounded as the released file will hold them (FP4 experts, FP8 for other matrices), the
-pass rounds activations as serving will, the indexer's queries and keys included, and the gradient with respect to the
-rounded weights goes to the masters as it is ("straight through"). V4 does this in post-training. The loop is the caller's:
+Report 3.4. In each step the masters are rounded as the released file will hold them (FP4 experts,
+FP8 for other matrices), the pass rounds activations as serving will, the indexer's queries and keys
+included, and the gradient with respect to the rounded weights goes to the masters as it is
+("straight through"). V4 does this in post-training. The loop is the caller's:
 
     copy = rounded_copy(masters)
     for number in range(settings.steps):
@@ -22,7 +23,8 @@ from minids.weights.rounding import as_stored, round_weights, serving
 def rounded_copy(masters: Model, stored=as_stored) -> Model:
     """A copy that computes with the rounded weights of `masters`, and hands its gradients to them.
 
-    What the file keeps in float32 is shared, not copied. `stored`: see `minids.weights.rounding.round_weights`.
+    What the file keeps in float32 is shared, not copied. For `stored` see
+    `minids.weights.rounding.round_weights`.
     """
     copy = computing_copy(masters, torch.float32)
     formats = layout.tensors(masters.config)
@@ -33,8 +35,12 @@ def rounded_copy(masters: Model, stored=as_stored) -> Model:
     return copy
 
 
-def step(copy: Model, masters: Model, optimiser, ids, settings, number: int, stored=as_stored) -> dict:
-    """One update of the masters (`minids.pretrain.train.train_step`: ids B x T+1), computed as it will be served; their copy follows."""
+def step(copy: Model, masters: Model, optimiser, ids, settings, number: int,
+         stored=as_stored) -> dict:
+    """One update of the masters, computed as it will be served; their copy follows.
+
+    For ids (B x T+1) and the record see `minids.pretrain.train.train_step`.
+    """
     with serving(copy):
         record = train_step(copy, optimiser, ids, settings, number, masters)
     round_weights(copy, masters, stored)

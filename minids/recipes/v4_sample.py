@@ -27,9 +27,9 @@ from minids.weights.save import save
 SEED = 4
 CONFIG = Config(vocab_size=512, dim=128, n_layers=4, compress_ratios=(0, 4, 128, 4, 0),
                 n_heads=2, head_dim=128, rope_head_dim=32, q_lora_rank=128, o_groups=2,
-                o_lora_rank=128, window_size=128, index_n_heads=16, index_head_dim=32, index_topk=16,
-                moe_inter_dim=128, n_routed_experts=4, n_activated_experts=2, n_hash_layers=2,
-                original_seq_len=256, max_seq_len=4096)
+                o_lora_rank=128, window_size=128, index_n_heads=16, index_head_dim=32,
+                index_topk=16, moe_inter_dim=128, n_routed_experts=4, n_activated_experts=2,
+                n_hash_layers=2, original_seq_len=256, max_seq_len=4096)
 
 
 def numbers(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

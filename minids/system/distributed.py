@@ -1,9 +1,10 @@
 """Several processes that train one model: `torchrun --nproc-per-node 2 -m minids train`.
 
-Each process has the whole model, takes its parts of the batch, and steps on the sum of all gradients: the weights stay
-equal without being sent. torch's DistributedDataParallel is not used: it averages over processes, where ours is a sum over
-targets, which packed rows have in different numbers, and it wants one forward call, where ours has three. Without torchrun
-there is one process, and everything here does nothing. V4's parallelism (report 3) is a cluster's business.
+Each process has the whole model, takes its parts of the batch, and steps on the sum of all
+gradients: the weights stay equal without being sent. torch's DistributedDataParallel is not used:
+it averages over processes, where ours is a sum over targets, which packed rows have in different
+numbers, and it expects one forward call, where ours has three. Without torchrun there is one
+process, and everything here does nothing. V4's own parallelism (report 3) needs a cluster.
 """
 
 import os
@@ -52,7 +53,7 @@ def device(name: str | None = None) -> torch.device:
 
 @contextmanager
 def joined(device):
-    """Inside, the processes can talk: through NCCL on CUDA, through gloo on a CPU."""
+    """Inside, the processes can communicate: through NCCL on CUDA, through gloo on a CPU."""
     begin = size() > 1 and not dist.is_initialized()
     if begin:
         dist.init_process_group(dist.get_default_backend_for_device(device))
@@ -80,13 +81,17 @@ def total(tensors) -> None:
 
 
 def total_gradients(parameters) -> None:
-    """Sum the gradients. Where only some processes have one (no row of theirs had an entry), the others' is zero."""
+    """Sum the gradients over the processes.
+
+    Where only some have one (no row of the others had an entry), the others' gradient is zero.
+    """
     if size() == 1:
         return
     parameters = list(parameters)
-    there = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8, device=parameters[0].device)
-    dist.all_reduce(there, op=dist.ReduceOp.MAX)
-    for p, used in zip(parameters, there.tolist()):
+    has_grad = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8,
+                            device=parameters[0].device)
+    dist.all_reduce(has_grad, op=dist.ReduceOp.MAX)
+    for p, used in zip(parameters, has_grad.tolist()):
         if used and p.grad is None:
             p.grad = torch.zeros_like(p)
     total([p.grad for p in parameters if p.grad is not None])

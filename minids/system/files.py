@@ -1,7 +1,8 @@
 """Files that are whole or absent, and checks of where they can be written.
 
-Everything that `minids` writes goes to a neighbour first and is renamed when it is complete, so
-that an interrupt, a crash or a full disk never leaves half a file under the real name.
+Everything that `minids` writes goes to a temporary file beside the real one and is renamed when it
+is complete, so that an interrupt, a crash or a full disk never leaves half a file under the real
+name.
 """
 
 import errno
@@ -15,8 +16,7 @@ from minids.errors import MinidsError
 
 @contextmanager
 def atomic_write(path):
-    """Yield a temporary path beside `path`; on success it replaces `path`, on any error it is
-    removed.
+    """Yield a temporary path beside `path`; on success it replaces `path`, else it is removed.
 
     Raises `MinidsError` where the operating system refuses (no such folder, no space, no
     permission).

@@ -202,14 +202,14 @@ def test_families_take_turns_as_often_as_they_weigh():
     settings = dataclasses.replace(SETTINGS, families=tasks.FAMILIES, weights=(3, 1, 1, 1),
                                    batch=12, difficulties=(1, 2))
     for step in range(3):
-        asked = Counter((p.family, p.difficulty)
+        counts = Counter((p.family, p.difficulty)
                         for p in (settings.problem("train", i) for i in settings.numbers(step, 12)))
-        assert asked == {(family, d): 3 if family == "mathematics" else 1
+        assert counts == {(family, d): 3 if family == "mathematics" else 1
                          for family in tasks.FAMILIES for d in (1, 2)}
     alike = dataclasses.replace(settings, weights=(), batch=6, difficulties=(1, 2, 3))
-    asked = [alike.problem("train", i) for i in range(18)]
-    assert [p.family for p in asked[:6]] == [*tasks.FAMILIES, *tasks.FAMILIES[:2]]
-    assert {p.difficulty for p in asked if p.family == "knowledge"} == {1, 2, 3}
+    problems = [alike.problem("train", i) for i in range(18)]
+    assert [p.family for p in problems[:6]] == [*tasks.FAMILIES, *tasks.FAMILIES[:2]]
+    assert {p.difficulty for p in problems if p.family == "knowledge"} == {1, 2, 3}
 
 
 # ---- runs ----
@@ -319,7 +319,7 @@ def test_average_is_the_mean_of_the_weights(folders, tmp_path):
         average([Model(NARROW), Model(NARROW.replace(n_routed_experts=2))])
 
 
-def test_bad_settings_are_told(folders, tmp_path):
+def test_bad_settings_are_refused(folders, tmp_path):
     for changes, message in (({"method": "magic"}, "method: expected on-policy"),
                              ({"weights": (1,)}, "weights: expected one"),
                              ({"batch": 1}, "a batch of at least 2"),

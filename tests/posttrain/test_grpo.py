@@ -42,7 +42,7 @@ TOKENIZER = Tokenizer.load()
 
 @pytest.fixture(scope="module", autouse=True)
 def short_replies():
-    """A model that has learned nothing does not stop by itself."""
+    """An untrained model does not end its replies."""
     with pytest.MonkeyPatch.context() as patch:
         for mode, limit in zip(MODES, (6, 8, 10)):
             patch.setitem(LIMITS, mode, limit)
@@ -319,10 +319,10 @@ def test_answers_as_good_as_their_group_need_not_be_read_again(monkeypatch):
               for noise in (0.0, 1e-30)]
     assert read == [4, 4, 8, 8]             # an advantage of next to nothing is read
     assert losses[0] == pytest.approx(losses[1], abs=1e-6) and len(gradients) == 4
-    for some, every in zip(gradients[:2], gradients[2:]):
-        assert some.keys() == every.keys()
-        for name, g in some.items():
-            torch.testing.assert_close(g, every[name], atol=1e-6, rtol=1e-4)
+    for part, whole in zip(gradients[:2], gradients[2:]):
+        assert part.keys() == whole.keys()
+        for name, g in part.items():
+            torch.testing.assert_close(g, whole[name], atol=1e-6, rtol=1e-4)
 
 
 def test_with_nothing_to_learn_a_step_changes_nothing_but_the_decay():
@@ -401,13 +401,13 @@ def test_a_killed_run_goes_on_exactly(base, whole, tmp_path):
     assert cut == uncut != digest(load(base))
 
 
-def test_what_a_run_tells(whole):
+def test_the_log_of_a_run(whole):
     steps = [r for r in whole[1] if "loss" in r]
     assert [(r["step"], r["mode"]) for r in steps] == [(1, "non-think"), (2, "think-high"),
                                                        (3, "non-think"), (4, "think-high")]
-    told = {"reward", "accuracy", "length", "kl", "clip_fraction", "masked_fraction", "entropy",
+    keys = {"reward", "accuracy", "length", "kl", "clip_fraction", "masked_fraction", "entropy",
             "tokens", "seconds"}
-    assert all(told <= set(record) for record in steps)
+    assert all(keys <= set(record) for record in steps)
     assert all(r["tokens"] == r["length"] * 8 <= 8 * LIMITS[r["mode"]] for r in steps)
     assert [r["step"] for r in whole[1] if "valid_accuracy" in r] == [0, 0, 4, 4]
     assert (whole[0] / "model").is_dir()
@@ -418,6 +418,6 @@ def test_what_a_run_tells(whole):
     ({"temperature": 0.0}, "temperature: expected above 0"),
     ({"steps_per_generation": 3}, "a divisor of num_prompts x num_generations = 8 x 8, found 3"),
     ({"pool_size": 4}, "pool_size: expected at least 8"), ({"families": ("x",)}, "families")])
-def test_bad_settings_are_told(changes, message):
+def test_bad_settings_are_refused(changes, message):
     with pytest.raises(MinidsError, match=message):
         GRPOConfig(**changes)

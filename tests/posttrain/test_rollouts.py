@@ -107,14 +107,14 @@ def test_samples_follow_the_distribution(model):
 
 def test_rows_are_taken_with_all_that_belongs_to_them(model):
     r = rollouts(model, PROMPTS, 12, 1.0, 0.9, seeded(), record=True)
-    some = r.rows([5, 1])
-    assert some.replies == [r.replies[5], r.replies[1]]
-    assert torch.equal(some.logprobs, r.logprobs[[5, 1]])
+    part = r.rows([5, 1])
+    assert part.replies == [r.replies[5], r.replies[1]]
+    assert torch.equal(part.logprobs, r.logprobs[[5, 1]])
     B, T = r.ids.shape
     assert all(torch.equal(a.view(2, T - 1, -1), b.view(B, T - 1, -1)[[5, 1]])
-               for a, b in zip(some.experts, r.experts))
-    assert torch.equal(some.choices(60), r.choices(60)[[5, 1]])
-    assert torch.equal(some.mask, r.mask[[5, 1]])
+               for a, b in zip(part.experts, r.experts))
+    assert torch.equal(part.choices(60), r.choices(60)[[5, 1]])
+    assert torch.equal(part.mask, r.mask[[5, 1]])
 
 
 def test_a_state_keeps_rows(model):

@@ -34,7 +34,7 @@ TOKENIZER = Tokenizer.load()
 
 @pytest.fixture(scope="module", autouse=True)
 def short_replies():
-    """A model that has learned nothing does not stop by itself. And a short corpus to rehearse."""
+    """An untrained model does not end its replies. And a short corpus to replay."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "REPLAY_TOKENS", 20_000)
         for mode, limit in zip(MODES, (6, 8, 10)):
@@ -67,9 +67,9 @@ def test_a_conversation_is_the_question_and_a_right_reply(family):
     lengths = {}
     for i in range(6):
         mode, problem = MODES[i % 3], settings.problem("train", i // 3)
-        ids, asked = conversation(settings, "train", i), prompt_ids(problem, TOKENIZER, mode)
-        assert ids[: len(asked)] == asked and problem.difficulty == 1 + i // 3
-        reply = ids[len(asked):]
+        ids, prompt = conversation(settings, "train", i), prompt_ids(problem, TOKENIZER, mode)
+        assert ids[: len(prompt)] == prompt and problem.difficulty == 1 + i // 3
+        reply = ids[len(prompt):]
         thoughts, answer = parse_reply(reply, TOKENIZER, mode)
         assert (thoughts, answer) == (reasoning(problem, mode), problem.answer)
         assert is_correct(problem, reply, TOKENIZER, mode)
@@ -78,27 +78,27 @@ def test_a_conversation_is_the_question_and_a_right_reply(family):
     assert lengths[0] < lengths[1] < lengths[2] and lengths[3] < lengths[4] < lengths[5]
 
 
-def test_several_families_and_difficulties_take_turns():
+def test_several_families_and_difficulties_alternate():
     settings = PostTrainConfig(families=("knowledge", "reasoning"), difficulties=(2, 4))
-    found = [settings.problem("train", i) for i in range(5)]
-    assert [(p.family, p.difficulty) for p in found] == [
+    problems = [settings.problem("train", i) for i in range(5)]
+    assert [(p.family, p.difficulty) for p in problems] == [
         ("knowledge", 2), ("reasoning", 2), ("knowledge", 4), ("reasoning", 4), ("knowledge", 2)]
 
 
 def test_rows_hold_each_conversation_whole_and_once():
     conversations = [conversation(SETTINGS, "train", i) for i in range(12)]
-    ids, taught = packed_rows(conversations, 192, TOKENIZER)
-    assert ids.shape == taught.shape and ids.shape[1] <= 192 and len(ids) < 12
-    found, replies = [], 0
-    for row, mask in zip(ids.tolist(), taught.tolist()):
+    ids, wrote = packed_rows(conversations, 192, TOKENIZER)
+    assert ids.shape == wrote.shape and ids.shape[1] <= 192 and len(ids) < 12
+    texts, replies = [], 0
+    for row, mask in zip(ids.tolist(), wrote.tolist()):
         starts = [i for i, token in enumerate(row) if token == TOKENIZER.bos_id] + [len(row)]
         for a, b in zip(starts, starts[1:]):
             text = row[a:b]
             text = text[: text.index(TOKENIZER.eos_id) + 1]
-            found.append(text)
+            texts.append(text)
             replies += sum(mask[a:b])
             assert not any(mask[a + len(text):b])        # padding
-    assert sorted(found) == sorted(conversations) and replies == taught.sum()
+    assert sorted(texts) == sorted(conversations) and replies == wrote.sum()
 
 
 def test_loss_is_that_of_each_conversation_alone():
@@ -108,7 +108,7 @@ def test_loss_is_that_of_each_conversation_alone():
     model = Model(LONG).eval()
     conversations = [conversation(SETTINGS, "train", i) for i in range(8)]
     with torch.no_grad():
-        found = losses(model, *packed_rows(conversations, 192, TOKENIZER), SETTINGS)["loss"]
+        loss = losses(model, *packed_rows(conversations, 192, TOKENIZER), SETTINGS)["loss"]
         total, count = 0.0, 0
         for i, ids in enumerate(conversations):
             start = len(prompt_ids(SETTINGS.problem("train", i // 2), TOKENIZER,
@@ -116,7 +116,7 @@ def test_loss_is_that_of_each_conversation_alone():
             logits = model(torch.tensor([ids[:-1]]))[0, start - 1:]
             total += F.cross_entropy(logits, torch.tensor(ids[start:]), reduction="sum").item()
             count += len(ids) - start
-    assert found.item() == pytest.approx(total / count, rel=1e-4)
+    assert loss.item() == pytest.approx(total / count, rel=1e-4)
 
 
 class Killed(Exception):
@@ -167,7 +167,7 @@ def test_another_seed_learns_from_other_problems(base, whole, tmp_path):
     assert first["loss"] != next(record for record in whole[1] if "loss" in record)["loss"]
 
 
-def test_another_base_is_told_apart(whole, tmp_path):
+def test_another_base_is_refused(whole, tmp_path):
     torch.manual_seed(9)
     save(Model(LONG), tmp_path / "other", format="fp32", tokenizer=TOKENIZER)
     with pytest.raises(MinidsError, match="other settings .base"):
@@ -179,7 +179,7 @@ def test_biases_of_gates_stay(base, whole):
     assert {n.split(".")[-1] for n in a if ".gate." in n and torch.equal(a[n], b[n])} == {"bias"}
 
 
-def test_rehearsal_is_pre_trainings_loss_on_rows_of_its_corpus():
+def test_replay_is_pre_trainings_loss_on_rows_of_its_corpus():
     """Each row begins a document, counts what `minids.pretrain.losses.stream_loss` counts, and is
     another one at each step."""
     torch.manual_seed(2)
@@ -204,9 +204,10 @@ def test_what_is_replayed_corpus_is_forgotten_less(base):
         model = load(base, dtype=torch.float32).train()
         settings = SFTConfig(steps=12, lr=1e-2, replay=rows)
         optimiser = make_optimiser(model, settings)
-        some = packed_rows([conversation(settings, "train", i) for i in range(4)], 256, TOKENIZER)
+        four = [conversation(settings, "train", i) for i in range(4)]
+        rows_of_four = packed_rows(four, 256, TOKENIZER)
         for step in range(12):
-            losses(model, *some, settings)["loss"].backward()
+            losses(model, *rows_of_four, settings)["loss"].backward()
             record = optimiser_step(model, optimiser, settings, step)
         assert ("replay_loss" in record) == bool(rows)
         ends.append(stream_loss(model, replayed_corpus()[:2000], loop.REPLAY_ROW)[0])
@@ -239,17 +240,17 @@ def test_a_few_conversations_are_learned_by_heart():
     ({"batch": 0}, "batch"),
     ({"replay": -1}, "replay"),
 ])
-def test_bad_settings_are_told(changes, message):
+def test_bad_settings_are_refused(changes, message):
     with pytest.raises(MinidsError, match=message):
         SFTConfig(**changes)
 
 
-def test_a_long_conversation_has_a_row_of_its_own():
-    ids, taught = packed_rows([list(range(3, 33)), [5, 6], [7, 8, 9]], 20, TOKENIZER)
-    assert ids.shape == taught.shape == (2, 30)
+def test_a_long_conversation_has_its_own_row():
+    ids, wrote = packed_rows([list(range(3, 33)), [5, 6], [7, 8, 9]], 20, TOKENIZER)
+    assert ids.shape == wrote.shape == (2, 30)
     assert ids.tolist() == [[*range(3, 33)], [7, 8, 9, 5, 6] + [TOKENIZER.pad_id] * 25]
 
 
-def test_rows_longer_than_the_context_are_told(base, tmp_path):
+def test_rows_longer_than_the_context_are_refused(base, tmp_path):
     with pytest.raises(MinidsError, match="at most the model's context of 512"):
         sft(base, SFTConfig(seq_len=600), tmp_path / "run")

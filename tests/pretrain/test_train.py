@@ -212,7 +212,7 @@ def test_stream_loss_counts_every_token_once(tokens):
     assert stream_loss(model, ids, 32, every=3)[0] == pytest.approx(every_third, rel=1e-5)
 
 
-def test_other_settings_are_told_apart(tokens, whole):
+def test_other_settings_are_refused(tokens, whole):
     with pytest.raises(MinidsError, match="other settings .settings.lr, settings.seed.*fresh"):
         train(THREE_KINDS, dataclasses.replace(SETTINGS, lr=1e-4, seed=6), whole[0], tokens=tokens)
     with pytest.raises(MinidsError, match="config.sliding_window"):

@@ -37,17 +37,17 @@ def test_unconstrained_connections_start_as_the_identity_and_are_free():
         assert ablations.unconstrained(*maps)[2].min() < 0
 
 
-def test_every_variant_is_a_model_and_hyper_maps_comes_back():
-    kept = mhc.maps
+def test_every_variant_is_a_model_and_mhc_maps_comes_back():
+    original = mhc.maps
     config, _ = ablations.base()
     ids = torch.randint(0, 2048, (1, 70))
     for changes, _, maps in ablations.VARIANTS.values():
         with torch.no_grad(), ablations.replaced(maps):
             assert Model(config.replace(**changes))(ids).isfinite().all()
-    assert mhc.maps is kept
+    assert mhc.maps is original
     with pytest.raises(ZeroDivisionError), ablations.replaced(ablations.residual):
         1 / 0
-    assert mhc.maps is kept
+    assert mhc.maps is original
 
 
 def test_unknown_variant():

@@ -35,8 +35,7 @@ PLAN = Plan(NARROW, TrainConfig(steps=1), SFTConfig(batch=2, **COMMON),
 
 @pytest.fixture(scope="module")
 def lived(tmp_path_factory):
-    """A whole life of a tiny model: pre-training is replaced by a model that is written down. The
-    calls that made it."""
+    """A whole life of a tiny model, without pre-training: (folder, report, calls of `train`)."""
     out, calls = tmp_path_factory.mktemp("life") / "out", []
 
     def pretrain(config, settings, where, device=None):
@@ -94,7 +93,7 @@ def test_the_report_has_every_model_and_family(lived):
                                          "pass@2, think-high", "mean"))
 
 
-def test_lives_can_be_told_and_drawn(lived):
+def test_lives_become_tables_and_figures(lived):
     other = json.loads(json.dumps(lived[1]))
     rows = other["models"]["distilled"]["problems"]
     rows[0]["pass@1"], rows[1]["pass@1"] = [1.0, 0.9, 1.0], [0.5, 0.4, 0.6]

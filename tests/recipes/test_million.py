@@ -57,7 +57,7 @@ def test_chunks_are_bounded():
 
 
 @pytest.mark.slow
-def test_scenes_tell_the_place_once():
+def test_scenes_mention_the_place_once():
     import random
     for i in range(20):
         who, place, rivals, story = million.scene(random.Random(i), 50)
