@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from minids.learn import exercise
+from minids.learn import judge
 from minids.learn.checks import muon as checks
 from minids.pretrain import optim
 from minids.show import muon as figures
@@ -31,7 +31,7 @@ def test_the_flat_polynomial_of_slope_two_is_v4s():
 
 def test_an_answer_without_turning_tall_matrices_passes():
     answer = checks.partial(checks.orthogonalise, turn=False)
-    assert exercise.check("muon.orthogonalise", answer) is answer
+    assert judge.check("muon.orthogonalise", answer) is answer
 
 
 def test_the_records_agree_with_each_other():
