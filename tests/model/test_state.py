@@ -46,6 +46,51 @@ def test_gradients_flow_through_a_state_as_through_one_pass(config):
             torch.testing.assert_close(through, whole, atol=2e-3 * whole.abs().max().item(), rtol=1e-3)
 
 
+@pytest.mark.parametrize("begin", [3, 37, 64])
+def test_a_restored_state_knows_nothing_of_what_it_read_since(begin):
+    model = lively(SMALL, 3)
+    ids = torch.randint(0, SMALL.vocab_size, (2, 100))
+    with torch.no_grad():
+        state = model.new_state(2, 100)
+        model(ids[:, :begin], state)
+        mark = state.mark()
+        for T in (1, 20):
+            model(torch.randint(0, SMALL.vocab_size, (2, T)), state)
+            state.restore(mark)
+            assert state.pos == begin
+            with pytest.raises(MinidsError, match="rewind: expected 0 to 0"):
+                state.rewind(1)
+        torch.testing.assert_close(model(ids[:, begin:], state), model(ids)[:, begin:],
+                                   atol=5e-5, rtol=5e-5)
+
+
+@pytest.mark.parametrize("rows", [[2, 0, 2], [True, False, True]], ids=["numbers", "a mask"])
+def test_a_state_selects_rows(rows):
+    model = lively(SMALL, 3)
+    ids, rows = torch.randint(0, SMALL.vocab_size, (3, 60)), torch.tensor(rows)
+    with torch.no_grad():
+        state = model.new_state(3, 60)
+        model(ids[:, :29], state)
+        state.select(rows)
+        assert state.batch == len(ids[rows])
+        torch.testing.assert_close(model(ids[rows, 29:], state), model(ids[rows])[:, 29:],
+                                   atol=5e-5, rtol=5e-5)
+
+
+def test_the_state_of_an_mtp_block():
+    """Read in chunks, an MTP block gives the streams of one pass."""
+    model = lively(SMALL, 3)
+    ids = torch.randint(0, SMALL.vocab_size, (2, 50))
+    with torch.no_grad():
+        X = model.features(ids[:, :-1])
+        whole, _ = model.run_mtp_block(X, ids[:, 1:])
+        state = model.new_state(2, mtp=True)
+        parts = [model.run_mtp_block(x, y, state=state)[0]
+                 for x, y in zip(X.split(20, dim=1), ids[:, 1:].split(20, dim=1))]
+        torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=5e-5, rtol=5e-5)
+    assert state.pos == 49
+
+
 def test_rows_do_not_touch_each_other():
     model = lively(SMALL, 1)
     ids = torch.randint(0, SMALL.vocab_size, (4, 70))
