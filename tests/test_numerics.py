@@ -26,9 +26,11 @@ def test_worked_example():
 
 
 def test_every_fp8_code_round_trips():
-    codes = torch.tensor([c for c in range(256) if c not in (0x7F, 0xFF)], dtype=torch.uint8)[None]  # without NaN
-    wide = torch.nn.functional.pad(codes, (0, 2)).view(E4M3)       # 256 columns: 448 is in the first block,
-    raw(wide)[0, -1] = 0xFE                                        # and -448 in the second
+    no_nan = [c for c in range(256) if c not in (0x7F, 0xFF)]
+    codes = torch.tensor(no_nan, dtype=torch.uint8)[None]
+    # 256 columns: 448 is in the first block, and -448 in the second
+    wide = torch.nn.functional.pad(codes, (0, 2)).view(E4M3)
+    raw(wide)[0, -1] = 0xFE
     numbers = fp8_decode(wide, torch.tensor([[120, 130]], dtype=torch.uint8).view(E8M0))
     again, scale = fp8_encode(numbers)
     assert torch.equal(raw(again), raw(wide)) and raw(scale).tolist() == [[120, 130]]
@@ -36,10 +38,12 @@ def test_every_fp8_code_round_trips():
 
 def test_every_fp4_byte_round_trips():
     codes = torch.arange(256, dtype=torch.uint8).view(-1, 1)
-    packed = torch.cat([codes, torch.full((256, 15), 0x77, dtype=torch.uint8)], dim=1).view(torch.int8)  # 6 in each block
+    sixes = torch.full((256, 15), 0x77, dtype=torch.uint8)               # 6 in each block
+    packed = torch.cat([codes, sixes], dim=1).view(torch.int8)
     scale = torch.arange(20, 20 + 128, dtype=torch.uint8).repeat(2).view(256, 1).view(E8M0)
     numbers = fp4_decode(packed, scale)
-    assert len(set(numbers[:, :2].div(scale.float()).flatten().tolist())) == 15  # 16 codes, two of them zero
+    values = set(numbers[:, :2].div(scale.float()).flatten().tolist())
+    assert len(values) == 15                                     # 16 codes, two of them zero
     again, again_scale = fp4_encode(numbers)
     assert torch.equal(again, packed) and torch.equal(raw(again_scale), raw(scale))
 
@@ -59,7 +63,8 @@ def test_fp8_error_bound():
     codes, scale = fp8_encode(w)
     error = (fp8_decode(codes, scale) - w).abs()
     spread = scale.float().repeat_interleave(128, 0).repeat_interleave(128, 1)
-    assert (error <= torch.maximum(w.abs() * 2.0**-4, spread * 2.0**-10)).all()  # half a step: 3 mantissa bits, or subnormal
+    # half a step: 3 mantissa bits, or subnormal
+    assert (error <= torch.maximum(w.abs() * 2.0**-4, spread * 2.0**-10)).all()
     largest = w.abs().unflatten(0, (2, 128)).unflatten(2, (3, 128)).amax((1, 3)) / scale.float()
     assert (largest > 224).all() and (largest <= 448).all()
 
@@ -85,7 +90,8 @@ def test_fp4_nibble_order():
     assert raw(packed)[0, :2].tolist() == [0x71, 0x0A] and scale.float().item() == 1.0
 
 
-@pytest.mark.parametrize("amax, exponent", [(448.0, 0), (448.0 + 2**-15, 1), (448.0 * 2**-3, -3), (1.0, -8), (224.0, -1)])
+@pytest.mark.parametrize("amax, exponent", [
+    (448.0, 0), (448.0 + 2**-15, 1), (448.0 * 2**-3, -3), (1.0, -8), (224.0, -1)])
 def test_fp8_scale_is_the_ceiling_of_the_logarithm(amax, exponent):
     assert fp8_encode(torch.tensor([[amax]]))[1].float().item() == 2.0**exponent
 
@@ -94,7 +100,7 @@ def test_zeros_and_the_smallest_numbers():
     for encode, decode in ((fp8_encode, fp8_decode), (fp4_encode, fp4_decode)):
         codes, scale = encode(torch.zeros(2, 32))
         assert not raw(codes).any() and (scale.float() == 1).all()
-        tiny = torch.full((1, 32), 2.0**-128)                      # below the range of normal float32
+        tiny = torch.full((1, 32), 2.0**-128)        # below the range of normal float32
         assert torch.equal(decode(*encode(tiny)), tiny)
         assert (decode(*encode(torch.full((1, 32), 3e38))) > 2.5e38).all()
 
@@ -112,16 +118,19 @@ def test_stripes_change_nothing(monkeypatch):
     monkeypatch.setattr(numerics, "STRIPE", 1000)
     for (codes, scale), (codes2, scale2) in zip(whole, (fp8_encode(w), fp4_encode(w)), strict=True):
         assert torch.equal(raw(codes), raw(codes2)) and torch.equal(raw(scale), raw(scale2))
-    assert torch.equal(fp8_decode(*whole[0]), numbers[0]) and torch.equal(fp4_decode(*whole[1]), numbers[1])
+    assert torch.equal(fp8_decode(*whole[0]), numbers[0])
+    assert torch.equal(fp4_decode(*whole[1]), numbers[1])
 
 
 def test_fp4_to_fp8_is_exact_up_to_a_spread_of_14_exponents():
     generator = torch.Generator().manual_seed(0)
     for spread, exact in ((14, True), (15, False)):
-        packed = torch.randint(0, 256, (128, 64), generator=generator, dtype=torch.uint8).view(torch.int8)
-        exponents = torch.randint(0, spread + 1, (128, 4), generator=generator, dtype=torch.uint8) + 100
+        sample = lambda high, *shape: torch.randint(0, high, shape, generator=generator,
+                                                    dtype=torch.uint8)
+        packed = sample(256, 128, 64).view(torch.int8)
+        exponents = sample(spread + 1, 128, 4) + 100
         exponents[0, 0], exponents[1, 0] = 100, 100 + spread
-        packed[0, 0], packed[1, 0] = 0x11, 0x77                    # 0.5 at the smallest scale, 6 at the largest
+        packed[0, 0], packed[1, 0] = 0x11, 0x77  # 0.5 at the smallest scale, 6 at the largest
         numbers = fp4_decode(packed, exponents.view(E8M0))
         assert torch.equal(fp8_decode(*fp8_encode(numbers)), numbers) == exact
 
@@ -135,7 +144,7 @@ def test_fake_quant_rounds_to_the_format_and_passes_the_gradient(kind):
     assert torch.equal(x.grad, grad)
     assert torch.equal(fake_quant(y.detach(), kind), y) and not torch.equal(y, x)
     assert fake_quant(x.bfloat16(), kind).dtype == torch.bfloat16
-    for i in range(3):                                             # stacked weights round one by one
+    for i in range(3):                               # stacked weights round one by one
         assert torch.equal(fake_quant(x[i], kind), y[i])
 
 
@@ -149,19 +158,21 @@ def test_fake_quant_of_weights_is_encode_then_decode():
 def test_activation_blocks_and_their_least_scale(kind, block):
     x = torch.randn(4, 2 * block)
     bumped = x.clone()
-    bumped[:, 0] = 1000.0                                          # changes the scale of the first block only
+    bumped[:, 0] = 1000.0            # changes the scale of the first block only
     y, z = fake_quant(x, kind), fake_quant(bumped, kind)
     assert torch.equal(y[:, block:], z[:, block:]) and not torch.equal(y[:, 1:block], z[:, 1:block])
-    if kind.startswith("fp8"):                                     # 1e-4 / 448 gives 2^-22: a step of 2^-31
+    if kind.startswith("fp8"):       # 1e-4 / 448 gives 2^-22: a step of 2^-31
         step = 2.0**-31
-        assert fake_quant(torch.tensor([[step, 0.49 * step, 0.51 * step]]), kind).tolist() == [[step, 0.0, step]]
+        row = torch.tensor([[step, 0.49 * step, 0.51 * step]])
+        assert fake_quant(row, kind).tolist() == [[step, 0.0, step]]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_numbers_that_are_not_finite_are_refused(bad):
     w = torch.zeros(130, 64)
     w[129, 63] = bad
-    for action in (fp8_encode, fp4_encode, *(lambda w, kind=kind: fake_quant(w, kind) for kind in KINDS)):
+    rounds = (lambda w, kind=kind: fake_quant(w, kind) for kind in KINDS)
+    for action in (fp8_encode, fp4_encode, *rounds):
         with pytest.raises(MinidsError, match="finite"):
             action(w)
 
@@ -171,8 +182,10 @@ def test_wrong_input_is_refused():
         (lambda: fp4_encode(torch.zeros(2, 40)), "multiple of 32"),
         (lambda: fp8_encode(torch.zeros(2, 2, 2)), "matrix"),
         (lambda: fp8_encode(torch.zeros(2, 2, dtype=torch.int64)), "matrix"),
-        (lambda: fp8_decode(torch.zeros(200, 8, dtype=E4M3), torch.zeros(1, 1)), r"scales of shape \(2, 1\)"),
-        (lambda: fp4_decode(torch.zeros(2, 16, dtype=torch.int8), torch.zeros(2, 1, dtype=torch.int32)), "or float32"),
+        (lambda: fp8_decode(torch.zeros(200, 8, dtype=E4M3), torch.zeros(1, 1)),
+         r"scales of shape \(2, 1\)"),
+        (lambda: fp4_decode(torch.zeros(2, 16, dtype=torch.int8),
+                            torch.zeros(2, 1, dtype=torch.int32)), "or float32"),
         (lambda: fake_quant(torch.zeros(2), "fp6"), "no number format"),
         (lambda: fake_quant(torch.zeros(2, dtype=torch.int64), "fp8"), "floating-point"),
     ):
@@ -182,7 +195,7 @@ def test_wrong_input_is_refused():
 
 @pytest.mark.parametrize("encode, decode", [(fp8_encode, fp8_decode), (fp4_encode, fp4_decode)])
 def test_half_precision_is_rounded_once(encode, decode):
-    """Whatever type the product is computed in: the numbers of float32, rounded; every scale, whole blocks and others."""
+    """The numbers of float32, rounded, for every scale, in whole blocks and others."""
     codes, scale = encode(torch.randn(256, 256, generator=torch.Generator().manual_seed(0)))
     every = torch.arange(scale.numel()).remainder(255).to(torch.uint8).view(E8M0).view(scale.shape)
     for s in (scale, every, every.float() * 1.1):

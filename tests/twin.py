@@ -1,4 +1,4 @@
-"""The independent judge: transformers' DeepSeek-V4 with a minids model's weights."""
+"""The independent reference: transformers' DeepSeek-V4 with a minids model's weights."""
 
 import torch
 from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
@@ -12,23 +12,26 @@ def to_hf(tensors: dict, config) -> dict:
     out = {to_transformers(k): v for k, v in tensors.items()
            if not k.startswith("mtp.") and ".experts." not in k}
     for i in range(config.n_layers):
-        w1, w2, w3 = ([tensors[f"layers.{i}.ffn.experts.{e}.{w}.weight"] for e in range(config.n_routed_experts)]
+        experts = range(config.n_routed_experts)
+        w1, w2, w3 = ([tensors[f"layers.{i}.ffn.experts.{e}.{w}.weight"] for e in experts]
                       for w in ("w1", "w2", "w3"))
-        out[f"model.layers.{i}.mlp.experts.gate_up_proj"] = torch.stack([torch.cat(pair) for pair in zip(w1, w3)])
+        gate_up = torch.stack([torch.cat(pair) for pair in zip(w1, w3)])
+        out[f"model.layers.{i}.mlp.experts.gate_up_proj"] = gate_up
         out[f"model.layers.{i}.mlp.experts.down_proj"] = torch.stack(w2)
     return out
 
 
 def twin(model: minids.Model) -> DeepseekV4ForCausalLM:
     """transformers' model with the same weights, in eval mode, eager everything."""
-    config = {**model.config.to_json(), "pad_token_id": None}    # transformers freezes the embedding of a padding id
+    # transformers freezes the embedding of a padding id
+    config = {**model.config.to_json(), "pad_token_id": None}
     hf = DeepseekV4ForCausalLM(DeepseekV4Config(**config, experts_implementation="eager")).eval()
     hf.load_state_dict(to_hf(model.state_dict(), model.config))
     return hf
 
 
 def lively(config, seed: int) -> minids.Model:
-    """A model in which every parameter matters: nothing zero, nothing one, scales and biases large enough to see."""
+    """A model in which every parameter matters: none is 0 or 1, scales and biases are large."""
     torch.manual_seed(seed)
     model = minids.Model(config)
     with torch.no_grad():

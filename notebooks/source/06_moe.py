@@ -513,7 +513,7 @@ probe = heldout[:2048].view(32, 64)                                         # B 
 
 def next_loss(net, ids, experts=None):
     """Mean loss of the next token; the record of the pass."""
-    current = Pass(SMALL, ids.shape[1] - 1, ids.device, options=Options(balance=True))
+    current = Pass(net.ffn.gate.config, ids.shape[1] - 1, ids.device, options=Options(balance=True))
     logits = net(ids[:, :-1], current, experts)
     return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()), current.record
 

@@ -1,4 +1,4 @@
-"""Parts that transformers does not have, or that need a closer look: MTP, the gate, Sinkhorn's gradient, names."""
+"""What transformers does not have, or what needs more tests: MTP, gates, gradients, configs."""
 
 import pytest
 import torch
@@ -26,7 +26,8 @@ def plain_sinkhorn(M, iters, eps):
 
 
 def test_mtp_is_its_equations():
-    """X0 and the head from V4_SPEC's equations, written out for each token and stream; the block itself is the model's."""
+    """X0 and the head from the specification's equations, for each token and stream; the block is
+    the model's."""
     from minids.model.block import Block
     model = lively(SMALL, 0)
     w, eps, n = model.state_dict(), SMALL.norm_eps, SMALL.hc_mult
@@ -38,10 +39,13 @@ def test_mtp_is_its_equations():
             for t in range(39):
                 e = w["embed.weight"][ids[b, t + 1]]
                 for j in range(n):
-                    X0[b, t, j] = (w["mtp.0.e_proj.weight"] @ plain_norm(e, w["mtp.0.enorm.weight"], eps)
-                                   + w["mtp.0.h_proj.weight"] @ plain_norm(X[b, t, j], w["mtp.0.hnorm.weight"], eps))
+                    e_norm = plain_norm(e, w["mtp.0.enorm.weight"], eps)
+                    h_norm = plain_norm(X[b, t, j], w["mtp.0.hnorm.weight"], eps)
+                    X0[b, t, j] = (w["mtp.0.e_proj.weight"] @ e_norm
+                                   + w["mtp.0.h_proj.weight"] @ h_norm)
         block = Block(SMALL, ratio=0, is_hash=False).eval()
-        block.load_state_dict({k[6:]: v for k, v in w.items() if k.startswith("mtp.0.")}, strict=False)
+        state = {k[6:]: v for k, v in w.items() if k.startswith("mtp.0.")}
+        block.load_state_dict(state, strict=False)
         Y = block(X0, ids[:, 1:])
         x = Y.flatten(2)
         a = (x @ w["mtp.0.hc_head_fn"].T) / torch.sqrt((x * x).mean(-1, keepdim=True) + eps)
@@ -52,14 +56,16 @@ def test_mtp_is_its_equations():
 
 
 def test_affinity_gradient_is_finite_everywhere():
-    x = torch.tensor([-1e4, -200.0, -104.0, -100.0, -88.0, -50.0, 0.0, 30.0, 1e4], requires_grad=True)
+    x = torch.tensor([-1e4, -200.0, -104.0, -100.0, -88.0, -50.0, 0.0, 30.0, 1e4])
+    x.requires_grad_()
     y = sqrt_softplus(x)
     y.sum().backward()
     assert torch.isfinite(x.grad).all() and torch.isfinite(y).all()
     wide = x.detach().double().requires_grad_()
     expected = torch.nn.functional.softplus(wide).sqrt()
     torch.testing.assert_close(y[4:], expected[4:].float())
-    torch.testing.assert_close(x.grad[5:], torch.autograd.grad(expected[5:].sum(), wide)[0][5:].float())
+    expected_grad, = torch.autograd.grad(expected[5:].sum(), wide)
+    torch.testing.assert_close(x.grad[5:], expected_grad[5:].float())
 
 
 def plain_affinity(x, fn, eps):
@@ -86,7 +92,8 @@ BY_HAND = {
     "20 Sinkhorn steps, one token": (mhc.Sinkhorn, tokens_last, [(4, 4, 1)], [20, 1e-2]),
     "read, many tokens": (mhc.Read, plain_read, [(70, 4, 16), (4, 70)], []),
     "read, few tokens": (mhc.Read, plain_read, [(3, 4, 16), (4, 3)], []),
-    "write, many tokens": (mhc.Write, plain_write, [(70, 4, 16), (4, 4, 70), (4, 70), (70, 16)], []),
+    "write, many tokens": (mhc.Write, plain_write,
+                           [(70, 4, 16), (4, 4, 70), (4, 70), (70, 16)], []),
     "write, few tokens": (mhc.Write, plain_write, [(3, 4, 16), (4, 4, 3), (4, 3), (3, 16)], []),
 }
 
@@ -99,7 +106,9 @@ def test_gradients_by_hand_are_autograd(name):
     ours, expected = function.apply(*inputs, *constants), plain(*inputs, *constants)
     torch.testing.assert_close(ours, expected)
     weigh = torch.randn_like(expected)
-    for a, b in zip(torch.autograd.grad((ours * weigh).sum(), inputs), torch.autograd.grad((expected * weigh).sum(), inputs)):
+    grads, expected_grads = (torch.autograd.grad((y * weigh).sum(), inputs)
+                             for y in (ours, expected))
+    for a, b in zip(grads, expected_grads):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
@@ -108,23 +117,26 @@ def test_norm_without_a_weight():
     weigh = torch.randn(5, 3, 32)
     ours, expected = rms(x, 1e-2), plain_norm(x, 1.0, 1e-2)
     torch.testing.assert_close(ours, expected)
-    for a, b in zip(torch.autograd.grad((ours * weigh).sum(), x), torch.autograd.grad((expected * weigh).sum(), x)):
+    grads, expected_grads = (torch.autograd.grad((y * weigh).sum(), x) for y in (ours, expected))
+    for a, b in zip(grads, expected_grads):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("M", [torch.rand(4, 4, 70), torch.rand(4, 4, 1)], ids=["70 tokens", "one token"])
-def test_sinkhorn_is_the_same_where_nothing_is_recorded(M):
+@pytest.mark.parametrize("N", [70, 1])
+def test_sinkhorn_is_the_same_where_nothing_is_recorded(N):
+    M = torch.rand(4, 4, N)
     with torch.no_grad():
         torch.testing.assert_close(mhc.sinkhorn(M, 20, 1e-6), mhc.Sinkhorn.apply(M, 20, 1e-6))
 
 
-@pytest.mark.parametrize("B, T", [(2, 3), (1, 1), (1, 70)])        # a few tokens, one, and many each take another way
+@pytest.mark.parametrize("B, T", [(2, 3), (1, 1), (1, 70)])        # each is computed in another way
 @torch.no_grad()
 def test_hyper_connections_are_their_equations(B, T):
     torch.manual_seed(0)
     n, d = 4, SMALL.dim
     X, f = torch.randn(B, T, n, d), torch.randn(B, T, d)
-    fn, scale, base = torch.randn(24, n * d) / 16, torch.tensor([0.7, 1.1, 1.3]), torch.randn(24) / 2
+    fn, base = torch.randn(24, n * d) / 16, torch.randn(24) / 2
+    scale = torch.tensor([0.7, 1.1, 1.3])
     pre, post, comb = mhc.maps(X, fn, scale, base, SMALL)
     u = mhc.read(X, pre)
     Y = mhc.write(X, f, post, comb)
@@ -137,7 +149,8 @@ def test_hyper_connections_are_their_equations(B, T):
             M = torch.softmax((a[2 * n:] * scale[2] + base[2 * n:]).view(n, n), -1) + SMALL.hc_eps
             M = plain_sinkhorn(M, SMALL.hc_sinkhorn_iters, SMALL.hc_eps)
             torch.testing.assert_close(u[b, t], A @ X[b, t], atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(Y[b, t], C[:, None] * f[b, t] + M.T @ X[b, t], atol=1e-5, rtol=1e-5)
+            written = C[:, None] * f[b, t] + M.T @ X[b, t]
+            torch.testing.assert_close(Y[b, t], written, atol=1e-5, rtol=1e-5)
 
 
 def test_balance_moves_bias_against_load():
@@ -153,7 +166,7 @@ def test_balance_moves_bias_against_load():
 
 
 def test_every_parameter_of_the_loss_gets_a_gradient():
-    """The indexer aside, which picks and is trained by a loss of its own, nothing is left out of the graph."""
+    """Nothing is left out of the graph but the indexer, which has a loss of its own."""
     torch.manual_seed(0)
     model = Model(Config.nano()).train()
     ids = torch.randint(0, 1024, (1, 65))
@@ -168,9 +181,11 @@ def test_every_parameter_of_the_loss_gets_a_gradient():
 @pytest.mark.parametrize("change, message", [
     (dict(o_groups=3), "o_groups: expected a divisor of n_heads = 4, found 3"),
     (dict(rope_head_dim=15), "rope_head_dim: expected even"),
-    (dict(compress_ratios=(0, 4)), "compress_ratios: expected one entry for each of 5 layers and 1 MTP blocks, found 2"),
+    (dict(compress_ratios=(0, 4)),
+     "compress_ratios: expected one entry for each of 5 layers and 1 MTP blocks, found 2"),
     (dict(compress_ratios=(0, 4, 2, 4, 16, 0)), "compress_ratios: expected 0"),
-    (dict(n_activated_experts=9), "n_activated_experts: expected at most n_routed_experts = 8, found 9"),
+    (dict(n_activated_experts=9),
+     "n_activated_experts: expected at most n_routed_experts = 8, found 9"),
     (dict(dim=0), "dim: expected above 0, found 0"),
     (dict(dim=-64), "dim must be a whole number of at least 0, found -64"),
     (dict(dim="64"), "dim must be a whole number"),

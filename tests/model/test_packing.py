@@ -12,15 +12,21 @@ from minids.model.packing import Packing
 from minids.model.passes import Options
 
 BOS = 0
-LENGTHS = [[1, 37, 16, 4, 62], [90, 3, 27], [5, 5, 5, 5, 100]]      # documents of each row: 120 tokens
-CONFIGS = {"small": SMALL, "own picks": SMALL.replace(index_topk=2), "few of few": SMALL.replace(index_topk=500)}
+LENGTHS = [[1, 37, 16, 4, 62], [90, 3, 27], [5, 5, 5, 5, 100]]      # of each row: 120 tokens
+CONFIGS = {"small": SMALL, "own picks": SMALL.replace(index_topk=2),
+           "few of few": SMALL.replace(index_topk=500)}
 
 
 def rows(seed=0):
     """Three packed rows, B T, and their documents."""
     generator = torch.Generator().manual_seed(seed)
-    documents = [[torch.cat([torch.tensor([BOS]), torch.randint(1, SMALL.vocab_size, (n - 1,), generator=generator)])
-                  for n in row] for row in LENGTHS]
+
+
+    def document(n):
+        text = torch.randint(1, SMALL.vocab_size, (n - 1,), generator=generator)
+        return torch.cat([torch.tensor([BOS]), text])
+
+    documents = [[document(n) for n in row] for row in LENGTHS]
     return torch.stack([torch.cat(row) for row in documents]), documents
 
 
@@ -48,7 +54,8 @@ def test_packed_mtp_equals_each_document_alone():
             for part in parts:
                 if len(part) > 1:
                     alone = model.mtp_logits(model.features(part[None])[:, :-1], part[None, 1:])[0]
-                    torch.testing.assert_close(row[at : at + len(part) - 1], alone, atol=2e-5, rtol=2e-5)
+                    inside = row[at : at + len(part) - 1]
+                    torch.testing.assert_close(inside, alone, atol=2e-5, rtol=2e-5)
                 at += len(part)
 
 
@@ -56,7 +63,8 @@ def test_packed_gradients_equal_those_of_the_documents():
     model = lively(SMALL, 2)
     ids, documents = rows()
     weigh = torch.randn(SMALL.vocab_size)
-    (model.logits(model.features(ids, options=Options(Packing.of(ids, BOS)))).tanh() @ weigh).sum().backward()
+    X = model.features(ids, options=Options(Packing.of(ids, BOS)))
+    (model.logits(X).tanh() @ weigh).sum().backward()
     packed = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     for row in documents:
@@ -65,14 +73,16 @@ def test_packed_gradients_equal_those_of_the_documents():
     for name, p in model.named_parameters():
         if p.grad is not None:
             scale = p.grad.abs().max().clamp_min(1e-3)
-            torch.testing.assert_close(packed[name] / scale, p.grad / scale, atol=2e-4, rtol=1e-3, msg=lambda m: f"{name}: {m}")
+            torch.testing.assert_close(packed[name] / scale, p.grad / scale, atol=2e-4, rtol=1e-3,
+                                       msg=lambda m: f"{name}: {m}")
 
 
 def test_one_document_is_no_packing():
     model = lively(SMALL, 3)
     ids = torch.randint(1, SMALL.vocab_size, (2, 75))
     with torch.no_grad():
-        torch.testing.assert_close(model.features(ids, options=Options(Packing.of(ids, BOS))), model.features(ids))
+        packed = model.features(ids, options=Options(Packing.of(ids, BOS)))
+        torch.testing.assert_close(packed, model.features(ids))
 
 
 def test_same_document():
@@ -87,7 +97,8 @@ def test_dense_attention_reads_all_entries():
     sparse, full = lively(SMALL.replace(index_topk=2), 4), lively(SMALL.replace(index_topk=500), 4)
     ids = torch.randint(0, SMALL.vocab_size, (2, 80))
     with torch.no_grad():
-        torch.testing.assert_close(sparse.features(ids, options=Options(dense=True)), full.features(ids))
+        dense = sparse.features(ids, options=Options(dense=True))
+        torch.testing.assert_close(dense, full.features(ids))
         assert (sparse.features(ids) - full.features(ids)).abs().max() > 1e-3
 
 
@@ -108,7 +119,7 @@ def test_index_loss_trains_the_indexer_alone(dense, packed, topk):
 
 @pytest.mark.slow
 def test_index_loss_falls_and_leaves_the_logits():
-    """Fitted to full attention, the indexer's divergence falls; what the dense model computes stays as it is."""
+    """Fitted to full attention, the indexer's divergence falls; the dense model stays as it is."""
     model = lively(SMALL, 6)
     ids = torch.randint(0, SMALL.vocab_size, (4, 100))
     mine = [p for n, p in model.named_parameters() if ".indexer." in n]
@@ -165,11 +176,12 @@ def test_balance_loss_reaches_the_gates():
     _, record = model.run(ids, options=Options(balance=True))
     assert len(record.balance) == SMALL.n_layers - SMALL.n_hash_layers
     record.balance_loss.backward()
-    assert all(model.layers[i].ffn.gate.weight.grad.abs().max() > 0 for i in range(SMALL.n_hash_layers, SMALL.n_layers))
+    for i in range(SMALL.n_hash_layers, SMALL.n_layers):
+        assert model.layers[i].ffn.gate.weight.grad.abs().max() > 0
 
 
 def test_replay():
-    """Replaying a pass's own choices changes nothing; another model's choices are taken as they are."""
+    """Replaying a pass's own choices changes nothing; another model's are taken as they are."""
     model, other = lively(SMALL, 8), lively(SMALL, 9)
     ids = torch.randint(0, SMALL.vocab_size, (2, 30))
     with torch.no_grad():

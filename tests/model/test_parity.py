@@ -23,11 +23,13 @@ def test_logits_and_gradients(case, seed):
 
     F.cross_entropy(ours.flatten(0, 1), targets).backward()
     F.cross_entropy(theirs.flatten(0, 1), targets).backward()
-    grads = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
+    grads = {n: torch.zeros_like(p) if p.grad is None else p.grad
+             for n, p in model.named_parameters()}
     grads = to_hf(grads, config)
     for name, p in hf.named_parameters():
         theirs = torch.zeros_like(p) if p.grad is None else p.grad
-        torch.testing.assert_close(grads.pop(name), theirs, atol=2e-5, rtol=1e-4, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(grads.pop(name), theirs, atol=2e-5, rtol=1e-4,
+                                   msg=lambda m: f"{name}: {m}")
     assert not grads
 
 
@@ -35,11 +37,13 @@ def test_beyond_four_times_the_yarn_length():
     model = lively(SMALL, 3)
     ids = torch.randint(0, SMALL.vocab_size, (1, 4 * SMALL.original_seq_len + 44))
     with torch.no_grad():
-        torch.testing.assert_close(model(ids), twin(model)(ids, use_cache=False).logits, atol=1e-4, rtol=1e-4)
+        theirs = twin(model)(ids, use_cache=False).logits
+        torch.testing.assert_close(model(ids), theirs, atol=1e-4, rtol=1e-4)
 
 
 def test_real_yarn_ramp():
-    """The published bounds of the ramp: pairs below 15 keep their speed, pairs from 25 on slow down by the factor."""
+    """The published bounds of the ramp: pairs below 15 keep their frequency, pairs from 25 on are
+    slower by the factor."""
     from minids.model.rotary import frequencies
     flash = Config.flash()
     w = flash.compress_rope_theta ** (-torch.arange(0, 64, 2) / 64)

@@ -17,7 +17,8 @@ CUTS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [SMALL, SMALL.replace(index_topk=2), Config.nano()], ids=["small", "own picks", "nano"])
+@pytest.mark.parametrize("config", [SMALL, SMALL.replace(index_topk=2), Config.nano()],
+                         ids=["small", "own picks", "nano"])
 @pytest.mark.parametrize("cut", CUTS)
 def test_any_chunking_equals_one_pass(config, cut):
     model = lively(config, 0)
@@ -37,15 +38,63 @@ def test_gradients_flow_through_a_state_as_through_one_pass(config):
     weight = torch.randn(2, 70, config.vocab_size)
 
     def gradients(logits):
-        return torch.autograd.grad((logits * weight).sum(), list(model.parameters()), allow_unused=True)
+        parameters = list(model.parameters())
+        return torch.autograd.grad((logits * weight).sum(), parameters, allow_unused=True)
 
     state = model.new_state(2, 70)
-    chunks = torch.cat([model(part, state) for part in ids.split([33, 2, 1, 1, 20, 13], dim=1)], dim=1)
+    parts = ids.split([33, 2, 1, 1, 20, 13], dim=1)
+    chunks = torch.cat([model(part, state) for part in parts], dim=1)
     for through, whole in zip(gradients(chunks), gradients(model(ids)), strict=True):
         if whole is None or through is None:                # no gradient, or none but zeros
             assert not any(t.any() for t in (through, whole) if t is not None)
         else:
-            torch.testing.assert_close(through, whole, atol=2e-3 * whole.abs().max().item(), rtol=1e-3)
+            atol = 2e-3 * whole.abs().max().item()
+            torch.testing.assert_close(through, whole, atol=atol, rtol=1e-3)
+
+
+@pytest.mark.parametrize("begin", [3, 37, 64])
+def test_a_restored_state_knows_nothing_of_what_it_read_since(begin):
+    model = lively(SMALL, 3)
+    ids = torch.randint(0, SMALL.vocab_size, (2, 100))
+    with torch.no_grad():
+        state = model.new_state(2, 100)
+        model(ids[:, :begin], state)
+        mark = state.mark()
+        for T in (1, 20):
+            model(torch.randint(0, SMALL.vocab_size, (2, T)), state)
+            state.restore(mark)
+            assert state.pos == begin
+            with pytest.raises(MinidsError, match="rewind: expected 0 to 0"):
+                state.rewind(1)
+        torch.testing.assert_close(model(ids[:, begin:], state), model(ids)[:, begin:],
+                                   atol=5e-5, rtol=5e-5)
+
+
+@pytest.mark.parametrize("rows", [[2, 0, 2], [True, False, True]], ids=["numbers", "a mask"])
+def test_a_state_selects_rows(rows):
+    model = lively(SMALL, 3)
+    ids, rows = torch.randint(0, SMALL.vocab_size, (3, 60)), torch.tensor(rows)
+    with torch.no_grad():
+        state = model.new_state(3, 60)
+        model(ids[:, :29], state)
+        state.select(rows)
+        assert state.batch == len(ids[rows])
+        torch.testing.assert_close(model(ids[rows, 29:], state), model(ids[rows])[:, 29:],
+                                   atol=5e-5, rtol=5e-5)
+
+
+def test_the_state_of_an_mtp_block():
+    """Read in chunks, an MTP block gives the streams of one pass."""
+    model = lively(SMALL, 3)
+    ids = torch.randint(0, SMALL.vocab_size, (2, 50))
+    with torch.no_grad():
+        X = model.features(ids[:, :-1])
+        whole, _ = model.run_mtp_block(X, ids[:, 1:])
+        state = model.new_state(2, mtp=True)
+        parts = [model.run_mtp_block(x, y, state=state)[0]
+                 for x, y in zip(X.split(20, dim=1), ids[:, 1:].split(20, dim=1))]
+        torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=5e-5, rtol=5e-5)
+    assert state.pos == 49
 
 
 def test_rows_do_not_touch_each_other():
@@ -57,23 +106,24 @@ def test_rows_do_not_touch_each_other():
 
 @pytest.mark.parametrize("config", [SMALL, SMALL.replace(index_topk=2)], ids=["small", "own picks"])
 def test_causality_at_every_position(config):
-    """Another token at position t leaves every earlier logit as it was, and changes the one at t."""
+    """Another token at position t leaves every earlier logit as it was and changes the one at t."""
     model = lively(config, 2)
     T = 50
     ids = torch.randint(0, config.vocab_size, (1, T))
     changed = ids.repeat(T, 1)
-    changed[range(T), range(T)] = (ids[0] + 1) % config.vocab_size                       # row t differs at t only
+    changed[range(T), range(T)] = (ids[0] + 1) % config.vocab_size       # row t differs at t only
     with torch.no_grad():
-        differs = (model(changed) - model(ids)).abs().amax(-1) > 1e-4                    # T T: rounding is 1e-6
+        differs = (model(changed) - model(ids)).abs().amax(-1) > 1e-4    # T T: rounding is 1e-6
     assert not differs.tril(-1).any()
     assert differs.diagonal().all()
 
 
 def test_every_layer_kind_reaches_far_back():
-    """Where the window ends only the entries carry on: with one layer, a token 60 positions back is seen through
-    them or not at all."""
+    """Beyond the window only the entries reach: with one layer, a token 60 positions back is seen
+    through them or not at all."""
     for ratio, reaches in ((0, False), (4, True), (16, True)):
-        config = SMALL.replace(n_layers=1, compress_ratios=(ratio, 0), n_hash_layers=0, index_topk=100)
+        config = SMALL.replace(n_layers=1, compress_ratios=(ratio, 0), n_hash_layers=0,
+                               index_topk=100)
         model = lively(config, 3)
         ids = torch.randint(0, config.vocab_size, (1, 80))
         other = ids.clone()
@@ -94,8 +144,10 @@ def test_bad_states_and_ids():
         model(torch.zeros(1, 4, dtype=torch.int64), state)
     with pytest.raises(MinidsError, match="room for 10 tokens"):
         model(torch.zeros(2, 11, dtype=torch.int64), state)
-    for ids, message in ((torch.tensor([[97]]), "expected 0 to 96, found 97"), (torch.tensor([[-1]]), "found -1"),
-                         (torch.zeros(4, dtype=torch.int64), "B x T"), (torch.zeros(1, 4), "integers"),
+    for ids, message in ((torch.tensor([[97]]), "expected 0 to 96, found 97"),
+                         (torch.tensor([[-1]]), "found -1"),
+                         (torch.zeros(4, dtype=torch.int64), "B x T"),
+                         (torch.zeros(1, 4), "integers"),
                          (torch.zeros(1, 0, dtype=torch.int64), "non-empty"),
                          (torch.zeros(1, 1025, dtype=torch.int64), "at most 1024 tokens")):
         with pytest.raises(MinidsError, match=message):

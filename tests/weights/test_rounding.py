@@ -1,4 +1,4 @@
-"""Rounding as in serving: exact numbers, the plain transcription, straight-through gradients; and training with it."""
+"""Rounding as in serving: exact numbers, a plain transcription, gradients; training with it."""
 
 import pytest
 import torch
@@ -62,9 +62,9 @@ def test_index_numbers_by_hand():
     x = torch.zeros(16)
     x[0] = 8.0
     assert activations.round_index(x).tolist() == [2.0] * 16
-    x[0], x[1] = 7.5, 0.5                      # transformed: 2 and 1.75, at scale 2^-1: codes 4 and 3.5, which is a tie to 4
+    x[0], x[1] = 7.5, 0.5      # transformed: 2 and 1.75, at scale 2^-1: 4, and 3.5, a tie to 4
     assert activations.round_index(x).tolist() == [2.0] * 16
-    x[0], x[1] = 8.0, 2.0                      # 2.5 and 1.5, at scale 2^-1: codes 5 (a tie to 4) and 3
+    x[0], x[1] = 8.0, 2.0      # 2.5 and 1.5, at scale 2^-1: 5, a tie to 4, and 3
     assert activations.round_index(x).tolist() == [2.0, 1.5] * 8
 
 
@@ -72,14 +72,17 @@ def test_keys_by_hand():
     """448 = amax gives scale 1, so steps of 2 from 16 on; the last r channels stay as they are."""
     kv = torch.tensor([448.0, 17.0, 19.0, 0.3, 17.0, 19.0])
     assert activations.round_keys(kv, 2).tolist() == [448.0, 16.0, 20.0, 0.3125, 17.0, 19.0]
-    kv = torch.tensor([448.0, 0.003] + [0.0] * 62 + [0.003, 1.0])     # the second block of 64 has its own scale, 2^-17
+    # the second block of 64 has its own scale, 2^-17
+    kv = torch.tensor([448.0, 0.003] + [0.0] * 62 + [0.003, 1.0])
     assert activations.round_keys(kv, 1)[[1, 64, 65]].tolist() == [2 * 2.0**-9, 384 * 2.0**-17, 1.0]
 
 
 def test_stored_weights_by_hand():
     w = torch.zeros(2, 32)
-    w[0, :4], w[1, :4] = torch.tensor([6.0, 2.4, 2.5, -0.3]), torch.tensor([0.75, 0.3, 0.3, 1.0])   # scales 1 and 2^-2
-    assert rounding.as_stored(w, "FP4")[:, :4].tolist() == [[6.0, 2.0, 2.0, -0.5], [0.75, 0.25, 0.25, 1.0]]
+    w[0, :4] = torch.tensor([6.0, 2.4, 2.5, -0.3])               # scale 1
+    w[1, :4] = torch.tensor([0.75, 0.3, 0.3, 1.0])               # scale 2^-2
+    rounded = rounding.as_stored(w, "FP4")[:, :4]
+    assert rounded.tolist() == [[6.0, 2.0, 2.0, -0.5], [0.75, 0.25, 0.25, 1.0]]
     assert rounding.as_stored(torch.tensor([1 + 2.0**-8]), "BF16").item() == 1.0
     assert rounding.as_stored(w, "F32") is w
 
@@ -109,14 +112,18 @@ def plain_compressor(c, x, after):
 def plain_attention(attn, x):
     """The attention of a full pass with every rounding written out."""
     cfg, (B, T, _) = attn.config, x.shape
-    rot, rounded_keys = attn.rotary(0, T, "cpu"), lambda kv: activations.round_keys(kv, cfg.rope_head_dim)
+    rounded_keys = lambda kv: activations.round_keys(kv, cfg.rope_head_dim)
+    rot = attn.rotary(0, T, "cpu")
     qr = attn.q_norm(r(x) @ attn.wq_a.weight.T)
-    q = rotate(rms((r(qr) @ attn.wq_b.weight.T).view(B, T, cfg.n_heads, -1), cfg.norm_eps), rot[:, None])
+    q = (r(qr) @ attn.wq_b.weight.T).view(B, T, cfg.n_heads, -1)
+    q = rotate(rms(q, cfg.norm_eps), rot[:, None])
     kv = rounded_keys(rotate(attn.kv_norm(r(x) @ attn.wkv.weight.T), rot))
     entries = unseen = None
     if attn.ratio:
         entries = plain_compressor(attn.compressor, x, rounded_keys)
-        unseen = torch.zeros(T, entries.shape[1]) if (u := incomplete(0, T, entries.shape[1], attn.ratio, "cpu")) is None else u
+        S = entries.shape[1]
+        unseen = incomplete(0, T, S, attn.ratio, "cpu")
+        unseen = torch.zeros(T, S) if unseen is None else unseen
     if attn.ratio == 4:
         ix, ci = attn.indexer, cfg.index_head_dim
         keys = plain_compressor(ix.compressor, x, activations.round_index)
@@ -129,18 +136,20 @@ def plain_attention(attn, x):
     kv = F.pad(kv, (0, 0, cfg.window_size, 0))
     o, _ = attend_blocks(q, kv, window_mask, entries, unseen, attn.attn_sink)
     o = rotate(o, rot[:, None].conj()).reshape(B, T, cfg.o_groups, -1)
-    o = torch.einsum("btgi,goi->btgo", o, attn.wo_a.weight.view(cfg.o_groups, cfg.o_lora_rank, -1))   # not rounded
+    wo_a = attn.wo_a.weight.view(cfg.o_groups, cfg.o_lora_rank, -1)
+    o = torch.einsum("btgi,goi->btgo", o, wo_a)                          # not rounded
     return r(o.reshape(B, T, -1)) @ attn.wo_b.weight.T
 
 
 def plain_expert(e, x, g=1.0):
-    h = F.silu((r(x) @ e.w1.weight.T).clamp(max=e.limit)) * (r(x) @ e.w3.weight.T).clamp(-e.limit, e.limit)
+    gate, up = r(x) @ e.w1.weight.T, r(x) @ e.w3.weight.T
+    h = F.silu(gate.clamp(max=e.limit)) * up.clamp(-e.limit, e.limit)
     return r(h * g) @ e.w2.weight.T
 
 
 def plain_moe(moe, x, ids):
     flat, y = x.flatten(0, 1), []
-    g, chosen = moe.gate(flat, ids)                                                      # not rounded
+    g, chosen = moe.gate(flat, ids)                                      # not rounded
     for row, weights, experts in zip(flat, g, chosen):
         routed = [plain_expert(moe.experts[e], row, w) for w, e in zip(weights, experts)]
         y.append(plain_expert(moe.shared_experts, row) + sum(routed))
@@ -149,7 +158,8 @@ def plain_moe(moe, x, ids):
 
 @pytest.mark.parametrize("layer", range(4))
 def test_attention_is_the_plain_transcription(model, layer):
-    attn, x = model.layers[layer].attn, torch.randn(2, 64, 160, generator=torch.Generator().manual_seed(layer))
+    attn = model.layers[layer].attn
+    x = torch.randn(2, 64, 160, generator=torch.Generator().manual_seed(layer))
     with rounding.serving(model):
         found = attn(x)
     torch.testing.assert_close(found, plain_attention(attn, x), atol=2e-5, rtol=1e-4)
@@ -158,7 +168,8 @@ def test_attention_is_the_plain_transcription(model, layer):
 
 @pytest.mark.parametrize("rows", [40, 1])       # a single row takes another path
 def test_experts_are_the_plain_transcription(model, ids, rows):
-    moe, x = model.layers[2].ffn, torch.randn(1, rows, 160, generator=torch.Generator().manual_seed(3))
+    moe = model.layers[2].ffn
+    x = torch.randn(1, rows, 160, generator=torch.Generator().manual_seed(3))
     with rounding.serving(model):
         found = moe(x, ids[:1, :rows])
     torch.testing.assert_close(found, plain_moe(moe, x, ids[:1, :rows]), atol=2e-5, rtol=1e-4)
@@ -171,12 +182,13 @@ def test_the_mtp_block_is_rounded(model, ids):
     e, h = block.enorm(model.embed(ids)), block.hnorm(X)
     with rounding.serving(model):
         found = block(X, model.embed(ids), ids)
-        inner = super(type(block), block).forward(plain(e, block.e_proj)[:, :, None] + plain(h, block.h_proj), ids)
+        X0 = plain(e, block.e_proj)[:, :, None] + plain(h, block.h_proj)
+        inner = super(type(block), block).forward(X0, ids)
     torch.testing.assert_close(found, inner, atol=2e-5, rtol=1e-4)
 
 
 def test_each_part_rounds_its_own(model, ids):
-    """"keys" leaves the window's rotated channels alone, and no part changes what others are for."""
+    """"keys" leaves the window's rotated channels alone; no part changes what others round."""
     state = model.new_state(2, 64)
     with rounding.serving(model, ["keys"]):
         model(ids, state)
@@ -185,7 +197,8 @@ def test_each_part_rounds_its_own(model, ids):
         assert torch.equal(activations.round_keys(kv, 16), kv)
         plain = model.new_state(2, 64)
         model(ids, plain)
-        assert torch.equal(plain.layers[0].window[..., -16:], kv[..., -16:]) and not torch.equal(plain.layers[0].window, kv)
+        plain_kv = plain.layers[0].window
+        assert torch.equal(plain_kv[..., -16:], kv[..., -16:]) and not torch.equal(plain_kv, kv)
     csa = state.layers[1]
     assert torch.equal(activations.round_keys(csa.compressor.all(), 16), csa.compressor.all())
     keys = csa.indexer.all()
@@ -195,7 +208,8 @@ def test_each_part_rounds_its_own(model, ids):
         model(ids, state)
     keys = state.layers[1].indexer.all()
     assert torch.equal(fake_quant(keys, "fp4_act"), keys)
-    with pytest.raises(MinidsError, match="parts: expected some of linears, keys, index, found heads"):
+    expected = "parts: expected some of linears, keys, index, found heads"
+    with pytest.raises(MinidsError, match=expected):
         rounding.serving(model, ["heads"]).__enter__()
 
 
@@ -203,8 +217,9 @@ def test_decoding_rounds_as_a_full_pass_does(model, ids):
     state = model.new_state(2, 64)
     with rounding.serving(model):
         whole = model(ids)
-        parts = torch.cat([model(part, state) for part in ids.split([30, 1, 1, 5, 27], dim=1)], dim=1)
-    apart = (whole - parts).abs()           # sums in another order may tip a number over to the next code
+        chunks = ids.split([30, 1, 1, 5, 27], dim=1)
+        parts = torch.cat([model(chunk, state) for chunk in chunks], dim=1)
+    apart = (whole - parts).abs()           # sums in another order may round to the next code
     assert apart.median() < 1e-5 and (whole - model(ids)).abs().median() > 1e-3
 
 
@@ -240,7 +255,7 @@ def test_another_model_is_left_alone(model, ids):
 # ---- gradients and training ----
 
 def test_gradients_pass_straight_through(model, ids):
-    """The gradient with respect to a linear's input is that of the product with the rounded input as a constant."""
+    """The gradient of a linear's input is that of the product, as if nothing had been rounded."""
     attn = model.layers[0].attn
     x = torch.randn(1, 3, 160, generator=torch.Generator().manual_seed(0), requires_grad=True)
     grad = torch.randn(1, 3, 32)
@@ -252,10 +267,12 @@ def test_gradients_pass_straight_through(model, ids):
     assert (kv.grad == 1).all()
     q = torch.randn(4, 16, requires_grad=True)
     activations.round_index(q).backward(grad[..., :16].expand(1, 3, 16)[0, :1].expand(4, 16))
-    torch.testing.assert_close(q.grad, activations.hadamard_transform(grad[0, :1, :16].expand(4, 16)))
+    expected = activations.hadamard_transform(grad[0, :1, :16].expand(4, 16))
+    torch.testing.assert_close(q.grad, expected)
 
 
-SETTINGS = TrainConfig(steps=4, batch=2, seq_len=48, optimiser="muon", lr=5e-3, warmup=1, packed=False)
+SETTINGS = TrainConfig(steps=4, batch=2, seq_len=48, optimiser="muon", lr=5e-3, warmup=1,
+                       packed=False)
 
 
 def small():
@@ -272,7 +289,8 @@ def test_what_is_trained_is_what_the_file_holds(tmp_path):
     masters, start = small(), small()
     copy, optimiser = qat.rounded_copy(masters), make_optimiser(masters, SETTINGS)
     for number in range(SETTINGS.steps):
-        record = qat.step(copy, masters, optimiser, torch.from_numpy(batch_of(text(), SETTINGS, number)), SETTINGS, number)
+        ids = torch.from_numpy(batch_of(text(), SETTINGS, number))
+        record = qat.step(copy, masters, optimiser, ids, SETTINGS, number)
         assert {"loss", "index_loss", "mtp_loss"} <= set(record)
     minids.save(masters, tmp_path / "model", format="v4")
     loaded = minids.load(tmp_path / "model").state_dict()
@@ -280,8 +298,9 @@ def test_what_is_trained_is_what_the_file_holds(tmp_path):
         assert torch.equal(loaded[name], t), name
     rounded = rounding.released(masters).state_dict()
     assert all(torch.equal(loaded[name], t) for name, t in rounded.items())
-    moved = [name for name, p in masters.named_parameters() if torch.equal(p, start.state_dict()[name])]
-    assert moved == []                                          # every master, the indexer's too, took part
+    still = [name for name, p in masters.named_parameters()
+             if torch.equal(p, start.state_dict()[name])]
+    assert still == []                  # every master has moved, the indexer's too
     formats = layout.tensors(ROUNDED)
     apart = [name for name, p in masters.named_parameters() if not torch.equal(p, loaded[name])]
     assert {formats[name][0] for name in apart} == {"FP4", "FP8", "BF16"}
@@ -290,16 +309,18 @@ def test_what_is_trained_is_what_the_file_holds(tmp_path):
 def test_masters_get_the_gradient_of_the_rounded_weights():
     masters, ids = small(), torch.from_numpy(batch_of(text(), SETTINGS, 0))
     copy, plain = qat.rounded_copy(masters), rounding.released(masters)
-    optimiser = torch.optim.SGD([{"params": list(masters.parameters()), "times": 1.0}], lr=0.0)
-    qat.step(copy, masters, optimiser, ids, SETTINGS, 0)
+    sgd = lambda model: torch.optim.SGD([{"params": list(model.parameters()), "times": 1.0}],
+                                        lr=0.0)
+    qat.step(copy, masters, sgd(masters), ids, SETTINGS, 0)
     with rounding.serving(plain):
-        train_step(plain, torch.optim.SGD([{"params": list(plain.parameters()), "times": 1.0}], lr=0.0), ids, SETTINGS, 0)
+        train_step(plain, sgd(plain), ids, SETTINGS, 0)
     for (name, p), q in zip(masters.named_parameters(), plain.parameters()):
-        assert (p.grad is None) == (q.grad is None) and (p.grad is None or torch.equal(p.grad, q.grad)), name
+        assert (p.grad is None) == (q.grad is None), name
+        assert p.grad is None or torch.equal(p.grad, q.grad), name
 
 
 def test_small_steps_add_up_in_masters():
-    """A step far below the distance of two FP4 numbers is lost in the copy, and not in the masters."""
+    """A step far below the distance of two FP4 numbers is lost in the copy, not in the masters."""
     masters = small()
     copy = qat.rounded_copy(masters)
     w, rounded = masters.layers[0].ffn.experts[0].w1.weight, copy.layers[0].ffn.experts[0].w1.weight
