@@ -8,6 +8,7 @@ these on every random input made that mistake, and hears it by name. The referen
 
 import copy
 import os
+import traceback
 
 import torch
 
@@ -79,8 +80,10 @@ def _judge(this: Check, attempt) -> str | None:
         given = copy.deepcopy(args)
         try:
             found = _call(attempt, given)
-        except NotImplementedError:
-            raise NotAttempted from None
+        except NotImplementedError as error:
+            if not _raised_by_torch(error):
+                raise NotAttempted from None
+            found = error
         except Exception as error:  # whatever a learner's code raises is an answer here
             found = error
         if found is None or found is ...:
@@ -100,6 +103,12 @@ def _judge(this: Check, attempt) -> str | None:
         if all(_same(version, args, found, this) for args, found in outcomes):
             return f"Likely: {message}."
     return wrong
+
+
+def _raised_by_torch(error: Exception) -> bool:
+    """Whether the error comes from torch, as when a module without forward is called."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", "").partition(".")[0] == "torch"
 
 
 def _cases(this: Check):

@@ -415,8 +415,8 @@ CHECKS = [
             "r is 2 * theta.shape[-1].",
             "Within the last r channels, a = every second from 0 and b = every second from 1. New "
             "pair: (a cos - b sin, a sin + b cos).",
-            "torch.stack([new_a, new_b], -1).flatten(-2) interleaves; then torch.cat with x[..., :-r] "
-            "in front.",
+            "torch.stack([new_a, new_b], -1).flatten(-2) interleaves; then torch.cat with x[..., "
+            ":-r] in front.",
         ),
     ),
     Check(
@@ -427,8 +427,8 @@ CHECKS = [
             "the queries are multiplied by a norm weight: the RMS of the heads has none "
             "(kv_norm.weight is for kv)": _queries_weighted,
             "the RMS of each head is missing": _queries_without_rms,
-            "q_norm is missing between the two matrices, or its weight is (each head's own RMS makes "
-            "these two the same)":
+            "q_norm is missing between the two matrices, or its weight is (each head's own RMS "
+            "makes these two the same)":
                 lambda attn, x, theta: queries_with(attn, x, theta, latent=_latent_without_norm),
             "the queries are not rotated":
                 lambda attn, x, theta: queries_with(attn, x, theta, rotate=_unrotated),
@@ -441,9 +441,10 @@ CHECKS = [
         },
         hints=(
             "Five steps: wq_a, q_norm, wq_b, cut into heads, RMS of each head; then the rotation.",
-            "y.unflatten(-1, (H, c)) makes B T H c. RMS over the last axis is then one RMS for each "
-            "head.",
-            "The angles are T r/2, the queries B T H c: theta[:, None] is T 1 r/2 and fits all heads.",
+            "y.unflatten(-1, (H, c)) makes B T H c. RMS over the last axis is then one RMS for "
+            "each head.",
+            "The angles are T r/2, the queries B T H c: theta[:, None] is T 1 r/2 and fits all "
+            "heads.",
         ),
     ),
     Check(
@@ -500,7 +501,8 @@ CHECKS = [
             "the heads are interleaved among the groups: a group holds neighbouring heads, the "
             "first H/g in group 0": _interleaved,
             "all groups use the first block of wo_a: each has its own": _first_block,
-            "the rows of wo_a are interleaved among the groups: its first `rank` rows are group 0's":
+            "the rows of wo_a are interleaved among the groups: its first `rank` rows are group "
+            "0's":
                 _interleaved_rows,
             "the results are concatenated rank by rank: first all numbers of group 0, then all of "
             "group 1": _mixed_ranks,
@@ -508,11 +510,12 @@ CHECKS = [
                 lambda o, wo_a, wo_b, groups: plain.grouped_output(o.mT, wo_a, wo_b, groups),
         },
         hints=(
-            "Cut o's H c channels into g equal pieces, and wo_a's rows into g blocks. Piece k meets "
-            "block k.",
+            "Cut o's H c channels into g equal pieces, and wo_a's rows into g blocks. Piece k "
+            "meets block k.",
             "o.flatten(2).unflatten(-1, (groups, -1)): B T g Hc/g. "
             "wo_a.unflatten(0, (groups, -1)): g rank Hc/g.",
-            'torch.einsum("btgi,gri->btgr", o, blocks), then .flatten(2) and the product with wo_b.T.',
+            'torch.einsum("btgi,gri->btgr", o, blocks), then .flatten(2) and the product with '
+            'wo_b.T.',
         ),
         atol=1e-4,
     ),
@@ -571,11 +574,12 @@ CHECKS = [
             "one fault is repaired; a long text still shows the other": _fault(sees=_too_wide),
         },
         hints=(
-            "Both faults hide: one as long as the text is short, one as long as the layer is fresh. "
-            "Compare accordingly.",
-            "Which is the first row t that differs from your own layer, with sinks of 0? What is new "
-            "at that row?",
-            "Then set the sinks to 2 and look at the denominator: which term should depend on them?",
+            "Both faults hide: one as long as the text is short, one as long as the layer is "
+            "fresh. Compare accordingly.",
+            "Which is the first row t that differs from your own layer, with sinks of 0? What is "
+            "new at that row?",
+            "Then set the sinks to 2 and look at the denominator: which term should depend on "
+            "them?",
         ),
         atol=1e-4,
     ),
@@ -593,8 +597,8 @@ CHECKS = [
             "the exponent is j / r: pair j has 2j / r, so that the r/2 pairs spread over the whole "
             "range": _frequencies(exponent=-0.5),
             "the frequencies grow with j: the exponent is negative": _frequencies(exponent=1.0),
-            "the ramp is the wrong way round: the SLOW pairs, large j, are stretched, the fast ones "
-            "stay": _frequencies(ramp=lambda share: 1 - share.clamp(0, 1)),
+            "the ramp is the wrong way round: the SLOW pairs, large j, are stretched, the fast "
+            "ones stay": _frequencies(ramp=lambda share: 1 - share.clamp(0, 1)),
             "all pairs are stretched: those that rotate often within the original length stay as "
             "they are": _frequencies(ramp=torch.ones_like),
             "no pair is stretched": _frequencies(ramp=torch.zeros_like),
@@ -612,8 +616,8 @@ CHECKS = [
             "w / factor and w. base, length = config.rope(ratio).",
             "low = max(floor(pair(beta_fast)), 0), high = min(ceil(pair(beta_slow)), r - 1): whole "
             "numbers, from math.floor and math.ceil.",
-            "ramp = ((j - low) / (high - low)).clamp(0, 1) for j = 0 ... r/2 - 1; where it is 1, the "
-            "frequency is w / factor. A length of 0 means no YaRN.",
+            "ramp = ((j - low) / (high - low)).clamp(0, 1) for j = 0 ... r/2 - 1; where it is 1, "
+            "the frequency is w / factor. A length of 0 means no YaRN.",
         ),
         atol=1e-9,
     ),

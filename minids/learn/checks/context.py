@@ -107,7 +107,8 @@ def cache(config, n, entry=None, key=None, rows=None, layers=None, hold=None, ti
     rows = rows or (lambda n, m: n // m)
     held = min(n, config.window_size) if hold is None else hold(n, config.window_size)
     return {"window": len(ratios) * entry * held, "CSA entries": entry * sum(rows(n, m) for m in csa),
-            "CSA index keys": key * sum(rows(n, m) for m in csa), "HCA entries": entry * sum(rows(n, m) for m in hca)}
+            "CSA index keys":
+                key * sum(rows(n, m) for m in csa), "HCA entries": entry * sum(rows(n, m) for m in hca)}
 
 
 def _changed(term, change):
@@ -143,7 +144,8 @@ def operations(config, n, faults=(), core=None, **factors):
     read = config.index_topk if FAULTS[1] in faults else min(config.index_topk, n // 4)
     beside = 0 if FAULTS[2] in faults else w
     terms = {"indexer": csa * 2 * config.index_n_heads * config.index_head_dim * scored * 0.5,
-             "CSA core": csa * core * (read + w), "HCA core": sum(core * (n // m + beside) for m in hca),
+             "CSA core":
+                 csa * core * (read + w), "HCA core": sum(core * (n // m + beside) for m in hca),
              "window-only core": plain * core * w}
     return {term: number * factors.get(term.split()[0].replace("-", "_"), 1) for term, number in terms.items()}
 
@@ -191,21 +193,26 @@ CHECKS = [
         mistakes={
             "`seen` tokens have the positions 0 to seen - 1: the newest is seen - 1, not seen":
                 lambda seen, w: ring(seen, w, last=seen),
-            "the slots are sorted by age: in a ring the token at position p stays in slot p % w until it is overwritten":
+            "the slots are sorted by age: in a ring the token at position p stays in slot p % w "
+            "until it is overwritten":
                 _by_age,
-            "the slots are sorted by age, the newest first: the token at position p stays in slot p % w": lambda seen, w:
+            "the slots are sorted by age, the newest first: the token at position p stays in slot "
+            "p % w": lambda seen, w:
                 torch.cat([_by_age(seen, w)[:min(seen, w)].flip(0), torch.full((max(w - seen, 0),), -1)]),
             "an empty slot holds -1: position 0 is a token": lambda seen, w: ring(seen, w, empty=0),
             "positions below 0 do not exist: where nothing was written the slot holds -1":
                 lambda seen, w: (seen - 1) - (seen - 1 - torch.arange(w)) % w,
             "the ring never turns: a full one overwrites its oldest token":
                 lambda seen, w: torch.where(torch.arange(w) < seen, torch.arange(w), -1),
-            "position p is in slot p % w, not in slot (p + 1) % w": lambda seen, w: ring(seen, w).roll(1),
+            "position p is in slot p % w, not in slot (p + 1) % w":
+                lambda seen, w: ring(seen, w).roll(1),
         },
         hints=(
-            "Write the positions 0, 1, 2, ... into slots 0, 1, ..., w - 1, 0, 1, ... on paper, for w = 3.",
+            "Write the positions 0, 1, 2, ... into slots 0, 1, ..., w - 1, 0, 1, ... on paper, "
+            "for w = 3.",
             "A loop will do: for p in range(seen): slots[p % w] = p.",
-            "slots = torch.full((w,), -1), then the loop; or last - (last - arange(w)) % w with last = seen - 1.",
+            "slots = torch.full((w,), -1), then the loop; or last - (last - arange(w)) % w with "
+            "last = seen - 1.",
         ),
     ),
     Check(
@@ -233,7 +240,8 @@ CHECKS = [
                 lambda *a: feed(*a, keep=lambda a, b, before: a[-1] if len(a) else torch.zeros_like(before)),
             "an entry gets the a-half of its own window: it gets that of the window before":
                 lambda *a: feed(*a, join=lambda start, a, b: torch.cat([a, b], 1)),
-            "the halves are swapped: the first c channels (a) serve the next window, the last c (b) their own": lambda *a: feed(
+            "the halves are swapped: the first c channels (a) serve the next window, the last c "
+            "(b) their own": lambda *a: feed(
                 *a, front=lambda waiting, new: torch.cat([waiting, new]).roll(new.shape[1] // 2, 1),
                 left=lambda t, full, waiting, new: t.roll(new.shape[1] // 2, 1)[full:]),
             "right slots in the wrong order: the a-half comes first, then the b-half":
@@ -241,21 +249,26 @@ CHECKS = [
         },
         hints=(
             "t = torch.cat([waiting, new]); it fills n = len(t) // m windows, and t[n * m:] waits.",
-            "a, b = t[:n * m].view(n, m, 2c).chunk(2, -1). Window i takes the a-half of window i - 1; window 0 takes `before`.",
-            "torch.cat([before[None], a])[:n] is what the windows get. Carry a[-1] over, or `before` where n is 0.",
+            "a, b = t[:n * m].view(n, m, 2c).chunk(2, -1). Window i takes the a-half of window i "
+            "- 1; window 0 takes `before`.",
+            "torch.cat([before[None], a])[:n] is what the windows get. Carry a[-1] over, or "
+            "`before` where n is 0.",
         ),
     ),
     Check(
         "context.reach", reach, _reach_cases,
         mistakes={
-            "the sliding window is off by one: it holds w tokens, t among them": _near(lambda s, t, w: (s <= t) & (s >= t - w)),
+            "the sliding window is off by one: it holds w tokens, t among them":
+                _near(lambda s, t, w: (s <= t) & (s >= t - w)),
             "the query does not see itself: its own token is the newest of the window":
                 _near(lambda s, t, w: (s < t) & (s > t - w)),
             "the query sees the future: the window ends at t": _near(lambda s, t, w: s > t - w),
             "the sliding window is missing": _near(lambda s, t, w: s < 0),
             "the entries are missing": _complete(lambda t, m, T: 0),
-            "entries count before they are complete: entry i is, once (i + 1) m tokens are there": _complete(lambda t, m, T: T),
-            "an entry whose last token is the query's own is complete: i < (t + 1) // m": _complete(lambda t, m, T: t // m),
+            "entries count before they are complete: entry i is, once (i + 1) m tokens are there":
+                _complete(lambda t, m, T: T),
+            "an entry whose last token is the query's own is complete: i < (t + 1) // m":
+                _complete(lambda t, m, T: t // m),
             "there is no overlap: a CSA entry also holds the window before its own":
                 _span(lambda i, m, o: (i * m, (i + 1) * m)),
             "the overlap goes the wrong way: an entry also holds the window BEFORE its own":
@@ -264,7 +277,8 @@ CHECKS = [
         hints=(
             "s = torch.arange(T). The window: (s <= t) & (s > t - w).",
             "Entry i counts if i < (t + 1) // m. Its own window is i * m to i * m + m - 1.",
-            "With overlap it begins at (i - 1) * m. Join with |: mask = mask | (s >= low) & (s < (i + 1) * m).",
+            "With overlap it begins at (i - 1) * m. Join with |: mask = mask | (s >= low) & (s < "
+            "(i + 1) * m).",
         ),
     ),
     Check(
@@ -272,55 +286,79 @@ CHECKS = [
         mistakes={
             "every channel counts one byte: the r rotary channels are kept in BF16, two bytes each":
                 lambda *a: cache(*a, entry=lambda c, r: c),
-            "every channel counts two bytes: only the r rotary channels are kept in BF16, the others in FP8":
+            "every channel counts two bytes: only the r rotary channels are kept in BF16, the "
+            "others in FP8":
                 lambda *a: cache(*a, entry=lambda c, r: 2 * c),
-            "FP8 and BF16 are exchanged: the r rotary channels take two bytes, the c - r others one":
+            "FP8 and BF16 are exchanged: the r rotary channels take two bytes, the c - r others "
+            "one":
                 lambda *a: cache(*a, entry=lambda c, r: 2 * (c - r) + r),
             "the rotary channels are added to c: they are the last r of the c channels":
                 lambda *a: cache(*a, entry=lambda c, r: c + 2 * r),
-            "keys and values are counted apart: one vector serves as both": lambda *a: cache(*a, times=2),
-            "each head has its own keys: all heads share one": lambda config, n: cache(config, n, times=config.n_heads),
-            "index keys are counted in FP8: an FP4 number takes half a byte": lambda *a: cache(*a, key=lambda ci: ci),
-            "index keys are counted in BF16: an FP4 number takes half a byte": lambda *a: cache(*a, key=lambda ci: 2 * ci),
-            "there is one index key for all indexer heads: ci numbers, not Hi ci": lambda config, n: cache(
+            "keys and values are counted apart: one vector serves as both":
+                lambda *a: cache(*a, times=2),
+            "each head has its own keys: all heads share one":
+                lambda config, n: cache(config, n, times=config.n_heads),
+            "index keys are counted in FP8: an FP4 number takes half a byte":
+                lambda *a: cache(*a, key=lambda ci: ci),
+            "index keys are counted in BF16: an FP4 number takes half a byte":
+                lambda *a: cache(*a, key=lambda ci: 2 * ci),
+            "there is one index key for all indexer heads: ci numbers, not Hi ci":
+                lambda config, n: cache(
                 config, n, key=lambda ci: config.index_n_heads * ci / 2),
-            "HCA layers have no indexer, and so no index keys": _changed("CSA index keys", lambda config, n, terms:
+            "HCA layers have no indexer, and so no index keys":
+                _changed("CSA index keys", lambda config, n, terms:
                 config.index_head_dim / 2 * sum(n // m for m in config.compress_ratios if m)),
-            "the window is counted in the window-only layers: every layer has one": _changed("window", lambda config, n, terms:
+            "the window is counted in the window-only layers: every layer has one":
+                _changed("window", lambda config, n, terms:
                 terms["window"] / config.n_layers * config.compress_ratios[:config.n_layers].count(0)),
-            "the MTP block's entry of compress_ratios is counted: take the first n_layers": lambda *a: cache(
+            "the MTP block's entry of compress_ratios is counted: take the first n_layers":
+                lambda *a: cache(
                 *a, layers=lambda config: config.compress_ratios),
-            "a window holds at most the n tokens that there are: min(n, w)": lambda *a: cache(*a, hold=lambda n, w: w),
-            "the window does not grow with the context: min(n, w)": lambda *a: cache(*a, hold=lambda n, w: n),
-            "an entry stands for m tokens: count n // m, not n": lambda *a: cache(*a, rows=lambda n, m: n),
-            "only complete windows have an entry: round n / m down, not up": lambda *a: cache(*a, rows=lambda n, m: -(-n // m)),
-            "there are only whole entries: n // m, not n / m": lambda *a: cache(*a, rows=lambda n, m: n / m),
-            "HCA entries are counted as if each were made of 4 tokens": _changed("HCA entries", lambda config, n, terms:
+            "a window holds at most the n tokens that there are: min(n, w)":
+                lambda *a: cache(*a, hold=lambda n, w: w),
+            "the window does not grow with the context: min(n, w)":
+                lambda *a: cache(*a, hold=lambda n, w: n),
+            "an entry stands for m tokens: count n // m, not n":
+                lambda *a: cache(*a, rows=lambda n, m: n),
+            "only complete windows have an entry: round n / m down, not up":
+                lambda *a: cache(*a, rows=lambda n, m: -(-n // m)),
+            "there are only whole entries: n // m, not n / m":
+                lambda *a: cache(*a, rows=lambda n, m: n / m),
+            "HCA entries are counted as if each were made of 4 tokens":
+                _changed("HCA entries", lambda config, n, terms:
                 terms["window"] / config.n_layers / min(n, config.window_size) * (n // 4)
                 * sum(m > 4 for m in config.compress_ratios)),
         },
         hints=(
             "One entry: (c - r) + 2 r bytes. One index key: ci / 2 bytes. Which layers have which?",
-            "ratios = config.compress_ratios[:config.n_layers]. 4 is CSA, more is HCA; every layer has a window of min(n, w).",
-            "CSA entries: ratios.count(4) * entry * (n // 4). HCA entries: the sum of entry * (n // m) over m > 4.",
+            "ratios = config.compress_ratios[:config.n_layers]. 4 is CSA, more is HCA; every "
+            "layer has a window of min(n, w).",
+            "CSA entries: ratios.count(4) * entry * (n // 4). HCA entries: the sum of entry * (n "
+            "// m) over m > 4.",
         ),
     ),
     Check(
         "context.operations", operations, _operations_cases,
         mistakes={f"still to be mended: {', '.join(faults)}":
                          (lambda faults: lambda *a: operations(*a, faults=faults))(faults) for faults in _remaining()} | {
-            "HCA reads all of its entries: it has no top-k": lambda config, n: operations(config, n) | {
-                "HCA core": sum(operations(config, n)["CSA core"] / config.compress_ratios[:config.n_layers].count(4)
+            "HCA reads all of its entries: it has no top-k":
+                lambda config, n: operations(config, n) | {
+                "HCA core":
+                    sum(operations(config, n)["CSA core"] / config.compress_ratios[:config.n_layers].count(4)
                                 for m in config.compress_ratios if m > 4)},
-            "the indexer's products are FP4 times FP4: each counts a half": lambda *a: operations(*a, indexer=2),
-            "every core counts half: BF16 counts 2, and c multiply-adds go into a score, c into the sum of the values":
+            "the indexer's products are FP4 times FP4: each counts a half":
+                lambda *a: operations(*a, indexer=2),
+            "every core counts half: BF16 counts 2, and c multiply-adds go into a score, c into "
+            "the sum of the values":
                 lambda *a: operations(*a, CSA=0.5, HCA=0.5, window_only=0.5),
             "everything counts half: a multiply-add is two operations":
                 lambda *a: operations(*a, indexer=0.5, CSA=0.5, HCA=0.5, window_only=0.5),
         },
         hints=(
-            "For each kind of layer: how many keys are there, how many of these are read, and what is read beside them?",
-            "Two faults sit in the CSA layers, one in the HCA layers. One of the three shows only in short texts.",
+            "For each kind of layer: how many keys are there, how many of these are read, and "
+            "what is read beside them?",
+            "Two faults sit in the CSA layers, one in the HCA layers. One of the three shows only "
+            "in short texts.",
             "Index keys: n // 4. CSA reads min(k, n // 4) + w. HCA reads n // m + w.",
         ),
     ),
@@ -329,18 +367,24 @@ CHECKS = [
         mistakes={
             "one token more than fits: the cache must take at most `memory` bytes":
                 lambda config, memory: longest(config, memory) + 1,
-            "the windows are forgotten: they take memory, too": lambda config, memory: int(memory / _per_token(config)),
-            "a straight line through a staircase: an entry is only there when its window is complete, so some tokens more fit":
+            "the windows are forgotten: they take memory, too":
+                lambda config, memory: int(memory / _per_token(config)),
+            "a straight line through a staircase: an entry is only there when its window is "
+            "complete, so some tokens more fit":
                 lambda config, memory: int((memory - _window(config)) / _per_token(config)),
-            "this is a whole number of HCA windows: some tokens more fit, as long as no entry is added": lambda config, memory:
+            "this is a whole number of HCA windows: some tokens more fit, as long as no entry is "
+            "added": lambda config, memory:
                 longest(config, memory) // max(config.compress_ratios) * max(config.compress_ratios),
-            "this is a whole number of CSA windows: up to 3 tokens more fit, which wait for their window":
+            "this is a whole number of CSA windows: up to 3 tokens more fit, which wait for their "
+            "window":
                 lambda config, memory: longest(config, memory) // 4 * 4,
         },
         hints=(
-            "sum(cache(config, n).values()) never falls as n grows. What is the largest n for which it is at most `memory`?",
+            "sum(cache(config, n).values()) never falls as n grows. What is the largest n for "
+            "which it is at most `memory`?",
             "Double n until it is too much, then halve the interval again and again.",
-            "low fits, high does not; middle = (low + high) // 2 becomes one of them, until high = low + 1.",
+            "low fits, high does not; middle = (low + high) // 2 becomes one of them, until high "
+            "= low + 1.",
         ),
     ),
 ]

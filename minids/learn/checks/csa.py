@@ -375,7 +375,8 @@ CHECKS = [
             "the norm's weight is missing": _compress(norm=without_weight),
         },
         hints=(
-            "Cut kv and z + ape into B S m 2c, then .chunk(2, -1) gives the a-half and the b-half, B S m c each.",
+            "Cut kv and z + ape into B S m 2c, then .chunk(2, -1) gives the a-half and the "
+            "b-half, B S m c each.",
             "The a-half moves one window on: put a tensor B 1 m c before a[:, :-1]. Then torch.cat "
             "with b along axis 2.",
             "What comes before window 0: kv 0 and gate -inf. softmax(2) of the 2m gates gives -inf "
@@ -385,10 +386,11 @@ CHECKS = [
     Check(
         "csa.scores", plain.index_scores, _scores_cases,
         mistakes={
-            "the ReLU is missing: a head may only speak for an entry by w, never by a negative product":
+            "the ReLU is missing: a head may only speak for an entry by w, never by a negative "
+            "product":
                 _scores(relu=_identity),
-            "the ReLU comes after the weighing by w: a head with a negative w then says nothing, and "
-            "it should speak against": _scores(relu=_identity, end=_relu_of_weighted),
+            "the ReLU comes after the weighing by w: a head with a negative w then says nothing, "
+            "and it should speak against": _scores(relu=_identity, end=_relu_of_weighted),
             "the ReLU comes after the sum over heads: each head has its own":
                 _scores(relu=_identity, end=_relu_of_sum),
             "the scale is missing: w = weights_proj x times ci^-1/2 Hi^-1/2":
@@ -415,18 +417,20 @@ CHECKS = [
             "this is the mean over the heads: it is their sum":
                 lambda *args: plain.index_scores(*args) / len(args[4]),
             "the queries are not rotated by their positions": _scores(rotate=lambda q, theta: q),
-            "the queries are rotated backwards": lambda *args: plain.index_scores(*args[:-1], -args[-1]),
-            "the first channels of the queries rotate: the last ones do": _scores(rotate=rotate_first),
+            "the queries are rotated backwards":
+                lambda *args: plain.index_scores(*args[:-1], -args[-1]),
+            "the first channels of the queries rotate: the last ones do":
+                _scores(rotate=rotate_first),
             "the rows of wq_b are cut wrongly: head h has the ci rows from h ci on: "
             ".view(B, T, Hi, ci)": _scores(heads="(ci Hi)"),
         },
         hints=(
-            "(latent @ wq_b.T).view(B, T, Hi, ci) are the queries; rotate(q, theta[:, None]) rotates "
-            "all heads of a token alike.",
-            "Products with all keys: torch.einsum('bthc,bsc->bths', q, index_keys), then relu, head by "
-            "head.",
-            "w = x @ weights_proj.T * (ci * Hi) ** -0.5 is B T Hi. The score is the sum over h of w "
-            "times the ReLU's result.",
+            "(latent @ wq_b.T).view(B, T, Hi, ci) are the queries; rotate(q, theta[:, None]) "
+            "rotates all heads of a token alike.",
+            "Products with all keys: torch.einsum('bthc,bsc->bths', q, index_keys), then relu, "
+            "head by head.",
+            "w = x @ weights_proj.T * (ci * Hi) ** -0.5 is B T Hi. The score is the sum over h of "
+            "w times the ReLU's result.",
         ),
     ),
     Check(
@@ -435,10 +439,10 @@ CHECKS = [
             "topk fails where there are fewer than k entries: ask for min(k, S)": _too_many,
             "the best k of ALL entries are read, also of later tokens":
                 lambda *args: pick_with(*args, sees=everything),
-            "the top k are taken over all entries, the future ones dropped afterwards and lost: mask "
-            "first, then rank": lambda *args: pick_with(*args, late=True),
-            "where fewer than k entries are complete, others fill the places: a score of -inf is no "
-            "reason to read": lambda *args: pick_with(*args, fill=True),
+            "the top k are taken over all entries, the future ones dropped afterwards and lost: "
+            "mask first, then rank": lambda *args: pick_with(*args, late=True),
+            "where fewer than k entries are complete, others fill the places: a score of -inf is "
+            "no reason to read": lambda *args: pick_with(*args, fill=True),
             "a window's entry is picked before the window is complete":
                 lambda *args: pick_with(*args, sees=early),
             "an entry is picked one token too late: the window's last token may read it":
@@ -448,8 +452,8 @@ CHECKS = [
             "these are the k latest entries: the scores decide": _latest,
             "these are the k worst: the largest scores win":
                 lambda scores, m, k: plain.pick(-scores, m, k),
-            "the entries are ranked by the absolute value of their scores: a score of -2 ranks below "
-            "one of 1": lambda scores, m, k: plain.pick(scores.abs(), m, k),
+            "the entries are ranked by the absolute value of their scores: a score of -2 ranks "
+            "below one of 1": lambda scores, m, k: plain.pick(scores.abs(), m, k),
             "the top k run over the queries: each query (row) has its own k entries (axis 2)":
                 _over_queries,
             "one entry too few is picked": lambda scores, m, k: plain.pick(scores, m, k - 1),
@@ -460,65 +464,87 @@ CHECKS = [
             "read last.",
             ".topk(min(k, S)).indices: B T k. torch.zeros_like(scores, dtype=torch.bool)"
             ".scatter(2, indices, True) marks them.",
-            "Where fewer than k are complete, topk also returns some at -inf: & seen takes them away.",
+            "Where fewer than k are complete, topk also returns some at -inf: & seen takes them "
+            "away.",
         ),
     ),
     Check(
         "csa.divergence", divergence, _divergence_cases,
         mistakes={
-            "the result is nan: a query that sees no entry has only -inf, and a softmax of that is nan. "
-            "Fill with -1e9, and leave those queries out of the mean": lambda *a: divergence(*a, mask=-INF),
-            "the KL is the wrong way round: the attention's distribution comes first, it weighs the logarithms":
+            "the result is nan: a query that sees no entry has only -inf, and a softmax of that "
+            "is nan. Fill with -1e9, and leave those queries out of the mean":
+                lambda *a: divergence(*a, mask=-INF),
+            "the KL is the wrong way round: the attention's distribution comes first, it weighs "
+            "the logarithms":
                 lambda *a: divergence(*a, kl=_reverse_kl),
-            "the target is not normalised: summed over heads, a query's weights need not sum to 1; divide by their sum":
+            "the target is not normalised: summed over heads, a query's weights need not sum to "
+            "1; divide by their sum":
                 lambda *a: divergence(*a, normalise=False),
-            "the target is divided by the number of heads, not by its own sum: window and sink took a part of the weight":
+            "the target is divided by the number of heads, not by its own sum: window and sink "
+            "took a part of the weight":
                 lambda *a: divergence(*a, heads=lambda p: p.mean(2), normalise=False),
             "the target is a softmax of the weights: they are weights already, divide by their sum":
                 lambda p, s, seen: divergence(
                     p, s, seen, heads=lambda p: p.sum(2).masked_fill(~seen, -1e9).softmax(-1) * seen.any(-1)[:, None]),
-            "each head is normalised before the sum: sum over heads first, so that a head that reads no entries has no say":
+            "each head is normalised before the sum: sum over heads first, so that a head that "
+            "reads no entries has no say":
                 lambda *a: divergence(*a, heads=_each_head),
-            "only the first head is the target: sum over all heads": lambda *a: divergence(*a, heads=lambda p: p[:, :, 0]),
+            "only the first head is the target: sum over all heads":
+                lambda *a: divergence(*a, heads=lambda p: p[:, :, 0]),
             "the target is the largest weight of any head: sum over the heads":
                 lambda *a: divergence(*a, heads=lambda p: p.amax(2)),
-            "entries that a query does not see take part in the softmax of the scores": lambda *a: divergence(*a, mask=None),
-            "this is the cross-entropy: right gradient, but subtract the target's own entropy, so that 0 is a perfect match":
+            "entries that a query does not see take part in the softmax of the scores":
+                lambda *a: divergence(*a, mask=None),
+            "this is the cross-entropy: right gradient, but subtract the target's own entropy, so "
+            "that 0 is a perfect match":
                 lambda *a: divergence(*a, kl=lambda t, log_q, seen: -(t * log_q).sum(-1)),
             "the sign is wrong: KL is never negative": lambda *a: -divergence(*a),
-            "the softmax of the scores runs over the queries: over the entries": lambda *a: divergence(*a, axis=1),
+            "the softmax of the scores runs over the queries: over the entries":
+                lambda *a: divergence(*a, axis=1),
             "the mean runs over all queries: those that see no entry do not count":
                 lambda *a: divergence(*a, over=lambda each, sees: (each * sees).mean()),
             "this is the sum over queries: take the mean":
                 lambda *a: divergence(*a, over=lambda each, sees: (each * sees).sum()),
         },
         hints=(
-            "target = p.sum(2), divided by its own sum over entries (guard it: some queries see none).",
-            "scores.masked_fill(~seen, -1e9).log_softmax(-1) is the indexer's part: -inf would give nan where nothing is seen.",
-            "KL = (torch.xlogy(target, target) - target * log_q).sum(-1); the mean over the queries where seen.any(-1) holds.",
+            "target = p.sum(2), divided by its own sum over entries (guard it: some queries see "
+            "none).",
+            "scores.masked_fill(~seen, -1e9).log_softmax(-1) is the indexer's part: -inf would "
+            "give nan where nothing is seen.",
+            "KL = (torch.xlogy(target, target) - target * log_q).sum(-1); the mean over the "
+            "queries where seen.any(-1) holds.",
         ),
     ),
     Check(
         "csa.learn", with_gradients(learn), _learn_cases,
         mistakes={
-            "a gradient reaches the attention's weights p: the target is what the attention does, it must not move; detach p":
+            "a gradient reaches the attention's weights p: the target is what the attention does, "
+            "it must not move; detach p":
                 _learn(free=("p",)),
-            "a gradient reaches x: the model would change its features to please the indexer; detach x": _learn(free=("x",)),
-            "a gradient reaches qr, the latent of the attention's queries; detach it too": _learn(free=("qr",)),
-            "gradients reach x and qr: the model would change its features to please the indexer; detach both":
+            "a gradient reaches x: the model would change its features to please the indexer; "
+            "detach x": _learn(free=("x",)),
+            "a gradient reaches qr, the latent of the attention's queries; detach it too":
+                _learn(free=("qr",)),
+            "gradients reach x and qr: the model would change its features to please the indexer; "
+            "detach both":
                 _learn(free=("x", "qr")),
         } | {f"still to be fixed: {', '.join(faults)}": _learn(**_with(faults)) for faults in _remaining()},
         hints=(
-            "Three questions: which way round is the KL, does the target sum to 1, and whom may this loss change?",
-            "Your divergence answers the first two. The third: only the indexer. t.detach() is t without its history.",
-            "divergence(p.detach(), indexer(x, qr, 0, indexer.keys(x)), seen), with x and qr detached before.",
+            "Three questions: which way round is the KL, does the target sum to 1, and whom may "
+            "this loss change?",
+            "Your divergence answers the first two. The third: only the indexer. t.detach() is t "
+            "without its history.",
+            "divergence(p.detach(), indexer(x, qr, 0, indexer.keys(x)), seen), with x and qr "
+            "detached before.",
         ),
     ),
     Check(
         "csa.operations", operations, _operations_cases,
         mistakes={
-            "the indexer looks at n / 4 entries, not at n tokens": _times(lambda config, n: n / (n // 4)),
-            "n / 4 must be a whole number of entries: n // 4": _times(lambda config, n: (n / 4) / (n // 4)),
+            "the indexer looks at n / 4 entries, not at n tokens":
+                _times(lambda config, n: n / (n // 4)),
+            "n / 4 must be a whole number of entries: n // 4":
+                _times(lambda config, n: (n / 4) / (n // 4)),
             "a multiply-add is two operations": _times(lambda config, n: 0.5),
             "FP4 times FP4 counts a half": _times(lambda config, n: 2),
             "only one layer is counted: multiply by the number of CSA layers":
@@ -527,13 +553,16 @@ CHECKS = [
                 _times(lambda config, n: config.n_layers / _layers(config, lambda r: r == 4)),
             "HCA layers are counted: they read all entries and need no indexer":
                 _times(lambda config, n: _layers(config, bool) / _layers(config, lambda r: r == 4)),
-            "one head is counted: multiply by index_n_heads": _times(lambda config, n: 1 / config.index_n_heads),
+            "one head is counted: multiply by index_n_heads":
+                _times(lambda config, n: 1 / config.index_n_heads),
             "these are the attention's heads: the indexer has index_n_heads of index_head_dim":
                 _times(lambda config, n: config.n_heads * config.head_dim / config.index_n_heads / config.index_head_dim),
         },
         hints=(
-            "One product of a query head and a key: ci multiply-adds. How many heads, how many keys, how many layers?",
-            "Keys: n // 4 in each CSA layer. CSA layers: those of config.compress_ratios[:config.n_layers] that are 4.",
+            "One product of a query head and a key: ci multiply-adds. How many heads, how many "
+            "keys, how many layers?",
+            "Keys: n // 4 in each CSA layer. CSA layers: those of "
+            "config.compress_ratios[:config.n_layers] that are 4.",
             "layers * 2 * index_n_heads * index_head_dim * (n // 4) * 0.5",
         ),
     ),

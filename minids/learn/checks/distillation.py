@@ -175,53 +175,70 @@ CHECKS = [
     Check(
         "distillation.reverse_kl", reverse_kl, _kl_cases,
         mistakes={
-            "this is the forward KL, KL(teacher || student): the weights in the sum are the student's probabilities, and "
-            "its log comes first":
+            "this is the forward KL, KL(teacher || student): the weights in the sum are the "
+            "student's probabilities, and its log comes first":
                 lambda s, t: reverse_kl(t, s),
             "it is not summed over the vocabulary: one number for each position": _terms,
-            "this is the mean over the vocabulary: KL is a sum, the probabilities are its weights already":
+            "this is the mean over the vocabulary: KL is a sum, the probabilities are its weights "
+            "already":
                 lambda s, t: _terms(s, t).mean(-1),
-            "the logits are not normalised: a constant added to all logits of a position would change the result. Take "
-            "log_softmax first": _unnormalised,
+            "the logits are not normalised: a constant added to all logits of a position would "
+            "change the result. Take log_softmax first": _unnormalised,
             "the sign is turned: KL is never negative": lambda s, t: -reverse_kl(s, t),
-            "the teacher's probabilities weigh the student's terms: KL(student || teacher) has the student's":
+            "the teacher's probabilities weigh the student's terms: KL(student || teacher) has "
+            "the student's":
                 lambda s, t: (t.softmax(-1) * (s.log_softmax(-1) - t.log_softmax(-1))).sum(-1),
             "the terms are not weighed by the student's probabilities":
                 lambda s, t: (s.log_softmax(-1) - t.log_softmax(-1)).sum(-1),
-            "this is the cross-entropy: the student's own entropy is not subtracted, so it is not 0 where both agree":
+            "this is the cross-entropy: the student's own entropy is not subtracted, so it is not "
+            "0 where both agree":
                 lambda s, t: -(s.softmax(-1) * t.log_softmax(-1)).sum(-1),
             "the softmax runs over the positions: axis -1 is the vocabulary":
                 lambda s, t: (s.softmax(0) * (s.log_softmax(0) - t.log_softmax(0))).sum(-1),
-            "this is in bits: take the natural logarithm": lambda s, t: reverse_kl(s, t) / torch.tensor(2.0).log(),
-            "this is the mean over the positions: keep one number for each": lambda s, t: reverse_kl(s, t).mean(),
+            "this is in bits: take the natural logarithm":
+                lambda s, t: reverse_kl(s, t) / torch.tensor(2.0).log(),
+            "this is the mean over the positions: keep one number for each":
+                lambda s, t: reverse_kl(s, t).mean(),
         },
         hints=(
-            "A weighted mean of log p - log q. Whose probabilities are the weights when the student speaks?",
-            "logp = student.log_softmax(-1), and the same for the teacher. Then probabilities are logp.exp().",
+            "A weighted mean of log p - log q. Whose probabilities are the weights when the "
+            "student speaks?",
+            "logp = student.log_softmax(-1), and the same for the teacher. Then probabilities are "
+            "logp.exp().",
             "(logp.exp() * (logp - logq)).sum(-1)",
         ),
     ),
     Check(
         "distillation.token_loss", with_gradient(token_loss), _token_cases,
         mistakes={
-            "the advantage is not detached: the loss then has a second gradient, which does not belong to it":
+            "the advantage is not detached: the loss then has a second gradient, which does not "
+            "belong to it":
                 _token(lambda p, q: -(q - p) * p),
-            "this is the estimate of the KL's value, log p - log q. As a loss it is useless: its gradient is 0 on average":
+            "this is the estimate of the KL's value, log p - log q. As a loss it is useless: its "
+            "gradient is 0 on average":
                 _token(lambda p, q: p - q),
-            "the sign is turned: this pushes the student away from the teacher": _token(lambda p, q: (q - p).detach() * p),
-            "the whole loss is detached: nothing can be learned from it": _token(lambda p, q: (-(q - p) * p).detach()),
+            "the sign is turned: this pushes the student away from the teacher":
+                _token(lambda p, q: (q - p).detach() * p),
+            "the whole loss is detached: nothing can be learned from it":
+                _token(lambda p, q: (-(q - p) * p).detach()),
             "the advantage is upside down and the sign with it: log q is learned, log p should be":
                 _token(lambda p, q: -(q - p).detach() * q),
-            "the probability weighs the loss once more: tokens are already drawn as often as they are likely":
+            "the probability weighs the loss once more: tokens are already drawn as often as they "
+            "are likely":
                 _token(lambda p, q: -(q - p).detach() * p * p.exp().detach()),
-            "the advantage is log q alone: without - log p the student would collapse onto the teacher's likeliest token":
+            "the advantage is log q alone: without - log p the student would collapse onto the "
+            "teacher's likeliest token":
                 _token(lambda p, q: -q.detach() * p),
-            "these are raw logits: take log_softmax before you pick the token": with_gradient(_raw_logits),
-            "the advantage is missing: this is cross-entropy on what the student wrote itself": _token(lambda p, q: -p),
-            "the last factor is a probability: it is log p": _token(lambda p, q: -(q - p).detach() * p.exp()),
+            "these are raw logits: take log_softmax before you pick the token":
+                with_gradient(_raw_logits),
+            "the advantage is missing: this is cross-entropy on what the student wrote itself":
+                _token(lambda p, q: -p),
+            "the last factor is a probability: it is log p":
+                _token(lambda p, q: -(q - p).detach() * p.exp()),
         },
         hints=(
-            "Two numbers for each position: the log-probability that each model gives to the token which was drawn.",
+            "Two numbers for each position: the log-probability that each model gives to the "
+            "token which was drawn.",
             "x.log_softmax(-1).gather(-1, token[:, None])[:, 0] is such a number.",
             "-(logq - logp).detach() * logp",
         ),
@@ -229,37 +246,51 @@ CHECKS = [
     Check(
         "distillation.mean_weights", mean_weights, _mean_cases,
         mistakes={
-            "tables of integers are averaged and rounded: tid2eid holds numbers of experts, and the mean of expert 2 and "
-            "expert 6 is not expert 4": _mean(_rounded),
-            "tables of integers are averaged and cut to whole numbers: tid2eid holds numbers of experts, which have no mean":
+            "tables of integers are averaged and rounded: tid2eid holds numbers of experts, and "
+            "the mean of expert 2 and expert 6 is not expert 4": _mean(_rounded),
+            "tables of integers are averaged and cut to whole numbers: tid2eid holds numbers of "
+            "experts, which have no mean":
                 _mean(_cut),
-            "tables of integers are averaged: they come out as floats, which no table of experts can be":
+            "tables of integers are averaged: they come out as floats, which no table of experts "
+            "can be":
                 _mean(lambda tables: torch.stack([t.float() for t in tables]).mean(0)),
-            "all tables of integers are named: only those that differ between the models": _mean(_first, lambda tables: True),
-            "no table is named: say which ones differ between the models": _mean(_first, lambda tables: False),
-            "the last model's tables are kept: keep the first's": _mean(lambda tables: tables[-1].clone()),
-            "weights are summed: divide by the number of models": _mean(_first, whole=lambda x: x.sum(0)),
-            "they are divided by 2, whatever the number of models": _mean(_first, whole=lambda x: x.sum(0) / 2),
+            "all tables of integers are named: only those that differ between the models":
+                _mean(_first, lambda tables: True),
+            "no table is named: say which ones differ between the models":
+                _mean(_first, lambda tables: False),
+            "the last model's tables are kept: keep the first's":
+                _mean(lambda tables: tables[-1].clone()),
+            "weights are summed: divide by the number of models":
+                _mean(_first, whole=lambda x: x.sum(0)),
+            "they are divided by 2, whatever the number of models":
+                _mean(_first, whole=lambda x: x.sum(0) / 2),
             "this is the first model, not the mean": _mean(_first, whole=lambda x: x[0]),
-            "bfloat16 tensors are added in bfloat16: add in float32, then convert back": _in_bfloat16,
+            "bfloat16 tensors are added in bfloat16: add in float32, then convert back":
+                _in_bfloat16,
             "the mean stays in float32: give each tensor its own type back": _all_float32,
         },
         hints=(
             "Two kinds of tensors: numbers that have a mean, and numbers that are names.",
-            "t.is_floating_point() tells them apart; torch.equal(a, b) tells whether two tables are the same.",
-            "torch.stack([s[name].float() for s in states]).mean(0).to(t.dtype), or states[0][name] and a note in `odd`.",
+            "t.is_floating_point() tells them apart; torch.equal(a, b) tells whether two tables "
+            "are the same.",
+            "torch.stack([s[name].float() for s in states]).mean(0).to(t.dtype), or "
+            "states[0][name] and a note in `odd`.",
         ),
     ),
     Check(
         "distillation.opd_loss", opd_loss, _opd_cases,
         mistakes={
-            "this is the mean over all tokens: the family with the longest answers decides": lambda kl, f, w: kl.mean(),
-            "tokens are weighed, so a family with long answers counts more than its weight says: take each family's mean first":
+            "this is the mean over all tokens: the family with the longest answers decides":
+                lambda kl, f, w: kl.mean(),
+            "tokens are weighed, so a family with long answers counts more than its weight says: "
+            "take each family's mean first":
                 lambda kl, f, w: (w[f] * kl).sum() / w[f].sum(),
             "tokens are weighed and divided by their number: take each family's mean first":
                 lambda kl, f, w: (w[f] * kl).mean(),
-            "the weights are forgotten: each family counts alike": _opd(lambda w, there: 1 / len(there)),
-            "the weights of families that are not in the batch are lost: scale those that are there to sum 1":
+            "the weights are forgotten: each family counts alike":
+                _opd(lambda w, there: 1 / len(there)),
+            "the weights of families that are not in the batch are lost: scale those that are "
+            "there to sum 1":
                 _opd(lambda w, there: w[there]),
             "a family's tokens are summed: take their mean": _opd(each=lambda x: x.sum()),
             "these are the first weights: w[i] belongs to the family with the number i":
@@ -267,7 +298,8 @@ CHECKS = [
         },
         hints=(
             "First one number for each family, then the sum of these by weight.",
-            "family.unique() are the numbers of the families that are there; kl[family == i].mean() is one family's mean.",
+            "family.unique() are the numbers of the families that are there; kl[family == "
+            "i].mean() is one family's mean.",
             "Divide by the sum of the weights of the families that are there.",
         ),
     ),

@@ -289,8 +289,8 @@ CHECKS = [
     Check(
         "hca.compress", plain.compress, _compress_cases,
         mistakes={
-            "the softmax runs over the channels: in each channel, the weights of a window's m tokens "
-            "must sum to 1": _compress(pool=lambda kv, z: pooled(kv, z, dim=3)),
+            "the softmax runs over the channels: in each channel, the weights of a window's m "
+            "tokens must sum to 1": _compress(pool=lambda kv, z: pooled(kv, z, dim=3)),
             "the softmax runs over the windows: an entry knows only its own m tokens":
                 _compress(pool=lambda kv, z: pooled(kv, z, dim=1)),
             "the softmax runs over the whole sequence: each window has its own softmax":
@@ -322,10 +322,10 @@ CHECKS = [
         hints=(
             "kv = x wkv^T and z = x wgate^T are B T c. Cut both into S = T // m windows: "
             "t[:, :S * m].unflatten(1, (S, m)).",
-            "z + ape fits once z is B S m c. The tokens of a window are axis 2: softmax and sum run "
-            "over it.",
-            "Then RMS over the channels: e * torch.rsqrt(e.square().mean(-1, keepdim=True) + eps) * "
-            "weight.",
+            "z + ape fits once z is B S m c. The tokens of a window are axis 2: softmax and sum "
+            "run over it.",
+            "Then RMS over the channels: e * torch.rsqrt(e.square().mean(-1, keepdim=True) + eps) "
+            "* weight.",
         ),
     ),
     Check(
@@ -336,7 +336,8 @@ CHECKS = [
                     entries, m, config.replace(compress_rope_theta=config.rope_theta)),
             "the wrong base and no YaRN: these are the frequencies of a layer without compression":
                 lambda entries, m, config: place_with(entries, m, config, w=frequencies(config, 0)),
-            "YaRN is missing: take the frequencies that frequencies(config, m) gives": _without_yarn,
+            "YaRN is missing: take the frequencies that frequencies(config, m) gives":
+                _without_yarn,
             "entry i is at the last position of its window: it belongs at the first, i m":
                 _at(lambda i, m: i * m + m - 1),
             "entry i is at position i: entries are m tokens apart, so it is i m":
@@ -353,8 +354,8 @@ CHECKS = [
             "nothing rotates": lambda entries, m, config: entries.clone(),
         },
         hints=(
-            "Angles: the position of each entry (S) times each frequency (r/2), so S x r/2. Entry i "
-            "is at position i m.",
+            "Angles: the position of each entry (S) times each frequency (r/2), so S x r/2. Entry "
+            "i is at position i m.",
             "frequencies(config, m) gives the frequencies. rotate(x, theta) rotates.",
             "angles(torch.arange(S) * m, frequencies(config, m)) is S x r/2, with "
             "S = entries.shape[1].",
@@ -363,8 +364,8 @@ CHECKS = [
     Check(
         "hca.visible", visible, _visible_cases,
         mistakes={
-            "a window is visible before it is complete: the query would read tokens that come after "
-            "it": early,
+            "a window is visible before it is complete: the query would read tokens that come "
+            "after it": early,
             "one token too late: a window's last token may read the window's entry, it ends with "
             "that token itself": late,
             "one token too early: the query before the last token of a window sees it already":
@@ -380,7 +381,8 @@ CHECKS = [
         hints=(
             "After the query at t there are t + 1 tokens, so floor((t + 1) / m) windows are "
             "complete.",
-            "Entry s is visible when s < floor((t + 1) / m). Compare a row of s with a column of t.",
+            "Entry s is visible when s < floor((t + 1) / m). Compare a row of s with a column of "
+            "t.",
             "torch.arange(S) < (...)[:, None] is T x S, where ... is (torch.arange(T) + 1) // m.",
         ),
     ),
@@ -393,7 +395,8 @@ CHECKS = [
                 lambda t, w, m: unseen(t, w, m, window=lambda t, w: t - w),
             "the sliding window is not counted":
                 lambda t, w, m: unseen(t, w, m, window=lambda t, w: t + 1),
-            "the window that t itself is in counts as read: it is complete only with its last token":
+            "the window that t itself is in counts as read: it is complete only with its last "
+            "token":
                 lambda t, w, m: unseen(t, w, m, complete=lambda t, m: t // m + 1),
             "a window that ends with t is complete: floor((t + 1) / m) windows are":
                 lambda t, w, m: unseen(t, w, m, complete=lambda t, m: t // m),
@@ -403,8 +406,8 @@ CHECKS = [
                 lambda t, w, m: unseen(t, w, m, past=-(t + 1) % m),
         },
         hints=(
-            "Entries cover the positions 0 to m * floor((t + 1) / m) - 1. The sliding window covers "
-            "t - w + 1 to t.",
+            "Entries cover the positions 0 to m * floor((t + 1) / m) - 1. The sliding window "
+            "covers t - w + 1 to t.",
             "So what is left lies between the two: from m * floor((t + 1) / m) up to t - w.",
             "list(range(first, last + 1)) is empty where first > last.",
         ),
@@ -429,7 +432,8 @@ CHECKS = [
             'Scores: torch.einsum("bthc,bsc->bths", q, kv) / sqrt(c), -inf where `seen` is False.',
             "`seen` has no axis for the heads: seen[..., None, :] puts one where the scores have "
             "theirs.",
-            "sink_weights(scores, sink) of lesson 02 gives the weights. Then the sum over the keys.",
+            "sink_weights(scores, sink) of lesson 02 gives the weights. Then the sum over the "
+            "keys.",
         ),
     ),
     Check(
@@ -484,8 +488,8 @@ CHECKS = [
                 lambda *a: stream(*a, flush=True),
         },
         hints=(
-            "Feed 6 tokens with m = 4, first at once, then as 4 + 2, 3 + 3 and one by one. Where do "
-            "the entries differ first?",
+            "Feed 6 tokens with m = 4, first at once, then as 4 + 2, 3 + 3 and one by one. Where "
+            "do the entries differ first?",
             "Which row of ape does the first token of a chunk get when two tokens are waiting? And "
             "what happens where S is 0?",
             "Keep the gate of waiting tokens WITHOUT ape, and add ape when windows are cut. Store "

@@ -143,26 +143,35 @@ CHECKS = [
     Check(
         "inference.top_p", top_p, _top_p_cases,
         mistakes={
-            "one token too few: the one with which the sum reaches top_p belongs to those that are kept. Where the first token "
-            "has more than top_p by itself nothing is left": _kept(_one_too_few),
-            "one token too few: the one with which the sum reaches top_p belongs to those that are kept (only the first token "
-            "is safe here)": _kept(_first_at_least),
-            "one token too many: stop with the one that brings the sum to top_p": _kept(_one_too_many),
-            "the kept probabilities do not sum to 1: divide by their sum": _kept(_right, scale=False),
+            "one token too few: the one with which the sum reaches top_p belongs to those that "
+            "are kept. Where the first token has more than top_p by itself nothing is left":
+                _kept(_one_too_few),
+            "one token too few: the one with which the sum reaches top_p belongs to those that "
+            "are kept (only the first token is safe here)": _kept(_first_at_least),
+            "one token too many: stop with the one that brings the sum to top_p":
+                _kept(_one_too_many),
+            "the kept probabilities do not sum to 1: divide by their sum":
+                _kept(_right, scale=False),
             "this keeps the wrong side: the tail is left, and the likeliest tokens are cut":
                 _kept(lambda ranked, bound: ~_right(ranked, bound)),
             "this begins with the least likely tokens: sort with descending=True": _smallest_first,
-            "the result stands in the order of likelihood: put each probability back to its own token":
+            "the result stands in the order of likelihood: put each probability back to its own "
+            "token":
                 _kept(_right, back=False),
-            "single probabilities are compared with the bound: it is their running sum that has to reach top_p":
+            "single probabilities are compared with the bound: it is their running sum that has "
+            "to reach top_p":
                 _kept(lambda ranked, bound: ranked >= 1 - bound),
-            "this keeps a share of the vocabulary, as top-k would: top-p keeps a share of the probability":
+            "this keeps a share of the vocabulary, as top-k would: top-p keeps a share of the "
+            "probability":
                 _kept(lambda ranked, bound: torch.arange(ranked.shape[-1]) < ceil(bound * ranked.shape[-1])),
         },
         hints=(
-            "Sort from the likeliest down and add up. A token stays while the sum of those BEFORE it is still below top_p.",
-            "ranked, order = p.sort(dim=-1, descending=True); the sum before each token is ranked.cumsum(-1) - ranked.",
-            "torch.zeros_like(p).scatter(-1, order, values) puts sorted values back; then divide by the sum of the last axis.",
+            "Sort from the likeliest down and add up. A token stays while the sum of those BEFORE "
+            "it is still below top_p.",
+            "ranked, order = p.sort(dim=-1, descending=True); the sum before each token is "
+            "ranked.cumsum(-1) - ranked.",
+            "torch.zeros_like(p).scatter(-1, order, values) puts sorted values back; then divide "
+            "by the sum of the last axis.",
         ),
     ),
     Check(
@@ -170,21 +179,30 @@ CHECKS = [
         mistakes={
             "the ratio is upside down: it is the model's p over the helper's q":
                 lambda p, q, guess: min(1.0, float(q[guess] / p[guess])),
-            "a probability above 1: where the model likes the guess better than the helper, it stands for certain":
+            "a probability above 1: where the model likes the guess better than the helper, it "
+            "stands for certain":
                 lambda p, q, guess: float(p[guess] / q[guess]),
-            "this forgets how often the helper proposes the guess: divide p by q": lambda p, q, guess: float(p[guess]),
-            "this is the probability that the guess is drawn AND stands; it has been drawn already, so divide by q":
+            "this forgets how often the helper proposes the guess: divide p by q":
+                lambda p, q, guess: float(p[guess]),
+            "this is the probability that the guess is drawn AND stands; it has been drawn "
+            "already, so divide by q":
                 lambda p, q, guess: min(float(p[guess]), float(q[guess])),
-            "this is the mean over all guesses, the acceptance rate; here one guess is on the table":
+            "this is the mean over all guesses, the acceptance rate; here one guess is on the "
+            "table":
                 lambda p, q, guess: float(torch.minimum(p, q).sum()),
-            "every guess stands: then the text is the helper's, not the model's": lambda p, q, guess: 1.0,
-            "a hard threshold: a guess that the model likes less than the helper must still stand with probability p / q":
+            "every guess stands: then the text is the helper's, not the model's":
+                lambda p, q, guess: 1.0,
+            "a hard threshold: a guess that the model likes less than the helper must still stand "
+            "with probability p / q":
                 lambda p, q, guess: float(p[guess] >= q[guess]),
-            "this is the probability that the guess falls": lambda p, q, guess: 1 - min(1.0, float(p[guess] / q[guess])),
+            "this is the probability that the guess falls":
+                lambda p, q, guess: 1 - min(1.0, float(p[guess] / q[guess])),
         },
         hints=(
-            "Where the helper proposes a token too often, q > p, some of its proposals must fall. Which share may stay?",
-            "Proposed with probability q and kept with a gives q * a. It shall be p where p < q, and cannot exceed q.",
+            "Where the helper proposes a token too often, q > p, some of its proposals must fall. "
+            "Which share may stay?",
+            "Proposed with probability q and kept with a gives q * a. It shall be p where p < q, "
+            "and cannot exceed q.",
             "min(1, p / q) at the guess, as a float.",
         ),
     ),
@@ -192,15 +210,18 @@ CHECKS = [
         "inference.residual", residual, _residual_cases,
         mistakes={
             "the sum is not 1: divide by it": lambda p, q: (p - q).clamp_min(0),
-            "this is p itself: then a token that q proposes and p likes comes too often; what has been given out already must "
-            "be taken off": lambda p, q: p,
-            "the wrong way round: this is where the helper gives too much; what is missing is where p exceeds q":
+            "this is p itself: then a token that q proposes and p likes comes too often; what has "
+            "been given out already must be taken off": lambda p, q: p,
+            "the wrong way round: this is where the helper gives too much; what is missing is "
+            "where p exceeds q":
                 lambda p, q: residual(q, p),
             "negative differences have become positive: clamp at 0, do not take the absolute value":
                 lambda p, q: (p - q).abs() / (p - q).abs().sum(),
             "negative weights are left: clamp at 0": lambda p, q: p - q,
-            "the difference is scaled by softmax: divide by its sum": lambda p, q: (p - q).clamp_min(0).softmax(-1),
-            "this is the overlap of both, which the accepted guesses deliver already; it is the rest of p that is missing":
+            "the difference is scaled by softmax: divide by its sum":
+                lambda p, q: (p - q).clamp_min(0).softmax(-1),
+            "this is the overlap of both, which the accepted guesses deliver already; it is the "
+            "rest of p that is missing":
                 lambda p, q: torch.minimum(p, q) / torch.minimum(p, q).sum(),
         },
         hints=(
@@ -212,25 +233,32 @@ CHECKS = [
     Check(
         "inference.speed_up", speed_up, _speed_cases,
         mistakes={
-            "the token is missing that each pass gives in any case: after the drafts, or in place of the first that falls":
+            "the token is missing that each pass gives in any case: after the drafts, or in place "
+            "of the first that falls":
                 _speed(tokens=lambda rate, k: sum(rate**i for i in range(1, k + 1))),
-            "drafts behind one that has fallen are lost: the second stands with rate^2, the third with rate^3":
+            "drafts behind one that has fallen are lost: the second stands with rate^2, the third "
+            "with rate^3":
                 _speed(tokens=lambda rate, k: 1 + k * rate),
-            "this counts only passes in which all drafts stand; those before the first that falls count too":
+            "this counts only passes in which all drafts stand; those before the first that falls "
+            "count too":
                 _speed(tokens=lambda rate, k: 1 + k * rate**k),
             "one term too many: k drafts give at most k + 1 tokens":
                 _speed(tokens=lambda rate, k: sum(rate**i for i in range(k + 2))),
-            "the guesses cost time as well: drafts * draft": _speed(cost=lambda k, verify, draft: verify),
+            "the guesses cost time as well: drafts * draft":
+                _speed(cost=lambda k, verify, draft: verify),
             "each guess is a pass of the helper: its cost comes `drafts` times":
                 _speed(cost=lambda k, verify, draft: verify + draft),
-            "verifying several tokens costs `verify`, which need not be 1": _speed(cost=lambda k, verify, draft: 1 + k * draft),
+            "verifying several tokens costs `verify`, which need not be 1":
+                _speed(cost=lambda k, verify, draft: 1 + k * draft),
             "this is the cost of a token: the speed-up is its inverse":
                 lambda rate, drafts, verify, draft: 1 / speed_up(rate, drafts, verify, draft)
                 if speed_up(rate, drafts, verify, draft) else float("inf"),
-            "these are the tokens of a pass: divide by what the pass costs": _speed(cost=lambda k, verify, draft: 1),
+            "these are the tokens of a pass: divide by what the pass costs":
+                _speed(cost=lambda k, verify, draft: 1),
         },
         hints=(
-            "Tokens of a pass: one in any case, one more if the first draft stands, another if the second stands as well, ...",
+            "Tokens of a pass: one in any case, one more if the first draft stands, another if "
+            "the second stands as well, ...",
             "1 + rate + rate^2 + ... + rate^drafts; without drafts a pass costs 1 and gives 1.",
             "The cost of a pass is verify + drafts * draft. Divide.",
         ),
@@ -238,9 +266,12 @@ CHECKS = [
     Check(
         "inference.difference", difference, _difference_cases,
         mistakes={
-            "this adds two variances, as if the problems were not the same: take the differences first": _as_others,
-            "the wrong way round: after minus before": lambda before, after: difference(after, before),
-            "this is the interval of one problem's difference; that of the mean is narrower by sqrt(n)":
+            "this adds two variances, as if the problems were not the same: take the differences "
+            "first": _as_others,
+            "the wrong way round: after minus before":
+                lambda before, after: difference(after, before),
+            "this is the interval of one problem's difference; that of the mean is narrower by "
+            "sqrt(n)":
                 lambda before, after: _interval(_differences(before, after), half=lambda d: d.std()),
             "divide the standard deviation by sqrt(n), not by n":
                 lambda before, after: _interval(_differences(before, after), half=lambda d: d.std() / len(d)),
@@ -254,8 +285,10 @@ CHECKS = [
                 _interval(_differences(before, after).abs()),
         },
         hints=(
-            "One number for each problem: what `after` has more than `before`. From there only this list matters.",
-            "Its standard deviation s is that of one problem; the mean of n of them has s / sqrt(n).",
+            "One number for each problem: what `after` has more than `before`. From there only "
+            "this list matters.",
+            "Its standard deviation s is that of one problem; the mean of n of them has s / "
+            "sqrt(n).",
             "d.mean() and 1.96 * d.std(ddof=1) / sqrt(n) to both sides of it.",
         ),
     ),

@@ -312,13 +312,14 @@ CHECKS = [
                 _route(weighs=lambda s, bias: s + bias),
             "the bias is not used: it is added before the top K":
                 _route(picks=lambda s, logits, bias: s),
-            "the bias is added to the gate's output before the affinity; it belongs to the affinity, "
-            "and only to pick": _route(picks=lambda s, logits, bias: affinity(logits + bias)),
+            "the bias is added to the gate's output before the affinity; it belongs to the "
+            "affinity, and only to pick":
+                _route(picks=lambda s, logits, bias: affinity(logits + bias)),
             "the bias is subtracted: it is added": _route(picks=lambda s, logits, bias: s - bias),
             "the weights are not renormalised: divide by the sum over the chosen experts":
                 _route(normed=""),
-            "the weights are divided by the sum over all experts: divide by the sum over the chosen "
-            "ones": _route(normed="all"),
+            "the weights are divided by the sum over all experts: divide by the sum over the "
+            "chosen ones": _route(normed="all"),
             "route_scale is missing: multiply the normalised weights by it":
                 lambda x, weight, bias, K, scale: plain.route(x, weight, bias, K, 1.0),
             "this is softmax: V4's affinity is sqrt(softplus(x))":
@@ -341,12 +342,12 @@ CHECKS = [
     Check(
         "moe.hash_route", plain.hash_route, _hash_cases,
         mistakes={
-            "the weights are uniform: the table fixes which experts work; the learned gate still says "
-            "how much each counts": _uniform,
+            "the weights are uniform: the table fixes which experts work; the learned gate still "
+            "says how much each counts": _uniform,
             "the experts are the top K of the affinities: take them from the table": _by_affinity,
             "the table is read by position: it is read by token id": _by_position,
-            "the weights are not renormalised: divide by the sum over the two or more experts of the "
-            "table": _not_renormalised,
+            "the weights are not renormalised: divide by the sum over the two or more experts of "
+            "the table": _not_renormalised,
             "route_scale is missing":
                 lambda x, ids, weight, table, scale: plain.hash_route(x, ids, weight, table, 1.0),
             "this is sigmoid: the affinity is sqrt(softplus(x)) here, too":
@@ -355,32 +356,37 @@ CHECKS = [
         hints=(
             "One line differs from route: where the experts come from.",
             "table[ids] is N K. No bias and no top K here.",
-            "The weights are as before: gather the affinities, divide by their sum, times the scale, "
-            "scatter to N E.",
+            "The weights are as before: gather the affinities, divide by their sum, times the "
+            "scale, scatter to N E.",
         ),
     ),
     Check(
         "moe.expert", expert_forward, _expert_cases,
         mistakes={
             "w1 x is clamped on both sides: clamp it from above only": _expert(gate=(-1, 1)),
-            "w1 x is clamped from below: clamp it from above, its large negative values are harmless":
+            "w1 x is clamped from below: clamp it from above, its large negative values are "
+            "harmless":
                 _expert(gate=(-1, None)),
             "w3 x is clamped from above only: it needs both sides": _expert(up=(None, 1)),
-            "the two clamps are exchanged: w1 x from above, w3 x on both sides": _expert(gate=(-1, 1), up=(None, 1)),
+            "the two clamps are exchanged: w1 x from above, w3 x on both sides":
+                _expert(gate=(-1, 1), up=(None, 1)),
             "the clamp on w1 x comes after the SiLU: clamp first": _expert(after=True),
             "there is no clamp": _expert(gate=(None, None), up=(None, None)),
             "only w3 x is clamped: w1 x needs it, too, from above": _expert(gate=(None, None)),
             "only w1 x is clamped: w3 x needs it, too, on both sides": _expert(up=(None, None)),
             "a limit of 0 means no clamp; this one cuts everything": _limit_zero,
             "the SiLU is applied to w3 x: it belongs to w1 x, the gate": _expert(on="up"),
-            "g multiplies before the SiLU, which is not linear: multiply silu(w1 x) * w3 x": _expert(at="gate"),
-            "g multiplies the input x: it reaches the SiLU, which is not linear, and comes twice": _expert(at="input"),
+            "g multiplies before the SiLU, which is not linear: multiply silu(w1 x) * w3 x":
+                _expert(at="gate"),
+            "g multiplies the input x: it reaches the SiLU, which is not linear, and comes twice":
+                _expert(at="input"),
             "g multiplies twice": _expert(at="both"),
             "g is not used": _expert(at="nowhere"),
         },
         hints=(
             "gate = w1 x and up = w3 x, both N I; clamp each; h = silu(gate) * up * g; y = w2 h.",
-            "w1 has the shape I d, as in torch.nn.Linear: x @ w1.T. The clamps: gate.clamp(max=limit), up.clamp(-limit, limit)",
+            "w1 has the shape I d, as in torch.nn.Linear: x @ w1.T. The clamps: "
+            "gate.clamp(max=limit), up.clamp(-limit, limit)",
             "Clamp only `if limit`. g is N 1 and multiplies h, N I.",
         ),
         atol=1e-4,
@@ -389,29 +395,32 @@ CHECKS = [
         "moe.layer", mix_experts, _layer_cases,
         mistakes={
             "the shared expert is forgotten: it is added for every token": _shared(lambda g: 0.0),
-            "the shared expert is weighed like a routed one: add it as it is": _shared(_mean_weight),
+            "the shared expert is weighed like a routed one: add it as it is":
+                _shared(_mean_weight),
             "the shared expert is multiplied by the scale of the routed ones: add it as it is":
                 _shared(lambda g: g.sum(dim=1, keepdim=True)),
-            "the shared expert is averaged with the others: add it as it is": _shared(lambda g: 1 / 3),
+            "the shared expert is averaged with the others: add it as it is":
+                _shared(lambda g: 1 / 3),
             "the shared expert is added once for each chosen expert: once for each token":
                 _shared(lambda g: 2.0),
             "the routed experts are not weighed: multiply each by its g":
                 lambda ffn, x, g: mix_experts(ffn, x, (g > 0).float()),
             "a token's weights go to the first K experts: column e of g belongs to expert e":
                 _weights_of_the_first,
-            "only the expert with the largest weight works: sum over all that were chosen": _best_only,
+            "only the expert with the largest weight works: sum over all that were chosen":
+                _best_only,
             "the experts have no clamps: the limit is ffn.gate.config.swiglu_limit":
                 _experts(_without_clamps),
             "g multiplies the input x: it multiplies silu(w1 x) * w3 x":
                 _experts(_expert(at="input")),
         },
         hints=(
-            "As the equation reads: the shared expert of all tokens with weight 1, then a loop over "
-            "the experts e, each weighted with column e of g.",
-            "expert_forward(x, expert.w1.weight, expert.w2.weight, expert.w3.weight, limit, g) is one "
-            "expert; the limit is ffn.gate.config.swiglu_limit.",
-            "g[:, e, None] is N 1, the weights of expert e; they are 0 for tokens that did not choose "
-            "it.",
+            "As the equation reads: the shared expert of all tokens with weight 1, then a loop "
+            "over the experts e, each weighted with column e of g.",
+            "expert_forward(x, expert.w1.weight, expert.w2.weight, expert.w3.weight, limit, g) is "
+            "one expert; the limit is ffn.gate.config.swiglu_limit.",
+            "g[:, e, None] is N 1, the weights of expert e; they are 0 for tokens that did not "
+            "choose it.",
         ),
         atol=1e-4,
     ),
@@ -419,17 +428,19 @@ CHECKS = [
         "moe.grouped", mix_experts, _grouped_cases,
         mistakes={
             "both faults are still there": _grouped(weigh="tokens", back="order"),
-            "the rows come back in the right order now, but the weights do not belong to their rows: "
-            "sort them like the rows": _grouped(weigh="tokens"),
+            "the rows come back in the right order now, but the weights do not belong to their "
+            "rows: sort them like the rows": _grouped(weigh="tokens"),
             "the weights belong to their rows now, but the rows come back in the wrong order: take "
             "the inverse of `order`": _grouped(back="order"),
-            "the rows are not brought back into the order of the tokens at all": _grouped(back=None),
-            "row i of the sorted list belongs to token order[i] // K; order[i] % N is another token":
+            "the rows are not brought back into the order of the tokens at all":
+                _grouped(back=None),
+            "row i of the sorted list belongs to token order[i] // K; order[i] % N is another "
+            "token":
                 _grouped(rows="mod"),
         },
         hints=(
-            "Print order, order // K and chosen.flatten()[order] for three tokens: what does row i of "
-            "each say?",
+            "Print order, order // K and chosen.flatten()[order] for three tokens: what does row "
+            "i of each say?",
             "After sorting, row i is choice number order[i]. Everything that is multiplied with it "
             "must be sorted like it.",
             "If y = z[order], then z = y[order.argsort()].",
@@ -439,15 +450,19 @@ CHECKS = [
     Check(
         "moe.balanced_table", balanced_table, _table_cases,
         mistakes={
-            "the rarest tokens come first: begin with the most frequent, and let the rare ones fill the gaps":
+            "the rarest tokens come first: begin with the most frequent, and let the rare ones "
+            "fill the gaps":
                 _table(order="rising"),
-            "the tokens come in the order of their ids: begin with the most frequent": _table(order=None),
-            "each token counts alike: what an expert has so far is the sum of its tokens' shares": _table(load="count"),
+            "the tokens come in the order of their ids: begin with the most frequent":
+                _table(order=None),
+            "each token counts alike: what an expert has so far is the sum of its tokens' shares":
+                _table(load="count"),
             "a token has the same expert K times: take K different ones": _table(spread=False),
         },
         hints=(
             "A loop over p.argsort(descending=True), and a list of what each expert has so far.",
-            "so_far.argsort(stable=True)[:K] are the K experts with the least. Sort them before you write them down.",
+            "so_far.argsort(stable=True)[:K] are the K experts with the least. Sort them before "
+            "you write them down.",
             "Then so_far[picked] += p[token].",
         ),
     ),
@@ -456,7 +471,8 @@ CHECKS = [
         mistakes={
             "the sign is wrong: a bias goes down where the load was above the mean":
                 lambda bias, load, u: 2 * bias - bias_step(bias, load, u),
-            "the step is proportional to the excess: V4 moves by u or not at all, whatever the distance":
+            "the step is proportional to the excess: V4 moves by u or not at all, whatever the "
+            "distance":
                 lambda bias, load, u: bias - u * (load.float() - load.float().mean()),
             "the step is proportional to the relative excess: V4 moves by u or not at all":
                 lambda bias, load, u: bias - u * (load / load.float().mean() - 1),
@@ -483,14 +499,19 @@ CHECKS = [
             "f comes from the affinities and has a gradient: f counts choices":
                 _loss(counts=lambda p, e: p * e.shape[-1]),
             "P is detached: then the loss has no gradient at all": _loss(detach=True),
-            "the affinities are not normalised: P is the mean of s / (sum of s over experts)": _loss(share=lambda s: s),
-            "P is a softmax of the affinities: divide them by their sum": _loss(share=lambda s: s.softmax(-1)),
-            "f and P are taken over the whole batch: each sequence has its own, and the mean is over losses":
+            "the affinities are not normalised: P is the mean of s / (sum of s over experts)":
+                _loss(share=lambda s: s),
+            "P is a softmax of the affinities: divide them by their sum":
+                _loss(share=lambda s: s.softmax(-1)),
+            "f and P are taken over the whole batch: each sequence has its own, and the mean is "
+            "over losses":
                 _loss(whole=True),
         },
         hints=(
-            "f: B E, how often each expert was chosen in a sequence, times E / (K T). torch.nn.functional.one_hot counts.",
-            "P: B E, the mean over the sequence of s / s.sum(-1, keepdim=True). The gradient flows through P alone.",
+            "f: B E, how often each expert was chosen in a sequence, times E / (K T). "
+            "torch.nn.functional.one_hot counts.",
+            "P: B E, the mean over the sequence of s / s.sum(-1, keepdim=True). The gradient "
+            "flows through P alone.",
             "Then (f * P).sum(-1).mean(): a sum over experts, a mean over sequences.",
         ),
     ),

@@ -137,15 +137,20 @@ CHECKS = [
         "real.byte_range", byte_range, _range_cases,
         mistakes={
             "this still has both faults": _range_with(before=0, last=0),
-            "the beginning is right now; the end is one byte too far: HTTP counts the last byte in, data_offsets do not":
+            "the beginning is right now; the end is one byte too far: HTTP counts the last byte "
+            "in, data_offsets do not":
                 _range_with(last=0),
-            "the end is one byte before the next tensor's now; the eight bytes before the header are still left out":
+            "the end is one byte before the next tensor's now; the eight bytes before the header "
+            "are still left out":
                 _range_with(before=0),
-            "data_offsets are counted from the end of the header, not from the beginning of the file":
+            "data_offsets are counted from the end of the header, not from the beginning of the "
+            "file":
                 _range_with(before=0, header=False),
-            "data_offsets are counted from the end of the header: you added 8, but not the header's own length":
+            "data_offsets are counted from the end of the header: you added 8, but not the "
+            "header's own length":
                 _range_with(header=False),
-            "the length is read with its bytes the wrong way round: the first one is the smallest (little-endian)":
+            "the length is read with its bytes the wrong way round: the first one is the smallest "
+            "(little-endian)":
                 _range_with(order="big"),
         },
         hints=(
@@ -157,23 +162,28 @@ CHECKS = [
     Check(
         "real.e8m0", e8m0, _e8m0_cases,
         mistakes={
-            "the byte is taken as a number: it is an exponent, 2^(b - 127)": lambda codes: codes.float(),
+            "the byte is taken as a number: it is an exponent, 2^(b - 127)":
+                lambda codes: codes.float(),
             "the bias is 127, not 128": lambda codes: e8m0(codes) / 2,
-            "bytes have no negative numbers, so the difference wraps round: go to float before you subtract":
+            "bytes have no negative numbers, so the difference wraps round: go to float before "
+            "you subtract":
                 lambda codes: torch.exp2((codes - 127).float()).masked_fill(codes == 255, float("nan")),
-            "bytes have no negative numbers: go to float before you subtract 127; and the byte 255 is not a number":
+            "bytes have no negative numbers: go to float before you subtract 127; and the byte "
+            "255 is not a number":
                 lambda codes: torch.exp2((codes - 127).float()),
-            "this is the inverse of the scale: 2^(b - 127), not 2^(127 - b)": lambda codes: 1 / e8m0(codes),
+            "this is the inverse of the scale: 2^(b - 127), not 2^(127 - b)":
+                lambda codes: 1 / e8m0(codes),
             "the byte is read as an E4M3 number: E8M0 has neither sign nor mantissa":
                 lambda codes: codes.view(torch.float8_e4m3fn).float(),
-            "the byte was moved into the exponent of a float32; that is right for 1 to 254, but 0 means 2^-127 here and 255 is "
-            "not a number": _shifted,
+            "the byte was moved into the exponent of a float32; that is right for 1 to 254, but 0 "
+            "means 2^-127 here and 255 is not a number": _shifted,
             "all is right but the byte 255, which is not a number: torch.nan":
                 lambda codes: e8m0(codes).nan_to_num(nan=float("inf")),
         },
         hints=(
             "By hand: 127 gives 1, 128 gives 2, 124 gives 1/8.",
-            "torch.exp2(x) is 2^x for floats; bytes have no negative numbers, so leave uint8 before you subtract.",
+            "torch.exp2(x) is 2^x for floats; bytes have no negative numbers, so leave uint8 "
+            "before you subtract.",
             "torch.exp2(codes.float() - 127), then masked_fill(codes == 255, float('nan')).",
         ),
         atol=0.0, rtol=1e-6,
@@ -181,43 +191,62 @@ CHECKS = [
     Check(
         "real.fp4_matrix", fp4_matrix, _matrix_cases,
         mistakes={
-            "neighbours are swapped: the low half of a byte is the first of its two columns": _matrix_with(low_first=False),
-            "all low halves come first, then all high ones: they alternate": _matrix_with(apart=True),
-            "the scales are laid out as a b c a b c: 32 columns in a run share one, a a ... b b ...": _matrix_with(tile=True),
-            "the scales are read column by column: they are stored row after row, o x i/32": _matrix_with(turned=True),
-            "the signs are lost: codes 8 to 15 are the negatives of 0 to 7": _matrix_with(values=FP4_VALUES[:8] * 2),
-            "the codes are taken as whole numbers; a code is an index into 0, .5, 1, 1.5, 2, 3, 4, 6 and their negatives":
+            "neighbours are swapped: the low half of a byte is the first of its two columns":
+                _matrix_with(low_first=False),
+            "all low halves come first, then all high ones: they alternate":
+                _matrix_with(apart=True),
+            "the scales are laid out as a b c a b c: 32 columns in a run share one, a a ... b b "
+            "...": _matrix_with(tile=True),
+            "the scales are read column by column: they are stored row after row, o x i/32":
+                _matrix_with(turned=True),
+            "the signs are lost: codes 8 to 15 are the negatives of 0 to 7":
+                _matrix_with(values=FP4_VALUES[:8] * 2),
+            "the codes are taken as whole numbers; a code is an index into 0, .5, 1, 1.5, 2, 3, "
+            "4, 6 and their negatives":
                 _matrix_with(values=[float(code) for code in range(16)]),
-            "the codes are taken as 4-bit whole numbers with a sign: E2M1 is a small float, see FP4_VALUES":
+            "the codes are taken as 4-bit whole numbers with a sign: E2M1 is a small float, see "
+            "FP4_VALUES":
                 _matrix_with(values=[float(code if code < 8 else code - 16) for code in range(16)]),
             "the scales are not used": _matrix_with(scaled=False),
         },
         hints=(
-            "torch.frombuffer(bytearray(data), dtype=torch.uint8).view(o, i // 2) gives the bytes as a matrix.",
-            "packed & 15 and packed >> 4, stacked in a new last axis and flattened, give the codes o x i.",
-            "torch.tensor(FP4_VALUES)[codes.long()] times e8m0(scales).view(o, i // 32).repeat_interleave(32, 1).",
+            "torch.frombuffer(bytearray(data), dtype=torch.uint8).view(o, i // 2) gives the bytes "
+            "as a matrix.",
+            "packed & 15 and packed >> 4, stacked in a new last axis and flattened, give the "
+            "codes o x i.",
+            "torch.tensor(FP4_VALUES)[codes.long()] times e8m0(scales).view(o, i // "
+            "32).repeat_interleave(32, 1).",
         ),
         atol=0.0, rtol=1e-6,
     ),
     Check(
         "real.layer_bytes", layer_bytes, _bytes_cases,
         mistakes={
-            "the scales are left out: FP4 has one byte for 32 columns of a row, FP8 one for 128 x 128 numbers":
+            "the scales are left out: FP4 has one byte for 32 columns of a row, FP8 one for 128 x "
+            "128 numbers":
                 _bytes_with(scales=False),
-            "an FP4 number is counted as a whole byte: two share one": _bytes_with(each=(("FP4", 1),)),
-            "layer 4 has layers 40 to 42 in it: the names begin alike, so compare with the dot behind the number":
+            "an FP4 number is counted as a whole byte: two share one":
+                _bytes_with(each=(("FP4", 1),)),
+            "layer 4 has layers 40 to 42 in it: the names begin alike, so compare with the dot "
+            "behind the number":
                 _bytes_with(dot=""),
             "a scale takes one byte (E8M0), not four": _bytes_with(scale=4),
-            "the tables of the hash layers are int64: 8 bytes a number, not 4": _bytes_with(each=(("I64", 4),)),
-            "the scales of FP4 are counted in blocks of 128 x 128: they stand for 32 columns of a single row":
+            "the tables of the hash layers are int64: 8 bytes a number, not 4":
+                _bytes_with(each=(("I64", 4),)),
+            "the scales of FP4 are counted in blocks of 128 x 128: they stand for 32 columns of a "
+            "single row":
                 _bytes_with(fp4_block=(128, 128)),
-            "the scales of FP8 are counted by 32 columns of a row: they stand for blocks of 128 x 128":
+            "the scales of FP8 are counted by 32 columns of a row: they stand for blocks of 128 x "
+            "128":
                 _bytes_with(fp8_block=(1, 32)),
         },
         hints=(
-            "Walk through layout.tensors(config).items() and take the names that begin with f'layers.{i}.'.",
-            "Bytes of a number: FP8 1, FP4 a half, BF16 2, F32 4, I64 8. math.prod(shape) counts the numbers.",
-            "Scales: ceil(o / 128) * ceil(i / 128) bytes for FP8, o * ceil(i / 32) for FP4; none for the others.",
+            "Walk through layout.tensors(config).items() and take the names that begin with "
+            "f'layers.{i}.'.",
+            "Bytes of a number: FP8 1, FP4 a half, BF16 2, F32 4, I64 8. math.prod(shape) counts "
+            "the numbers.",
+            "Scales: ceil(o / 128) * ceil(i / 128) bytes for FP8, o * ceil(i / 32) for FP4; none "
+            "for the others.",
         ),
     ),
 ]

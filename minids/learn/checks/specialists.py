@@ -177,41 +177,54 @@ CHECKS = [
     Check(
         "specialists.reply_loss", reply_loss, _reply_cases,
         mistakes={
-            "the prompt counts too: what the user wrote is given, only tokens that the assistant wrote are taught":
+            "the prompt counts too: what the user wrote is given, only tokens that the assistant "
+            "wrote are taught":
                 _reply(mask=lambda wrote: torch.ones_like(wrote[:, 1:])),
             "it is the other way round: this teaches the prompt and leaves the reply out":
                 _reply(mask=lambda wrote: ~wrote[:, 1:]),
-            "the mask is one place off: what decides is who wrote the token that is predicted, not the one that is read":
+            "the mask is one place off: what decides is who wrote the token that is predicted, "
+            "not the one that is read":
                 _reply(mask=lambda wrote: wrote[:, :-1]),
-            "the targets are not shifted: the logits at t are a guess at token t + 1": _reply(False, lambda wrote: wrote),
-            "each row counts alike, so a token of a short reply weighs more: take the mean over all tokens that count":
+            "the targets are not shifted: the logits at t are a guess at token t + 1":
+                _reply(False, lambda wrote: wrote),
+            "each row counts alike, so a token of a short reply weighs more: take the mean over "
+            "all tokens that count":
                 _reply(reduce="rows"),
-            "divided by all positions: the mean is over the tokens that count": _reply(reduce="all"),
+            "divided by all positions: the mean is over the tokens that count":
+                _reply(reduce="all"),
             "this is the sum: take the mean": _reply(reduce="sum"),
         },
         hints=(
             "Two shifts by one place: logits against targets, and the mask against the logits.",
-            "F.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction='none') has a loss for each target, B T-1.",
+            "F.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction='none') has a "
+            "loss for each target, B T-1.",
             "A target counts where wrote[:, 1:] is True. Index with it, then take the mean.",
         ),
     ),
     Check(
         "specialists.advantages", advantages, _advantage_cases,
         mistakes={
-            "these are divided by the group's deviation: a group that is nearly always right would count as much as a hard one":
+            "these are divided by the group's deviation: a group that is nearly always right "
+            "would count as much as a hard one":
                 _divided(True),
-            "these are divided by the group's deviation (the biased one): leave them as they are": _divided(False),
+            "these are divided by the group's deviation (the biased one): leave them as they are":
+                _divided(False),
             "the mean is over the whole batch: it is over the group, answers to one prompt":
                 lambda rewards, group: rewards - rewards.mean(),
-            "the groups lie one after the other: view(-1, group), and the mean over axis 1": _across,
-            "the mean leaves the answer itself out: a usual variant, larger by G / (G - 1); here the whole group counts":
+            "the groups lie one after the other: view(-1, group), and the mean over axis 1":
+                _across,
+            "the mean leaves the answer itself out: a usual variant, larger by G / (G - 1); here "
+            "the whole group counts":
                 _others,
-            "this compares with the best answer of the group: then nothing is ever better than expected": _best,
+            "this compares with the best answer of the group: then nothing is ever better than "
+            "expected": _best,
             "nothing is subtracted": lambda rewards, group: rewards.clone(),
-            "the sign is turned: better than the mean is positive": lambda rewards, group: -advantages(rewards, group),
+            "the sign is turned: better than the mean is positive":
+                lambda rewards, group: -advantages(rewards, group),
         },
         hints=(
-            "Answers of one prompt are neighbours: the first `group` rewards belong together, then the next ones.",
+            "Answers of one prompt are neighbours: the first `group` rewards belong together, "
+            "then the next ones.",
             "rewards.view(-1, group) has a row for each prompt.",
             "Subtract each row's mean (keepdim=True), and make it flat again. Nothing else.",
         ),
@@ -219,48 +232,61 @@ CHECKS = [
     Check(
         "specialists.clipped", clipped_gain, _gain_cases,
         mistakes={
-            "this is the maximum of the two: it bounds good answers from below, bad ones from above. What must be called back "
-            "gets slope 0, and what has gone far enough is pushed on":
+            "this is the maximum of the two: it bounds good answers from below, bad ones from "
+            "above. What must be called back gets slope 0, and what has gone far enough is pushed "
+            "on":
                 lambda ratio, A, clip: torch.maximum(ratio * A[:, None], ratio.clamp(1 - clip, 1 + clip) * A[:, None]),
-            "this only clamps: where the ratio went the wrong way (a bad answer has become likelier) nothing pushes it back; "
-            "take the minimum with ratio A":
+            "this only clamps: where the ratio went the wrong way (a bad answer has become "
+            "likelier) nothing pushes it back; take the minimum with ratio A":
                 lambda ratio, A, clip: ratio.clamp(1 - clip, 1 + clip) * A[:, None],
-            "the clip works on the wrong side of bad answers: a good answer is bounded from above, a bad one from below":
+            "the clip works on the wrong side of bad answers: a good answer is bounded from "
+            "above, a bad one from below":
                 _always_above,
             "nothing is clipped": lambda ratio, A, clip: ratio * A[:, None],
-            "this is the loss: return the gain, which is to be made large": lambda *args: -clipped_gain(*args),
+            "this is the loss: return the gain, which is to be made large":
+                lambda *args: -clipped_gain(*args),
             "the lower bound is 1 - clip, not 1 / (1 + clip)":
                 lambda ratio, A, clip: torch.minimum(ratio * A[:, None], ratio.clamp(1 / (1 + clip), 1 + clip) * A[:, None]),
             "the bounds are 1 - clip and 1 + clip: the ratio is near 1":
                 lambda ratio, A, clip: torch.minimum(ratio * A[:, None], ratio.clamp(-clip, clip) * A[:, None]),
         },
         hints=(
-            "Two candidates for each token, ratio A and clamped ratio A. Which one is the more careful promise?",
+            "Two candidates for each token, ratio A and clamped ratio A. Which one is the more "
+            "careful promise?",
             "A has one number for each answer: A[:, None] stretches over its tokens.",
-            "torch.minimum(ratio * A, ratio.clamp(1 - clip, 1 + clip) * A): A is inside both, so its sign turns the order.",
+            "torch.minimum(ratio * A, ratio.clamp(1 - clip, 1 + clip) * A): A is inside both, so "
+            "its sign turns the order.",
         ),
     ),
     Check(
         "specialists.kl", _with_gradient(kl_estimate), _kl_cases,
         mistakes={
-            "the ratio pi / pi_old is missing: the tokens came from pi_old, and the gradient is another divergence's":
+            "the ratio pi / pi_old is missing: the tokens came from pi_old, and the gradient is "
+            "another divergence's":
                 _kl(ratio=lambda p, o, f: 1.0),
-            "the ratio is detached: the values are right, the gradient is not. It flows through the ratio, too":
+            "the ratio is detached: the values are right, the gradient is not. It flows through "
+            "the ratio, too":
                 _kl(ratio=lambda p, o, f: (p - o).exp().detach()),
             "the ratio is upside down: it is pi / pi_old": _kl(ratio=lambda p, o, f: (o - p).exp()),
-            "r is upside down: it is pi_ref / pi, so log r = reference - logprobs": _kl(log_r=lambda p, o, f: p - f),
+            "r is upside down: it is pi_ref / pi, so log r = reference - logprobs":
+                _kl(log_r=lambda p, o, f: p - f),
             "r compares with pi_old: it is pi_ref / pi": _kl(log_r=lambda p, o, f: f - o),
-            "the sign of log r is turned: r - log r - 1 is never negative": _kl(body=lambda s: s.exp() + s - 1),
-            "the - 1 is missing: where policy and reference agree the estimate must be 0": _kl(body=lambda s: s.exp() - s),
-            "this is k1, -log r, with the ratio: right in the mean, but it varies more and can be negative":
+            "the sign of log r is turned: r - log r - 1 is never negative":
+                _kl(body=lambda s: s.exp() + s - 1),
+            "the - 1 is missing: where policy and reference agree the estimate must be 0":
+                _kl(body=lambda s: s.exp() - s),
+            "this is k1, -log r, with the ratio: right in the mean, but it varies more and can be "
+            "negative":
                 _kl(body=lambda s: -s),
-            "this is k1, log(pi / pi_ref): right in the mean only on-policy, and of no use as a loss": _kl(
+            "this is k1, log(pi / pi_ref): right in the mean only on-policy, and of no use as a "
+            "loss": _kl(
                 ratio=lambda p, o, f: 1.0, body=lambda s: -s),
             "the ratio multiplies r only: it weighs the whole estimate":
                 _with_gradient(lambda p, o, f: (p - o).exp() * (f - p).exp() - (f - p) - 1),
         },
         hints=(
-            "Two quotients: ratio = pi / pi_old says how much likelier a token is now; r = pi_ref / pi looks at the reference.",
+            "Two quotients: ratio = pi / pi_old says how much likelier a token is now; r = pi_ref "
+            "/ pi looks at the reference.",
             "You have logs: log r = reference - logprobs, and r = exp(log r).",
             "ratio * (r - log r - 1), nothing detached. Where all three agree it is 0.",
         ),
@@ -268,21 +294,27 @@ CHECKS = [
     Check(
         "specialists.kept", kept, _kept_cases,
         mistakes={
-            "good answers are left out too: only those with A < 0": _kept(when=lambda A: torch.ones_like(A, dtype=torch.bool)),
-            "it is the other way round: good answers stay whatever happened, bad ones may go": _kept(when=lambda A: A > 0),
-            "the quotient is upside down: an answer goes that has become less likely, log(pi_old / pi) > bound":
+            "good answers are left out too: only those with A < 0":
+                _kept(when=lambda A: torch.ones_like(A, dtype=torch.bool)),
+            "it is the other way round: good answers stay whatever happened, bad ones may go":
+                _kept(when=lambda A: A > 0),
+            "the quotient is upside down: an answer goes that has become less likely, log(pi_old "
+            "/ pi) > bound":
                 _kept(drift=lambda p, o, m: ((p - o) * m).sum(1) / m.sum(1)),
             "this is the sum over the tokens: long answers would always go. Take the mean": _kept(
                 drift=lambda p, o, m: ((o - p) * m).sum(1)),
             "padding counts: the mean is over the tokens that are there, by `mask`": _kept(
                 drift=lambda p, o, m: (o - p).mean(1)),
-            "padding is zeroed, but the sum is divided by all positions": _kept(drift=lambda p, o, m: ((o - p) * m).mean(1)),
-            "any change goes, in either direction: only answers that have become less likely": _kept(
+            "padding is zeroed, but the sum is divided by all positions":
+                _kept(drift=lambda p, o, m: ((o - p) * m).mean(1)),
+            "any change goes, in either direction: only answers that have become less likely":
+                _kept(
                 drift=lambda p, o, m: (((o - p) * m).sum(1) / m.sum(1)).abs()),
             "this decides token by token: a whole answer stays or goes": _per_token,
         },
         hints=(
-            "For each answer one number: the mean over its tokens of old - logprobs. Positive: it has become less likely.",
+            "For each answer one number: the mean over its tokens of old - logprobs. Positive: it "
+            "has become less likely.",
             "The mean with a mask: ((old - logprobs) * mask).sum(1) / mask.sum(1).",
             "0.0 where (A < 0) & (drift > bound), else 1.0.",
         ),
@@ -290,13 +322,16 @@ CHECKS = [
     Check(
         "specialists.pass_at_k", _for_all(pass_at_k), _pass_cases,
         mistakes={
-            "this draws with replacement, 1 - (1 - c / n)^k: biased, too low. The k answers are different ones":
+            "this draws with replacement, 1 - (1 - c / n)^k: biased, too low. The k answers are "
+            "different ones":
                 _for_all(lambda n, c, k: 1 - (1 - c / n) ** k),
             "this is pass@1, the share of right answers": _for_all(lambda n, c, k: c / n),
-            "this is the probability that all k are right: one is enough": _for_all(lambda n, c, k: comb(c, k) / comb(n, k)),
+            "this is the probability that all k are right: one is enough":
+                _for_all(lambda n, c, k: comb(c, k) / comb(n, k)),
             "this is the probability that none of the k is right: take it from 1":
                 _for_all(lambda n, c, k: comb(n - c, k) / comb(n, k)),
-            "probabilities of events that can happen together do not add": _for_all(lambda n, c, k: min(1.0, k * c / n)),
+            "probabilities of events that can happen together do not add":
+                _for_all(lambda n, c, k: min(1.0, k * c / n)),
         },
         hints=(
             "Ask for the opposite: how likely is it that all k are wrong?",

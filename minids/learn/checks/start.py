@@ -61,15 +61,19 @@ CHECKS = [
     Check(
         "start.active_share", active_share, _share_cases,
         mistakes={
-            "the shared expert is missing: it works for every token, and it is one of the layer's experts":
+            "the shared expert is missing: it works for every token, and it is one of the layer's "
+            "experts":
                 lambda n_routed, n_active, n_shared: n_active / n_routed,
-            "the shared expert works, but it is not counted among the layer's experts; add it below the line too":
+            "the shared expert works, but it is not counted among the layer's experts; add it "
+            "below the line too":
                 lambda n_routed, n_active, n_shared: (n_active + n_shared) / n_routed,
-            "the shared expert is counted among the experts but not among those that work; add it above the line too":
+            "the shared expert is counted among the experts but not among those that work; add it "
+            "above the line too":
                 lambda n_routed, n_active, n_shared: n_active / (n_routed + n_shared),
             "this is the share in percent; return a number from 0 to 1":
                 lambda n_routed, n_active, n_shared: 100 * (n_active + n_shared) / (n_routed + n_shared),
-            "the fraction is upside down": lambda n_routed, n_active, n_shared: (n_routed + n_shared) / (n_active + n_shared),
+            "the fraction is upside down":
+                lambda n_routed, n_active, n_shared: (n_routed + n_shared) / (n_active + n_shared),
             "// drops the fraction; divide with /":
                 lambda n_routed, n_active, n_shared: (n_active + n_shared) // (n_routed + n_shared),
         },
@@ -89,7 +93,8 @@ CHECKS = [
                 blended_price(output_usd, input_usd, tokens_in, tokens_out),
             "this is the bill for all tokens; divide by their number, tokens_in + tokens_out":
                 lambda input_usd, output_usd, tokens_in, tokens_out: input_usd * tokens_in + output_usd * tokens_out,
-            "this is the bill in dollars; divide by the number of tokens, and keep prices per million":
+            "this is the bill in dollars; divide by the number of tokens, and keep prices per "
+            "million":
                 lambda input_usd, output_usd, tokens_in, tokens_out: (input_usd * tokens_in + output_usd * tokens_out) / 1e6,
         },
         hints=(
@@ -101,16 +106,23 @@ CHECKS = [
     Check(
         "start.cache_bytes", cache_bytes, _cache_cases,
         mistakes={
-            "the index keys are missing: a CSA layer keeps one beside each entry": _cache(keys=lambda m: False),
-            "HCA layers have no indexer: only CSA layers (ratio 4) keep index keys": _cache(keys=bool),
-            "the window is missing: each layer keeps the last tokens one by one": _cache(windows=False),
-            "before the window is full it holds n tokens: min(n, window)": _cache(min_of=lambda n, window: window),
-            "a compression window that is not full gives no entry: n // m": _cache(divide=lambda n, m: n / m),
-            "the last compression window is rounded up; one that is not full gives no entry: n // m":
+            "the index keys are missing: a CSA layer keeps one beside each entry":
+                _cache(keys=lambda m: False),
+            "HCA layers have no indexer: only CSA layers (ratio 4) keep index keys":
+                _cache(keys=bool),
+            "the window is missing: each layer keeps the last tokens one by one":
+                _cache(windows=False),
+            "before the window is full it holds n tokens: min(n, window)":
+                _cache(min_of=lambda n, window: window),
+            "a compression window that is not full gives no entry: n // m":
+                _cache(divide=lambda n, m: n / m),
+            "the last compression window is rounded up; one that is not full gives no entry: n // "
+            "m":
                 _cache(divide=lambda n, m: -(-n // m)),
         },
         hints=(
-            "Go through the layers. Each keeps the last min(n, window) tokens, each token as one entry.",
+            "Go through the layers. Each keeps the last min(n, window) tokens, each token as one "
+            "entry.",
             "A layer with ratio m has n // m compressed entries as well; with ratio 0 it has none.",
             "In a CSA layer (m == 4) each compressed entry has an index key beside it.",
         ),

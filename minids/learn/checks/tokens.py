@@ -360,47 +360,60 @@ CHECKS = [
     Check(
         "tokens.best_pair", best_pair, _pair_cases,
         mistakes={
-            "pairs are counted across the border of two pieces: the last id of one and the first of the next are no pair":
+            "pairs are counted across the border of two pieces: the last id of one and the first "
+            "of the next are no pair":
                 _best(_across),
             "a piece that occurs several times is counted once: each of its occurrences counts":
                 _best(lambda pieces: [pair for piece in set(map(tuple, pieces)) for pair in zip(piece, piece[1:])]),
             "a pair counts once for each piece, however often it occurs in it":
                 _best(lambda pieces: [pair for piece in pieces for pair in set(zip(piece, piece[1:]))]),
-            "of several pairs with the highest count this takes the one that it met first; the rule is the smallest pair, so "
-            "that the result does not depend on the order of the text":
+            "of several pairs with the highest count this takes the one that it met first; the "
+            "rule is the smallest pair, so that the result does not depend on the order of the "
+            "text":
                 _other_ties(lambda pairs: pairs[0]),
-            "of several pairs with the highest count this takes the largest; the rule is the smallest": _other_ties(max),
-            "this is the rarest pair, not the most frequent": _best(_inside, lambda n, pair: (n, pair)),
+            "of several pairs with the highest count this takes the largest; the rule is the "
+            "smallest": _other_ties(max),
+            "this is the rarest pair, not the most frequent":
+                _best(_inside, lambda n, pair: (n, pair)),
             "the order within a pair is lost: (a, b) and (b, a) are different pairs":
                 _best(lambda pieces: [tuple(sorted(pair)) for pair in _inside(pieces)]),
         },
         hints=("zip(piece, piece[1:]) gives the pairs of one piece. A Counter adds them up over all pieces.",
                "Take the pieces one at a time: a pair may not begin in one and end in the next.",
-               "min(counts, key=lambda pair: (-counts[pair], pair)) prefers high counts, then small pairs."),
+               "min(counts, key=lambda pair: (-counts[pair], pair)) prefers high counts, then "
+               "small pairs." ),
     ),
     Check(
         "tokens.merge", merge, _merge_cases,
         mistakes={
-            "pairs that overlap are both merged: in a a a the middle a is used twice. After a merge go on behind the pair":
+            "pairs that overlap are both merged: in a a a the middle a is used twice. After a "
+            "merge go on behind the pair":
                 _overlapping,
-            "merging goes from the right: a a a becomes a X where left to right gives X a": _from_the_right,
+            "merging goes from the right: a a a becomes a X where left to right gives X a":
+                _from_the_right,
             "only the first place is merged": _once,
             "the last id is lost where it is not part of a pair: look at the loop's end": _short,
             "the second half of a merged pair is still there": _kept,
-            "the pair is matched the other way round, (b, a)": lambda ids, pair, new: merge(ids, pair[::-1], new),
+            "the pair is matched the other way round, (b, a)":
+                lambda ids, pair, new: merge(ids, pair[::-1], new),
         },
         hints=("Walk through ids with an index i and build a new list.",
-               "Where ids[i] and ids[i + 1] are the pair, append new and go on by 2; otherwise append ids[i] and go on by 1.",
-               "The last id has no neighbour: the loop runs while i < len(ids); ids[i : i + 2] may be shorter than the pair."),
+               "Where ids[i] and ids[i + 1] are the pair, append new and go on by 2; otherwise "
+               "append ids[i] and go on by 1.",
+               "The last id has no neighbour: the loop runs while i < len(ids); ids[i : i + 2] "
+               "may be shorter than the pair." ),
     ),
     Check(
         "tokens.encode", encode, _encode_cases,
         mistakes={
             "merges are tried in reverse order, the last learned first": _in_reverse,
-            "of the merges that are possible this takes the one learned last; the first learned has priority": _latest_first,
-            "this takes the first pair from the left that has a merge; the merge learned first has priority, wherever it is":
+            "of the merges that are possible this takes the one learned last; the first learned "
+            "has priority": _latest_first,
+            "this takes the first pair from the left that has a merge; the merge learned first "
+            "has priority, wherever it is":
                 _from_the_left,
-            "this takes the longest known token at each place; BPE repeats its merges in order, whatever comes out":
+            "this takes the longest known token at each place; BPE repeats its merges in order, "
+            "whatever comes out":
                 _longest,
             "each merge is done at one place only": _first_only,
         },
@@ -411,7 +424,8 @@ CHECKS = [
     Check(
         "tokens.bits_per_byte", bits_per_byte, _bits_cases,
         mistakes={
-            "the sum is divided by the number of tokens: that depends on the tokenizer; the bytes do not":
+            "the sum is divided by the number of tokens: that depends on the tokenizer; the bytes "
+            "do not":
                 _bits(size=lambda nats, text: len(nats)),
             "these are nats per byte: divide by ln 2 to have bits": _bits(unit=1.0),
             "divided by characters: a character outside ASCII has 2 to 4 bytes, see text.encode()":
@@ -419,7 +433,8 @@ CHECKS = [
             "the mean loss is divided by the bytes; the text costs the sum over its tokens":
                 _bits(total=lambda nats, text: float(nats.mean())),
             "multiplied by ln 2 where it should be divided": _bits(unit=1 / math.log(2)),
-            "this is the loss in nats per token, as it was": _bits(size=lambda nats, text: len(nats), unit=1.0),
+            "this is the loss in nats per token, as it was":
+                _bits(size=lambda nats, text: len(nats), unit=1.0),
         },
         hints=("The whole text costs nats.sum() nats.", "A nat is 1 / ln 2 = 1.443 bits.",
                "The bytes are len(text.encode()), not len(text)."),
@@ -431,60 +446,77 @@ CHECKS = [
                 _packed(lambda t, document, first: t[:, None] >= t),
             "the mask keeps documents apart, but tokens see their future":
                 _packed(lambda t, document, first: document[:, None] == document),
-            "rows and columns are swapped: mask[t, s] says whether query t sees key s, so its row t ends at column t":
+            "rows and columns are swapped: mask[t, s] says whether query t sees key s, so its row "
+            "t ends at column t":
                 _packed(lambda t, document, first: (document[:, None] == document) & (t[:, None] <= t)),
             "a token does not see itself":
                 _packed(lambda t, document, first: (document[:, None] == document) & (t[:, None] > t)),
             "the first token of a document is counted to the document before": _packed(_previous),
             "positions are not restarted at each document": _packed(position=lambda t, first: t),
             "positions count from 1": _packed(position=lambda t, first: packed_mask(first)[1] + 1),
-            "the mask is causal only, and positions are not restarted: this treats the row as one document":
+            "the mask is causal only, and positions are not restarted: this treats the row as one "
+            "document":
                 _packed(lambda t, document, first: t[:, None] >= t, lambda t, first: t),
         },
         hints=("first.cumsum(0) gives each token the number of its document.",
-               "mask[t, s] has two conditions: the same document, and s <= t. Compare document[:, None] with document.",
-               "The start of a token's document is the largest index up to it where `first` holds: torch.where, then cummax."),
+               "mask[t, s] has two conditions: the same document, and s <= t. Compare document[:, "
+               "None] with document.",
+               "The start of a token's document is the largest index up to it where `first` "
+               "holds: torch.where, then cummax." ),
     ),
     Check(
         "tokens.reply_mask", reply_mask, _reply_cases,
         mistakes={
             "all three faults are still there": _reply(marker=True, opening=True, eos_too=False),
-            "the token <Assistant> is still counted: the prompt gives it. And so is the opening after it":
+            "the token <Assistant> is still counted: the prompt gives it. And so is the opening "
+            "after it":
                 _reply(marker=True, opening=True),
-            "the opening <think> or </think> right behind <Assistant> is still counted: the prompt gives it":
+            "the opening <think> or </think> right behind <Assistant> is still counted: the "
+            "prompt gives it":
                 _reply(opening=True),
             "the token <Assistant> is counted: the prompt gives it": _reply(marker=True),
-            "eos is left out: a model that is never taught eos does not stop": _reply(eos_too=False),
-            "the opening is still counted, and eos is still left out": _reply(opening=True, eos_too=False),
-            "the token <Assistant> is still counted, and eos is still left out": _reply(marker=True, eos_too=False),
+            "eos is left out: a model that is never taught eos does not stop":
+                _reply(eos_too=False),
+            "the opening is still counted, and eos is still left out":
+                _reply(opening=True, eos_too=False),
+            "the token <Assistant> is still counted, and eos is still left out":
+                _reply(marker=True, eos_too=False),
             "only the last reply is counted; every reply is the assistant's":
                 _reply(turns=lambda n, ends: len(ends) > 1 and n <= ends[-2]),
             "only the first reply is counted; writing must begin again at the next <Assistant>":
                 _reply(turns=lambda n, ends: bool(ends) and n > ends[0]),
             "the prompt is counted, and the reply is not": _inverted,
-            "the mask is shifted: it says whether the NEXT id is the assistant's. Here it is about the id itself":
+            "the mask is shifted: it says whether the NEXT id is the assistant's. Here it is "
+            "about the id itself":
                 _next_targets,
         },
         hints=("Write down a short conversation and, below each id, whether the assistant wrote it.",
                "Append to the mask before `writing` changes to True, and remember the id before.",
-               "Writing begins behind the opening, that is when the id BEFORE this one is <Assistant>; it ends behind eos."),
+               "Writing begins behind the opening, that is when the id BEFORE this one is "
+               "<Assistant>; it ends behind eos." ),
     ),
     Check(
         "tokens.verify", _as_list(verify), _verify_cases,
         mistakes={
-            "it accepts a list of answers: naming other words of the pool as well must be wrong, or a policy lists them all":
+            "it accepts a list of answers: naming other words of the pool as well must be wrong, "
+            "or a policy lists them all":
                 _as_list(_named),
-            "it takes the first name and overlooks the others: a list that begins with the right one is accepted":
+            "it takes the first name and overlooks the others: a list that begins with the right "
+            "one is accepted":
                 _as_list(_named_first),
-            "it accepts the word inside of other words and in any list (`accepted in answer`): compare whole words":
+            "it accepts the word inside of other words and in any list (`accepted in answer`): "
+            "compare whole words":
                 _as_list(_contains),
-            "it finds names inside of other words, a cat in education: compare whole words": _as_list(_substring),
-            "it judges all of the text; only the first sentence is the answer": _as_list(_all_of_it),
+            "it finds names inside of other words, a cat in education: compare whole words":
+                _as_list(_substring),
+            "it judges all of the text; only the first sentence is the answer":
+                _as_list(_all_of_it),
             "it is strict about capital letters: Cat is a cat": _as_list(_case),
             "it wants the word alone: a whole sentence is a right answer, too": _as_list(_equal),
         },
         hints=("First cut off the first sentence, then make a set of its words in lower case.",
-               "Which words of the pool are in that set? All of the pool, not only the accepted one.",
+               "Which words of the pool are in that set? All of the pool, not only the accepted "
+               "one.",
                "Right means that these are exactly the accepted one: no more, no fewer."),
     ),
 ]
