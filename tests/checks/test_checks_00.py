@@ -1,5 +1,7 @@
 """Checks and pictures of lesson 00."""
 
+import os
+
 import pytest
 
 from minids import Config, cost
@@ -17,7 +19,7 @@ def test_the_cache_reference_counts_as_cost_does(config, n):
 def test_a_demonstration_is_not_strict_and_leaves_the_setting(monkeypatch, capsys):
     monkeypatch.setenv("MINIDS_STRICT", "1")
     judge.demonstrate("start.active_share", lambda *args: 0.5)
-    assert capsys.readouterr().out.startswith("[not yet]") and start.os.environ["MINIDS_STRICT"] == "1"
+    assert capsys.readouterr().out.startswith("[not yet]") and os.environ["MINIDS_STRICT"] == "1"
 
 
 def test_what_was_not_published_is_missing_and_not_zero():

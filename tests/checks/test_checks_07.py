@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from minids import plain
 from minids.config import Config
 from minids.learn.checks import mhc as checks
 from minids.learn.judge import check
@@ -80,7 +81,7 @@ def sinkhorn_with_softmax_of_columns(raw, iters, eps):
 
 
 def sinkhorn_without_eps(raw, iters, eps):
-    return checks.sinkhorn(raw, iters, 0.0)
+    return plain.sinkhorn(raw, iters, 0.0)
 
 
 def plain_maps(X, fn, scale, base, iters, eps, norm_eps, stream=False, two=2.0, gate=torch.sigmoid, read=None):
@@ -91,7 +92,7 @@ def plain_maps(X, fn, scale, base, iters, eps, norm_eps, stream=False, two=2.0, 
     a = x @ fn.T
     pre, post = a[..., :n] * scale[0] + base[:n], a[..., n:2 * n] * scale[1] + base[n:2 * n]
     comb = (a[..., 2 * n:] * scale[2] + base[2 * n:]).unflatten(-1, (n, n))
-    return (read or gate)(pre) + eps, two * gate(post), checks.sinkhorn(comb, iters, eps)
+    return (read or gate)(pre) + eps, two * gate(post), plain.sinkhorn(comb, iters, eps)
 
 
 def slip(**changes):
@@ -137,7 +138,7 @@ def test_a_slip_is_named(name, attempt, words, capsys):
 def test_the_order_decides_which_sums_are_right():
     """What the lesson says of the gain: ending with columns leaves the error in the rows, the gradients' side."""
     raw = 6 * torch.randn(200, 4, 4, generator=torch.Generator().manual_seed(0))
-    M = checks.sinkhorn(raw, 20, 1e-6)
+    M = plain.sinkhorn(raw, 20, 1e-6)
     assert (M.sum(-2) - 1).abs().max() < 1e-5 < 1e-2 < (M.sum(-1) - 1).abs().max()
     forward, backward = checks.gain(M[:1].expand(64, 4, 4))
     assert abs(forward[-1] - 1) < 1e-3 and backward[-1] <= 4 + 1e-4
