@@ -3,8 +3,8 @@
 import matplotlib.pyplot as plt
 import torch
 
-from minids.learn import exercise
 from minids.learn.checks import muon as checks
+from minids.learn.judge import check
 from minids.pretrain import optim
 from minids.show import muon as figures
 
@@ -28,9 +28,9 @@ def test_the_flat_polynomial_of_slope_two_is_v4s():
     assert checks.STEEP == optim.STEEP
 
 
-def test_an_answer_without_turning_tall_matrices_passes():
-    answer = checks.partial(checks.orthogonalise, turn=False)
-    assert exercise.check("muon.orthogonalise", answer) is answer
+def test_an_answer_that_does_not_transpose_tall_matrices_passes():
+    answer = checks.partial(checks.orthogonalise, transpose=False)
+    assert check("muon.orthogonalise", answer) is answer
 
 
 def test_the_records_agree_with_each_other():

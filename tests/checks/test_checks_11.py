@@ -44,7 +44,7 @@ class Straight(torch.autograd.Function):
 
 @pytest.mark.parametrize("name, attempt", [
     ("numbers.decode", decode_with_strings), ("numbers.round_block", round_with_the_package),
-    ("numbers.unpack", unpack_with_the_package), ("numbers.hadamard_turn", rounding.hadamard_turn),
+    ("numbers.unpack", unpack_with_the_package), ("numbers.hadamard_transform", rounding.hadamard_turn),
     ("numbers.largest_spread", spread_by_formula), ("numbers.straight_through", checks.with_gradient(Straight.apply)),
 ])
 def test_a_right_answer_written_otherwise_passes(name, attempt):
@@ -73,7 +73,7 @@ def unpack_high_first(packed, scale):
     ("numbers.round_block", lambda x: (x, 1.0), "In the case"),
     ("numbers.unpack", unpack_high_first, "neighbours are still swapped"),
     ("numbers.unpack", lambda packed, scale: unpack_with_the_package(packed, scale)[:, ::2], "expected shape"),
-    ("numbers.hadamard_turn", lambda x: rounding.hadamard_turn(x) * x.shape[-1] ** 0.5, "the factor 1 / sqrt(n) is missing"),
+    ("numbers.hadamard_transform", lambda x: rounding.hadamard_turn(x) * x.shape[-1] ** 0.5, "the factor 1 / sqrt(n) is missing"),
     ("numbers.largest_spread", lambda *sizes: 15, "In the case"),
     ("numbers.straight_through", checks.with_gradient(lambda x, rounding: rounding(x)), "the gradient is 0"),
     ("numbers.straight_through", checks.with_gradient(lambda x, rounding: x), "the value is x"),

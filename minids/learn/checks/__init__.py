@@ -28,8 +28,8 @@ MODULES = (start, tokens, attention, hca, csa, context, moe, mhc, whole, muon, p
            specialists, distillation, inference, real)
 
 # The function of `minids.plain` that an exercise writes, for each check of such an exercise. What
-# passes the check fits `plain.Model(config, **{function: attempt})`. (`whole.safe_affinity` is given
-# the function in a wrapper, which computes its gradient: `with_gradient(affinity)`.)
+# passes the check fits `plain.Model(config, **{function: attempt})`. (`whole.safe_affinity` is
+# given the function in a wrapper, which computes its gradient: `with_gradient(affinity)`.)
 PARTS = {
     "attention.angles": "angles",
     "attention.rotate": "rotate",

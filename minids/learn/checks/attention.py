@@ -6,7 +6,7 @@ The references are the functions of `minids.plain`; what is defined here makes m
 import math
 
 import torch
-from einops import einsum, rearrange, repeat
+from einops import einsum, rearrange
 
 from minids import plain
 from minids.config import Config
@@ -25,7 +25,8 @@ def _angle_cases(rng):
 
     yield "positions 0 to 4, two pairs", (torch.arange(5), torch.tensor([1.0, 0.1]))
     yield "positions far out", (torch.randint(1, 3000, (4,), generator=rng), w(6, 10000.0))
-    yield "as many positions as pairs", (torch.randint(1, 3000, (8,), generator=rng), w(16, 160000.0))
+    positions = torch.randint(1, 3000, (8,), generator=rng)
+    yield "as many positions as pairs", (positions, w(16, 160000.0))
 
 
 def rotate_halves(x, theta):
@@ -294,7 +295,10 @@ def _unscaled(q, kv, seen, sink):
 
 def _root_of_r(attn, x):
     c, r = attn.config.head_dim, attn.config.rope_head_dim
-    return window_attention_with(attn, x, attend=lambda q, *a: plain.attend(q * math.sqrt(c / r), *a))
+
+    def attend(q, *rest):
+        return plain.attend(q * math.sqrt(c / r), *rest)
+    return window_attention_with(attn, x, attend=attend)
 
 
 def _other_base(config, ratio):
@@ -367,6 +371,10 @@ def _yarn_cases(rng):
 
 def _identity(value):
     return value
+
+
+def _mean_of_periods(w, factor, share):
+    return 1 / (factor / w * share + (1 - share) / w)
 
 
 def _frequencies(**changes):
@@ -609,7 +617,7 @@ CHECKS = [
                 _frequencies(low=_identity, high=_identity),
             "the 2 in the denominator of pair() is missing": _frequencies(two=1),
             "the periods are averaged: the ramp weighs frequencies":
-                _frequencies(mix=lambda w, factor, share: 1 / (factor / w * share + (1 - share) / w)),
+                _frequencies(mix=_mean_of_periods),
         },
         hints=(
             "Four lines: the plain frequencies, low and high, the ramp, the weighted mean of "

@@ -15,7 +15,15 @@ from einops import einsum, rearrange
 from minids import plain
 from minids.config import Config
 from minids.learn.checks.attention import rotate_first
-from minids.learn.checks.hca import early, everything, late, pooled, windows, without_norm, without_weight
+from minids.learn.checks.hca import (
+    early,
+    everything,
+    late,
+    pooled,
+    windows,
+    without_norm,
+    without_weight,
+)
 from minids.learn.exercise import Check
 from minids.model.indexer import Indexer
 from minids.plain import previous, rms_norm, visible
@@ -157,7 +165,8 @@ def _identity(s):
 def _weights_from_latent(x, latent, index_keys, wq_b, weights_proj, theta):
     Hi, ci = len(weights_proj), index_keys.shape[-1]
     weights = latent @ weights_proj.T / math.sqrt(Hi * ci)
-    return index_scores_with(x, latent, index_keys, wq_b, weights_proj, theta, weigh=lambda w: weights)
+    arguments = x, latent, index_keys, wq_b, weights_proj, theta
+    return index_scores_with(*arguments, weigh=lambda _: weights)
 
 
 def _queries_from_x(x, latent, *rest):
@@ -167,7 +176,8 @@ def _queries_from_x(x, latent, *rest):
 def _scores_cases(rng):
     def arguments(B, T, S, d, Hi, ci, r):
         x, latent = torch.randn(B, T, d, generator=rng), torch.randn(B, T, d, generator=rng)
-        index_keys, wq_b = torch.randn(B, S, ci, generator=rng), torch.randn(Hi * ci, d, generator=rng)
+        index_keys = torch.randn(B, S, ci, generator=rng)
+        wq_b = torch.randn(Hi * ci, d, generator=rng)
         weights_proj = torch.randn(Hi, d, generator=rng)
         theta = 3 * torch.rand(T, r // 2, generator=rng)
         return x, latent, index_keys, 0.5 * wq_b, weights_proj, theta
@@ -180,7 +190,7 @@ def _scores_cases(rng):
 
 
 def pick_with(scores, m, k, sees=visible, late=False, fill=False):
-    """`pick` with another rule for complete entries, the mask after the ranking, or no last mask."""
+    """`pick` with another rule for complete entries, the mask after ranking, or no last mask."""
     B, T, S = scores.shape
     seen = sees(T, S, m)
     ranked = scores if late else scores.masked_fill(~seen, -math.inf)
@@ -237,6 +247,12 @@ def divergence(p, scores, seen, heads=None, normalise=True, mask=-1e9, axis=-1, 
 def _reverse_kl(target, log_q, seen):
     q = log_q.exp() * seen
     return (q * (log_q - target.clamp_min(1e-20).log())).sum(-1)
+
+
+def _softmax_of_weights(p, scores, seen):
+    def heads(p):
+        return p.sum(2).masked_fill(~seen, -1e9).softmax(-1) * seen.any(-1)[:, None]
+    return divergence(p, scores, seen, heads)
 
 
 def _each_head(p):
@@ -326,6 +342,11 @@ def _operations_cases(rng):
 
 def _layers(config, which):
     return sum(map(which, config.compress_ratios[:config.n_layers]))
+
+
+def _attention_heads(config, n):
+    index_channels = config.index_n_heads * config.index_head_dim
+    return config.n_heads * config.head_dim / index_channels
 
 
 def _times(factor):
@@ -473,7 +494,7 @@ CHECKS = [
         mistakes={
             "the result is nan: a query that sees no entry has only -inf, and a softmax of that "
             "is nan. Fill with -1e9, and leave those queries out of the mean":
-                lambda *a: divergence(*a, mask=-INF),
+                lambda *a: divergence(*a, mask=-math.inf),
             "the KL is the wrong way round: the attention's distribution comes first, it weighs "
             "the logarithms":
                 lambda *a: divergence(*a, kl=_reverse_kl),
@@ -484,8 +505,7 @@ CHECKS = [
             "took a part of the weight":
                 lambda *a: divergence(*a, heads=lambda p: p.mean(2), normalise=False),
             "the target is a softmax of the weights: they are weights already, divide by their sum":
-                lambda p, s, seen: divergence(
-                    p, s, seen, heads=lambda p: p.sum(2).masked_fill(~seen, -1e9).softmax(-1) * seen.any(-1)[:, None]),
+                _softmax_of_weights,
             "each head is normalised before the sum: sum over heads first, so that a head that "
             "reads no entries has no say":
                 lambda *a: divergence(*a, heads=_each_head),
@@ -528,7 +548,8 @@ CHECKS = [
             "gradients reach x and qr: the model would change its features to please the indexer; "
             "detach both":
                 _learn(free=("x", "qr")),
-        } | {f"still to be fixed: {', '.join(faults)}": _learn(**_with(faults)) for faults in _remaining()},
+        } | {f"still to be fixed: {', '.join(faults)}": _learn(**_with(faults))
+             for faults in _remaining()},
         hints=(
             "Three questions: which way round is the KL, does the target sum to 1, and whom may "
             "this loss change?",
@@ -556,7 +577,7 @@ CHECKS = [
             "one head is counted: multiply by index_n_heads":
                 _times(lambda config, n: 1 / config.index_n_heads),
             "these are the attention's heads: the indexer has index_n_heads of index_head_dim":
-                _times(lambda config, n: config.n_heads * config.head_dim / config.index_n_heads / config.index_head_dim),
+                _times(_attention_heads),
         },
         hints=(
             "One product of a query head and a key: ci multiply-adds. How many heads, how many "

@@ -1,6 +1,8 @@
-"""Checks of lesson 13: two losses of distillation, the mean of weights, weights by domain (V4 report, section 5.1.2).
+"""Checks of lesson 13: two losses of distillation, the mean of weights, weights by domain (V4
+report, section 5.1.2).
 
-The references compute what `minids.posttrain.distill` does: `divergence`, `token_loss`, `average` and the sum over families in `learn`.
+The references compute what `minids.posttrain.distill` does: `divergence`, `token_loss`, `average`,
+and the sum over families in `learn`.
 """
 
 import torch
@@ -33,21 +35,28 @@ def _logits(rng, *shape):
 
 
 def _kl_cases(rng):
-    for label, N, V in (("one position", 1, 3), ("several positions", 4, 7), ("a larger vocabulary", 3, 50)):
+    for label, N, V in (("one position", 1, 3), ("several positions", 4, 7),
+                        ("a larger vocabulary", 3, 50)):
         yield label, (_logits(rng, N, V), _logits(rng, N, V))
 
 
 # ---- the loss from one token ----
 
 def token_loss(student, teacher, token):
-    """-a log p(token), a = log q(token) - log p(token) without gradient. student, teacher: N V; token: N -> N."""
+    """-a log p(token), with a = log q(token) - log p(token), which has no gradient: N.
+
+    student, teacher: N V; token: N.
+    """
     logp = student.log_softmax(-1).gather(-1, token[:, None])[:, 0]
     logq = teacher.log_softmax(-1).gather(-1, token[:, None])[:, 0]
     return -(logq - logp).detach() * logp
 
 
 def with_gradient(function):
-    """A function that returns function(student, ...) and the gradient of its sum by the student's logits."""
+    """A function that returns function(student, ...) and the gradient of its sum.
+
+    The gradient is that with respect to the student's logits, 0 where there is none.
+    """
     def both(student, *others):
         x = student.clone().requires_grad_()
         y = function(x, *others)
@@ -59,7 +68,8 @@ def with_gradient(function):
 def _token(loss):
     """A version of the loss from log p and log q of the token."""
     def wrong(student, teacher, token):
-        return loss(*(x.log_softmax(-1).gather(-1, token[:, None])[:, 0] for x in (student, teacher)))
+        logs = (x.log_softmax(-1).gather(-1, token[:, None])[:, 0] for x in (student, teacher))
+        return loss(*logs)
     return with_gradient(wrong)
 
 
@@ -76,9 +86,10 @@ def _token_cases(rng):
 # ---- the mean of weights ----
 
 def mean_weights(states):
-    """The mean of state dicts of one shape, and the names of tables of integers that are not the same in all.
+    """The mean of state dicts of one shape, and the names of tables of integers that differ.
 
-    Floating-point tensors: the mean, computed in float32, in the tensor's own type. Tables of integers: the first model's.
+    Floating-point tensors: the mean, computed in float32, in the tensor's own type. Tables of
+    integers: the first model's.
     """
     mean, odd = {}, []
     for name, t in states[0].items():
@@ -93,7 +104,13 @@ def mean_weights(states):
 
 
 def _mean(integers, odd=None, whole=lambda x: x.mean(0)):
-    """A version that treats tables of integers as `integers(tables)` says; `odd(tables)` says whether they are named."""
+    """A version that treats tables of integers as `integers(tables)` says.
+
+    `odd(tables)` says whether they are named.
+    """
+    def differ(tables):
+        return not all(torch.equal(tables[0], table) for table in tables)
+
     def wrong(states):
         mean, names = {}, []
         for name, t in states[0].items():
@@ -102,7 +119,7 @@ def _mean(integers, odd=None, whole=lambda x: x.mean(0)):
                 mean[name] = whole(torch.stack([s.float() for s in same])).to(t.dtype)
                 continue
             mean[name] = integers(same)
-            if (odd or (lambda some: not all(torch.equal(some[0], s) for s in some)))(same):
+            if (odd or differ)(same):
                 names.append(name)
         return mean, names
     return wrong
@@ -122,7 +139,10 @@ def _cut(tables):
 
 def _in_bfloat16(states):
     mean, odd = mean_weights(states)
-    return {n: sum(s[n] for s in states) / len(states) if t.is_floating_point() else t for n, t in mean.items()}, odd
+    for name, t in mean.items():
+        if t.is_floating_point():
+            mean[name] = sum(state[name] for state in states) / len(states)
+    return mean, odd
 
 
 def _all_float32(states):
@@ -147,9 +167,10 @@ def _mean_cases(rng):
 # ---- many teachers ----
 
 def opd_loss(kl, family, weights):
-    """sum_i w_i (mean KL of family i's tokens), the weights of the families that are there scaled to sum 1.
+    """sum_i w_i (mean KL of family i's tokens): a tensor without axes.
 
-    kl: N, the KL of each token to its teacher; family: N, the number of its family; weights: F -> a tensor without axes.
+    The weights of the families that occur are scaled to sum to 1. kl: N, the KL of each token to
+    its teacher; family: N, the number of its family; weights: F.
     """
     there = family.unique()
     means = torch.stack([kl[family == i].mean() for i in there])
@@ -159,16 +180,19 @@ def opd_loss(kl, family, weights):
 def _opd(weighing=lambda w, there: w[there] / w[there].sum(), each=lambda x: x.mean()):
     def wrong(kl, family, weights):
         there = family.unique()
-        return (weighing(weights, there) * torch.stack([each(kl[family == i]) for i in there])).sum()
+        losses = torch.stack([each(kl[family == i]) for i in there])
+        return (weighing(weights, there) * losses).sum()
     return wrong
 
 
 def _opd_cases(rng):
-    for label, family, F in (("two families", [0, 0, 0, 0, 0, 1, 1], 2), ("out of order", [2, 0, 1, 0, 0, 2, 0, 0, 1, 0], 3),
+    for label, family, F in (("two families", [0, 0, 0, 0, 0, 1, 1], 2),
+                             ("out of order", [2, 0, 1, 0, 0, 2, 0, 0, 1, 0], 3),
                              ("a family is missing", [3, 0, 0, 3, 0, 0, 0], 4)):
         family = torch.tensor(family)
         weights = 0.5 + torch.rand(F, generator=rng) + torch.arange(F)
-        yield label, (torch.rand(len(family), generator=rng) + 2.0 * family, family, weights / weights.sum())
+        kl = torch.rand(len(family), generator=rng) + 2.0 * family
+        yield label, (kl, family, weights / weights.sum())
 
 
 CHECKS = [
@@ -184,7 +208,7 @@ CHECKS = [
                 lambda s, t: _terms(s, t).mean(-1),
             "the logits are not normalised: a constant added to all logits of a position would "
             "change the result. Take log_softmax first": _unnormalised,
-            "the sign is turned: KL is never negative": lambda s, t: -reverse_kl(s, t),
+            "the sign is wrong: KL is never negative": lambda s, t: -reverse_kl(s, t),
             "the teacher's probabilities weigh the student's terms: KL(student || teacher) has "
             "the student's":
                 lambda s, t: (t.softmax(-1) * (s.log_softmax(-1) - t.log_softmax(-1))).sum(-1),
@@ -217,14 +241,14 @@ CHECKS = [
             "this is the estimate of the KL's value, log p - log q. As a loss it is useless: its "
             "gradient is 0 on average":
                 _token(lambda p, q: p - q),
-            "the sign is turned: this pushes the student away from the teacher":
+            "the sign is wrong: this pushes the student away from the teacher":
                 _token(lambda p, q: (q - p).detach() * p),
             "the whole loss is detached: nothing can be learned from it":
                 _token(lambda p, q: (-(q - p) * p).detach()),
             "the advantage is upside down and the sign with it: log q is learned, log p should be":
                 _token(lambda p, q: -(q - p).detach() * q),
-            "the probability weighs the loss once more: tokens are already drawn as often as they "
-            "are likely":
+            "the probability weighs the loss once more: tokens are already sampled as often as "
+            "they are likely":
                 _token(lambda p, q: -(q - p).detach() * p * p.exp().detach()),
             "the advantage is log q alone: without - log p the student would collapse onto the "
             "teacher's likeliest token":
@@ -238,7 +262,7 @@ CHECKS = [
         },
         hints=(
             "Two numbers for each position: the log-probability that each model gives to the "
-            "token which was drawn.",
+            "token which was sampled.",
             "x.log_softmax(-1).gather(-1, token[:, None])[:, 0] is such a number.",
             "-(logq - logp).detach() * logp",
         ),

@@ -161,7 +161,8 @@ def _unseen_cases(rng):
     yield "the last token of a window", (7, 2, 4)
     yield "a window that is long enough", (14, 8, 8)
     for _ in range(4):
-        t, w = (int(torch.randint(low, high, (), generator=rng)) for low, high in ((40, 80), (1, 6)))
+        t = int(torch.randint(40, 80, (), generator=rng))
+        w = int(torch.randint(1, 6, (), generator=rng))
         yield f"t = {t}, w = {w}, m = 16", (t, w, 16)
 
 

@@ -9,7 +9,6 @@ import itertools
 import torch
 from einops import rearrange
 
-from minids import plain
 from minids.learn.exercise import Check
 from minids.plain import maps, rms, sinkhorn, site
 
@@ -110,15 +109,19 @@ def _site_parameters(rng, n, d):
 
 
 def _streams(rng, B, T, n, d):
-    """Streams of different size, so that a norm of each stream is another thing than a norm of all."""
+    """Streams of different size, so that a norm of each stream differs from a norm of all."""
     return torch.randn(B, T, n, d, generator=rng) * (0.4 + torch.arange(n)).view(n, 1)
 
 
 def _maps_cases(rng):
-    yield "one token, three streams", (_streams(rng, 1, 1, 3, 2), *_site_parameters(rng, 3, 2), 4, 1e-6, 1e-6)
-    yield "B T n d", (_streams(rng, 2, 3, 4, 5), *_site_parameters(rng, 4, 5), 20, 1e-6, 1e-6)
-    yield "an eps that one can see", (_streams(rng, 2, 3, 4, 5), *_site_parameters(rng, 4, 5), 3, 0.03, 1e-6)
-    yield "a norm_eps that one can see", (0.3 * _streams(rng, 2, 3, 4, 5), *_site_parameters(rng, 4, 5), 3, 1e-6, 0.2)
+    X, parameters = _streams(rng, 1, 1, 3, 2), _site_parameters(rng, 3, 2)
+    yield "one token, three streams", (X, *parameters, 4, 1e-6, 1e-6)
+    X, parameters = _streams(rng, 2, 3, 4, 5), _site_parameters(rng, 4, 5)
+    yield "B T n d", (X, *parameters, 20, 1e-6, 1e-6)
+    X, parameters = _streams(rng, 2, 3, 4, 5), _site_parameters(rng, 4, 5)
+    yield "an eps that one can see", (X, *parameters, 3, 0.03, 1e-6)
+    X, parameters = _streams(rng, 2, 3, 4, 5), _site_parameters(rng, 4, 5)
+    yield "a norm_eps that one can see", (0.3 * X, *parameters, 3, 1e-6, 0.2)
 
 
 # ---- a site ----
@@ -157,7 +160,8 @@ def _layer(u):
 
 
 def _site_cases(rng):
-    for label, B, T, n, d in (("one token, three streams of two numbers", 1, 1, 3, 2), ("B T n d", 2, 4, 4, 5)):
+    for label, B, T, n, d in (("one token, three streams of two numbers", 1, 1, 3, 2),
+                              ("B T n d", 2, 4, 4, 5)):
         pre, post = torch.rand(B, T, n, generator=rng), 2 * torch.rand(B, T, n, generator=rng)
         comb = sinkhorn(2 * torch.randn(B, T, n, n, generator=rng), 20, 1e-6)
         yield label, (torch.randn(B, T, n, d, generator=rng), _layer, pre, post, comb)
@@ -169,19 +173,32 @@ def whole_site(X, layer, fn, scale, base, maps=maps, site=site):
 
 
 def _whole_cases(rng):
-    yield "one token, three streams", (_streams(rng, 1, 1, 3, 2), _layer, *_site_parameters(rng, 3, 2))
+    X = _streams(rng, 1, 1, 3, 2)
+    yield "one token, three streams", (X, _layer, *_site_parameters(rng, 3, 2))
     yield "B T n d", (_streams(rng, 2, 3, 4, 5), _layer, *_site_parameters(rng, 4, 5))
 
 
 # ---- exact doubly stochastic matrices ----
 
 def mixture(raw, permutations):
-    """A weighted mean of permutation matrices, ... n n, with the weights softmax(raw). raw: ... K; permutations: K n n."""
-    return torch.einsum("...k,kij->...ij", raw.softmax(-1), permutations)
+    """A mean of permutation matrices with the weights softmax(raw): ... n n.
+
+    raw: ... K; permutations: K n n.
+    """
+    return _weighted(raw.softmax(-1), permutations)
+
+
+def _weighted(weights, permutations):
+    return torch.einsum("...k,kij->...ij", weights, permutations)
+
+
+def _permutations(n):
+    """All permutation matrices: n! n n."""
+    return torch.stack([torch.eye(n)[list(order)] for order in itertools.permutations(range(n))])
 
 
 def _mixture_cases(rng):
-    three, four = (torch.stack([torch.eye(n)[list(order)] for order in itertools.permutations(range(n))]) for n in (3, 4))
+    three, four = _permutations(3), _permutations(4)
     yield "one matrix, six permutations", (torch.randn(6, generator=rng), three)
     yield "B T 24", (2 * torch.randn(2, 3, 24, generator=rng), four)
 
@@ -194,7 +211,7 @@ CHECKS = [
             "stream j":
                 lambda combs: gain(combs, lambda comb, P: comb @ P),
             "the product grows on the wrong side: what a new layer does comes after all the "
-            "others, so it stands on the left":
+            "others, so it is on the left":
                 lambda combs: gain(combs, lambda comb, P: P @ comb.mT),
             "the two gains are exchanged: forward is the largest row sum, backward the largest "
             "column sum":
@@ -260,7 +277,8 @@ CHECKS = [
                 _maps(read=lambda a, eps: a.softmax(-1) + eps),
             "post is a softmax: it is 2 * sigmoid": _maps(write=lambda a, eps: 2 * a.softmax(-1)),
             "pre and post are a softmax: both are sigmoids":
-                _maps(read=lambda a, eps: a.softmax(-1) + eps, write=lambda a, eps: 2 * a.softmax(-1)),
+                _maps(read=lambda a, eps: a.softmax(-1) + eps,
+                      write=lambda a, eps: 2 * a.softmax(-1)),
             "pre has the factor 2 that belongs to post":
                 _maps(read=lambda a, eps: 2 * a.sigmoid() + eps, write=lambda a, eps: a.sigmoid()),
             "eps is forgotten on pre": _maps(read=lambda a, eps: a.sigmoid()),
@@ -335,11 +353,11 @@ CHECKS = [
         "mhc.mixture", mixture, _mixture_cases,
         mistakes={
             "the weights are not normalised: a softmax makes them positive with the sum 1":
-                lambda raw, permutations: torch.einsum("...k,kij->...ij", raw, permutations),
+                _weighted,
             "the weights are exponentials that are not divided by their sum":
-                lambda raw, permutations: torch.einsum("...k,kij->...ij", raw.exp(), permutations),
+                lambda raw, permutations: _weighted(raw.exp(), permutations),
             "the weights are sigmoids: they do not sum to 1, take a softmax":
-                lambda raw, permutations: torch.einsum("...k,kij->...ij", raw.sigmoid(), permutations),
+                lambda raw, permutations: _weighted(raw.sigmoid(), permutations),
             "each matrix is transposed": lambda raw, permutations: mixture(raw, permutations).mT,
             "this is the plain mean of all permutations: weigh them with softmax(raw)":
                 lambda raw, permutations: mixture(torch.zeros_like(raw), permutations),

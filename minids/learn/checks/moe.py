@@ -20,7 +20,7 @@ LESSON = "06_moe"
 
 
 def route_with(x, weight, bias, K, scale, score=affinity, picks=None, weighs=None, normed="chosen"):
-    """`route` with another affinity, other numbers that pick or weigh, or another sum to divide by."""
+    """`route` with another affinity, other numbers that pick or weigh, or another divisor."""
     logits = x @ weight.T                                              # N E
     s = score(logits)
     experts = (s + bias if picks is None else picks(s, logits, bias)).topk(K).indices
@@ -110,7 +110,8 @@ def _limit_zero(x, w1, w2, w3, limit, g):
 
 def _expert_cases(rng):
     def arguments(N, limit, size):
-        w1, w3, w2 = (torch.randn(shape, generator=rng) * 0.5 for shape in ((10, 8), (10, 8), (8, 10)))
+        w1, w3 = (torch.randn(10, 8, generator=rng) * 0.5 for _ in range(2))
+        w2 = torch.randn(8, 10, generator=rng) * 0.5
         x, g = size * torch.randn(N, 8, generator=rng), 0.3 + torch.rand(N, 1, generator=rng)
         return x, w1, w2, w3, limit, g
 
@@ -122,8 +123,8 @@ def _expert_cases(rng):
 # ---- the layer ----
 
 SIZES = dict(vocab_size=17, dim=10, n_layers=1, compress_ratios=(0,), n_heads=1, head_dim=4,
-             rope_head_dim=2, q_lora_rank=4, o_groups=1, o_lora_rank=4, window_size=4, index_n_heads=1,
-             index_head_dim=4, index_topk=1, moe_inter_dim=6, n_routed_experts=5,
+             rope_head_dim=2, q_lora_rank=4, o_groups=1, o_lora_rank=4, window_size=4,
+             index_n_heads=1, index_head_dim=4, index_topk=1, moe_inter_dim=6, n_routed_experts=5,
              n_activated_experts=2, n_hash_layers=0, n_mtp_layers=0, swiglu_limit=1.0)
 
 
@@ -188,7 +189,7 @@ def _grouped_cases(rng):
 
 
 def grouped_with(ffn, x, g, weigh="sorted", back="inverse", rows="token"):
-    """`mix_experts`, sorted by expert, with the weights, the way back, or the rows in another order."""
+    """`mix_experts`, sorted by expert, with weights, results, or rows in another order."""
     N, K = len(x), ffn.gate.config.n_activated_experts
     weights, chosen = g.topk(K)                                        # N K
     order = chosen.flatten().argsort(stable=True)                      # NK
@@ -254,11 +255,20 @@ def _bias_cases(rng):
     yield "many experts", (bias, load.square(), 0.01)
 
 
+def _mean_moves(bias, load, u):
+    return bias - u * torch.where(load >= load.float().mean(), 1.0, -1.0)
+
+
+def _only_extremes(bias, load, u):
+    return bias - u * ((load == load.max()).float() - (load == load.min()).float())
+
+
 def _towards_median(bias, load, u):
     return bias - u * torch.sign(load.float() - load.float().median())
 
 
-def sequence_balance(s, experts, counts=None, share=None, E=True, K=True, detach=False, whole=False):
+def sequence_balance(s, experts, counts=None, share=None, E=True, K=True, detach=False,
+                     whole=False):
     """sum_e f_e P_e, the mean over the sequences: one number. s: B T E, affinities; experts: B T K.
 
     The keyword arguments make mistakes.
@@ -298,8 +308,8 @@ def _loss(**changes):
 
 
 def _loss_cases(rng):
-    for label, B, T, E, K in (("one sequence, one expert a token", 1, 6, 4, 1), ("one sequence", 1, 7, 5, 2),
-                              ("three sequences", 3, 8, 6, 3)):
+    for label, B, T, E, K in (("one sequence, one expert a token", 1, 6, 4, 1),
+                              ("one sequence", 1, 7, 5, 2), ("three sequences", 3, 8, 6, 3)):
         s = affinity(1.5 * torch.randn(B, T, E, generator=rng) + torch.arange(E) * 0.5)
         yield label, (s, s.topk(K).indices)
 
@@ -478,11 +488,11 @@ CHECKS = [
                 lambda bias, load, u: bias - u * (load / load.float().mean() - 1),
             "you compare with the median: V4 compares with the mean": _towards_median,
             "an expert with exactly the mean load moves: it stays":
-                lambda bias, load, u: bias - u * torch.where(load >= load.float().mean(), 1.0, -1.0),
+                _mean_moves,
             "only overloaded experts move: the others go up":
                 lambda bias, load, u: bias - u * (load > load.float().mean()).float(),
             "only the busiest and the idlest expert move: all do":
-                lambda bias, load, u: bias - u * ((load == load.max()).float() - (load == load.min()).float()),
+                _only_extremes,
         },
         hints=(
             "What counts is only whether an expert's load is above or below the mean.",

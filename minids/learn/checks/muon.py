@@ -16,9 +16,10 @@ STEEP, FLAT = (3.4445, -4.7750, 2.0315), (2.0, -1.5, 0.5)
 
 # ---- the iteration ----
 
-def orthogonalise(G, steps=(STEEP,) * 8 + (FLAT,) * 2, norm=torch.linalg.matrix_norm, eps=1e-20, turn=True, back=True):
-    """Hybrid Newton-Schulz of one matrix, rows x columns. The keyword arguments make the usual mistakes."""
-    tall = turn and G.shape[0] > G.shape[1]
+def orthogonalise(G, steps=(STEEP,) * 8 + (FLAT,) * 2, norm=torch.linalg.matrix_norm, eps=1e-20,
+                  transpose=True, back=True):
+    """Hybrid Newton-Schulz of one matrix, rows x columns. The keyword arguments make mistakes."""
+    tall = transpose and G.shape[0] > G.shape[1]
     X = G.mT if tall else G
     X = X / (norm(X) + eps)
     for a, b, c in steps:
@@ -44,9 +45,10 @@ def _orthogonalise_cases(rng):
     yield "square", (torch.randn(6, 6, generator=rng),)
     yield "wide", (3 * torch.randn(4, 9, generator=rng),)
     yield "tall", (0.02 * torch.randn(11, 5, generator=rng),)
-    yield "two directions a hundred times as strong as the others", (
-        torch.randn(6, 10, generator=rng) + 100 * torch.randn(6, 2, generator=rng) @ torch.randn(2, 10, generator=rng),)
-    yield "one row, most of it in one place", (torch.randn(1, 8, generator=rng) + 12 * torch.eye(8)[2:3],)
+    G, a, b = (torch.randn(shape, generator=rng) for shape in ((6, 10), (6, 2), (2, 10)))
+    yield "two directions a hundred times as strong as the others", (G + 100 * a @ b,)
+    row = torch.randn(1, 8, generator=rng) + 12 * torch.eye(8)[2:3]
+    yield "one row, most of it in one place", (row,)
     yield "all zeros, an expert that no token chose", (torch.zeros(3, 5),)
 
 
@@ -64,7 +66,7 @@ def _flat_cases(rng):
 
 
 def _solved(one, three, five, slope, value=1.0):
-    """(b, c) of the conditions a + b + c = value and one a + three b + five c = slope, as somebody took them to be."""
+    """(b, c) from the wrong conditions a + b + c = value and one a + three b + five c = slope."""
     def wrong(a):
         rest = slope - one * a - three * (value - a)
         c = rest / (five - three)
@@ -74,9 +76,9 @@ def _solved(one, three, five, slope, value=1.0):
 
 # ---- one step ----
 
-def muon_step(W, G, M, lr, mu=0.95, decay=0.1, nesterov=True, coupled=False, scale="max", damped=False, own_scale=True,
-              late=False):
-    """One step of one matrix: (new W, new M). The keyword arguments after `decay` make the usual mistakes."""
+def muon_step(W, G, M, lr, mu=0.95, decay=0.1, nesterov=True, coupled=False, scale="max",
+              damped=False, own_scale=True, late=False):
+    """One step of one matrix: (new W, new M). The arguments after `decay` make mistakes."""
     rows, columns = W.shape
     if coupled:
         G = G + decay * W
@@ -107,24 +109,28 @@ FAULTS = {
 
 def _left_over():
     """{message: step} for each way to repair some of the three faults and leave others."""
-    found = {"all three faults are still there": partial(muon_step, nesterov=False, coupled=True, scale="min")}
-    for one in FAULTS:
-        found[f"two are repaired; {one}"] = partial(muon_step, **FAULTS[one])
+    all_three = partial(muon_step, nesterov=False, coupled=True, scale="min")
+    steps = {"all three faults are still there": all_three}
+    for fault in FAULTS:
+        steps[f"two are repaired; {fault}"] = partial(muon_step, **FAULTS[fault])
     for first, second in combinations(FAULTS, 2):
-        found[f"one is repaired. Still: {first}. And: {second}"] = partial(muon_step, **FAULTS[first], **FAULTS[second])
-    return found
+        two = partial(muon_step, **FAULTS[first], **FAULTS[second])
+        steps[f"one is repaired. Still: {first}. And: {second}"] = two
+    return steps
 
 
 # ---- who goes where ----
 
 def choose(shapes):
     """The names of Muon's parameters. shapes: {name: shape} of all parameters."""
-    return {name for name, shape in shapes.items() if for_muon(name, torch.empty(shape, device="meta"))}
+    with torch.device("meta"):
+        return {name for name, shape in shapes.items() if for_muon(name, torch.empty(shape))}
 
 
 def parameters(config):
     """{name: shape} of a model's parameters."""
-    return {name: shape for name, (format, shape) in layout.tensors(config).items() if format != "I64"}
+    tensors = layout.tensors(config).items()
+    return {name: shape for name, (format, shape) in tensors if format != "I64"}
 
 
 def _choose_cases(rng):
@@ -138,7 +144,9 @@ def _also(*ends):
 
 
 def _without(*marks):
-    return lambda shapes: {name for name in choose(shapes) if not any(mark in name for mark in marks)}
+    def wrong(shapes):
+        return {name for name in choose(shapes) if not any(mark in name for mark in marks)}
+    return wrong
 
 
 CHECKS = [
@@ -148,10 +156,10 @@ CHECKS = [
             "the matrix is not normalised first: a singular value above 1.3 or so makes the "
             "iteration run away":
                 partial(orthogonalise, norm=torch.ones_like, eps=0.0),
-            "A = X X^T stands on the wrong side: it is A X and A A X. X A has the shape for it "
+            "A = X X^T is on the wrong side: it is A X and A A X. X A has the shape for it "
             "only if X is square":
                 _other_side,
-            "a tall matrix was turned to be wide and not turned back":
+            "a tall matrix was transposed and not transposed back":
                 partial(orthogonalise, back=False),
             "only the steep steps are there: singular values end scattered between 0.7 and 1.1; "
             "the last two steps are flat":
@@ -180,7 +188,7 @@ CHECKS = [
         },
         hints=(
             "Three parts: divide by the Frobenius norm (plus 1e-20), eight steps with STEEP and "
-            "two with FLAT, turn back.",
+            "two with FLAT, transpose back.",
             "One step: A = X @ X.mT, then a X + b (A X) + c (A A X). Each of the three terms has "
             "the shape of X.",
             "If rows > columns, work on G.mT and return X.mT: A is then the smaller of the two "

@@ -1,4 +1,5 @@
-"""Checks of lesson 11: FP4 and FP8 codes, block scales, the Hadamard turn, straight-through gradients (V4 report, 3.4)."""
+"""Checks of lesson 11: FP4 and FP8 codes, block scales, the Hadamard transform, straight-through
+gradients (V4 report, section 3.4)."""
 
 import math
 
@@ -26,7 +27,8 @@ def _fields(code, e_bits, m_bits):
     return (-1.0) ** (code >> e_bits + m_bits), exponent, mantissa
 
 
-def _decode_with(always_one=False, subnormal=1, mantissa_of=lambda m, bits: m / 2**bits, no_bias=False, unsigned=False):
+def _decode_with(always_one=False, subnormal=1, mantissa_of=lambda m, bits: m / 2**bits,
+                 no_bias=False, unsigned=False):
     def wrong(code, e_bits, m_bits, bias):
         sign, exponent, mantissa = _fields(code, e_bits, m_bits)
         bias, sign = 0 if no_bias else bias, 1.0 if unsigned else sign
@@ -52,11 +54,12 @@ def round_block(x):
     return _block(x)
 
 
-def _block(x, exponent=math.ceil, power=True, even=True, amax=lambda x: x.abs().max(), back=True, signed=True):
+def _block(x, exponent=math.ceil, power=True, even=True, amax=lambda x: x.abs().max(), back=True,
+           signed=True):
     ratio = amax(x).item() / 6
     scale = 2.0 ** exponent(math.log2(ratio)) if power else ratio
-    distance = ((x / scale).abs()[:, None] - GRID).abs()                                 # 32 8
-    codes = distance.argmin(1)                                                           # of two the smaller
+    distance = ((x / scale).abs()[:, None] - GRID).abs()               # 32 8
+    codes = distance.argmin(1)                                         # of two the smaller
     if even:
         nearest = distance == distance.min(1, keepdim=True).values
         codes = torch.where((codes % 2 == 1) & (nearest.sum(1) == 2), codes + 1, codes)
@@ -73,8 +76,11 @@ def _block_cases(rng):
     easy[:4] = torch.tensor([6.0, -1.0, 0.4, 2.2])
     yield "largest number 6: scale 1", (easy,)
     yield "random numbers", (torch.randn(32, generator=rng),)
-    yield "the largest number is 7", (torch.randn(32, generator=rng).clamp(-2, 2).index_fill(0, torch.tensor(3), 7.0),)
-    yield "the largest size is negative", (torch.cat([torch.rand(31, generator=rng), torch.tensor([-4.7])]),)
+    x = torch.randn(32, generator=rng).clamp(-2, 2)
+    x[3] = 7.0
+    yield "the largest number is 7", (x,)
+    x = torch.cat([torch.rand(31, generator=rng), torch.tensor([-4.7])])
+    yield "the largest size is negative", (x,)
     ties = torch.zeros(32)
     ties[:9] = torch.tensor([6.0, 0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, -2.5])
     yield "ties", (ties * 2.0**-5,)
@@ -98,7 +104,8 @@ def _unpack(packed, scale, low_first=True, bias=127, tile=False):
 
 def _unpack_halves(packed, scale):
     codes = torch.cat([packed & 15, packed >> 4], dim=1)
-    return torch.tensor(FP4_VALUES)[codes.long()] * torch.exp2(scale.float() - 127).repeat_interleave(32, 1)
+    s = torch.exp2(scale.float() - 127).repeat_interleave(32, 1)
+    return torch.tensor(FP4_VALUES)[codes.long()] * s
 
 
 def _unpack_with(**changes):
@@ -110,12 +117,13 @@ def _unpack_cases(rng):
     worked[0, :4] = torch.tensor([0x21, 0x7F, 0x90, 0x0A], dtype=torch.uint8)
     yield "the worked example", (worked, torch.tensor([[0x7C]], dtype=torch.uint8))
     packed = torch.randint(0, 256, (3, 48), generator=rng, dtype=torch.uint8)
-    yield "three rows of three blocks", (packed, torch.randint(118, 130, (3, 3), generator=rng, dtype=torch.uint8))
+    scale = torch.randint(118, 130, (3, 3), generator=rng, dtype=torch.uint8)
+    yield "three rows of three blocks", (packed, scale)
 
 
-# ---- the Hadamard turn ----
+# ---- the Hadamard transform ----
 
-def hadamard_turn(x):
+def hadamard_transform(x):
     """x H / sqrt(n) along the last axis, n a power of two."""
     return x @ _signs(x.shape[-1]) * x.shape[-1] ** -0.5
 
@@ -151,7 +159,7 @@ def largest_spread(code_max, code_min, wide_max, wide_min):
     """By how much scale exponents may differ within a block of the wide format."""
     d = 0
     while True:
-        exponent = math.ceil(math.log2(code_max * 2.0 ** (d + 1) / wide_max))            # of the wide format's scale
+        exponent = math.ceil(math.log2(code_max * 2.0 ** (d + 1) / wide_max))      # of the scale
         if code_min / 2.0**exponent < wide_min:
             return d
         d += 1
@@ -205,8 +213,7 @@ CHECKS = [
                 _decode_with(subnormal=0),
             "the bias is not subtracted from the exponent": _decode_with(no_bias=True),
             "the sign is not used: it is the topmost bit": _decode_with(unsigned=True),
-            "the mantissa is taken as a whole number: it stands behind the point, divide it by "
-            "2^m_bits":
+            "the mantissa is taken as a whole number: it is a fraction, divide it by 2^m_bits":
                 _decode_with(mantissa_of=lambda m, bits: m),
         },
         hints=(
@@ -245,7 +252,7 @@ CHECKS = [
             "scale = 2.0 ** math.ceil(math.log2(amax / 6)). Then every |x| / scale is at most 6: "
             "nothing is clipped.",
             "At a tie take the even code (0, 1, 2, 4 of 0, .5, 1, 1.5, 2, 3, 4, 6): compare > and "
-            ">= with the middles in turn.",
+            ">= with the middles alternately.",
         ),
         atol=1e-9, rtol=1e-6,
     ),
@@ -273,7 +280,7 @@ CHECKS = [
         atol=0.0, rtol=1e-6,
     ),
     Check(
-        "numbers.hadamard_turn", hadamard_turn, _hadamard_cases,
+        "numbers.hadamard_transform", hadamard_transform, _hadamard_cases,
         mistakes={
             "the factor 1 / sqrt(n) is missing: vectors grow by sqrt(n)":
                 lambda x: x @ _signs(x.shape[-1]),
@@ -285,7 +292,8 @@ CHECKS = [
         hints=(
             "Begin with a 1 x 1 matrix of 1. Doubling: [H, H] above, [H, -H] below.",
             "torch.cat([torch.cat([H, H], 1), torch.cat([H, -H], 1)]) until the matrix has n rows.",
-            "x @ H turns the last axis, whatever stands before it; then divide by the root of n.",
+            "x @ H transforms the last axis, whatever axes come before it; then divide by the "
+            "root of n.",
         ),
     ),
     Check(

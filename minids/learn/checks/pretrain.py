@@ -1,4 +1,5 @@
-"""Checks of lesson 10: the schedule, the loss of a step, and what a loss is measured in (V4 report, section 4.2)."""
+"""Checks of lesson 10: the schedule, the loss of a step, and what a loss is measured in (V4 report,
+section 4.2)."""
 
 import math
 
@@ -13,7 +14,10 @@ LESSON = "10_pretraining"
 # ---- the schedule ----
 
 def learning_rate(step, steps, peak, warmup):
-    """A straight rise over `warmup` steps to `peak`, then a cosine to a tenth of it. Steps count from 0."""
+    """A straight rise over `warmup` steps to `peak`, then a cosine to a tenth of it.
+
+    Steps count from 0.
+    """
     if step < warmup:
         return peak * (step + 1) / warmup
     done = (step - warmup) / max(steps - warmup, 1)
@@ -24,7 +28,8 @@ def _cosine_to(floor):
     def wrong(step, steps, peak, warmup):
         if step < warmup:
             return peak * (step + 1) / warmup
-        return peak * (floor + (1 - floor) * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1))) / 2)
+        done = (step - warmup) / max(steps - warmup, 1)
+        return peak * (floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2)
     return wrong
 
 
@@ -37,11 +42,13 @@ def _no_warmup(step, steps, peak, warmup):
 
 
 def _warmup_counted(step, steps, peak, warmup):
-    return learning_rate(step, steps, peak, warmup) if step < warmup else learning_rate(step, steps, peak, 0)
+    return learning_rate(step, steps, peak, warmup if step < warmup else 0)
 
 
 def _straight(step, steps, peak, warmup):
-    return learning_rate(step, steps, peak, warmup) if step < warmup else peak * (1 - 0.9 * (step - warmup) / (steps - warmup))
+    if step < warmup:
+        return learning_rate(step, steps, peak, warmup)
+    return peak * (1 - 0.9 * (step - warmup) / (steps - warmup))
 
 
 def _factor(step, steps, peak, warmup):
@@ -62,7 +69,10 @@ def _schedule_cases(rng):
 # ---- the loss of a step ----
 
 def total_loss(logits, mtp_logits, ids, weight):
-    """Next-token loss, MTP loss and their weighted sum. logits B T V, mtp_logits B T-1 V, ids B T+1."""
+    """The weighted sum of next-token loss and MTP loss, and these two.
+
+    logits: B T V; mtp_logits: B T-1 V; ids: B T+1.
+    """
     loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
     mtp = F.cross_entropy(mtp_logits.flatten(0, 1), ids[:, 2:].flatten())
     return loss + weight * mtp, loss, mtp
@@ -90,15 +100,20 @@ def _summed(logits, mtp_logits, ids, weight):
 
 
 def _total_cases(rng):
-    for label, B, T, weight in (("one sequence", 1, 4, 0.3), ("a batch", 3, 7, 0.3), ("another weight", 2, 5, 0.1)):
-        yield label, (torch.randn(B, T, 11, generator=rng) * 2, torch.randn(B, T - 1, 11, generator=rng) * 2,
-                      torch.randint(11, (B, T + 1), generator=rng), weight)
+    for label, B, T, weight in (("one sequence", 1, 4, 0.3), ("a batch", 3, 7, 0.3),
+                                ("another weight", 2, 5, 0.1)):
+        logits = torch.randn(B, T, 11, generator=rng) * 2
+        mtp_logits = torch.randn(B, T - 1, 11, generator=rng) * 2
+        yield label, (logits, mtp_logits, torch.randint(11, (B, T + 1), generator=rng), weight)
 
 
 # ---- a loss with padding ----
 
 def masked_loss(logits, ids, pad):
-    """Mean next-token loss over the targets that are no padding. logits B T V from ids B T: position t predicts ids[t+1]."""
+    """Mean next-token loss over the targets that are no padding.
+
+    logits: B T V, from ids: B T. Position t predicts ids[t+1].
+    """
     targets = ids[:, 1:]
     losses = F.cross_entropy(logits[:, :-1].transpose(1, 2), targets, reduction="none")    # B T-1
     return losses[targets != pad].mean()
@@ -112,7 +127,8 @@ def _masked(shift=True, keep_pad=False, reduce="tokens"):
         if reduce == "rows":
             return ((losses * mask).sum(1) / mask.sum(1)).mean()
         total = (losses * mask).sum()
-        return {"tokens": total / mask.sum(), "sum": total, "all": total / mask.numel(), "batch": total / len(ids)}[reduce]
+        numbers = {"tokens": mask.sum(), "sum": 1, "all": mask.numel(), "batch": len(ids)}
+        return total / numbers[reduce]
     return wrong
 
 
@@ -154,7 +170,7 @@ def _unit_cases(rng):
 # ---- when a run beats a baseline ----
 
 def tokens_to_beat(tokens, losses, baseline):
-    """Tokens read when the line through (tokens, losses) first reaches `baseline`; inf if it never does."""
+    """Tokens read when the line through (tokens, losses) first reaches `baseline`, or inf."""
     for i, loss in enumerate(losses):
         if loss <= baseline:
             if i == 0:
@@ -199,7 +215,8 @@ def _other_share(tokens, losses, baseline):
 def _beat_cases(rng):
     def run(n):
         tokens = (torch.rand(n, generator=rng) + 0.5).cumsum(0) * 1000
-        return [float(t) for t in tokens], [7 - 0.8 * i + 0.3 * float(torch.rand(1, generator=rng)) for i in range(n)]
+        losses = [7 - 0.8 * i + 0.3 * float(torch.rand(1, generator=rng)) for i in range(n)]
+        return [float(t) for t in tokens], losses
 
     tokens, losses = run(4)
     yield "it falls below in the middle", (tokens, losses, 0.7 * losses[2] + 0.3 * losses[3])
@@ -272,7 +289,7 @@ CHECKS = [
     Check(
         "pretrain.masked_loss", masked_loss, _masked_cases,
         mistakes={
-            "the targets are not shifted: the model is asked for the token it stands on":
+            "the targets are not shifted: the model predicts the token that it has just read":
                 _masked(shift=False),
             "not shifted, and padding is counted": _masked(shift=False, keep_pad=True),
             "the shift goes the wrong way: position t predicts token t + 1, not t - 1": _backwards,
@@ -319,9 +336,9 @@ CHECKS = [
         mistakes={
             "this is the first measured point below the baseline; the line crosses it between two "
             "points": _first_point,
-            "this is the number of the point; the tokens read at it are asked for": _which,
+            "this is the number of the point; return the tokens read at it": _which,
             "the share is counted from the wrong end of the line between two points": _other_share,
-            "this is the last time it falls below; the first is asked for": _last_above,
+            "this is the last time it falls below; return the first": _last_above,
             "where the baseline is never beaten, return math.inf, not the last point":
                 _never(lambda tokens: tokens[-1]),
             "where the baseline is never beaten, return math.inf, not -1":

@@ -1,4 +1,5 @@
-"""Checks of lesson 15: byte ranges of tensors, scales and codes as they are stored, the bytes of a layer (V4 report, 3.4)."""
+"""Checks of lesson 15: byte ranges of tensors, scales and codes as they are stored, the bytes of a
+layer (V4 report, section 3.4)."""
 
 import json
 import math
@@ -17,7 +18,10 @@ LESSON = "15_real_weights"
 # ---- where a tensor's bytes are ----
 
 def byte_range(head, name):
-    """The HTTP header "Range" that asks for one tensor's bytes. head: a file's first bytes, the whole header among them."""
+    """The HTTP header "Range" for one tensor's bytes.
+
+    head: a file's first bytes, with the whole header among them.
+    """
     return _range(head, name)
 
 
@@ -33,32 +37,43 @@ def _range_with(**changes):
 
 
 def _head(sizes, rng):
-    """A file's first bytes: a header for tensors of these numbers of float32, and a few bytes more."""
-    said, at = {"__metadata__": {"format": "pt"}}, 0
+    """A file's first bytes: a header for float32 tensors of these sizes, and 20 bytes more."""
+    header, start = {"__metadata__": {"format": "pt"}}, 0
     for i, size in enumerate(sizes):
-        said[f"layers.{i}.attn.attn_sink"] = {"dtype": "F32", "shape": [size], "data_offsets": [at, at + 4 * size]}
-        at += 4 * size
-    text = json.dumps(said, separators=(",", ":"))
+        end = start + 4 * size
+        entry = {"dtype": "F32", "shape": [size], "data_offsets": [start, end]}
+        header[f"layers.{i}.attn.attn_sink"] = entry
+        start = end
+    text = json.dumps(header, separators=(",", ":"))
     text += " " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text.encode() + bytes(torch.randint(0, 256, (20,), generator=rng).tolist())
+    return len(text).to_bytes(8, "little") + text.encode() + _bytes_of(0, 256, 20, rng)
+
+
+def _bytes_of(low, high, n, rng):
+    """n random bytes from low to high - 1."""
+    return bytes(torch.randint(low, high, (n,), generator=rng).tolist())
 
 
 def _range_cases(rng):
     yield "the first tensor of two", (_head([3, 5], rng), "layers.0.attn.attn_sink")
     yield "the second one", (_head([3, 5], rng), "layers.1.attn.attn_sink")
     sizes = torch.randint(1, 90, (40,), generator=rng).tolist()
-    yield "one of forty, behind a long header", (_head(sizes, rng), "layers.27.attn.attn_sink")
+    yield "one of forty, after a long header", (_head(sizes, rng), "layers.27.attn.attn_sink")
 
 
 # ---- E8M0 ----
 
 def e8m0(codes):
-    """The scales that bytes stand for, 2^(b - 127); 255 is not a number. codes: any shape, uint8 -> float32."""
+    """The scales of bytes, 2^(b - 127); 255 is not a number. codes: any shape, uint8 -> float32."""
     return codes.view(torch.float8_e8m0fnu).float()
 
 
 def _shifted(codes):
     return (codes.int() << 23).view(torch.float32)
+
+
+def _subtracted_as_bytes(codes):
+    return torch.exp2((codes - 127).float()).masked_fill(codes == 255, math.nan)
 
 
 def _e8m0_cases(rng):
@@ -75,10 +90,11 @@ def fp4_matrix(data, scales, o, i):
     return _matrix(data, scales, o, i)
 
 
-def _matrix(data, scales, o, i, low_first=True, apart=False, tile=False, turned=False, values=FP4_VALUES, scaled=True):
+def _matrix(data, scales, o, i, low_first=True, apart=False, tile=False, transposed=False,
+            values=FP4_VALUES, scaled=True):
     packed = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(o, i // 2)
     s = e8m0(torch.frombuffer(bytearray(scales), dtype=torch.uint8))
-    s = s.view(i // 32, o).T if turned else s.view(o, i // 32)
+    s = s.view(i // 32, o).T if transposed else s.view(o, i // 32)
     low, high = packed & 15, packed >> 4
     if apart:
         codes = torch.cat([low, high], 1)
@@ -95,8 +111,8 @@ def _matrix_with(**changes):
 def _matrix_cases(rng):
     yield "the worked example", (bytes([0x21, 0x7F, 0x90, 0x0A]) + bytes(12), bytes([0x7C]), 1, 32)
     for label, o, i in (("two rows of one block", 2, 32), ("three rows of four blocks", 3, 128)):
-        data = bytes(torch.randint(0, 256, (o * i // 2,), generator=rng).tolist())
-        yield label, (data, bytes(torch.randint(118, 130, (o * i // 32,), generator=rng).tolist()), o, i)
+        data = _bytes_of(0, 256, o * i // 2, rng)
+        yield label, (data, _bytes_of(118, 130, o * i // 32, rng), o, i)
 
 
 # ---- the bytes of a layer ----
@@ -110,7 +126,8 @@ def layer_bytes(config, i):
     return _bytes(config, i)
 
 
-def _bytes(config, i, dot=".", scale=1, each=(), scales=True, fp4_block=(1, 32), fp8_block=(128, 128)):
+def _bytes(config, i, dot=".", scale=1, each=(), scales=True, fp4_block=(1, 32),
+           fp8_block=(128, 128)):
     total = 0
     for name, (format, shape) in _layout(config).items():
         if name.startswith(f"layers.{i}{dot}"):
@@ -167,7 +184,7 @@ CHECKS = [
             "the bias is 127, not 128": lambda codes: e8m0(codes) / 2,
             "bytes have no negative numbers, so the difference wraps round: go to float before "
             "you subtract":
-                lambda codes: torch.exp2((codes - 127).float()).masked_fill(codes == 255, float("nan")),
+                _subtracted_as_bytes,
             "bytes have no negative numbers: go to float before you subtract 127; and the byte "
             "255 is not a number":
                 lambda codes: torch.exp2((codes - 127).float()),
@@ -198,7 +215,7 @@ CHECKS = [
             "the scales are laid out as a b c a b c: 32 columns in a run share one, a a ... b b "
             "...": _matrix_with(tile=True),
             "the scales are read column by column: they are stored row after row, o x i/32":
-                _matrix_with(turned=True),
+                _matrix_with(transposed=True),
             "the signs are lost: codes 8 to 15 are the negatives of 0 to 7":
                 _matrix_with(values=FP4_VALUES[:8] * 2),
             "the codes are taken as whole numbers; a code is an index into 0, .5, 1, 1.5, 2, 3, "
@@ -228,7 +245,7 @@ CHECKS = [
             "an FP4 number is counted as a whole byte: two share one":
                 _bytes_with(each=(("FP4", 1),)),
             "layer 4 has layers 40 to 42 in it: the names begin alike, so compare with the dot "
-            "behind the number":
+            "after the number":
                 _bytes_with(dot=""),
             "a scale takes one byte (E8M0), not four": _bytes_with(scale=4),
             "the tables of the hash layers are int64: 8 bytes a number, not 4":

@@ -1,4 +1,5 @@
-"""Checks of lesson 00: what a token uses of the experts, what a mix of tokens costs, what the cache holds (report 2.3.4)."""
+"""Checks of lesson 00: the share of experts that works, the price of a mix of tokens, the bytes of
+the cache (V4 report, section 2.3.4)."""
 
 from minids.learn.exercise import Check
 
@@ -6,7 +7,10 @@ LESSON = "00_start_here"
 
 
 def active_share(n_routed, n_active, n_shared):
-    """The share of one layer's experts that works for one token, from 0 to 1. The shared experts always work."""
+    """The share of one layer's experts that works for one token, from 0 to 1.
+
+    The shared experts always work.
+    """
     return (n_active + n_shared) / (n_routed + n_shared)
 
 
@@ -18,8 +22,15 @@ def _share_cases(rng):
 
 
 def blended_price(input_usd, output_usd, tokens_in, tokens_out):
-    """US dollars for a million tokens of a job that reads `tokens_in` and writes `tokens_out`; prices are per million."""
+    """US dollars for a million tokens of a job that reads `tokens_in` and writes `tokens_out`.
+
+    input_usd, output_usd: prices of a million tokens.
+    """
     return (input_usd * tokens_in + output_usd * tokens_out) / (tokens_in + tokens_out)
+
+
+def _bill(input_usd, output_usd, tokens_in, tokens_out):
+    return input_usd * tokens_in + output_usd * tokens_out
 
 
 def _price_cases(rng):
@@ -45,8 +56,9 @@ def _cache_cases(rng):
     yield "one window-only layer, 1000 tokens", ([0], 1000)
     yield "one HCA layer, 1024 tokens", ([128], 1024)
     yield "one CSA layer, 1024 tokens", ([4], 1024)
-    yield "ten layers, 1003 tokens: the last compression window is not full", ([0, 0] + [4, 128] * 4, 1003)
-    yield "ten layers, 90 tokens: the window is not full either", ([0, 0] + [4, 128] * 4, 90)
+    ratios = [0, 0] + [4, 128] * 4
+    yield "ten layers, 1003 tokens: the last compression window is not full", (ratios, 1003)
+    yield "ten layers, 90 tokens: the window is not full either", (ratios, 90)
 
 
 def _cache(min_of=min, divide=lambda n, m: n // m, keys=lambda m: m == 4, windows=True):
@@ -71,7 +83,7 @@ CHECKS = [
             "above the line too":
                 lambda n_routed, n_active, n_shared: n_active / (n_routed + n_shared),
             "this is the share in percent; return a number from 0 to 1":
-                lambda n_routed, n_active, n_shared: 100 * (n_active + n_shared) / (n_routed + n_shared),
+                lambda *numbers: 100 * active_share(*numbers),
             "the fraction is upside down":
                 lambda n_routed, n_active, n_shared: (n_routed + n_shared) / (n_active + n_shared),
             "// drops the fraction; divide with /":
@@ -92,10 +104,10 @@ CHECKS = [
                 lambda input_usd, output_usd, tokens_in, tokens_out:
                 blended_price(output_usd, input_usd, tokens_in, tokens_out),
             "this is the bill for all tokens; divide by their number, tokens_in + tokens_out":
-                lambda input_usd, output_usd, tokens_in, tokens_out: input_usd * tokens_in + output_usd * tokens_out,
+                _bill,
             "this is the bill in dollars; divide by the number of tokens, and keep prices per "
             "million":
-                lambda input_usd, output_usd, tokens_in, tokens_out: (input_usd * tokens_in + output_usd * tokens_out) / 1e6,
+                lambda *numbers: _bill(*numbers) / 1e6,
         },
         hints=(
             "Write the bill first: each price times its own number of tokens.",

@@ -1,4 +1,5 @@
-"""Checks of lesson 01: merges, bits per byte, packed rows, replies, a verifier (V4 report, sections 4.1 and 5.1.1)."""
+"""Checks of lesson 01: merges, bits per byte, packed rows, replies, a verifier (V4 report, sections
+4.1 and 5.1.1)."""
 
 import math
 import re
@@ -14,7 +15,10 @@ LESSON = "01_tokens_and_data"
 # ---- the pair to merge next ----
 
 def best_pair(pieces):
-    """The pair (a, b) of neighbours that occurs most often inside the pieces; of equals the smallest."""
+    """The pair (a, b) of neighbours that occurs most often inside the pieces.
+
+    Of several that occur as often, the smallest.
+    """
     counts = Counter(pair for piece in pieces for pair in zip(piece, piece[1:]))
     return min(counts, key=lambda pair: (-counts[pair], pair))
 
@@ -28,6 +32,10 @@ def _best(count, rank=lambda n, pair: (-n, pair)):
 
 def _inside(pieces):
     return [pair for piece in pieces for pair in zip(piece, piece[1:])]
+
+
+def _once_a_piece(pieces):
+    return [pair for piece in pieces for pair in set(zip(piece, piece[1:]))]
 
 
 def _across(pieces):
@@ -51,7 +59,8 @@ def _pair_cases(rng):
     yield "one pair stands out", ([[7, 3, 9], [3, 9, 5], [3, 9]],)
     yield "the same piece many times", ([[4, 2, 8]] * 3 + [[6, 1], [6, 1, 5], [1, 7]],)
     yield "a pair twice in a piece", ([[5, 8, 5, 8, 5, 8], [2, 6], [2, 6], [6, 9]],)
-    yield "short pieces: most neighbours belong to two of them", ([[9], [1], [9], [1], [9], [1], [4, 2], [4, 2], [2, 9], [1]],)
+    short = [[9], [1], [9], [1], [9], [1], [4, 2], [4, 2], [2, 9], [1]]
+    yield "short pieces: most neighbours belong to two of them", (short,)
     yield "ties", ([[8, 4, 1], [3, 9], [8, 4], [3, 9, 2], [5, 6, 5, 6]],)
     for ids in (3, 5):
         yield "random pieces", (_pieces(rng, ids, (1, 5, 3, 1, 4, 2, 6, 1)),)
@@ -60,7 +69,7 @@ def _pair_cases(rng):
 # ---- one merge ----
 
 def merge(ids, pair, new):
-    """Every (a, b) in ids becomes new, from left to right; what is merged once is not used again."""
+    """ids with each (a, b) replaced by new, from left to right; no id is merged twice."""
     out, i = [], 0
     while i < len(ids):
         if tuple(ids[i : i + 2]) == tuple(pair):
@@ -130,10 +139,10 @@ def encode(ids, merges):
 def _latest_first(ids, merges):
     while True:
         rank = {(a, b): (n, new) for n, (a, b, new) in enumerate(merges)}
-        found = [(rank[pair], pair) for pair in zip(ids, ids[1:]) if pair in rank]
-        if not found:
+        pairs = [(rank[pair], pair) for pair in zip(ids, ids[1:]) if pair in rank]
+        if not pairs:
             return list(ids)
-        (_, new), pair = max(found)
+        (_, new), pair = max(pairs)
         ids = merge(ids, pair, new)
 
 
@@ -170,7 +179,8 @@ def _in_reverse(ids, merges):
 
 
 def _encode_cases(rng):
-    merges = [(2, 3, 10), (1, 2, 11), (11, 3, 12), (10, 4, 13), (11, 10, 14), (3, 3, 15), (1, 10, 16)]
+    merges = [(2, 3, 10), (1, 2, 11), (11, 3, 12), (10, 4, 13), (11, 10, 14), (3, 3, 15),
+              (1, 10, 16)]
     yield "no merges", ([1, 2, 3], [])
     yield "one after the other", ([5, 2, 3, 4], merges)
     yield "an early merge takes a part of a later one", ([1, 2, 3], merges)
@@ -187,12 +197,17 @@ def bits_per_byte(nats, text):
     return float(nats.sum()) / math.log(2) / len(text.encode("utf-8"))
 
 
-def _bits(total=lambda nats, text: float(nats.sum()), unit=math.log(2), size=lambda nats, text: len(text.encode("utf-8"))):
-    return lambda nats, text: total(nats, text) / unit / size(nats, text)
+def _bits(total=None, unit=math.log(2), size=None):
+    """`bits_per_byte` with another total, unit, or size of the text."""
+    def wrong(nats, text):
+        sum_of_nats = total(nats, text) if total else float(nats.sum())
+        return sum_of_nats / unit / (size(nats, text) if size else len(text.encode("utf-8")))
+    return wrong
 
 
 def _bits_cases(rng):
-    for label, words, n in (("English", "It came to pass in those days.", 9), ("Chinese", "\u4f60\u597d\uff0c\u4e16\u754c", 7),
+    for label, words, n in (("English", "It came to pass in those days.", 9),
+                            ("Chinese", "\u4f60\u597d\uff0c\u4e16\u754c", 7),
                             ("both", "ni hao is \u4f60\u597d.", 6)):
         yield label, (torch.rand(n, generator=rng) * 5 + 0.5, words)
 
@@ -200,7 +215,10 @@ def _bits_cases(rng):
 # ---- the mask of a packed row ----
 
 def packed_mask(first):
-    """first: T, true where a document begins -> (mask T T: may t see s?, position T: counted from the document's start)."""
+    """The mask of a packed row, T T, and the position of each token in its document, T.
+
+    first: T, True where a document begins. mask[t, s] says whether t may see s.
+    """
     document = first.cumsum(0)
     t = torch.arange(len(first))
     mask = (document[:, None] == document) & (t[:, None] >= t)
@@ -213,8 +231,13 @@ def _packed(mask=None, position=None):
         t = torch.arange(len(first))
         document = first.cumsum(0)
         right, places = packed_mask(first)
-        return (mask(t, document, first) if mask else right), (position(t, first) if position else places)
+        right = mask(t, document, first) if mask else right
+        return right, position(t, first) if position else places
     return wrong
+
+
+def _same(document):
+    return document[:, None] == document
 
 
 def _previous(t, document, first):
@@ -241,7 +264,10 @@ def _mask_cases(rng):
 # ---- who wrote a token ----
 
 def reply_mask(ids, eos, assistant):
-    """For each id: did the assistant write it? Not its own marker, nor the opening after it; eos, yes."""
+    """Whether the assistant wrote each id: a list.
+
+    It wrote eos; it did not write its own marker, nor the opening after that.
+    """
     mask, writing, before = [], False, None
     for i in ids:
         mask.append(writing)
@@ -285,7 +311,8 @@ def _reply_cases(rng):
     once = [bos, user, *some(4), assistant, end, *some(3), eos]
     yield "one turn", (once, eos, assistant)
     yield "a question that waits", (once[:8], eos, assistant)
-    yield "with reasoning", ([bos, user, *some(3), assistant, think, *some(4), end, *some(2), eos], eos, assistant)
+    reasoning = [bos, user, *some(3), assistant, think, *some(4), end, *some(2), eos]
+    yield "with reasoning", (reasoning, eos, assistant)
     twice = once + [user, *some(2), assistant, think, *some(3), end, *some(2), eos]
     yield "two turns", (twice, eos, assistant)
     yield "after a system text", ([bos, *some(3), *twice[1:]], eos, assistant)
@@ -294,7 +321,10 @@ def _reply_cases(rng):
 # ---- a verifier ----
 
 def verify(answer, pool, accepted):
-    """Does the first sentence of answer name the accepted word, and no other of the pool? Whole words, any case."""
+    """Whether the first sentence of the answer names the accepted word, and no other of the pool.
+
+    Whole words count, in any case.
+    """
     sentence = re.split(r"[.!?\n]", answer.strip(), maxsplit=1)[0]
     said = set(re.findall(r"\w+", sentence.lower()))
     return {word for word in pool if word.lower() in said} == {accepted.lower()}
@@ -348,10 +378,13 @@ def _verify_cases(rng):
             ("right and wrong sentences", ("Mira has a cat.", "Mira has a dog.", "It is a goat.")),
             ("a single word", ("cat", "owl")),
             ("nothing, or nothing of the kind", ("", "I do not know.", "...")),
-            ("an answer with more than one name", ("A cat or a dog.", "dog cat goat owl", "cat dog goat owl", "cat, not dog")),
-            ("inside of other words", ("She went on vacation.", "A cat with education and dogma.", "A scatter of bowls.")),
+            ("an answer with more than one name",
+             ("A cat or a dog.", "dog cat goat owl", "cat dog goat owl", "cat, not dog")),
+            ("inside of other words",
+             ("She went on vacation.", "A cat with education and dogma.", "A scatter of bowls.")),
             ("capital letters", ("Cat.", "THE CAT!", "DOG")),
-            ("more than one sentence", ("A cat. Ben has a dog.", "A dog. No, a cat.", "A cat!\nOr an owl?")),
+            ("more than one sentence",
+             ("A cat. Ben has a dog.", "A dog. No, a cat.", "A cat!\nOr an owl?")),
             ("the same name twice", ("A cat, yes, a cat.",))):
         yield label, (answers, pets, "cat")
 
@@ -364,9 +397,9 @@ CHECKS = [
             "of the next are no pair":
                 _best(_across),
             "a piece that occurs several times is counted once: each of its occurrences counts":
-                _best(lambda pieces: [pair for piece in set(map(tuple, pieces)) for pair in zip(piece, piece[1:])]),
+                _best(lambda pieces: _inside(set(map(tuple, pieces)))),
             "a pair counts once for each piece, however often it occurs in it":
-                _best(lambda pieces: [pair for piece in pieces for pair in set(zip(piece, piece[1:]))]),
+                _best(_once_a_piece),
             "of several pairs with the highest count this takes the one that it met first; the "
             "rule is the smallest pair, so that the result does not depend on the order of the "
             "text":
@@ -378,16 +411,17 @@ CHECKS = [
             "the order within a pair is lost: (a, b) and (b, a) are different pairs":
                 _best(lambda pieces: [tuple(sorted(pair)) for pair in _inside(pieces)]),
         },
-        hints=("zip(piece, piece[1:]) gives the pairs of one piece. A Counter adds them up over all pieces.",
+        hints=("zip(piece, piece[1:]) gives the pairs of one piece. A Counter adds them up over "
+               "all pieces.",
                "Take the pieces one at a time: a pair may not begin in one and end in the next.",
                "min(counts, key=lambda pair: (-counts[pair], pair)) prefers high counts, then "
-               "small pairs." ),
+               "small pairs."),
     ),
     Check(
         "tokens.merge", merge, _merge_cases,
         mistakes={
             "pairs that overlap are both merged: in a a a the middle a is used twice. After a "
-            "merge go on behind the pair":
+            "merge go on after the pair":
                 _overlapping,
             "merging goes from the right: a a a becomes a X where left to right gives X a":
                 _from_the_right,
@@ -417,7 +451,8 @@ CHECKS = [
                 _longest,
             "each merge is done at one place only": _first_only,
         },
-        hints=("Training did merge 1 everywhere, then merge 2 everywhere, and so on. Do the same to the new piece.",
+        hints=("Training did merge 1 everywhere, then merge 2 everywhere, and so on. Do the same "
+               "to the new piece.",
                "One loop over merges; each time call merge(ids, (a, b), new).",
                "ids = merge(ids, (a, b), new) for each (a, b, new), then return ids."),
     ),
@@ -445,12 +480,12 @@ CHECKS = [
             "the mask is causal only: tokens see the documents before their own":
                 _packed(lambda t, document, first: t[:, None] >= t),
             "the mask keeps documents apart, but tokens see their future":
-                _packed(lambda t, document, first: document[:, None] == document),
+                _packed(lambda t, document, first: _same(document)),
             "rows and columns are swapped: mask[t, s] says whether query t sees key s, so its row "
             "t ends at column t":
-                _packed(lambda t, document, first: (document[:, None] == document) & (t[:, None] <= t)),
+                _packed(lambda t, document, first: _same(document) & (t[:, None] <= t)),
             "a token does not see itself":
-                _packed(lambda t, document, first: (document[:, None] == document) & (t[:, None] > t)),
+                _packed(lambda t, document, first: _same(document) & (t[:, None] > t)),
             "the first token of a document is counted to the document before": _packed(_previous),
             "positions are not restarted at each document": _packed(position=lambda t, first: t),
             "positions count from 1": _packed(position=lambda t, first: packed_mask(first)[1] + 1),
@@ -462,7 +497,7 @@ CHECKS = [
                "mask[t, s] has two conditions: the same document, and s <= t. Compare document[:, "
                "None] with document.",
                "The start of a token's document is the largest index up to it where `first` "
-               "holds: torch.where, then cummax." ),
+               "holds: torch.where, then cummax."),
     ),
     Check(
         "tokens.reply_mask", reply_mask, _reply_cases,
@@ -471,7 +506,7 @@ CHECKS = [
             "the token <Assistant> is still counted: the prompt gives it. And so is the opening "
             "after it":
                 _reply(marker=True, opening=True),
-            "the opening <think> or </think> right behind <Assistant> is still counted: the "
+            "the opening <think> or </think> right after <Assistant> is still counted: the "
             "prompt gives it":
                 _reply(opening=True),
             "the token <Assistant> is counted: the prompt gives it": _reply(marker=True),
@@ -490,10 +525,11 @@ CHECKS = [
             "about the id itself":
                 _next_targets,
         },
-        hints=("Write down a short conversation and, below each id, whether the assistant wrote it.",
+        hints=("Write down a short conversation and, below each id, whether the assistant wrote "
+               "it.",
                "Append to the mask before `writing` changes to True, and remember the id before.",
-               "Writing begins behind the opening, that is when the id BEFORE this one is "
-               "<Assistant>; it ends behind eos." ),
+               "Writing begins after the opening, that is when the id BEFORE this one is "
+               "<Assistant>; it ends after eos."),
     ),
     Check(
         "tokens.verify", _as_list(verify), _verify_cases,

@@ -24,7 +24,8 @@ LESSON = "08_whole_model"
 def _affinity_cases(rng):
     yield "a few numbers", (torch.randn(7, generator=rng) * 2,)
     yield "B T E", (torch.randn(2, 3, 5, generator=rng) * 4,)
-    yield "large numbers, which overflow exp", (torch.tensor([60.0, 90.0, 200.0]) + torch.rand(3, generator=rng),)
+    large = torch.tensor([60.0, 90.0, 200.0]) + torch.rand(3, generator=rng)
+    yield "large numbers, which overflow exp", (large,)
 
 
 def with_gradient(function):
@@ -47,7 +48,8 @@ def _norm_cases(rng):
     yield "one vector", (torch.randn(6, generator=rng) + 0.3, weight, 1e-6)
     yield "B T d", (torch.randn(2, 3, 6, generator=rng) + 0.3, weight, 1e-6)
     yield "a large eps", (torch.randn(2, 3, 6, generator=rng) + 0.3, weight, 0.5)
-    yield "bfloat16 in, bfloat16 out", ((torch.randn(2, 3, 6, generator=rng) + 0.3).bfloat16(), weight, 1e-6)
+    x = torch.randn(2, 3, 6, generator=rng) + 0.3
+    yield "bfloat16 in, bfloat16 out", (x.bfloat16(), weight, 1e-6)
 
 
 def _mean_of_all(x, weight, eps):
@@ -96,14 +98,19 @@ def lively(rng, config=TINY):
 
 
 def _stochastic(rng, *shape):
-    """Doubly stochastic 3 x 3 matrices that are not symmetric: averages of the six permutations, the cyclic one first."""
+    """Doubly stochastic 3 x 3 matrices that are not symmetric.
+
+    They are means of the six permutations, and the first of these, a cyclic one, weighs most.
+    """
     orders = [[1, 2, 0], [0, 1, 2], [2, 0, 1], [1, 0, 2], [0, 2, 1], [2, 1, 0]]
-    weights = (torch.rand(*shape, 6, generator=rng) + torch.tensor([3.0, 1, 0, 0, 0, 0])).softmax(-1)
+    weights = torch.rand(*shape, 6, generator=rng) + torch.tensor([3.0, 1, 0, 0, 0, 0])
+    weights = weights.softmax(-1)
     return torch.einsum("...p,pij->...ij", weights, torch.eye(3)[torch.tensor(orders)])
 
 
 def _site_cases(rng):
-    one, comb = torch.full((1, 1, 3), 0.5), torch.tensor([[0.0, 1, 0], [0, 0, 1], [1, 0, 0]])[None, None]
+    one = torch.full((1, 1, 3), 0.5)
+    comb = torch.tensor([[0.0, 1, 0], [0, 0, 1], [1, 0, 0]])[None, None]
     X = torch.tensor([2.0, 5.0, 11.0]).view(1, 1, 3, 1)
     yield "three streams that move on by one place", (X, _double, one, 1.4 * one, comb)
     X = torch.randn(2, 4, 3, 5, generator=rng)
@@ -171,12 +178,13 @@ def _block_cases(rng):
     model = lively(rng)
     for label, block in (("window attention, hash routing", model.layers[0]),
                          ("CSA, score routing", model.layers[1])):
-        X, ids = torch.randn(2, 6, 4, 12, generator=rng), torch.randint(0, 29, (2, 6), generator=rng)
+        X = torch.randn(2, 6, 4, 12, generator=rng)
+        ids = torch.randint(0, 29, (2, 6), generator=rng)
         yield label, (block, X, ids)
 
 
 def model_forward_with(model, ids, streams=None, layers=slice(None), gates=plain.gates, norm=True):
-    """`model_forward` with other first streams, without some blocks, other gates, or no last norm."""
+    """`model_forward` with other first streams, fewer blocks, other gates, or no last norm."""
     n, eps = model.config.hc_mult, model.config.norm_eps
     X = model.embed(ids)[:, :, None]                                   # B T 1 d
     X = X.repeat(1, 1, n, 1) if streams is None else streams(X, n)     # B T n d
@@ -215,14 +223,17 @@ def _model_cases(rng):
 
 
 def mtp_loss(model, ids, given=1, target=2, rows=None):
-    """Mean cross-entropy of the MTP block: streams at t and token t + 1 in, token t + 2 out. ids: B T."""
+    """Mean cross-entropy of the MTP block. ids: B T.
+
+    It is given the streams at t and the token at t + 1, and predicts the token at t + 2.
+    """
     n = ids.shape[1] - max(given, target)
     logits = model.mtp_logits(model.features(ids)[:, :n], ids[:, given:given + n])       # B n V
     return F.cross_entropy(logits.flatten(0, 1), ids[:, target:target + n].flatten())
 
 
 def _whole_rows(model, ids):
-    """All rows, with the ids rolled round: the last rows get targets from the beginning of the text."""
+    """All rows: the last ones get their targets from the beginning of the text."""
     logits = model.mtp_logits(model.features(ids), ids.roll(-1, 1))
     return F.cross_entropy(logits.flatten(0, 1), ids.roll(-2, 1).flatten())
 
@@ -244,7 +255,13 @@ def count(config):
 def active(config):
     """What one token uses: all parts but the embedding table, and K of the E routed experts."""
     counts, E = count(config), config.n_routed_experts
-    return sum(counts.values()) - counts["embedding"] - counts["routed experts"] * (E - config.n_activated_experts) // E
+    idle = counts["routed experts"] * (E - config.n_activated_experts) // E
+    return sum(counts.values()) - counts["embedding"] - idle
+
+
+def _share_of_everything(config):
+    E, K = config.n_routed_experts, config.n_activated_experts
+    return sum(count(config).values()) * K // E
 
 
 def _count_cases(rng):
@@ -255,7 +272,7 @@ def _count_cases(rng):
 
 
 def _but(change):
-    """`count` with some parts changed: change(config, counts, ratios) returns the parts that differ."""
+    """`count` with other numbers for some parts: change(config, counts, ratios) returns these."""
     def wrong(config):
         counts, ratios = count(config), config.compress_ratios[:config.n_layers]
         return counts | change(config, counts, ratios)
@@ -273,7 +290,8 @@ def _narrow(config, counts, ratios):
 def _no_hca(config, counts, ratios):
     """Compressors of CSA layers only."""
     c, d = config.head_dim, config.dim
-    return {"compressors": counts["compressors"] - sum(2 * c * d + r * c + c for r in ratios if r not in (0, 4))}
+    hca = sum(2 * c * d + r * c + c for r in ratios if r not in (0, 4))
+    return {"compressors": counts["compressors"] - hca}
 
 
 def _no_index_compressor(config, counts, ratios):
@@ -287,21 +305,25 @@ def _two_matrices(config, counts, ratios):
 
 def _one_site(config, counts, ratios):
     n = config.hc_mult
-    return {"hyper-connections": counts["hyper-connections"] - config.n_layers * ((2 + n) * n * (n * config.dim + 1) + 3)}
+    site = (2 + n) * n * (n * config.dim + 1) + 3
+    return {"hyper-connections": counts["hyper-connections"] - config.n_layers * site}
 
 
 def _no_statics(config, counts, ratios):
     n = config.hc_mult
-    return {"hyper-connections": counts["hyper-connections"] - 2 * config.n_layers * ((2 + n) * n + 3)}
+    statics = 2 * config.n_layers * ((2 + n) * n + 3)
+    return {"hyper-connections": counts["hyper-connections"] - statics}
 
 
 def _only_active(config, counts, ratios):
-    return {"routed experts": counts["routed experts"] * config.n_activated_experts // config.n_routed_experts}
+    E, K = config.n_routed_experts, config.n_activated_experts
+    return {"routed experts": counts["routed experts"] * K // E}
 
 
 def _ape_forgotten(config, counts, ratios):
     c, ci = config.head_dim, config.index_head_dim
-    return {"compressors": counts["compressors"] - sum(r * c * (2 if r == 4 else 1) for r in ratios),
+    ape = sum(r * c * (2 if r == 4 else 1) for r in ratios)
+    return {"compressors": counts["compressors"] - ape,
             "indexers": counts["indexers"] - ratios.count(4) * 8 * ci}
 
 
@@ -533,7 +555,7 @@ CHECKS = [
                 lambda config: sum(count(config).values()) - count(config)["embedding"],
             "the share K / E belongs to the routed experts only, everything else works for each "
             "token":
-                lambda config: sum(count(config).values()) * config.n_activated_experts // config.n_routed_experts,
+                _share_of_everything,
             "the head is left out: it is a matrix product for each token":
                 lambda config: active(config) - count(config)["head"],
         },
