@@ -42,7 +42,8 @@ def sink_by_hand(scores, sink):
 
 
 def output_by_loop(o, wo_a, wo_b, groups):
-    parts = [part.flatten(2) @ block.T for part, block in zip(o.chunk(groups, 2), wo_a.chunk(groups, 0))]
+    pairs = zip(o.chunk(groups, 2), wo_a.chunk(groups, 0))
+    parts = [part.flatten(2) @ block.T for part, block in pairs]
     return torch.cat(parts, -1) @ wo_b.T
 
 
@@ -99,7 +100,8 @@ def layer(attn, x, back=-1, window=None, scale=True, sink=True, base=None):
     ("attention.layer", lambda *a: layer(*a, sink=False), "the sink has no effect"),
     ("attention.layer", lambda *a: layer(*a, base=160000.0), "the base is compress_rope_theta"),
     ("attention.layer", lambda attn, x: x, "In the case \"one token\""),
-    ("attention.layer", lambda attn, x: attn(x), "it raised NotImplementedError: Module [Attention]"),
+    ("attention.layer", lambda attn, x: attn(x),
+     "it raised NotImplementedError: Module [Attention]"),
     ("attention.output", lambda o, wo_a, wo_b, groups: o.flatten(2), "expected shape"),
 ])
 def test_a_slip_is_named(name, attempt, words, capsys):
@@ -129,10 +131,14 @@ def test_only_a_missing_rotation_back_lets_the_place_out(name, moves):
 def test_the_figures_draw():
     line = torch.rand(40, 40).tril()
     for figure in (
-            figures.path(), figures.by_position({"a": [1.0] * 40, "b": [2.0] * 40}), figures.cache({"a": 10, "V4": 20}),
-            figures.channels(), figures.needles([0.0, 1.0], [1.0, 1.0], [2, 3]), figures.reach({1: line, 2: line}, 8),
-            figures.distance({"a": [[1.0, 0.5]]}, [0, 5], 0.1), figures.groups(line, 2, {"Flash": (10, 5)}),
-            figures.sinks([[0.1, 0.9]], [[0.0, 0.1]], {"none": 1.0, 0: 0.5}), figures.periods({"a": torch.rand(8)}, {"w": 128}),
+            figures.path(), figures.by_position({"a": [1.0] * 40, "b": [2.0] * 40}),
+            figures.cache({"a": 10, "V4": 20}),
+            figures.channels(), figures.needles([0.0, 1.0], [1.0, 1.0], [2, 3]),
+            figures.reach({1: line, 2: line}, 8),
+            figures.distance({"a": [[1.0, 0.5]]}, [0, 5], 0.1),
+            figures.groups(line, 2, {"Flash": (10, 5)}),
+            figures.sinks([[0.1, 0.9]], [[0.0, 0.1]], {"none": 1.0, 0: 0.5}),
+            figures.periods({"a": torch.rand(8)}, {"w": 128}),
             figures.faults(["a"], ["x", "y"], [[0.1, 0.2]], [0.5, 0.5])):
         assert figure.axes
         figure.canvas.draw()

@@ -1,4 +1,4 @@
-"""Lesson 03: right answers written otherwise pass, slips of many kinds are named, the figures draw."""
+"""Lesson 03: right answers written otherwise pass, slips are named, the figures draw."""
 
 import matplotlib.pyplot as plt
 import pytest
@@ -61,7 +61,8 @@ def stream_at_once(chunks, wkv, wgate, ape):
 
 
 @pytest.mark.parametrize("name, attempt", [
-    ("hca.compress", compress_by_loops), ("hca.place", place_by_package), ("hca.visible", visible_by_last_token),
+    ("hca.compress", compress_by_loops), ("hca.place", place_by_package),
+    ("hca.visible", visible_by_last_token),
     ("hca.unseen", unseen_by_ways), ("hca.attend", attend_by_loops),
     ("hca.layer", layer_by_package), ("hca.stream", stream_at_once),
 ])
@@ -144,9 +145,12 @@ def colleagues_stream(chunks, wkv, wgate, ape):
     ("hca.compress", lambda x, wkv, wgate, ape, weight, eps: x, "expected shape"),
     ("hca.place", place_by_window_number, "entry i is at position i:"),
     ("hca.place", place_with_the_other_base, "the wrong base and no YaRN"),
-    ("hca.visible", lambda T, S, m: torch.arange(S) * m <= torch.arange(T)[:, None], "before it is complete"),
-    ("hca.visible", lambda T, S, m: (torch.arange(S) + 1) * m <= torch.arange(T)[:, None], "one token too late"),
-    ("hca.unseen", lambda t, w, m: list(range(t // m * m, t - w + 1)), "a window that ends with t is complete"),
+    ("hca.visible", lambda T, S, m: torch.arange(S) * m <= torch.arange(T)[:, None],
+     "before it is complete"),
+    ("hca.visible", lambda T, S, m: (torch.arange(S) + 1) * m <= torch.arange(T)[:, None],
+     "one token too late"),
+    ("hca.unseen", lambda t, w, m: list(range(t // m * m, t - w + 1)),
+     "a window that ends with t is complete"),
     ("hca.attend", attend_with_zeros, "hidden keys have the score 0"),
     ("hca.layer", layer_with_two_softmaxes, "a softmax each"),
     ("hca.stream", colleagues_stream, "In the case"),
@@ -157,8 +161,9 @@ def test_a_slip_is_named(name, attempt, words, capsys):
 
 
 def test_no_row_of_ape_for_a_whole_window_matters():
-    """The claim of the check's message, and the lesson's negative control: softmax ignores what all tokens get."""
-    x, wkv, wgate, ape, weight, eps = list(checks._compress_cases(torch.Generator().manual_seed(4)))[1][1]
+    """What the message and the lesson's control say: softmax ignores what all tokens get."""
+    _, (_, arguments), *_ = checks._compress_cases(torch.Generator().manual_seed(4))
+    x, wkv, wgate, ape, weight, eps = arguments
     shifted = plain.compress(x, wkv, wgate, ape + 3.0, weight, eps)
     torch.testing.assert_close(shifted, plain.compress(x, wkv, wgate, ape, weight, eps))
 
@@ -173,15 +178,19 @@ def test_ways_agree_with_what_the_checks_say():
     ways = hca.ways(24, 4, 6)
     entry = plain.visible(24, 4, 6).repeat_interleave(6, 1)
     assert torch.equal((ways == 1) | (ways == 2), entry)
-    assert [s for s, way in enumerate(ways[16].tolist()) if way == 4] == checks.unseen(16, 4, 6) != []
+    unread = [s for s, way in enumerate(ways[16].tolist()) if way == 4]
+    assert unread == checks.unseen(16, 4, 6) != []
 
 
 def test_the_figures_draw():
     line = [0.2, 0.4]
-    for figure in (hca.reading(13, 4, 8, 32), hca.reach(16, 4, [4, 3, 2]), hca.periods({"a": [10.0, 1e6]}, 0, 1, 100, 1000),
-                   hca.changes({"a": torch.eye(8), "b": torch.eye(8)}, 4), hca.halves({"a": [(2.0, 2.0), (1.0, 1.0)]}, 2.8),
+    for figure in (hca.reading(13, 4, 8, 32), hca.reach(16, 4, [4, 3, 2]),
+                   hca.periods({"a": [10.0, 1e6]}, 0, 1, 100, 1000),
+                   hca.changes({"a": torch.eye(8), "b": torch.eye(8)}, 4),
+                   hca.halves({"a": [(2.0, 2.0), (1.0, 1.0)]}, 2.8),
                    hca.tasks({"a": {"mean": line}, "b": {"mean": line}}, {"a": 0.1, "b": None}),
-                   hca.weights({"a": torch.rand(4, 3), "b": torch.rand(4, 3)}), hca.recovery({"a": line}, 0.1),
+                   hca.weights({"a": torch.rand(4, 3), "b": torch.rand(4, 3)}),
+                   hca.recovery({"a": line}, 0.1),
                    hca.damage({"a": (0.1, 0.01)}), hca.cache([1024, 2048], {"a": [1, 2]}, 576)):
         assert figure.axes
         figure.canvas.draw()

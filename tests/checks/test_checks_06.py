@@ -1,4 +1,4 @@
-"""Lesson 06: right answers written otherwise pass, slips are named, the claims hold that need no training, the figures draw."""
+"""Lesson 06: right answers written otherwise pass, slips are named, claims hold, figures draw."""
 
 import matplotlib.pyplot as plt
 import pytest
@@ -57,7 +57,8 @@ def loss_of_package(s, experts):
 @pytest.mark.parametrize("name, attempt", [
     ("moe.expert", expert_with_g_after_w2), ("moe.layer", layer_token_by_token),
     ("moe.grouped", grouped_by_package),
-    ("moe.route", route_with_a_mask), ("moe.sequence_balance", checks.with_gradient(loss_of_package)),
+    ("moe.route", route_with_a_mask),
+    ("moe.sequence_balance", checks.with_gradient(loss_of_package)),
     ("moe.bias_step", lambda bias, load, u: bias - u * torch.sign(load * len(load) - load.sum())),
 ])
 def test_a_right_answer_written_otherwise_passes(name, attempt):
@@ -73,7 +74,7 @@ def test_an_affinity_without_the_root_is_named_in_any_spelling(capsys):
 
 def test_the_bias_step_is_the_package():
     gate = Gate(SMALL, is_hash=False)
-    gate.load = torch.tensor([5, 0, 3, 3, 4])                                            # the mean is 3
+    gate.load = torch.tensor([5, 0, 3, 3, 4])       # the mean is 3
     expected = checks.bias_step(gate.bias, gate.load, 0.01)
     balance(gate, 0.01)
     assert torch.equal(gate.bias, expected)
@@ -103,11 +104,14 @@ def test_the_balance_loss_is_one_when_even_and_e_over_k_when_collapsed():
 def test_the_figures_draw():
     loads = torch.rand(40, 16, generator=torch.Generator().manual_seed(0))
     runs = {"a": loads, "b": loads.flip(1)}
-    for figure in (pictures.layer(), pictures.affinities(), pictures.clamps(), pictures.sorting([[2, 0], [0, 1]], 3),
+    for figure in (pictures.layer(), pictures.affinities(), pictures.clamps(),
+                   pictures.sorting([[2, 0], [0, 1]], 3),
                    pictures.zipf([0.3, 0.2] + [0.01] * 50, [1.2, 1.4], [1.0, 1.1], 1.3),
-                   pictures.load_curves({"a": loads[:, None].repeat(1, 2, 1)}), pictures.load_maps(runs),
-                   pictures.loads_at(runs, 20), pictures.agreement({"a": torch.eye(3), "b": torch.eye(3)}, [0, 10, 20]),
-                   pictures.specialists({"a": torch.rand(3, 8), "b": torch.rand(3, 8)}, ["x", "y", "z"]),
+                   pictures.load_curves({"a": loads[:, None].repeat(1, 2, 1)}),
+                   pictures.load_maps(runs),
+                   pictures.loads_at(runs, 20),
+                   pictures.agreement({"a": torch.eye(3), "b": torch.eye(3)}, [0, 10, 20]),
+                   pictures.specialists(dict.fromkeys("ab", torch.rand(3, 8)), ["x", "y", "z"]),
                    pictures.losses({"a": 0.0, "b": 0.5})):
         assert figure.axes
         figure.canvas.draw()

@@ -1,4 +1,4 @@
-"""Lesson 08: right answers written otherwise pass, slips of many kinds are named, and the figures draw."""
+"""Lesson 08: right answers written otherwise pass, slips are named, the figures draw."""
 
 import matplotlib.pyplot as plt
 import pytest
@@ -13,6 +13,7 @@ from minids.learn.judge import check
 from minids.model import Model
 from minids.model.block import Block
 from minids.show import whole
+
 
 def site_by_loops(X, layer, pre, post, comb):
     n = X.shape[2]
@@ -45,8 +46,10 @@ def root_of_two_branches(x):
 
 
 @pytest.mark.parametrize("name, attempt", [
-    ("whole.site", site_by_loops), ("whole.block", block_by_package), ("whole.debug", block_by_package),
-    ("whole.forward", forward_by_package), ("whole.mtp_loss", mtp_by_package), ("whole.count", cost.parts),
+    ("whole.site", site_by_loops), ("whole.block", block_by_package),
+    ("whole.debug", block_by_package),
+    ("whole.forward", forward_by_package), ("whole.mtp_loss", mtp_by_package),
+    ("whole.count", cost.parts),
     ("whole.active", lambda config: cost.params(config)["active"]),
     ("whole.safe_affinity", checks.with_gradient(root_of_two_branches)),
     ("whole.sqrtsoftplus", lambda x: torch.logaddexp(x, torch.zeros(())).sqrt()),
@@ -100,8 +103,10 @@ def root_then_where(x):
     ("whole.forward", forward_with_the_mean, "added or averaged at the end"),
     ("whole.mtp_loss", mtp_that_copies, "it can copy it"),
     ("whole.safe_affinity", checks.with_gradient(root_then_where), "torch.where does not help"),
-    ("whole.safe_affinity", checks.with_gradient(lambda x: F.softplus(x).add(1e-6).sqrt()), "clamp instead"),
-    ("whole.count", lambda c: cost.parts(c) | {"norms": cost.parts(c)["norms"] + 1}, "['norms']the number is off by +1"),
+    ("whole.safe_affinity", checks.with_gradient(lambda x: F.softplus(x).add(1e-6).sqrt()),
+     "clamp instead"),
+    ("whole.count", lambda c: cost.parts(c) | {"norms": cost.parts(c)["norms"] + 1},
+     "['norms']the number is off by +1"),
     ("whole.active", lambda c: cost.params(c)["total"], "the number is off by"),
 ])
 def test_a_slip_is_named(name, attempt, words, capsys):
@@ -136,14 +141,17 @@ def test_a_fresh_model_hides_the_transposed_comb():
 
 def test_scaled_configurations_are_flash_where_they_should_be():
     assert whole.scaled(43, 4096, 256, 6) == Config.flash()
-    assert cost.params(whole.scaled(8, 1024, 64, 16))["total"] < cost.params(whole.scaled(16, 1024, 64, 16))["total"]
+    few, many = (cost.params(whole.scaled(layers, 1024, 64, 16)) for layers in (8, 16))
+    assert few["total"] < many["total"]
 
 
 def test_the_figures_draw():
     parts = {"Flash": cost.parts(Config.nano())}
     line = [1.0, 0.5, 0.1]
-    for figure in (whole.pipeline(), whole.mtp_alignment(), whole.faults(["a", "b"], ["x", "y"], [[0, 1], [1, 0]], [0.5, 0.5]),
-                   whole.depth({"a": line}, {"a": line}, line), whole.leak({"a": line}, 4.0), whole.where(parts),
+    for figure in (whole.pipeline(), whole.mtp_alignment(),
+                   whole.faults(["a", "b"], ["x", "y"], [[0, 1], [1, 0]], [0.5, 0.5]),
+                   whole.depth({"a": line}, {"a": line}, line), whole.leak({"a": line}, 4.0),
+                   whole.where(parts),
                    whole.sizes(10**9, 10**8, "t"), whole.sweeps({1: (10, 5)}, {1: (10, 5)})):
         assert figure.axes
         figure.canvas.draw()
