@@ -1,4 +1,4 @@
-"""Lesson 14: right answers written otherwise pass, slips are named, drafts leave the text as it is."""
+"""Lesson 14: right answers written otherwise pass, slips are named, drafts change no text."""
 
 import statistics
 

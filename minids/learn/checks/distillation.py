@@ -7,6 +7,7 @@ and the sum over families in `learn`.
 
 import torch
 
+from minids.learn.checks.gradient import with_gradient
 from minids.learn.exercise import Check
 
 LESSON = "13_distillation"
@@ -50,19 +51,6 @@ def token_loss(student, teacher, token):
     logp = student.log_softmax(-1).gather(-1, token[:, None])[:, 0]
     logq = teacher.log_softmax(-1).gather(-1, token[:, None])[:, 0]
     return -(logq - logp).detach() * logp
-
-
-def with_gradient(function):
-    """A function that returns function(student, ...) and the gradient of its sum.
-
-    The gradient is that with respect to the student's logits, 0 where there is none.
-    """
-    def both(student, *others):
-        x = student.clone().requires_grad_()
-        y = function(x, *others)
-        grad = torch.autograd.grad(y.sum(), x, allow_unused=True)[0] if y.requires_grad else None
-        return y.detach(), torch.zeros_like(x) if grad is None else grad
-    return both
 
 
 def _token(loss):

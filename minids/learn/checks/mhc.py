@@ -155,7 +155,7 @@ def exchanged(X, layer, pre, post, comb):
     return site(X, layer, post, pre, comb)
 
 
-def _layer(u):
+def nonlinear(u):
     return torch.tanh(u + 0.3) * 1.7 + u.roll(1, -1)
 
 
@@ -164,7 +164,7 @@ def _site_cases(rng):
                               ("B T n d", 2, 4, 4, 5)):
         pre, post = torch.rand(B, T, n, generator=rng), 2 * torch.rand(B, T, n, generator=rng)
         comb = sinkhorn(2 * torch.randn(B, T, n, n, generator=rng), 20, 1e-6)
-        yield label, (torch.randn(B, T, n, d, generator=rng), _layer, pre, post, comb)
+        yield label, (torch.randn(B, T, n, d, generator=rng), nonlinear, pre, post, comb)
 
 
 def whole_site(X, layer, fn, scale, base, maps=maps, site=site):
@@ -174,8 +174,8 @@ def whole_site(X, layer, fn, scale, base, maps=maps, site=site):
 
 def _whole_cases(rng):
     X = _streams(rng, 1, 1, 3, 2)
-    yield "one token, three streams", (X, _layer, *_site_parameters(rng, 3, 2))
-    yield "B T n d", (_streams(rng, 2, 3, 4, 5), _layer, *_site_parameters(rng, 4, 5))
+    yield "one token, three streams", (X, nonlinear, *_site_parameters(rng, 3, 2))
+    yield "B T n d", (_streams(rng, 2, 3, 4, 5), nonlinear, *_site_parameters(rng, 4, 5))
 
 
 # ---- exact doubly stochastic matrices ----

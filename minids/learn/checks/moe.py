@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from minids import plain
 from minids.config import Config
+from minids.learn.checks.gradient import with_gradient
 from minids.learn.exercise import Check
 from minids.model.moe import MoE
 from minids.plain import affinity, expert_forward, mix_experts, with_parts
@@ -286,21 +287,6 @@ def sequence_balance(s, experts, counts=None, share=None, E=True, K=True, detach
 def balance_loss(s, experts):
     """The sequence-wise balance loss and its gradient with respect to s."""
     return with_gradient(sequence_balance)(s, experts)
-
-
-def with_gradient(function):
-    """A function that returns function(s, experts) and its gradient with respect to s.
-
-    The gradient is 0 where there is none.
-    """
-    def both(s, experts):
-        s = s.detach().clone().requires_grad_()
-        loss = function(s, experts)
-        if not isinstance(loss, torch.Tensor):
-            return loss
-        grad = torch.autograd.grad(loss, s, allow_unused=True)[0] if loss.requires_grad else None
-        return loss.detach(), torch.zeros_like(s) if grad is None else grad
-    return both
 
 
 def _loss(**changes):

@@ -194,14 +194,14 @@ def _last_above(tokens, losses, baseline):
 
 def _never(value):
     def wrong(tokens, losses, baseline):
-        found = tokens_to_beat(tokens, losses, baseline)
-        return float(value(tokens)) if found == math.inf else found
+        first = tokens_to_beat(tokens, losses, baseline)
+        return float(value(tokens)) if first == math.inf else first
     return wrong
 
 
 def _which(tokens, losses, baseline):
-    found = _first_point(tokens, losses, baseline)
-    return list(map(float, tokens)).index(found) if found != math.inf else found
+    first = _first_point(tokens, losses, baseline)
+    return list(map(float, tokens)).index(first) if first != math.inf else first
 
 
 def _other_share(tokens, losses, baseline):

@@ -10,6 +10,7 @@ from math import comb
 import torch
 import torch.nn.functional as F
 
+from minids.learn.checks.gradient import with_gradient
 from minids.learn.exercise import Check
 
 LESSON = "12_specialists"
@@ -127,19 +128,9 @@ def kl_estimate(logprobs, old, reference):
     return ratio * (log_r.exp() - log_r - 1)
 
 
-def _with_gradient(function):
-    """A function that returns function(logprobs, ...) and the gradient of its sum."""
-    def both(logprobs, *others):
-        x = logprobs.clone().requires_grad_()
-        y = function(x, *others)
-        grad = torch.autograd.grad(y.sum(), x, allow_unused=True)[0]
-        return y.detach(), torch.zeros_like(x) if grad is None else grad
-    return both
-
-
 def _kl(ratio=lambda p, o, f: (p - o).exp(), log_r=lambda p, o, f: f - p,
         body=lambda s: s.exp() - s - 1):
-    return _with_gradient(lambda p, o, f: ratio(p, o, f) * body(log_r(p, o, f)))
+    return with_gradient(lambda p, o, f: ratio(p, o, f) * body(log_r(p, o, f)))
 
 
 def _kl_cases(rng):
@@ -294,7 +285,7 @@ CHECKS = [
         ),
     ),
     Check(
-        "specialists.kl", _with_gradient(kl_estimate), _kl_cases,
+        "specialists.kl", with_gradient(kl_estimate), _kl_cases,
         mistakes={
             "the ratio pi / pi_old is missing: the tokens came from pi_old, and the gradient is "
             "another divergence's":
@@ -317,7 +308,7 @@ CHECKS = [
             "loss": _kl(
                 ratio=lambda p, o, f: 1.0, body=lambda s: -s),
             "the ratio multiplies r only: it weighs the whole estimate":
-                _with_gradient(lambda p, o, f: (p - o).exp() * (f - p).exp() - (f - p) - 1),
+                with_gradient(lambda p, o, f: (p - o).exp() * (f - p).exp() - (f - p) - 1),
         },
         hints=(
             "Two quotients: ratio = pi / pi_old says how much likelier a token is now; r = pi_ref "

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from minids import cost, plain
 from minids.config import Config
 from minids.learn.checks import mhc
+from minids.learn.checks.gradient import with_gradient
 from minids.learn.exercise import Check
 from minids.plain import affinity, block_forward, model_forward, rms_norm, site_maps
 
@@ -26,15 +27,6 @@ def _affinity_cases(rng):
     yield "B T E", (torch.randn(2, 3, 5, generator=rng) * 4,)
     large = torch.tensor([60.0, 90.0, 200.0]) + torch.rand(3, generator=rng)
     yield "large numbers, which overflow exp", (large,)
-
-
-def with_gradient(function):
-    """A function that returns function(x) and its gradient with respect to x."""
-    def both(x):
-        x = x.clone().requires_grad_()
-        y = function(x)
-        return y.detach(), torch.autograd.grad(y.sum(), x)[0]
-    return both
 
 
 def _gradient_cases(rng):
@@ -115,15 +107,11 @@ def _site_cases(rng):
     yield "three streams that move on by one place", (X, _double, one, 1.4 * one, comb)
     X = torch.randn(2, 4, 3, 5, generator=rng)
     pre, post = torch.rand(2, 4, 3, generator=rng), 2 * torch.rand(2, 4, 3, generator=rng)
-    yield "B T n d", (X, _layer, pre, post, _stochastic(rng, 2, 4))
+    yield "B T n d", (X, mhc.nonlinear, pre, post, _stochastic(rng, 2, 4))
 
 
 def _double(u):
     return 2 * u
-
-
-def _layer(u):
-    return torch.tanh(u + 0.3) * 1.7 + u.roll(1, -1)
 
 
 def block_forward_with(block, X, ids, site=plain.site, attn_norm="attn_norm", ffn_norm="ffn_norm",
