@@ -32,9 +32,8 @@ from minids.data import mixture
 from minids.data.tokenizer import Tokenizer
 from minids.learn import check, hint, versions
 from minids.learn.checks.attention import FAULTS
-from minids.model import attention
+from minids.model import attention, rotary
 from minids.model.attention import Attention
-from minids.model.rotary import frequencies as minids_frequencies
 from minids.plain import frequencies
 from minids.show import attention as figures
 from minids.show import style
@@ -232,7 +231,7 @@ rotate = check("attention.rotate", rotate)
 # %%
 flash = Config.flash()
 w = rope_frequencies(flash.rope_head_dim, flash.rope_theta)         # r/2: the angles at position 1
-torch.testing.assert_close(w, minids_frequencies(flash, ratio=0))
+torch.testing.assert_close(w, rotary.frequencies(flash, ratio=0))
 print("equal to minids' frequencies of a window-only layer of Flash")
 print("positions for a full turn, fastest to slowest pair:", [round(2 * math.pi / v) for v in w[[0, 8, 16, 24, 31]].tolist()])
 
@@ -374,6 +373,7 @@ class Reader(nn.Module):
         return self.out(o.flatten(1))
 
 
+# %%
 def texts(n, rng, T=16):
     """n texts of noise (ids 1 to 11) with one marker (0), and its distance from the end."""
     ids, far = torch.randint(1, 12, (n, T), generator=rng), torch.randint(0, T, (n,), generator=rng)
@@ -864,7 +864,7 @@ def frequencies(config, ratio):
 # %%
 frequencies = check("attention.yarn", frequencies)
 stretched = frequencies(flash, 4)
-torch.testing.assert_close(stretched, minids_frequencies(flash, ratio=4))
+torch.testing.assert_close(stretched, rotary.frequencies(flash, ratio=4))
 print("equal to minids' frequencies of Flash's layers with compression; slowest pair: one turn in",
       f"{2 * math.pi / stretched[-1]:,.0f} positions")
 lines = {"base 10,000: window-only layers": rope_frequencies(64, 10000.0), "base 160,000": rope_frequencies(64, 160000.0),

@@ -372,6 +372,7 @@ def attend(q, kv, seen, sink):
     ### END SOLUTION
 
 
+# %%
 def hca_attention(attn, x):
     """An HCA layer. x: B T d -> B T d.
 

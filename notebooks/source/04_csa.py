@@ -35,8 +35,7 @@ from minids.model.compressor import Compressor
 from minids.model.indexer import Indexer
 from minids.model.ledger import Ledger
 from minids.plain import angles, attend, frequencies, grouped_output, place, queries, query_latent, rotate
-from minids.plain import keys as token_keys
-from minids.plain import sees as in_window
+from minids.plain import keys as token_keys, sees as in_window
 from minids.show import csa, hca, style
 from minids.system import paths
 from torch import nn
