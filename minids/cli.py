@@ -381,17 +381,15 @@ def use_threads(n: int | None) -> None:
 
 
 def real_info(args) -> None:
-    from math import prod
-
     from minids import cost
-    from minids.weights.header import BITS
-    from minids.weights.remote import RemoteCheckpoint
+    from minids.weights.checkpoint import Checkpoint
+    from minids.weights.layout import nbytes
 
-    remote = RemoteCheckpoint(args.repo, args.revision)
+    remote = Checkpoint(args.repo, args.revision)
     config, held, kinds = remote.config, remote.inventory(), {}
     for dtype, shape in held.values():
         count, size = kinds.get(dtype, (0, 0))
-        kinds[dtype] = count + 1, size + BITS[dtype] * prod(shape) // 8
+        kinds[dtype] = count + 1, size + nbytes((dtype, shape))
     params = cost.params(config)
     print(f"{remote.where}: {config.n_layers} layers, {config.n_mtp_layers} MTP, width {config.dim}, "
           f"{config.n_routed_experts} experts of which {config.n_activated_experts} active")
@@ -405,9 +403,9 @@ def real_info(args) -> None:
 
 
 def real_fetch(args) -> None:
-    from minids.weights.remote import RemoteCheckpoint
+    from minids.weights.checkpoint import Checkpoint
 
-    remote = RemoteCheckpoint(args.repo, args.revision)
+    remote = Checkpoint(args.repo, args.revision)
     names = remote.find(*args.tensors)
     price = remote.price(names)
     print(f"{remote.where}: {price.tensors:,} tensors in {price.files} files: {price.fetch:,} bytes to fetch, "
@@ -420,10 +418,10 @@ def real_layer(args) -> None:
 
     from minids.system.paths import DATA
     from minids.weights import one_layer
-    from minids.weights.remote import RemoteCheckpoint
+    from minids.weights.checkpoint import Checkpoint
 
-    remote = RemoteCheckpoint(args.repo, args.revision)
-    config, names = remote.config, one_layer.names(remote, args.layer)
+    remote = Checkpoint(args.repo, args.revision)
+    config, names = remote.config, one_layer.layer_names(remote, args.layer)
     price, ratio = remote.price(names), config.compress_ratios[args.layer]
     routing = "hash" if config.is_hash(args.layer) else "score"
     kind = {0: "window only", 4: "CSA"}.get(ratio, "HCA") + f", experts by {routing}"
@@ -435,16 +433,16 @@ def real_layer(args) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     print(f"on {torch.cuda.get_device_name() if device == 'cuda' else 'the CPU'}, {dtype}: it takes "
-          f"{one_layer.weigh(remote, args.layer, dtype):,} bytes of memory, experts as stored; "
-          f"{one_layer.weigh(remote, args.layer, dtype, packed=False):,} if all were decoded", flush=True)
+          f"{one_layer.estimate_memory(remote, args.layer, dtype):,} bytes of memory, experts as stored; "
+          f"{one_layer.estimate_memory(remote, args.layer, dtype, packed=False):,} if all were decoded", flush=True)
     for trial in one_layer.trials(remote, args.layer, device, dtype):
         print(f"{trial.tokens:5,} tokens: {trial.ours.seconds:9.4f} s, at most {trial.ours.memory / 1e9:.2f} GB in use")
         if trial.theirs is None:
             print(f"       transformers' layer: not run, {trial.why}")
         else:
             print(f"       transformers' layer: {trial.theirs.seconds:9.4f} s, at most {trial.theirs.memory / 1e9:.2f} GB; "
-                  f"largest difference {trial.largest:.2g} where outputs are of size {trial.size:.2g}, "
-                  f"{trial.same:.1%} of tokens with the same experts")
+                  f"largest difference {trial.max_difference:.2g} where outputs are of size {trial.rms:.2g}, "
+                  f"{trial.same_experts:.1%} of tokens with the same experts")
 
 
 def real_run(args) -> None:
@@ -464,7 +462,7 @@ def real_run(args) -> None:
           flush=True)
     model = streamed(args.model, device, torch.bfloat16 if device == "cuda" else torch.float32)
     found = report(model, ids)
-    for i, (size, load) in enumerate(zip(found["size"], found["load"])):
+    for i, (size, load) in enumerate(zip(found["rms"], found["load"])):
         print(f"  layer {i:2}: streams {size:10.3f}, the busiest of {len(load)} experts takes {max(load) / sum(load):6.1%}")
     loss = sum(found["nats"]) / len(found["nats"])
     print(f"perplexity of the text: {exp(loss):,.1f} ({loss:.3f} nats per token)")

@@ -1,7 +1,7 @@
-"""What a configuration costs: parameters, tensors and bytes on disk, operations and cache bytes of a decoded token.
+"""What a configuration costs: parameters, and operations and cache bytes of a decoded token.
 
-Report: sections 2.3.4 (efficiency) and 4.2.1 (model setups); the file layout follows the released checkpoints. All of it
-is arithmetic on a `Config`: nothing is built. Reading and writing such files is `minids.weights.checkpoint`'s business.
+Report: sections 2.3.4 (efficiency) and 4.2.1 (model setups). All of it is arithmetic on a `Config`:
+nothing is built. For tensors and bytes on disk see `minids.weights.layout`.
 """
 
 import math
@@ -9,14 +9,24 @@ import math
 from minids.config import CSA_RATE
 from minids.weights.layout import tensors
 
-# ---- tensors ----
-
 # ---- parameters ----
 
+# the first of these that occurs in a tensor's name says which part it belongs to
+PARTS = {
+    ".indexer.": "indexers", ".compressor.": "compressors", ".experts.": "routed experts",
+    ".shared_experts.": "shared experts", ".gate.": "routers", "hc_": "hyper-connections",
+    "norm.": "norms", ".attn.": "attention", "embed.": "embedding", "head.": "head",
+}
+
+
 def parts(config) -> dict[str, int]:
-    """Parameters of the model without its MTP blocks, part by part. The hash layers' tables are not parameters."""
-    counts = dict.fromkeys(("embedding", "attention", "compressors", "indexers", "routers", "routed experts", "shared experts",
-                            "hyper-connections", "norms", "head"), 0)
+    """Parameters of the model without its MTP blocks, part by part.
+
+    The hash layers' tables are not parameters.
+    """
+    counts = dict.fromkeys(("embedding", "attention", "compressors", "indexers", "routers",
+                            "routed experts", "shared experts", "hyper-connections", "norms",
+                            "head"), 0)
     for name, (format, shape) in tensors(config).items():
         if format != "I64" and not name.startswith("mtp."):
             counts[_part(name)] += math.prod(shape)
@@ -24,34 +34,38 @@ def parts(config) -> dict[str, int]:
 
 
 def _part(name: str) -> str:
-    for mark, part in ((".indexer.", "indexers"), (".compressor.", "compressors"), (".experts.", "routed experts"),
-                       (".shared_experts.", "shared experts"), (".gate.", "routers"), ("hc_", "hyper-connections"),
-                       ("norm.", "norms"), (".attn.", "attention"), ("embed.", "embedding")):
-        if mark in name:
-            return part
-    return "head"
+    return next(part for mark, part in PARTS.items() if mark in name)
 
 
 def params(config) -> dict[str, int]:
-    """Parameters: "total" without MTP, "mtp", and "active": what one token uses of the total, the embedding's table aside."""
-    counts = parts(config)
-    mtp = sum(math.prod(shape) for name, (_, shape) in tensors(config).items() if name.startswith("mtp."))
-    idle = counts["routed experts"] * (config.n_routed_experts - config.n_activated_experts) // config.n_routed_experts
+    """Parameters: "total" without MTP, "mtp", and "active".
+
+    "active" is what one token uses of the total, without the embedding's table.
+    """
+    counts, E = parts(config), config.n_routed_experts
+    mtp = sum(math.prod(shape) for name, (_, shape) in tensors(config).items()
+              if name.startswith("mtp."))
+    idle = counts["routed experts"] * (E - config.n_activated_experts) // E
     total = sum(counts.values())
     return {"total": total, "mtp": mtp, "active": total - idle - counts["embedding"]}
 
 
 # ---- one decoded token ----
 
-# Operations are counted in FP8 equivalents, a multiply-add as two: BF16 and float32 weigh 2, FP8 1, FP4 x FP4 1/2.
-# The report does not give its factors; these reproduce its 27 and 10 percent of operations.
+# Operations are counted in FP8 equivalents, a multiply-add as two: BF16 and float32 weigh 2, FP8 1,
+# FP4 x FP4 1/2. The report does not give its factors; these reproduce its 27 and 10 percent of
+# operations.
 
 def flops(config, n: int) -> dict[str, float]:
-    """FP8-equivalent operations of one token decoded after `n` tokens of context, term by term, and their "total"."""
+    """FP8-equivalent operations of one token decoded after `n` tokens of context.
+
+    Term by term, and their "total".
+    """
     low = high = 0    # active matrices in FP8 and FP4, and in BF16 and float32
     share = config.n_activated_experts / config.n_routed_experts
     for name, (format, shape) in tensors(config).items():
-        if name.startswith(("mtp.", "embed.")) or len(shape) < 2 or format == "I64" or name.endswith(".ape"):
+        is_matrix = len(shape) == 2 and format != "I64" and not name.endswith(".ape")
+        if not is_matrix or name.startswith(("mtp.", "embed.")):
             continue
         weights = math.prod(shape) * (share if ".experts." in name else 1)
         if format in ("FP8", "FP4"):
@@ -60,7 +74,8 @@ def flops(config, n: int) -> dict[str, float]:
             high += weights
     csa, hca, window = _layers(config)
     w = min(n, config.window_size)
-    core = 2 * config.n_heads * 2 * config.head_dim * 2    # of one query and one key: scores and sums, in BF16
+    # of one query and one key: scores and sums, in BF16
+    core = 2 * config.n_heads * 2 * config.head_dim * 2
     index = 2 * config.index_n_heads * config.index_head_dim * 0.5
     entries = n // CSA_RATE
     return _with_total({
@@ -76,8 +91,8 @@ def flops(config, n: int) -> dict[str, float]:
 def kv_bytes(config, n: int) -> dict[str, float]:
     """Bytes of cache after `n` tokens of one sequence, term by term, and their "total".
 
-    An entry holds its unturned channels in FP8 and its rotary channels in BF16, an index key is FP4; scales and the
-    few tokens that wait for their window to fill are left out, as in the published figure.
+    An entry holds its rotary channels in BF16 and the others in FP8, an index key is FP4. Scales,
+    and the few tokens that wait for their window to fill, are left out, as in the published figure.
     """
     csa, hca, _ = _layers(config)
     entry = (config.head_dim - config.rope_head_dim) + 2 * config.rope_head_dim
@@ -90,7 +105,10 @@ def kv_bytes(config, n: int) -> dict[str, float]:
 
 
 def flops_v32(n: int) -> dict[str, float]:
-    """`flops` of DeepSeek-V3.2, for comparison: 61 layers, 128 heads on a latent of 512 + 64, top 2048 of an FP8 indexer."""
+    """`flops` of DeepSeek-V3.2, for comparison.
+
+    61 layers, 128 heads on a latent of 512 + 64, top 2048 of an FP8 indexer.
+    """
     head = 129280 * 7168
     return _with_total({
         "FP8 weights": 2 * (37e9 - 2 * head),
@@ -101,14 +119,20 @@ def flops_v32(n: int) -> dict[str, float]:
 
 
 def kv_bytes_v32(n: int) -> dict[str, float]:
-    """`kv_bytes` of DeepSeek-V3.2: 512 channels in FP8 and 64 in BF16, and an index key of 128 bytes, a token and layer."""
+    """`kv_bytes` of DeepSeek-V3.2.
+
+    For each token and layer 512 channels in FP8, 64 in BF16, and an index key of 128 bytes.
+    """
     return _with_total({"latents": 61 * 640 * n, "index keys": 61 * 128 * n})
 
 
 def _layers(config) -> tuple[list[int], list[int], list[int]]:
     """The layers with CSA, with HCA, and with a window only."""
     ratios = list(enumerate(config.compress_ratios[: config.n_layers]))
-    return ([i for i, r in ratios if r == CSA_RATE], [i for i, r in ratios if r > CSA_RATE], [i for i, r in ratios if not r])
+    csa = [i for i, ratio in ratios if ratio == CSA_RATE]
+    hca = [i for i, ratio in ratios if ratio > CSA_RATE]
+    window = [i for i, ratio in ratios if ratio == 0]
+    return csa, hca, window
 
 
 def _with_total(terms: dict) -> dict:

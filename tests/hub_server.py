@@ -1,4 +1,4 @@
-"""A small Hub: serves a folder as the real one serves a repository, and can be told to misbehave."""
+"""A small Hub: serves a folder as the real one serves a repository, with faults on request."""
 
 import hashlib
 import threading
@@ -10,11 +10,13 @@ TOKEN = "hf_right"
 
 
 class LocalHub:
-    """`OWNER/NAME` is the repository, `main` its branch. Large files redirect to another origin, as on the real Hub.
+    """`OWNER/NAME` is the repository, `main` its branch.
 
-    `log` has an entry for each request: (host, file, first byte, last byte, Authorization). `faults` are used up one a
-    request, for requests of shards or, with `everywhere`, of any file: None, or a function of the handler and of the answer
-    (status, headers, body) that changes the answer, or returns None when it has done everything itself.
+    Large files redirect to another origin, as on the real Hub. `log` has an entry for each request:
+    (host, file, first byte, last byte, Authorization). `faults` are used up one a request, for
+    requests of shards or, with `everywhere`, of any file: None, or a function of the handler and of
+    the answer (status, headers, body) that changes the answer, or returns None when it has done
+    everything itself.
     """
 
     def __init__(self, folder, repo="owner/sample"):
@@ -48,7 +50,8 @@ class LocalHub:
 
     def sent(self, shards=True):
         """(file, first byte, last byte) of the requests for shards' bytes, in their order."""
-        return [(file, a, b) for host, file, a, b, _ in self.log if host == "localhost" or not shards]
+        return [(file, a, b) for host, file, a, b, _ in self.log
+                if host == "localhost" or not shards]
 
     def answer(self, handler):
         path = unquote(urlsplit(handler.path).path)
@@ -62,11 +65,12 @@ class LocalHub:
             repo, _, rest = path.lstrip("/").partition("/resolve/")
             revision, _, file = rest.partition("/")
             data = self.bytes(file)
-            allowed = authorization == f"Bearer {TOKEN}" if self.private else authorization in (None, f"Bearer {TOKEN}")
+            allowed = authorization == f"Bearer {TOKEN}" or (not self.private and not authorization)
             if not allowed:
                 status, headers, body = 403 if authorization else 401, {}, b"no"
             elif repo != self.repo:
-                status, headers, body = (404 if authorization else 401), {"X-Error-Code": "RepoNotFound"}, b"no"
+                status, headers, body = 404 if authorization else 401, {}, b"no"
+                headers["X-Error-Code"] = "RepoNotFound"
             elif revision not in ("main", COMMIT):
                 status, headers, body = 404, {"X-Error-Code": "RevisionNotFound"}, b"no"
             elif data is None:
@@ -74,16 +78,19 @@ class LocalHub:
             elif file.endswith(".safetensors"):
                 digest = hashlib.sha256(data).hexdigest()
                 status, body = 302, b""
-                headers = {"Location": f"http://localhost:{self.port}/cdn/{file}?signature=x", "X-Linked-Size": str(len(data)),
-                           "X-Linked-ETag": f'"{digest}"'}
+                headers = {"Location": f"http://localhost:{self.port}/cdn/{file}?signature=x",
+                           "X-Linked-Size": str(len(data)), "X-Linked-ETag": f'"{digest}"'}
             else:
                 status, headers, body = self.ranged(handler, data, file)
         if path.startswith("/cdn/") or status != 302:
-            first, _, last = (handler.headers.get("Range") or "bytes=0-0").removeprefix("bytes=").partition("-")
+            asked = handler.headers.get("Range") or "bytes=0-0"
+            first, _, last = asked.removeprefix("bytes=").partition("-")
             self.log.append((host, file, int(first), int(last), authorization))
             if self.faults and (path.startswith("/cdn/") or self.everywhere):
                 fault = self.faults.pop(0)
-                changed = fault(handler, status, {**common, **headers}, body) if fault else (status, headers, body)
+                changed = status, headers, body
+                if fault:
+                    changed = fault(handler, status, {**common, **headers}, body)
                 if changed is None:
                     handler.close_connection = True
                     return
@@ -99,7 +106,8 @@ class LocalHub:
         if first >= len(data):
             return 416, {**headers, "Content-Range": f"bytes */{len(data)}"}, b""
         last = min(last, len(data) - 1)
-        return 206, {**headers, "Content-Range": f"bytes {first}-{last}/{len(data)}"}, data[first:last + 1]
+        headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
+        return 206, headers, data[first:last + 1]
 
     @staticmethod
     def send(handler, status, headers, body):
@@ -123,7 +131,8 @@ def cut(after):
 
 def status(code, **extra):
     """Another status, with headers (underscores become hyphens)."""
-    return lambda handler, _, headers, body: (code, {k.replace("_", "-"): v for k, v in extra.items()}, b"")
+    headers = {name.replace("_", "-"): value for name, value in extra.items()}
+    return lambda *_: (code, headers, b"")
 
 
 def longer(handler, code, headers, body):

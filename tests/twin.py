@@ -1,28 +1,16 @@
 """The independent judge: transformers' DeepSeek-V4 with a minids model's weights."""
 
-import re
-
 import torch
 from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
 
 import minids
-from minids.weights import one_layer
-
-RENAMES = [
-    (r"^embed\.", "model.embed_tokens."), (r"^head\.", "lm_head."), (r"^norm\.", "model.norm."),
-    (r"^hc_head_", "model.hc_head.hc_"), (r"^layers\.", "model.layers."), *one_layer.RENAMES,
-]
-
-
-def hf_name(name: str) -> str:
-    for pattern, new in RENAMES:
-        name = re.sub(pattern, new, name)
-    return name
+from minids.weights.names import to_transformers
 
 
 def to_hf(tensors: dict, config) -> dict:
-    """The same tensors (weights, or their gradients) under transformers' names, experts stacked. MTP is left out."""
-    out = {hf_name(k): v for k, v in tensors.items() if not k.startswith("mtp.") and ".experts." not in k}
+    """The same tensors (weights or gradients) under transformers' names, experts stacked, no MTP."""
+    out = {to_transformers(k): v for k, v in tensors.items()
+           if not k.startswith("mtp.") and ".experts." not in k}
     for i in range(config.n_layers):
         w1, w2, w3 = ([tensors[f"layers.{i}.ffn.experts.{e}.{w}.weight"] for e in range(config.n_routed_experts)]
                       for w in ("w1", "w2", "w3"))

@@ -3,7 +3,7 @@
 Report sections 4.3 and 5.3 measure on public benchmarks; these are ours. Problems may be answered in several ways, and
 `minids.data.tasks` judges what was sampled: pass@1 and pass@k. A question about a story counts as answered when greedy
 decoding would write the whole answer, word for word; one pass over the prompt with its answer tells. All shares come with
-their 95 % interval. Pictures of it are in `minids.show.report`.
+their 95 % interval.
 """
 
 import random

@@ -1,1 +1,1 @@
-"""The plots and the widgets that notebooks share."""
+"""Plots and widgets that notebooks share."""

@@ -1,4 +1,4 @@
-"""Figures of lesson 07: connections, gains, the Birkhoff polytope, Sinkhorn's convergence, training, a trained model."""
+"""Figures of lesson 07: connections, gains, the Birkhoff polytope, Sinkhorn, trained models."""
 
 import math
 
@@ -6,18 +6,20 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.patches import FancyBboxPatch
 
+from minids.show.drawing import bar_places, heat
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, plain_ticks
 
 KINDS = {"residual": (BLACK, "-"), "unconstrained": (VERMILION, "--"), "constrained": (BLUE, "-.")}
 GREY = "#888888"
 
 
-def connections():
-    """One site with one stream, with n streams mixed freely, and with n streams mixed by shares."""
+def plot_connections():
+    """Draw a site with one stream, with freely mixed streams, and with streams mixed by shares."""
     figure, axes = plt.subplots(1, 3, figsize=(10.2, 3.5))
     free = [[1.1, -0.4, 0.3], [0.5, 0.9, -0.6], [-0.3, 0.4, 1.2]]
     share = [[0.8, 0.15, 0.05], [0.05, 0.7, 0.25], [0.15, 0.15, 0.7]]
-    panels = (("residual connection", [[1.0]], "always 1"), ("hyper-connections", free, "any numbers"),
+    panels = (("residual connection", [[1.0]], "always 1"),
+              ("hyper-connections", free, "any numbers"),
               ("manifold-constrained", share, "shares: rows and\ncolumns sum to 1"))
     for axis, (title, mixing, note) in zip(axes, panels):
         n = len(mixing)
@@ -25,18 +27,22 @@ def connections():
         for j, a in enumerate(ys):
             for k, b in enumerate(ys):
                 value = mixing[j][k]
-                axis.plot([0.1, 2.9], [a, b], color=VERMILION if value < 0 else BLUE, linewidth=3.6 * abs(value),
-                          linestyle="--" if value < 0 else "-", solid_capstyle="butt")
+                axis.plot([0.1, 2.9], [a, b], color=VERMILION if value < 0 else BLUE,
+                          linewidth=3.6 * abs(value), linestyle="--" if value < 0 else "-",
+                          solid_capstyle="butt")
         for y in ys:
             axis.plot([0, 3], [y, y], "o", color=BLACK, markersize=9)
             axis.plot([0.1, 0.95], [y, 1.6], color=ORANGE, linewidth=1)
             axis.plot([2.05, 2.9], [1.6, y], color=GREEN, linewidth=1)
-        axis.add_patch(FancyBboxPatch((0.95, 1.38), 1.1, 0.44, boxstyle="round,pad=0.02", facecolor="#bfe3f7", edgecolor=BLACK,
-                                      zorder=3))
+        axis.add_patch(FancyBboxPatch((0.95, 1.38), 1.1, 0.44, boxstyle="round,pad=0.02",
+                                      facecolor="#bfe3f7", edgecolor=BLACK, zorder=3))
         axis.text(1.5, 1.6, "layer", ha="center", va="center", zorder=4)
-        axis.text(0.85, 1.62, "read" if n == 1 else "read: pre", color="#9a6b00", fontsize=10, ha="right")
-        axis.text(2.15, 1.62, "write" if n == 1 else "write: post", color="#00704f", fontsize=10, ha="left")
-        axis.text(1.5, -1.0, ("carry: " if n == 1 else "carry: comb, ") + note, color=BLUE, fontsize=10, ha="center", va="top")
+        axis.text(0.85, 1.62, "read" if n == 1 else "read: pre", color="#9a6b00", fontsize=10,
+                  ha="right")
+        axis.text(2.15, 1.62, "write" if n == 1 else "write: post", color="#00704f", fontsize=10,
+                  ha="left")
+        axis.text(1.5, -1.0, ("carry: " if n == 1 else "carry: comb, ") + note, color=BLUE,
+                  fontsize=10, ha="center", va="top")
         axis.set_title(title)
         axis.set_xlim(-0.2, 3.2)
         axis.set_ylim(-1.6, 2.0)
@@ -44,19 +50,21 @@ def connections():
     return figure
 
 
-def through_depth(lines, limit=None):
-    """Gain against layer, log scale. lines: {name: list of numbers, or several such lists}."""
+def plot_through_depth(lines, limit=None):
+    """Plot gain against layer. lines: {name: list of numbers, or several such lists}."""
     figure, axis = plt.subplots(figsize=(7.6, 3.6))
     for name, line in lines.items():
         colour, style = KINDS[name]
-        for i, one in enumerate(line if isinstance(line[0], (list, tuple)) else [line]):
-            axis.plot(range(1, len(one) + 1), one, color=colour, linestyle=style, label=name if i == 0 else None,
+        for i, curve in enumerate(line if isinstance(line[0], (list, tuple)) else [line]):
+            axis.plot(range(1, len(curve) + 1), curve, color=colour, linestyle=style,
+                      label=name if i == 0 else None,
                       linewidth=1.2 if name == "unconstrained" else 2.4)
     axis.set_yscale("log")
     axis.set_ylim(bottom=0.2)
     if limit:
         axis.axhline(limit, color=GREY, linewidth=0.8, linestyle=":")
-        axis.text(2, limit, "3000: the peak in a 27B model (arXiv 2512.24880)", va="bottom", color="#555555", fontsize=10)
+        axis.text(2, limit, "3000: the peak in a 27B model (arXiv 2512.24880)", va="bottom",
+                  color="#555555", fontsize=10)
         axis.set_ylim(top=4 * limit)
     axis.set_xlabel("layers passed")
     axis.set_ylabel("gain, forward")
@@ -67,7 +75,7 @@ def through_depth(lines, limit=None):
 # ---- the polytope ----
 
 def corners():
-    """The six 3 x 3 permutation matrices and their places on a hexagon: rotations and swaps in turn."""
+    """The six 3 x 3 permutation matrices, their places on a hexagon, and their orders."""
     orders = [[0, 1, 2], [0, 2, 1], [1, 2, 0], [1, 0, 2], [2, 0, 1], [2, 1, 0]]
     matrices = torch.stack([torch.eye(3)[order] for order in orders])                    # 6 3 3
     angles = torch.arange(6) * math.pi / 3 + math.pi / 2
@@ -75,15 +83,15 @@ def corners():
 
 
 def project(M):
-    """Places of 3 x 3 matrices in the plane, N 2: the linear map that sends each permutation matrix to its corner."""
+    """Places of 3 x 3 matrices in the plane, N 2: linear; each permutation maps to its corner."""
     matrices, places, _ = corners()
     return torch.einsum("nij,kij->nk", M.float(), matrices) @ places / 3
 
 
-def polytope(two, three):
-    """Left: paths of 2 x 2 matrices after each pass over the rows. Right: paths of 3 x 3 matrices, projected.
+def plot_polytope(two, three):
+    """Plot the paths of 2 x 2 matrices (left) and 3 x 3 matrices (right, projected) under Sinkhorn.
 
-    two: list of paths, each a list of (p, q), the first column of the matrix. three: list of paths, each K 3 3.
+    two: paths of (p, q), the first column of the matrix; three: paths, each K 3 3.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.2, 4.7))
     left.plot([0, 1], [1, 0], color=BLUE, linewidth=4, solid_capstyle="round", alpha=0.6)
@@ -104,8 +112,10 @@ def polytope(two, three):
     right.fill(*zip(*places), color=SKY, alpha=0.25)
     right.plot(*zip(*places, places[0]), color=BLUE, linewidth=1)
     for order, (x, y) in zip(orders, places):
-        grid = "\n".join(" ".join("1" if c == column else "." for c in range(3)) for column in order)
-        right.text(1.3 * x, 1.27 * y, grid, ha="center", va="center", family="monospace", fontsize=9)
+        grid = "\n".join(" ".join("1" if c == column else "." for c in range(3))
+                         for column in order)
+        right.text(1.3 * x, 1.27 * y, grid, ha="center", va="center", family="monospace",
+                   fontsize=9)
     for path, colour in zip(three, (ORANGE, GREEN, VERMILION, PURPLE)):
         points = project(path).tolist()
         right.plot(*zip(*points), ".-", color=colour, linewidth=1)
@@ -123,14 +133,17 @@ def polytope(two, three):
 
 # ---- Sinkhorn ----
 
-def convergence(errors, rates):
-    """Largest error of a row sum against iterations, with the slope that theory gives. errors, rates: {name: ...}."""
+def plot_convergence(errors, rates):
+    """Plot the largest error of a row sum against iterations, with the slope that theory gives.
+
+    errors: {name: errors}; rates: {name: rate of convergence}.
+    """
     figure, axis = plt.subplots(figsize=(7.6, 3.9))
     for (name, line), colour, mark in zip(errors.items(), (BLUE, GREEN, ORANGE, VERMILION), "os^D"):
         xs = range(1, len(line) + 1)
         axis.plot(xs, line, color=colour, marker=mark, markersize=4, markevery=2, label=name)
         if name in rates:
-            at = max(i for i, e in enumerate(line) if e > 1e-10)                         # the tail, above rounding
+            at = max(i for i, e in enumerate(line) if e > 1e-10)  # the tail, above rounding
             slope = [line[at] * rates[name] ** (i - at) for i in range(len(line))]
             axis.plot(xs, slope, color=colour, linewidth=0.9, linestyle=":")
     axis.axvline(20, color=GREY, linewidth=0.8)
@@ -139,32 +152,18 @@ def convergence(errors, rates):
     axis.set_ylim(1e-12, 3)
     axis.set_xlabel("iterations")
     axis.set_ylabel("largest error of a row sum")
-    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title="dotted: slope by\nsingular value")
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5),
+                title="dotted: slope by\nsingular value")
     return figure
 
 
-def heat(axis, M, title=None, size=10):
-    """A small matrix with its numbers, cividis from 0 to 1."""
-    axis.imshow(M.tolist(), vmin=0, vmax=1, cmap="cividis")
-    for i, row in enumerate(M.tolist()):
-        for j, value in enumerate(row):
-            axis.text(j, i, f"{value:.2f}".removeprefix("0") if value < 0.995 else "1", ha="center", va="center", fontsize=size,
-                      color="white" if value < 0.55 else BLACK)
-    axis.set_xticks([])
-    axis.set_yticks([])
-    axis.grid(False)
-    for side in axis.spines.values():
-        side.set_visible(False)
-    if title:
-        axis.set_title(title, fontsize=size + 1)
-
-
-def sharpened(M, errors, iterations, sharpness):
-    """The widget's picture: the matrix with its sums, and the error of the row sums over the iterations."""
+def plot_sharpness(M, errors, iterations, sharpness):
+    """Plot the matrix with its sums, and the error of the row sums over the iterations."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.7), width_ratios=[1, 1.35])
     heat(left, M)
     for i, value in enumerate(M.sum(1).tolist()):
-        left.text(3.62, i, f"{value:.3f}", va="center", fontsize=10, color=VERMILION if abs(value - 1) > 0.01 else BLACK)
+        left.text(3.62, i, f"{value:.3f}", va="center", fontsize=10,
+                  color=VERMILION if abs(value - 1) > 0.01 else BLACK)
     for j, value in enumerate(M.sum(0).tolist()):
         left.text(j, 3.72, f"{value:.3f}", ha="center", va="center", fontsize=10)
     left.set_title(f"sharpness {sharpness:g}, iteration {iterations}")
@@ -179,11 +178,12 @@ def sharpened(M, errors, iterations, sharpness):
     return figure
 
 
-def errors_by_sharpness(sharpness, curves):
-    """Static twin of the widget. curves: {iterations: errors, one for each sharpness}."""
+def plot_errors_by_sharpness(sharpness, curves):
+    """Plot errors against sharpness. curves: {iterations: errors, one for each sharpness}."""
     figure, axis = plt.subplots(figsize=(7.6, 3.6))
     for (iterations, line), style in zip(curves.items(), (":", "-.", "-", "--")):
-        axis.plot(sharpness, line, style, marker="o", markersize=4, label=f"{iterations} iterations")
+        axis.plot(sharpness, line, style, marker="o", markersize=4,
+                  label=f"{iterations} iterations")
     axis.axhline(0.01, color=GREY, linewidth=0.8, linestyle=":")
     axis.set_yscale("log")
     axis.set_ylim(1e-7, 2)
@@ -193,15 +193,20 @@ def errors_by_sharpness(sharpness, curves):
     return figure
 
 
-def shares(ways):
-    """What reaches each of four streams through a stack. ways: {name: (row sums 4, column sums 4)}; a line at 1."""
+def plot_shares(ways):
+    """Plot what reaches each of four streams through a stack.
+
+    ways: {name: (row sums 4, column sums 4)}.
+    """
     figure, axes = plt.subplots(1, 2, figsize=(10.2, 3.5), sharey=True)
-    titles = ("forward: signal arriving in each stream", "backward: gradient arriving in each stream")
+    titles = ("forward: signal arriving in each stream",
+              "backward: gradient arriving in each stream")
     for axis, title, which in zip(axes, titles, (0, 1)):
         for k, colour in enumerate((BLUE, ORANGE, GREEN, PURPLE)):
-            values, places = [sums[which][k].item() for sums in ways.values()], [i + 0.2 * (k - 1.5) for i in range(len(ways))]
-            drawn = axis.bar(places, values, width=0.18, color=colour, label=f"stream {k}")
-            axis.bar_label(drawn, [f"{v:.1f}" for v in values], fontsize=9, padding=2)
+            values = [sums[which][k].item() for sums in ways.values()]
+            places = bar_places(len(ways), k, 4)
+            bars = axis.bar(places, values, width=0.18, color=colour, label=f"stream {k}")
+            axis.bar_label(bars, [f"{v:.1f}" for v in values], fontsize=9, padding=2)
         axis.axhline(1, color=BLACK, linewidth=0.8, linestyle=":")
         axis.set_xticks(range(len(ways)), ways)
         axis.set_title(title)
@@ -212,34 +217,37 @@ def shares(ways):
     return figure
 
 
-def backward(curves):
-    """Worst gain over depth. curves: {name: list over layers}. The third line is dashed: it lies on the second."""
+def plot_backward(curves):
+    """Plot the largest gain over depth. curves: {name: list over layers}."""
     figure, axis = plt.subplots(figsize=(7.6, 3.6))
-    looks = ((BLUE, "-"), (ORANGE, "-"), (VERMILION, "--"), (VERMILION, "-."), (GREEN, ":"))
-    for (name, line), (colour, style) in zip(curves.items(), looks):
+    styles = ((BLUE, "-"), (ORANGE, "-"), (VERMILION, "--"), (VERMILION, "-."), (GREEN, ":"))
+    for (name, line), (colour, style) in zip(curves.items(), styles):
         axis.plot(range(1, len(line) + 1), line, color=colour, linestyle=style, label=name)
     axis.set_xlabel("layers passed")
     axis.set_ylabel("gain")
     axis.set_ylim(0.9, 4.2)
     axis.axhline(4, color=GREY, linewidth=0.8, linestyle=":")
-    axis.text(64, 3.96, "no stack can pass n = 4", color="#555555", fontsize=10, va="top", ha="right")
+    axis.text(64, 3.96, "no stack can pass n = 4", color="#555555", fontsize=10, va="top",
+              ha="right")
     axis.legend(loc="upper left", fontsize=10, bbox_to_anchor=(0.0, 0.92))
     return figure
 
 
 # ---- training ----
 
-def training(runs, gains):
-    """Loss and gradient norm over training, gain over depth afterwards. runs: {kind: (losses, norms)}, steps S each;
-    gains: {kind: layers S}. A line for each seed."""
+def plot_training(runs, gains):
+    """Plot loss and gradient norm over training, and the gain over depth afterwards.
+
+    runs: {kind: (losses, norms)}, steps S each; gains: {kind: layers S}. One line for each seed.
+    """
     figure, axes = plt.subplots(1, 3, figsize=(11.0, 3.7))
     for kind, (losses, norms) in runs.items():
         colour, style = KINDS[kind]
         for axis, lines in zip(axes, (losses, norms, gains[kind])):
             lines = lines.nan_to_num(nan=float("inf")).clamp(1e-6, 1e12)
             for i, line in enumerate(lines.T.tolist()):
-                axis.plot(range(1, len(line) + 1), line, color=colour, linestyle=style, linewidth=1.4,
-                          label=kind if i == 0 else None)
+                axis.plot(range(1, len(line) + 1), line, color=colour, linestyle=style,
+                          linewidth=1.4, label=kind if i == 0 else None)
     axes[0].set_ylabel("loss (nats per byte)")
     axes[0].set_ylim(2.2, 5.2)
     axes[1].set_ylabel("gradient norm")
@@ -255,8 +263,11 @@ def training(runs, gains):
 
 # ---- a trained model ----
 
-def learnt(sites):
-    """comb, pre and post of each site, means over tokens; post has its own scale. sites: {name: (pre n, post n, comb n n)}."""
+def plot_learned(sites):
+    """Show comb, pre and post of each site, means over tokens; post has its own scale.
+
+    sites: {name: (pre n, post n, comb n n)}.
+    """
     loudest = max(post.max().item() for _, post, _ in sites.values())
     figure, axes = plt.subplots(3, len(sites), figsize=(11.4, 2.7), height_ratios=[4, 1, 1])
     for column, (name, (pre, post, comb)) in zip(axes.T, sites.items()):
@@ -264,39 +275,44 @@ def learnt(sites):
         heat(column[1], pre[None], size=7.5)
         column[2].imshow((post[None] / loudest).tolist(), vmin=0, vmax=1, cmap="cividis")
         for j, value in enumerate(post.tolist()):
-            column[2].text(j, 0, f"{value:.2f}".removeprefix("0"), ha="center", va="center", fontsize=7.5,
-                           color="white" if value < 0.55 * loudest else BLACK)
+            column[2].text(j, 0, f"{value:.2f}".removeprefix("0"), ha="center", va="center",
+                           fontsize=7.5, color="white" if value < 0.55 * loudest else BLACK)
         column[2].axis("off")
-    for axis, name in zip(axes[:, 0], ("comb: from row\nto column", "pre", f"post: yellow\nmeans {loudest:.2f}")):
+    for axis, name in zip(axes[:, 0], ("comb: from row\nto column", "pre",
+                                       f"post: yellow\nmeans {loudest:.2f}")):
         axis.axis("on")
         axis.set_xticks([])
         axis.set_yticks([])
         axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10)
-        for side in axis.spines.values():
-            side.set_visible(False)
+        axis.spines[:].set_visible(False)
     return figure
 
 
-def moving(models):
-    """How far the maps vary from token to token, by site. models: {name: {map: list over sites}}."""
+def plot_variation(models):
+    """Plot how much the maps vary between tokens. models: {name: {map: list over sites}}."""
     figure, axes = plt.subplots(1, 3, figsize=(10.2, 3.2), sharey=True)
     for axis, which in zip(axes, ("pre", "post", "comb")):
         for (name, lines), colour, mark in zip(models.items(), (ORANGE, BLUE), "so"):
-            axis.plot(range(1, len(lines[which]) + 1), lines[which], marker=mark, color=colour, label=name)
+            axis.plot(range(1, len(lines[which]) + 1), lines[which], marker=mark, color=colour,
+                      label=name)
         axis.set_title(which)
         axis.set_xlabel("site")
         axis.set_yscale("log")
-    axes[0].set_ylabel("deviation over tokens")
+    axes[0].set_ylabel("standard deviation over tokens")
     axes[0].legend(loc="center left", bbox_to_anchor=(0.0, 0.38))
     return figure
 
 
-def losses(changes, control):
-    """Rise of the loss for each change, as horizontal bars. changes: {name: nats}; `control` names the bars drawn pale."""
+def plot_losses(changes, control):
+    """Plot the rise of the loss for each change as bars.
+
+    changes: {name: nats}; control: names of the pale bars.
+    """
     figure, axis = plt.subplots(figsize=(8.2, 0.36 * len(changes) + 1.1))
     colours = [SKY if name in control else ORANGE for name in changes]
-    drawn = axis.barh(list(changes), list(changes.values()), color=colours)
-    axis.bar_label(drawn, [f"{v:+.3f}".replace("-0.000", "+0.000") for v in changes.values()], padding=4, fontsize=10)
+    bars = axis.barh(list(changes), list(changes.values()), color=colours)
+    axis.bar_label(bars, [f"{v:+.3f}".replace("-0.000", "+0.000") for v in changes.values()],
+                   padding=4, fontsize=10)
     axis.invert_yaxis()
     axis.axvline(0, color=BLACK, linewidth=0.8)
     most = max(changes.values())
@@ -307,8 +323,11 @@ def losses(changes, control):
     return figure
 
 
-def costs(ns, parameters, traffic):
-    """Parameters and memory traffic of mHC in Flash over the number of streams. traffic: {name: MB a token}."""
+def plot_costs(ns, parameters, traffic):
+    """Plot parameters and memory traffic of mHC in Flash over the number of streams.
+
+    traffic: {name: MB per token}.
+    """
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.4))
     left.plot(ns, [p / 1e6 for p in parameters], "o-", color=BLUE)
     left.set_ylabel("parameters of mHC (millions)")

@@ -1,6 +1,6 @@
-"""The pictures and widgets of lesson 00: the map of the course, the architecture, the lifecycle, published figures.
+"""Figures and widgets of lesson 00: the course, the architecture, the lifecycle, published figures.
 
-The published figures are read from `data/published`, whose README says where they come from; nothing is measured here.
+Published figures are read from `data/published`; its README names the sources.
 """
 
 import csv
@@ -10,57 +10,66 @@ import math
 import ipywidgets
 import matplotlib.pyplot as plt
 from IPython.display import display
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from minids import cost
+from minids.show.drawing import arrow, box, canvas
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
 from minids.system import paths
 
 GREY = "#777777"
 PRO, FLASH = "DeepSeek-V4-Pro", "DeepSeek-V4-Flash"
 
-# file, what it teaches, what it shows and measures, planned minutes of study, lessons that should come before
-LESSONS = (
-    ("00_start_here", "the map, what V4 is, the doctor; the shipped model talks", "price and benchmark explorer", 45, ()),
-    ("01_tokens_and_data", "byte-level BPE, packing, chat encoding, TinyWorld", "compression ratio; n-gram baselines",
-     45, ("00",)),
-    ("02_attention", "shared-KV attention, partial rotary and its inverse, sinks, window, grouped output",
-     "why the output is turned back; sink ablation", 45, ("00",)),
-    ("03_hca", "heavy compression", "what an entry keeps; causality by perturbation", 45, ("02",)),
-    ("04_csa", "overlap, the lightning indexer, top-k, indexer training", "recall of the indexer against full attention",
-     45, ("03",)),
-    ("05_million_tokens", "decode state, the cost of context", "the published 27/10 % and 10/7 % recomputed; flat decode time",
-     45, ("04",)),
-    ("06_moe", "sqrt-softplus gates, bias balancing, hash layers, shared expert, clamp", "load with and without balancing",
-     45, ("00",)),
-    ("07_mhc", "residual, hyper-connections, Sinkhorn", "gain through 64 layers; the Birkhoff polytope", 45, ("00",)),
-    ("08_whole_model", "block, head, MTP, initialisation; equality with transformers", "parameters of Flash and Pro, exactly",
-     45, ("00",)),
-    ("09_muon", "orthogonalised updates", "singular values before and after; Muon against AdamW", 45, ("08",)),
-    ("10_pretraining", "training a nano model end to end, in front of you", "loss against n-gram baselines; samples; ablations",
-     45, ("08",)),
-    ("11_numbers", "FP8, FP4, quantisation-aware training", "error per format; loss after rounding", 45, ("10",)),
-    ("12_specialists", "SFT, then GRPO with verifiable rewards, thinking modes", "reward curves; accuracy before and after",
-     45, ("10",)),
-    ("13_distillation", "many teachers, one student, on-policy, full vocabulary",
-     "merged weights, off-policy and on-policy side by side", 45, ("12",)),
-    ("14_inference", "sampling, batching, MTP drafts, evaluation", "acceptance rate and speed-up; the report card",
-     45, ("10",)),
-    ("15_real_weights", "V4's files, byte-range reads, one real layer on a GPU",
-     "mini against real: routers, mHC, sinks, errors", 45, ("08", "11")),
-)
+# file, what it teaches, what it shows and measures, planned minutes of study, lessons before it
+LESSONS = (("00_start_here", "the map, what V4 is, the doctor; the shipped model talks",
+            "price and benchmark explorer", 45, ()),
+           ("01_tokens_and_data", "byte-level BPE, packing, chat encoding, TinyWorld",
+            "compression ratio; n-gram baselines", 45, ("00",)),
+           ("02_attention",
+            "shared-KV attention, partial rotary and its inverse, sinks, window, grouped output",
+            "why the output is rotated back; sink ablation", 45, ("00",)),
+           ("03_hca", "heavy compression", "what an entry keeps; causality by perturbation", 45,
+            ("02",)), ("04_csa", "overlap, the lightning indexer, top-k, indexer training",
+                       "recall of the indexer against full attention", 45, ("03",)),
+           ("05_million_tokens", "decode state, the cost of context",
+            "the published 27/10 % and 10/7 % recomputed; flat decode time", 45, ("04",)),
+           ("06_moe", "sqrt-softplus gates, bias balancing, hash layers, shared expert, clamp",
+            "load with and without balancing", 45, ("00",)),
+           ("07_mhc", "residual, hyper-connections, Sinkhorn",
+            "gain through 64 layers; the Birkhoff polytope", 45, ("00",)),
+           ("08_whole_model", "block, head, MTP, initialisation; equality with transformers",
+            "parameters of Flash and Pro, exactly", 45, ("00",)),
+           ("09_muon", "orthogonalised updates",
+            "singular values before and after; Muon against AdamW", 45, ("08",)),
+           ("10_pretraining", "training a nano model end to end, in front of you",
+            "loss against n-gram baselines; samples; ablations", 45, ("08",)),
+           ("11_numbers", "FP8, FP4, quantisation-aware training",
+            "error per format; loss after rounding", 45, ("10",)),
+           ("12_specialists", "SFT, then GRPO with verifiable rewards, thinking modes",
+            "reward curves; accuracy before and after", 45, ("10",)),
+           ("13_distillation", "many teachers, one student, on-policy, full vocabulary",
+            "merged weights, off-policy and on-policy side by side", 45, ("12",)),
+           ("14_inference", "sampling, batching, MTP drafts, evaluation",
+            "acceptance rate and speed-up; the report card", 45, ("10",)),
+           ("15_real_weights", "V4's files, byte-range reads, one real layer on a GPU",
+            "mini against real: routers, mHC, sinks, errors", 45, ("08", "11")),)
 
 
 # ---- tables ----
 
 def table(header: list[str], rows: list[list], note: str = "") -> None:
-    """Show a table, HTML for the eye and plain text for everything else. `note` stands below it. A cell may hold a link."""
+    """Show a table as HTML and as plain text, with a note below it.
+
+    A cell may hold a notebook's name.
+    """
     cells = [[str(cell) for cell in row] for row in rows]
-    head = "".join(f'<th scope="col" style="text-align:left">{html.escape(name)}</th>' for name in header)
+    head = "".join(f'<th scope="col" style="text-align:left">{html.escape(name)}</th>'
+                   for name in header)
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in cells)
     below = f"<p><small>{html.escape(note)}</small></p>" if note else ""
     widths = [max(len(row[i]) for row in [header, *cells]) for i in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in [header, *cells]]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
+             for row in [header, *cells]]
     text = "\n".join([*lines, *([note] if note else [])])
     page = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{below}"
     display({"text/html": page, "text/plain": text}, raw=True)
@@ -77,27 +86,31 @@ def _cell(text: str) -> str:
 
 # ---- the map of the course ----
 
-def is_there(name: str) -> bool:
-    """Whether the lesson of this name is built. The first one is: its reader is in it."""
+def is_built(name: str) -> bool:
+    """Whether the lesson of this name is built. The first one always is: its reader is in it."""
     return name == LESSONS[0][0] or (paths.NOTEBOOKS / f"{name}.ipynb").is_file()
 
 
 def course_table() -> None:
-    """The lessons, one a row: a link where there is a notebook, "in preparation" where there is none yet."""
-    rows = [[f"{name}.ipynb" if is_there(name) else name, teaches, shows, ", ".join(before) or "-",
-             minutes if is_there(name) else "in preparation"] for name, teaches, shows, minutes, before in LESSONS]
+    """Show the lessons, one a row: a link where there is a notebook, else "in preparation"."""
+    rows = [[f"{name}.ipynb" if is_built(name) else name, teaches, shows, ", ".join(before) or "-",
+             minutes if is_built(name) else "in preparation"]
+            for name, teaches, shows, minutes, before in LESSONS]
     table(["lesson", "teaches", "shows and measures", "before it", "minutes"], rows,
           "Minutes of study, without exercises, are planned, not measured.")
 
 
-def chain(number: str) -> list[str]:
+def prerequisites(number: str) -> list[str]:
     """The numbers of all lessons that come before this one, in order."""
     direct = next(before for name, *_, before in LESSONS if name.startswith(number))
-    return sorted({*direct, *(far for near in direct for far in chain(near))})
+    return sorted({*direct, *(far for near in direct for far in prerequisites(near))})
 
 
 class CourseMap(ipywidgets.VBox):
-    """Choose a lesson and read what it teaches, what comes before it, and where it is. `chosen.value = "08_..."` in code."""
+    """Choose a lesson and read what it teaches, what comes before it, and where it is.
+
+    `chosen.value = "08_..."` chooses in code.
+    """
 
     def __init__(self):
         names = [name for name, *_ in LESSONS]
@@ -108,13 +121,17 @@ class CourseMap(ipywidgets.VBox):
         super().__init__([self.chosen, self.card])
 
     def _update(self) -> None:
-        name, teaches, shows, minutes, before = next(lesson for lesson in LESSONS if lesson[0] == self.chosen.value)
-        there = f'<a href="{name}.ipynb" target="_blank">open {name}</a>' if is_there(name) else "in preparation"
-        lines = [("teaches", teaches), ("shows and measures", shows), ("minutes (planned)", minutes),
+        name, teaches, shows, minutes, before = next(lesson for lesson in LESSONS
+                                                     if lesson[0] == self.chosen.value)
+        link = f'<a href="{name}.ipynb" target="_blank">open {name}</a>'
+        lines = [("teaches", teaches), ("shows and measures", shows),
+                 ("minutes (planned)", minutes),
                  ("right before it", ", ".join(before) or "nothing"),
-                 ("the whole way there", " > ".join(chain(name[:2])) or "none")]
-        rows = "".join(f"<tr><td><b>{key}</b>&nbsp;&nbsp;</td><td>{html.escape(str(value))}</td></tr>" for key, value in lines)
-        self.card.value = f"<h4>{name}</h4><table>{rows}</table><p>{there}</p>"
+                 ("the whole way there", " > ".join(prerequisites(name[:2])) or "none")]
+        rows = "".join(f"<tr><td><b>{key}</b>&nbsp;&nbsp;</td>"
+                       f"<td>{html.escape(str(value))}</td></tr>" for key, value in lines)
+        place = link if is_built(name) else "in preparation"
+        self.card.value = f"<h4>{name}</h4><table>{rows}</table><p>{place}</p>"
 
     def __repr__(self) -> str:
         return "[dropdown: lesson] what it teaches, what comes before it, where it is"
@@ -126,34 +143,27 @@ class CourseMap(ipywidgets.VBox):
 
 # ---- pieces of drawings ----
 
-def _canvas(width: float, height: float, ylim: float):
-    figure, ax = plt.subplots(figsize=(width, height))
-    ax.set(xlim=(0, 100), ylim=(0, ylim))
-    ax.axis("off")
-    return figure, ax
+def _box(ax, x, y, width, height, text, colour, size=10.0):
+    """Draw a box with its lower left corner at (x, y)."""
+    box(ax, x + width / 2, y + height / 2, text, width, height, colour, alpha=1, fontsize=size,
+        linewidth=0.8, boxstyle="round,pad=0,rounding_size=1.2")
 
 
-def _box(ax, x, y, w, h, text, colour, size=10, dark=False, **kwargs):
-    ax.add_patch(FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0,rounding_size=1.2", fc=colour, ec=BLACK, lw=0.8, **kwargs))
-    ax.text(x + w / 2, y + h / 2, text, ha="center", va="center", size=size, color="white" if dark else BLACK)
-
-
-def _arrow(ax, start, end, **kwargs):
-    style = {"arrowstyle": "-|>", "mutation_scale": 11, "color": BLACK, "lw": 1.1, "shrinkA": 0, "shrinkB": 0, **kwargs}
-    ax.add_patch(FancyArrowPatch(start, end, **style))
+def _arrow(ax, start, end, **look):
+    arrow(ax, start, end, zorder=1, **{"arrowstyle": "-|>", "mutation_scale": 11} | look)
 
 
 def _tag(ax, x, y, number):
-    """A round mark with the number of a lesson."""
+    """Draw a round mark with the number of a lesson."""
     ax.text(x, y, number, ha="center", va="center", size=8, color="white", weight="bold",
             bbox={"boxstyle": "round,pad=0.25", "fc": BLACK, "ec": "white", "lw": 0.8}, zorder=5)
 
 
 # ---- what V4 is ----
 
-def architecture():
-    """A picture of the whole network; black marks name the lesson that teaches a part."""
-    figure, ax = _canvas(9.2, 7.4, 100)
+def plot_architecture():
+    """Draw the whole network; black marks name the lesson that teaches a part."""
+    figure, ax = canvas(9.2, 7.4, (100, 100))
     lanes = (4.5, 7, 9.5, 12)
     _box(ax, 2, 1, 40, 5.5, "text -> token ids", "white")
     _tag(ax, 42, 6.5, "01")
@@ -161,10 +171,12 @@ def architecture():
     _box(ax, 2, 9.5, 40, 5.5, "embedding, copied into 4 streams", YELLOW)
     _tag(ax, 42, 15, "08")
     for x in lanes:
-        _arrow(ax, (x, 15), (x, 80), color=GREEN, lw=2, mutation_scale=9)
-    ax.add_patch(FancyBboxPatch((1.5, 21), 42, 54, boxstyle="round,pad=0,rounding_size=1.5", fc="none", ec=GREY, ls="--"))
+        _arrow(ax, (x, 15), (x, 80), color=GREEN, linewidth=2, mutation_scale=9)
+    ax.add_patch(FancyBboxPatch((1.5, 21), 42, 54, boxstyle="round,pad=0,rounding_size=1.5",
+                                fc="none", ec=GREY, ls="--"))
     ax.text(29, 71.7, "one block: 43 in Flash, 61 in Pro", ha="center", size=9.5, color="#444444")
-    parts = ((27, "attention:\nwindow only, CSA or HCA", SKY, "02"), (50, "mixture of experts", ORANGE, "06"))
+    parts = ((27, "attention:\nwindow only, CSA or HCA", SKY, "02"),
+             (50, "mixture of experts", ORANGE, "06"))
     for y, name, colour, tag in parts:
         _box(ax, 19, y + 4, 22, 9, name, colour)
         _tag(ax, 41, y + 13, tag)
@@ -196,16 +208,19 @@ def architecture():
 
 def _squares(ax, x, y, n, colour, lit=(), w=2.6):
     for i in range(n):
-        ax.add_patch(Rectangle((x + i * w, y), w * 0.82, 2.2, fc=colour if i in lit else "white", ec=BLACK, lw=0.7))
+        ax.add_patch(Rectangle((x + i * w, y), w * 0.82, 2.2, fc=colour if i in lit else "white",
+                               ec=BLACK, lw=0.7))
 
 
 def _compression(ax):
-    """Three panels, each with 16 tokens below and what a query at the last one reads."""
+    """Draw three panels, each with 16 tokens and what a query at the last one reads."""
     x, n = 50, 16
-    for y, tag, title, text in (
-            (79, "02", "window (every layer)", "the last 128 tokens, one by one"),
-            (53, "04", "CSA: compressed sparse attention", "4 tokens -> 1 entry; the indexer picks 512 (Pro: 1024)"),
-            (30, "03", "HCA: heavily compressed attention", "128 tokens -> 1 entry; every entry is read")):
+    for y, tag, title, text in ((79, "02", "window (every layer)",
+                                 "the last 128 tokens, one by one"),
+                                (53, "04", "CSA: compressed sparse attention",
+                                 "4 tokens -> 1 entry; the indexer picks 512 (Pro: 1024)"),
+                                (30, "03", "HCA: heavily compressed attention",
+                                 "128 tokens -> 1 entry; every entry is read")):
         top = y + (9 if tag == "02" else 17)
         ax.text(x, top, title, size=10)
         ax.text(x, top - 3.3, text, size=9, color="#444444")
@@ -215,7 +230,8 @@ def _compression(ax):
         ax.text(x + 15.4 * 2.6, y - 2.8, "now", size=8.5, ha="center", color="#444444")
     for i in range(4):
         left = x + i * 4 * 2.6
-        ax.add_patch(Rectangle((left + 3.6, 61), 3, 3, fc=BLUE if i in (0, 2) else "white", ec=BLACK, lw=0.8))
+        ax.add_patch(Rectangle((left + 3.6, 61), 3, 3, fc=BLUE if i in (0, 2) else "white",
+                               ec=BLACK, lw=0.8))
         for j in range(4):
             ax.plot([left + (j + 0.4) * 2.6, left + 5.1], [55.2, 61], color=GREY, lw=0.6)
     ax.text(x + 43, 62.5, "picked:\nblue", size=8.5, va="center")
@@ -235,33 +251,40 @@ def _experts(ax):
     _squares(ax, x + 13, 12.5, 14, ORANGE, lit=picked, w=2.5)
     ax.plot([x + 8, x + 13 + (picked[-1] + 0.4) * 2.5], [10, 10], color=GREY, lw=0.9)
     for i in picked:
-        _arrow(ax, (x + 13 + (i + 0.4) * 2.5, 10), (x + 13 + (i + 0.4) * 2.5, 12.4), color=GREY, lw=0.9, mutation_scale=6)
+        _arrow(ax, (x + 13 + (i + 0.4) * 2.5, 10), (x + 13 + (i + 0.4) * 2.5, 12.4), color=GREY,
+               linewidth=0.9, mutation_scale=6)
     ax.text(x + 13, 16.5, "routed experts: 256 (Pro: 384), 6 work", size=9)
     ax.add_patch(Rectangle((x + 13, 3.5), 4, 3, fc=ORANGE, ec=BLACK, lw=0.8))
     ax.text(x + 18, 5, "one shared expert works for every token", size=9, va="center")
 
 
-def layers(configs: dict):
-    """The kinds of layers from first to last, a row for each of {name: config}."""
+def plot_layers(configs: dict):
+    """Draw the kinds of layers from first to last, a row for each config.
+
+    configs: {name: config}.
+    """
     figure, ax = plt.subplots(figsize=(9.2, 2.5))
     colours = {"window only": "white", "CSA, 4 to 1": BLUE, "HCA, 128 to 1": VERMILION}
     for row, config in enumerate(configs.values()):
         for i, ratio in enumerate(config.compress_ratios[: config.n_layers]):
             kind = "window only" if not ratio else "CSA, 4 to 1" if ratio == 4 else "HCA, 128 to 1"
-            ax.add_patch(Rectangle((i + 0.08, row - 0.3), 0.84, 0.6, fc=colours[kind], ec=BLACK, lw=0.6))
+            ax.add_patch(Rectangle((i + 0.08, row - 0.3), 0.84, 0.6, fc=colours[kind], ec=BLACK,
+                                   lw=0.6))
             if config.is_hash(i):
                 ax.plot(i + 0.5, row + 0.42, marker="v", color=BLACK, ms=4)
     handles = [Rectangle((0, 0), 1, 1, fc=colour, ec=BLACK, lw=0.6) for colour in colours.values()]
     handles.append(plt.Line2D([], [], marker="v", color=BLACK, ls="", ms=4))
-    ax.legend(handles, [*colours, "experts by token id"], ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.32))
-    ax.set(xlim=(-0.3, max(config.n_layers for config in configs.values()) + 0.3), ylim=(-0.5, len(configs) - 0.3),
-           xlabel="layer, from the first", yticks=range(len(configs)), yticklabels=list(configs))
+    ax.legend(handles, [*colours, "experts by token id"], ncols=4, loc="upper center",
+              bbox_to_anchor=(0.5, -0.32))
+    ax.set(xlim=(-0.3, max(config.n_layers for config in configs.values()) + 0.3),
+           ylim=(-0.5, len(configs) - 0.3), xlabel="layer, from the first",
+           yticks=range(len(configs)), yticklabels=list(configs))
     ax.grid(False)
     return figure
 
 
-def context_cost(flash, pro):
-    """Operations and cache bytes of one token against the length of the context, with V3.2 for comparison."""
+def plot_context_cost(flash, pro):
+    """Plot operations and cache bytes of one token against the context, with V3.2 to compare."""
     figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.9))
     lengths = [2 ** k for k in range(10, 21)]
     panels = ((cost.flops, cost.flops_v32, "GFLOP a token (FP8 equivalents)"),
@@ -275,26 +298,30 @@ def context_cost(flash, pro):
             if name != "V3.2":
                 share = f"{100 * values[-1] / rows['V3.2'][-1]:.{digits}f} %"
                 dy = 1 if name == "V4-Pro" else -9
-                ax.annotate(share, (lengths[-1], values[-1]), (7, dy), textcoords="offset points", size=10)
-        ax.set(xscale="log", yscale="log", xlabel="tokens of context", ylabel=label, xlim=(900, 4e6),
-               xticks=[2 ** 10, 2 ** 14, 2 ** 17, 2 ** 20], xticklabels=["1K", "16K", "128K", "1M"])
+                ax.annotate(share, (lengths[-1], values[-1]), (7, dy), textcoords="offset points",
+                            size=10)
+        ax.set(xscale="log", yscale="log", xlabel="tokens of context", ylabel=label,
+               xlim=(900, 4e6), xticks=[2 ** 10, 2 ** 14, 2 ** 17, 2 ** 20],
+               xticklabels=["1K", "16K", "128K", "1M"])
         ax.minorticks_off()
     axes[0].set(yticks=[20, 50, 100, 200, 500], yticklabels=["20", "50", "100", "200", "500"])
     axes[0].legend(loc="upper left")
     return figure
 
 
-def lifecycle():
-    """From text to the finished model; black marks name the lesson."""
-    figure, ax = _canvas(9.2, 3.9, 44)
+def plot_lifecycle():
+    """Draw the way from text to the finished model; black marks name the lesson."""
+    figure, ax = canvas(9.2, 3.9, (100, 44))
     _box(ax, 0.5, 18, 13, 10, "text,\ntokens", "white")
     _tag(ax, 13.5, 28, "01")
     _box(ax, 18, 18, 15, 10, "pre-training:\nguess the\nnext token", SKY, 9.5)
     _tag(ax, 33, 28, "10")
     _tag(ax, 28, 28, "09")
     _arrow(ax, (13.5, 23), (18, 23))
-    ax.text(25.5, 13.8, "Flash 32T tokens\nPro 33T tokens", ha="center", va="center", size=8.5, color="#444444")
-    for y, name in ((33, "mathematics"), (23.2, "code"), (13.4, "agents"), (3.6, "instructions, ...")):
+    ax.text(25.5, 13.8, "Flash 32T tokens\nPro 33T tokens", ha="center", va="center", size=8.5,
+            color="#444444")
+    for y, name in ((33, "mathematics"), (23.2, "code"), (13.4, "agents"),
+                    (3.6, "instructions, ...")):
         _box(ax, 38.5, y, 21, 6.6, f"{name}:\nSFT, then GRPO", ORANGE, 8.5)
         _arrow(ax, (33, 23), (38.5, y + 3.3))
         _arrow(ax, (59.5, y + 3.3), (64.5, 23))
@@ -302,7 +329,8 @@ def lifecycle():
     ax.text(49, 42, "specialists", ha="center", va="center", size=9.5)
     _box(ax, 64.5, 18, 15.5, 10, "on-policy\ndistillation", GREEN, 9.5)
     _tag(ax, 80, 28, "13")
-    ax.text(72.2, 13.8, "more than ten\nteachers, one student", ha="center", va="center", size=8.5, color="#444444")
+    ax.text(72.2, 13.8, "more than ten\nteachers, one student", ha="center", va="center", size=8.5,
+            color="#444444")
     _arrow(ax, (80, 23), (84.5, 23))
     _box(ax, 84.5, 18, 15, 10, "one model:\nrun it,\nevaluate it", YELLOW, 9.5)
     _tag(ax, 99, 28, "14")
@@ -321,7 +349,8 @@ MODELS = {  # the name in prices.csv: (column of the benchmarks, colour, marker)
     "Gemini 3.1 Pro": ("Gemini 3.1 Pro High", PURPLE, "v"),
     "Kimi K2.6": ("Kimi K2.6 Thinking", VERMILION, "P"),
 }
-OTHER_NAMES = {"MCPAtlas Public (Pass@1)": "MCPAtlas (Pass@1)"}  # one benchmark, named otherwise in the table of the modes
+# one benchmark has another name in the table of the modes
+OTHER_NAMES = {"MCPAtlas Public (Pass@1)": "MCPAtlas (Pass@1)"}
 
 
 def published(name: str) -> list[dict]:
@@ -338,59 +367,82 @@ def _value(text: str):
 
 
 def scores() -> dict[str, dict[str, float | None]]:
-    """{benchmark: {model: score of its strongest mode, None where none was published}} for the models that have a price."""
+    """{benchmark: {model: score of its strongest mode, or None}} for the models that have a price.
+
+    None stands for a score that was not published.
+    """
     modes = {row["benchmark"]: row for row in published("benchmarks_modes")}
-    found = {}
+    by_benchmark = {}
     for row in published("benchmarks_frontier"):
         name = row["benchmark"]
         both = {**modes.get(OTHER_NAMES.get(name, name), {}), **row}
-        found[name] = {model: both.get(column) for model, (column, *_) in MODELS.items()}
-    return found
+        by_benchmark[name] = {model: both.get(column) for model, (column, *_) in MODELS.items()}
+    return by_benchmark
 
 
 def blended(row: dict, ratio: float) -> float:
-    """US dollars for a million tokens when `ratio` tokens are read for each token written. `row` is one of prices.csv."""
+    """US dollars for a million tokens when `ratio` tokens are read for each token written.
+
+    row: one of prices.csv.
+    """
     return (ratio * row["input_usd_per_mtok"] + row["output_usd_per_mtok"]) / (ratio + 1)
 
 
 def price_table() -> None:
-    """The prices with their dates and sources."""
+    """Show the prices with their dates and sources."""
     def usd(value):
         return "not known" if value is None else f"{value:g}"
-    rows = [[r["model"], usd(r["input_usd_per_mtok"]), usd(r["output_usd_per_mtok"]), usd(r["cache_hit_usd_per_mtok"]),
-             r["as_of"], "; ".join(filter(None, (r["note"], r["source"])))] for r in published("prices")]
+    rows = [[r["model"], usd(r["input_usd_per_mtok"]), usd(r["output_usd_per_mtok"]),
+             usd(r["cache_hit_usd_per_mtok"]), r["as_of"],
+             "; ".join(filter(None, (r["note"], r["source"])))] for r in published("prices")]
     table(["model", "input", "output", "cached input", "as of", "note and source"], rows,
-          "US dollars for a million tokens. Each row holds on its date and says nothing about later ones.")
+          "US dollars for a million tokens. "
+          "Each row holds on its date and says nothing about later ones.")
 
 
-def price_quality(benchmark: str, read_per_written: float):
-    """Score against price, one point a model; a second, hollow point where the price has changed since the launch."""
+def _model_point(ax, model: str, prices, value: float | None, floor: float, below: bool):
+    """Draw a model's point, or a cross at `floor` where it has no score, with its name.
+
+    prices: from the launch to the newest; below: whether the name stands below the point.
+    """
+    _, colour, marker = MODELS[model]
+    newest = prices[-1]
+    if value is None:
+        ax.plot(newest, floor, marker="x", color=colour, ms=9, mew=2, ls="", clip_on=False)
+        ax.annotate(f"{model}: no figure", (newest, floor), (0, -17 if below else 8),
+                    textcoords="offset points", ha="center", size=8.5)
+        return
+    if len(prices) > 1 and not math.isclose(*prices):
+        ax.plot(prices[0], value, marker=marker, mfc="white", mec=colour, mew=1.8, ms=9, ls="")
+        _arrow(ax, (prices[0], value), (newest, value), color=colour, shrinkA=7, shrinkB=7)
+    ax.plot(newest, value, marker=marker, color=colour, mec=BLACK, mew=0.6, ms=10, ls="")
+    ax.annotate(f"{model} {value:g}", (newest, value), (0, -17 if below else 10),
+                textcoords="offset points", ha="center", size=9.5)
+
+
+def plot_price_quality(benchmark: str, read_per_written: float):
+    """Plot score against price, one point a model.
+
+    A hollow point marks the price at the launch where it has changed since.
+    """
     figure, ax = plt.subplots(figsize=(8.2, 4.6))
     values = scores()[benchmark]
     known = [value for value in values.values() if value is not None]
     low, high = min(known), max(known)
     room = max(high - low, 1e-9)
     floor = low - 0.38 * room
-    placed = []  # points from the highest score down: a label goes below its point where one is close above
+    # points from the highest score down: a label goes below its point where one is close above
+    placed = []
     for model in sorted(MODELS, key=lambda model: -(values[model] or 0)):
-        _, colour, marker = MODELS[model]
-        rows = sorted((r for r in published("prices") if r["model"] == model), key=lambda r: r["as_of"])
+        rows = sorted((r for r in published("prices") if r["model"] == model),
+                      key=lambda r: r["as_of"])
         prices = [blended(row, read_per_written) for row in rows]
         value = values[model]
         y = floor if value is None else value
-        near = any(abs(math.log10(x / prices[-1])) < 0.55 and 0 <= other - y < 0.17 * room for x, other in placed)
+        near = any(abs(math.log10(x / prices[-1])) < 0.55 and 0 <= other - y < 0.17 * room
+                   for x, other in placed)
         placed.append((prices[-1], y))
-        if value is None:
-            ax.plot(prices[-1], y, marker="x", color=colour, ms=9, mew=2, ls="", clip_on=False)
-            dy = -17 if near else 8
-            ax.annotate(f"{model}: no figure", (prices[-1], y), (0, dy), textcoords="offset points", ha="center", size=8.5)
-            continue
-        if len(prices) > 1 and not math.isclose(*prices):
-            ax.plot(prices[0], y, marker=marker, mfc="white", mec=colour, mew=1.8, ms=9, ls="")
-            _arrow(ax, (prices[0], y), (prices[-1], y), color=colour, shrinkA=7, shrinkB=7)
-        ax.plot(prices[-1], y, marker=marker, color=colour, mec=BLACK, mew=0.6, ms=10, ls="")
-        dy = -17 if near else 10
-        ax.annotate(f"{model} {value:g}", (prices[-1], y), (0, dy), textcoords="offset points", ha="center", size=9.5)
+        _model_point(ax, model, prices, value, floor, near)
     ax.axhspan(floor - 0.14 * room, floor + 0.2 * room, color="#EEEEEE", zorder=0)
     unit = "rating points" if benchmark.endswith(("(Rating)", "(Elo)")) else "%"
     ax.set(xscale="log", xlim=(0.08, 40), ylim=(floor - 0.14 * room, high + 0.25 * room),
@@ -401,29 +453,33 @@ def price_quality(benchmark: str, read_per_written: float):
     ticks = [t for t in ax.get_yticks() if low - 0.15 * room <= t <= high + 0.25 * room]
     ax.set_yticks(ticks)
     ax.text(0.085, floor - 0.1 * room, "not published", size=8.5, color="#444444", va="bottom")
-    figure.supxlabel("Hollow: price at the launch, 2026-04-24. Scores: DeepSeek's model card, April 2026.", size=8.5,
+    figure.supxlabel("Hollow: price at the launch, 2026-04-24. "
+                     "Scores: DeepSeek's model card, April 2026.", size=8.5,
                      x=0.02, ha="left")
     return figure
 
 
-def modes():
-    """What thinking buys: the three reasoning modes of Flash and Pro on every benchmark that is a percentage."""
-    rows = [r for r in published("benchmarks_modes") if not r["benchmark"].endswith(("(Rating)", "(Elo)"))]
-    rows.sort(key=lambda r: (r["V4-Pro Max"] - r["V4-Pro Non-think"]) if r["V4-Pro Non-think"] is not None else -1)
+def plot_modes():
+    """Plot three reasoning modes of Flash and Pro on every benchmark that is a percentage."""
+    rows = [r for r in published("benchmarks_modes")
+            if not r["benchmark"].endswith(("(Rating)", "(Elo)"))]
+    rows.sort(key=lambda r: (r["V4-Pro Max"] - r["V4-Pro Non-think"])
+              if r["V4-Pro Non-think"] is not None else -1)
     figure, axes = plt.subplots(1, 2, figsize=(9.2, 6.2), sharey=True)
     for ax, model in zip(axes, ("V4-Flash", "V4-Pro")):
         for y, row in enumerate(rows):
-            found = [row[f"{model} {mode}"] for mode in ("Non-think", "High", "Max")]
-            known = [value for value in found if value is not None]
+            values = [row[f"{model} {mode}"] for mode in ("Non-think", "High", "Max")]
+            known = [value for value in values if value is not None]
             ax.plot([min(known), max(known)], [y, y], color="#BBBBBB", lw=2, zorder=1)
-            for value, colour, marker in zip(found, ("white", SKY, BLUE), "osD"):
+            for value, colour, marker in zip(values, ("white", SKY, BLUE), "osD"):
                 if value is not None:
                     ax.plot(value, y, marker=marker, mfc=colour, mec=BLACK, mew=0.8, ms=6.5, ls="")
-            if found[0] is None:
+            if values[0] is None:
                 ax.text(1, y, "Non-think: no figure", size=8, va="center", color="#666666")
         ax.set(xlim=(-2, 102), xlabel="score (%)", title=model, yticks=range(len(rows)),
                yticklabels=[r["benchmark"] for r in rows])
         ax.tick_params(axis="y", labelsize=9)
-    handles = [plt.Line2D([], [], marker=m, mfc=c, mec=BLACK, ls="", ms=6.5) for c, m in zip(("white", SKY, BLUE), "osD")]
+    handles = [plt.Line2D([], [], marker=m, mfc=c, mec=BLACK, ls="", ms=6.5)
+               for c, m in zip(("white", SKY, BLUE), "osD")]
     figure.legend(handles, ["Non-think", "High", "Max"], ncols=3, loc="outside lower center")
     return figure

@@ -1,6 +1,6 @@
-"""The look of every figure, figures with a description, and the slider that notebooks use.
+"""The style of every figure, figures with a description, and the slider that notebooks use.
 
-Colours are Okabe and Ito's, which the colour-blind can tell apart; fields of numbers use cividis.
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; heat maps use cividis.
 """
 
 import base64
@@ -10,6 +10,7 @@ from collections.abc import Callable
 import ipywidgets
 import matplotlib
 import matplotlib.pyplot as plt
+import numpy as np
 from IPython.display import display
 from matplotlib.ticker import LogLocator, NullLocator
 
@@ -17,7 +18,8 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = PALETTE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 
 STYLE = {
-    "axes.prop_cycle": matplotlib.cycler(color=[BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, BLACK, YELLOW]),
+    "axes.prop_cycle": matplotlib.cycler(color=[BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, BLACK,
+                                                YELLOW]),
     "image.cmap": "cividis",
     "figure.figsize": (7.0, 3.6),  # inches
     "figure.dpi": 100,
@@ -34,16 +36,48 @@ STYLE = {
 
 
 def use() -> None:
-    """Make matplotlib draw in the course's style from here on."""
-    plt.rcParams.update(STYLE)
+    """Use the course's style from here on, whatever the reader's matplotlibrc says."""
+    plt.style.use(["default", STYLE])
+
+
+# ---- numbers and axes ----
+
+def running_mean(values, width: int = 10) -> np.ndarray:
+    """The mean of each value and the `width` - 1 values before it; of fewer at the start."""
+    total = np.cumsum(np.insert(np.asarray(values, dtype=float), 0, 0.0))
+    end = np.arange(1, len(values) + 1)
+    begin = np.maximum(end - width, 0)
+    return (total[end] - total[begin]) / (end - begin)
+
+
+def signed(value: float, digits: int) -> str:
+    """A number with its sign; what rounds to 0 has none."""
+    text = f"{value:+.{digits}f}"
+    return text if float(text) else text[1:]
+
+
+def length(n: int) -> str:
+    """A number of tokens in short: 1024 as "1K", 2**20 as "1M"."""
+    return f"{n // 1024}K" if n < 2**20 else f"{n / 2**20:g}M"
+
+
+def length_ticks(ax, lengths, every: int = 2) -> None:
+    """Make the x axis logarithmic in base 2 and label every second (third, ...) of the lengths."""
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(lengths[::every], [length(n) for n in lengths[::every]])
 
 
 def plain_ticks(axis) -> None:
-    """Label a logarithmic x or y axis, such as `ax.yaxis`, at 1, 2 and 5 of each power of ten, as plain numbers."""
+    """Label a logarithmic axis at 1, 2 and 5 of each power of ten, as plain numbers.
+
+    axis: such as `ax.yaxis`.
+    """
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter("{x:,g}")
     axis.set_minor_locator(NullLocator())
 
+
+# ---- figures with a description ----
 
 def png(figure) -> bytes:
     """The figure as PNG bytes; the figure is closed."""
@@ -54,31 +88,36 @@ def png(figure) -> bytes:
 
 
 def show(figure, alt: str) -> None:
-    """Show a figure with its description, in words, of what is to be seen.
+    """Show a figure with a description of what there is to see.
 
-    The description is the picture's `alt` metadata, which exported pages use, and a caption under it, since JupyterLab
-    gives pictures no alternative text. It is compared by nbval: no measured numbers in it, ASCII only.
+    The description is the picture's `alt` metadata, which exported pages use, and a caption below
+    it, since JupyterLab gives pictures no alternative text. nbval compares it, so it must be ASCII
+    and hold no measured numbers.
     """
     if not alt.strip() or not alt.isascii():
         raise ValueError(f"a figure needs a description in ASCII, found {alt!r}")
     picture = base64.b64encode(png(figure)).decode()
-    display({"image/png": picture, "text/plain": f"[figure] {alt}"}, metadata={"image/png": {"alt": alt}}, raw=True)
+    display({"image/png": picture, "text/plain": f"[figure] {alt}"},
+            metadata={"image/png": {"alt": alt}}, raw=True)
     display({"text/markdown": f"*Figure: {alt}*", "text/plain": f"Figure: {alt}"}, raw=True)
 
 
 class SliderImage(ipywidgets.VBox):
-    """Sliders above a picture which is drawn anew when a slider moves; made by `slider_image`.
+    """Sliders above a picture that is drawn again when a slider moves; made by `slider_image`.
 
-    `sliders[name].value = ...` moves a slider in code; `shown` holds the values of the picture that is shown.
+    `sliders[name].value = ...` moves a slider in code; `shown` holds the values of the picture.
     """
 
     def __init__(self, draw: Callable, ranges: dict, alt: str):
         self.draw, self.alt, self.shown, self._cache = draw, alt, {}, {}
-        self.sliders = {
-            name: ipywidgets.SelectionSlider(options=list(values), value=list(values)[0], description=name.replace("_", " "),
-                                             continuous_update=False, style={"description_width": "initial"})
-            for name, values in ranges.items()}
-        self.image = ipywidgets.Image(format="png", layout={"align_self": "flex-start", "max_width": "100%"})
+        self.sliders = {name: ipywidgets.SelectionSlider(options=list(values),
+                                                         value=list(values)[0],
+                                                         description=name.replace("_", " "),
+                                                         continuous_update=False,
+                                                         style={"description_width": "initial"})
+                        for name, values in ranges.items()}
+        self.image = ipywidgets.Image(format="png", layout={"align_self": "flex-start",
+                                                            "max_width": "100%"})
         for slider in self.sliders.values():
             slider.observe(lambda change: self._update(), names="value")
         self._update()
@@ -95,19 +134,21 @@ class SliderImage(ipywidgets.VBox):
         return f"[sliders: {', '.join(self.sliders)}] {self.alt}"
 
     def _repr_mimebundle_(self, **kwargs):
-        """The live widget, and for readers without a kernel the picture as it stands."""
+        """The live widget, and its current picture for readers without a kernel."""
         bundle = super()._repr_mimebundle_(**kwargs)
-        bundle |= {"text/plain": repr(self), "image/png": base64.b64encode(self.image.value).decode()}
+        bundle |= {"text/plain": repr(self),
+                   "image/png": base64.b64encode(self.image.value).decode()}
         return bundle, {"image/png": {"alt": self.alt}}
 
 
 def slider_image(draw: Callable, alt: str, **ranges) -> SliderImage:
-    """A widget with a slider for each of `ranges` (name = the values it can take), above the figure that `draw` makes.
+    """A widget with sliders above the figure that `draw` makes.
 
         box = slider_image(draw, "Which keys a query sees", window=[4, 8, 16])
         display(box)
 
-    `draw(**values)` returns a new matplotlib figure. All happens in the kernel: nothing is drawn ahead of time.
+    ranges: name = the values it can take, a slider for each. `draw(**values)` returns a new
+    matplotlib figure. The kernel draws every picture when it is asked for, none ahead of time.
     """
     if not ranges or not all(len(list(values)) for values in ranges.values()):
         raise ValueError("slider_image needs at least one named list of values")

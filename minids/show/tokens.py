@@ -1,4 +1,4 @@
-"""Figures and helpers of lesson 01: tokens in coloured boxes, merges by number, masks of packed rows, the corpus in numbers."""
+"""Figures and helpers of lesson 01: tokens in boxes, merges, masks of packed rows, the corpus."""
 
 import html
 import json
@@ -11,21 +11,27 @@ from matplotlib.patches import FancyBboxPatch
 from tokenizers import Regex, pre_tokenizers
 
 from minids.data.tokenizer import PIECES, SPECIAL
+from minids.show.drawing import bar_places
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
 from minids.system import paths
 
-PAPER = {"special": "#F6DDB0", "system": "#E6E6E6", "user": "#CFE8F7", "assistant": "#CDEBDD"}    # light: text stays readable
+# light: text stays readable
+PAPER = {"special": "#F6DDB0", "system": "#E6E6E6", "user": "#CFE8F7", "assistant": "#CDEBDD"}
 MARKS = ("o", "s", "^", "D", "v")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)))
 
 
 def plain(text: str) -> str:
     """Text in ASCII: the full-width bars of special tokens as |, other characters escaped."""
-    return text.replace("\uff5c", "|").replace("\u2581", "_").encode("ascii", "backslashreplace").decode()
+    return text.replace("\uff5c", "|").replace("\u2581", "_").encode("ascii",
+                                                                     "backslashreplace").decode()
 
 
 def label(tokenizer, token: int) -> str:
-    """A token on one line, in ASCII: spaces as _, line ends as \\n, bytes that are no whole character as <E4>."""
+    """A token on one line, in ASCII: spaces as _, line ends as \\n.
+
+    Bytes that are no whole character are written as <E4>.
+    """
     raw = tokenizer.to_bytes([token])
     try:
         text = raw.decode()
@@ -38,43 +44,53 @@ def label(tokenizer, token: int) -> str:
 
 
 def pieces(text: str) -> list[str]:
-    """The pieces that merges never cross: words with the space before them, digits, signs, white space."""
-    return [piece for piece, _ in pre_tokenizers.Split(Regex(PIECES), behavior="isolated").pre_tokenize_str(text)]
+    """The pieces that merges never cross: words with the space before them, digits, signs, ..."""
+    return [piece for piece, _ in pre_tokenizers.Split(Regex(PIECES),
+                                                       behavior="isolated").pre_tokenize_str(text)]
 
 
 def merges() -> list[tuple[int, int, int]]:
     """The merges of the shipped tokenizer, (a, b, new), in the order in which they were learned."""
-    model = json.loads(paths.data("tokenizer", "tokenizer.json").read_text(encoding="utf-8"))["model"]
-    return [(model["vocab"][a], model["vocab"][b], model["vocab"][a + b]) for a, b in model["merges"]]
+    model = json.loads(paths.data("tokenizer",
+                                  "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    return [(model["vocab"][a], model["vocab"][b], model["vocab"][a + b])
+            for a, b in model["merges"]]
 
 
 def roles(ids, tokenizer) -> list[str]:
     """Whose part of a conversation each id belongs to, as the model reads it: a key of PAPER."""
     names = {tokenizer.id(SPECIAL[3]): "user", tokenizer.id(SPECIAL[4]): "assistant"}
-    special, now, found = {tokenizer.id(name) for name in SPECIAL}, "system", []
+    special, role, labels = {tokenizer.id(name) for name in SPECIAL}, "system", []
     for i in ids:
-        now = names.get(i, now)
-        found.append("special" if i in special else now)
-    return found
+        role = names.get(i, role)
+        labels.append("special" if i in special else role)
+    return labels
 
 
 def ribbon(ids, tokenizer, groups=None, trained=None) -> HTML:
-    """Tokens in boxes, each with its id; `groups` names the paper of each, tokens that are `trained` on are bold with a bar."""
+    """Show tokens in boxes, each with its id.
+
+    groups: names the background of each token; trained: marks tokens in bold, with a bar.
+    """
+    box = "display: inline-block; vertical-align: top; margin: 1px; padding: 0 3px; color: black;"
+    bar = "font-weight: bold; border-bottom: 4px solid #0072B2;"
     boxes = []
     for n, i in enumerate(ids):
         paper = PAPER[groups[n]] if groups else list(PAPER.values())[1 + n % 3]
-        bar = "font-weight: bold; border-bottom: 4px solid #0072B2;" if trained and trained[n] else ""
-        boxes.append(f'<span style="display: inline-block; vertical-align: top; margin: 1px; padding: 0 3px; color: black; '
-                     f'background: {paper}; {bar}">{html.escape(label(tokenizer, int(i)))}<br>'
+        bold = bar if trained and trained[n] else ""
+        boxes.append(f'<span style="{box} background: {paper}; {bold}">'
+                     f'{html.escape(label(tokenizer, int(i)))}<br>'
                      f'<small style="color: #444">{int(i)}</small></span>')
-    legend = "".join(f'<span style="background: {PAPER[g]}; color: black; padding: 0 6px; margin-right: 6px;">{g}</span>'
+    name = "color: black; padding: 0 6px; margin-right: 6px;"
+    legend = "".join(f'<span style="background: {PAPER[g]}; {name}">{g}</span>'
                      for g in PAPER if groups and g in groups)
     legend += ("<b>bold, with a bar: trained on</b>" if trained else "")
-    return HTML(f'<div style="font-family: monospace; line-height: 1.25;">{"".join(boxes)}<div>{legend}</div></div>')
+    return HTML('<div style="font-family: monospace; line-height: 1.25;">'
+                f'{"".join(boxes)}<div>{legend}</div></div>')
 
 
-def boxes(rows: dict, title: str, width: int = 84):
-    """Rows of tokens as boxes: {name: labels}. Long rows go on in the next line."""
+def plot_boxes(rows: dict, title: str, width: int = 84):
+    """Draw rows of tokens as boxes; long rows continue on the next line. rows: {name: labels}."""
     lines = []
     for name, tokens in rows.items():
         line, used = [], 0
@@ -91,9 +107,12 @@ def boxes(rows: dict, title: str, width: int = 84):
     for n, (name, line) in enumerate(lines):
         axis.text(-1, -n, name, ha="right", va="center", fontsize=10)
         for at, token in line:
-            axis.add_patch(FancyBboxPatch((at + 0.1, -n - 0.36), len(token) + 0.5, 0.72, facecolor=colours[which % 4],
-                                          boxstyle="round,pad=0,rounding_size=0.2", alpha=0.45, edgecolor=BLACK, linewidth=0.5))
-            axis.text(at + 0.35 + len(token) / 2, -n, token, ha="center", va="center", family="monospace", fontsize=8.5)
+            axis.add_patch(FancyBboxPatch((at + 0.1, -n - 0.36), len(token) + 0.5, 0.72,
+                                          facecolor=colours[which % 4],
+                                          boxstyle="round,pad=0,rounding_size=0.2", alpha=0.45,
+                                          edgecolor=BLACK, linewidth=0.5))
+            axis.text(at + 0.35 + len(token) / 2, -n, token, ha="center", va="center",
+                      family="monospace", fontsize=8.5)
             which += 1
     axis.set_xlim(-12, width + 1)
     axis.set_ylim(-len(lines) + 0.4, 0.6)
@@ -102,8 +121,8 @@ def boxes(rows: dict, title: str, width: int = 84):
     return figure
 
 
-def compression(ratios: dict, shipped: int):
-    """Bytes per token over the vocabulary's size: {kind of text: {size: ratio}}."""
+def plot_compression(ratios: dict, shipped: int):
+    """Plot bytes per token over the vocabulary's size. ratios: {kind of text: {size: ratio}}."""
     figure, axis = plt.subplots(figsize=(7.6, 3.9))
     for (kind, line), mark, dash in zip(ratios.items(), MARKS, LINES):
         axis.plot(list(line), list(line.values()), marker=mark, linestyle=dash, label=kind)
@@ -118,13 +137,17 @@ def compression(ratios: dict, shipped: int):
     return figure
 
 
-def versus(table: dict):
-    """Bytes per token of two tokenizers: {text: (bytes, tokens of ours, tokens of V4's)}."""
+def plot_tokenizers(table: dict):
+    """Plot bytes per token of two tokenizers.
+
+    table: {text: (bytes, tokens of ours, tokens of V4's)}.
+    """
     figure, axis = plt.subplots(figsize=(8.2, 0.55 * len(table) + 1.1))
     at = np.arange(len(table))
-    for shift, column, name, colour, hatch in ((-0.2, 1, "ours", ORANGE, ""), (0.2, 2, "V4's", BLUE, "//")):
-        bars = axis.barh(at + shift, [row[0] / row[column] for row in table.values()], 0.38, color=colour, hatch=hatch,
-                         edgecolor="white", label=name)
+    for shift, column, name, colour, hatch in ((-0.2, 1, "ours", ORANGE, ""),
+                                               (0.2, 2, "V4's", BLUE, "//")):
+        bars = axis.barh(at + shift, [row[0] / row[column] for row in table.values()], 0.38,
+                         color=colour, hatch=hatch, edgecolor="white", label=name)
         axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=9)
     axis.set_yticks(at, list(table))
     axis.invert_yaxis()
@@ -133,8 +156,11 @@ def versus(table: dict):
     return figure
 
 
-def masks(left, right, documents):
-    """Who sees whom in one row, without and with sample-level masks. Dark: seen. Lines: where documents begin."""
+def plot_masks(left, right, documents):
+    """Show which keys each query of one row sees, without and with sample-level masks.
+
+    Dark: seen. Lines: where documents begin.
+    """
     figure, axes = plt.subplots(1, 2, figsize=(9.0, 4.3))
     for axis, mask, title in zip(axes, (left, right), ("causal only", "sample-level")):
         axis.imshow(mask.numpy(), cmap=ListedColormap(["#F2F2F2", BLUE]), interpolation="nearest")
@@ -148,8 +174,8 @@ def masks(left, right, documents):
     return figure
 
 
-def windows(lengths, m: int):
-    """The windows of m tokens of a row that holds documents of these lengths: cut from the row, and from each document."""
+def plot_windows(lengths, m: int):
+    """Draw the windows of m tokens in a row of documents: cut by the row, and by the document."""
     figure, axis = plt.subplots(figsize=(9.2, 2.5))
     colours, starts = (SKY, YELLOW, GREEN), np.cumsum([0, *lengths])
     T = int(starts[-1])
@@ -158,27 +184,37 @@ def windows(lengths, m: int):
     for y, from_row in ((1.4, True), (0.0, False)):
         for n, (start, length) in enumerate(zip(starts, lengths)):
             for t in range(start, start + length):
-                axis.add_patch(plt.Rectangle((t, y), 1, 0.6, facecolor=colours[n % 3], edgecolor=BLACK, linewidth=0.6))
-                axis.text(t + 0.5, y + 0.3, str(t - (0 if from_row else start)), ha="center", va="center", fontsize=9)
+                axis.add_patch(plt.Rectangle((t, y), 1, 0.6, facecolor=colours[n % 3],
+                                             edgecolor=BLACK, linewidth=0.6))
+                axis.text(t + 0.5, y + 0.3, str(t - (0 if from_row else start)), ha="center",
+                          va="center", fontsize=9)
         for begin in by_row if from_row else by_document:
             mixed = any(begin < start < begin + m for start in starts)
-            axis.plot([begin + 0.1, begin + m - 0.1], [y - 0.14] * 2, color=VERMILION if mixed else BLACK, linewidth=4,
+            axis.plot([begin + 0.1, begin + m - 0.1], [y - 0.14] * 2,
+                      color=VERMILION if mixed else BLACK, linewidth=4,
                       linestyle=(0, (1.2, 0.6)) if mixed else "-")
-        axis.text(-0.2, y + 0.3, "cut from the row" if from_row else "cut from each document", ha="right", va="center")
-    axis.text(0, -0.55, "bars: windows; dotted: a window that mixes two documents; numbers: positions", fontsize=9)
+        axis.text(-0.2, y + 0.3, "cut from the row" if from_row else "cut from each document",
+                  ha="right", va="center")
+    axis.text(0, -0.55,
+              "bars: windows; dotted: a window that mixes two documents; numbers: positions",
+              fontsize=9)
     axis.set_xlim(-5.2, T + 0.1)
     axis.set_ylim(-0.7, 2.2)
     axis.axis("off")
     return figure
 
 
-def shares(table: dict, lengths: dict):
-    """Left: share of characters and of tokens, {kind: (share, share)}. Right: how long documents are, {kind: [tokens]}."""
+def plot_shares(table: dict, lengths: dict):
+    """Plot the mixture by characters and by tokens, and the lengths of documents.
+
+    table: {kind: (share, share)}; lengths: {kind: [tokens]}.
+    """
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.4, 3.7))
     at = np.arange(len(table))
-    for shift, column, name, colour, hatch in ((-0.2, 0, "characters", SKY, ""), (0.2, 1, "tokens", BLUE, "//")):
-        left.barh(at + shift, [100 * row[column] for row in table.values()], 0.38, color=colour, hatch=hatch, edgecolor="white",
-                  label=name)
+    for shift, column, name, colour, hatch in ((-0.2, 0, "characters", SKY, ""),
+                                               (0.2, 1, "tokens", BLUE, "//")):
+        left.barh(at + shift, [100 * row[column] for row in table.values()], 0.38, color=colour,
+                  hatch=hatch, edgecolor="white", label=name)
     left.set_yticks(at, list(table))
     left.invert_yaxis()
     left.set_xlabel("share of the mixture (%)")
@@ -192,29 +228,31 @@ def shares(table: dict, lengths: dict):
     return figure
 
 
-def zipf(counts: dict):
-    """Frequency over rank for {name: counts}, both as powers of ten, with the line of Zipf's law."""
+def plot_zipf(counts: dict):
+    """Plot word frequency over rank, logarithmic, with Zipf's law. counts: {name: counts}."""
     figure, axis = plt.subplots(figsize=(7.2, 3.8))
-    for (name, found), dash, colour in zip(counts.items(), LINES, (BLUE, ORANGE, GREEN, PURPLE)):
-        found = np.sort(np.asarray(found, dtype=float))[::-1]
-        axis.plot(np.arange(1, len(found) + 1), 100 * found / found.sum(), linestyle=dash, color=colour, label=name)
+    for (name, frequency), dash, colour in zip(counts.items(), LINES,
+                                               (BLUE, ORANGE, GREEN, PURPLE)):
+        frequency = np.sort(np.asarray(frequency, dtype=float))[::-1]
+        axis.plot(np.arange(1, len(frequency) + 1), 100 * frequency / frequency.sum(),
+                  linestyle=dash, color=colour, label=name)
     ranks = np.array([1, 10000])
     axis.plot(ranks, 10 / ranks, color=BLACK, linewidth=0.8, linestyle=":", label="10 % / rank")
-    axis.set(xscale="log", yscale="log", xlabel="rank of the word", ylabel="share of all words (%)", ylim=(1e-4, 20))
+    axis.set(xscale="log", yscale="log", xlabel="rank of the word", ylabel="share of all words (%)",
+             ylim=(1e-4, 20))
     axis.legend(fontsize=9)
     return figure
 
 
-def baselines(table: dict):
-    """Bits per byte of several models on each kind of text: {kind: {model: bits}}."""
+def plot_baselines(table: dict):
+    """Plot bits per byte of several models on each kind of text. table: {kind: {model: bits}}."""
     figure, axis = plt.subplots(figsize=(9.0, 3.7))
     names = list(next(iter(table.values())))
     colours, hatches = (BLACK, PURPLE, ORANGE, BLUE, GREEN), ("", "//", "..", "xx", "")
-    width = 0.8 / len(names)
     for n, name in enumerate(names):
-        at = np.arange(len(table)) + (n - (len(names) - 1) / 2) * width
-        bars = axis.bar(at, [row[name] for row in table.values()], width * 0.94, color=colours[n], hatch=hatches[n],
-                        edgecolor="white", label=name)
+        bars = axis.bar(bar_places(len(table), n, len(names)),
+                        [row[name] for row in table.values()], 0.752 / len(names), color=colours[n],
+                        hatch=hatches[n], edgecolor="white", label=name)
         axis.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
     axis.set_xticks(range(len(table)), list(table))
     axis.set_ylabel("bits per byte, held-out text")
@@ -223,12 +261,14 @@ def baselines(table: dict):
     return figure
 
 
-def surprise(labels, bits, title: str):
-    """One bar for each token: how many bits it costs."""
+def plot_surprise(labels, bits, title: str):
+    """Plot how many bits each token costs."""
     figure, axis = plt.subplots(figsize=(9.0, 3.0))
-    bars = axis.bar(range(len(bits)), bits, color=[VERMILION if b > 4 else SKY for b in bits], edgecolor=BLACK, linewidth=0.5)
+    bars = axis.bar(range(len(bits)), bits, color=[VERMILION if b > 4 else SKY for b in bits],
+                    edgecolor=BLACK, linewidth=0.5)
     axis.bar_label(bars, fmt="%.1f", padding=2, fontsize=9)
-    axis.set_xticks(range(len(bits)), labels, family="monospace", fontsize=9, rotation=0 if len(bits) < 13 else 45)
+    axis.set_xticks(range(len(bits)), labels, family="monospace", fontsize=9,
+                    rotation=0 if len(bits) < 13 else 45)
     axis.set(ylabel="surprise (bits)", title=title, ylim=(0, 1.18 * max(bits)))
     axis.grid(False, axis="x")
     return figure

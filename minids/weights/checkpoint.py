@@ -1,54 +1,93 @@
-"""Checkpoints in V4's safetensors layout: save, load, and read single tensors without reading the rest.
+"""Read a checkpoint in V4's safetensors layout: a local folder, or a repository on the Hub.
 
-The layout is that of the released files (what each tensor is stored as: `minids.layout.tensors`). A checkpoint is a folder:
+    Checkpoint("data/v4_sample")                    a folder
+    Checkpoint("deepseek-ai/DeepSeek-V4-Flash")     the real files
+
+A checkpoint consists of these files:
 
     config.json                        the sizes, in either spelling (`minids.Config`)
     model.safetensors                  all tensors, or
-    model-00001-of-000NN.safetensors   the released shards with model.safetensors.index.json, which says what is where
+    model-00001-of-000NN.safetensors   the released shards, with model.safetensors.index.json,
+                                       which says what is where
     tokenizer.json                     the tokenizer, if one was given
 
-Folders that `transformers` wrote with `save_pretrained` are read too. Only safetensors are read: nothing is unpickled.
-Codes and scales are `minids.numerics`' business, fetching from afar is `minids.weights.remote`'s.
+Tensors are read one by one: headers first, then only the bytes that are asked for. So a laptop sees
+the routers, tables, hyper-connections, sinks, compressor biases and norms of all layers of V4-Flash
+(0.25 of its 160 GB), and single experts (13 MB each). Folders that `transformers` wrote with
+`save_pretrained` are read too. Only safetensors are read: nothing is unpickled.
+
+For the format of each tensor see `minids.weights.layout`, for codes and scales `minids.numerics`,
+for local files `minids.weights.folder`, for the Hub and its cache `minids.weights.hub`.
 """
 
-import re
+import json
+import os
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from tqdm.auto import tqdm
 
 from minids import numerics
-from minids.config import Config
+from minids.config import MAX_BYTES, Config
 from minids.errors import MinidsError
 from minids.model import Model
-from minids.system.files import read_small
-from minids.weights import header, layout
-from minids.weights.folder import _recover
-
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-FLOATS, INTEGERS, SCALES = ("F32", "BF16", "F16"), ("I64", "I32"), ("F8_E8M0", "F32")  # what a reader accepts
-CODES = {"F8_E4M3": "FP8", "I8": "FP4"}  # stored type -> number format, with a scale beside
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+from minids.weights import layout
+from minids.weights.folder import LocalFiles
+from minids.weights.header import DTYPES, Entry
+from minids.weights.hub import HubFiles
+from minids.weights.layout import CODES, FLOATS, INDEX, INTEGERS, count_and_names, scale_name
+from minids.weights.names import to_v4
 
 
-# ---- reading ----
+class Price(NamedTuple):
+    """What reading some tensors costs: how many tensors, in how many files, and bytes.
 
-class Checkpoint:
-    """A checkpoint folder, read tensor by tensor. Opening reads config.json and the index, no tensor.
-
-    `config` is the configuration. Where the files hold no MTP tensor at all (`transformers` drops them), it is the
-    configuration without MTP blocks: `config.n_mtp_layers == 0`. Shards that are missing matter only when something is
-    read from them, so a few downloaded shards are enough. Use it in a `with` block, or call `close()`.
+    `fetch` are bytes to fetch, `here` bytes that are on this machine already.
     """
 
-    def __init__(self, path):
-        self.path = Path(path)
-        _recover(self.path)
-        if not self.path.is_dir():
-            raise MinidsError(f"no checkpoint at {self.path}: expected a folder with config.json and {SINGLE} or {INDEX}")
-        self.config = Config.from_json(self.path)
-        self._open_files = {}   # file -> (its header, what reads it)
-        self.config, self._where = placed(self._index(), self.config, self.path)
+    tensors: int
+    files: int
+    fetch: int
+    here: int
+
+
+class Place(NamedTuple):
+    """Where a tensor is: the file, its name in that file, and what the file's header says of it."""
+
+    file: str
+    name: str
+    entry: Entry
+
+
+class Checkpoint:
+    """A checkpoint, read tensor by tensor. Use it in a `with` block, or call `close()`.
+
+    `source` is a folder or "OWNER/NAME" on the Hub; a `Path` is always a folder. `revision` is a
+    branch, a tag or a commit of the repository.
+
+    Opening reads config.json and the index, nothing else. Missing shards matter only when something
+    is read from them, so a few downloaded shards are enough. Every tensor is compared with the
+    configuration before its bytes are fetched or believed. Raises `MinidsError` for whatever goes
+    wrong.
+
+    `config` is the configuration. Where the files hold no MTP tensor at all (`transformers` drops
+    them), it is the configuration without MTP blocks: `config.n_mtp_layers == 0`. `where` names the
+    source in messages, `revision` is the commit that is read (None for a folder).
+    """
+
+    def __init__(self, source, revision: str | None = None):
+        local = isinstance(source, Path) or os.path.isdir(source)
+        self.files = LocalFiles(source) if local else HubFiles(str(source), revision)
+        self.where, self.revision = self.files.where, self.files.revision
+        try:
+            config = _read_config(self.files)
+            self.config, self._stored = _find_tensors(self.files.index(), config, self.where)
+            self._layout = layout.expected(self.config, self._stored, self.where)
+        except MinidsError:
+            self.close()
+            raise
 
     def __enter__(self):
         return self
@@ -58,162 +97,270 @@ class Checkpoint:
 
     def close(self) -> None:
         """Close the files."""
-        self._open_files.clear()
+        self.files.close()
+
+    # ---- what there is ----
 
     def __contains__(self, name: str) -> bool:
-        return name in self._where
+        return name in self._stored
 
     def names(self) -> list[str]:
-        """The names of all tensors, those of the scales included, as V4 spells them."""
-        return list(self._where)
+        """The names of all tensors and scales, as V4 spells them. Reads nothing."""
+        return list(self._stored)
+
+    def find(self, *patterns: str) -> list[str]:
+        """The names that match a pattern, such as "layers.*.ffn.gate.*"; without those of scales.
+
+        `MinidsError` for a pattern that matches no tensor of this model.
+        """
+        names = {}
+        for pattern in patterns:
+            matching = [n for n in self._stored if n in self._layout and fnmatchcase(n, pattern)]
+            if not matching:
+                examples = ", ".join(list(self._layout)[1:4])
+                raise MinidsError(f"no tensor matches {pattern!r}: expected a name or a pattern "
+                                  f"such as layers.*.ffn.gate.weight; names look like {examples}")
+            names |= dict.fromkeys(matching)
+        return list(names)
+
+    def extra(self) -> list[str]:
+        """Tensors that the model of config.json does not have. They are not read.
+
+        They may belong to a later model, for example to its draft module.
+        """
+        scales = {scale_name(name) for name, (format, _) in self._layout.items()
+                  if format in ("FP8", "FP4")}
+        return [name for name in self._stored if name not in self._layout and name not in scales]
 
     def info(self, name: str) -> tuple[str, tuple[int, ...]]:
-        """What is stored under this name: (dtype as safetensors says, shape). Reads the file's header only."""
-        _, entry = self.entry(name)
+        """What is stored under this name: (safetensors' type, shape). Reads a header only."""
+        entry = self._place(name).entry
         return entry.dtype, entry.shape
 
-    def entry(self, name: str) -> tuple[Path, header.Entry]:
-        """Where a tensor is: the file, and what the file's header says of it. Reads the header only."""
-        file, stored = self._find(name)
-        held = self._file(file)[0]
-        if stored not in held:
-            raise MinidsError(f"{self.path}: {INDEX} and {file} disagree: {stored} is only in the index. Fetch both again.")
-        return self.path / file, held[stored]
+    def inventory(self, names=None) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """{name: `info(name)`} of `names` (default: all), to compare with `layout.inventory`.
 
-    def raw(self, name: str) -> torch.Tensor:
-        """The tensor as it is stored: FP8 codes, packed FP4 bytes, scales."""
-        file, stored = self._find(name)
-        try:
-            return self._file(file)[1].get_tensor(stored)
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise MinidsError(f"{self.path / file}: cannot read {name}: {error}. Fetch the file again.") from None
-
-    def read(self, name: str, dtype: torch.dtype = torch.float32, device="cpu") -> torch.Tensor:
-        """The numbers of one tensor as `dtype`, FP8 and FP4 decoded with their scale; tables of integers as int64."""
-        stored, _ = self.info(name)
-        scale = self.raw(scale_name(name)) if stored in CODES else None
-        return numbers(stored, self.raw(name), scale, dtype, device, f"{self.path}: {name}")
+        Reads the headers of the files in question, no tensor.
+        """
+        names = list(self._stored) if names is None else list(names)
+        self._read_headers(names)
+        return {name: self.info(name) for name in names}
 
     def check(self) -> None:
-        """Raise `MinidsError` unless names, shapes and types are those of `config`. Reads the headers only."""
-        for file in sorted({file for file, _ in self._where.values()}):
-            held, named = set(self._file(file)[0]), {stored for f, stored in self._where.values() if f == file}
-            if held != named:
-                raise MinidsError(f"{self.path}: {INDEX} and {file} disagree: {listed('only in the index', named - held)}"
-                                  f"{listed('only in the file', held - named)} Fetch both again.")
-        formats = expected(self.config, self._where, self.path)
-        info = {name: self.info(name) for name in self._where}
-        checked = {name: mismatch(name, *formats[name], info) for name in formats if name in info}
-        wrong = [problem for problem, _ in checked.values() if problem]
-        missing, extra = formats.keys() - info.keys(), info.keys() - formats.keys() - {scale for _, scale in checked.values()}
+        """Raise `MinidsError` unless names, shapes and types are those of `config`.
+
+        Reads headers only.
+        """
+        by_file = {}
+        for file, stored in self._stored.values():
+            by_file.setdefault(file, set()).add(stored)
+        for file in sorted(by_file):
+            in_file, in_index = set(self.files.header(file)), by_file[file]
+            if in_file != in_index:
+                raise MinidsError(f"{self.where}: {INDEX} and {file} disagree: "
+                                  f"{count_and_names('only in the index', in_index - in_file)}"
+                                  f"{count_and_names('only in the file', in_file - in_index)}"
+                                  f"Fetch both again.")
+        info = self.inventory()
+        compared = [layout.mismatch(name, *self._layout[name], info)
+                    for name in self._layout if name in info]
+        wrong = [problem for problem, _ in compared if problem]
+        missing = self._layout.keys() - info.keys()
+        extra = info.keys() - self._layout.keys() - {scale for _, scale in compared}
         if missing or extra or wrong:
-            raise MinidsError(f"{self.path}: the files do not hold the model of config.json: {listed('missing', missing)}"
-                              f"{listed('unexpected', extra)}{listed('wrong', wrong)}"
-                              f"{'What is unexpected may belong to a later model.' if extra else ''}".rstrip())
+            hint = "What is unexpected may belong to a later model." if extra else ""
+            raise MinidsError(f"{self.where}: the files do not hold the model of config.json: "
+                              f"{count_and_names('missing', missing)}"
+                              f"{count_and_names('unexpected', extra)}"
+                              f"{count_and_names('wrong', wrong)}{hint}".rstrip())
 
-    def _index(self) -> dict[str, str]:
-        """{name as stored: file name}, from the index or from the header of the single file."""
-        index, single = self.path / INDEX, self.path / SINGLE
-        if index.exists() and single.exists():
-            raise MinidsError(f"{self.path} holds both {SINGLE} and {INDEX}: remove the one that does not belong there")
-        if single.exists():
-            return dict.fromkeys(self._file(SINGLE)[0], SINGLE)
-        if not index.exists():
-            pickle = min((p.name for p in self.path.iterdir() if p.suffix in PICKLES), default=None)
-            hint = pickle and f"; {pickle} is a pickle, which could run code, and is never read: convert it to safetensors"
-            raise MinidsError(f"no weights in {self.path}: expected {SINGLE} or {INDEX}{hint or ''}")
-        return header.index(read_small(index, header.MAX_INDEX), index)
+    # ---- reading ----
 
-    def _find(self, name: str) -> tuple[str, str]:
-        if name not in self._where:
-            raise MinidsError(f"{self.path}: no tensor {name}. `names()` lists what there is.")
-        return self._where[name]
+    def price(self, names) -> Price:
+        """What `read_all(names)` would cost. Reads headers only."""
+        places = self._compare(names).values()
+        sizes = [(place.entry.end - place.entry.start, self.files.has(*place)) for place in places]
+        here = sum(size for size, is_here in sizes if is_here)
+        files = {place.file for place in places}
+        return Price(len(sizes), len(files), sum(size for size, _ in sizes) - here, here)
 
-    def _file(self, file: str) -> tuple:
-        """A shard's header, checked, and what reads its tensors."""
-        if file not in self._open_files:
-            if not (self.path / file).is_file():
-                raise MinidsError(f"{self.path / file} is missing, and the index names it. Fetch it, and try again.")
-            held = header.read(self.path / file)
-            try:
-                self._open_files[file] = held, safe_open(self.path / file, framework="pt")
-            except (SafetensorError, OSError, ValueError) as error:
-                raise MinidsError(f"{self.path / file} is not a whole safetensors file ({error}). Fetch it again.") from None
-        return self._open_files[file]
+    def fetch(self, names, progress: bool = False) -> None:
+        """Bring tensors to this machine. An interrupted fetch can be resumed."""
+        self._fetch(self._compare(names), progress)
+
+    def read(self, name: str, dtype: torch.dtype = torch.float32, device="cpu") -> torch.Tensor:
+        """The numbers of one tensor as `dtype`, FP8 and FP4 decoded with their scale.
+
+        Tables of integers come as int64. What is not on this machine is fetched first.
+        """
+        places = self._compare([name])
+        self._fetch(places)
+        raw = self._read(places)
+        stored_as = places[name].entry.dtype
+        scale = raw.get(scale_name(name))
+        return decode(stored_as, raw[name], scale, dtype, device, f"{self.where}: {name}")
+
+    def read_all(self, names, dtype: torch.dtype = torch.float32, device="cpu",
+                 progress: bool = False) -> dict[str, torch.Tensor]:
+        """{name: `read(name)`}. Missing tensors are fetched first, several files at a time."""
+        names = list(names)
+        self.fetch(names, progress)
+        return {name: self.read(name, dtype, device) for name in names}
+
+    def raw(self, name: str) -> torch.Tensor:
+        """One tensor as it is stored: FP8 codes, packed FP4 bytes, or a scale."""
+        return self.raw_all([name])[name]
+
+    def raw_all(self, names, device="cpu") -> dict[str, torch.Tensor]:
+        """{name: `raw(name)`}. Neighbours in a file are read together and share memory."""
+        names = list(names)
+        places = self._compare(dict.fromkeys(self._weight_of(name) for name in names))
+        for name in names:
+            if name not in places:
+                raise MinidsError(f"{self.where}: {name} is not read: the model has no such scale")
+        self._fetch(places)
+        return self._read({name: places[name] for name in names}, device)
+
+    def _read(self, places: dict[str, Place], device="cpu") -> dict[str, torch.Tensor]:
+        by_file = {}
+        for place in places.values():
+            by_file.setdefault(place.file, {})[place.name] = place.entry
+        data = {file: self.files.read(file, entries, device) for file, entries in by_file.items()}
+        return {name: as_stored(data[file][stored], entry)
+                for name, (file, stored, entry) in places.items()}
+
+    def _fetch(self, places: dict[str, Place], progress: bool = False) -> None:
+        missing, size = {}, 0
+        for file, stored, entry in places.values():
+            if not self.files.has(file, stored, entry):
+                missing.setdefault(file, {})[stored] = entry
+                size += entry.end - entry.start
+        if missing:
+            with tqdm(total=size, unit="B", unit_scale=True, disable=not progress) as bar:
+                self.files.fetch(missing, bar.update)
+
+    def _compare(self, names) -> dict[str, Place]:
+        """{name: place} of tensors and their scales, each compared with the configuration."""
+        names = list(names)
+        for name in names:
+            self._require_in_layout(name)
+        self._read_headers(names)
+        places = {name: self._place(name) for name in names}
+        scales = [scale_name(name) for name, place in places.items() if place.entry.dtype in CODES]
+        scales = [scale for scale in scales if scale in self._stored]
+        self._read_headers(scales)
+        places |= {scale: self._place(scale) for scale in scales}
+        info = {name: (place.entry.dtype, place.entry.shape) for name, place in places.items()}
+        for name in names:
+            problem, _ = layout.mismatch(name, *self._layout[name], info)
+            if problem:
+                raise MinidsError(f"{self.where}: {problem}")
+        return places
+
+    def _require_in_layout(self, name: str) -> None:
+        self._require_stored(name)
+        if name not in self._layout:
+            weight = self._weight_of(name)
+            reason = (f"it comes with {weight}" if weight != name else
+                      "the model of config.json has none, it may belong to a later model")
+            raise MinidsError(f"{self.where}: {name} is not read: {reason}")
+
+    def _require_stored(self, name: str) -> None:
+        if name not in self._stored:
+            raise MinidsError(f"{self.where}: no tensor {name}. `names()` lists what there is.")
+
+    def _weight_of(self, name: str) -> str:
+        """The weight that a scale belongs to; any other name as it is."""
+        weight = name.removesuffix("scale") + "weight"
+        return weight if name not in self._layout and weight in self._layout else name
+
+    def _place(self, name: str) -> Place:
+        self._require_stored(name)
+        file, stored = self._stored[name]
+        entries = self.files.header(file)
+        if stored not in entries:
+            raise MinidsError(f"{self.where}: {INDEX} and {file} disagree: {stored} is only in the "
+                              "index. Fetch both again.")
+        return Place(file, stored, entries[stored])
+
+    def _read_headers(self, names) -> None:
+        self.files.read_headers({self._stored[name][0] for name in names if name in self._stored})
 
 
-def placed(index: dict[str, str], config, where) -> tuple[Config, dict[str, tuple[str, str]]]:
-    """Where each tensor is, {V4's name: (file, name in that file)}, and `config`, without MTP blocks if the files have none."""
-    places = {}
-    for stored, file in index.items():
-        name = _v4_name(stored)
-        if name in places:
-            raise MinidsError(f"{where}: {stored} and {places[name][1]} both mean {name}; expected one of them")
-        places[name] = file, stored
-    if config.n_mtp_layers and not any(name.startswith("mtp.") for name in places):
-        config = config.replace(n_mtp_layers=0, compress_ratios=config.compress_ratios[: config.n_layers])
-    return config, places
+def _read_config(files) -> Config:
+    text = files.text("config.json", MAX_BYTES)
+    if text is None:
+        raise MinidsError(f"no configuration at {files.where}: expected DeepSeek-V4's config.json")
+    try:
+        values = json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        problem = f"config.json is not readable JSON: {error}"[:200]
+        raise MinidsError(f"{files.where}: {problem}") from None
+    if not isinstance(values, dict):
+        raise MinidsError(f"{files.where}: config.json: expected a JSON object, "
+                          f"found {type(values).__name__}")
+    return Config.from_json(values)
 
 
-def expected(config, names, where) -> dict:
-    """`layout.tensors(config)`; `MinidsError` where it would have far more tensors than `names`, before it is made."""
-    experts = 3 * config.n_layers * config.n_routed_experts
-    if experts > len(names):
-        raise MinidsError(f"{where}: config.json speaks of {experts} expert matrices, the files hold "
-                          f"{len(names)} tensors. Take both from the same checkpoint.")
-    return layout.tensors(config)
+def _find_tensors(index: dict[str, str], config: Config, where: str):
+    """(config, {V4's name: (file, name in that file)}).
 
-
-def mismatch(name: str, format: str, shape, info: dict) -> tuple[str | None, str | None]:
-    """What is wrong with a stored tensor, or None, and the name of its scale, if it has one.
-
-    `format` and `shape` are those of `layout.tensors`, `info` says what is stored: {name: (dtype, shape)}.
+    The configuration is that without MTP blocks if the files have none.
     """
-    dtype, found = info[name]
-    if dtype in CODES and format != "I64" and len(shape) == 2:
-        (_, coded), (scale, (_, blocks)) = layout.on_disk(name, CODES[dtype], shape).items()
-        coded = coded[1]
-        if found != coded or (dtype == "I8" and shape[1] % 32):
-            return f"{name} is {dtype} {list(found)}, expected {list(coded)}", scale
-        if scale not in info:
-            return f"{name} has no {scale}", None
-        scale_dtype, scale_shape = info[scale]
-        if scale_dtype not in SCALES or scale_shape != blocks:
-            return f"{scale} is {scale_dtype} {list(scale_shape)}, expected {' or '.join(SCALES)} {list(blocks)}", scale
-        return None, scale
-    types = INTEGERS if format == "I64" else FLOATS
-    if dtype in types and found == shape:
-        return None, None
-    return f"{name} is {dtype} {list(found)}, expected {' or '.join(types)} {list(shape)}", None
+    stored = {}
+    for name_in_file, file in index.items():
+        name = to_v4(name_in_file)
+        if name in stored:
+            raise MinidsError(f"{where}: {name_in_file} and {stored[name][1]} both mean {name}; "
+                              f"expected one of them")
+        stored[name] = file, name_in_file
+    if config.n_mtp_layers and not any(name.startswith("mtp.") for name in stored):
+        ratios = config.compress_ratios[: config.n_layers]
+        config = config.replace(n_mtp_layers=0, compress_ratios=ratios)
+    return config, stored
 
 
-def numbers(stored: str, raw: torch.Tensor, scale, dtype: torch.dtype, device, where: str) -> torch.Tensor:
-    """The numbers of a tensor that is `stored` so (safetensors' name of the type), in memory of its own."""
-    if stored in CODES:
-        decode = numerics.fp8_decode if stored == "F8_E4M3" else numerics.fp4_decode
+def as_stored(data: torch.Tensor, entry: Entry) -> torch.Tensor:
+    """Bytes, uint8, as a tensor of the entry's type and shape."""
+    dtype = DTYPES[entry.dtype].torch_dtype
+    aligned = data.clone() if data.storage_offset() % dtype.itemsize else data
+    return aligned.view(dtype).view(entry.shape)
+
+
+def decode(stored_as: str, raw: torch.Tensor, scale, dtype: torch.dtype, device,
+           where: str) -> torch.Tensor:
+    """The numbers of a tensor of safetensors' type `stored_as`, in memory of its own."""
+    if stored_as in CODES:
+        decoder = numerics.fp8_decode if stored_as == "F8_E4M3" else numerics.fp4_decode
         try:
-            return decode(raw.to(device), scale.to(device), dtype)
+            return decoder(raw.to(device), scale.to(device), dtype)
         except MinidsError as error:
             raise MinidsError(f"{where}: {error}") from None
-    if stored not in FLOATS + INTEGERS:
-        raise MinidsError(f"{where} is stored as {stored}; expected one of {', '.join((*FLOATS, *INTEGERS, *CODES))}")
-    return raw.to(device, torch.int64 if stored in INTEGERS else dtype, copy=True)
+    if stored_as not in FLOATS + INTEGERS:
+        raise MinidsError(f"{where} is stored as {stored_as}; "
+                          f"expected one of {', '.join((*FLOATS, *INTEGERS, *CODES))}")
+    return raw.to(device, torch.int64 if stored_as in INTEGERS else dtype, copy=True)
 
+
+# ---- a whole model ----
 
 def load(path, device="cpu", dtype: torch.dtype = torch.float32) -> Model:
     """The model of a checkpoint folder, ready to use (in eval mode), on `device`.
 
-    Any mixture of BF16, F32, FP8 and FP4 tensors is read. Matrices become `dtype`; what the model keeps in float32
-    (norms, sinks, hyper-connections, ...) stays float32. A checkpoint without MTP tensors gives a model without MTP
-    blocks: `model.config.n_mtp_layers == 0`. Raises `MinidsError`, before it takes memory, where the files are not whole
-    or do not hold the model of their config.json.
+    Any mixture of BF16, F32, FP8 and FP4 tensors is read. Matrices become `dtype`; what the model
+    keeps in float32 (norms, sinks, hyper-connections, ...) stays float32. A checkpoint without MTP
+    tensors gives a model without MTP blocks: `model.config.n_mtp_layers == 0`. Raises
+    `MinidsError`, before it takes memory, where the files are not whole or do not hold the model of
+    their config.json.
     """
     if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        raise MinidsError(f"dtype: expected a floating-point type such as torch.float32 or torch.bfloat16, found {dtype}")
-    with Checkpoint(path) as checkpoint:
+        raise MinidsError(f"dtype: expected a floating-point type such as torch.float32 or "
+                          f"torch.bfloat16, found {dtype}")
+    with Checkpoint(Path(path)) as checkpoint:
         checkpoint.check()
         model = empty_model(checkpoint.config, dtype)
-        state = {name: checkpoint.read(name, t.dtype, device) for name, t in model.state_dict().items()}
+        state = {name: checkpoint.read(name, t.dtype, device)
+                 for name, t in model.state_dict().items()}
     for name, table in state.items():
         if name.endswith("tid2eid"):
             check_table(table, checkpoint.config, f"{path}: {name}")
@@ -242,24 +389,3 @@ def check_table(table: torch.Tensor, config, where: str) -> None:
     if table.min() < 0 or table.max() >= config.n_routed_experts:
         raise MinidsError(f"{where}: expected experts 0 to {config.n_routed_experts - 1}, "
                           f"found {int(table.min())} to {int(table.max())}")
-
-
-def scale_name(name: str) -> str:
-    return name.removesuffix("weight") + "scale"
-
-
-def _v4_name(name: str) -> str:
-    """V4's name for a name that `transformers` 5 writes: it adds a prefix and keeps three names of its own."""
-    name = name.removeprefix("model.")
-    name = re.sub(r"^embed_tokens\.", "embed.", name)
-    name = re.sub(r"^hc_head\.hc_(fn|base|scale)$", r"hc_head_\1", name)
-    return re.sub(r"^(layers\.\d+\.attn)\.norm\.weight$", r"\1.kv_norm.weight", name)
-
-
-def listed(what: str, names) -> str:
-    """`3 missing (a, b, c). `, with at most three names; nothing for no names."""
-    names = sorted(names)
-    return f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}). " if names else ""
-
-
-# ---- writing ----

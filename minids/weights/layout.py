@@ -1,38 +1,48 @@
-"""The layout of V4's checkpoints: which tensors a `Config` has, in which number formats, and in which files.
+"""The layout of V4's checkpoints: the tensors of a `Config`, their number formats, and their files.
 
-The file layout follows the released checkpoints. All of it is arithmetic: nothing is built, nothing is read.
+The layout follows the released checkpoints. All of it is arithmetic: nothing is built, nothing is
+read.
 """
 
 import math
 
 from minids.config import CSA_RATE
+from minids.errors import MinidsError
+from minids.weights.header import DTYPES
 
-# safetensors' name of a type -> bytes of an element
-BYTES = {"F32": 4, "BF16": 2, "F8_E4M3": 1, "F8_E8M0": 1, "I8": 1, "I64": 8}
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+# what a reader accepts, under safetensors' names of the types
+FLOATS, INTEGERS, SCALES = ("F32", "BF16", "F16"), ("I64", "I32"), ("F8_E8M0", "F32")
+CODES = {"F8_E4M3": "FP8", "I8": "FP4"}     # stored type -> number format, with a scale beside
+
+Spec = tuple[str, tuple[int, ...]]          # a number format or a stored type, and a shape
 
 
-def tensors(config) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """{tensor name: (number format in the released files, shape of the numbers)}, in the order of the model.
+def tensors(config) -> dict[str, Spec]:
+    """{tensor name: (number format in the released files, shape)}, in the order of the model.
 
-    Formats: "FP8" and "FP4" (with a scale beside), "BF16", "F32", and "I64" for the tables of the hash layers.
-    The names are those of `Model.state_dict()`.
+    Formats: "FP8" and "FP4" (with a scale beside), "BF16", "F32", and "I64" for the tables of the
+    hash layers. The names are those of `Model.state_dict()`.
     """
     d = config.dim
-    found = {"embed.weight": ("BF16", (config.vocab_size, d))}
+    t = {"embed.weight": ("BF16", (config.vocab_size, d))}
     for i in range(config.n_layers):
-        found |= _block(config, f"layers.{i}.", config.compress_ratios[i], config.is_hash(i))
-    found |= {"norm.weight": ("BF16", (d,)), "head.weight": ("BF16", (config.vocab_size, d)), **_hc_head(config, "")}
+        t |= _block(config, f"layers.{i}.", config.compress_ratios[i], config.is_hash(i))
+    t |= {"norm.weight": ("BF16", (d,)), "head.weight": ("BF16", (config.vocab_size, d))}
+    t |= _hc_head(config, "")
     for i in range(config.n_mtp_layers):
-        at = f"mtp.{i}."
-        found |= _block(config, at, 0, False)
-        found |= {at + "e_proj.weight": ("FP8", (d, d)), at + "h_proj.weight": ("FP8", (d, d))}
-        found |= {at + name + ".weight": ("BF16", (d,)) for name in ("enorm", "hnorm", "norm")}
-        found |= _hc_head(config, at)
-    return found
+        prefix = f"mtp.{i}."
+        t |= _block(config, prefix, 0, False)
+        t |= {prefix + name: ("FP8", (d, d)) for name in ("e_proj.weight", "h_proj.weight")}
+        norms = ("enorm.weight", "hnorm.weight", "norm.weight")
+        t |= {prefix + name: ("BF16", (d,)) for name in norms}
+        t |= _hc_head(config, prefix)
+    return t
 
 
-def _block(config, at: str, ratio: int, is_hash: bool) -> dict:
-    d, n, c, I, E = config.dim, config.hc_mult, config.head_dim, config.moe_inter_dim, config.n_routed_experts
+def _block(config, prefix: str, ratio: int, is_hash: bool) -> dict:
+    d, n, c = config.dim, config.hc_mult, config.head_dim
+    I, E = config.moe_inter_dim, config.n_routed_experts
     heads, q, o = config.n_heads * c, config.q_lora_rank, config.o_groups * config.o_lora_rank
     t = {
         "attn_norm.weight": ("BF16", (d,)),
@@ -51,52 +61,67 @@ def _block(config, at: str, ratio: int, is_hash: bool) -> dict:
     if ratio == CSA_RATE:
         ci, hi = config.index_head_dim, config.index_n_heads
         t |= _compressor(config, "attn.indexer.compressor.", ratio, ci)
-        t |= {"attn.indexer.wq_b.weight": ("FP8", (hi * ci, q)), "attn.indexer.weights_proj.weight": ("BF16", (hi, d))}
+        t |= {"attn.indexer.wq_b.weight": ("FP8", (hi * ci, q)),
+              "attn.indexer.weights_proj.weight": ("BF16", (hi, d))}
     t["ffn.gate.weight"] = ("BF16", (E, d))
     if is_hash:
         t["ffn.gate.tid2eid"] = ("I64", (config.vocab_size, config.n_activated_experts))
     else:
         t["ffn.gate.bias"] = ("F32", (E,))
-    routed = config.expert_dtype.upper()
-    for expert, format in [*((f"experts.{e}", routed) for e in range(E)), ("shared_experts", "FP8")]:
+    experts = dict.fromkeys((f"experts.{e}" for e in range(E)), config.expert_dtype.upper())
+    for expert, format in (experts | {"shared_experts": "FP8"}).items():
         for w, shape in (("w1", (I, d)), ("w2", (d, I)), ("w3", (I, d))):
             t[f"ffn.{expert}.{w}.weight"] = (format, shape)
     for site in ("attn", "ffn"):
-        t |= {f"hc_{site}_fn": ("F32", ((2 + n) * n, n * d)), f"hc_{site}_base": ("F32", ((2 + n) * n,)),
-              f"hc_{site}_scale": ("F32", (3,))}
-    return {at + name: tensor for name, tensor in t.items()}
+        t[f"hc_{site}_fn"] = ("F32", ((2 + n) * n, n * d))
+        t[f"hc_{site}_base"] = ("F32", ((2 + n) * n,))
+        t[f"hc_{site}_scale"] = ("F32", (3,))
+    return {prefix + name: tensor for name, tensor in t.items()}
 
 
-def _compressor(config, at: str, ratio: int, width: int) -> dict:
-    wide = 2 * width if ratio == CSA_RATE else width    # with overlap: one half for this window, one for the next
-    return {at + "wkv.weight": ("BF16", (wide, config.dim)), at + "wgate.weight": ("BF16", (wide, config.dim)),
-            at + "ape": ("F32", (ratio, wide)), at + "norm.weight": ("BF16", (width,))}
+def _compressor(config, prefix: str, ratio: int, width: int) -> dict:
+    # with overlap (CSA): one half for this window, one for the next
+    wide = 2 * width if ratio == CSA_RATE else width
+    t = {
+        "wkv.weight": ("BF16", (wide, config.dim)),
+        "wgate.weight": ("BF16", (wide, config.dim)),
+        "ape": ("F32", (ratio, wide)),
+        "norm.weight": ("BF16", (width,)),
+    }
+    return {prefix + name: tensor for name, tensor in t.items()}
 
 
-def _hc_head(config, at: str) -> dict:
+def _hc_head(config, prefix: str) -> dict:
     n = config.hc_mult
     shapes = {"fn": (n, n * config.dim), "base": (n,), "scale": (1,)}
-    return {f"{at}hc_head_{name}": ("F32", shape) for name, shape in shapes.items()}
+    return {f"{prefix}hc_head_{name}": ("F32", shape) for name, shape in shapes.items()}
 
 
-def on_disk(name: str, format: str, shape: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """What the released files hold for one tensor of `tensors`: {name: (dtype as safetensors says, shape)}, scale included.
+def scale_name(name: str) -> str:
+    """The name of the scale that belongs to a weight in FP8 or FP4."""
+    return name.removesuffix("weight") + "scale"
 
-    FP8 has a scale for each 128 x 128 block; FP4 is two numbers in a byte, with a scale for 32 columns of a row.
+
+def on_disk(name: str, format: str, shape: tuple[int, ...]) -> dict[str, Spec]:
+    """What the released files hold for one of the `tensors`: {name: (safetensors' type, shape)}.
+
+    FP8 has a scale for each 128 x 128 block. FP4 is two numbers in a byte, with a scale for each 32
+    columns of a row.
     """
     if format not in ("FP8", "FP4"):
         return {name: (format, shape)}
     o, i = shape
-    scale = name.removesuffix("weight") + "scale"
+    scale = scale_name(name)
     if format == "FP8":
-        return {name: ("F8_E4M3", shape), scale: ("F8_E8M0", (math.ceil(o / 128), math.ceil(i / 128)))}
+        blocks = math.ceil(o / 128), math.ceil(i / 128)
+        return {name: ("F8_E4M3", shape), scale: ("F8_E8M0", blocks)}
     return {name: ("I8", (o, i // 2)), scale: ("F8_E8M0", (o, math.ceil(i / 32)))}
 
 
-def inventory(config) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """{tensor name: (dtype as safetensors says, shape)} of the released layout, in the order of the shards."""
-    return {disk_name: tensor for name, (format, shape) in tensors(config).items()
-            for disk_name, tensor in on_disk(name, format, shape).items()}
+def inventory(config) -> dict[str, Spec]:
+    """{tensor name: (safetensors' type, shape)} as released, in the order of the shards."""
+    return {stored: tensor for name, (format, shape) in tensors(config).items()
+            for stored, tensor in on_disk(name, format, shape).items()}
 
 
 def disk_bytes(config) -> int:
@@ -104,18 +129,77 @@ def disk_bytes(config) -> int:
     return sum(nbytes(tensor) for tensor in inventory(config).values())
 
 
-def nbytes(tensor: tuple[str, tuple[int, ...]]) -> int:
+def nbytes(tensor: Spec) -> int:
     """Bytes of one entry of `inventory`."""
     dtype, shape = tensor
-    return BYTES[dtype] * math.prod(shape)
+    return DTYPES[dtype].bits * math.prod(shape) // 8
 
 
 def shards(config) -> dict[str, list[str]]:
-    """{file name: names of its tensors} as released: the embedding, a file for each layer, the head, then MTP if any."""
+    """{file name: names of its tensors} as released.
+
+    The embedding, a file for each layer, the head, then MTP if there is any.
+    """
     groups = {}
     for name in inventory(config):
-        first, second = name.split(".")[0], name.split(".")[1:2]
-        group = ("layers", second[0]) if first == "layers" else first if first in ("embed", "mtp") else "head"
+        first, second, *_ = name.split(".") + [""]
+        if first == "layers":
+            group = "layers", second
+        else:
+            group = first if first in ("embed", "mtp") else "head"
         groups.setdefault(group, []).append(name)
     count = len(groups)
-    return {f"model-{i:05d}-of-{count:05d}.safetensors": names for i, names in enumerate(groups.values(), 1)}
+    return {f"model-{i:05d}-of-{count:05d}.safetensors": names
+            for i, names in enumerate(groups.values(), 1)}
+
+
+# ---- what files hold, compared with the layout ----
+
+def expected(config, names, where) -> dict:
+    """`tensors(config)`, refused with `MinidsError` if it would have far more tensors than `names`.
+
+    So a hostile configuration does not take memory.
+    """
+    experts = 3 * config.n_layers * config.n_routed_experts
+    if experts > len(names):
+        raise MinidsError(f"{where}: config.json describes {experts} expert matrices, the files "
+                          f"hold {len(names)} tensors. Take both from the same checkpoint.")
+    return tensors(config)
+
+
+def mismatch(name: str, format: str, shape, info: dict) -> tuple[str | None, str | None]:
+    """What is wrong with a stored tensor, or None; and the name of its scale, or None.
+
+    `format` and `shape` are those of `tensors`, `info` is what is stored: {name: (type, shape)}.
+    """
+    dtype, stored_shape = info[name]
+    if dtype in CODES and format != "I64" and len(shape) == 2:
+        (_, codes_shape), (_, scale_shape) = on_disk(name, CODES[dtype], shape).values()
+        return _mismatch_of_codes(name, shape, info, codes_shape, scale_shape)
+    types = INTEGERS if format == "I64" else FLOATS
+    if dtype in types and stored_shape == shape:
+        return None, None
+    return (f"{name} is {dtype} {list(stored_shape)}, "
+            f"expected {' or '.join(types)} {list(shape)}"), None
+
+
+def _mismatch_of_codes(name: str, shape, info: dict, codes_shape, scale_shape):
+    dtype, stored_shape = info[name]
+    scale = scale_name(name)
+    if stored_shape != codes_shape or (dtype == "I8" and shape[1] % 32):
+        return f"{name} is {dtype} {list(stored_shape)}, expected {list(codes_shape)}", scale
+    if scale not in info:
+        return f"{name} has no {scale}", None
+    scale_dtype, stored_shape = info[scale]
+    if scale_dtype not in SCALES or stored_shape != scale_shape:
+        return (f"{scale} is {scale_dtype} {list(stored_shape)}, "
+                f"expected {' or '.join(SCALES)} {list(scale_shape)}"), scale
+    return None, scale
+
+
+def count_and_names(what: str, names) -> str:
+    """`3 missing (a, b, c). `, with at most three names; nothing for no names. For messages."""
+    names = sorted(names)
+    if not names:
+        return ""
+    return f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}). "

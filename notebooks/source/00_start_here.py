@@ -256,7 +256,7 @@ print(f"{100 * counted / cost.params(flash)['total']:.1f} % of all parameters")
 # Two pictures, both axes logarithmic: a step up is a factor.
 
 # %%
-style.show(start.context_cost(flash, pro),
+style.show(start.plot_context_cost(flash, pro),
            "Left: operations for one token against tokens of context: V4-Pro begins level with V3.2, V4-Flash far "
            "below, and both grow more slowly. Right: bytes of cache, below V3.2 at every length. At 1M "
            "the percentages of V3.2 are written beside the lines.")
@@ -288,7 +288,7 @@ for n in (100, 1_000, 10_000, 100_000, million):
 # (MTP is simplified: it reads all four streams, and the next token.)
 
 # %%
-style.show(start.architecture(),
+style.show(start.plot_architecture(),
            "Left: tokens become vectors, copied into four streams; each block reads one vector from "
            "the streams, runs attention, writes back, and does the same with experts. Right: a query "
            "sees the last tokens one by one, entries of 4 tokens that the indexer picks, or all "
@@ -313,7 +313,7 @@ style.show(start.architecture(),
 # between Flash and Pro do you see?**
 
 # %%
-style.show(start.layers({"Flash": flash, "Pro": pro}),
+style.show(start.plot_layers({"Flash": flash, "Pro": pro}),
            "Layers of Flash and Pro in order: CSA and HCA take turns. Flash begins with two window-only "
            "layers, Pro with two HCA layers. In both, the first three layers choose experts by "
            "token id.")
@@ -329,7 +329,7 @@ style.show(start.layers({"Flash": flash, "Pro": pro}),
 # itself: **on-policy distillation** (report, section 5.1).
 
 # %%
-style.show(start.lifecycle(),
+style.show(start.plot_lifecycle(),
            "Text is pre-trained into a base model, from which specialists for mathematics, code, "
            "agents and instructions are made; on-policy distillation joins more than ten teachers "
            "into one student, which is run and evaluated. Marks name lessons 01 and 09 to 14.")
@@ -351,7 +351,7 @@ display(course_map)
 # %%
 course_map.chosen.value = "13_distillation"
 assert "00 &gt; 08 &gt; 10 &gt; 12" in course_map.card.value
-print("to 13 by way of", " > ".join(start.chain("13")))
+print("to 13 by way of", " > ".join(start.prerequisites("13")))
 
 # %% [markdown]
 # ## 7. How to work
@@ -449,7 +449,7 @@ print(f"1000 read, 3000 written: {blended_price(2.50, 15.00, 1000, 3000)}")
 # the grey strip has a price and **no published score**: missing is not zero.
 
 # %%
-style.show(start.price_quality("LiveCodeBench (Pass@1)", 3),
+style.show(start.plot_price_quality("LiveCodeBench (Pass@1)", 3),
            "Score on LiveCodeBench against the price of a million tokens, three read for each one "
            "written: V4-Flash and V4-Pro are cheapest, V4-Pro has the highest score; for GPT-5.4 no "
            "score was published.")
@@ -460,7 +460,7 @@ style.show(start.price_quality("LiveCodeBench (Pass@1)", 3),
 # price over Claude Opus 4.6 grow or shrink, and why?
 
 # %%
-explorer = style.slider_image(start.price_quality, "Score against price for one benchmark and one mix",
+explorer = style.slider_image(start.plot_price_quality, "Score against price for one benchmark and one mix",
                               benchmark=list(start.scores()), read_per_written=[1, 3, 10, 30, 100])
 display(explorer)
 
@@ -512,7 +512,7 @@ print(textwrap.fill(", ".join(last), 96))
 # many is Flash ahead?
 
 # %%
-style.show(start.modes(),
+style.show(start.plot_modes(),
            "Scores of V4-Flash and V4-Pro in the modes Non-think, High and Max. Thinking buys most "
            "in mathematics, code contests and the two tests of long contexts (top rows), little in software engineering and general "
            "knowledge (bottom). Two benchmarks have no figure for Non-think.")

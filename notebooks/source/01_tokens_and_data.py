@@ -272,7 +272,7 @@ def draw(sample, merges):
     rows = {"ours": [tokens.label(tokenizer, i) for i in encode_text(words, shipped[:merges])],
             "V4": [tokens.label(real_v4, i) for i in real_v4.encode(words)]}
     ours, theirs = map(len, rows.values())
-    return tokens.boxes(rows, f"{merges:,} merges: {len(words.encode())} bytes in {ours} tokens; V4's tokenizer: {theirs}")
+    return tokens.plot_boxes(rows, f"{merges:,} merges: {len(words.encode())} bytes in {ours} tokens; V4's tokenizer: {theirs}")
 
 
 box = style.slider_image(draw, "A text cut into tokens by the first merges of our tokenizer, below it by V4's",
@@ -311,7 +311,7 @@ for size in (300, 512, 1024, 2048, 4096):
         ratios[kind][size] = sum(len(w.encode()) for w in several) / sum(map(len, trained.encode_all(several)))
 for kind, line in ratios.items():
     print(f"{kind:10}", "  ".join(f"{size:,}: {ratio:.2f}" for size, ratio in line.items()))
-style.show(tokens.compression(ratios, tokenizer.vocab_size),
+style.show(tokens.plot_compression(ratios, tokenizer.vocab_size),
            "Bytes per token grow with the vocabulary; for made-up kinds they flatten once nearly all their "
            "words have a token, for real English they go on growing")
 
@@ -354,7 +354,7 @@ for name, words in texts.items():
     table[name] = len(words.encode()), len(ours), len(theirs)
 print("every text comes back exactly from both")
 print(f"Chinese: {len(texts['Chinese'])} characters, {table['Chinese'][1]} tokens of ours, {table['Chinese'][2]} of V4's")
-style.show(tokens.versus(table), "Bytes per token: close together on TinyWorld; V4's tokenizer far ahead on modern "
+style.show(tokens.plot_tokenizers(table), "Bytes per token: close together on TinyWorld; V4's tokenizer far ahead on modern "
            "English, and on Chinese, where ours is left with single bytes")
 
 # %% [markdown]
@@ -439,7 +439,7 @@ for kind, share in mixture.SHARES.items():
     print(f"{kind:10} wanted {100 * share:3.0f} %   characters {100 * parts[0]:4.1f} %   tokens {100 * parts[1]:4.1f} %   "
           f"documents {len(lengths[kind]):5,}")
 found = {kind: (characters[kind] / characters.total(), counted[kind] / counted.total()) for kind in lengths}
-style.show(tokens.shares(found, lengths),
+style.show(tokens.plot_shares(found, lengths),
            "Shares of the kinds in characters and in tokens, and how long their documents are: scenes of some tens "
            "of tokens, stories of up to thousands")
 
@@ -485,7 +485,7 @@ spread = {"real English": word_counts("text")} | {kind: word_counts(kind) for ki
 for name, found in spread.items():
     once = sum(n == 1 for n in found)
     print(f"{name:13} {sum(found):7,} words, {len(found):6,} different ones, {once:5,} of them seen once")
-style.show(tokens.zipf(spread), "Real English falls along a line over almost four powers of ten; TinyWorld has a shoulder "
+style.show(tokens.plot_zipf(spread), "Real English falls along a line over almost four powers of ten; TinyWorld has a shoulder "
            "of equally frequent words and then ends")
 
 # %% [markdown]
@@ -517,7 +517,7 @@ for kind, several in held.items():
     losses, words = each_loss(books.encode_texts(several, tokenizer)), "".join(several)
     counting[kind] = {name: bits_per_byte(torch.tensor(nats), words) for name, nats in losses.items()}
     print(f"{kind:10}", "  ".join(f"{name} {bits:.2f}" for name, bits in counting[kind].items()))
-style.show(tokens.baselines(counting),
+style.show(tokens.plot_baselines(counting),
            "Bits per byte on each kind of text: each step from uniform over unigram and bigram to trigram is lower; "
            "the made-up kinds are far below real English")
 
@@ -552,7 +552,7 @@ prompt, answer = tokenizer.encode(item.prompt, bos=True), tokenizer.encode(item.
 bits = trigram.nll(prompt + answer)[-len(answer):] / math.log(2)
 print(item.prompt.strip().splitlines()[2], "...", *item.prompt.splitlines()[-2:])
 labels = [tokens.label(tokenizer, i) for i in answer]
-style.show(tokens.surprise(labels, bits, "What the trigram pays for the right answer"),
+style.show(tokens.plot_surprise(labels, bits, "What the trigram pays for the right answer"),
            "The words of the phrase are cheap; the name and above all the secret word itself are expensive")
 
 # %% [markdown]
@@ -626,7 +626,7 @@ packing = Packing(first[None])
 assert torch.equal(position, packing.position[0])
 assert torch.equal(mask, (packing.document[0][:, None] == packing.document[0]).tril())
 print("equal to minids.model.packing; pairs seen:", int(mask.sum()), "of", 16 * 17 // 2)
-style.show(tokens.masks(torch.ones(16, 16).tril(), mask, packing.document[0].tolist()),
+style.show(tokens.plot_masks(torch.ones(16, 16).tril(), mask, packing.document[0].tolist()),
            "Left the causal triangle; right three small triangles along the diagonal, one for each document")
 
 # %% [markdown]
@@ -638,7 +638,7 @@ style.show(tokens.masks(torch.ones(16, 16).tril(), mask, packing.document[0].tol
 which, document, number = packing.windows(4)    # B S m: tokens of each; B S: its document; B S: its number in it
 for tokens_of, d, n in zip(which[0].tolist(), document[0].tolist(), number[0].tolist()):
     print(f"document {d}, window {n}: tokens {tokens_of}")
-style.show(tokens.windows([6, 3, 7], 4), "Cut from the row there are four windows, two of which mix documents; cut from "
+style.show(tokens.plot_windows([6, 3, 7], 4), "Cut from the row there are four windows, two of which mix documents; cut from "
            "each document there are two, none of them mixed")
 
 # %% [markdown]

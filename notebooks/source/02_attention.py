@@ -77,7 +77,7 @@ with mock.patch.object(attention, "turn", forwards_only):
 # %% tags=["nbval-ignore-output"]
 print(f"loss, mean over 256 positions: with the line {whole.mean():.2f}, without {cut.mean():.2f}")
 print(f"added at position 0: {(cut - whole)[0].abs():.5f}; from position 1 on: {(cut - whole)[1:].mean():.2f}")
-style.show(figures.by_position({"as shipped": whole.tolist(), "output not turned back": cut.tolist()}),
+style.show(figures.plot_by_position({"as shipped": whole.tolist(), "output not turned back": cut.tolist()}),
            "Without the inverse turn the first position is as before, later ones are worse, all through the text")
 
 # %%
@@ -91,7 +91,7 @@ print("Without the line the model is clearly worse, except at position 0, where 
 # ## 1. The map
 
 # %% jupyter={"source_hidden": true}
-style.show(figures.path(), "The path through one attention layer: queries through two matrices, one key-value vector for all "
+style.show(figures.plot_path(), "The path through one attention layer: queries through two matrices, one key-value vector for all "
            "heads, both turned by position; softmax over window and sink; the weighted sum turned back; two output matrices")
 
 # %% [markdown]
@@ -161,7 +161,7 @@ sizes = {"64 heads of 512, keys and values, BF16": 2 * 64 * 512 * 2, "MHA: 64 he
          "V4: 448 FP8, 64 BF16": 448 + 64 * 2, "MQA: one head of 128, BF16": 2 * 128 * 2}
 assert sizes["MLA (V3.2): 512 FP8, 64 BF16"] * 61 == cost.kv_bytes_v32(1)["latents"]
 assert sizes["V4: 448 FP8, 64 BF16"] * 43 == cost.kv_bytes(Config.flash(), 1)["window"]
-style.show(figures.cache(sizes), "Bytes of cache for one token in one layer: V4 takes a seventh of GQA8, a little less than "
+style.show(figures.plot_cache(sizes), "Bytes of cache for one token in one layer: V4 takes a seventh of GQA8, a little less than "
            "MLA, a little more than MQA")
 
 # %% [markdown]
@@ -191,7 +191,7 @@ for t, s in ((3, 1), (10, 8), (1000, 998), (3, 0)):
 # - pair j by $\theta_j = \mathrm{base}^{-2j/r}$ radians a position, j = 0 ... r/2 - 1. Layers without compression have base 10,000 (`rope_theta`).
 
 # %% jupyter={"source_hidden": true}
-style.show(figures.channels(), "Which channels turn together: V4 turns the last 8 of these 12 in neighbouring pairs; the two "
+style.show(figures.plot_channels(), "Which channels turn together: V4 turns the last 8 of these 12 in neighbouring pairs; the two "
            "usual slips turn the first ones, or pair the halves")
 
 # %% [markdown]
@@ -335,7 +335,7 @@ back = rotate(o, -torch.tensor(times)[:, None] * math.radians(30))              
 after = torch.atan2(back[:, 1], back[:, 0])
 print("as it comes:", [round(math.degrees(b)) % 360 for b in before], "degrees")
 print("turned back:", [round(math.degrees(b)) for b in after], "degrees")
-style.show(figures.needles(before.tolist(), after.tolist(), times),
+style.show(figures.plot_compass_needles(before.tolist(), after.tolist(), times),
            "Needles of one pair of channels for queries at six positions: as they come they point everywhere, turned back "
            "they all point the same way, two positions behind")
 
@@ -402,7 +402,7 @@ KINDS = ("turned back", "not turned back", "values not turned")
 results = {kind: [experiment(kind, seed, SHIFTS) for seed in range(3)] for kind in KINDS}
 
 # %% tags=["nbval-ignore-output"] jupyter={"source_hidden": true}
-style.show(figures.distance(results, SHIFTS, 1 / 16),
+style.show(figures.plot_distance(results, SHIFTS, 1 / 16),
            "Share of right answers by shift, three seeds each: turned back is right everywhere; not turned back is right where it "
            "was trained and fails after a small shift; values not turned is the same at all shifts, but learns more slowly")
 
@@ -471,7 +471,7 @@ for layers, moved in maps.items():
     t, s = (moved > 1e-4).nonzero().T
     assert (t >= s).all() and (t - s).max() == layers * 7
     print(f"{layers} layers: reach {(t - s).max()} tokens back, none forward")
-style.show(figures.reach(maps, 8), "Perturbation maps: the outputs that move reach back 7 tokens for one layer, 14 for two, "
+style.show(figures.plot_reach(maps, 8), "Perturbation maps: the outputs that move reach back 7 tokens for one layer, 14 for two, "
            "28 for four, and fade towards the edge")
 
 # %% [markdown]
@@ -481,7 +481,7 @@ style.show(figures.reach(maps, 8), "Perturbation maps: the outputs that move rea
 
 # %%
 def draw(window, layers):
-    return figures.reach({layers: influence(layers, window)}, window)
+    return figures.plot_reach({layers: influence(layers, window)}, window)
 
 
 box = style.slider_image(draw, "How much each output moves when one input changes",
@@ -602,7 +602,7 @@ moved = {name: with_sinks(shipped, some, lambda i, sinks, step=step: sinks + ste
 # %% tags=["nbval-ignore-output"]
 print(f"loss {as_it_is:.2f}, without any sink {moved['none']:.2f}")
 print("sinks of layer 0:", [round(v, 1) for v in shipped.layers[0].attn.attn_sink.tolist()])
-style.show(figures.sinks(mass, price, moved), "Left: sum of the weights of each head, some well below 1. Middle: the loss that the "
+style.show(figures.plot_sinks(mass, price, moved), "Left: sum of the weights of each head, some well below 1. Middle: the loss that the "
            "removal of one head's sink adds. Right: the loss with all sinks moved, lowest about where they are")
 
 # %%
@@ -660,7 +660,7 @@ savings = {name: output_parameters(config) for name, config in (("Flash", Config
 for (name, (plain, grouped)), layers in zip(savings.items(), (43, 61)):
     print(f"{name:6} plain {plain:12,}, grouped {grouped:12,}: {grouped / plain:.0%}; "
           f"{2 * layers * (plain - grouped) / 1e9:.1f} GFLOP saved for each token in {layers} layers")
-style.show(figures.groups(full, 2, savings), "Left: wo_a as one matrix, two blocks on the diagonal. Right: the grouped projection has "
+style.show(figures.plot_groups(full, 2, savings), "Left: wo_a as one matrix, two blocks on the diagonal. Right: the grouped projection has "
            "half of the plain one's parameters in Flash, 39 percent in Pro")
 
 # %% [markdown]
@@ -766,7 +766,7 @@ table = {"none (control)": tested(window_attention), **{name: tested(layer) for 
 
 # %% tags=["nbval-ignore-output"] jupyter={"source_hidden": true}
 names = ["fresh, short\n(relative)", "lively, long\n(relative)", "shift by 1000\n(relative)", "trained, layer 0\n(added loss)"]
-style.show(figures.faults(list(table), names, list(table.values()), [1e-4, 1e-4, 1e-3, 0.003]),
+style.show(figures.plot_faults(list(table), names, list(table.values()), [1e-4, 1e-4, 1e-3, 0.003]),
            "Faults in rows, tests in columns: lively and long sees all; the fresh and short test misses windows off by one and the "
            "fixed sink; the shift finds the two faults of the inverse turn and no other")
 
@@ -869,7 +869,7 @@ print("equal to minids' frequencies of Flash's layers with compression; slowest 
       f"{2 * math.pi / stretched[-1]:,.0f} positions")
 lines = {"base 10,000: window-only layers": rope_frequencies(64, 10000.0), "base 160,000": rope_frequencies(64, 160000.0),
          "base 160,000 with YaRN: layers with compression": stretched}
-style.show(figures.periods(lines, {"window, 128": 128, "65,536": 65536, "1,048,576": 1048576}),
+style.show(figures.plot_periods(lines, {"window, 128": 128, "65,536": 65536, "1,048,576": 1048576}),
            "Positions for a full turn, pair by pair: fast pairs alike, slow ones slower with the larger base, and 16 times slower "
            "from pair 25 on with YaRN")
 

@@ -83,7 +83,7 @@ for way in ("mean", "gate", "gate + place"):
 # A **compressed entry** is the one vector made of a window. As everywhere in V4, it is key and value at once. Here m = 5, w = 6, and the query is token 21:
 
 # %% jupyter={"source_hidden": true}
-style.show(hca.reading(21, 6, 5, 25), "The query at 21 reads four complete entries, which cover tokens 0 to 19, and the last six tokens "
+style.show(hca.plot_reading(21, 6, 5, 25), "The query at 21 reads four complete entries, which cover tokens 0 to 19, and the last six tokens "
            "one by one; entry 4 is not complete")
 
 # %% [markdown]
@@ -246,7 +246,7 @@ for name, line in periods.items():
 print(f"turns of the slowest pair in 1,048,576 tokens: {', '.join(f'{2**20 / line[-1]:.2f}' for line in periods.values())}")
 
 # %% jupyter={"source_hidden": true}
-style.show(hca.periods(periods, 15, 25, flash.original_seq_len, flash.max_seq_len),
+style.show(hca.plot_periods(periods, 15, 25, flash.original_seq_len, flash.max_seq_len),
            "Tokens in a full turn over pairs of channels: base 10,000 never reaches a million tokens; with YaRN the fast pairs stay, "
            "the pairs above the ramp turn sixteen times slower")
 
@@ -305,7 +305,7 @@ print("entries seen:", visible(9, 2, 4).sum(1).tolist())
 
 # %%
 def draw(w, t):
-    return hca.reading(t, w, 8, 32)
+    return hca.plot_reading(t, w, 8, 32)
 
 
 box = style.slider_image(draw, "What the query at t reads: through an entry, in its sliding window, or not at all",
@@ -322,7 +322,7 @@ print("w = 4, t = 22: read in no way:", [s for s, way in enumerate(row) if list(
 # The same for all queries at once:
 
 # %% jupyter={"source_hidden": true}
-style.show(hca.reach(32, 8, [8, 7, 4]), "Queries in rows, tokens in columns: entries cover a staircase, the sliding window a band along "
+style.show(hca.plot_reach(32, 8, [8, 7, 4]), "Queries in rows, tokens in columns: entries cover a staircase, the sliding window a band along "
            "the diagonal; with w = 4 red gaps open below the band")
 
 # %% [markdown]
@@ -438,7 +438,7 @@ for name, rule in (("right: complete windows only", attention.incomplete), ("sab
     print(f"{name:31} cells above the diagonal that change: {above}")
 
 # %% jupyter={"source_hidden": true}
-style.show(hca.changes(maps, 8), "Left: a band along the diagonal and a staircase of windows below it, nothing above the diagonal. "
+style.show(hca.plot_changes(maps, 8), "Left: a band along the diagonal and a staircase of windows below it, nothing above the diagonal. "
            "Right: triangles above the diagonal, one for each window")
 
 # %% [markdown]
@@ -479,7 +479,7 @@ def copy_run(rule, steps=120):
 
 # %% tags=["nbval-ignore-output"]
 runs = {"right": copy_run(attention.incomplete), "sabotage: too early": copy_run(early), "control: too late": copy_run(late)}
-style.show(hca.halves(runs, math.log(16)), "Loss over training steps. On the random half only the sabotaged run falls below guessing; "
+style.show(hca.plot_halves(runs, math.log(16)), "Loss over training steps. On the random half only the sabotaged run falls below guessing; "
            "the right run (pale, thick) and the control (thin, dashed) lie on each other. On the copied half all runs learn")
 
 # %%
@@ -551,7 +551,7 @@ VERSIONS = {"mean": (False, False), "gate": (True, False), "ape": (False, True),
 scores = {task: {name: learn(task, *used) for name, used in VERSIONS.items()} for task in ("order", "important", "count")}
 ids = questions("order", torch.Generator().manual_seed(9), 2000)[0]                 # 3 n m
 bag = F.one_hot(ids, 12).sum(2).amax(-1).float().mean().item() / 8                  # name the window's commonest token
-style.show(hca.tasks(scores, {"order": bag, "important": bag, "count": None}),
+style.show(hca.plot_tasks(scores, {"order": bag, "important": bag, "count": None}),
            "Shares of right answers: order needs ape, the important token needs the gate, counting needs neither; the dotted line is "
            "naming the commonest token of the window")
 for task, rows in scores.items():
@@ -607,7 +607,7 @@ p_fresh, p_nano = pooling_weights(x, fresh, m), pooling_weights(x, comp, m)
 effective = [(-(p * p.clamp_min(1e-30).log()).sum(1)).exp().mean().item() for p in (p_fresh, p_nano)]
 
 # %% tags=["nbval-ignore-output"]
-style.show(hca.weights({"fresh: one window": p_fresh[5], "nano: one window": p_nano[5], "nano: mean of all windows": p_nano.mean(0)}),
+style.show(hca.plot_weights({"fresh: one window": p_fresh[5], "nano: one window": p_nano[5], "nano: mean of all windows": p_nano.mean(0)}),
            "Weights by place and channel. Fresh: all nearly equal. Trained: in one window most channels pick a few tokens; over many "
            "windows the places even out")
 print(f"effective number of tokens, of {m}: fresh {effective[0]:.1f}, trained {effective[1]:.1f}")
@@ -657,7 +657,7 @@ shares = {"one token's own kv": line_up(values, windows, split), "nano's entry":
 mean_share = {name: sum(line) / m for name, line in shares.items()}
 
 # %% tags=["nbval-ignore-output"]
-style.show(hca.recovery(shares, 1 / 16), "Share of right picks by place in the window: a token's own kv far above, entries between it "
+style.show(hca.plot_recovery(shares, 1 / 16), "Share of right picks by place in the window: a token's own kv far above, entries between it "
            "and guessing, another window's entry at the level of guessing")
 print("mean over the places:", ", ".join(f"{name} {value:.2f}" for name, value in mean_share.items()))
 
@@ -706,7 +706,7 @@ with mock.patch.object(attention, "incomplete", no_entries):
 changes = {name: ((loss - base).mean().item(), ((loss - base).std() / len(few) ** 0.5).item()) for name, loss in after.items()}
 
 # %% tags=["nbval-ignore-output"]
-style.show(hca.damage(changes), "Change of the held-out loss for each damage, with its spread over rows; the control changes nothing")
+style.show(hca.plot_damage(changes), "Change of the held-out loss for each damage, with its spread over rows; the control changes nothing")
 print(f"loss before: {base.mean():.3f} nats per token")
 
 # %%
@@ -821,7 +821,7 @@ for n in (2**10, 2**14, 2**17, 2**20):
     print(f"context {n:9,}: " + ", ".join(f"{name} {line[lengths.index(n)]:,}" for name, line in curves.items()))
 
 # %% jupyter={"source_hidden": true}
-style.show(hca.cache(lengths, curves, entry), "Keys in a layer over the context, both axes logarithmic: full attention rises in proportion, "
+style.show(hca.plot_cache(lengths, curves, entry), "Keys in a layer over the context, both axes logarithmic: full attention rises in proportion, "
            "HCA stays near the sliding window up to some 16 thousand tokens and then rises 128 times lower")
 
 # %% [markdown]

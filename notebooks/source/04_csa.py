@@ -98,7 +98,7 @@ print(f"searching, then reading 512:  {(terms['indexer'] + terms['CSA core']) / 
 # Here are 12 tokens and 3 entries. Each token makes **two** values and two gates: an a-half and a b-half, c channels each. The b-half serves the entry of the token's own window. The a-half serves the **next** one.
 
 # %% jupyter={"source_hidden": true}
-style.show(csa.overlap(4, 3, 1), "Entry 1 pools eight slots: the a-halves of tokens 0 to 3 and the b-halves of tokens 4 to 7")
+style.show(csa.plot_overlap(4, 3, 1), "Entry 1 pools eight slots: the a-halves of tokens 0 to 3 and the b-halves of tokens 4 to 7")
 
 # %% [markdown]
 # So an entry pools 2m slots, but there are still only T / m entries. In one softmax per channel (report 2.3.1, equations 9 to 12):
@@ -238,7 +238,7 @@ def compress_alone(x, wkv, wgate, ape, weight, eps):
 found = {"with overlap": learn_pairs(compress_overlapped), "without": learn_pairs(compress_alone)}
 
 # %% tags=["nbval-ignore-output"]
-style.show(csa.places(found, 1 / 12), "Shares of right answers by the key's place. With overlap all are right. Without, the torn key is "
+style.show(csa.plot_places(found, 1 / 12), "Shares of right answers by the key's place. With overlap all are right. Without, the torn key is "
            "at the level of guessing, all else is right")
 for version, scores_of in found.items():
     print(f"{version:13}", "; ".join(f"{name} torn {min(s[3]):.2f} to {max(s[3]):.2f}, else at least {min(map(min, s[:3])):.2f}"
@@ -473,7 +473,7 @@ for name, rule in (("right: 3 complete entries", attention.incomplete), ("sabota
     print(f"{name:27} cells above the diagonal that change: {'none' if above == 0 else 'more than 300' if above > 300 else above}")
 
 # %% jupyter={"source_hidden": true}
-style.show(hca.changes(maps, 4), "Left: the band of the sliding window, below it a staircase with gaps where entries are not picked, "
+style.show(hca.plot_changes(maps, 4), "Left: the band of the sliding window, below it a staircase with gaps where entries are not picked, "
            "nothing above the diagonal. Right: scattered cells above the diagonal")
 
 # %% [markdown]
@@ -519,7 +519,7 @@ def guess_run(rule, steps=120):
 
 # %% tags=["nbval-ignore-output"]
 runs = {"right": guess_run(attention.incomplete), "sabotage: the best 3 of all entries": guess_run(everything)}
-style.show(csa.leak(runs, math.log(16)), "Loss over training steps on random symbols: the right model stays at guessing, the sabotaged one "
+style.show(csa.plot_leak(runs, math.log(16)), "Loss over training steps on random symbols: the right model stays at guessing, the sabotaged one "
            "falls far below")
 
 # %%
@@ -757,7 +757,7 @@ found |= {"warmed up": measured(order_by(indexer), p_test), "fresh": before,
           "random": measured(torch.rand(4, T, S, generator=torch.Generator().manual_seed(10)), p_test)}
 
 # %% tags=["nbval-ignore-output"]
-style.show(csa.coverage(KS, found), "Attention mass and recall over k: the shipped indexer and the one just warmed up run close below the "
+style.show(csa.plot_coverage(KS, found), "Attention mass and recall over k: the shipped indexer and the one just warmed up run close below the "
            "oracle in mass; fresh, latest and random picks lie together far below")
 print(f"loss of the warm-up: {losses[0]:.3f} at the start, {sum(losses[-10:]) / 10:.3f} at the end (nats)")
 for name, shares in found.items():
@@ -798,7 +798,7 @@ for name, heads, scores_by in zip(names, (16, 16, 1), (index_scores, linear_scor
         rows[name].append(measured(order_by(variant, scores_by), p_test)["recall"][1])
 
 # %% tags=["nbval-ignore-output"]
-style.show(csa.variants(rows, 8), "Recall for three variants, a dot for each seed: 16 heads with the ReLU, 16 heads without it, one head with it")
+style.show(csa.plot_variants(rows, 8), "Recall for three variants, a dot for each seed: 16 heads with the ReLU, 16 heads without it, one head with it")
 
 # %%
 assert sum(rows[names[0]]) / 3 > sum(rows[names[2]]) / 3 - 0.02 and min(min(line) for line in rows.values()) > 0.3
@@ -835,7 +835,7 @@ rise = {f"k = {k:2}, {name}": loss_with(k, order) - dense for k in (16, 4) for n
 rise = {"control: k = 256, random": loss_with(S, pickers["random"]) - dense} | rise
 
 # %% tags=["nbval-ignore-output"]
-style.show(hca.damage({name: (r.mean().item(), r.std().item() / len(r) ** 0.5) for name, r in rise.items()}),
+style.show(hca.plot_damage({name: (r.mean().item(), r.std().item() / len(r) ** 0.5) for name, r in rise.items()}),
            "Change of the loss when only k entries are read, by who picks them, with its spread over stories; the control changes "
            "nothing, and all changes are small")
 print(f"loss when all entries are read: {dense.mean():.3f} nats per token")
@@ -870,7 +870,7 @@ print(tale.question, tale.answer)
 # %% tags=["nbval-ignore-output"] jupyter={"source_hidden": true}
 last = range(n - 24, n)
 words = ["".join(pieces[i * M:(i + 1) * M]) for i in range(n // M)]
-style.show(csa.grid(mass.masked_fill(~seen_tale, torch.nan)[-24:], pick(s_tale, M, 6)[0, -24:], [pieces[t] for t in last], words),
+style.show(csa.plot_picks(mass.masked_fill(~seen_tale, torch.nan)[-24:], pick(s_tale, M, 6)[0, -24:], [pieces[t] for t in last], words),
            "The last 24 tokens (end of the story, question and answer) against the entries of the story: bright columns are entries "
            "that many queries look at, rings mark the picks, most of them on the strongest cells of their own row")
 
@@ -882,7 +882,7 @@ style.show(csa.grid(mass.masked_fill(~seen_tale, torch.nan)[-24:], pick(s_tale, 
 
 # %%
 def draw(k, query):
-    return csa.story(pieces, n, query, mass[query], pick(s_tale, M, k)[0, query], cfg.window_size, M)
+    return csa.plot_story(pieces, n, query, mass[query], pick(s_tale, M, k)[0, query], cfg.window_size, M)
 
 
 box = style.slider_image(draw, "The story as one query sees it: picked entries framed, attention in blue, the sliding window underlined",
@@ -939,7 +939,7 @@ curves = {"CSA core, if it read all entries": [csa_core * (n // 4 + min(n, 128))
           "indexer": [operations(flash, n) for n in lengths],
           "CSA core, 512 entries": [csa_core * (min(n // 4, 512) + min(n, 128)) for n in lengths],
           "whole token, as V4 does it": [cost.flops(flash, n)["total"] for n in lengths]}
-style.show(csa.operations(lengths, curves), "Operations of one decoded token of Flash over the context, both axes logarithmic: reading all "
+style.show(csa.plot_operations(lengths, curves), "Operations of one decoded token of Flash over the context, both axes logarithmic: reading all "
            "entries would dominate; the indexer's line runs in parallel 32 times lower; the CSA core is flat from 2K on")
 
 # %% [markdown]

@@ -48,7 +48,7 @@ MILLION = 2**20
 held = {"grouped queries, 61 layers": 61 * 2 * 8 * 128 * 2 * MILLION,
         "V3.2": cost.kv_bytes_v32(MILLION)["total"],
         "V4-Pro": cost.kv_bytes(pro, MILLION)["total"], "V4-Flash": cost.kv_bytes(flash, MILLION)["total"]}
-style.show(context.memory(held), "Bytes of cache at a million tokens, on a logarithmic axis: grouped "
+style.show(context.plot_memory(held), "Bytes of cache at a million tokens, on a logarithmic axis: grouped "
            "queries 262 GB, V3.2 49 GB, V4-Pro 5.2 GB, V4-Flash 3.6 GB")
 print(f"V4-Pro takes {held['V4-Pro'] / held['V3.2']:.1%} of V3.2, and {held['V4-Pro'] / held['grouped queries, 61 layers']:.1%} of grouped queries")
 
@@ -72,7 +72,7 @@ print(f"V4-Pro takes {held['V4-Pro'] / held['V3.2']:.1%} of V3.2, and {held['V4-
 # Here is one CSA layer with w = 6 and m = 4 after 14 tokens. Move it on in your head: what changes with token 14, 15, 16?
 
 # %% jupyter={"source_hidden": true}
-style.show(context.state(14, 6, 4, 20), "A CSA layer after 14 tokens: tokens 8 to 13 are in the window, 12 and 13 wait, the a-half of tokens 8 to "
+style.show(context.plot_state(14, 6, 4, 20), "A CSA layer after 14 tokens: tokens 8 to 13 are in the window, 12 and 13 wait, the a-half of tokens 8 to "
            "11 is kept, and entries 0 to 2 with their index keys")
 
 # %% [markdown]
@@ -215,7 +215,7 @@ PARTS = "nothing", "the ring", "waiting tokens", "a-halves"
 lost = {cut: {part: errors(cut, part) for part in PARTS} for cut in (83, 96)}
 
 # %% tags=["nbval-ignore-output"] jupyter={"source_hidden": true}
-style.show(context.broken({"cut at token 83": (83, lost[83]), "cut at token 96, where no token waits": (96, lost[96])}),
+style.show(context.plot_errors({"cut at token 83": (83, lost[83]), "cut at token 96, where no token waits": (96, lost[96])}),
            "Errors of the logits by token and by what was forgotten. Before the cut nothing is wrong (white: below 0.001); each lost "
            "part spoils all that follows, an empty ring most just behind the cut. At 96 nobody waits, so forgetting waiting tokens does "
            "no harm")
@@ -289,7 +289,7 @@ for i, ratio in enumerate(nano.config.compress_ratios[:nano.config.n_layers]):
                   "entries": reach(picks, T - 1, 0, ratio or 1, T, ratio == 4)}
 
 # %% tags=["nbval-ignore-output"] jupyter={"source_hidden": true}
-style.show(context.reach(rows, T - 1), "One query in the four layers of nano: the window at the right end in all of them, scattered stretches "
+style.show(context.plot_reach(rows, T - 1), "One query in the four layers of nano: the window at the right end in all of them, scattered stretches "
            "of the text in the CSA layers, the whole text in the HCA layer")
 for name, parts in rows.items():
     print(f"{name:34} reaches {(parts['window'] | parts['entries']).sum():5} of {T} tokens")
@@ -450,12 +450,12 @@ models = {"DeepSeek-V3.2": (cost.flops_v32, cost.kv_bytes_v32),
           "V4-Pro": (lambda n: cost.flops(pro, n), lambda n: cost.kv_bytes(pro, n)),
           "V4-Flash": (lambda n: cost.flops(flash, n), lambda n: cost.kv_bytes(flash, n))}
 what = {measure: {name: [pair[i](n) for n in lengths] for name, pair in models.items()} for i, measure in enumerate(("operations", "bytes"))}
-style.show(context.stacks(lengths, what), "Operations and bytes by term from 1K to 1M tokens for V3.2, Pro and Flash, one scale for each row: V3.2's "
+style.show(context.plot_stacks(lengths, what), "Operations and bytes by term from 1K to 1M tokens for V3.2, Pro and Flash, one scale for each row: V3.2's "
            "indexer and latents dwarf all else; in V4 the weights, the indexer and the HCA core share the operations, CSA entries are the bytes. "
            "Terms too thin to be seen are not named")
 
 # %% jupyter={"source_hidden": true}
-style.show(context.shares({f"{name}, {context.length(n)}": pair[0](n) for n in (2**14, 2**20) for name, pair in models.items()}),
+style.show(context.plot_shares({f"{name}, {style.length(n)}": pair[0](n) for n in (2**14, 2**20) for name, pair in models.items()}),
            "What the operations of one decoded token are spent on, in percent: at 16K the weights take 46 of V3.2's and over 80 of V4's; at 1M "
            "V3.2's indexer takes 88, while Pro and Flash divide theirs among weights, HCA core and indexer")
 
@@ -465,7 +465,7 @@ style.show(context.shares({f"{name}, {context.length(n)}": pair[0](n) for n in (
 # %%
 curves = {measure: {name: [point["total"] / old["total"] for point, old in zip(points, by_model["DeepSeek-V3.2"])]
                     for name, points in by_model.items() if name != "DeepSeek-V3.2"} for measure, by_model in what.items()}
-style.show(context.ratios(lengths, curves, {"operations": {"V4-Pro": 27, "V4-Flash": 10}, "bytes": {"V4-Pro": 10, "V4-Flash": 7}}),
+style.show(context.plot_ratios(lengths, curves, {"operations": {"V4-Pro": 27, "V4-Flash": 10}, "bytes": {"V4-Pro": 10, "V4-Flash": 7}}),
            "Cost relative to V3.2 over the context: Pro's operations begin at 100 percent, are near 80 from 2K to 16K and fall to 27; the bytes "
            "fall quickly and stay at 10.6 and 7.4 percent. Squares: the published values")
 for n in (2**10, 2**12, 2**17):
@@ -480,19 +480,19 @@ for n in (2**10, 2**12, 2**17):
 # The sliders start at a million tokens and V4's own HCA ratio. **Find out:** what would it cost to compress HCA less, 16 tokens to an entry as in nano? Which of the two, bytes or operations, forbids it? And at which context does it hardly matter?
 
 # %%
-box = style.slider_image(context.bars, "Operations and cache of V3.2, Flash and Pro by term, at a chosen context and HCA ratio",
+box = style.slider_image(context.plot_cost_by_term, "Operations and cache of V3.2, Flash and Pro by term, at a chosen context and HCA ratio",
                          n=[2**20, *lengths[:-1]], hca_ratio=[128, 16, 32, 64, 256, 512])
 box
 
 # %%
 box.sliders["hca_ratio"].value = 16
 assert box.shown == {"n": MILLION, "hca_ratio": 16}
-fine = context.squeezed(flash, 16)
+fine = context.with_hca_ratio(flash, 16)
 print(f"Flash with HCA over 16 tokens: {cost.flops(fine, MILLION)['total'] / cost.flops(flash, MILLION)['total']:.1f} times the operations, "
       f"{cost.kv_bytes(fine, MILLION)['total'] / cost.kv_bytes(flash, MILLION)['total']:.2f} times the bytes")
 
 # %% jupyter={"source_hidden": true}
-style.show(context.bars(MILLION, 16), "The same as a figure: with 16 tokens to an HCA entry the HCA core becomes the largest term of Flash and Pro, and "
+style.show(context.plot_cost_by_term(MILLION, 16), "The same as a figure: with 16 tokens to an HCA entry the HCA core becomes the largest term of Flash and Pro, and "
            "the cache grows by a fifth at most")
 
 # %% [markdown]
@@ -514,7 +514,7 @@ for n in (2**10, 2**11, 2**12, 2**13, 2**14):
     times[n] = million.step_ms(reader, state, steps=24)["cpu_ms"]
 
 # %% tags=["nbval-ignore-output"]
-style.show(context.steps(times), "Milliseconds of processor time for one decoded token, 1K to 16K: nearly flat, far below a line in proportion to the context")
+style.show(context.plot_decode_time(times), "Milliseconds of processor time for one decoded token, 1K to 16K: nearly flat, far below a line in proportion to the context")
 print(", ".join(f"{n:,}: {ms:.1f} ms" for n, ms in times.items()))
 
 # %%
@@ -556,7 +556,7 @@ print(context.summary(record) if record else "The record of the long run is not 
 
 # %% jupyter={"source_hidden": true}
 if record:
-    style.show(context.record(record), "The recorded run over the context: the time of a decoded token, uneven but nearly flat up to 64K, then growing, far below "
+    style.show(context.plot_record(record), "The recorded run over the context: the time of a decoded token, uneven but nearly flat up to 64K, then growing, far below "
                "proportion; minutes of reading; bytes of the state and of the process; the share of planted facts that were found")
 
 # %%

@@ -85,7 +85,7 @@ print("the prediction after the sentence is broken:", bool(wreck(sentence)[0, -1
 # ## 1. The router
 
 # %% jupyter={"source_hidden": true}
-style.show(pictures.layer(), "A token goes to the router, which picks two of six routed experts with weights; the shared expert "
+style.show(pictures.plot_layer(), "A token goes to the router, which picks two of six routed experts with weights; the shared expert "
            "always works; the results are added up")
 
 # %% [markdown]
@@ -156,7 +156,7 @@ print("equal to the gate of layer 1 of the shipped model; each row sums to", con
 # DeepSeek-V3 took a sigmoid. The report states the change (2.1) and gives no reason. What we can see is the shape.
 
 # %% jupyter={"source_hidden": true}
-style.show(pictures.affinities(), "Left: sqrt(softplus) keeps growing where the sigmoid levels off at 1. Right: its slope fades "
+style.show(pictures.plot_affinities(), "Left: sqrt(softplus) keeps growing where the sigmoid levels off at 1. Right: its slope fades "
            "slowly on both sides, the sigmoid's is almost gone at 6 and -6")
 
 # %% [markdown]
@@ -187,7 +187,7 @@ print("guarded:", x.grad.tolist()[2], "at -120;", x.grad.isfinite().tolist())
 # **Predict before you run:** why is $w_1 x$ not clamped from *below*?
 
 # %% jupyter={"source_hidden": true}
-style.show(pictures.clamps(), "Left: the SiLU of the gate levels off at 10 when clamped; on the negative side it is almost 0 by "
+style.show(pictures.plot_clamps(), "Left: the SiLU of the gate levels off at 10 when clamped; on the negative side it is almost 0 by "
            "itself. Right: the product grows like a square without clamps, and stays below 100 with them")
 
 # %% [markdown]
@@ -269,7 +269,7 @@ print("expert   ", flat[order].tolist())
 print("way back ", order.argsort().tolist(), " choice i lies in row order.argsort()[i]")
 
 # %% jupyter={"source_hidden": true}
-style.show(pictures.sorting(choices, 3), "Eight choices of four tokens, sorted so that each of three experts finds its rows side "
+style.show(pictures.plot_sorting(choices, 3), "Eight choices of four tokens, sorted so that each of three experts finds its rows side "
            "by side")
 
 # %%
@@ -412,7 +412,7 @@ print(f"deviation of a load: by formula {deviation:.3f}, over 300 tables {measur
 print(f"largest load, median of the tables: {worst['text'].median():.2f}; all tokens equally often: {worst['even'].median():.2f}")
 
 # %% jupyter={"source_hidden": true}
-style.show(pictures.zipf(p.tolist(), worst["text"].tolist(), worst["even"].tolist(), 1 + deviation),
+style.show(pictures.plot_zipf(p.tolist(), worst["text"].tolist(), worst["even"].tolist(), 1 + deviation),
            "Left: frequencies of tokens fall along a straight line on logarithmic axes, as Zipf found. Right: on such text, random "
            "tables are uneven; with all tokens equally often they would be nearly even")
 
@@ -593,12 +593,12 @@ print("The losses of the two differ by less than 0.4.")
 
 # %% jupyter={"source_hidden": true}
 alone = {name: torch.stack([run.loads for run in group], 1) for name, group in runs.items() if "dense" not in name}
-style.show(pictures.load_curves(alone), "Without balancing the largest load stays high, near the worst possible, 8 times the mean; with a "
+style.show(pictures.plot_load_curves(alone), "Without balancing the largest load stays high, near the worst possible, 8 times the mean; with a "
            "bias step of 0.01 it comes down within the run; V4's small step has hardly begun; without a common direction there is "
            "no collapse. Lines are means of three seeds, bands reach from the lowest to the highest")
 
 # %% jupyter={"source_hidden": true}
-style.show(pictures.load_maps({name: runs[name][0].loads for name in FOLLOWED}),
+style.show(pictures.plot_load_maps({name: runs[name][0].loads for name in FOLLOWED}),
            "Loads of 16 experts over training. Left, no balancing: soon three bright rows do most of the work. Right, with "
            "the bias: one expert after the other wakes up, until most rows have about the same colour; one, once busy, is idle now")
 
@@ -691,7 +691,7 @@ print("descent moves its affinity:", ["up" if v < 0 else "down" for v in busy.to
 
 # %%
 shown = {name: runs[name][0].loads for name in ("no balancing", "bias, u = 0.01", "sequence-wise loss, 0.01")}
-box = style.slider_image(lambda step: pictures.loads_at(shown, step),
+box = style.slider_image(lambda step: pictures.plot_loads_at(shown, step),
                          "Load of each expert, over the mean, in the ten steps before", step=list(range(10, STEPS + 1, 10)))
 box
 
@@ -717,7 +717,7 @@ def share_alike(choices):
 
 
 maps = {name: share_alike(runs[name][0].choices) for name in FOLLOWED}
-style.show(pictures.agreement(maps, list(PROBES)), "Share of choices on which two steps agree. Left, no balancing: soon all steps "
+style.show(pictures.plot_agreement(maps, list(PROBES)), "Share of choices on which two steps agree. Left, no balancing: soon all steps "
            "agree on the same few experts. Right, with the bias: neighbouring steps agree, distant ones hardly do")
 
 # %% [markdown]
@@ -842,10 +842,10 @@ tables = {"trained": [lift(trained[i][1], inside, E) for i in layers],
 
 # %% jupyter={"source_hidden": true}
 some = [0, len(layers) // 2, len(layers) - 1]
-style.show(pictures.specialists({f"layer {layers[i]}": tables["trained"][i] for i in some}, CLASSES),
+style.show(pictures.plot_specialists({f"layer {layers[i]}": tables["trained"][i] for i in some}, CLASSES),
            "The trained model: lift of each expert (columns) for each class of tokens (rows) in three layers; strong colours in "
            "most rows, and each class has experts that it prefers or avoids")
-style.show(pictures.specialists({name: tables[name][some[1]] for name in tables}, CLASSES),
+style.show(pictures.plot_specialists({name: tables[name][some[1]] for name in tables}, CLASSES),
            "One layer of the trained model, of a fresh one, and of the trained one with shuffled classes, which is far paler")
 
 # %% tags=["nbval-ignore-output"]
@@ -923,7 +923,7 @@ for fault in ("the bias weighs", "weights uniform", "not renormalised", "route_s
     changes[fault] = loss_with(fault) - right
 changes["no shared expert"] = loss_with(change=silent) - right
 print(f"loss as it is: {right:.3f}")
-style.show(pictures.losses(changes), "Change of the held-out loss for each fault, on a logarithmic scale: the control is at zero, "
+style.show(pictures.plot_losses(changes), "Change of the held-out loss for each fault, on a logarithmic scale: the control is at zero, "
            "random experts cost by far the most, a bias that weighs far less")
 
 # %%

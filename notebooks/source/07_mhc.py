@@ -84,7 +84,7 @@ bounded = [largest(tamed(noisy(seed))) for seed in range(8)]
 print("after 64 layers:", *[f"{line[-1]:.4f}" for line in bounded])
 
 # %% jupyter={"source_hidden": true}
-style.show(figures.through_depth({"residual": [1.0] * 64, "unconstrained": free, "constrained": bounded}, limit=3000),
+style.show(figures.plot_through_depth({"residual": [1.0] * 64, "unconstrained": free, "constrained": bounded}, limit=3000),
            "Gain over 64 layers on a log scale: eight stacks of free matrices wander apart, most of them far up; the "
            "constrained ones stay at 1 like a residual connection")
 
@@ -94,7 +94,7 @@ style.show(figures.through_depth({"residual": [1.0] * 64, "unconstrained": free,
 # ## 1. From one stream to four
 
 # %% jupyter={"source_hidden": true}
-style.show(figures.connections(), "One layer with a residual connection; with three streams mixed by any numbers, negative ones "
+style.show(figures.plot_connections(), "One layer with a residual connection; with three streams mixed by any numbers, negative ones "
            "dashed; and with three streams mixed by shares that sum to 1")
 
 # %% [markdown]
@@ -189,7 +189,7 @@ three = [walk(scale * torch.randn(3, 3, generator=rng)) for scale in (1.5, 3, 6)
 print("ends of the three paths for n = 2:", [[round(v, 2) for v in path[-1]] for path in two])
 
 # %% jupyter={"source_hidden": true}
-style.show(figures.polytope(two, three), "Left: 2 x 2 matrices walk onto the segment between identity and swap; the third walks "
+style.show(figures.plot_polytope(two, three), "Left: 2 x 2 matrices walk onto the segment between identity and swap; the third walks "
            "along the lower edge and is slow. Right: the hexagon of six 3 x 3 permutation matrices with three paths inside, "
            "from open to filled circles")
 
@@ -283,7 +283,7 @@ for name, line in errors.items():
 
 # %% jupyter={"source_hidden": true}
 rates = {name: value**2 for name, value in sigma.items() if name != "corner case"}
-style.show(figures.convergence(errors, rates), "Error of the row sums against iterations on a log scale: mild falls steeply, firm "
+style.show(figures.plot_convergence(errors, rates), "Error of the row sums against iterations on a log scale: mild falls steeply, firm "
            "less, harsh and the corner case are not done at 20; dotted lines by the second singular value fit the tails")
 
 # %% [markdown]
@@ -326,7 +326,7 @@ for name, line in curves.items():
     print(f"{name:28} {line[-1]:.2f}")
 
 # %% jupyter={"source_hidden": true}
-style.show(figures.backward({name: line.tolist() for name, line in curves.items()}),
+style.show(figures.plot_backward({name: line.tolist() for name, line in curves.items()}),
            "Backward gain over depth: different sites stay near 1, nearly equal sites and equal sites rise towards 3, more "
            "iterations rise less, the forward gain is flat at 1")
 
@@ -350,7 +350,7 @@ for name, P in products.items():
           f"   gradient to each: {[round(v, 2) for v in P.sum(0).tolist()]}")
 
 # %% jupyter={"source_hidden": true}
-style.show(figures.shares({name: (P.sum(1), P.sum(0)) for name, P in products.items()}),
+style.show(figures.plot_shares({name: (P.sum(1), P.sum(0)) for name, P in products.items()}),
            "A bar for each stream. Rows only: forward shares differ widely, backward all 1. Columns only: forward all 1, two "
            "streams get nearly all of the gradient. One pass: still uneven. 20 iterations: all about 1")
 
@@ -369,7 +369,7 @@ RAW = torch.randn(4, 4, generator=torch.Generator().manual_seed(6))
 
 def draw(sharpness, iterations):
     errors = [(sinkhorn(sharpness * RAW, i, 1e-6).sum(-1) - 1).abs().max().item() for i in range(1, 61)]
-    return figures.sharpened(sinkhorn(sharpness * RAW, iterations, 1e-6), errors, iterations, sharpness)
+    return figures.plot_sharpness(sinkhorn(sharpness * RAW, iterations, 1e-6), errors, iterations, sharpness)
 
 
 box = style.slider_image(draw, "A Sinkhorn matrix with the sums of its rows and columns, and the error of the rows over "
@@ -386,7 +386,7 @@ assert by_sharpness[20][0] < 1e-4
 print(f"20 iterations first leave more than 1 percent at sharpness {first}; at sharpness 1 less than 0.01 percent")
 
 # %% jupyter={"source_hidden": true}
-style.show(figures.errors_by_sharpness(SHARP, by_sharpness), "The error of the row sums against sharpness for 1, 5, 20 and 60 "
+style.show(figures.plot_errors_by_sharpness(SHARP, by_sharpness), "The error of the row sums against sharpness for 1, 5, 20 and 60 "
            "iterations: it rises steeply with sharpness and falls with iterations")
 
 # %% [markdown]
@@ -646,7 +646,7 @@ table(after)
 
 # %% tags=["nbval-ignore-output"] jupyter={"source_hidden": true}
 by_kind = {kind: tuple(t[:, i * SEEDS:(i + 1) * SEEDS] for t in brisk[1:]) for i, kind in enumerate(KINDS)}
-style.show(figures.training(by_kind, lines), "Loss, gradient norm and gain over depth for three kinds and three seeds: residual "
+style.show(figures.plot_training(by_kind, lines), "Loss, gradient norm and gain over depth for three kinds and three seeds: residual "
            "and constrained lie on each other, the unconstrained runs have a higher loss and gains far from 1")
 
 # %%
@@ -714,7 +714,7 @@ vary = {name: {which: [one[i].std(0).mean().item() for one in some] for i, which
         for name, some in (("fresh, scale 0.01", sites_fresh), ("trained", sites))}
 
 # %% tags=["nbval-ignore-output"] jupyter={"source_hidden": true}
-style.show(figures.moving(vary), "How far pre, post and comb vary over tokens at each site: below one percent in the fresh model, "
+style.show(figures.plot_variation(vary), "How far pre, post and comb vary over tokens at each site: below one percent in the fresh model, "
            "many times as much in the trained one")
 
 # %%
@@ -730,7 +730,7 @@ print("Trained maps vary more than 5 times as much over tokens as fresh ones: pr
 
 # %% tags=["nbval-ignore-output"] jupyter={"source_hidden": true}
 names = [f"{i + 1} {kind}" for i in range(len(nano.layers)) for kind in ("attn", "experts")]
-style.show(figures.learnt({name: tuple(t.mean(0) for t in one) for name, one in zip(names, sites)}),
+style.show(figures.plot_learned({name: tuple(t.mean(0) for t in one) for name, one in zip(names, sites)}),
            "comb, pre and post of the sites of the nano model: comb is bright on the diagonal at most sites, pre picks some "
            "streams; post, with a colour scale of its own, writes to the streams with different strength")
 
@@ -794,7 +794,7 @@ changes = {
 rise = {name: value - usual for name, value in changes.items()}
 
 # %% tags=["nbval-ignore-output"] jupyter={"source_hidden": true}
-style.show(figures.losses(rise, control=["your functions (control)"]), "Change of the nano's loss for each altered map: the "
+style.show(figures.plot_losses(rise, control=["your functions (control)"]), "Change of the nano's loss for each altered map: the "
            "control changes nothing; static maps, comb all 1/4 and post without the 2 are dear, other faults cheaper")
 
 # %%
@@ -886,7 +886,7 @@ for name, units in (("residual", 3), ("hyper-connections, naive", 8 * n + 2), ("
 
 # %% jupyter={"source_hidden": true}
 NS = [1, 2, 4, 8, 16]
-style.show(figures.costs(NS, [cost.parts(flash.replace(hc_mult=k))["hyper-connections"] for k in NS],
+style.show(figures.plot_costs(NS, [cost.parts(flash.replace(hc_mult=k))["hyper-connections"] for k in NS],
                      {"naive": [(8 * k + 2) * unit for k in NS], "fused": [(4 * k + 2) * unit for k in NS]}),
            "Left: parameters of mHC in Flash rise steeply with the number of streams, 34 million at 4. Right: memory traffic "
            "rises nearly in proportion, fused kernels about halve it. All axes are logarithmic")

@@ -101,7 +101,7 @@ print(f"largest difference of a logit: {(right - wrong).abs().max():.1f}")
 # ## 1. The map
 
 # %% jupyter={"source_hidden": true}
-style.show(whole.pipeline(), "The path from token ids to logits through four residual streams, and one site of a block: read, "
+style.show(whole.plot_pipeline(), "The path from token ids to logits through four residual streams, and one site of a block: read, "
            "layer, write, with the streams carried past the layer")
 
 # %% [markdown]
@@ -525,7 +525,7 @@ for name, values in ends.items():
 
 # %% jupyter={"source_hidden": true}
 eigenvalue = (math.exp(4) - 1) / (math.exp(4) + 3)
-style.show(whole.depth(sizes, spreads, [eigenvalue ** (2 * i) for i in range(1, 44)]),
+style.show(whole.plot_depth(sizes, spreads, [eigenvalue ** (2 * i) for i in range(1, 44)]),
            "Left: the streams' size over 43 blocks; only the line without the factor 2 is apart. Right: differences between "
            "streams fall along the line computed by hand; with comb base 0 they vanish in the first block; with scales 1 they stay")
 
@@ -572,7 +572,7 @@ for change in FAULTS.values():
 # %% jupyter={"source_hidden": true}
 bounds = [0.03, 1e-4, 1e-4]
 tests = ["loss, fresh\n(change)", "logits, fresh\n(relative)", "logits, lively\n(relative)"]
-style.show(whole.faults(list(FAULTS), tests, table, bounds),
+style.show(whole.plot_faults(list(FAULTS), tests, table, bounds),
            "Faults in rows, tests in columns: the fresh loss sees no fault, fresh logits see two of four, lively logits see all "
            "four; the control is clean")
 
@@ -638,7 +638,7 @@ repaired_block = check("whole.debug", repaired_block)
 # Its block is like the others (window-only attention, routing by score). It has its own mHC head and last norm; embedding and output matrix are the model's.
 
 # %% jupyter={"source_hidden": true}
-style.show(whole.mtp_alignment(), "At position t = 1 the blocks have read 'In the' and predict 'beginning'; the MTP block takes "
+style.show(whole.plot_mtp_alignment(), "At position t = 1 the blocks have read 'In the' and predict 'beginning'; the MTP block takes "
            "their streams and the embedding of 'beginning', and predicts 'God'")
 
 # %% [markdown]
@@ -718,7 +718,7 @@ def train_mtp(given, target, steps=40):
 # %% tags=["nbval-ignore-output"]
 runs = {"given t + 1, target t + 2 (right)": train_mtp(1, 2), "given t + 1, target t + 1": train_mtp(1, 1),
         "given t, target t + 2": train_mtp(0, 2)}
-style.show(whole.leak(runs, math.log(64)),
+style.show(whole.plot_leak(runs, math.log(64)),
            "MTP loss on random tokens: it falls far below ln V only where the target is the token that was given; the other "
            "two lines lie on each other, one pale and thick, one thin and dashed")
 
@@ -838,7 +838,7 @@ def working(config, counts):
 
 bars = {"Flash, total": parts["Flash"], "Flash, active": working(flash, parts["Flash"]),
         "Pro, total": parts["Pro"], "Pro, active": working(pro, parts["Pro"])}
-style.show(whole.where(bars),
+style.show(whole.plot_parameters(bars),
            "Routed experts hold 97 percent of Flash's and 98 percent of Pro's parameters, but only half of those that work for one "
            "token; attention is the next largest part of these")
 
@@ -869,7 +869,7 @@ for name, config in (("Flash", flash), ("Pro", pro)):
 def draw(layers, dim, experts, active_experts):
     config = whole.scaled(layers, dim, experts, active_experts)
     title = f"{layers} layers, width {dim}, {experts} experts, {active_experts} for a token"
-    return whole.sizes(sum(count(config).values()), active(config), title)
+    return whole.plot_sizes(sum(count(config).values()), active(config), title)
 
 
 box = style.slider_image(draw, "Total and active parameters, and the bytes they take in FP4, FP8 and BF16",
@@ -895,7 +895,7 @@ def point(experts, picks):
 
 by_experts = {e: point(e, 6) for e in (64, 128, 256, 384, 512)}
 by_picks = {k: point(256, k) for k in (1, 2, 4, 6, 8, 16)}
-style.show(whole.sweeps(by_experts, by_picks),
+style.show(whole.plot_sweeps(by_experts, by_picks),
            "Left: with more experts the total rises nearly in proportion, the active parameters hardly. Right: with more experts "
            "per token only the active rise. All axes are logarithmic")
 

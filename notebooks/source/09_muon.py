@@ -67,7 +67,7 @@ def directions(s, share=0.9):
 
 for name, s in strengths.items():
     print(f"{name:22} 90 % in {directions(s):2} of {len(s)} directions; weakest / strongest {s[-1] / s[0]:.4f}")
-style.show(muon.spectra(strengths), "The gradient's singular values fall off steeply and a few directions hold most of its norm; "
+style.show(muon.plot_spectra(strengths), "The gradient's singular values fall off steeply and a few directions hold most of its norm; "
            "AdamW's update is less lopsided; in Muon's all directions are equally strong")
 
 # %%
@@ -120,7 +120,7 @@ print("singular values squared:", [round(v, 3) for v in s.square().tolist()])
 print("U V^T:", [[round(v, 3) for v in row] for row in Q2.tolist()])
 torch.testing.assert_close(Q2, torch.tensor([[2.0, -1.0], [1.0, 2.0]]) / 5**0.5)
 torch.testing.assert_close(Q2 @ Q2.T, torch.eye(2))
-style.show(muon.circles(G2, Q2), "A circle of inputs, the ellipse that G makes of it, and the circle that its orthogonalised matrix makes; "
+style.show(muon.plot_circles(G2, Q2), "A circle of inputs, the ellipse that G makes of it, and the circle that its orthogonalised matrix makes; "
            "two arrows at right angles stay at right angles, and in the end have equal length again")
 
 # %% [markdown]
@@ -187,7 +187,7 @@ print("the matrix is U V^T within 0.001")
 # ## 3. Eight steep steps, two flat ones
 
 # %% jupyter={"source_hidden": true}
-style.show(muon.polynomials(), "Left: the steep polynomial rises fast from zero and then swings between about 0.7 and 1.1. Right: the flat "
+style.show(muon.plot_polynomials(), "Left: the steep polynomial rises fast from zero and then swings between about 0.7 and 1.1. Right: the flat "
            "polynomial maps everything between 0.7 and 1.1 close to 1")
 
 # %% [markdown]
@@ -202,7 +202,7 @@ style.show(muon.polynomials(), "Left: the steep polynomial rises fast from zero 
 # %%
 v = torch.linspace(0.6818, 1.1344, 1001, dtype=torch.float64)          # where eight steep steps leave those above 2e-4
 for steps in (0, 1, 2):
-    after = muon.apply(v, [FLAT] * steps)                              # the polynomial, number by number
+    after = muon.apply_steps(v, [FLAT] * steps)                              # the polynomial, number by number
     print(f"after {steps} flat steps: from {after.min():.4f} to {after.max():.4f}")
 
 # %% [markdown]
@@ -229,7 +229,7 @@ flat = check("muon.flat", flat)
 # %%
 for a in (1.5, 1.7, 1.875, 1.9, 2.0, 2.1, 2.3, 2.5):
     p = (a, *flat(a))
-    worst = [(muon.apply(v, [p] * steps) - 1).abs().max() for steps in (1, 2)]
+    worst = [(muon.apply_steps(v, [p] * steps) - 1).abs().max() for steps in (1, 2)]
     note = {1.5: "the classic cubic one, c = 0", 1.875: "p'' is 0 at 1, too", 2.0: "V4's"}.get(a, "")
     print(f"a = {a:5}: worst error {worst[0]:.4f}, then {worst[1]:.5f}   {note}")
 
@@ -239,7 +239,7 @@ for a in (1.5, 1.7, 1.875, 1.9, 2.0, 2.1, 2.3, 2.5):
 # ### All ten together
 
 # %% jupyter={"source_hidden": true}
-style.show(muon.composed(), "The map of all steps over the size of a singular value. Five steep steps scatter between about 0.7 and 1.2 and leave "
+style.show(muon.plot_all_steps(), "The map of all steps over the size of a singular value. Five steep steps scatter between about 0.7 and 1.2 and leave "
            "values below 0.001 small; eight steep steps reach further down; with two flat steps the result is a straight line at 1")
 
 # %% [markdown]
@@ -247,7 +247,7 @@ style.show(muon.composed(), "The map of all steps over the size of a singular va
 
 # %%
 x = torch.logspace(-5, 0, 100_001, dtype=torch.float64)
-y = muon.apply(x, HYBRID)
+y = muon.apply_steps(x, HYBRID)
 reached = x[(y - 1).abs() > 0.05].max()
 inside = x > 2e-4
 print(f"within 5 % of 1: everything above {reached:.1e} of the norm")
@@ -262,7 +262,7 @@ normed = torch.linalg.svdvals(G / G.norm())                                     
 
 
 def draw(steps):
-    return muon.after(steps, normed)
+    return muon.plot_after_steps(steps, normed)
 
 
 box = style.slider_image(draw, "The map after some steps, and a histogram of the singular values it makes of this gradient",
@@ -272,10 +272,10 @@ box
 # %%
 box.sliders["steps"].value = 9
 assert box.shown == {"steps": 9}
-spread = [float(muon.apply(normed, HYBRID[:n]).std()) for n in (8, 9, 10)]
+spread = [float(muon.apply_steps(normed, HYBRID[:n]).std()) for n in (8, 9, 10)]
 assert spread[0] > 5 * spread[1] > 25 * spread[2]
-assert (muon.apply(normed, HYBRID) - 1).abs().max() < 0.02
-first = next(n for n in range(11) if muon.apply(normed, HYBRID[:n]).min() > 0.5)
+assert (muon.apply_steps(normed, HYBRID) - 1).abs().max() < 0.02
+first = next(n for n in range(11) if muon.apply_steps(normed, HYBRID[:n]).min() > 0.5)
 assert 3 <= first <= 8
 print("The histogram becomes narrow in step 9, the first flat one.")
 
@@ -286,7 +286,7 @@ print(f"The weakest direction starts at {normed.min():.4f} and passes 0.5 in ste
 # The same as a figure, each direction a line:
 
 # %% jupyter={"source_hidden": true}
-style.show(muon.paths(normed), "Sixty-four lines, one for each direction: they rise at a common slope, tangle near 1 while the steps are steep, "
+style.show(muon.plot_paths(normed), "Sixty-four lines, one for each direction: they rise at a common slope, tangle near 1 while the steps are steep, "
            "and meet at 1 in the two flat steps")
 
 # %% [markdown]
@@ -504,7 +504,7 @@ print("the other seven change by", {name: f"{c:.1%}" for name, c in change.items
 together, apart = (make(E).flatten(1).norm(dim=1).tolist() for make in (in_a_stack, optim.orthogonalise))
 within = torch.linalg.svdvals(in_a_stack(E)[0])
 print(f"inside the stack, expert 0's own singular values run from {within[-1]:.2f} to {within[0]:.2f}")
-style.show(muon.experts(share.tolist(), together, apart),
+style.show(muon.plot_experts(share.tolist(), together, apart),
            "Left: experts are chosen unequally often. Right: taken each by itself, all experts with enough tokens move equally far; in the "
            "stack all but the busiest move less")
 
@@ -626,7 +626,7 @@ def race(kind, lr, seed, steps=100):
 # **Predict before you run:** the factor 0.18 makes Muon's updates as large as AdamW's. Do both have the same best rate?
 
 # %%
-style.show(muon.sweep(), "Validation loss after 100 steps over the learning rate, both optimisers, with a mark for each seed")
+style.show(muon.plot_sweep(), "Validation loss after 100 steps over the learning rate, both optimisers, with a mark for each seed")
 best = {kind: min(losses, key=lambda rate: sum(losses[rate])) for kind, losses in muon.SWEEP.items()}
 for kind, rate in best.items():
     runs = muon.SWEEP[kind][rate]
@@ -647,7 +647,7 @@ runs = {kind: race(kind, best[kind], seed=0) for kind in ("AdamW", "Muon")}
 
 # %% tags=["nbval-ignore-output"]
 curves = {kind: torch.tensor(losses) for kind, (_, losses, _, _) in runs.items()}   # steps
-style.show(muon.racing(curves), "Training loss over steps: Muon's line lies below AdamW's from early on")
+style.show(muon.plot_race(curves), "Training loss over steps: Muon's line lies below AdamW's from early on")
 for kind, (_, _, end, _) in runs.items():
     print(f"{kind:6} validation loss after 100 steps: {end:.3f}")
 goal = curves["AdamW"][-10:].mean()                                                  # the last ten steps
@@ -762,7 +762,7 @@ assert max(adds["Flash"], adds["Pro"]) < 1 and adds["nano"] > 20
 # %% jupyter={"source_hidden": true}
 sizes = [2**k for k in range(9, 29)]
 lines = {name: [100 * iteration(config) / model_step(config, n) for n in sizes] for name, (config, _) in batches.items()}
-style.show(muon.cost_share(sizes, lines, {name: (batches[name][1], share) for name, share in adds.items()}),
+style.show(muon.plot_cost_share(sizes, lines, {name: (batches[name][1], share) for name, share in adds.items()}),
            "The share falls in proportion to the tokens in a step: a large part for nano, less than one percent for V4 at its batch sizes")
 
 # %% [markdown]

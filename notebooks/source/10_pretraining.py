@@ -327,7 +327,7 @@ learning_rate = check("pretrain.learning_rate", learning_rate)
 
 # %%
 rates = [learning_rate(step, 48, 5e-3, 8) for step in range(48)]
-style.show(pretraining.schedule(rates, 5e-3),
+style.show(pretraining.plot_schedule(rates, 5e-3),
            "The rate rises in a straight line for 8 steps, then falls along a cosine to a tenth of its peak")
 
 # %% [markdown]
@@ -550,7 +550,7 @@ pretraining.columns({"after a quarter of the steps": early, "after all steps": c
 # token, an even share is 12.5 %, and 50 % is the most that one expert can get.
 
 # %%
-style.show(pretraining.load_over_time(loads, "Layer 2: what share of its tokens each expert gets"),
+style.show(pretraining.plot_load_over_time(loads, "Layer 2: what share of its tokens each expert gets"),
            "A field of eight rows, one for each expert, over the steps: bright rows are busy experts")
 
 # %%
@@ -643,7 +643,7 @@ for name, score in sorted(scores.items(), key=lambda item: item[1]):
 print(f"in {limit:.0f} processor seconds each: the nano model read {1024 * len(seconds):,} tokens, the peer {768 * len(peer_losses):,}")
 
 # %%
-style.show(pretraining.against({"nano": (seconds, picture.losses), "peer": (peer_seconds, peer_losses)}, baselines),
+style.show(pretraining.plot_loss_over_time({"nano": (seconds, picture.losses), "peer": (peer_seconds, peer_losses)}, baselines),
            "Training losses of the nano model and the peer over seconds of training, with the three yardsticks")
 
 # %%
@@ -673,7 +673,7 @@ per_step = preset.tokens // preset.steps
 print(f"{preset.steps:,} steps of {per_step:,} tokens = {preset.tokens:,} tokens")
 for stage in preset.plan:
     print(f"{stage.attention:7} {stage.batch} windows of {stage.seq_len:5}: {stage.share:4.0%} of the steps")
-style.show(pretraining.run_log(log, per_step, baselines, [stage.attention for stage in preset.plan]),
+style.show(pretraining.plot_run_log(log, per_step, baselines, [stage.attention for stage in preset.plan]),
            "Five panels over tokens read: the loss with three yardsticks, its last dots closer, the learning rate, "
            "the norm of the gradient, the speed; thin upright lines mark where the second and the third stage begin")
 
@@ -706,7 +706,7 @@ tokens_to_beat = check("pretrain.tokens_to_beat", tokens_to_beat)
 
 # %% tags=["nbval-ignore-output"]
 steps = [r for r in log if "loss" in r]
-read, losses = [float(r["step"] * per_step) for r in steps], pretraining.smooth([r["loss"] for r in steps])
+read, losses = [float(r["step"] * per_step) for r in steps], style.running_mean([r["loss"] for r in steps])
 for name, loss in baselines.items():
     print(f"{name:8} {loss:.3f} nats: beaten after {tokens_to_beat(read, losses, loss):9,.0f} tokens")
 heldout = next(r["heldout_loss"] for r in log if "heldout_loss" in r)
@@ -726,7 +726,7 @@ looks, race = [r for r in log if "valid_loss" in r], {}
 for count in (25_000, 50_000, 100_000, 200_000, 400_000, 700_000, 1_000_000):
     race[count] = yardsticks(tokens["valid"], looked_at, Trigram(tokens["train"][:count], 2048))["trigram"]
 begin = [i for i in range(9, len(read)) if read[i] < 1_050_000]
-style.show(pretraining.race([read[i] for i in begin], [losses[i] for i in begin], race),
+style.show(pretraining.plot_race([read[i] for i in begin], [losses[i] for i in begin], race),
            "Loss over tokens read, for the network and for a trigram fitted to as many tokens")
 
 # %%
@@ -782,7 +782,7 @@ for name, change in recipes.items():
     print(f"{name:22} last losses {ends}   validation {', '.join(f'{loss:.2f}' for loss in honest[name])}")
 
 # %%
-style.show(pretraining.sabotage(curves, baselines["trigram"]),
+style.show(pretraining.plot_sabotage(curves, baselines["trigram"]),
            "Losses over 40 steps, for each recipe the mean of two seeds, and their range as a band: the leaking recipe falls far "
            "below all others")
 
@@ -940,14 +940,14 @@ with torch.inference_mode():
     last = shipped(torch.tensor([tokenizer.encode(question, bos=True)]))[0, -1]           # V
 
 def draw(temperature, top_p):
-    return pretraining.next_tokens(last, tokenizer, temperature, top_p, question)
+    return pretraining.plot_next_tokens(last, tokenizer, temperature, top_p, question)
 
 box = style.slider_image(draw, "Bars for the fifteen likeliest next tokens; grey ones are cut off by top-p",
                          temperature=[1.0, 0.25, 0.5, 0.75, 1.5, 2.0, 4.0], top_p=[0.9, 0.1, 0.5, 0.99, 1.0])
 box
 
 # %%
-style.show(pretraining.temperatures(last, tokenizer, (0.5, 1.0, 2.0), 0.9, question),
+style.show(pretraining.plot_temperatures(last, tokenizer, (0.5, 1.0, 2.0), 0.9, question),
            "The same prediction at three temperatures: few tall bars, more and lower bars, many low bars")
 
 # %%
@@ -996,7 +996,7 @@ for name in runs:
           f"{spread(name, 'near')[0]:5.2f} {told['near']:9} {spread(name, 'far')[0]:5.2f} {told['far']}")
 
 # %% jupyter={"source_hidden": true}
-style.show(pretraining.ablations(records, "V4 nano"),
+style.show(pretraining.plot_ablations(records, "V4 nano"),
            "Nine rows of dots, one dot for each seed: the loss on held-out scenes, and the nats of answers about near and far; "
            "a grey band is the range of V4 nano")
 

@@ -84,7 +84,7 @@ print(f"held-out loss of the trained model: {before:.4f} nats; after rounding: {
 # A **float** is a sign, an exponent and a mantissa. V4 uses two small floats, and a format for scales that is only an exponent:
 
 # %% jupyter={"source_hidden": true}
-style.show(numbers.bit_fields(), "The bits of E2M1, E4M3 and E8M0: sign, exponent, mantissa; E8M0 has only an exponent")
+style.show(numbers.plot_bit_fields(), "The bits of E2M1, E4M3 and E8M0: sign, exponent, mantissa; E8M0 has only an exponent")
 
 # %% [markdown]
 # The name tells the bits: **E4M3** has 4 bits of exponent and 3 of mantissa. With the exponent's field $e$, the mantissa's field $m$ of $M$ bits, and the bias $b$:
@@ -120,7 +120,7 @@ assert bytes_.view(torch.float8_e4m3fn).float().tolist() == [decode(code, 4, 3, 
 print("equal to minids' 16 numbers of FP4, and to torch's float8_e4m3fn for all 254 codes")
 
 # %% jupyter={"source_hidden": true}
-style.show(numbers.fp4_line(), "All numbers of FP4 on a line with their codes: dense near 0, at most 6; the positive ones are 0, "
+style.show(numbers.plot_fp4_line(), "All numbers of FP4 on a line with their codes: dense near 0, at most 6; the positive ones are 0, "
            "0.5, 1, 1.5, 2, 3, 4, 6 (0 has a second code, 1000, which is not shown)")
 
 # %% [markdown]
@@ -131,7 +131,7 @@ positive = {"E4M3": numbers.positive_numbers(torch.float8_e4m3fn), "E5M2": numbe
 print("E4M3:", sum(positive["E4M3"] < 1), "of", len(positive["E4M3"]), "positive numbers are below 1")
 
 # %% jupyter={"source_hidden": true}
-style.show(numbers.density(positive), "Left: E4M3 has 8 numbers in each octave from 2^-6 to 2^7, E5M2 has 4 over a wider range. "
+style.show(numbers.plot_density(positive), "Left: E4M3 has 8 numbers in each octave from 2^-6 to 2^7, E5M2 has 4 over a wider range. "
            "Right: the distance to the next number stays between 6 and 12 percent for E4M3 until it grows among subnormals")
 
 # %% [markdown]
@@ -210,7 +210,7 @@ rules = {"rounded up": torch.ceil, "rounded down": torch.floor, "not rounded": l
 errors = {name: [error_with(rule, blocks * size) for size in largest] for name, rule in rules.items()}
 
 # %% jupyter={"source_hidden": true}
-style.show(numbers.scale_rules(largest, errors, [0.75, 1.5, 3, 6]),
+style.show(numbers.plot_scale_rules(largest, errors, [0.75, 1.5, 3, 6]),
            "Error of normally distributed blocks over their largest number, the same in each octave. Rounding down is slightly "
            "better just above 1.5 and 3, and much worse just below 3 and 6; scales that are not rounded give a flat line")
 
@@ -341,7 +341,7 @@ for fault, (difference, error) in damage.items():
     print(f"{fault:24} loss {difference:+.4f} +- {error:.4f} nats per token")
 
 # %% jupyter={"source_hidden": true}
-style.show(numbers.changes(damage, "the same model, its experts written or read wrongly"),
+style.show(numbers.plot_changes(damage, "the same model, its experts written or read wrongly"),
            "The control changes nothing at all; scales rounded down and wrong scales change little; swapped halves cost by far most")
 
 # %%
@@ -387,7 +387,7 @@ for name, x in matrices.items():
     print(f"{name:11}", "  ".join(f"{format} {error:6.2%}" for format, error in errors[name].items()))
 
 # %% jupyter={"source_hidden": true}
-style.show(numbers.format_errors(errors), "Relative errors on a log axis: BF16 near 0.15 to 0.17 percent, FP8 near 2.7, FP4 near 12, FP4 "
+style.show(numbers.plot_format_errors(errors), "Relative errors on a log axis: BF16 near 0.15 to 0.17 percent, FP8 near 2.7, FP4 near 12, FP4 "
            "with scales for whole tiles somewhat more")
 
 # %% [markdown]
@@ -442,7 +442,7 @@ print("products stay, and it equals minids.weights.rounding")
 
 # %% jupyter={"source_hidden": true}
 turned = hadamard_transform(x)
-style.show(numbers.outlier(x[:32], y[:32], turned[:32], fake_quant(turned, "fp4_act")[:32]),
+style.show(numbers.plot_outlier(x[:32], y[:32], turned[:32], fake_quant(turned, "fp4_act")[:32]),
            "Left: one tall bar, and in FP4 most of the others in its block are 0. Right: after the turn no bar stands out, and "
            "hardly any becomes 0")
 
@@ -466,7 +466,7 @@ for size, a, b in zip(sizes, as_it_is, after_turn):
     print(f"outlier {size:4}: as it is {a:6.1%}, turned {b:6.1%}")
 
 # %% jupyter={"source_hidden": true}
-style.show(numbers.outlier_sweep(sizes, as_it_is, after_turn), "Over the size of the outlier: as it is, the error climbs to half "
+style.show(numbers.plot_outlier_sweep(sizes, as_it_is, after_turn), "Over the size of the outlier: as it is, the error climbs to half "
            "of the others' RMS and stays there; turned, it is lower up to an outlier of about 50, and higher beyond")
 
 # %% [markdown]
@@ -615,7 +615,7 @@ for name, (difference, error) in served.items():
     print(f"{name:17} loss {difference:+.4f} +- {error:.4f} nats per token")
 
 # %% jupyter={"source_hidden": true}
-style.show(numbers.changes(served, "what rounding costs the shipped model"),
+style.show(numbers.plot_changes(served, "what rounding costs the shipped model"),
            "Rounded activations change the loss by hardly anything; FP4 for all matrices, embedding and head included, costs "
            "clearly more")
 
@@ -688,7 +688,7 @@ for _ in range(12):
 print("rounded weight alone:", alone[-1], "   copy of a master:", copies[-1])
 
 # %% jupyter={"source_hidden": true}
-style.show(numbers.masters({"without a master": (alone, alone), "with a master": (master, copies)}),
+style.show(numbers.plot_masters({"without a master": (alone, alone), "with a master": (master, copies)}),
            "Left: a flat line at 1, every step is lost. Right: the master rises in a straight line, and its copy jumps to 1.5 when "
            "the master passes 1.25")
 
@@ -759,7 +759,7 @@ for name, row in table.items():
 # %%
 rows = {f"{name}, served in {key}": against(row[key], base)
         for key in ("FP4", "three") for name, row in table.items() if key in row}
-style.show(numbers.changes(rows, "against the shipped model in float32"), "In FP4 all arms lie within hundredths of a nat of each "
+style.show(numbers.plot_changes(rows, "against the shipped model in float32"), "In FP4 all arms lie within hundredths of a nat of each "
            "other; in three numbers the arm trained with rounding has lost clearly less than the other two")
 
 # %%
@@ -792,7 +792,7 @@ print(f"{len(loaded)} tensors: the saved file gives exactly the numbers that a f
 # **Find out:** how far can the largest number grow before 0.5 is lost? Is there a number above 1 that becomes worse than 15 % wrong?
 
 # %%
-box = style.slider_image(numbers.landing, "FP4's numbers at a block's scale, and where a number lands",
+box = style.slider_image(numbers.plot_rounding, "FP4's numbers at a block's scale, and where a number lands",
                          number=[0.5, 0.1, 0.2, 0.3, 0.9, 1.2, 1.25, 1.7, 2.4, 2.5],
                          largest=[6.0, 3.0, 4.0, 6.1, 8.0, 10.0, 12.0])
 box
@@ -805,7 +805,7 @@ for largest in (6.0, 6.1):
 print(f"1.25 beside 6.0: {numbers.rounded_to(1.25, 1.0)}, {1 - 1 / 1.25:.0%} wrong")
 
 # %% jupyter={"source_hidden": true}
-style.show(numbers.landings([(0.5, 3.0), (0.5, 6.0), (0.5, 6.1), (1.25, 6.0)]),
+style.show(numbers.plot_roundings([(0.5, 3.0), (0.5, 6.0), (0.5, 6.1), (1.25, 6.0)]),
            "The same for four cases: 0.5 stays 0.5 beside 3 and 6, becomes 0 beside 6.1; 1.25 becomes 1 beside 6")
 
 # %% [markdown]
@@ -843,7 +843,7 @@ print(f"{'all':11}" + "".join(f"{total:18,}" for total in totals.values()))
 assert totals["Flash"] == 159_609_485_896 and totals["Pro"] == 864_704_792_696
 
 # %% jupyter={"source_hidden": true}
-style.show(numbers.on_disk(models), "Shares of bytes: in Flash and Pro FP4 and its scales fill more than nine tenths, FP8 most of "
+style.show(numbers.plot_on_disk(models), "Shares of bytes: in Flash and Pro FP4 and its scales fill more than nine tenths, FP8 most of "
            "the rest; in nano BF16, mostly embedding and head, takes the largest part")
 
 # %%

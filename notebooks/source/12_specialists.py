@@ -207,7 +207,7 @@ for step in tqdm(range(recipe.steps), desc="SFT", unit="step"):
     sft_losses.append(loss.item())
 
 # %%
-style.show(specialists.falling(sft_losses), "The loss on replies falls steeply within ten steps, then slowly")
+style.show(specialists.plot_sft_loss(sft_losses), "The loss on replies falls steeply within ten steps, then slowly")
 
 # %%
 assert 1.2 < sft_losses[0] < 6 and sum(sft_losses[-5:]) / 5 < 0.3
@@ -339,7 +339,7 @@ print(f"clipped {told['clipped']:.3f} of the tokens, left out {told['masked']:.2
 
 # %% jupyter={"source_hidden": true}
 words = [["7", "end"], ["8", "end"], ["9", "end"], ["hm", "3", "end"]]
-style.show(specialists.worked((now - old).exp(), mask, A, [True, True, True, False], 0.2, words),
+style.show(specialists.plot_clipping((now - old).exp(), mask, A, [True, True, True, False], 0.2, words),
            "The tokens of four rollouts by their ratio: the 7 of rollout 1 and the 8 of rollout 2 are clipped, the 9 of rollout 3 "
            "lies outside the clip and counts, rollout 4 is left out")
 
@@ -392,7 +392,7 @@ for name, b in BASELINES.items():
     print(f"{name:22} gradient by being right: {useful.mean():.2f} of the exact one;  noise {sum(noise[name]) / 6:.3f}")
 
 # %% jupyter={"source_hidden": true}
-figure, ax = specialists.baselines(noise)
+figure, ax = specialists.plot_baselines(noise)
 ax.set_xticks(range(6), [f"{p:.0%}" for p in solved.tolist()])
 ax.set_xlabel("how often the policy solves the prompt")
 style.show(figure, "Noise of the gradient estimate for six prompts: without a baseline it grows with the share of right answers; "
@@ -409,7 +409,7 @@ style.show(figure, "Noise of the gradient estimate for six prompts: without a ba
 # stops paying once a token has moved by $\varepsilon$ **in the direction it was pushed**:
 
 # %% jupyter={"source_hidden": true}
-style.show(specialists.objective_pair(), "The gain over the ratio. For a good answer it is flat above 1.2, for a bad one flat below "
+style.show(specialists.plot_objective_pair(), "The gain over the ratio. For a good answer it is flat above 1.2, for a bad one flat below "
            "0.8; on the other sides the slope is A, however far")
 
 # %% [markdown]
@@ -447,7 +447,7 @@ print([[round(v, 4) for v in row] for row in clipped_gain((now - old).exp(), A, 
 
 # %%
 def draw_objective(ratio, advantage):
-    return specialists.objective(ratio, advantage)
+    return specialists.plot_objective(ratio, advantage)
 
 
 box = style.slider_image(draw_objective, "The clipped gain over the ratio, with its slope at one point",
@@ -510,7 +510,7 @@ for name in ESTIMATES:
     print(f"{name:9} from the policy {here[0]:6.3f} +- {here[1]:.3f}     from the older one {there[0]:6.3f} +- {there[1]:.3f}")
 
 # %% jupyter={"source_hidden": true}
-style.show(specialists.estimators(kl_exact, on, off), "Means (blue where exact, red crosses where not) and deviations of five "
+style.show(specialists.plot_estimators(kl_exact, on, off), "Means (blue where exact, red crosses where not) and deviations of five "
            "estimates. From the policy itself only k2 is off; from an older policy only the two with the ratio are exact")
 
 # %% [markdown]
@@ -686,7 +686,7 @@ print(f"|log ratio|: replayed {replayed.abs().mean():.4f} on average, free {free
 print(f"free minus replayed: {(free - replayed).abs().mean():.4f} on average, at most {(free - replayed).abs().max():.3f}")
 
 # %% jupyter={"source_hidden": true}
-style.show(specialists.replay(free.numpy(), replayed.numpy(), changed), "Left: log ratios of tokens after one update, experts free against "
+style.show(specialists.plot_replay(free.numpy(), replayed.numpy(), changed), "Left: log ratios of tokens after one update, experts free against "
            "experts replayed, all near the diagonal. Right: the distance from it on a logarithmic scale; the bar at 1e-7 stands for none")
 
 # %%
@@ -749,7 +749,7 @@ cheap, cheap_log = practise_live(0.1, 14)
 dear, dear_log = practise_live(5.0, 7)
 
 # %%
-style.show(specialists.learning({"penalty 0.1": cheap_log, "penalty 5": dear_log},
+style.show(specialists.plot_grpo_run({"penalty 0.1": cheap_log, "penalty 5": dear_log},
                                 {"reward": "mean reward", "right": "share of right replies", "thinks": "share that thinks",
                                  "kl": "KL to the SFT model (nats)"}),
            "GRPO over steps, two runs from one start. The reward rises in both; with cheap tokens the share of replies that think "
@@ -762,7 +762,7 @@ style.show(specialists.learning({"penalty 0.1": cheap_log, "penalty 5": dear_log
 after = {"after SFT": (after_sft, sample_sft), "GRPO, cheap": examine(cheap), "GRPO, dear": examine(dear)}
 table = {mode: {name: found[mode] for name, (found, _) in after.items()} for mode in ("non-think", "think-high")}
 guess = share(p.answer == "12" for p in exam)           # whoever always says 12
-style.show(specialists.bars(table, "right on the exam (%)", guess),
+style.show(specialists.plot_bars(table, "right on the exam (%)", guess),
            "Share of right replies by mode with 95 % intervals: after SFT, and after GRPO with cheap and with dear tokens, which "
            "practised think-high only; a dotted line for always saying 12")
 
@@ -821,7 +821,7 @@ def curve(model, n=8, some=30):
 
 
 curves = {"after SFT": curve(sft_model), "after GRPO, cheap tokens": curve(cheap)}
-style.show(specialists.pass_curves(curves), "pass@k over k after SFT and after GRPO with cheap tokens: both rise with k, GRPO starts higher")
+style.show(specialists.plot_pass_at_k(curves), "pass@k over k after SFT and after GRPO with cheap tokens: both rise with k, GRPO starts higher")
 
 # %%
 first, last = curves.values()
@@ -845,12 +845,12 @@ print(life.table(recorded, "greedy", ("after SFT", "specialists")))
 print(life.table(recorded, "pass@4", ("after SFT", "specialists")))
 
 # %%
-style.show(life.lifted(recorded),
+style.show(life.plot_grpo_gains(recorded),
            "Arrows from SFT to GRPO for four families and two seeds. At pass@1 mathematics, coding and reasoning rise by 9 to 41 "
            "points, past the greedy answers before GRPO (red marks), knowledge hardly; at pass@4 coding rises, reasoning falls")
 
 # %%
-style.show(life.practice(recorded),
+style.show(life.plot_grpo_logs(recorded),
            "Share of right replies in the batches of practice, and entropy of the policy, for four families and two seeds: mathematics, "
            "coding and reasoning rise slowly and unsteadily, knowledge is near 100 % from the start; the entropies fall")
 
@@ -984,7 +984,7 @@ for name, judge in (("Strict judge (control)", strict), ("Obvious judge", obviou
     table_, runs[name] = practise_table(blind, judge, steps=150, lr=10.0)
     said, mask = sample_table(table_, 1, torch.Generator().manual_seed(0))
     sayings[name] = " ".join(str(t) for t in said[0][mask[0]].tolist() if t != STOP)
-style.show(specialists.hacking(runs, sayings), "Left, strict judge: reward and share of right replies are one curve, around 10 %. Right, "
+style.show(specialists.plot_hacking(runs, sayings), "Left, strict judge: reward and share of right replies are one curve, around 10 %. Right, "
            "obvious judge: the reward rises far above, while no reply is right any more")
 
 # %%
@@ -1025,7 +1025,7 @@ for name, recipe_ in RECIPES.items():
     lines[name] = [[row[1] for row in log] for log in logs]
     far[name], ends[name] = max(log[0][2] for log in logs), [share(line[-10:]) for line in lines[name]]
     print(f"{name:25} right at the end {', '.join(f'{end:.0%}' for end in ends[name])};  largest ratio after the first batch {far[name]:.1f}")
-style.show(specialists.seeds(lines, "share of right replies", "A judge that is wrong in 30 % of all cases"),
+style.show(specialists.plot_seeds(lines, "share of right replies", "A judge that is wrong in 30 % of all cases"),
            "Share of right replies over batches: 16 updates with the clip climb highest; without the clip the curves stay below")
 
 # %%
@@ -1057,7 +1057,7 @@ for name, beta in (("KL off", 0.0), ("KL, beta = 0.1", 0.1)):
     final[name] = share(share(row[1] for row in log[-10:]) for _, log in both)
     extreme = share(s < 0.2 or s > 0.8 for s in ends[name])
     print(f"{name:15} right {final[name]:.0%}; problems that say the same of the two in over 80 %: {extreme:.0%}")
-style.show(specialists.shares(ends), "How often the word is said instead of the digit, as shares of the problems: 32 at the start, the same 32 in two "
+style.show(specialists.plot_shares(ends), "How often the word is said instead of the digit, as shares of the problems: 32 at the start, the same 32 in two "
            "seeds afterwards. At the start all are at 50 %; with KL off most are near 0 or 100 %; with KL most stay in between")
 
 # %%
@@ -1085,7 +1085,7 @@ print("Without KL luck decides which of two right answers survives. With KL both
 # What do modes bring? Published scores (report, table 7):
 
 # %% jupyter={"source_hidden": true}
-style.show(specialists.modes(("HLE (", "Apex (", "HMMT", "LiveCodeBench", "GPQA", "SWE Verified", "SimpleQA", "MMLU-Pro")),
+style.show(specialists.plot_modes(("HLE (", "Apex (", "HMMT", "LiveCodeBench", "GPQA", "SWE Verified", "SimpleQA", "MMLU-Pro")),
            "Scores of V4-Flash and V4-Pro in three modes on eight benchmarks: far apart on hard mathematics, HLE and LiveCodeBench; close on "
            "MMLU-Pro and SWE Verified; in between on SimpleQA")
 

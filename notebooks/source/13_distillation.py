@@ -106,7 +106,7 @@ for name, p in (("even", torch.full((3,), 1 / 3)), ("sure", torch.tensor([0.90, 
 # The same on a line of 21 tokens. The teacher has two humps; the student can only be one hump, wide or narrow. **Predict before you run:** where will the best student of each KL be?
 
 # %%
-style.show(distillation.two_fits(),
+style.show(distillation.plot_two_fits(),
            "The best student by forward KL is one wide hump over both of the teacher's, the one by reverse KL sits on the larger of the two")
 
 # %% [markdown]
@@ -141,7 +141,7 @@ print("equal to minids.posttrain.distill.divergence")
 # places are there?
 
 # %%
-box = style.slider_image(lambda centre, width: distillation.both(centre, width),
+box = style.slider_image(lambda centre, width: distillation.plot_student(centre, width),
                          "The teacher's two humps, the student, and its two divergences",
                          centre=[0.0, -6.0, -4.0, -2.0, 2.0, 4.0, 6.0], width=[4.4, 3.0, 2.0, 1.2, 0.8, 6.0])
 box
@@ -157,7 +157,7 @@ for centre, width in ((0.0, 4.4), (0.0, 1.2), (-4.0, 1.2), (4.0, 1.2)):
 # Both rise. Down to width 2 by about the same; then the forward KL runs away (from 0.55 to 4.87 in all; the reverse KL from 1.13 to 3.52), since the humps' own tokens get almost no probability. A narrow student between the humps is bad for both. On a hump, either hump, the reverse KL is small: two places. Then the forward KL is large, because the other hump is left out. As a map of all students:
 
 # %%
-style.show(distillation.landscape(),
+style.show(distillation.plot_landscape(),
            "Over centre and width the forward KL has one valley, in the middle and wide; the reverse KL has two, one on each hump; crosses mark the least")
 
 # %% [markdown]
@@ -260,7 +260,7 @@ def descent(draws, seed=0, steps=150, V=50, lr=1.0):
 
 
 runs = {"2 drawn tokens a step, 8 runs": [descent(2, seed) for seed in range(8)], "whole vocabulary": [descent(0)]}
-style.show(distillation.descents(runs),
+style.show(distillation.plot_descents(runs),
            "The whole vocabulary gives one smooth curve. Runs from drawn tokens are jagged, differ from each other, and end higher on average")
 
 # %%
@@ -339,7 +339,7 @@ for name, share in lost.items():
 off, on = (students[name][D:D + 5, 0] for name in list(students)[:2])
 for name, back in (("first student", off), ("second student", on)):
     print(f"chance of the {name} to step back at distance 1, 2, 3, 4:", [round(v, 2) for v in back[1:].tolist()])
-style.show(distillation.lost(lost),
+style.show(distillation.plot_lost(lost),
            "The share of walks more than 2 places off the path grows step by step for the student trained on the teacher's walks, "
            "and stays near 0 for the others")
 
@@ -595,7 +595,7 @@ for name, method in (("on-policy", "on-policy"), ("off-policy", "off-policy"), (
     print(f"{name:12} {len(seconds):3} steps in {sum(seconds):.0f} processor seconds")
 
 # %%
-style.show(distillation.falling({name: curves[name] for name in ("on-policy", "off-policy")}),
+style.show(distillation.plot_kl({name: curves[name] for name in ("on-policy", "off-policy")}),
            "The student's KL to its teachers falls while it learns, on its own texts and on the teachers'")
 
 # %% [markdown]
@@ -629,7 +629,7 @@ for row, found in results.items():
 
 # %%
 answers = [p.answer for p in tasks.problems("mathematics", "test", 64, 1)]
-style.show(distillation.report({row: {name: one[0] for name, one in found.items()} for row, found in results.items()},
+style.show(distillation.plot_report({row: {name: one[0] for name, one in found.items()} for row, found in results.items()},
                                "share of right answers", {one: answers.count(one) / len(answers) for one in "14"}),
            "Right answers with 95 percent intervals, for each teacher on both families, and for the four single models; dotted: what "
            "always the same answer would get in mathematics")
@@ -664,7 +664,7 @@ recorded = life.reports()
 print(life.table(recorded))
 
 # %%
-style.show(life.together(recorded),
+style.show(life.plot_combined(recorded),
            "Right answers in four families and on the mean, two seeds: the distilled model is level with the specialists in "
            "reasoning, a little below them in mathematics and coding, above them in knowledge; on the mean twenty points above "
            "mixed SFT; mean weights are at the bottom")

@@ -57,12 +57,12 @@ tokenizer, model = Tokenizer.load(), minids.load(data("checkpoints", "nano"))
 scene = "Late in the evening Jonas was in the mill. Nora was in the cellar."
 ids = tokenizer.encode(scene, bos=True)
 plain = generate(model, ids, 40, temperature=0)
-fast, marks = inference.guessed(model, ids, 40, temperature=0)
+fast, marks = inference.speculate_marked(model, ids, 40, temperature=0)
 
 # %% tags=["nbval-ignore-output"]
 print(f"without guesses: {len(plain)} tokens in {len(plain)} passes")
 print(f"with guesses:    {len(fast.ids)} tokens in {fast.passes} passes; guesses that stood are in brackets:\n")
-print(scene + inference.marked(tokenizer, [i for i in fast.ids if i != tokenizer.eos_id], marks))
+print(scene + inference.mark_guesses(tokenizer, [i for i in fast.ids if i != tokenizer.eos_id], marks))
 
 # %%
 assert fast.ids == plain and fast.passes < 0.9 * len(plain)
@@ -98,7 +98,7 @@ for name, p in rows.items():
     print(f"{name:16}", " ".join(f"{v:.3f}" for v in p.tolist()), f"  first : second = {p[0] / p[1]:.2f}")
 
 # %% jupyter={"source_hidden": true}
-style.show(inference.drawn(rows, ["a", "b", "c", "d"]),
+style.show(inference.plot_distributions(rows, ["a", "b", "c", "d"]),
            "Four tokens: temperature 0.5 makes the first bar taller and the others lower, temperature 2 evens them out, top-p 0.7 "
            "removes the last two and scales the first two alike")
 
@@ -149,7 +149,7 @@ with torch.inference_mode():
 
 
 def draw(temperature, top_p):
-    return inference.curves(contexts, temperature, top_p)
+    return inference.plot_top_p(contexts, temperature, top_p)
 
 
 box = style.slider_image(draw, "Probability against rank for two beginnings; grey is what top-p cuts",
@@ -170,7 +170,7 @@ for top_p in (0.3, 0.5, 0.8, 0.9):
     print(f"temperature 2, top-p {top_p}: tokens left", kept)
 
 # %%
-style.show(inference.tempered(contexts),
+style.show(inference.plot_temperatures(contexts),
            "Probability against rank at three temperatures: a high temperature lays the curve flatter, and the dot where top-p 0.9 "
            "cuts moves to the right")
 
@@ -240,7 +240,7 @@ print("Wrong half: several bits a token above it, on the mean. Wrong order: more
 # lengths. The usual trick is to pad short ones on the left. In V4 this goes wrong:
 
 # %% jupyter={"source_hidden": true}
-style.show(inference.padding(),
+style.show(inference.plot_padding(),
            "Eight tokens in compression windows of four, alone and with one padding token in front: the windows are cut at other "
            "places, so that other tokens share an entry, and the last one is no longer complete")
 
@@ -257,7 +257,7 @@ wrote, left = [], [5, 5, 5]
 for new in stream(model, prompts, 5, temperature=0, stop=()):          # a token of each row, None while it reads or has ended
     wrote.append([None if left[i] == 0 else token is not None for i, token in enumerate(new)])
     left = [n - (token is not None) for n, token in zip(left, new)]
-style.show(inference.steps(wrote),
+style.show(inference.plot_batch_steps(wrote),
            "Three rows over eleven steps: the row with the shortest prompt writes at once and then idles, the "
            "longest prompt is read for six steps, and its row ends last")
 
@@ -294,7 +294,7 @@ torch.set_num_threads(threads)
 # %% tags=["nbval-ignore-output"]
 print(f"1 row: {1 / spent[1]:,.0f} tokens a second; 32 rows: {32 / spent[32]:,.0f}, "
       f"and a step takes {spent[32] / spent[1]:.1f} times as long")
-style.show(inference.throughput(batches, [rows / spent[rows] for rows in batches], [1000 * spent[rows] for rows in batches]),
+style.show(inference.plot_throughput(batches, [rows / spent[rows] for rows in batches], [1000 * spent[rows] for rows in batches]),
            "Left: tokens a second rise with the batch, less than in proportion. Right: the time of a step rises too, far less than the batch")
 
 # %%
@@ -344,7 +344,7 @@ for name, (_, gigabytes) in lines.items():
 print(f"64 tokens touch {1 - (1 - 6 / 256) ** 64:.0%} of Flash's routed experts")
 
 # %% jupyter={"source_hidden": true}
-style.show(inference.reading(lines),
+style.show(inference.plot_weights_read(lines),
            "Gigabytes of weights read per token against the tokens in one pass: they fall for both models, "
            "slowest in the middle, where more tokens touch more experts, and fastest once all experts are read anyway")
 
@@ -359,7 +359,7 @@ style.show(inference.reading(lines),
 # keeps from V3 without modification (report, section 2.1).
 
 # %% jupyter={"source_hidden": true}
-style.show(inference.passes(),
+style.show(inference.plot_draft_pass(),
            "The small block guesses two tokens; the model reads the known token and both guesses in one pass and gives "
            "three distributions; the first guess stands, the second falls and is replaced")
 
@@ -385,7 +385,7 @@ style.show(inference.passes(),
 
 # %% jupyter={"source_hidden": true}
 p, q = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.2, 0.6, 0.2])
-style.show(inference.overlap(p, q, ["sea", "mill", "king"]),
+style.show(inference.plot_overlap(p, q, ["sea", "mill", "king"]),
            "Bars of p and q over three tokens: what both share is delivered by guesses "
            "that stand; what p has above q is drawn instead, and is as large as what q has above p, which falls")
 
@@ -481,21 +481,21 @@ for name, (rule, instead) in judges.items():
 # **follow every way that its draws and coins can fall**. There are 27 texts. (For two drafts we need a fourth token, 81 texts: the first comes from the pass over the prompt, the last of a pass needs no guess.)
 
 # %%
-tiny, prompt = inference.tiny(), [0, 2, 1, 1, 0]
-exact = inference.plainly(tiny, prompt, 3)                              # {text: probability}, from full passes
-texts = {"right, 1 draft": inference.every_way(tiny, prompt, 3, 1)}
-wrong = {"all stand": inference.every_way(tiny, prompt, 3, 1, inference.accept_all),
-         "resample from p": inference.every_way(tiny, prompt, 3, 1, inference.resample_from_p)}
+tiny, prompt = inference.tiny_model(), [0, 2, 1, 1, 0]
+exact = inference.text_chances(tiny, prompt, 3)                              # {text: probability}, from full passes
+texts = {"right, 1 draft": inference.text_chances_with_drafts(tiny, prompt, 3, 1)}
+wrong = {"all stand": inference.text_chances_with_drafts(tiny, prompt, 3, 1, inference.accept_all),
+         "resample from p": inference.text_chances_with_drafts(tiny, prompt, 3, 1, inference.resample_from_p)}
 for name, other in (texts | wrong).items():
     apart = inference.total_variation(exact, other)
     print(f"{name:16} probabilities sum to {sum(other.values()):.3f}, total variation {apart:.3f}")
-longer, two = inference.plainly(tiny, prompt, 4), inference.every_way(tiny, prompt, 4, 2)
+longer, two = inference.text_chances(tiny, prompt, 4), inference.text_chances_with_drafts(tiny, prompt, 4, 2)
 print(f"right, 2 drafts, four tokens: {len(two)} texts, total variation {inference.total_variation(longer, two):.3f}")
 
 # %%
 with_drafts = torch.tensor([texts["right, 1 draft"][text] for text in exact])
 torch.testing.assert_close(with_drafts, torch.tensor(list(exact.values())), atol=1e-5, rtol=1e-4)
-style.show(inference.enumerations(exact, {"right, 1 draft": texts["right, 1 draft"]} | wrong),
+style.show(inference.plot_enumerations(exact, {"right, 1 draft": texts["right, 1 draft"]} | wrong),
            "The probability of each of 27 texts with drafts against plain sampling: on the diagonal with the right judge, off it "
            "with both sabotaged ones")
 
@@ -526,7 +526,7 @@ overlaps = {name: expected_acceptance(model, full, n) for name, (full, n) in wri
 for name in kinds:
     print(f"{name:10} drafts that stood:", " ".join(f"{r:4.0%}" for r in rates[name]),
           f"  first draft, computed: {overlaps[name]:.0%}   tokens a pass: {per_pass[name]:.2f}")
-style.show(inference.acceptance(rates),
+style.show(inference.plot_acceptance(rates),
            "Share of judged drafts that stood, for three kinds of text: most of the first drafts stand, fewer of "
            "the second and the third")
 
@@ -626,7 +626,7 @@ print(f"Flash, batch 16: verifying reads {table['V4-Flash', 16][0]:.2f} times th
 # %% tags=["nbval-ignore-output"]
 marked = {"nano here, 1 row": (verify, draft, rate)}
 marked |= {f"V4-Flash, batch {n}, bytes": (*table["V4-Flash", n], 0.85) for n in (1, 16, 256)}
-style.show(inference.speeds(marked),
+style.show(inference.plot_speedup(marked),
            "Speed-up with one draft against the acceptance rate: of the three batches V4-Flash gains most with 256, least with 16; nano on "
            "this machine gains little. Dots: the acceptance measured for nano, 85 percent for Flash")
 
@@ -763,7 +763,7 @@ for name, of in results.items():
     tokens = np.mean(replies[name][1]) + (np.mean(thought) if name == "own thoughts" else 0)
     share, low, high = of["all"]
     print(f"{name:20} right {share:4.0%} ({low:.0%} to {high:.0%})   {tokens:5.1f} tokens written")
-style.show(inference.conditions(results),
+style.show(inference.plot_conditions(results),
            "Right answers by family with intervals: own thoughts beat the answer at once on the whole, most of all in knowledge; the right "
            "thoughts beat all; another's thoughts help in no family")
 
@@ -828,7 +828,7 @@ taken = {mode: {family: solve(trained, tokenizer, some, mode) for family, some i
 for family in tasks.FAMILIES:
     print(f"{family:12}", "   ".join(f"{mode} {np.mean(of[family][0]):4.0%} ({np.mean(of[family][1]):4.1f} tokens)"
                                      for mode, of in taken.items()))
-style.show(inference.conditions({mode: {family: evaluate.interval(won) for family, (won, _) in of.items()}
+style.show(inference.plot_conditions({mode: {family: evaluate.interval(won) for family, (won, _) in of.items()}
                                  for mode, of in taken.items()}),
            "Right answers of the distilled mini by family and mode with intervals: thinking is ahead in mathematics, the "
            "answer at once in coding; in reasoning and knowledge both are alike")
@@ -942,7 +942,7 @@ for k in (1, 2, 4, 8):
     print(f"k = {k}: truth {truth:.3f}, mean of the right estimate {unbiased:.3f}, of the tempting one {naive:.3f}")
 
 # %% jupyter={"source_hidden": true}
-style.show(inference.biases(0.2, 8),
+style.show(inference.plot_bias(0.2, 8),
            "The mean of both estimators over everything that can happen, eight answers: the unbiased one "
            "lies on the truth, the other one falls below it as k grows")
 
@@ -966,7 +966,7 @@ curves = {f"temperature {t}": {k: evaluate.interval([evaluate.pass_at_k(tries, c
           for t, found in solved.items()}
 
 # %% tags=["nbval-ignore-output"]
-style.show(inference.passes_at(curves),
+style.show(inference.plot_pass_at_k(curves),
            "pass@k against k at two temperatures with intervals: both rise with k, and the intervals overlap everywhere")
 for name, points in curves.items():
     print(name, " ".join(f"pass@{k} {share:.0%}" for k, (share, *_) in points.items()))
@@ -998,7 +998,7 @@ for family in tasks.FAMILIES:
 # %% tags=["nbval-ignore-output"]
 print(f"bits per byte of unseen text: {bits['mixture']:.2f} of the whole mixture, {bits['text']:.2f} of its real English")
 print(f"first MTP drafts expected to stand, in a scene it wrote: {overlaps['a scene']:.0%}")
-style.show(inference.card(shares),
+style.show(inference.plot_card(shares),
            "Right answers of the base model with intervals: stories, secrets near and far, and four families of problems "
            "after thinking")
 
@@ -1027,7 +1027,7 @@ for name, spent in sorted(minutes.items(), key=lambda item: -item[1])[:5]:
     print(f"    {name:18} {spent:4.1f} minutes")
 
 # %%
-style.show(life.together([recorded]),
+style.show(life.plot_combined([recorded]),
            "Right answers of one life's models in four families and on the mean: after SFT, specialists, mean weights, mixed "
            "SFT and the distilled model")
 
@@ -1069,7 +1069,7 @@ for mode in MODES[:2]:
 # %%
 scored = [row["benchmark"] for row in start.published("benchmarks_modes")
           if None not in (row["V4-Flash Non-think"], row["V4-Flash Max"], row["V4-Pro Non-think"], row["V4-Pro Max"])]
-explorer = style.slider_image(inference.effort,
+explorer = style.slider_image(inference.plot_effort,
                               "Score against the price of 1000 answers for both models, without thinking and with the longest",
                               benchmark=["HLE (Pass@1)"] + [name for name in scored if not name.startswith("HLE")],
                               longer=[10, 1, 2, 3, 4, 5, 20, 50])
@@ -1084,7 +1084,7 @@ for longer in (1, 3, 4, 10):
           f"Pro Non-think {usd['V4-Pro Non-think']:5.2f}")
 
 # %%
-style.show(inference.efforts("HLE (Pass@1)", (1, 3, 10)),
+style.show(inference.plot_efforts("HLE (Pass@1)", (1, 3, 10)),
            "Three panels: the longer Max thinks, the further its points move to the right; at three times the tokens Flash Max "
            "still costs a little less than Pro Non-think and scores far higher, at ten times it costs several times as much")
 

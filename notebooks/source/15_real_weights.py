@@ -44,8 +44,8 @@ from minids.recipes import v4_sample
 from minids.show import real, style
 from minids.system import paths
 from minids.weights import header, hub, layout
-from minids.weights.checkpoint import INDEX, empty
-from minids.weights.remote import RemoteCheckpoint
+from minids.weights.checkpoint import Checkpoint, empty
+from minids.weights.layout import INDEX
 from minids.weights.streamed import streamed
 
 style.use()
@@ -55,7 +55,7 @@ versions()
 REPO = None     # where there is a network: "deepseek-ai/DeepSeek-V4-Flash"
 
 SAMPLE, NANO, MINI = paths.data("v4_sample"), paths.data("checkpoints", "nano"), paths.data("checkpoints", "mini")
-far = RemoteCheckpoint(REPO or SAMPLE)
+far = Checkpoint(REPO or SAMPLE)
 NAME = REPO.split("/")[1] if REPO else "sample"
 if REPO:
     print(f"Section 5 reads {far.where}; all other sections run on data/v4_sample.")
@@ -95,7 +95,7 @@ print(f"{'all but the other matrices':34}{small:16,} bytes: {small / whole:.2%}"
 # a thousandth of the files; all routers, biases, hash tables, hyper-connections, sinks and norms together are a quarter of a gigabyte. These numbers come from the configuration alone (`minids.cost`, lesson 08); they are exact.
 
 # %% jupyter={"source_hidden": true}
-style.show(real.bills(rows | {"a layer": real.size("layers.3.*"), "all of V4-Flash": whole}),
+style.show(real.plot_downloads(rows | {"a layer": real.size("layers.3.*"), "all of V4-Flash": whole}),
            "Bytes of parts of V4-Flash on a logarithmic axis: 9 kB for base and scale of the hyper-connections, 11 kB for sinks, megabytes for biases, "
            "tables, matrices and routers, 3.6 GB for one layer, 160 GB for all")
 
@@ -146,7 +146,7 @@ raw = bytes_of(shard, "layers.0.attn.attn_sink")
 print(f"\nthe sinks of layer 0: {raw.hex(' ')} = {floats(raw)}")
 
 # %% jupyter={"source_hidden": true}
-style.show(real.anatomy(shard.name, header.read(shard), len(data)),
+style.show(real.plot_anatomy(shard.name, header.read(shard), len(data)),
            "The file to scale: a short header, a table of ids, two wide float32 maps of the hyper-connections, few bytes of norms and "
            "scales, then FP8 matrices and packed FP4 experts, without gaps")
 
@@ -169,7 +169,7 @@ for file in sorted(set(index["weight_map"].values())):
 # spelled like the sample's? (Its index has 22,192 bytes for 307 tensors, the header above 5,120 for 53.)
 
 # %%
-index_size, header_size = real.spelled("flash")
+index_size, header_size = real.json_sizes("flash")
 print(f"Flash: the index takes {index_size / 1e6:.1f} MB, the largest header {header_size / 1e6:.2f} MB")
 counts = [len(names) for names in layout.shards(Config.flash()).values()]
 print(f"the fullest file has {max(counts):,} tensors, all {len(counts)} files {sum(counts):,}")
@@ -253,7 +253,7 @@ print("scale bytes", scale.flatten().tolist(), "=", e8m0(scale).flatten().tolist
 print("codes", codes[0, :4].float().tolist(), "-> numbers", mine[0, :4].tolist())
 
 # %%
-torch.testing.assert_close(mine, RemoteCheckpoint(SAMPLE).read(f"{name}.weight")[f"{name}.weight"], rtol=0, atol=0)
+torch.testing.assert_close(mine, Checkpoint(SAMPLE).read(f"{name}.weight"), rtol=0, atol=0)
 print("equal to minids, bit for bit")
 
 # %% [markdown]
@@ -329,7 +329,7 @@ def nats(model, ids):
         return F.cross_entropy(model(torch.tensor([ids]))[0, :-1], torch.tensor(ids[1:])).item()
 
 
-stored = RemoteCheckpoint(NANO).raw("layers.1.ffn.experts.0.w1.weight").values()
+stored = Checkpoint(NANO).raw_all([f"layers.1.ffn.experts.0.w1.{part}" for part in ("weight", "scale")]).values()
 right, results = fp4_decode(*stored), {}
 for way, reader in READERS.items():
     W = reader(*stored)
@@ -463,7 +463,7 @@ for layer, kind in ((0, "window only, by hash"), (2, "CSA, by hash"), (3, "HCA, 
 #
 # ### We play the Hub
 #
-# To see what goes over the line, we are the Hub ourselves: a server of twenty lines hands out parts of the sample's files and writes down what it is asked for. `RemoteCheckpoint` talks to it through `huggingface_hub`, as it would to the
+# To see what goes over the line, we are the Hub ourselves: a server of twenty lines hands out parts of the sample's files and writes down what it is asked for. `Checkpoint` talks to it through `huggingface_hub`, as it would to the
 # real one.
 
 # %% jupyter={"source_hidden": true}
@@ -508,14 +508,14 @@ def played(visit):
 
 # %%
 def visit():
-    distant = RemoteCheckpoint("course/sample")
+    distant = Checkpoint("course/sample")
     names = distant.find("layers.*.ffn.gate.weight")
     print("price:", distant.price(names))
-    read = distant.read(names)
+    read = distant.read_all(names)
     for name in names:
         torch.testing.assert_close(read[name], loaded.state_dict()[name], rtol=0, atol=0)
     before = len(Hub.asked)
-    distant.read(names)
+    distant.read_all(names)
     print(f"{len(names)} routers, equal to minids.load; asked once more, they cost {len(Hub.asked) - before} requests")
 
 
@@ -531,7 +531,7 @@ else:
 # %% [markdown]
 # Sorted by file here; in time it went: `config.json`, the index, then for each file that matters the beginning with its header (in two pieces, where the first guess was too short), and last the 1,024 bytes of each router. The second time nothing is asked: what came is in a cache, with
 # a checksum behind it. (For this small copy we set the first guess to 4 kB; for real files it is 256 kB, and small gaps between tensors are read rather than asked around.) A cut connection goes on where it was cut; "too many requests" is
-# answered by waiting; `tests/test_hub.py` plays all that.
+# answered by waiting; `tests/weights/test_hub.py` plays all that.
 #
 # The price counts tensors only: four times 1,024. The tables of contents come on top. In the sample the tables of contents weigh more than the routers. In Flash it is the other way round: megabytes (section 1) against 90 MB of routers.
 #
@@ -549,7 +549,7 @@ else:
 PATTERNS = ["layers.*.ffn.gate.weight", "layers.*.attn.wq_b.weight", "layers.20.attn.wq_b.weight", "*.hc_*", "*norm.weight",
             "*.attn_sink", "*.tid2eid", "layers.20.ffn.experts.7.*", "layers.*.ffn.experts.7.*", "layers.20.*", "mtp.*",
             "embed.weight", "*"]
-box = style.slider_image(real.bill, "Bytes and seconds of the tensors that a pattern fits, beside the whole model, on a logarithmic axis",
+box = style.slider_image(real.plot_download, "Bytes and seconds of the tensors that a pattern fits, beside the whole model, on a logarithmic axis",
                          model=["flash", "pro"], pattern=PATTERNS, bandwidth=[12.5, 1, 125, 500, 3000, 7000])
 box
 
@@ -557,7 +557,7 @@ box
 box.sliders["pattern"].value = "*norm.weight"
 assert box.shown == {"model": "flash", "pattern": "*norm.weight", "bandwidth": 12.5}
 for pattern in ("layers.*.ffn.gate.weight", "layers.20.attn.wq_b.weight", "*norm.weight", "layers.20.ffn.experts.7.*", "layers.20.*"):
-    count, size = real.price(pattern, "flash")[0], real.size(pattern)
+    count, size = real.matching(pattern, "flash")[0], real.size(pattern)
     print(f"{pattern:30}{count:6,} tensors {size:15,} bytes {real.duration(size / 12.5e6):>14} at 100 Mbit/s")
 
 # %% [markdown]
@@ -623,8 +623,8 @@ print(f"{len(shapes)} tensors without the scales, {numbers:,} numbers, names as 
 # All sinks of nano began at 0. Where are they now?
 
 # %%
-models = {NAME: far, "nano": RemoteCheckpoint(NANO), "mini": RemoteCheckpoint(MINI)}
-style.show(real.sinks(models), "The sink of each head, layer by layer: within about 1 of 0 in the sample; after training mostly above 0, in nano "
+models = {NAME: far, "nano": Checkpoint(NANO), "mini": Checkpoint(MINI)}
+style.show(real.plot_sinks(models), "The sink of each head, layer by layer: within about 1 of 0 in the sample; after training mostly above 0, in nano "
            "all more than 1.5 away from it")
 
 # %%
@@ -643,7 +643,7 @@ print("most of nano's heads would drop over a quarter of such a window, several 
 # %%
 texts = {name: torch.tensor(Tokenizer.load(folder / "tokenizer.json").encode(story)) for name, folder in
          (("sample", SAMPLE), ("nano", NANO), ("mini", MINI))}
-style.show(real.tables(models, texts), "Loads that the hash tables give to experts: nearly even if all ids were equally frequent, uneven with "
+style.show(real.plot_tables(models, texts), "Loads that the hash tables give to experts: nearly even if all ids were equally frequent, uneven with "
            "the frequencies of a text")
 
 # %% [markdown]
@@ -653,7 +653,7 @@ style.show(real.tables(models, texts), "Loads that the hash tables give to exper
 # ### Routers
 
 # %%
-style.show(real.routers(models), "Left: how far the balancing biases of a layer's experts lie apart, by depth. Right: the rows of trained gates "
+style.show(real.plot_routers(models), "Left: how far the balancing biases of a layer's experts lie apart, by depth. Right: the rows of trained gates "
            "point in similar directions, those of the sample do not")
 
 # %% [markdown]
@@ -666,7 +666,7 @@ style.show(real.routers(models), "Left: how far the balancing biases of a layer'
 # At each site the four streams are mixed by a 4 x 4 matrix, `comb`, of non-negative numbers with rows and columns that sum to 1 (lesson 07). P is the product of the transposed combs of all sites so far.
 
 # %%
-style.show(real.connections(models), "Static comb matrices of the first, a middle and the last site, and at the right the largest gain and what is left "
+style.show(real.plot_connections(models), "Static comb matrices of the first, a middle and the last site, and at the right the largest gain and what is left "
            "of a difference between streams over all sites; the gain stays 1 everywhere")
 
 # %%
@@ -684,7 +684,7 @@ for name, folder in (("the sample", SAMPLE), ("nano", NANO)):
 # ### What the compressors' biases weigh
 
 # %%
-style.show(real.biases(models), "Weights that the compressors' biases alone give to the slots of a window, mean over channels, relative to even weights: near 1 "
+style.show(real.plot_biases(models), "Weights that the compressors' biases alone give to the slots of a window, mean over channels, relative to even weights: near 1 "
            "in the sample, scattered more widely in nano and mini")
 
 # %% [markdown]
@@ -696,7 +696,7 @@ style.show(real.biases(models), "Weights that the compressors' biases alone give
 # ### Spectra
 
 # %%
-style.show(real.spectra(models), "Singular values of four matrices of a middle layer and of random numbers; in brackets the effective rank as a share of "
+style.show(real.plot_spectra(models), "Singular values of four matrices of a middle layer and of random numbers; in brackets the effective rank as a share of "
            "all directions. The sample's fall off faster than nano's")
 
 # %% [markdown]
@@ -718,7 +718,7 @@ for part, what in real.rounding_of(SAMPLE).items():
     assert abs(what["error"] / truth - 1) < 0.25
 
 # %%
-style.show(real.rounding(models), "Left: share of FP4 numbers with each size of code, most of them small. Right: estimated rounding errors, about 2.7 percent "
+style.show(real.plot_rounding(models), "Left: share of FP4 numbers with each size of code, most of them small. Right: estimated rounding errors, about 2.7 percent "
            "for FP8, and above ten percent for FP4")
 
 # %%
@@ -745,9 +745,9 @@ with torch.inference_mode():
 print("streamed, layer by layer: equal to minids.load, bit for bit")
 
 # %%
-walks = {"sample": real.walk(SAMPLE, Tokenizer.load(SAMPLE / "tokenizer.json").encode(story, bos=True)[:512]),
-         "nano": real.walk(NANO, ids), "mini": real.walk(MINI, ids)}
-style.show(real.loads(walks), "Loads of experts on a story, by layer, and how even they are. Sample: even in layers 0 and 1, where a table decides, "
+walks = {"sample": real.trace(SAMPLE, Tokenizer.load(SAMPLE / "tokenizer.json").encode(story, bos=True)[:512]),
+         "nano": real.trace(NANO, ids), "mini": real.trace(MINI, ids)}
+style.show(real.plot_loads(walks), "Loads of experts on a story, by layer, and how even they are. Sample: even in layers 0 and 1, where a table decides, "
            "uneven where scores do. Nano: every expert works; in the last layer some ten times as much as others")
 
 # %% [markdown]
@@ -759,9 +759,9 @@ style.show(real.loads(walks), "Loads of experts on a story, by layer, and how ev
 # What would the model say if it stopped after layer $l$? Give the streams behind that layer to the head (nostalgebraist, 2020). **Predict before you run:** behind which of nano's four layers is the lens better than guessing? (Guessing means all ids alike: $\ln V$, 7.62 nats for nano's 2,048 ids, 6.24 for the sample's 512.)
 
 # %%
-chances = {name: math.log(RemoteCheckpoint(folder).config.vocab_size) for name, folder in
+chances = {name: math.log(Checkpoint(folder).config.vocab_size) for name, folder in
            (("sample", SAMPLE), ("nano", NANO), ("mini", MINI))}
-style.show(real.lens(walks, chances), "Loss of the logit lens by layers passed: nano's and mini's are far below guessing from the first layer on, and fall; "
+style.show(real.plot_lens(walks, chances), "Loss of the logit lens by layers passed: nano's and mini's are far below guessing from the first layer on, and fall; "
            "the sample's stays above guessing")
 lens, random = walks["nano"]["loss"], walks["sample"]["loss"]
 assert torch.allclose(lens[-1], torch.tensor(nats(minids.load(NANO), ids)), atol=1e-4)
@@ -776,7 +776,7 @@ def word(i):
 
 end = 202
 cut = {key: walks["nano"][key][:, :end] for key in ("best", "chance")}
-style.show(real.lens_table(cut, [word(i) for i in ids[:end]], word),
+style.show(real.plot_lens_table(cut, [word(i) for i in ids[:end]], word),
            "What nano's head would say comes next, behind each layer, at nine tokens of a story, and in the last row what does; brighter is surer")
 
 # %% [markdown]
@@ -855,7 +855,7 @@ print(f"memory: two layers, embedding and head, {memory / 1e9:.1f} GB, and the a
 #
 # <details><summary>2. Somebody publishes "Flash, repaired": the same names, other numbers. What do the checks of this lesson protect you from?</summary>
 #
-# From code in the file, from files outside the folder, from sizes that eat your memory, from a half download. Not from bad *weights*: any numbers of the right shape pass. A checksum published by a source you trust helps against that; so does the revision's commit, which `RemoteCheckpoint` pins and reports.
+# From code in the file, from files outside the folder, from sizes that eat your memory, from a half download. Not from bad *weights*: any numbers of the right shape pass. A checksum published by a source you trust helps against that; so does the revision's commit, which `Checkpoint` pins and reports.
 # *"Safetensors is safe"* is true about running code, and about nothing else.
 # </details>
 #
@@ -866,7 +866,7 @@ print(f"memory: two layers, embedding and head, {memory / 1e9:.1f} GB, and the a
 #
 # <details><summary>4. You stream Flash from disk and generate 100 tokens. A friend says: cache the six experts that were used, next time they are there. Does it help?</summary>
 #
-# Not with our streamer, which reads whole layers. With one that reads the router first and then single experts: some. Each token chooses 6 of 256 in each of 40 layers by score; balancing works against favourites. If choices were independent, an expert used now would be used for the next token with a chance of 6/256, 2.3 %. Neighbouring tokens are more alike than that, so it helps more, and how much is an experiment: a hook on the gates, as `real.walk` sets one, sees the choices token by token.
+# Not with our streamer, which reads whole layers. With one that reads the router first and then single experts: some. Each token chooses 6 of 256 in each of 40 layers by score; balancing works against favourites. If choices were independent, an expert used now would be used for the next token with a chance of 6/256, 2.3 %. Neighbouring tokens are more alike than that, so it helps more, and how much is an experiment: a hook on the gates, as `real.trace` sets one, sees the choices token by token.
 # *"No, because experts are random"* and *"yes, they repeat"* are both guesses.
 # </details>
 #
@@ -880,4 +880,4 @@ print(f"memory: two layers, embedding and head, {memory / 1e9:.1f} GB, and the a
 # - [DeepSeek-V4-Flash on the Hub](https://huggingface.co/deepseek-ai/DeepSeek-V4-Flash): files, index, model card, licence
 # - RFC 9110, section 14: [range requests](https://www.rfc-editor.org/rfc/rfc9110#name-range-requests)
 # - nostalgebraist, [interpreting GPT: the logit lens](https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens), 2020
-# - In this repository: `minids/weights/header.py` (what is checked), `minids/weights/remote.py` and `minids/weights/hub.py` (single tensors from afar), `minids/weights/streamed.py` (layer by layer), `minids/recipes/v4_sample.py` (how the sample is made)
+# - In this repository: `minids/weights/header.py` (what is checked), `minids/weights/checkpoint.py` and `minids/weights/hub.py` (single tensors from afar), `minids/weights/streamed.py` (layer by layer), `minids/recipes/v4_sample.py` (how the sample is made)

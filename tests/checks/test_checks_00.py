@@ -52,12 +52,12 @@ def test_the_map_knows_each_lesson_and_the_way_to_it():
     assert numbers == [f"{i:02d}" for i in range(16)]
     for name, *_, before in start.LESSONS:
         assert all(number < name[:2] for number in before)
-    assert start.chain("00") == [] and start.chain("15") == ["00", "08", "10", "11"]
+    assert start.prerequisites("00") == [] and start.prerequisites("15") == ["00", "08", "10", "11"]
     box = start.CourseMap()
     for name, *_ in start.LESSONS:
         box.chosen.value = name
         assert name in box.card.value
-        assert ("in preparation" in box.card.value) != start.is_there(name)
+        assert ("in preparation" in box.card.value) != start.is_built(name)
 
 
 def test_a_table_escapes_its_cells_and_links_notebooks(monkeypatch):
@@ -71,9 +71,9 @@ def test_a_table_escapes_its_cells_and_links_notebooks(monkeypatch):
 
 def test_every_picture_draws():
     flash, pro = Config.flash(), Config.pro()
-    scores = start.scores()
-    worst = max(scores, key=lambda name: sum(value is None for value in scores[name].values()))
-    for figure in (start.architecture(), start.layers({"Flash": flash, "Pro": pro}),
-                   start.context_cost(flash, pro),
-                   start.lifecycle(), start.modes(), start.price_quality(worst, 30)):
+    worst = max(start.scores(),
+                key=lambda name: sum(value is None for value in start.scores()[name].values()))
+    for figure in (start.plot_architecture(), start.plot_layers({"Flash": flash, "Pro": pro}),
+                   start.plot_context_cost(flash, pro), start.plot_lifecycle(), start.plot_modes(),
+                   start.plot_price_quality(worst, 30)):
         assert style.png(figure)[:4] == b"\x89PNG"

@@ -68,11 +68,13 @@ def test_the_verifier_agrees_with_the_one_that_judges_tinyworld():
 def test_the_figures_draw():
     line = {"a": {300: 1.0, 600: 2.0}}
     mask = torch.ones(4, 4, dtype=torch.bool).tril()
-    for figure in (show.compression(line, 600), show.versus({"a": (10, 5, 4)}),
-                   show.boxes({"ours": ["a", "_b"]}, "t"),
-                   show.masks(mask, mask, [0, 0, 1, 1]), show.windows([6, 3, 7], 4),
-                   show.shares({"a": (0.5, 0.6)}, {"a": [3, 40]}), show.zipf({"a": [5, 3, 1]}),
-                   show.baselines({"a": {"x": 1.0, "y": 2.0}}), show.surprise(["a"], [1.0], "t")):
+    for figure in (show.plot_compression(line, 600), show.plot_tokenizers({"a": (10, 5, 4)}),
+                   show.plot_boxes({"ours": ["a", "_b"]}, "t"),
+                   show.plot_masks(mask, mask, [0, 0, 1, 1]), show.plot_windows([6, 3, 7], 4),
+                   show.plot_shares({"a": (0.5, 0.6)}, {"a": [3, 40]}),
+                   show.plot_zipf({"a": [5, 3, 1]}),
+                   show.plot_baselines({"a": {"x": 1.0, "y": 2.0}}),
+                   show.plot_surprise(["a"], [1.0], "t")):
         assert figure.axes
         figure.canvas.draw()
         plt.close(figure)

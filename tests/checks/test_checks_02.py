@@ -130,16 +130,16 @@ def test_only_a_missing_rotation_back_lets_the_place_out(name, moves):
 
 def test_the_figures_draw():
     line = torch.rand(40, 40).tril()
-    for figure in (
-            figures.path(), figures.by_position({"a": [1.0] * 40, "b": [2.0] * 40}),
-            figures.cache({"a": 10, "V4": 20}),
-            figures.channels(), figures.needles([0.0, 1.0], [1.0, 1.0], [2, 3]),
-            figures.reach({1: line, 2: line}, 8),
-            figures.distance({"a": [[1.0, 0.5]]}, [0, 5], 0.1),
-            figures.groups(line, 2, {"Flash": (10, 5)}),
-            figures.sinks([[0.1, 0.9]], [[0.0, 0.1]], {"none": 1.0, 0: 0.5}),
-            figures.periods({"a": torch.rand(8)}, {"w": 128}),
-            figures.faults(["a"], ["x", "y"], [[0.1, 0.2]], [0.5, 0.5])):
+    for figure in (figures.plot_path(),
+                   figures.plot_by_position({"a": [1.0] * 40, "b": [2.0] * 40}),
+                   figures.plot_cache({"a": 10, "V4": 20}), figures.plot_channels(),
+                   figures.plot_compass_needles([0.0, 1.0], [1.0, 1.0], [2, 3]),
+                   figures.plot_reach({1: line, 2: line}, 8),
+                   figures.plot_distance({"a": [[1.0, 0.5]]}, [0, 5], 0.1),
+                   figures.plot_groups(line, 2, {"Flash": (10, 5)}),
+                   figures.plot_sinks([[0.1, 0.9]], [[0.0, 0.1]], {"none": 1.0, 0: 0.5}),
+                   figures.plot_periods({"a": torch.rand(8)}, {"w": 128}),
+                   figures.plot_faults(["a"], ["x", "y"], [[0.1, 0.2]], [0.5, 0.5])):
         assert figure.axes
         figure.canvas.draw()
         plt.close(figure)

@@ -184,14 +184,15 @@ def test_ways_agree_with_what_the_checks_say():
 
 def test_the_figures_draw():
     line = [0.2, 0.4]
-    for figure in (hca.reading(13, 4, 8, 32), hca.reach(16, 4, [4, 3, 2]),
-                   hca.periods({"a": [10.0, 1e6]}, 0, 1, 100, 1000),
-                   hca.changes({"a": torch.eye(8), "b": torch.eye(8)}, 4),
-                   hca.halves({"a": [(2.0, 2.0), (1.0, 1.0)]}, 2.8),
-                   hca.tasks({"a": {"mean": line}, "b": {"mean": line}}, {"a": 0.1, "b": None}),
-                   hca.weights({"a": torch.rand(4, 3), "b": torch.rand(4, 3)}),
-                   hca.recovery({"a": line}, 0.1),
-                   hca.damage({"a": (0.1, 0.01)}), hca.cache([1024, 2048], {"a": [1, 2]}, 576)):
+    for figure in (hca.plot_reading(13, 4, 8, 32), hca.plot_reach(16, 4, [4, 3, 2]),
+                   hca.plot_periods({"a": [10.0, 1e6]}, 0, 1, 100, 1000),
+                   hca.plot_changes({"a": torch.eye(8), "b": torch.eye(8)}, 4),
+                   hca.plot_halves({"a": [(2.0, 2.0), (1.0, 1.0)]}, 2.8),
+                   hca.plot_tasks({"a": {"mean": line}, "b": {"mean": line}},
+                                  {"a": 0.1, "b": None}),
+                   hca.plot_weights({"a": torch.rand(4, 3), "b": torch.rand(4, 3)}),
+                   hca.plot_recovery({"a": line}, 0.1), hca.plot_damage({"a": (0.1, 0.01)}),
+                   hca.plot_cache([1024, 2048], {"a": [1, 2]}, 576)):
         assert figure.axes
         figure.canvas.draw()
         plt.close(figure)

@@ -146,14 +146,14 @@ def test_without_relu_all_heads_are_one():
 def test_the_figures_draw():
     mass = torch.linspace(0, 1, 24).view(4, 6)
     shares = {"mass": [0.1, 0.2], "recall": [0.3, 0.4]}
-    for figure in (csa.overlap(4, 3, 1),
-                   csa.places({"with": dict.fromkeys("kv", [[0.9, 1.0]] * 4)}, 0.1),
-                   csa.leak({"a": [2.0, 1.0]}, 2.77),
-                   csa.coverage((4, 8), dict.fromkeys(csa.STYLES, shares)),
-                   csa.variants({"a": [0.1, 0.2]}, 8),
-                   csa.grid(mass, mass > 0.5, list("abcd"), list("uvwxyz")),
-                   csa.story(["word "] * 24, 24, 20, mass[3], mass[3] > 0.8, 6, 4),
-                   csa.operations([1024, 2048], {"a": [1e9, 2e9]})):
+    for figure in (csa.plot_overlap(4, 3, 1),
+                   csa.plot_places({"with": dict.fromkeys("kv", [[0.9, 1.0]] * 4)}, 0.1),
+                   csa.plot_leak({"a": [2.0, 1.0]}, 2.77),
+                   csa.plot_coverage((4, 8), dict.fromkeys(csa.STYLES, shares)),
+                   csa.plot_variants({"a": [0.1, 0.2]}, 8),
+                   csa.plot_picks(mass, mass > 0.5, list("abcd"), list("uvwxyz")),
+                   csa.plot_story(["word "] * 24, 24, 20, mass[3], mass[3] > 0.8, 6, 4),
+                   csa.plot_operations([1024, 2048], {"a": [1e9, 2e9]})):
         assert figure.axes
         figure.canvas.draw()
         plt.close(figure)

@@ -119,8 +119,8 @@ def test_feed_is_what_the_package_carries():
 
 
 def test_runs_are_the_stretches():
-    assert context.runs(torch.tensor([True, True, False, True, False, False])) == [(0, 2), (3, 4)]
-    assert context.runs(torch.zeros(3, dtype=torch.bool)) == []
+    assert context.stretches(torch.tensor([True, True, False, True, False, False])) == [(0, 2), (3, 4)]
+    assert context.stretches(torch.zeros(3, dtype=torch.bool)) == []
 
 
 def test_figures_of_an_unfinished_record(tmp_path):
@@ -129,18 +129,39 @@ def test_figures_of_an_unfinished_record(tmp_path):
     for n in (1024, 2048, 4096):
         held = million.formula_bytes(config, n)
         points.append({"n": n, "prefill_minutes": n / 1e4, "ms": 8.0, "cpu_ms": 7.0,
-                       "state_bytes": sum(held.values()),
-                       "nats": 2.0, "nats_without_context": 1.5,
+                       "state_bytes": sum(held.values()), "nats": 2.0, "nats_without_context": 1.5,
                        "resident_most": 5e8, "found": {"8": 3, "32": 2}, "state": held})
         record = {"complete": False, "cpu": "some", "cores": 2, "threads": 1, "torch": "2",
-                  "dtype": "float32", "questions": 4,
-                  "rivals": 3, "found_without_context": {"8": 4, "32": 3}, "points": points}
+                  "dtype": "float32", "questions": 4, "rivals": 3,
+                  "found_without_context": {"8": 4, "32": 3}, "points": points}
         record = json.loads(json.dumps(record))
         assert f"not finished yet: {n:,} tokens" in context.summary(record)
-        plt.close(context.record(record))
+        plt.close(context.plot_record(record))
 
 
 def test_the_widget_draws_all_contexts():
     for n in (1024, 2**20):
         for ratio in (16, 512):
-            plt.close(context.bars(n, ratio))
+            plt.close(context.plot_cost_by_term(n, ratio))
+
+
+def test_the_figures_draw():
+    lengths, flash = [1024, 2048, 4096], Config.flash()
+    operations = {"V3.2": [cost.flops_v32(n) for n in lengths],
+                  "Flash": [cost.flops(flash, n) for n in lengths]}
+    sizes = {"V3.2": [cost.kv_bytes_v32(n) for n in lengths],
+             "Flash": [cost.kv_bytes(flash, n) for n in lengths]}
+    ones = torch.arange(20) % 3 == 0
+    shares = {"operations": {"Pro": [0.5, 0.4, 0.3]}, "bytes": {"Pro": [0.3, 0.2, 0.1]}}
+    percent = {"Pro": 10}
+    for figure in (context.plot_memory({"V4-Pro": 5e9, "other": 5e10}),
+                   context.plot_state(13, 6, 4, 16),
+                   context.plot_errors({"a": (4, {"x": torch.rand(9)}),
+                                        "b": (6, {"y": torch.rand(9)})}),
+                   context.plot_reach({"layer 0": {"entries": ones, "window": ~ones}}, 19),
+                   context.plot_stacks(lengths, {"operations": operations, "bytes": sizes}),
+                   context.plot_shares({name: points[-1] for name, points in operations.items()}),
+                   context.plot_ratios(lengths, shares, {"operations": percent, "bytes": percent}),
+                   context.plot_decode_time({1024: 2.0, 2048: 2.1})):
+        figure.canvas.draw()
+        plt.close(figure)

@@ -104,15 +104,15 @@ def test_the_balance_loss_is_one_when_even_and_e_over_k_when_collapsed():
 def test_the_figures_draw():
     loads = torch.rand(40, 16, generator=torch.Generator().manual_seed(0))
     runs = {"a": loads, "b": loads.flip(1)}
-    for figure in (pictures.layer(), pictures.affinities(), pictures.clamps(),
-                   pictures.sorting([[2, 0], [0, 1]], 3),
-                   pictures.zipf([0.3, 0.2] + [0.01] * 50, [1.2, 1.4], [1.0, 1.1], 1.3),
-                   pictures.load_curves({"a": loads[:, None].repeat(1, 2, 1)}),
-                   pictures.load_maps(runs),
-                   pictures.loads_at(runs, 20),
-                   pictures.agreement({"a": torch.eye(3), "b": torch.eye(3)}, [0, 10, 20]),
-                   pictures.specialists(dict.fromkeys("ab", torch.rand(3, 8)), ["x", "y", "z"]),
-                   pictures.losses({"a": 0.0, "b": 0.5})):
+    for figure in (pictures.plot_layer(), pictures.plot_affinities(), pictures.plot_clamps(),
+                   pictures.plot_sorting([[2, 0], [0, 1]], 3),
+                   pictures.plot_zipf([0.3, 0.2] + [0.01] * 50, [1.2, 1.4], [1.0, 1.1], 1.3),
+                   pictures.plot_load_curves({"a": loads[:, None].repeat(1, 2, 1)}),
+                   pictures.plot_load_maps(runs), pictures.plot_loads_at(runs, 20),
+                   pictures.plot_agreement({"a": torch.eye(3), "b": torch.eye(3)}, [0, 10, 20]),
+                   pictures.plot_specialists({"a": torch.rand(3, 8), "b": torch.rand(3, 8)},
+                                             ["x", "y", "z"]),
+                   pictures.plot_losses({"a": 0.0, "b": 0.5})):
         assert figure.axes
         figure.canvas.draw()
         plt.close(figure)

@@ -173,18 +173,19 @@ def test_the_figures_draw():
     runs = {kind: (torch.rand(5, 2), torch.rand(5, 2)) for kind in figures.KINDS}
     site = torch.rand(4), torch.rand(4), square
     moving = {"a": {"pre": line, "post": line, "comb": line}}
-    for figure in (figures.connections(),
-                   figures.through_depth({"residual": line, "unconstrained": [line, line]}, 3000),
-                   figures.polytope([[(0.5, 0.2), (0.6, 0.4)]], [three]),
-                   figures.convergence({"a": line}, {"a": 0.5}),
-                   figures.sharpened(square, line, 2, 1),
-                   figures.errors_by_sharpness([1, 2, 3], {1: line, 20: line}),
-                   figures.shares({"a": (torch.ones(4), torch.ones(4))}),
-                   figures.backward({"a": line, "b": line}),
-                   figures.training(runs, {kind: torch.rand(5, 2) for kind in figures.KINDS}),
-                   figures.learnt({"a": site, "b": site}),
-                   figures.moving(moving), figures.losses({"a": 0.0, "b": 1.0}, ["a"]),
-                   figures.costs([1, 2, 4], line, {"naive": line})):
+    for figure in (figures.plot_connections(),
+                   figures.plot_through_depth({"residual": line, "unconstrained": [line, line]},
+                                              3000),
+                   figures.plot_polytope([[(0.5, 0.2), (0.6, 0.4)]], [three]),
+                   figures.plot_convergence({"a": line}, {"a": 0.5}),
+                   figures.plot_sharpness(square, line, 2, 1),
+                   figures.plot_errors_by_sharpness([1, 2, 3], {1: line, 20: line}),
+                   figures.plot_shares({"a": (torch.ones(4), torch.ones(4))}),
+                   figures.plot_backward({"a": line, "b": line}),
+                   figures.plot_training(runs, {kind: torch.rand(5, 2) for kind in figures.KINDS}),
+                   figures.plot_learned({"a": site, "b": site}), figures.plot_variation(moving),
+                   figures.plot_losses({"a": 0.0, "b": 1.0}, ["a"]),
+                   figures.plot_costs([1, 2, 4], line, {"naive": line})):
         assert figure.axes
         figure.canvas.draw()
         plt.close(figure)

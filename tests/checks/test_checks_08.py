@@ -148,11 +148,12 @@ def test_scaled_configurations_are_flash_where_they_should_be():
 def test_the_figures_draw():
     parts = {"Flash": cost.parts(Config.nano())}
     line = [1.0, 0.5, 0.1]
-    for figure in (whole.pipeline(), whole.mtp_alignment(),
-                   whole.faults(["a", "b"], ["x", "y"], [[0, 1], [1, 0]], [0.5, 0.5]),
-                   whole.depth({"a": line}, {"a": line}, line), whole.leak({"a": line}, 4.0),
-                   whole.where(parts),
-                   whole.sizes(10**9, 10**8, "t"), whole.sweeps({1: (10, 5)}, {1: (10, 5)})):
+    for figure in (whole.plot_pipeline(), whole.plot_mtp_alignment(),
+                   whole.plot_faults(["a", "b"], ["x", "y"], [[0, 1], [1, 0]], [0.5, 0.5]),
+                   whole.plot_depth({"a": line}, {"a": line}, line),
+                   whole.plot_leak({"a": line}, 4.0), whole.plot_parameters(parts),
+                   whole.plot_sizes(10**9, 10**8, "t"),
+                   whole.plot_sweeps({1: (10, 5)}, {1: (10, 5)})):
         assert figure.axes
         figure.canvas.draw()
         plt.close(figure)

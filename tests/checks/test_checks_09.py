@@ -46,13 +46,13 @@ def test_the_records_agree_with_each_other():
 def test_the_figures_draw():
     s = torch.logspace(0, -3, 8)
     share = [50.0, 5.0]
-    for figure in (figures.spectra(dict.fromkeys(figures.LOOKS, s)),
-                   figures.circles([[3, 0], [4, 5]], [[1, 0], [0, 1]]),
-                   figures.polynomials(), figures.composed(), figures.paths(s), figures.after(3, s),
-                   figures.sweep(),
-                   figures.experts(share, share, share),
-                   figures.racing({"AdamW": [3.0] * 9, "Muon": [2.0] * 9}),
-                   figures.cost_share([10, 100], {"nano": share}, {"nano": (10, 50.0)})):
+    for figure in (figures.plot_spectra(dict.fromkeys(figures.LOOKS, s)),
+                   figures.plot_circles([[3, 0], [4, 5]], [[1, 0], [0, 1]]),
+                   figures.plot_polynomials(), figures.plot_all_steps(), figures.plot_paths(s),
+                   figures.plot_after_steps(3, s), figures.plot_sweep(),
+                   figures.plot_experts(share, share, share),
+                   figures.plot_race({"AdamW": [3.0] * 9, "Muon": [2.0] * 9}),
+                   figures.plot_cost_share([10, 100], {"nano": share}, {"nano": (10, 50.0)})):
         assert figure.axes
         figure.canvas.draw()
         plt.close(figure)

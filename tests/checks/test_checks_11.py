@@ -117,15 +117,15 @@ def test_the_figures_draw():
     e4m3 = {"E4M3": numbers.positive_numbers(torch.float8_e4m3fn),
             "E5M2": numbers.positive_numbers(torch.float8_e5m2)}
     bars = {"Flash": dict.fromkeys(numbers.FORMATS, Config.nano().dim)}
-    for figure in (numbers.bit_fields(), numbers.fp4_line(), numbers.density(e4m3),
-                   numbers.landing(0.5, 6.1),
-                   numbers.scale_rules(line, {"a": line}, [1]),
-                   numbers.landings([(0.5, 6.0), (1.0, 3.0)]),
-                   numbers.format_errors({"a": {"FP8": 0.1, "FP4": 0.2}}),
-                   numbers.outlier(line, line, line, line),
-                   numbers.outlier_sweep(line, line, line),
-                   numbers.masters({"a": (line, line), "b": (line, line)}),
-                   numbers.changes(pair, "t"), numbers.on_disk(bars)):
+    for figure in (numbers.plot_bit_fields(), numbers.plot_fp4_line(), numbers.plot_density(e4m3),
+                   numbers.plot_rounding(0.5, 6.1),
+                   numbers.plot_scale_rules(line, {"a": line}, [1]),
+                   numbers.plot_roundings([(0.5, 6.0), (1.0, 3.0)]),
+                   numbers.plot_format_errors({"a": {"FP8": 0.1, "FP4": 0.2}}),
+                   numbers.plot_outlier(line, line, line, line),
+                   numbers.plot_outlier_sweep(line, line, line),
+                   numbers.plot_masters({"a": (line, line), "b": (line, line)}),
+                   numbers.plot_changes(pair, "t"), numbers.plot_on_disk(bars)):
         assert figure.axes
         figure.canvas.draw()
         plt.close(figure)

@@ -134,20 +134,20 @@ def test_the_figures_draw():
     ratio = torch.tensor([[1.5, 1.0], [0.5, 1.0]])
     mask = torch.tensor([[True, True], [True, False]])
     log = [{"right": 0.1 * i, "thinks": 0.5} for i in range(6)]
-    for figure in (specialists.objective(1.5, -1.0), specialists.objective_pair(),
-                   specialists.falling([2.0] * 9),
-                   specialists.worked(ratio, mask, [0.5, -0.5], [True, False], 0.2,
-                                      [["a", "b"], ["c"]]),
-                   specialists.estimators(0.3, {"k1": (0.3, 1.0)}, {"k1": (0.0, 1.0)}),
-                   specialists.baselines({"none": [0.1, 0.2]})[0],
-                   specialists.hacking({"a": [[0.1, 0.2]]}, {"a": "1 2"}),
-                   specialists.seeds({"a": [[0.1, 0.2]]}, "y", "t"),
-                   specialists.shares({"a": [0.5], "b": [0.1]}),
-                   specialists.replay(ratio.flatten().numpy(), ratio.flatten().numpy(), 0.1),
-                   specialists.learning({"a": log}, {"right": "r", "thinks": "t"}),
-                   specialists.bars({"m": {"a": (0.5, 0.4, 0.6)}}, "y", guess=0.1),
-                   specialists.pass_curves({"a": [0.1, 0.2]}),
-                   specialists.modes(("HLE (", "MMLU-Pro"))):
+    for figure in (specialists.plot_objective(1.5, -1.0), specialists.plot_objective_pair(),
+                   specialists.plot_sft_loss([2.0] * 9),
+                   specialists.plot_clipping(ratio, mask, [0.5, -0.5], [True, False], 0.2,
+                                             [["a", "b"], ["c"]]),
+                   specialists.plot_estimators(0.3, {"k1": (0.3, 1.0)}, {"k1": (0.0, 1.0)}),
+                   specialists.plot_baselines({"none": [0.1, 0.2]})[0],
+                   specialists.plot_hacking({"a": [[0.1, 0.2]]}, {"a": "1 2"}),
+                   specialists.plot_seeds({"a": [[0.1, 0.2]]}, "y", "t"),
+                   specialists.plot_shares({"a": [0.5], "b": [0.1]}),
+                   specialists.plot_replay(ratio.flatten().numpy(), ratio.flatten().numpy(), 0.1),
+                   specialists.plot_grpo_run({"a": log}, {"right": "r", "thinks": "t"}),
+                   specialists.plot_bars({"m": {"a": (0.5, 0.4, 0.6)}}, "y", guess=0.1),
+                   specialists.plot_pass_at_k({"a": [0.1, 0.2]}),
+                   specialists.plot_modes(("HLE (", "MMLU-Pro"))):
         figure.canvas.draw()
         assert figure.axes
         plt.close(figure)

@@ -93,11 +93,13 @@ def test_the_two_fits_cover_and_seek():
 
 def test_figures_draw():
     curves = torch.rand(3, 20)
-    for figure in (distillation.two_fits(), distillation.both(0.0, 4.0), distillation.landscape(),
-                   distillation.lost({"a": curves[0], "b": curves[1]}),
-                   distillation.descents({"a": curves, "b": curves}),
-                   distillation.falling({"a": ([1.0, 2.0], [3.0, 2.0])}),
-                   distillation.report(dict.fromkeys("mn", {"f": (0.1, 0.0, 0.3)}), "x")):
+    for figure in (distillation.plot_two_fits(), distillation.plot_student(0.0, 4.0),
+                   distillation.plot_landscape(),
+                   distillation.plot_lost({"a": curves[0], "b": curves[1]}),
+                   distillation.plot_descents({"a": curves, "b": curves}),
+                   distillation.plot_kl({"a": ([1.0, 2.0], [3.0, 2.0])}),
+                   distillation.plot_report({"m": {"f": (0.1, 0.0, 0.3)},
+                                             "n": {"f": (0.2, 0.1, 0.3)}}, "x")):
         assert figure.axes
         figure.canvas.draw()
         plt.close(figure)

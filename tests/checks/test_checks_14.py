@@ -76,21 +76,21 @@ def test_the_references_are_the_package():
 
 
 def test_only_the_right_judge_keeps_the_texts_distribution():
-    model, prompt = inference.tiny(), [0, 2, 1, 1, 0]
-    plain = inference.plainly(model, prompt, 3)
+    model, prompt = inference.tiny_model(), [0, 2, 1, 1, 0]
+    plain = inference.text_chances(model, prompt, 3)
     assert len(plain) == 27 and sum(plain.values()) == pytest.approx(1, abs=1e-5)
-    right = inference.every_way(model, prompt, 3, 1)
+    right = inference.text_chances_with_drafts(model, prompt, 3, 1)
     assert inference.total_variation(plain, right) < 1e-5
     for judge in (inference.accept_all, inference.resample_from_p):
-        wrong = inference.every_way(model, prompt, 3, 1, judge)
+        wrong = inference.text_chances_with_drafts(model, prompt, 3, 1, judge)
         assert inference.total_variation(plain, wrong) > 0.01
-    again = inference.every_way(model, prompt, 3, 1)        # with the right judge once more
+    again = inference.text_chances_with_drafts(model, prompt, 3, 1)        # with the right judge once more
     assert again == pytest.approx(right)
 
 
 def test_the_guessed_tokens_are_marked():
-    model = inference.tiny()
-    out, marks = inference.guessed(model, [0, 2, 1], 12, temperature=0, stop=())
+    model = inference.tiny_model()
+    out, marks = inference.speculate_marked(model, [0, 2, 1], 12, temperature=0, stop=())
     assert out.ids == speculate.speculate(model, [0, 2, 1], 12, temperature=0, stop=()).ids
     assert len(marks) == 12 and not marks[0] and sum(marks) == sum(out.accepted)
 
@@ -150,20 +150,20 @@ def test_every_picture_draws():
     logits = {"sure": torch.randn(50) * 5, "unsure": torch.randn(50)}
     share = (0.5, 0.4, 0.6)
     texts = {(i,): 1 / 3 for i in range(3)}
-    for figure in (
-            inference.drawn({"a": p, "b": q}, ["x", "y", "z"]), inference.curves(logits, 1.0, 0.9),
-            inference.tempered(logits),
-            inference.padding(), inference.steps([[False, True], [True, None]]),
-            inference.throughput([1, 2], [1.0, 2.0], [3.0, 4.0]),
-            inference.reading({"Flash": ([1, 2], [3.0, 2.0])}),
-            inference.overlap(p, q, ["x", "y", "z"]), inference.passes(),
-            inference.enumerations(texts, {"same": texts}),
-            inference.acceptance({"a": [0.7, 0.5]}), inference.speeds({"nano": (1.3, 0.3, 0.6)}),
-            inference.conditions({"at once": {"all": share}, "thinks": {"all": share}}),
-            inference.passes_at({"b": {1: share}}),
-            inference.biases(0.2, 10), inference.card({"a": share}),
-            inference.effort("HLE (Pass@1)", 10),
-            inference.efforts("HLE (Pass@1)", (1, 10))):
+    for figure in (inference.plot_distributions({"a": p, "b": q}, ["x", "y", "z"]),
+                   inference.plot_top_p(logits, 1.0, 0.9), inference.plot_temperatures(logits),
+                   inference.plot_padding(),
+                   inference.plot_batch_steps([[False, True], [True, None]]),
+                   inference.plot_throughput([1, 2], [1.0, 2.0], [3.0, 4.0]),
+                   inference.plot_weights_read({"Flash": ([1, 2], [3.0, 2.0])}),
+                   inference.plot_overlap(p, q, ["x", "y", "z"]), inference.plot_draft_pass(),
+                   inference.plot_enumerations(texts, {"same": texts}),
+                   inference.plot_acceptance({"a": [0.7, 0.5]}),
+                   inference.plot_speedup({"nano": (1.3, 0.3, 0.6)}),
+                   inference.plot_conditions({"at once": {"all": share}, "thinks": {"all": share}}),
+                   inference.plot_pass_at_k({"b": {1: share}}), inference.plot_bias(0.2, 10),
+                   inference.plot_card({"a": share}), inference.plot_effort("HLE (Pass@1)", 10),
+                   inference.plot_efforts("HLE (Pass@1)", (1, 10))):
         assert figure.axes
         figure.canvas.draw()
         plt.close(figure)

@@ -16,7 +16,7 @@ from minids.recipes import v4_sample
 from minids.show import real
 from minids.system.paths import data
 from minids.weights import header, layout
-from minids.weights.remote import RemoteCheckpoint
+from minids.weights.checkpoint import Checkpoint
 
 SAMPLE, NANO = data("v4_sample"), data("checkpoints", "nano")
 
@@ -100,24 +100,24 @@ def test_a_slip_is_named(name, attempt, words, capsys):
 
 def test_the_price_of_a_pattern_is_that_of_the_tensors(monkeypatch):
     """Against the sizes of the sample's own tensors, as its files have them."""
-    remote = RemoteCheckpoint(SAMPLE)
+    remote = Checkpoint(SAMPLE)
     stored = remote.inventory()
     monkeypatch.setattr(real, "inventory", lambda name: stored)
     for pattern in ("layers.*.ffn.gate.weight", "layers.1.*", "*.experts.0.*", "*"):
         names = remote.find(pattern)
-        assert real.price(pattern, "this sample")[0] == len(names)
+        assert real.matching(pattern, "this sample")[0] == len(names)
         assert real.size(pattern, model="this sample") == remote.price(names).here
 
 
 def test_the_tables_of_contents_of_flash_have_their_size():
-    index, head = real.spelled("flash")
+    index, head = real.json_sizes("flash")
     assert 5e6 < index < header.MAX_INDEX and 1e5 < head < header.MAX_HEADER
 
 
 def test_loads_of_a_table_are_those_of_a_pass():
     """The hash layers' loads from table and frequencies equal those of the forward pass."""
     ids = torch.randint(0, 512, (200,), generator=torch.Generator().manual_seed(0))
-    walk, tables = real.walk(SAMPLE, ids.tolist()), real.tables_of(SAMPLE, ids)
+    walk, tables = real.trace(SAMPLE, ids.tolist()), real.tables_of(SAMPLE, ids)
     for layer, load_ in tables.items():
         counted = walk["load"][layer].float()
         torch.testing.assert_close(load_, counted / counted.mean())
@@ -126,7 +126,7 @@ def test_loads_of_a_table_are_those_of_a_pass():
 
 def test_a_walk_ends_with_the_model_itself():
     ids = torch.randint(0, 512, (1, 40), generator=torch.Generator().manual_seed(1))
-    walk = real.walk(RemoteCheckpoint(SAMPLE), ids[0].tolist())
+    walk = real.trace(Checkpoint(SAMPLE), ids[0].tolist())
     with torch.no_grad():
         logits = load(SAMPLE)(ids)[0]
     assert torch.equal(walk["best"][-1], logits.argmax(-1))
@@ -135,11 +135,11 @@ def test_a_walk_ends_with_the_model_itself():
 
 
 def test_a_walk_of_a_model_far_away_is_refused():
-    far = RemoteCheckpoint(SAMPLE)
-    far.source = type("Elsewhere", (), {})()
+    far = Checkpoint(SAMPLE)
+    far.files = type("Elsewhere", (), {})()
     far.where = "owner/name"
     with pytest.raises(MinidsError, match="a pass reads every layer of owner/name"):
-        real.walk(far, [1, 2])
+        real.trace(far, [1, 2])
 
 
 def test_the_estimated_error_is_near_the_true_one():
@@ -148,10 +148,10 @@ def test_the_estimated_error_is_near_the_true_one():
     originals = {}
     for name, shape in shapes.items():
         originals[name] = torch.from_numpy(v4_sample.numbers(name, shape, rng))
-    stored = RemoteCheckpoint(SAMPLE)
+    stored = Checkpoint(SAMPLE)
     for part, found in real.rounding_of(SAMPLE, 1).items():
         name = f"layers.1.{part}.weight"
-        true = (stored.read(name)[name] - originals[name]).norm() / originals[name].norm()
+        true = (stored.read(name) - originals[name]).norm() / originals[name].norm()
         assert abs(found["error"] / true - 1) < 0.15
 
 
@@ -199,18 +199,18 @@ def test_a_dump_has_the_bytes_and_their_letters(capsys):
 
 
 def test_the_figures_draw():
-    models = {"sample": SAMPLE, "nano": RemoteCheckpoint(NANO)}
-    walks = {"sample": real.walk(SAMPLE, list(range(60)))}
+    models = {"sample": SAMPLE, "nano": Checkpoint(NANO)}
+    walks = {"sample": real.trace(SAMPLE, list(range(60)))}
     path = SAMPLE / "model-00002-of-00007.safetensors"
-    figures = [real.anatomy(path.name, header.read(path), path.stat().st_size),
-               real.bill("flash", "*.attn_sink", 12),
-               real.bill("pro", "nothing", 12), real.bills({"a": 10**4, "b": 10**8}),
-               real.loads(walks),
-               real.lens(walks, {"sample": math.log(512)}),
-               real.lens_table(walks["sample"], ["x"] * 9, str),
-               real.tables(models, {"nano": torch.arange(9)})]
-    figures += [draw(models) for draw in (real.sinks, real.routers, real.connections,
-                                          real.biases, real.spectra, real.rounding)]
+    figures = [real.plot_anatomy(path.name, header.read(path), path.stat().st_size),
+               real.plot_download("flash", "*.attn_sink", 12),
+               real.plot_download("pro", "nothing", 12),
+               real.plot_downloads({"a": 10**4, "b": 10**8}), real.plot_loads(walks),
+               real.plot_lens(walks, {"sample": math.log(512)}),
+               real.plot_lens_table(walks["sample"], ["x"] * 9, str),
+               real.plot_tables(models, {"nano": torch.arange(9)})]
+    figures += [draw(models) for draw in (real.plot_sinks, real.plot_routers, real.plot_connections,
+                                          real.plot_biases, real.plot_spectra, real.plot_rounding)]
     for figure in figures:
         assert figure.axes
         figure.canvas.draw()

@@ -15,7 +15,6 @@ from minids.data.tokenizer import SPECIAL, Tokenizer
 from minids.inference import answers, evaluate
 from minids.inference.evaluate import Item, answer_nats, answered, answered_by_trigram, exam, interval, recall
 from minids.pretrain.trigram import Trigram
-from minids.show.report import bars
 from minids.system.paths import data
 
 
@@ -139,7 +138,3 @@ def test_a_report_has_all_parts_and_can_be_told(tokenizer, monkeypatch):
     assert 0 < found["drafts"]["expected"] < 1 and found["drafts"]["accepted"] <= found["drafts"]["tried"]
     text = evaluate.table(found)
     assert all(word in text for word in ("mathematics", "non-think", "bits per byte, text", "400 words", "MTP drafts"))
-    figure = bars({"a": found, "b": found}, "non-think")
-    assert len(figure.axes[0].patches) == 2
-    with pytest.raises(MinidsError, match="no report has pass@1 in think-max"):
-        bars({"a": found}, "think-max")

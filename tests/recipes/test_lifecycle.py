@@ -90,7 +90,7 @@ def test_lives_can_be_told_and_drawn(lived):
     found[1]["models"]["distilled"]["problems"][0]["pass@1"] = [0.0, 0.0, 0.1]
     name, *cells = life.table(found, models=("distilled",)).splitlines()[1].split("  ")
     assert name == "distilled" and " ".join(cells).split() == "50% ( 0% -100%) 50% (50% - 50%) 50% (25% - 75%)".split()
-    for figure in (life.lifted(found), life.practice(found), life.together(found)):
+    for figure in (life.plot_grpo_gains(found), life.plot_grpo_logs(found), life.plot_combined(found)):
         assert style.png(figure)
     assert set(life.minutes(other)) == {stage for stage in other["logs"] if stage != "average"}
 

@@ -12,7 +12,8 @@ from minids.model.moe import Gate
 from minids.recipes import v4_sample
 from minids.system.paths import DATA, data
 from minids.weights import layout
-from minids.weights.checkpoint import INDEX, Checkpoint
+from minids.weights.checkpoint import Checkpoint
+from minids.weights.layout import INDEX
 
 HERE = DATA / "v4_sample"
 

@@ -1,4 +1,4 @@
-"""Damaged, foreign and hostile files: each gives one clear `MinidsError`, and nothing is ever unpickled."""
+"""Damaged, foreign and hostile files: each gives one `MinidsError`, nothing is ever unpickled."""
 
 import json
 import os
@@ -15,7 +15,8 @@ from tiny import FEW_BYTES
 from minids.errors import MinidsError
 from minids.model import Model
 from minids.weights import checkpoint
-from minids.weights.checkpoint import INDEX, SINGLE, Checkpoint, load
+from minids.weights.checkpoint import Checkpoint, load
+from minids.weights.layout import INDEX, SINGLE
 from minids.weights.save import save
 
 
@@ -68,7 +69,8 @@ def test_no_such_folder(tmp_path):
     refused(tmp_path / "empty", "no configuration at")
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"model_type": "llama"}', "{}", "\x00", "[" * 100_000])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"model_type": "llama"}', "{}", "\x00",
+                                     "[" * 100_000])
 def test_a_foreign_configuration(copy, content):
     path = copy("single")
     (path / "config.json").write_text(content)
@@ -77,10 +79,12 @@ def test_a_foreign_configuration(copy, content):
 
 
 def test_a_configuration_of_another_size(copy, monkeypatch):
-    monkeypatch.setattr(checkpoint, "empty_model", lambda *_: pytest.fail("took memory before the check"))
+    monkeypatch.setattr(checkpoint, "empty_model",
+                        lambda *_: pytest.fail("took memory before the check"))
     for layout in ("single", "sharded"):
-        for key, value in (("hidden_size", 64), ("hidden_size", 10**9), ("n_routed_experts", 3), ("n_routed_experts", 10**12),
-                           ("vocab_size", 41), ("hc_mult", 3), ("num_attention_heads", 8)):
+        for key, value in (("hidden_size", 64), ("hidden_size", 10**9), ("n_routed_experts", 3),
+                           ("n_routed_experts", 10**12), ("vocab_size", 41), ("hc_mult", 3),
+                           ("num_attention_heads", 8)):
             path = copy(layout)
             edit_json(path / "config.json", lambda d: d.update({key: value}))
             refused(path, "do not hold the model of config.json|expert matrices|expected at most")
@@ -111,15 +115,17 @@ def test_both_layouts_in_one_folder(copy):
 
 # ---- the index ----
 
-@pytest.mark.parametrize("file", ["../single/model.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "model.bin",
-                                  "..\\x.safetensors", "C:\\x.safetensors", "a\n.safetensors", 7, None, ["a"]])
+@pytest.mark.parametrize("file", ["../single/model.safetensors", "/etc/passwd", "a/b.safetensors",
+                                  "..", "", "model.bin", "..\\x.safetensors", "C:\\x.safetensors",
+                                  "a\n.safetensors", 7, None, ["a"]])
 def test_an_index_that_points_elsewhere(copy, file):
     path = copy("sharded")
     edit_json(path / INDEX, lambda d: d["weight_map"].update({"embed.weight": file}))
     refused(path, "names of .safetensors files in this folder")
 
 
-@pytest.mark.parametrize("content", ["", "[]", "7", "{}", '{"weight_map": 3}', '{"weight_map": {}}', "[" * 100_000, "\x00"])
+@pytest.mark.parametrize("content", ["", "[]", "7", "{}", '{"weight_map": 3}', '{"weight_map": {}}',
+                                     "[" * 100_000, "\x00"])
 def test_an_index_that_is_none(copy, content):
     path = copy("sharded")
     (path / INDEX).write_text(content)
@@ -128,9 +134,10 @@ def test_an_index_that_is_none(copy, content):
 
 def test_an_index_that_does_not_match(copy):
     path = copy("sharded")
-    edit_json(path / INDEX, lambda d: d["weight_map"].update({"embed.weight": "model-00009-of-00005.safetensors"}))
+    move = lambda file: lambda d: d["weight_map"].update({"embed.weight": file})
+    edit_json(path / INDEX, move("model-00009-of-00005.safetensors"))
     refused(path, "model-00009-of-00005.safetensors is missing")
-    edit_json(path / INDEX, lambda d: d["weight_map"].update({"embed.weight": "model-00002-of-00005.safetensors"}))
+    edit_json(path / INDEX, move("model-00002-of-00005.safetensors"))
     refused(path, r"disagree: 1 only in the index \(embed.weight\)")
     edit_json(path / INDEX, lambda d: d["weight_map"].pop("embed.weight"))
     edit_json(path / INDEX, lambda d: d["weight_map"].pop("layers.0.attn.attn_sink"))
@@ -139,21 +146,30 @@ def test_an_index_that_does_not_match(copy):
 
 # ---- the tensors ----
 
+TABLE = "layers.0.ffn.gate.tid2eid"
+
+
 @pytest.mark.parametrize("change, words", [
     (lambda t: t.pop("norm.weight"), r"1 missing \(norm.weight\)"),
     (lambda t: t.pop("layers.1.ffn.gate.bias"), r"1 missing \(layers.1.ffn.gate.bias\)"),
     (lambda t: t.update({"layers.7.extra": torch.zeros(2)}), r"1 unexpected \(layers.7.extra\)"),
     (lambda t: t.update({"norm.scale": torch.zeros(2)}), r"1 unexpected \(norm.scale\)"),
-    (lambda t: t.update({"norm.weight": torch.zeros(31)}), r"norm.weight is F32 \[31\], expected F32 or BF16 or F16 \[32\]"),
-    (lambda t: t.update({"head.weight": t["head.weight"].T.contiguous()}), r"head.weight is F32 \[32, 40\]"),
+    (lambda t: t.update({"norm.weight": torch.zeros(31)}),
+     r"norm.weight is F32 \[31\], expected F32 or BF16 or F16 \[32\]"),
+    (lambda t: t.update({"head.weight": t["head.weight"].T.contiguous()}),
+     r"head.weight is F32 \[32, 40\]"),
     (lambda t: t.update({"head.weight": t["head.weight"].long()}), "head.weight is I64"),
-    (lambda t: t.update({"head.weight": t["head.weight"].to(torch.float8_e5m2)}), "head.weight is F8_E5M2"),
-    (lambda t: t.update({"head.weight": t["head.weight"].to(torch.float8_e4m3fn)}), "head.weight has no head.scale"),
-    (lambda t: t.update({"layers.0.ffn.gate.tid2eid": torch.zeros(40, 2)}), "tid2eid is F32"),
-    (lambda t: t.update({"layers.0.ffn.gate.tid2eid": torch.full((40, 2), 2)}), "expected experts 0 to 1, found 2 to 2"),
-    (lambda t: t.update({"layers.0.ffn.gate.tid2eid": torch.full((40, 2), -1)}), "expected experts 0 to 1, found -1 to -1"),
+    (lambda t: t.update({"head.weight": t["head.weight"].to(torch.float8_e5m2)}),
+     "head.weight is F8_E5M2"),
+    (lambda t: t.update({"head.weight": t["head.weight"].to(torch.float8_e4m3fn)}),
+     "head.weight has no head.scale"),
+    (lambda t: t.update({TABLE: torch.zeros(40, 2)}), "tid2eid is F32"),
+    (lambda t: t.update({TABLE: torch.full((40, 2), 2)}), "expected experts 0 to 1, found 2 to 2"),
+    (lambda t: t.update({TABLE: torch.full((40, 2), -1)}),
+     "expected experts 0 to 1, found -1 to -1"),
     (lambda t: t.update({"model.norm.weight": torch.zeros(32)}), "both mean norm.weight"),
-    (lambda t: [t.pop(name) for name in list(t) if name.startswith("mtp.0.attn")], r"missing \(mtp.0.attn"),
+    (lambda t: [t.pop(name) for name in list(t) if name.startswith("mtp.0.attn")],
+     r"missing \(mtp.0.attn"),
 ])
 def test_wrong_tensors(copy, change, words):
     path = copy("single")
@@ -162,21 +178,27 @@ def test_wrong_tensors(copy, change, words):
 
 
 @pytest.mark.parametrize("name, change, words", [
-    ("layers.0.attn.wq_a.scale", lambda t: t.repeat(2, 1), r"wq_a.scale is F8_E8M0 \[2, 1\], expected F8_E8M0 or F32 \[1, 1\]"),
+    ("layers.0.attn.wq_a.scale", lambda t: t.repeat(2, 1),
+     r"wq_a.scale is F8_E8M0 \[2, 1\], expected F8_E8M0 or F32 \[1, 1\]"),
     ("layers.0.attn.wq_a.scale", lambda t: t.to(torch.bfloat16), "wq_a.scale is BF16"),
-    ("layers.0.attn.wq_a.weight", lambda t: t[:-1].contiguous(), r"wq_a.weight is F8_E4M3 \[63, 32\], expected \[64, 32\]"),
-    ("layers.0.ffn.experts.1.w1.weight", lambda t: t[:, :8].contiguous(), r"w1.weight is I8 \[64, 8\], expected \[64, 16\]"),
-    ("layers.0.ffn.experts.1.w1.scale", lambda t: t[:1].contiguous(), r"w1.scale is F8_E8M0 \[1, 1\]"),
+    ("layers.0.attn.wq_a.weight", lambda t: t[:-1].contiguous(),
+     r"wq_a.weight is F8_E4M3 \[63, 32\], expected \[64, 32\]"),
+    ("layers.0.ffn.experts.1.w1.weight", lambda t: t[:, :8].contiguous(),
+     r"w1.weight is I8 \[64, 8\], expected \[64, 16\]"),
+    ("layers.0.ffn.experts.1.w1.scale", lambda t: t[:1].contiguous(),
+     r"w1.scale is F8_E8M0 \[1, 1\]"),
 ])
 def test_wrong_codes_and_scales(copy, name, change, words):
     path = copy("sharded")
-    edit_tensors(path / "model-00002-of-00005.safetensors", lambda t: t.update({name: change(t[name])}))
+    shard = path / "model-00002-of-00005.safetensors"
+    edit_tensors(shard, lambda t: t.update({name: change(t[name])}))
     refused(path, words)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 8, 100, 20_000, -1])
 def test_truncated_files(copy, keep):
-    for path, file in ((copy("single"), SINGLE), (copy("sharded"), "model-00003-of-00005.safetensors")):
+    shard = "model-00003-of-00005.safetensors"
+    for path, file in ((copy("single"), SINGLE), (copy("sharded"), shard)):
         data = (path / file).read_bytes()
         (path / file).write_bytes(data[:keep])
         refused(path, "not a whole safetensors file")
@@ -219,7 +241,9 @@ def test_fuzzed_header(folders, tmp_path, at, patch):
 
 WORD = st.text(max_size=8)
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | WORD,
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORD, inner, max_size=3), max_leaves=6)
+                    lambda inner: (st.lists(inner, max_size=3)
+                                   | st.dictionaries(WORD, inner, max_size=3)),
+                    max_leaves=6)
 
 
 @FUZZ
@@ -232,7 +256,8 @@ def test_fuzzed_configuration(folders, tmp_path, key, value):
 
 
 @FUZZ
-@given(name=st.sampled_from(["weight_map", "embed.weight", "layers.0.attn_norm.weight", "new"]), value=JSON)
+@given(name=st.sampled_from(["weight_map", "embed.weight", "layers.0.attn_norm.weight", "new"]),
+       value=JSON)
 def test_fuzzed_index(folders, tmp_path, name, value):
     index = json.loads((folders / "sharded" / INDEX).read_text())
     (index if name == "weight_map" else index["weight_map"])[name] = value

@@ -1,4 +1,4 @@
-"""Checkpoints: every format there and back, partial reads, atomic writes, and transformers both ways."""
+"""Checkpoints: round trips in every format, partial reads, atomic writes, and transformers."""
 
 import errno
 import json
@@ -13,9 +13,11 @@ from minids.config import Config
 from minids.errors import MinidsError
 from minids.model import Model
 from minids.numerics import fake_quant
-from minids.weights import checkpoint, layout
+from minids.weights import layout
 from minids.weights.checkpoint import Checkpoint, load
-from minids.weights.save import save
+from minids.weights.folder import LocalFiles
+from minids.weights.header import DTYPES
+from minids.weights.save import QUANTISATION, save
 
 IDS = torch.randint(0, 1024, (2, 40), generator=torch.Generator().manual_seed(0))
 
@@ -26,7 +28,7 @@ def random_model(config=None, seed=0):
     model = Model(config or Config.nano()).eval()
     with torch.no_grad():
         for name, t in model.state_dict().items():
-            if name.endswith(("gate.bias", "attn_sink", "ape", "hc_attn_base", "hc_ffn_base", "hc_head_base")):
+            if name.endswith(("gate.bias", "attn_sink", "ape", "_base")):
                 t.copy_(torch.randn_like(t) * 0.5)
             elif name.endswith("norm.weight"):
                 t.copy_(1 + 0.2 * torch.randn_like(t))
@@ -46,8 +48,8 @@ def state_of(path):
 
 def assert_same(a, b):
     assert a.keys() == b.keys()
-    different = [name for name in a if a[name].dtype != b[name].dtype or not torch.equal(a[name], b[name])]
-    assert not different
+    same = lambda x, y: x.dtype == y.dtype and torch.equal(x, y)
+    assert not [name for name in a if not same(a[name], b[name])]
 
 
 # ---- formats ----
@@ -66,7 +68,8 @@ def test_bf16_rounds_matrices_and_keeps_what_is_float32_on_disk(model, tmp_path)
     formats = layout.tensors(model.config)
     loaded = state_of(tmp_path / "c")
     for name, t in model.state_dict().items():
-        assert torch.equal(loaded[name], t.bfloat16().float() if formats[name][0] not in ("F32", "I64") else t), name
+        stays = formats[name][0] in ("F32", "I64")
+        assert torch.equal(loaded[name], t if stays else t.bfloat16().float()), name
     with Checkpoint(tmp_path / "c") as c:
         assert {c.info(name)[0] for name in c.names()} == {"BF16", "F32", "I64"}
 
@@ -86,7 +89,8 @@ def test_v4_is_the_released_layout(expert_dtype, tmp_path):
     assert list(index["weight_map"]) == list(layout.inventory(config))
     quantised = {"FP8": lambda t: fake_quant(t, "fp8"), "FP4": lambda t: fake_quant(t, "fp4"),
                  "BF16": lambda t: t.bfloat16().float(), "F32": lambda t: t, "I64": lambda t: t}
-    expected = {name: quantised[layout.tensors(config)[name][0]](t) for name, t in model.state_dict().items()}
+    formats = {name: format for name, (format, _) in layout.tensors(config).items()}
+    expected = {name: quantised[formats[name]](t) for name, t in model.state_dict().items()}
     loaded = load(tmp_path / "c")
     assert_same(loaded.state_dict(), expected)
     save(loaded, tmp_path / "again", format="v4")
@@ -98,7 +102,8 @@ def test_float32_scales(model, tmp_path):
     save(model, tmp_path / "c", format="v4")
     before = state_of(tmp_path / "c")
     for path in (tmp_path / "c").glob("*.safetensors"):
-        tensors = {name: t.float() if name.endswith(".scale") else t for name, t in load_file(path).items()}
+        tensors = {name: t.float() if name.endswith(".scale") else t
+                   for name, t in load_file(path).items()}
         save_file(tensors, path, {"format": "pt"})
     assert_same(state_of(tmp_path / "c"), before)
 
@@ -107,7 +112,8 @@ def test_load_in_bfloat16(model, tmp_path):
     save(model, tmp_path / "c", format="fp32")
     loaded = load(tmp_path / "c", dtype=torch.bfloat16)
     assert {str(p.dtype) for p in loaded.parameters()} == {"torch.bfloat16", "torch.float32"}
-    assert loaded.layers[0].ffn.experts[0].w1.weight.dtype == torch.bfloat16 and loaded.norm.weight.dtype == torch.float32
+    assert loaded.layers[0].ffn.experts[0].w1.weight.dtype == torch.bfloat16
+    assert loaded.norm.weight.dtype == torch.float32
     assert torch.get_default_dtype() == torch.float32
     with torch.no_grad():
         assert loaded(IDS).isfinite().all()
@@ -117,11 +123,13 @@ def test_without_mtp_tensors_the_model_has_no_mtp_block(model, tmp_path):
     save(model, tmp_path / "c", format="v4")
     path = tmp_path / "c" / "model.safetensors.index.json"
     index = json.loads(path.read_text())
-    index["weight_map"] = {name: file for name, file in index["weight_map"].items() if not name.startswith("mtp.")}
+    index["weight_map"] = {name: file for name, file in index["weight_map"].items()
+                           if not name.startswith("mtp.")}
     path.write_text(json.dumps(index))
     loaded = load(tmp_path / "c")
     assert loaded.config.n_mtp_layers == 0 and len(loaded.mtp) == 0
-    assert loaded.config == model.config.replace(n_mtp_layers=0, compress_ratios=model.config.compress_ratios[:-1])
+    ratios = model.config.compress_ratios[:-1]
+    assert loaded.config == model.config.replace(n_mtp_layers=0, compress_ratios=ratios)
 
 
 def test_a_model_trains_on_after_loading(model, tmp_path):
@@ -142,7 +150,8 @@ def test_single_tensors_are_read_without_the_other_shards(model, tmp_path):
             (tmp_path / "c" / file).unlink()
     with Checkpoint(tmp_path / "c") as c:
         assert c.info("layers.2.ffn.experts.3.w2.weight") == ("I8", (128, 32))
-        for name in ("layers.2.attn.wq_a.weight", "layers.2.ffn.experts.3.w2.weight", "layers.2.attn.attn_sink"):
+        for name in ("layers.2.attn.wq_a.weight", "layers.2.ffn.experts.3.w2.weight",
+                     "layers.2.attn.attn_sink"):
             assert torch.equal(c.read(name), whole[name])
         assert c.read("layers.2.ffn.experts.3.w2.weight", torch.bfloat16).dtype == torch.bfloat16
         assert c.raw("layers.2.ffn.experts.3.w2.scale").dtype == torch.float8_e8m0fnu
@@ -157,9 +166,23 @@ def test_single_tensors_are_read_without_the_other_shards(model, tmp_path):
 
 def test_checking_reads_no_tensor(model, tmp_path, monkeypatch):
     save(model, tmp_path / "c", format="v4")
-    monkeypatch.setattr(Checkpoint, "raw", lambda *_: pytest.fail("read a tensor"))
+    monkeypatch.setattr(LocalFiles, "read", lambda *_: pytest.fail("read a tensor"))
     with Checkpoint(tmp_path / "c") as c:
         c.check()
+
+
+def test_a_folder_that_is_replaced_is_read_as_it_was(model, tmp_path):
+    save(model, tmp_path / "c", format="fp32")
+    with Checkpoint(tmp_path / "c") as c:
+        c.check()
+        save(random_model(seed=1), tmp_path / "c", format="fp32")
+        assert torch.equal(c.read("norm.weight"), model.norm.weight)
+    assert not torch.equal(load(tmp_path / "c").norm.weight, model.norm.weight)
+
+
+def test_types_that_are_read_have_their_torch_type():
+    for name in (*layout.FLOATS, *layout.INTEGERS, *layout.SCALES, *layout.CODES):
+        assert DTYPES[name].torch_dtype.itemsize * 8 == DTYPES[name].bits
 
 
 # ---- whole or not at all ----
@@ -180,7 +203,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(model, tmp_path, monkeypatch, for
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         save_file(tensors, path, metadata)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr("minids.weights.save.save_file", full)
     for target in ("c", "new"):
         calls.clear()
         with pytest.raises(MinidsError, match="No space left.*Nothing was changed"):
@@ -207,22 +230,23 @@ def test_an_interrupt_in_the_exchange_leaves_the_old_checkpoint(model, tmp_path,
     assert_same(state_of(tmp_path / "c"), model.state_dict())
 
 
-def test_a_kill_in_the_exchange_is_mended_by_the_next_load_or_save(model, tmp_path):
+def test_the_next_load_or_save_recovers_from_a_kill_in_the_exchange(model, tmp_path):
     other = random_model(seed=1)
-    for mend in (load, lambda path: save(other, path, format="fp32")):
+    for recover in (load, lambda path: save(other, path, format="fp32")):
         save(model, tmp_path / "c", format="fp32")
-        (tmp_path / ".c.part").mkdir()                       # as it is after a kill between the two renames
+        (tmp_path / ".c.part").mkdir()          # as after a kill between the two renames
         os.rename(tmp_path / "c", tmp_path / ".c.old")
-        mend(tmp_path / "c")
+        recover(tmp_path / "c")
         assert not (tmp_path / ".c.old").exists()
     assert_same(state_of(tmp_path / "c"), other.state_dict())
-    assert leftovers(tmp_path) == []                         # the next save sweeps the rest
+    assert leftovers(tmp_path) == []                         # the next save removes the rest
 
 
 def test_saving_replaces_checkpoints_and_nothing_else(model, tmp_path):
     save(model, tmp_path / "c", format="v4")
     save(model, tmp_path / "c", format="fp32")
-    assert sorted(os.listdir(tmp_path / "c")) == ["config.json", "model.safetensors"]  # no shard of the old one stays
+    # no shard of the old one stays
+    assert sorted(os.listdir(tmp_path / "c")) == ["config.json", "model.safetensors"]
     (tmp_path / "c" / "thesis.tex").write_text("years of work")
     with pytest.raises(MinidsError, match="thesis.tex"):
         save(model, tmp_path / "c")
@@ -263,29 +287,33 @@ def test_the_tokenizer_comes_along(model, tmp_path):
 
 def test_transformers_reads_what_we_save(model, tmp_path):
     transformers = pytest.importorskip("transformers")
+    from_pretrained = transformers.DeepseekV4ForCausalLM.from_pretrained
     save(model, tmp_path / "c", format="fp32")
-    theirs, info = transformers.DeepseekV4ForCausalLM.from_pretrained(tmp_path / "c", output_loading_info=True)
-    assert not info["missing_keys"] and not info["mismatched_keys"] and theirs.dtype == torch.float32
+    theirs, info = from_pretrained(tmp_path / "c", output_loading_info=True)
+    assert not info["missing_keys"] and not info["mismatched_keys"]
+    assert theirs.dtype == torch.float32
     with torch.no_grad():
         assert torch.allclose(theirs.eval()(IDS).logits, model(IDS), atol=1e-4, rtol=0)
     save(model, tmp_path / "c", format="bf16")
-    theirs, info = transformers.DeepseekV4ForCausalLM.from_pretrained(tmp_path / "c", output_loading_info=True)
+    theirs, info = from_pretrained(tmp_path / "c", output_loading_info=True)
     assert not info["missing_keys"] and theirs.dtype == torch.bfloat16
-    theirs = transformers.DeepseekV4ForCausalLM.from_pretrained(tmp_path / "c", dtype=torch.float32)
+    theirs = from_pretrained(tmp_path / "c", dtype=torch.float32).eval()
     with torch.no_grad():
-        assert torch.allclose(theirs.eval()(IDS).logits, load(tmp_path / "c")(IDS), atol=1e-4, rtol=0)
+        assert torch.allclose(theirs(IDS).logits, load(tmp_path / "c")(IDS), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("shard_size", ["50GB", "1MB"])
 def test_we_read_what_transformers_saves(tmp_path, shard_size):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    theirs = transformers.DeepseekV4ForCausalLM(transformers.DeepseekV4Config(**Config.nano().to_json())).eval()
+    config = transformers.DeepseekV4Config(**Config.nano().to_json())
+    theirs = transformers.DeepseekV4ForCausalLM(config).eval()
     with torch.no_grad():
         for name, t in [*theirs.named_parameters(), *theirs.named_buffers()]:
             if name.endswith("tid2eid"):
                 t.copy_(torch.rand(len(t), 8).argsort(1)[:, :2])
-            elif name.endswith(("sinks", "position_bias", "e_score_correction_bias", "base", "norm.weight")):
+            elif name.endswith(("sinks", "position_bias", "e_score_correction_bias", "base",
+                                "norm.weight")):
                 t.add_(0.3 * torch.randn_like(t))
     theirs.save_pretrained(tmp_path / "c", max_shard_size=shard_size)
     assert (tmp_path / "c" / "model.safetensors").exists() == (shard_size == "50GB")
@@ -307,6 +335,7 @@ def test_flash_and_pro_configurations():
         path = data("v4", f"{name}.config.json")
         config = Config.preset(name)
         assert Config.from_json(path) == config
-        said = json.loads(path.read_text())
-        assert tuple(said["compress_ratios"]) == config.compress_ratios and said["num_hash_layers"] == 3
-        assert said["quantization_config"] == checkpoint.QUANTISATION
+        values = json.loads(path.read_text())
+        assert tuple(values["compress_ratios"]) == config.compress_ratios
+        assert values["num_hash_layers"] == 3
+        assert values["quantization_config"] == QUANTISATION

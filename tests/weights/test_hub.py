@@ -1,24 +1,38 @@
-"""Remote reads with the real client, huggingface_hub, from a local Hub that serves the sample checkpoint."""
+"""Remote reads with the real client, huggingface_hub, from a local Hub that serves the sample."""
 
 import gzip
 import json
 import struct
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from hub_server import COMMIT, TOKEN, LocalHub, cut, everything, grown, longer, other_range, shorter, status
+from hub_server import (
+    COMMIT,
+    TOKEN,
+    LocalHub,
+    cut,
+    everything,
+    grown,
+    longer,
+    other_range,
+    shorter,
+    status,
+)
+from safetensors import safe_open
 
-from minids import load
+from minids import load, save
 from minids.cli import main
 from minids.config import Config
 from minids.errors import MinidsError
 from minids.system.paths import DATA
 from minids.weights import header, hub, layout
-from minids.weights.checkpoint import INDEX, Checkpoint
+from minids.weights.checkpoint import Checkpoint
 from minids.weights.hub import Unreachable
-from minids.weights.remote import RemoteCheckpoint
+from minids.weights.layout import INDEX, SINGLE
+from minids.weights.streamed import streamed
 
 constants = pytest.importorskip("huggingface_hub.constants")
 close_session = pytest.importorskip("huggingface_hub.utils").close_session
@@ -53,7 +67,8 @@ def model():
 
 def equal(a, b):
     assert a.keys() == b.keys()
-    assert not [name for name in a if a[name].dtype != b[name].dtype or not torch.equal(a[name], b[name])]
+    same = lambda x, y: x.dtype == y.dtype and torch.equal(x, y)
+    assert not [name for name in a if not same(a[name], b[name])]
 
 
 def entry(name):
@@ -65,59 +80,61 @@ def entry(name):
 
 @pytest.mark.parametrize("where", ["hub", "folder"])
 def test_every_tensor_is_what_a_local_load_gives(server, where):
-    remote = RemoteCheckpoint(REPO if where == "hub" else SAMPLE)
+    remote = Checkpoint(REPO if where == "hub" else SAMPLE)
     config, state = model().config, model().state_dict()
     assert remote.config == config and remote.revision == (COMMIT if where == "hub" else None)
     assert remote.inventory() == layout.inventory(config)
-    equal(remote.read(state), state)
-    stored = remote.raw([WQ, "norm.weight"])
-    with Checkpoint(SAMPLE) as local:
-        names = (WQ, "layers.1.attn.wq_a.scale", "norm.weight")
-        equal({n: t.view(torch.uint8) for n, t in stored.items()}, {n: local.raw(n).view(torch.uint8) for n in names})
-    assert remote.read(WQ, torch.bfloat16)[WQ].dtype == torch.bfloat16
+    equal(remote.read_all(state), state)
+    names = (WQ, "layers.1.attn.wq_a.scale", "norm.weight")
+    for name, t in remote.raw_all(names).items():
+        with safe_open(SAMPLE / entry(name)[0], "pt") as file:
+            assert torch.equal(t.view(torch.uint8), file.get_tensor(name).view(torch.uint8))
+            assert torch.equal(t.view(torch.uint8), remote.raw(name).view(torch.uint8))
+    assert remote.read(WQ, torch.bfloat16).dtype == torch.bfloat16
     assert bool(server.log) == (where == "hub")
 
 
 def test_only_the_bytes_of_the_tensors_are_fetched(server):
-    remote = RemoteCheckpoint(REPO)
+    remote = Checkpoint(REPO)
     assert server.sent() == []
     names = [WQ, "layers.1.attn.attn_sink"]
     price = remote.price(names)
     wanted = sorted(entry(n)[1][2:] for n in (*names, "layers.1.attn.wq_a.scale"))
     assert price == (3, 1, sum(end - start for start, end in wanted), 0)
     headers = len(server.sent())
-    remote.read(names)
-    asked = sorted((a, b + 1) for _, a, b in server.sent()[headers:])
-    assert sum(b - a for a, b in asked) == price.fetch and asked[0][0] == wanted[0][0] and asked[-1][1] == wanted[-1][1]
+    remote.read_all(names)
+    requests = sorted((a, b + 1) for _, a, b in server.sent()[headers:])
+    assert sum(b - a for a, b in requests) == price.fetch
+    assert requests[0][0] == wanted[0][0] and requests[-1][1] == wanted[-1][1]
     assert remote.price(names) == (3, 1, 0, price.fetch)
     assert {file for file, _, _ in server.sent()} == {entry(WQ)[0]}
 
 
 def test_the_inventory_reads_headers_only(server):
-    RemoteCheckpoint(REPO).inventory()
+    Checkpoint(REPO).inventory()
     for file, first, last in server.sent():
         end = 8 + int.from_bytes(server.bytes(file)[:8], "little")
         assert last < max(end, hub.HEAD) and (first == 0 or last == end - 1)
     before = len(server.log)
-    RemoteCheckpoint(REPO, COMMIT).inventory()         # all of it is in the cache now, the commit is known
+    Checkpoint(REPO, COMMIT).inventory()        # all of it is in the cache now, the commit is known
     assert len(server.log) == before
 
 
 def test_patterns(server):
-    remote = RemoteCheckpoint(REPO)
+    remote = Checkpoint(REPO)
     assert remote.find("layers.*.ffn.gate.bias", "layers.2.attn.attn_sink", "layers.2.*sink") == \
         ["layers.2.ffn.gate.bias", "layers.3.ffn.gate.bias", "layers.2.attn.attn_sink"]
-    with pytest.raises(MinidsError, match=r"no tensor fits 'layer\.\*'"):
+    with pytest.raises(MinidsError, match=r"no tensor matches 'layer\.\*'"):
         remote.find("layer.*")
     with pytest.raises(MinidsError, match="no tensor layers.9.x"):
-        remote.read(["layers.9.x"])
+        remote.read("layers.9.x")
     with pytest.raises(MinidsError, match="it comes with layers.1.attn.wq_a.weight"):
-        remote.read(["layers.1.attn.wq_a.scale"])
+        remote.read("layers.1.attn.wq_a.scale")
 
 
 def test_small_neighbours_share_a_request(server, monkeypatch):
     monkeypatch.setattr(hub, "GAP", 2**17)
-    remote = RemoteCheckpoint(REPO)
+    remote = Checkpoint(REPO)
     names = [n for n in remote.names() if n.startswith("layers.0.") and n in remote.find("*")]
     remote.inventory(names)
     before = len(server.sent())
@@ -128,104 +145,107 @@ def test_small_neighbours_share_a_request(server, monkeypatch):
 # ---- the cache ----
 
 def test_a_second_read_needs_no_network(server):
-    first = RemoteCheckpoint(REPO).read([WQ])
+    first = Checkpoint(REPO).read_all([WQ])
     server.close()
     close_session()
-    equal(RemoteCheckpoint(REPO, COMMIT).read([WQ]), first)
-    with pytest.warns(UserWarning, match="no luck after .* Going on with commit 0123456789ab"):
-        again = RemoteCheckpoint(REPO)
-    equal(again.read([WQ]), first)
+    equal(Checkpoint(REPO, COMMIT).read_all([WQ]), first)
+    with pytest.warns(UserWarning, match="gave up after .* Going on with commit 0123456789ab"):
+        again = Checkpoint(REPO)
+    equal(again.read_all([WQ]), first)
     with pytest.raises(Unreachable, match="Is there a network"):
-        again.read(["layers.1.attn.wkv.weight"])
+        again.read("layers.1.attn.wkv.weight")
 
 
-def test_damage_in_the_cache_is_noticed_and_mended(server, tmp_path):
-    remote = RemoteCheckpoint(REPO)
-    first = remote.read([WQ])
+def test_damage_in_the_cache_is_noticed_and_fixed(server, tmp_path):
+    remote = Checkpoint(REPO)
+    first = remote.read_all([WQ])
     path = next((tmp_path / "assets").rglob(WQ))
     for damaged in (b"\x01" + path.read_bytes()[1:], path.read_bytes()[:-1], b""):
         path.write_bytes(damaged)
         if len(damaged) == entry(WQ)[1].end - entry(WQ)[1].start + 32:
             with pytest.warns(UserWarning, match="is damaged: it is fetched again"):
-                equal(remote.read([WQ]), first)
+                equal(remote.read_all([WQ]), first)
         else:
-            equal(remote.read([WQ]), first)
+            equal(remote.read_all([WQ]), first)
     for path in [*(tmp_path / "assets").rglob("*.header"), *(tmp_path / "assets").rglob("*.json")]:
         path.write_bytes(path.read_bytes()[:-40])
-    equal(RemoteCheckpoint(REPO).read([WQ]), first)
+    equal(Checkpoint(REPO).read_all([WQ]), first)
 
 
-def test_an_interrupted_fetch_goes_on_where_it_stopped(server, monkeypatch):
+def test_an_interrupted_fetch_is_resumed(server, monkeypatch):
     monkeypatch.setattr(hub, "PIECE", 1000)
-    remote = RemoteCheckpoint(REPO)
+    remote = Checkpoint(REPO)
     remote.inventory([WQ])
     before = len(server.sent())
-    server.faults = [None] * 5 + [status(403)]                     # the scale, four pieces, then no more
+    server.faults = [None] * 5 + [status(403)]              # the scale, four pieces, then no more
     with pytest.raises(MinidsError, match="refuses your token"):
         remote.fetch([WQ])
     start, end = entry(WQ)[1][2:]
-    came = [a for _, a, b in server.sent()[before:-1] if start <= a and b < end]
-    assert came == [start + 1000 * i for i in range(len(came))] and len(came) >= 4
+    pieces = [a for _, a, b in server.sent()[before:-1] if start <= a and b < end]
+    assert pieces == [start + 1000 * i for i in range(len(pieces))] and len(pieces) >= 4
     before = len(server.sent())
-    equal(RemoteCheckpoint(REPO).read([WQ]), {WQ: model().state_dict()[WQ]})
-    asked = [a for _, a, b in server.sent()[before:] if start <= a and b < end]
-    assert asked[0] == start + 1000 * len(came)                    # nothing twice
+    equal(Checkpoint(REPO).read_all([WQ]), {WQ: model().state_dict()[WQ]})
+    requests = [a for _, a, b in server.sent()[before:] if start <= a and b < end]
+    assert requests[0] == start + 1000 * len(pieces)        # nothing is fetched twice
 
 
-def test_an_error_stops_the_other_files_and_keeps_what_came(server):
-    remote = RemoteCheckpoint(REPO)
+def test_an_error_stops_the_other_files_and_keeps_what_was_fetched(server):
+    remote = Checkpoint(REPO)
     names = remote.find("layers.*.attn.wq_a.weight", "layers.*.attn.wkv.weight")
     remote.inventory(names)
     server.faults = [None, None, status(410)] + [None] * 50
     with pytest.raises(MinidsError, match="status 200 or 206, found 410|stopped"):
         remote.fetch(names)
-    kept = remote.price(names).here
-    assert kept > 0
-    before, server.faults = sum(b - a + 1 for _, a, b in server.sent()), []
-    remote.read(names)                                             # it can go on, and does not ask for what is here
-    assert sum(b - a + 1 for _, a, b in server.sent()) - before == remote.price(names).here - kept
+    here = remote.price(names).here
+    assert here > 0
+    sent = lambda: sum(b - a + 1 for _, a, b in server.sent())
+    before, server.faults = sent(), []
+    remote.read_all(names)              # it can be resumed, and does not ask for what is here
+    assert sent() - before == remote.price(names).here - here
 
 
-def test_a_full_disk_is_told_before_it_is_full(server, monkeypatch):
+def test_a_full_disk_is_reported_before_it_is_full(server, monkeypatch):
     monkeypatch.setattr(hub.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
-    remote = RemoteCheckpoint(REPO)
-    with pytest.raises(MinidsError, match="16385 bytes are to come, 0 are free"):
-        remote.read([WQ])
+    remote = Checkpoint(REPO)
+    with pytest.raises(MinidsError, match="16385 bytes are to be fetched, 0 are free"):
+        remote.read_all([WQ])
 
 
-# ---- what can go wrong on the way ----
+# ---- faults of the network and of the server ----
 
-def test_cut_connections_go_on_where_they_were_cut(server):
-    remote = RemoteCheckpoint(REPO)
+def test_cut_connections_are_resumed(server):
+    remote = Checkpoint(REPO)
     remote.inventory([WQ])
     server.faults = [None, cut(5000), cut(1), cut(0), cut(700)]     # the scale, then the codes
     before = len(server.sent())
-    equal(remote.read([WQ]), {WQ: model().state_dict()[WQ]})
+    equal(remote.read_all([WQ]), {WQ: model().state_dict()[WQ]})
     starts = [a for _, a, b in server.sent()[before:] if b - a > 10]
     assert [b - a for a, b in zip(starts, starts[1:])] == [5000, 1, 0, 700]
 
 
-@pytest.mark.parametrize("fault", [status(429, Retry_After="0"), status(429, RateLimit='"api";r=0;t=0'), status(429),
+@pytest.mark.parametrize("fault", [status(429, Retry_After="0"), status(429),
+                                   status(429, RateLimit='"api";r=0;t=0'),
                                    status(503), status(500), shorter, cut(3)])
-def test_what_passes_is_tried_again(server, fault):
+def test_temporary_faults_are_retried(server, fault):
     server.everywhere, server.faults = True, [fault] * 3
-    remote = RemoteCheckpoint(REPO)
+    remote = Checkpoint(REPO)
     server.faults = [None, fault, None, fault, fault]
-    equal(remote.read([WQ]), {WQ: model().state_dict()[WQ]})
+    equal(remote.read_all([WQ]), {WQ: model().state_dict()[WQ]})
 
 
-@pytest.mark.parametrize("fault, words", [(status(503), "status 503"), (cut(0), "RemoteProtocolError|ReadError")])
-def test_what_does_not_pass_ends(server, fault, words):
+@pytest.mark.parametrize("fault, words", [(status(503), "status 503"),
+                                          (cut(0), "RemoteProtocolError|ReadError")])
+def test_permanent_faults_end_the_retries(server, fault, words):
     server.everywhere, server.faults = True, [fault] * 50
-    with pytest.raises(Unreachable, match=f"no luck after {hub.ATTEMPTS} attempts .*({words})"):
-        RemoteCheckpoint(REPO)
+    with pytest.raises(Unreachable, match=f"gave up after {hub.ATTEMPTS} attempts .*({words})"):
+        Checkpoint(REPO)
     assert len(server.faults) == 50 - hub.ATTEMPTS
 
 
-def test_a_long_wait_is_not_sat_out(server):
+def test_a_long_wait_is_refused(server):
     server.everywhere, server.faults = True, [status(429, Retry_After="86400")]
     with pytest.raises(Unreachable, match="It asks to wait 86400 s"):
-        RemoteCheckpoint(REPO)
+        Checkpoint(REPO)
 
 
 @pytest.mark.parametrize("fault, words", [
@@ -239,38 +259,39 @@ def test_a_long_wait_is_not_sat_out(server):
     (status(410), "expected status 200 or 206, found 410"),
 ])
 def test_wrong_answers(server, fault, words):
-    remote = RemoteCheckpoint(REPO)
+    remote = Checkpoint(REPO)
     remote.inventory([WQ])
     server.faults = [fault] * 9
     with pytest.raises(MinidsError, match=words) as caught:
-        remote.read([WQ])
+        remote.read_all([WQ])
     assert len(str(caught.value).splitlines()) == 1
     server.faults = []
-    equal(remote.read([WQ]), {WQ: model().state_dict()[WQ]})
+    equal(remote.read_all([WQ]), {WQ: model().state_dict()[WQ]})
 
 
 def test_a_server_without_ranges(server):
-    remote = RemoteCheckpoint(REPO)
+    remote = Checkpoint(REPO)
     server.faults = [everything(server, entry(WQ)[0])]
     with pytest.raises(MinidsError, match="does not serve ranges"):
-        remote.read([WQ])
+        remote.read_all([WQ])
 
 
 def test_small_files_may_come_whole_and_compressed(server, tmp_path):
     def zipped(handler, status, headers, body):
         whole = gzip.compress(server.bytes("config.json"))
-        return 200, {k: v for k, v in headers.items() if k != "Content-Range"} | {"Content-Encoding": "gzip"}, whole
+        headers = {k: v for k, v in headers.items() if k != "Content-Range"}
+        return 200, headers | {"Content-Encoding": "gzip"}, whole
 
     server.everywhere, server.faults = True, [zipped]
-    assert RemoteCheckpoint(REPO).config == model().config and not server.faults
+    assert Checkpoint(REPO).config == model().config and not server.faults
     for path in (tmp_path / "assets").rglob("config.json"):
         path.unlink()
-    server.faults = [everything(server, "config.json")]           # without a commit: it is known by now
-    assert RemoteCheckpoint(REPO, COMMIT).config == model().config and not server.faults
+    server.faults = [everything(server, "config.json")]     # without a commit: it is known by now
+    assert Checkpoint(REPO, COMMIT).config == model().config and not server.faults
 
 
 @pytest.mark.parametrize("repo, revision, words", [
-    ("owner/other", None, "private, gated or not there .*HF_TOKEN"),
+    ("owner/other", None, "private, gated or does not exist .*HF_TOKEN"),
     (REPO, "v9", "no revision 'v9'"),
     (REPO, "a b", "is no revision"),
     (REPO, "../../x\n", "is no revision"),
@@ -281,70 +302,75 @@ def test_small_files_may_come_whole_and_compressed(server, tmp_path):
 ])
 def test_wrong_names(server, repo, revision, words):
     with pytest.raises(MinidsError, match=words):
-        RemoteCheckpoint(repo, revision)
+        Checkpoint(repo, revision)
 
 
 def test_tokens(server, monkeypatch):
     server.private = True
     with pytest.raises(MinidsError, match="set HF_TOKEN"):
-        RemoteCheckpoint(REPO)
+        Checkpoint(REPO)
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(MinidsError, match="refuses your token"):
-        RemoteCheckpoint(REPO)
+        Checkpoint(REPO)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     with pytest.raises(MinidsError, match="no repository"):
-        RemoteCheckpoint("owner/other")
-    RemoteCheckpoint(REPO).read([WQ])
-    assert {host for host, *_, authorization in server.log if authorization == f"Bearer {TOKEN}"} == {"127.0.0.1"}
-    assert "localhost" in {host for host, *_ in server.log}       # where the redirect led, without the token
+        Checkpoint("owner/other")
+    Checkpoint(REPO).read_all([WQ])
+    with_token = {host for host, *_, auth in server.log if auth == f"Bearer {TOKEN}"}
+    assert with_token == {"127.0.0.1"}
+    # the redirect leads to another host, without the token
+    assert "localhost" in {host for host, *_ in server.log}
 
 
 def test_offline(server, monkeypatch):
     monkeypatch.setattr(constants, "is_offline_mode", lambda: True)
     with pytest.raises(Unreachable, match="HF_HUB_OFFLINE is set"):
-        RemoteCheckpoint(REPO)
+        Checkpoint(REPO)
     monkeypatch.setenv("HF_ENDPOINT", "127.0.0.1:80")
     with pytest.raises(MinidsError, match="HF_ENDPOINT: expected an address"):
-        RemoteCheckpoint(REPO)
+        Checkpoint(REPO)
 
 
 def test_something_else_than_a_hub(server):
     server.everywhere = True
-    for headers, words in (({}, "found None"), ({"X-Repo-Commit": "../../../etc"}, r"found '\.\./")):
+    for headers, words in (({}, "found None"),
+                           ({"X-Repo-Commit": "../../../etc"}, r"found '\.\./")):
         server.faults = [lambda h, s, old, body: LocalHub.send(h, 200, headers, body)]
         with pytest.raises(MinidsError, match="does not answer as a Hub does.*" + words):
-            RemoteCheckpoint(REPO)
+            Checkpoint(REPO)
 
 
 # ---- hostile files ----
 
 def test_hostile_indices(server, tmp_path):
-    good = json.loads((SAMPLE / INDEX).read_text())
-    for change, words in (({"embed.weight": "../../x.safetensors"}, "names of .safetensors files in this folder"),
+    good, shard = json.loads((SAMPLE / INDEX).read_text()), "model-00001-of-00007.safetensors"
+    for change, words in (({"embed.weight": "../../x.safetensors"}, "names of .safetensors files"),
                           ({"embed.weight": "/etc/passwd"}, "names of .safetensors files"),
-                          ({"../x": "model-00001-of-00007.safetensors"}, "is not a tensor's name"),
-                          ({"model.embed.weight": "model-00001-of-00007.safetensors"}, "both mean embed.weight")):
+                          ({"../x": shard}, "is not a tensor's name"),
+                          ({"model.embed.weight": shard}, "both mean embed.weight")):
         server.files[INDEX] = json.dumps({"weight_map": good["weight_map"] | change}).encode()
         with pytest.raises(MinidsError, match=words):
-            RemoteCheckpoint(REPO)
+            Checkpoint(REPO)
         for path in (tmp_path / "assets").rglob(INDEX):
             path.unlink()
     server.files[INDEX] = b'{"weight_map": {"a": "b.safetensors", "a": "c.safetensors"}}'
-    with pytest.raises(MinidsError, match="'a' is said twice"):
-        RemoteCheckpoint(REPO)
+    with pytest.raises(MinidsError, match="'a' appears twice"):
+        Checkpoint(REPO)
 
 
 def test_nothing_is_fetched_for_a_tensor_of_the_wrong_shape(server):
     file, _ = entry(WQ)
     data = server.bytes(file)
     n = int.from_bytes(data[:8], "little")
-    said = json.loads(data[8:8 + n])
-    said[WQ]["shape"] = [64, 256]
-    text = json.dumps(said).encode()
+    fields = json.loads(data[8:8 + n])
+    fields[WQ]["shape"] = [64, 256]
+    text = json.dumps(fields).encode()
     server.files[file] = struct.pack("<Q", len(text)) + text + data[8 + n:]
-    remote = RemoteCheckpoint(REPO)
-    with pytest.raises(MinidsError, match=r"wq_a.weight is F8_E4M3 \[64, 256\], expected \[128, 128\]"):
-        remote.read([WQ])
+    remote = Checkpoint(REPO)
+    words = r"wq_a.weight is F8_E4M3 \[64, 256\], expected \[128, 128\]"
+    for read in (remote.read, remote.raw):
+        with pytest.raises(MinidsError, match=words):
+            read(WQ)
     assert max(last for _, _, last in server.sent()) < max(8 + len(text), hub.HEAD)
 
 
@@ -352,11 +378,13 @@ def test_tensors_of_a_later_model_are_named_and_not_read(server):
     index = json.loads((SAMPLE / INDEX).read_text())
     index["weight_map"]["mtp.0.draft.weight"] = entry(WQ)[0]
     server.files[INDEX] = json.dumps(index).encode()
-    remote = RemoteCheckpoint(REPO)
+    remote = Checkpoint(REPO)
     assert remote.extra() == ["mtp.0.draft.weight"]
-    with pytest.raises(MinidsError, match="mtp.0.draft.weight is not read: .* may belong to a later model"):
-        remote.read(["mtp.0.draft.weight"])
-    remote.read([WQ])
+    words = "mtp.0.draft.weight is not read: .* may belong to a later model"
+    for read in (remote.read, remote.raw):
+        with pytest.raises(MinidsError, match=words):
+            read("mtp.0.draft.weight")
+    remote.read_all([WQ])
     with pytest.raises(MinidsError, match="only in the index"):
         remote.inventory()
 
@@ -364,68 +392,76 @@ def test_tensors_of_a_later_model_are_named_and_not_read(server):
 def test_a_repository_of_another_kind(server):
     server.files["config.json"] = b'{"model_type": "llama"}'
     with pytest.raises(MinidsError, match="deepseek_v4"):
-        RemoteCheckpoint(REPO)
+        Checkpoint(REPO)
 
 
 def test_one_file_without_an_index(server, tmp_path):
-    from minids import save
-    from minids.weights.checkpoint import SINGLE
-
     save(model(), tmp_path / "single", format="bf16")
     for source in (REPO, tmp_path / "single"):
         server.folder, server.files = tmp_path / "single", {}
-        remote = RemoteCheckpoint(source)
+        remote = Checkpoint(source)
         assert set(remote.names()) == model().state_dict().keys()
-        assert torch.equal(remote.read("norm.weight")["norm.weight"], model().norm.weight)
+        assert torch.equal(remote.read("norm.weight"), model().norm.weight)
     assert {file for file, *_ in server.sent()} == {SINGLE}
+
+
+def test_a_path_is_a_folder_and_never_a_repository(server):
+    for read in (lambda: Checkpoint(Path(REPO)), lambda: load(REPO), lambda: streamed(REPO)):
+        with pytest.raises(MinidsError, match="no checkpoint at owner.sample: expected a folder"):
+            read()
+    assert server.log == []
 
 
 # ---- commands ----
 
 def test_info_and_fetch(server, capsys):
     assert main(["real", "info", REPO]) == 0
-    said = capsys.readouterr().out
-    assert COMMIT[:12] in said and "2,094,381" in said
+    output = capsys.readouterr().out
+    assert COMMIT[:12] in output and "2,094,381" in output
     assert main(["real", "fetch", REPO, "--tensors", "layers.*.ffn.gate.*", "norm.weight"]) == 0
-    said = capsys.readouterr().out
-    size = RemoteCheckpoint(REPO).price(RemoteCheckpoint(REPO).find("layers.*.ffn.gate.*", "norm.weight"))
-    assert size.fetch == 0 and f"{size.tensors} tensors" in said
+    output = capsys.readouterr().out
+    price = Checkpoint(REPO).price(Checkpoint(REPO).find("layers.*.ffn.gate.*", "norm.weight"))
+    assert price.fetch == 0 and f"{price.tensors} tensors" in output
     assert main(["real", "fetch", REPO, "--tensors", "nothing.*"]) == 2
-    assert "no tensor fits" in capsys.readouterr().err
+    assert "no tensor matches" in capsys.readouterr().err
     assert main(["real", "info", str(SAMPLE)]) == 0
 
 
 def test_runs():
-    entries = {name: header.Entry("I8", (b - a,), a, b) for name, a, b in
-               (("c", 500, 600), ("a", 0, 100), ("b", 100, 100), ("far", 600 + hub.GAP + 1, 700 + hub.GAP + 1))}
-    assert hub.runs(entries) == [["a", "b", "c"], ["far"]]
+    far = 600 + hub.GAP + 1
+    places = {"c": (500, 600), "a": (0, 100), "b": (100, 100), "far": (far, far + 100)}
+    entries = {name: header.Entry("I8", (b - a,), a, b) for name, (a, b) in places.items()}
+    assert header.runs(entries) == [["a", "b"], ["c"], ["far"]]
+    assert header.runs(entries, hub.GAP, hub.PIECE) == [["a", "b", "c"], ["far"]]
     wide = {"x": header.Entry("I8", (1,), 0, 1), "y": header.Entry("I8", (1,), 1, hub.PIECE + 1)}
-    assert hub.runs(wide) == [["x"], ["y"]]
+    assert header.runs(wide, hub.GAP, hub.PIECE) == [["x"], ["y"]]
 
 
 # ---- at full size ----
 
 def test_flash_at_full_size(tmp_path):
-    """The released layout of V4-Flash in files that are holes behind their headers: what there is, and what parts cost."""
+    """The released layout of V4-Flash, in files with headers and no data: what reading costs."""
     config, stored = Config.flash(), layout.inventory(Config.flash())
     shards = layout.shards(config)
     for file, names in shards.items():
         entries, at = {}, 0
         for name in names:
-            size = layout.nbytes(stored[name])
-            entries[name] = {"dtype": stored[name][0], "shape": stored[name][1], "data_offsets": [at, at + size]}
+            (dtype, shape), size = stored[name], layout.nbytes(stored[name])
+            entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + size]}
             at += size
         text = json.dumps(entries).encode()
         with open(tmp_path / file, "wb") as out:
             out.write(struct.pack("<Q", len(text)) + text)
             out.truncate(8 + len(text) + at)
-    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {name: file for file, names in shards.items() for name in names}}))
+    weight_map = {name: file for file, names in shards.items() for name in names}
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
     (tmp_path / "config.json").write_bytes((DATA / "v4" / "flash.config.json").read_bytes())
-    remote = RemoteCheckpoint(tmp_path)
+    remote = Checkpoint(tmp_path)
     assert remote.config == config and remote.extra() == []
     assert remote.inventory() == stored and len(stored) == 69_187
     everything = remote.price(remote.find("*"))
     assert (everything.tensors, everything.files, everything.here) == (69_187, 46, 159_609_485_896)
     expert = remote.find("layers.20.ffn.experts.7.*")
-    assert remote.price(expert).here == 3 * 4096 * 2048 * 17 // 32          # half a byte and a scale for 32
-    assert remote.read("layers.20.ffn.gate.bias")["layers.20.ffn.gate.bias"].shape == (256,)
+    # half a byte for each number, and a scale for 32
+    assert remote.price(expert).here == 3 * 4096 * 2048 * 17 // 32
+    assert remote.read("layers.20.ffn.gate.bias").shape == (256,)

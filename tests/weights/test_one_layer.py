@@ -1,7 +1,8 @@
-"""One layer by itself: the numbers of the whole model, experts as stored, and transformers' layer beside it."""
+"""One layer alone: the numbers of the whole model, experts as stored, and transformers' layer."""
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,6 @@ from minids.model import Model
 from minids.system.paths import DATA
 from minids.weights import layout, one_layer
 from minids.weights.checkpoint import Checkpoint
-from minids.weights.remote import RemoteCheckpoint
 from minids.weights.streamed import Stored
 
 SAMPLE = DATA / "v4_sample"
@@ -22,14 +22,14 @@ SAMPLE = DATA / "v4_sample"
 
 @pytest.fixture(scope="module")
 def remote():
-    return RemoteCheckpoint(SAMPLE)
+    return Checkpoint(SAMPLE)
 
 
 @pytest.mark.parametrize("i", range(4))
 def test_it_is_the_layer_of_the_model(remote, i):
-    block, whole = one_layer.read(remote, i), load(SAMPLE).layers[i]
+    block, whole = one_layer.read_layer(remote, i), load(SAMPLE).layers[i]
     for T in (1, 150):
-        X, ids = one_layer.streams(remote.config, T)
+        X, ids = one_layer.random_input(remote.config, T)
         with torch.no_grad():
             assert torch.equal(block(X, ids), whole(X, ids))
     matrices = [m for expert in block.ffn.experts for m in expert.children()]
@@ -38,22 +38,26 @@ def test_it_is_the_layer_of_the_model(remote, i):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("i", range(4))
-def test_what_it_weighs(remote, i, dtype):
-    """Told from the configuration what the tensors in memory take, here and in transformers."""
-    block = one_layer.read(remote, i, dtype=dtype)
+def test_estimate_memory(remote, i, dtype):
+    """The estimate from the configuration is what the tensors take, here and in transformers."""
+    block = one_layer.read_layer(remote, i, dtype=dtype)
     packed = [t for m in block.modules() if isinstance(m, Stored) for t in (m.codes, m.scale)]
-    assert one_layer.weigh(remote, i, dtype) == sum(t.nbytes for t in (*block.state_dict().values(), *packed))
+    size = lambda tensors: sum(t.nbytes for t in tensors)
+    estimate = one_layer.estimate_memory(remote, i, dtype)
+    assert estimate == size((*block.state_dict().values(), *packed))
     with Checkpoint(SAMPLE) as c:
-        assert sum(t.nbytes for t in packed) == sum(c.raw(n).nbytes for n in c.names() if f"layers.{i}.ffn.experts." in n)
-    theirs, _ = one_layer.judge(block)
-    assert one_layer.weigh(remote, i, dtype, packed=False) == sum(t.nbytes for t in theirs.state_dict().values())
+        assert size(packed) == size(c.raw(n) for n in c.names() if f"layers.{i}.ffn.experts." in n)
+    theirs, _ = one_layer.reference_layer(block)
+    estimate = one_layer.estimate_memory(remote, i, dtype, packed=False)
+    assert estimate == size(theirs.state_dict().values())
 
 
 @pytest.mark.parametrize("i", range(4))
 def test_trials(remote, i):
-    for trial, T in zip(one_layer.trials(remote, i, lengths=(1, 300), seconds=0), (1, 300), strict=True):
-        assert trial.tokens == T and trial.why == "" and trial.same == 1
-        assert trial.size > 0.5 and trial.largest < 1e-4 * trial.size
+    trials = one_layer.trials(remote, i, lengths=(1, 300), seconds=0)
+    for trial, T in zip(trials, (1, 300), strict=True):
+        assert trial.tokens == T and trial.why == "" and trial.same_experts == 1
+        assert trial.rms > 0.5 and trial.max_difference < 1e-4 * trial.rms
         assert min(trial.ours.memory, trial.theirs.memory) > 2**26
 
 
@@ -61,42 +65,48 @@ def test_other_formats(tmp_path):
     """Experts in BF16, as `save` writes them: stored without scales."""
     torch.manual_seed(0)
     save(Model(Config.nano()), tmp_path / "c")
-    remote = RemoteCheckpoint(tmp_path / "c")
-    X, ids = one_layer.streams(remote.config, 40)
+    remote = Checkpoint(tmp_path / "c")
+    X, ids = one_layer.random_input(remote.config, 40)
     with torch.no_grad():
-        assert torch.equal(one_layer.read(remote, 1)(X, ids), load(tmp_path / "c").layers[1](X, ids))
-    assert all(trial.largest < 1e-4 * trial.size for trial in one_layer.trials(remote, 1, lengths=(40,), seconds=0))
+        block, whole = one_layer.read_layer(remote, 1), load(tmp_path / "c").layers[1]
+        assert torch.equal(block(X, ids), whole(X, ids))
+    (trial,) = one_layer.trials(remote, 1, lengths=(40,), seconds=0)
+    assert trial.max_difference < 1e-4 * trial.rms
 
 
 def test_where_memory_or_transformers_is_missing(remote, monkeypatch):
     monkeypatch.setattr(one_layer, "find_spec", lambda name: None)
     (trial,) = one_layer.trials(remote, 0, lengths=(5,), seconds=0)
-    assert trial.theirs is None and "not installed" in trial.why and trial.ours.seconds < float("inf")
+    assert trial.theirs is None and "not installed" in trial.why
+    assert trial.ours.seconds < float("inf")
     monkeypatch.undo()
-    room = one_layer.judging(remote, 3, 5, torch.float32)
+    room = one_layer.estimate_reference_memory(remote, 3, 5, torch.float32)
     monkeypatch.setattr(one_layer, "free", lambda device: room)
     short, long = one_layer.trials(remote, 3, lengths=(5, 300), seconds=0)
     assert short.theirs and long.theirs is None and "GB of memory" in long.why
     monkeypatch.setattr(one_layer, "free", lambda device: 1000)
-    with pytest.raises(MinidsError, match="layer 3 takes 1,531,760 bytes of memory, 1,000 are free"):
-        one_layer.read(remote, 3)
+    words = "layer 3 takes 1,531,760 bytes of memory, 1,000 are free"
+    with pytest.raises(MinidsError, match=words):
+        one_layer.read_layer(remote, 3)
 
 
 def test_only_the_layer_is_read(remote):
-    names = one_layer.names(remote, 2)
+    names = one_layer.layer_names(remote, 2)
     assert names and all(name.startswith("layers.2.") for name in names)
     for i in (-1, 4):
         with pytest.raises(MinidsError, match=f"layer: expected 0 to 3, found {i}"):
-            one_layer.names(remote, i)
+            one_layer.layer_names(remote, i)
 
 
 def test_the_command(capsys, monkeypatch):
     monkeypatch.setattr(one_layer, "LENGTHS", (1, 64))
     monkeypatch.setattr(one_layer, "SECONDS", 0)
     assert main(["real", "layer", str(SAMPLE), "--layer", "2"]) == 0
-    said = capsys.readouterr().out
-    assert "This is the sample" in said and "layer 2 (HCA, experts by score)" in said and "0 bytes to fetch" in said
-    assert "    1 tokens:" in said and "   64 tokens:" in said and said.count("transformers' layer") == 2
+    output = capsys.readouterr().out
+    assert "This is the sample" in output and "layer 2 (HCA, experts by score)" in output
+    assert "0 bytes to fetch" in output
+    assert "    1 tokens:" in output and "   64 tokens:" in output
+    assert output.count("transformers' layer") == 2
     assert main(["real", "layer", str(SAMPLE), "--layer", "9"]) == 2
     assert "layer: expected 0 to 3, found 9" in capsys.readouterr().err
 
@@ -105,19 +115,20 @@ def test_the_command(capsys, monkeypatch):
 
 @pytest.fixture(scope="module")
 def full_size():
-    spec = importlib.util.spec_from_file_location("full_size", Path(__file__).parents[1] / "benchmarks" / "test_full_size.py")
+    path = Path(__file__).parents[1] / "benchmarks" / "test_full_size.py"
+    spec = importlib.util.spec_from_file_location("full_size", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 def test_layers_that_are_written(full_size, tmp_path, monkeypatch):
-    """Complete files in the released format, from chunks that are smaller than a tensor; numbers that can be computed with."""
+    """Complete files in the released format, written in chunks that are smaller than a tensor."""
     monkeypatch.setattr(full_size, "CHUNK", 1000)
     config = full_size.config(True, 2)
     files = full_size.write_layers(tmp_path, config)
     inventory = {n: t for n, t in layout.inventory(config).items() if n.startswith("layers.")}
-    assert len(files) == 2 and RemoteCheckpoint(tmp_path).inventory(inventory) == inventory
+    assert len(files) == 2 and Checkpoint(tmp_path).inventory(inventory) == inventory
     with Checkpoint(tmp_path) as c:
         assert c.config == config
         assert all(c.read(n).isfinite().all() for n in inventory if not n.endswith("scale"))
@@ -127,8 +138,9 @@ def test_layers_that_are_written(full_size, tmp_path, monkeypatch):
 
 
 def test_layers_of_flash_are_true(full_size):
-    """What the benchmark writes for V4-Flash is what V4-Flash has, layer for layer, apart from the layers' numbers."""
-    of = lambda config, i: {n.split(".", 2)[2]: t for n, t in layout.inventory(config).items() if n.startswith(f"layers.{i}.")}
+    """What the benchmark writes for V4-Flash is what V4-Flash has, apart from the indices."""
+    of = lambda config, i: {n.split(".", 2)[2]: t for n, t in layout.inventory(config).items()
+                            if n.startswith(f"layers.{i}.")}
     ours, flash = full_size.config(False, 2), Config.flash()
     assert (of(ours, 0), of(ours, 1)) == (of(flash, 4), of(flash, 3))
     assert 3.5e9 < sum(map(layout.nbytes, of(ours, 0).values())) < 3.6e9
@@ -136,9 +148,10 @@ def test_layers_of_flash_are_true(full_size):
 
 def test_the_benchmark(full_size, tmp_path, capsys, monkeypatch):
     ratios = full_size.bench(tmp_path, small=True, lengths=(1, 64), seconds=0)
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert len(ratios) == 9 and all(ratio > 0 for ratio in ratios.values())
-    assert "say nothing about V4-Flash" in said and "of a copy's speed" in said and "plain reading of the same files" in said
+    assert "say nothing about V4-Flash" in output and "of a copy's speed" in output
+    assert "plain reading of the same files" in output
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     little = full_size.config(True, 2)
@@ -147,7 +160,8 @@ def test_the_benchmark(full_size, tmp_path, capsys, monkeypatch):
 
 
 def test_a_disk_without_room(full_size, tmp_path, monkeypatch):
-    monkeypatch.setattr(full_size.shutil, "disk_usage", lambda path: type("usage", (), {"free": 7 * 10**9}))
+    usage = SimpleNamespace(free=7 * 10**9)
+    monkeypatch.setattr(full_size.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(MinidsError, match="bytes are to be written, 7,000,000,000 are free"):
         full_size.bench(tmp_path)
     assert not list(tmp_path.iterdir())

@@ -1,8 +1,7 @@
-"""The streamed model: the same numbers as the loaded one, two layers in memory, experts as stored."""
+"""The streamed model: the numbers of the loaded one, two layers in memory, experts as stored."""
 
 import threading
 import weakref
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +12,10 @@ from minids.config import Config
 from minids.errors import MinidsError
 from minids.model import Model
 from minids.system.paths import DATA
-from minids.weights.checkpoint import Checkpoint
+from minids.weights.checkpoint import Checkpoint, as_stored
+from minids.weights.folder import LocalFiles
 from minids.weights.header import Entry
-from minids.weights.streamed import Layers, Stored, bytes_of_a_pass, report, streamed, together
+from minids.weights.streamed import Layers, Stored, bytes_of_a_pass, report, streamed
 
 SAMPLE = DATA / "v4_sample"
 IDS = torch.randint(0, 512, (2, 150), generator=torch.Generator().manual_seed(0))
@@ -31,7 +31,8 @@ def test_it_computes_what_the_loaded_model_computes(dtype):
     loaded, model = load(SAMPLE, dtype=dtype), streamed(SAMPLE, dtype=dtype)
     with torch.no_grad():
         assert torch.equal(model(IDS), loaded(IDS))
-        assert torch.equal(model.features(IDS), loaded.features(IDS))        # again: nothing was used up
+        # a second pass reads every layer again
+        assert torch.equal(model.features(IDS), loaded.features(IDS))
     assert torch.get_default_dtype() == torch.float32
 
 
@@ -54,7 +55,7 @@ def test_decoding_and_generation(whole):
 
 
 def test_at_most_two_layers_are_in_memory(monkeypatch):
-    """Counted by the matrices that are alive when a layer has been read, and when one begins to compute."""
+    """Count the matrices that are alive after a layer was read, and before one computes."""
     alive, most, threads, fill = weakref.WeakSet(), [], set(), Layers.fill
 
     def counting(self, block, i):
@@ -66,7 +67,7 @@ def test_at_most_two_layers_are_in_memory(monkeypatch):
 
     monkeypatch.setattr(Layers, "fill", counting)
     model = streamed(SAMPLE)
-    model.layers.look = lambda i, block: most.append(len(alive))
+    model.layers.on_block = lambda i, block: most.append(len(alive))
     with torch.no_grad():
         model(IDS[:1, :50])
     assert max(most) == 2 and len(most) == 8 and len(alive) == 0
@@ -74,12 +75,18 @@ def test_at_most_two_layers_are_in_memory(monkeypatch):
 
 
 def test_the_next_layer_is_read_while_this_one_computes(monkeypatch):
-    """Layer i + 1 begins to be read before layer i ends: each waits for the other here, so neither order would pass alone."""
+    """Reading of layer i + 1 begins before layer i ends: here each of them waits for the other."""
     began, fill = [threading.Event() for _ in range(4)], Layers.fill
-    monkeypatch.setattr(Layers, "fill", lambda self, block, i: (began[i].set(), fill(self, block, i))[1])
+
+    def begin(self, block, i):
+        began[i].set()
+        return fill(self, block, i)
+
+    monkeypatch.setattr(Layers, "fill", begin)
     model = streamed(SAMPLE)
     waited = []
-    model.layers.look = lambda i, block: block.register_forward_hook(lambda *_: waited.append(began[min(i + 1, 3)].wait(20)))
+    model.layers.on_block = lambda i, block: block.register_forward_hook(
+        lambda *_: waited.append(began[min(i + 1, 3)].wait(20)))
     with torch.no_grad():
         model(IDS[:1, :8])
     assert waited == [True] * 4
@@ -94,12 +101,13 @@ def test_experts_stay_as_they_are_stored():
         assert all(isinstance(m, Stored) and m.codes.dtype == torch.int8 for m in matrices)
         seen.append(sum(t.nbytes for m in matrices for t in (m.codes, m.scale)))
 
-    model.layers.look = look
+    model.layers.on_block = look
     with torch.no_grad():
         model(IDS[:1, :8])
     with Checkpoint(SAMPLE) as c:
-        stored = [sum(c.raw(n).nbytes for n in c.names() if n.startswith(f"layers.{i}.ffn.experts.")) for i in range(4)]
-        assert bytes_of_a_pass(SAMPLE) == sum(c.raw(n).nbytes for n in c.names() if n.startswith("layers."))
+        size = lambda start: sum(c.raw(n).nbytes for n in c.names() if n.startswith(start))
+        stored = [size(f"layers.{i}.ffn.experts.") for i in range(4)]
+        assert bytes_of_a_pass(SAMPLE) == size("layers.")
     assert seen == stored
 
 
@@ -109,24 +117,27 @@ def test_an_error_while_reading_reaches_the_caller(tmp_path):
     model = streamed(tmp_path)
     shard = tmp_path / "model-00005-of-00007.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(MinidsError, match="model-00005-of-00007.safetensors ends before"), torch.no_grad():
+    with torch.no_grad(), pytest.raises(MinidsError, match=f"{shard.name} ends before"):
         model(IDS)
     (tmp_path / "model-00004-of-00007.safetensors").unlink()
     with pytest.raises(MinidsError, match="model-00004-of-00007.safetensors is missing"):
         streamed(tmp_path)
 
 
-def test_tensors_that_lie_askew(tmp_path):
-    """Four numbers of two bytes begin at an odd byte, behind a neighbour of three; another one lies apart."""
+def test_tensors_that_are_not_aligned(tmp_path):
+    """Four numbers of two bytes begin at an odd byte, after a neighbour of three bytes."""
     file, numbers = tmp_path / "file", torch.tensor([1.5, -2.0, 0.0, 7.0], dtype=torch.bfloat16)
     file.write_bytes(b"\1\2\3" + bytes(numbers.view(torch.uint8).tolist()) + b"..." + b"\4")
-    entries = {"last": Entry("I8", (1,), 14, 15), "askew": Entry("BF16", (2, 2), 3, 11), "first": Entry("I8", (3,), 0, 3)}
-    found = together(SimpleNamespace(entry=lambda name: (file, entries[name])), entries, "cpu")
-    assert torch.equal(found["askew"], numbers.view(2, 2))
-    assert (found["first"].tolist(), found["last"].tolist()) == ([1, 2, 3], [4])
+    entries = {"last": Entry("I8", (1,), 14, 15), "odd": Entry("BF16", (2, 2), 3, 11),
+               "first": Entry("I8", (3,), 0, 3)}
+    data = LocalFiles(tmp_path).read("file", entries)
+    assert data["first"].untyped_storage().data_ptr() == data["odd"].untyped_storage().data_ptr()
+    assert torch.equal(as_stored(data["odd"], entries["odd"]), numbers.view(2, 2))
+    assert as_stored(data["first"], entries["first"]).tolist() == [1, 2, 3]
+    assert as_stored(data["last"], entries["last"]).tolist() == [4]
 
 
-def test_a_table_that_leads_nowhere(tmp_path):
+def test_a_table_with_an_expert_that_does_not_exist(tmp_path):
     from safetensors.torch import load_file, save_file
 
     for file in SAMPLE.iterdir():
@@ -136,33 +147,37 @@ def test_a_table_that_leads_nowhere(tmp_path):
     tensors["layers.1.ffn.gate.tid2eid"] = tensors["layers.1.ffn.gate.tid2eid"] + 1
     save_file(tensors, shard, {"format": "pt"})
     model = streamed(tmp_path)
-    with pytest.raises(MinidsError, match="layers.1.ffn.gate.tid2eid: expected experts 0 to 3, found 1 to 4"), torch.no_grad():
+    words = "layers.1.ffn.gate.tid2eid: expected experts 0 to 3, found 1 to 4"
+    with torch.no_grad(), pytest.raises(MinidsError, match=words):
         model(IDS)
 
 
 def test_the_report(whole):
     ids = IDS[0].tolist()
     model = streamed(SAMPLE)
-    said = report(model, ids)
+    seen = report(model, ids)
     with torch.no_grad():
         logits = whole(IDS[:1])[0]
         X = whole.features(IDS[:1])
-    assert torch.equal(said["next"], logits[-1])
+    assert torch.equal(seen["next"], logits[-1])
     losses = -logits.log_softmax(-1)[torch.arange(149), IDS[0, 1:]]
-    assert torch.allclose(torch.tensor(said["nats"]), losses, atol=1e-5)
-    assert [sum(load) for load in said["load"]] == [150 * 2] * 4
+    assert torch.allclose(torch.tensor(seen["nats"]), losses, atol=1e-5)
+    assert [sum(load) for load in seen["load"]] == [150 * 2] * 4
     table = whole.layers[0].ffn.gate.tid2eid[IDS[0]]
-    assert said["load"][0] == table.flatten().bincount(minlength=4).tolist()
-    assert said["size"][-1] == pytest.approx(X.pow(2).mean().sqrt().item())
+    assert seen["load"][0] == table.flatten().bincount(minlength=4).tolist()
+    assert seen["rms"][-1] == pytest.approx(X.pow(2).mean().sqrt().item())
     with pytest.raises(MinidsError, match="at least 2 tokens"):
         report(model, ids[:1])
 
 
 def test_the_command(capsys, tmp_path):
-    assert main(["real", "run", "--model", str(SAMPLE), "--prompt", "The road went on", "--max-new-tokens", "2"]) == 0
-    said = capsys.readouterr().out
-    price = bytes_of_a_pass(SAMPLE)
-    assert f"One pass reads {price:,} bytes" in said and f"2 new tokens read {2 * price:,} more" in said
-    assert said.count("  layer ") == 4 and "perplexity of the text" in said and "The road went on" in said
+    assert main(["real", "run", "--model", str(SAMPLE), "--prompt", "The road went on",
+                 "--max-new-tokens", "2"]) == 0
+    output = capsys.readouterr().out
+    size = bytes_of_a_pass(SAMPLE)
+    assert f"One pass reads {size:,} bytes" in output
+    assert f"2 new tokens read {2 * size:,} more" in output
+    assert output.count("  layer ") == 4
+    assert "perplexity of the text" in output and "The road went on" in output
     assert main(["real", "run", "--model", str(tmp_path / "none"), "--prompt", "x"]) == 2
     assert "no model at" in capsys.readouterr().err
