@@ -110,7 +110,6 @@ def test_cost_is_what_the_lesson_says(config):
 def test_feed_is_what_the_package_carries():
     """The same waiting tokens as `CompressorState.resume`."""
     tokens, state = torch.randn(30, 10), CompressorState(1, 64, 4, 5, torch.float32, "cpu")
-    waiting = before = None
     waiting, before = tokens[:0], torch.zeros(4, 5)
     for chunk in tokens.split([3, 2, 11, 1, 13]):
         _, waiting, before = checks.feed(chunk, waiting, before)
@@ -119,7 +118,8 @@ def test_feed_is_what_the_package_carries():
 
 
 def test_runs_are_the_stretches():
-    assert context.stretches(torch.tensor([True, True, False, True, False, False])) == [(0, 2), (3, 4)]
+    seen = torch.tensor([True, True, False, True, False, False])
+    assert context.stretches(seen) == [(0, 2), (3, 4)]
     assert context.stretches(torch.zeros(3, dtype=torch.bool)) == []
 
 

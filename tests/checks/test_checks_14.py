@@ -84,7 +84,7 @@ def test_only_the_right_judge_keeps_the_texts_distribution():
     for judge in (inference.accept_all, inference.resample_from_p):
         wrong = inference.text_chances_with_drafts(model, prompt, 3, 1, judge)
         assert inference.total_variation(plain, wrong) > 0.01
-    again = inference.text_chances_with_drafts(model, prompt, 3, 1)        # with the right judge once more
+    again = inference.text_chances_with_drafts(model, prompt, 3, 1)    # the right judge once more
     assert again == pytest.approx(right)
 
 
