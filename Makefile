@@ -1,23 +1,25 @@
-# Two commands: `make lab` opens the course, `make test` tests everything. `make help` lists the others.
+# `make lab` opens the course, `make test` tests everything. `make help` lists the other commands.
 # Everything is installed into .venv, in this folder; `make clean` removes it again.
 
 VENV   := .venv
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
-# The first Python of a version that fits; `make lab PYTHON=/path/to/python` takes another.
+# The first Python of a supported version; to use another: `make lab PYTHON=/path/to/python`.
 PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11 python; do \
             "$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && { echo "$$p"; break; }; done)
 # `make lab CPU=1`: torch without CUDA, a tenth of the download on Linux.
 PIP_OPTIONS := $(if $(CPU),--extra-index-url https://download.pytorch.org/whl/cpu)
-# nbval runs every notebook anew and compares its outputs with the stored ones, letter by letter.
+# nbval runs each notebook and compares its outputs with the stored ones, character by character.
 NBVAL  := --nbval --nbval-current-env --nbval-cell-timeout 300 --nbval-sanitize-with tests/nbval.cfg
-# Progress of whoever runs the tests stays as it is.
+# `make test LESSON=04` tests one lesson. The names of its notebooks begin with its number.
+BOOKS   = $(wildcard notebooks/$(1)$(or $(LESSON),[0-9])*.ipynb)
+# The tests do not touch the progress of the person who runs them.
 PYTEST  = home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && MINIDS_HOME="$$home" $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test test-all lessons lint bench clean
+.PHONY: help setup lab test test-fast test-all lessons lint bench clean
 
-help: ## this list
+help: ## print this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 12
 
 setup: $(READY) ## create .venv and install the pinned packages
@@ -37,18 +39,23 @@ $(READY): requirements.txt pyproject.toml
 lab: $(READY) ## open the course in JupyterLab (ARGS="--no-browser" and the like are passed on)
 	@$(PY) -m jupyterlab --ServerApp.root_dir=. notebooks/00_start_here.ipynb $(ARGS)
 
-test: $(READY) ## unit tests, then every notebook under strict nbval
-	@$(PYTEST) $(NBVAL) tests $(wildcard notebooks/[0-9]*.ipynb)
+test: $(if $(LESSON),$(READY),lint) ## lint, all tests, all notebooks; one lesson: make test LESSON=04
+	@test -n "$(BOOKS)" || { echo "No lesson $(LESSON): expected two digits, as in LESSON=04"; exit 2; }
+	@$(PYTEST) $(NBVAL) $(if $(LESSON),tests/checks/test_checks_$(LESSON).py,tests) $(BOOKS)
 
-test-all: test ## the same, then the teacher's edition, where every solution must pass its check
-	@export MINIDS_STRICT=1; $(PYTEST) $(NBVAL) $(wildcard notebooks/solutions/[0-9]*.ipynb)
+test-fast: $(READY) ## the quick unit tests, without notebooks: under two minutes
+	@$(PYTEST) -m "not slow" tests
 
-lessons: $(READY) ## build both editions of every lesson, or of some: make lessons LESSONS="00 08"
+test-all: test ## the same as test, then the teacher's edition: every solution must pass its check
+	@export MINIDS_STRICT=1; $(PYTEST) $(NBVAL) $(call BOOKS,solutions/)
+
+lessons: $(READY) ## build both editions of all lessons, or of some: make lessons LESSONS="00 08"
 	@$(PY) -m minids course build $(LESSONS)
 	@$(PY) -m minids course lint
 
-lint: $(READY) ## check style (ruff) and lessons
+lint: $(READY) ## check style (ruff), types (mypy, if it is configured) and lessons
 	@$(VENV)/bin/ruff check .
+	@! grep -q '^\[tool\.mypy\]' pyproject.toml || $(VENV)/bin/mypy
 	@$(PY) -m minids course lint
 
 bench: $(READY) ## benchmarks: run them on an otherwise idle machine

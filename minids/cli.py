@@ -1,29 +1,42 @@
-"""The command `minids`: one subcommand for each job. Beyond the package itself, which brings torch, a job imports its own.
+"""The command `minids`: one subcommand for each job.
 
-Exit status: 0 done, 1 done and something is not in order (`doctor`, `course lint`), 2 bad input, told in one line on
-stderr, 130 interrupted.
+Each subcommand is a function that adds its flags (`train_flags`) and one that runs it
+(`train_command`). Only the flags of the chosen subcommand are added, and a function imports only
+what its job needs: beyond the package itself, which imports torch, `minids --help` loads nothing.
+
+Exit status: 0 done; 1 done, and something is not in order (`doctor`, `course lint`); 2 bad input,
+reported in one line on stderr; 130 interrupted; 141 the reader of the output has gone.
 """
 
 import argparse
+import dataclasses
+import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 from minids.errors import MinidsError
+from minids.flags import add_flags, given
+from minids.system.files import check_writable
+
+SHIPPED = "the shipped nano model"
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells a wrong argument in one line."""
+    """A parser that reports a wrong argument in one line."""
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Tells the default of an option that has one, unless its text does; of several values as they are typed."""
+    """Shows the default of an option that has one, unless its text does; of several values as
+    they are typed."""
 
     def _get_help_string(self, action):
-        if action.default in (None, "") or isinstance(action.default, bool) or "(default" in action.help:
+        hidden = action.default in (None, "") or isinstance(action.default, bool)
+        if hidden or "(default" in action.help:
             return action.help
         if isinstance(action.default, list):
             return f"{action.help} (default: {' '.join(map(str, action.default))})"
@@ -32,144 +45,164 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
 
 def main(argv=None) -> int:
     """Run one command; returns the exit status."""
-    args = parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")    # for terminals that cannot show all of Unicode
     try:
-        return args.run(args) or 0
+        try:
+            argv = sys.argv[1:] if argv is None else argv
+            args, unknown = parser(argv).parse_known_args(argv)
+            if unknown:
+                args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+            return args.run(args) or 0
+        finally:
+            sys.stdout.flush()
     except MinidsError as error:
         print(f"minids: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
         print(f"minids: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 130
+    except BrokenPipeError:         # as in `minids ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # for the flush at exit
+        return 141
 
 
-def parser() -> Parser:
-    p = Parser(prog="minids", description="Build, train and run DeepSeek-V4, scaled down.")
-    commands = p.add_subparsers(title="commands", metavar="COMMAND", required=True)
-
-    def command(name, run, help):
-        c = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".",
-                                formatter_class=Help)
-        c.set_defaults(run=run)
-        return c
-
-    command("doctor", doctor, "say whether this machine and this clone are ready for the course, and what to do if not")
-    command("lab", lab, "open the course in JupyterLab")
-
-    c = command("train", train, "train a model, or go on with a run that was stopped")
-    c.add_argument("--preset", default="nano", help="size of the model: nano or mini")
-    c.add_argument("--data", default="text", help="what it reads: text, the shipped books; mix, stories and problems too")
-    c.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/PRESET, or runs/PRESET-mix)")
-    c.add_argument("--steps", type=int, metavar="N", help="optimiser steps (default: the preset's)")
-    c.add_argument("--seed", type=int, default=0, metavar="S", help="for the first weights and the order of the text")
-    c.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
-    again = c.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", default=True, help="go on where the run in DIR stopped")
-    again.add_argument("--fresh", action="store_true", help="delete the run in DIR and start again")
-
-    post_training = (("sft", sft, "teach a model to answer problems of a family, in the three thinking modes"),
-                     ("grpo", grpo, "let a fine-tuned model learn from answers of its own, which a verifier judges"))
-    for name, run, help in post_training:
-        c = command(name, run, help)
-        c.add_argument("--model", type=Path, metavar="DIR", required=name == "grpo",
-                       help="a checkpoint or a run to begin with" + (" (default: the shipped nano model)" * (name == "sft")))
-        c.add_argument("--family", nargs="+", default=["mathematics"], metavar="NAME",
-                       help="mathematics, coding, reasoning, knowledge; several take turns")
-        post_training_options(c, f"runs/{name}-FAMILY")
-
-    c = command("distill", distill, "make one model of specialists: on-policy distillation, or another way")
-    c.add_argument("--student", type=Path, required=True, metavar="DIR", help="a checkpoint or a run: the model that learns")
-    c.add_argument("--teachers", nargs="+", default=[], metavar="FAMILY=DIR", help="a checkpoint or a run for each family")
-    c.add_argument("--method", default="on-policy", help="on-policy; token, off-policy, sft or average, to compare with")
-    c.add_argument("--lean", action="store_true", help="keep one teacher in memory at a time, and hidden states on disk")
-    post_training_options(c, "runs/METHOD")
-
-    c = command("lifecycle", lifecycle, "pre-train, raise specialists, distil them into one model, and measure all of it")
-    c.add_argument("--preset", default="nano", help="nano, nano-long with more steps in every stage, or mini")
-    c.add_argument("--base", type=Path, metavar="DIR", help="a checkpoint or a run to begin with, instead of pre-training")
-    c.add_argument("--out", type=Path, metavar="DIR", help="folder of all stages (default: runs/lifecycle-PRESET)")
-    c.add_argument("--seed", type=int, default=0, metavar="S", help="for everything that is drawn")
-    c.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
-    again = c.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", default=True, help="go on where the stages in DIR stopped")
-    again.add_argument("--fresh", action="store_true", help="delete the stages in DIR and start again")
-
-    c = command("generate", generate, "continue a prompt")
-    c.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint or a run (default: the shipped nano model)")
-    c.add_argument("--prompt", default="", help="text to continue; without it a text is begun")
-    c.add_argument("--max-new-tokens", type=int, default=200, metavar="N", help="stop after N tokens")
-    c.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0 takes the likeliest token each time")
-    c.add_argument("--top-p", type=float, default=0.95, metavar="P", help="sample among the likeliest tokens that reach P")
-    c.add_argument("--seed", type=int, metavar="S", help="the same seed gives the same text")
-    c.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
-
-    c = command("eval", evaluate, "measure a model: problems with verifiers, stories, plain text, drafts")
-    c.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint or a run (default: the shipped nano model)")
-    c.add_argument("--modes", nargs="+", default=["think-high"], metavar="MODE", help="non-think, think-high, think-max")
-    c.add_argument("--problems", type=int, default=100, metavar="N", help="problems of each family, of the test split")
-    c.add_argument("--samples", type=int, default=4, metavar="K", help="answers to each problem, for pass@1 and pass@K")
-    c.add_argument("--difficulty", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="D", help="1 (easy) to 5 (hard)")
-    c.add_argument("--seed", type=int, default=0, metavar="S", help="the same seed gives the same answers")
-    c.add_argument("--out", type=Path, metavar="FILE", help="the report (default: eval.json, in the run's folder if it is one)")
-    c.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
-
-    c = command("course", None, "build or check the notebooks")
-    jobs = c.add_subparsers(title="jobs", metavar="JOB", required=True)
-    c = jobs.add_parser("build", help="make both editions of lessons from notebooks/source, and run them")
-    c.add_argument("names", nargs="*", metavar="NAME", help="lessons, such as 00_start_here (default: all)")
-    c.add_argument("--keep", action="store_true", help="lessons of which only texts have changed keep their outputs, unrun")
-    c.set_defaults(run=course_build)
-    c = jobs.add_parser("lint", help="check that the notebooks keep the rules")
-    c.set_defaults(run=course_lint)
-
-    c = command("real", None, "look into the released weights, on the Hub or in a folder")
-    jobs = c.add_subparsers(title="jobs", metavar="JOB", required=True)
-    for name, run, help in (("info", real_info, "say what a checkpoint holds, without reading a tensor"),
-                            ("fetch", real_fetch, "bring chosen tensors here; what it costs is said first")):
-        c = jobs.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
-        c.add_argument("repo", metavar="REPO", help="OWNER/NAME on the Hub, or a folder")
-        c.add_argument("--revision", metavar="R", help="a branch, a tag or a commit (default: main)")
-        c.set_defaults(run=run)
-    c.add_argument("--tensors", nargs="+", required=True, metavar="PATTERN", help='names or patterns: "layers.*.ffn.gate.*"')
-
-    c = jobs.add_parser("layer", help="run one layer at its full size; what fetching it costs is said first",
-                        description="Run one layer at its full size on random streams, on a GPU if there is one, beside "
-                                    "the layer of transformers if that is installed and fits.")
-    c.add_argument("repo", metavar="REPO", help="OWNER/NAME on the Hub, or a folder")
-    c.add_argument("--revision", metavar="R", help="a branch, a tag or a commit (default: main)")
-    c.add_argument("--layer", type=int, default=3, metavar="I", help="which one, counted from 0 (default: %(default)s)")
-    c.set_defaults(run=real_layer)
-
-    c = jobs.add_parser("run", help="read a text with a model larger than memory, layer by layer",
-                        description="Read a text with a model larger than memory, layer by layer, on a GPU if there is one.")
-    c.add_argument("--model", type=Path, required=True, metavar="DIR", help="a checkpoint in the released format")
-    c.add_argument("--prompt", required=True, help="the text")
-    c.add_argument("--max-new-tokens", type=int, default=0, metavar="N", help="go on for N tokens, each of which reads all")
-    c.set_defaults(run=real_run)
-    return p
+def parser(argv) -> Parser:
+    """The parser of all commands, with the flags of the command that `argv` chooses."""
+    top = Parser(prog="minids", description="Build, train and run DeepSeek-V4, scaled down.")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    for name, (run, flags, help) in COMMANDS.items():
+        command = add_command(commands, name, run, help)
+        if name == chosen and flags:
+            flags(command)
+    return top
 
 
-def doctor(args) -> int:
+def add_command(commands, name: str, run, help: str, description: str | None = None) -> Parser:
+    command = commands.add_parser(name, help=help, formatter_class=Help,
+                                  description=description or f"{help[0].upper()}{help[1:]}.")
+    command.set_defaults(run=run, parser=command)
+    return command
+
+
+# ---- flags and checks that several commands share ----
+
+def machine_flags(command) -> None:
+    add = command.add_argument
+    add("--device", metavar="NAME",
+        help="cpu, cuda, cuda:1 or mps (default: the accelerator, if there is one)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+
+
+def run_flags(command, out: str) -> None:
+    """The flags of a command that writes a run's folder, `out` by default."""
+    command.add_argument("--out", type=Path, metavar="DIR",
+                         help=f"folder of the run (default: {out})")
+    again = command.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", default=True, help="resume what is in DIR")
+    again.add_argument("--fresh", action="store_true", help="delete what is in DIR and start again")
+    machine_flags(command)
+
+
+def model_flag(command, name: str = "--model", required: bool = False,
+               help: str = "a checkpoint or a run") -> None:
+    command.add_argument(name, type=Path, metavar="DIR", required=required,
+                         help=help if required else f"{help} (default: {SHIPPED})")
+
+
+def run_folder(args, default: str) -> Path:
+    """The folder that --out names, or runs/`default`; checked before any work is done."""
+    out = args.out or Path("runs") / default
+    check_writable(out, folder=True)
+    return out
+
+
+def find_model(path: Path | None) -> Path:
+    """The checkpoint that `path` means: itself, a run's `model/`, or a run's newest step.
+
+    None is the shipped model.
+    """
+    from minids.pretrain.run_folder import newest
+    from minids.system.paths import data
+
+    if path is None:
+        return data("checkpoints", "nano")
+    if (path / "run.json").exists():
+        checkpoint = path / "model" if (path / "model").is_dir() else newest(path)
+        if checkpoint is None:
+            raise MinidsError(f"the run in {path} has no checkpoint yet: run the command that "
+                              f"began it again, to the end")
+        return checkpoint
+    if not path.is_dir():
+        raise MinidsError(f"no model at {path}: expected a folder with config.json and "
+                          f"safetensors, or a run of minids train")
+    return path
+
+
+def find_device(args):
+    """The device that --device names, with the number of CPU threads that --threads names."""
+    import torch
+
+    from minids.system.distributed import device
+
+    if args.threads is not None:
+        if args.threads < 1:
+            raise MinidsError(f"threads: expected at least 1, found {args.threads}")
+        torch.set_num_threads(args.threads)
+    return device(args.device)
+
+
+def need_packages(*names: str) -> None:
+    """Raise `MinidsError` unless these packages of the course are installed."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MinidsError(f"this needs {', '.join(missing)}: pip install \"minids[course]\"")
+
+
+# ---- the course ----
+
+def doctor_command(args) -> int:
     from minids.learn.doctor import doctor
 
     return 0 if doctor() else 1
 
 
-def lab(args) -> int:
+def lab_command(args) -> int:
     from minids.system.paths import notebooks
 
+    need_packages("jupyterlab")
     first = notebooks() / "00_start_here.ipynb"
-    return subprocess.call([sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={first.parent.parent}", str(first)])
+    root = f"--ServerApp.root_dir={first.parent.parent}"
+    return subprocess.call([sys.executable, "-m", "jupyterlab", root, str(first)])
+
+
+def course_jobs(command) -> None:
+    jobs = command.add_subparsers(title="jobs", metavar="JOB", required=True)
+    build = add_command(jobs, "build", course_build, "build both editions of lessons",
+                        "Build both editions of lessons from notebooks/source, and execute them.")
+    build.add_argument("names", nargs="*", metavar="NAME",
+                       help="lessons, such as 00_start_here (default: all)")
+    build.add_argument("--out", type=Path, metavar="DIR",
+                       help="folder to write to (default: notebooks)")
+    build.add_argument("--keep", action="store_true",
+                       help="keep the outputs of lessons in which only text has changed")
+    add_command(jobs, "lint", course_lint, "check that the notebooks keep the rules")
 
 
 def course_build(args) -> None:
+    need_packages("jupytext", "nbclient", "nbformat")
     from minids.learn.course import build
 
-    for path in build(args.names or None, keep=args.keep):
+    if args.out is not None:
+        check_writable(args.out, folder=True)
+    for path in build(args.names or None, args.out, keep=args.keep):
         print(path)
 
 
 def course_lint(args) -> int:
+    need_packages("jupytext", "nbclient", "nbformat")
     from minids.learn.lint import lint
 
     findings = lint()
@@ -177,207 +210,294 @@ def course_lint(args) -> int:
     return 1 if findings else 0
 
 
-def train(args) -> None:
+# ---- pre-training ----
+
+def train_flags(command) -> None:
+    from minids.pretrain.settings import TrainConfig
+
+    add = command.add_argument
+    add("--preset", default="nano", help="the model and its settings: nano or mini")
+    add("--data", default="text",
+        help="what it reads: text, the shipped books; mix, also stories and problems")
+    run_flags(command, "runs/PRESET, or runs/PRESET-mix")
+    presets = [TrainConfig.preset(name, data)
+               for name in ("nano", "mini") for data in ("text", "mix")]
+    add_flags(command, TrainConfig, ("data", "stages"), presets)
+
+
+def train_command(args) -> None:
     from minids.config import Config
     from minids.pretrain.batches import streams, tokens_read
     from minids.pretrain.settings import TrainConfig
-    from minids.pretrain.train import train as run
+    from minids.pretrain.train import train
     from minids.pretrain.trigram import Trigram
     from minids.system.distributed import rank
 
-    changes = {"seed": args.seed} | ({} if args.steps is None else {"steps": args.steps})
-    settings = TrainConfig.preset(args.preset, args.data, **changes)
-    use_threads(args.threads)
-    out = args.out or Path("runs") / (args.preset if args.data == "text" else f"{args.preset}-{args.data}")
-    config = Config.preset(args.preset)
-    text = streams(settings)
-    log = run(config, settings, out, resume=not args.fresh, tokens=text)
+    settings = TrainConfig.preset(args.preset, **given(args, TrainConfig))
+    fixed = settings.stages and {"batch", "seq_len"} & set(given(args, TrainConfig))
+    if fixed:
+        raise MinidsError(f"{' and '.join(sorted(fixed))}: the stages of --data {args.data} set "
+                          f"this; use --data text, or TrainConfig(stages=...) in Python")
+    device = find_device(args)
+    out = run_folder(args, args.preset if args.data == "text" else f"{args.preset}-{args.data}")
+    config, text = Config.preset(args.preset), streams(settings)
+    log = train(config, settings, out, resume=not args.fresh, tokens=text, device=device)
     if rank():
         return          # of several processes the first one reports
     end = next(record for record in log if "heldout_loss" in record)
-    same, all_ = (Trigram(ids, config.vocab_size) for ids in (tokens_read(text["train"], settings), text["train"]))
-    print(f"held-out text: {end['heldout_loss']:.3f} nats per token, {end['heldout_bits_per_byte']:.3f} bits per byte")
-    print(f"a trigram model of the tokens that this run read: {same.loss(text['heldout']):.3f} nats per token; "
-          f"of all training text: {all_.loss(text['heldout']):.3f}")
+    same = Trigram(tokens_read(text["train"], settings), config.vocab_size)
+    complete = Trigram(text["train"], config.vocab_size)
+    print(f"held-out text: {end['heldout_loss']:.3f} nats per token, "
+          f"{end['heldout_bits_per_byte']:.3f} bits per byte")
+    print(f"a trigram model of the tokens that this run read: {same.loss(text['heldout']):.3f} "
+          f"nats per token; of all training text: {complete.loss(text['heldout']):.3f}")
     if args.data == "mix":
-        report_exam(out / "model", all_)
-    print(f"the model is in {out / 'model'}; try: minids generate --model {out} --prompt \"In the beginning\"")
+        report_exam(out / "model", complete)
+    print(f"the model is in {out / 'model'}; try: minids generate --model {out} "
+          f"--prompt \"In the beginning\"")
 
 
 def report_exam(folder: Path, trigram) -> None:
-    """Ask the saved model about stories that it has not read."""
+    """Print how the saved model, and a trigram model, answer questions about stories they have
+    not read."""
     from minids.data.tokenizer import Tokenizer
     from minids.inference.evaluate import answered, answered_by_trigram, exam, interval
     from minids.weights.checkpoint import load
 
     model, tokenizer, items = load(folder), Tokenizer.load(folder), exam(210)
-    for name, right in (("the model as saved", answered(model, tokenizer, items)),
-                        ("the trigram model", answered_by_trigram(trigram, tokenizer, items))):
-        share, low, high = interval(right)
-        print(f"questions about stories of 250 words, answered by {name}: {share:.0%} ({low:.0%} to {high:.0%})")
+    for name, correct in (("the model as saved", answered(model, tokenizer, items)),
+                          ("the trigram model", answered_by_trigram(trigram, tokenizer, items))):
+        share, low, high = interval(correct)
+        print(f"questions about stories of 250 words, answered by {name}: {share:.0%} "
+              f"({low:.0%} to {high:.0%})")
 
 
-def sft(args) -> None:
+# ---- post-training ----
+
+def sft_flags(command) -> None:
     from minids.posttrain.sft import SFTConfig
-    from minids.posttrain.sft import sft as run
 
-    post_train(args, "sft", SFTConfig, run)
+    model_flag(command, help="a checkpoint or a run to start from")
+    run_flags(command, "runs/sft-FAMILIES")
+    add_flags(command, SFTConfig)
 
 
-def grpo(args) -> None:
+def sft_command(args) -> None:
+    from minids.posttrain.sft import SFTConfig, sft
+
+    settings = SFTConfig(**given(args, SFTConfig))
+    device, out = find_device(args), run_folder(args, "-".join(["sft", *settings.families]))
+    log = sft(find_model(args.model), settings, out, resume=not args.fresh, device=device)
+    report_modes(log, settings.modes, out)
+
+
+def grpo_flags(command) -> None:
     from minids.posttrain.grpo import GRPOConfig
-    from minids.posttrain.grpo import grpo as run
 
-    post_train(args, "grpo", GRPOConfig, run)
-
-
-def post_training_options(c, out: str) -> None:
-    """What `sft`, `grpo` and `distill` can all be told; `out` is their folder by default."""
-    c.add_argument("--difficulty", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="D", help="1 (easy) to 5 (hard)")
-    c.add_argument("--modes", nargs="+", metavar="MODE", default=["non-think", "think-high", "think-max"],
-                   help="thinking modes that take turns")
-    c.add_argument("--rehearsal", type=int, default=0, metavar="N",
-                   help="rows of the base model's corpus that each step reads too, against forgetting")
-    c.add_argument("--out", type=Path, metavar="DIR", help=f"folder of the run (default: {out})")
-    c.add_argument("--steps", type=int, metavar="N", help="steps (default: as many as the nano model needs)")
-    c.add_argument("--seed", type=int, default=0, metavar="S", help="for the order of problems and for the answers")
-    c.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
-    again = c.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", default=True, help="go on where the run in DIR stopped")
-    again.add_argument("--fresh", action="store_true", help="delete the run in DIR and start again")
+    model_flag(command, required=True, help="a checkpoint or a run to start from, fine-tuned")
+    run_flags(command, "runs/grpo-FAMILIES")
+    add_flags(command, GRPOConfig)
 
 
-def post_train(args, name: str, settings, run) -> None:
-    """Run, and tell for each mode how many problems of the valid split were solved at first and at last."""
-    use_threads(args.threads)
-    changes = {} if args.steps is None else {"steps": args.steps}
-    settings = settings(families=args.family, difficulties=args.difficulty, modes=args.modes, rehearsal=args.rehearsal,
-                        seed=args.seed, **changes)
-    out = args.out or Path("runs") / "-".join([name, *args.family])
-    looks = [r for r in run(find_model(args.model), settings, out, resume=not args.fresh) if "valid_accuracy" in r]
-    for mode in settings.modes:
-        first, *_, last = (r for r in looks if r["mode"] == mode)
-        print(f"{mode}: {first['valid_accuracy']:.0%} of the problems solved before, {last['valid_accuracy']:.0%} now, "
-              f"in {first['valid_length']:.0f} and {last['valid_length']:.0f} tokens")
+def grpo_command(args) -> None:
+    from minids.posttrain.grpo import GRPOConfig, grpo
+
+    settings = GRPOConfig(**given(args, GRPOConfig))
+    device, out = find_device(args), run_folder(args, "-".join(["grpo", *settings.families]))
+    log = grpo(find_model(args.model), settings, out, resume=not args.fresh, device=device)
+    report_modes(log, settings.modes, out)
+
+
+def report_modes(log, modes, out: Path) -> None:
+    """Print for each mode how many validation problems were solved before and after."""
+    for mode in modes:
+        records = [r for r in log if "valid_accuracy" in r and r["mode"] == mode]
+        if records:             # none with --eval-problems 0
+            first, last = records[0], records[-1]
+            print(f"{mode}: {first['valid_accuracy']:.0%} of the problems solved before, "
+                  f"{last['valid_accuracy']:.0%} now, "
+                  f"in {first['valid_length']:.0f} and {last['valid_length']:.0f} tokens")
     print(f"the model is in {out / 'model'}")
 
 
-def distill(args) -> None:
+def distill_flags(command) -> None:
     from minids.posttrain.distill import DistillConfig
-    from minids.posttrain.distill import distill as run
 
-    use_threads(args.threads)
-    teachers = dict(item.split("=", 1) if "=" in item else (item, "") for item in args.teachers)
-    wrong = next((item for item in args.teachers if not teachers[item.split("=")[0]]), None)
-    if wrong is not None:
-        raise MinidsError(f"teachers: expected FAMILY=DIR, such as mathematics=runs/grpo-mathematics; found {wrong!r}")
-    teachers = {family: find_model(Path(folder)) for family, folder in teachers.items()}
-    changes = ({} if args.steps is None else {"steps": args.steps}) | ({"families": tuple(teachers)} if teachers else {})
-    settings = DistillConfig(method=args.method, difficulties=args.difficulty, modes=args.modes, rehearsal=args.rehearsal,
-                             lean=args.lean, seed=args.seed, **changes)
-    out = args.out or Path("runs") / args.method
-    log = run(find_model(args.student), teachers, settings, out, resume=not args.fresh)
-    looks = [r for r in log if "valid_accuracy" in r]
+    model_flag(command, "--student", required=True, help="a checkpoint or a run that learns")
+    command.add_argument("--teachers", nargs="+", default=[], metavar="FAMILY=DIR",
+                         help="a checkpoint or a run for each family")
+    run_flags(command, "runs/METHOD")
+    add_flags(command, DistillConfig)
+
+
+def distill_command(args) -> None:
+    from minids.posttrain.distill import DistillConfig, distill
+
+    teachers = find_teachers(args.teachers)
+    families = {"families": tuple(teachers)} if teachers else {}
+    settings = DistillConfig(**(families | given(args, DistillConfig)))
+    device, out = find_device(args), run_folder(args, settings.method)
+    student = find_model(args.student)
+    log = distill(student, teachers, settings, out, resume=not args.fresh, device=device)
     for mode in settings.modes:
-        at = {family: [r["valid_accuracy"] for r in looks if (r["family"], r["mode"]) == (family, mode)]
-              for family in settings.families}
-        told = [f"{family} {found[0]:.0%} to {found[-1]:.0%}" if len(found) > 1 else f"{family} {found[0]:.0%}"
-                for family, found in at.items() if found]
-        print(f"{mode}, problems solved: {', '.join(told)}")
+        solved = []
+        for family in settings.families:
+            shares = [f"{r['valid_accuracy']:.0%}" for r in log
+                      if "valid_accuracy" in r and (r["family"], r["mode"]) == (family, mode)]
+            if shares:
+                solved.append(f"{family} {shares[0]} to {shares[-1]}" if len(shares) > 1
+                              else f"{family} {shares[0]}")
+        if solved:
+            print(f"{mode}, problems solved: {', '.join(solved)}")
     kls = [r["kl"] for r in log if "kl" in r]
     if kls:
-        print(f"KL(student || teacher): {kls[0]:.3f} nats per token at first, {kls[-1]:.3f} at last")
+        print(f"KL(student || teacher): {kls[0]:.3f} nats per token at the beginning, "
+              f"{kls[-1]:.3f} at the end")
     print(f"the model is in {out / 'model'}")
 
 
-def lifecycle(args) -> None:
-    from minids.recipes.lifecycle import Plan, card
-    from minids.recipes.lifecycle import lifecycle as run
+def find_teachers(items: list[str]) -> dict[str, Path]:
+    """{family: checkpoint} of FAMILY=DIR items."""
+    teachers = {}
+    for item in items:
+        family, _, folder = item.partition("=")
+        if not folder:
+            raise MinidsError(f"teachers: expected FAMILY=DIR, such as "
+                              f"mathematics=runs/grpo-mathematics; found {item!r}")
+        teachers[family] = find_model(Path(folder))
+    return teachers
 
-    use_threads(args.threads)
-    out = args.out or Path("runs") / f"lifecycle-{args.preset}"
-    plan = Plan.preset(args.preset, args.seed)
-    found = run(plan, out, args.base and find_model(args.base), resume=not args.fresh)
-    print(card(found))
+
+def lifecycle_flags(command) -> None:
+    from minids.recipes.lifecycle import STEPS, Plan
+
+    add = command.add_argument
+    add("--preset", default="nano",
+        help="nano; nano-long, with more steps in every stage; or mini")
+    add("--base", type=Path, metavar="DIR",
+        help="a checkpoint or a run to start from, in place of pre-training")
+    add("--seed", type=int, default=0, metavar="S", help="of all stages")
+    run_flags(command, "runs/lifecycle-PRESET")
+    stages = ("config", "train", "sft", "grpo", "mixed", "distill")
+    presets = [Plan.preset(name) for name in STEPS]
+    add_flags(command, Plan, stages, presets, title="evaluation")
+
+
+def lifecycle_command(args) -> None:
+    from minids.recipes.lifecycle import Plan, card, lifecycle
+
+    plan = dataclasses.replace(Plan.preset(args.preset, args.seed), **given(args, Plan))
+    base = args.base and find_model(args.base)
+    device, out = find_device(args), run_folder(args, f"lifecycle-{args.preset}")
+    report = lifecycle(plan, out, base, resume=not args.fresh, device=device)
+    print(card(report))
     print(f"the report is in {out / 'report.json'}, the model in {out / 'distilled' / 'model'}")
 
 
-def generate(args) -> None:
+# ---- inference ----
+
+def generate_flags(command) -> None:
+    add = command.add_argument
+    model_flag(command)
+    add("--prompt", default="", help="text to continue; without it a new text begins")
+    add("--max-new-tokens", type=int, default=200, metavar="N", help="stop after N tokens")
+    add("--temperature", type=float, default=0.8, metavar="T",
+        help="0 takes the most likely token each time")
+    add("--top-p", type=float, default=0.95, metavar="P",
+        help="sample among the most likely tokens that together reach P")
+    add("--seed", type=int, metavar="S", help="the same seed gives the same text")
+    machine_flags(command)
+
+
+def generate_command(args) -> None:
     import codecs
 
     from minids.data.tokenizer import Tokenizer
     from minids.inference.generate import stream
-    from minids.system.distributed import device
     from minids.weights.checkpoint import load
 
-    use_threads(args.threads)
     if args.seed is not None and not 0 <= args.seed < 2**63:
         raise MinidsError(f"seed: expected 0 to 2^63 - 1, found {args.seed}")
-    folder = find_model(args.model)
-    tokenizer, model = Tokenizer.load(folder), load(folder, device())
+    device, folder = find_device(args), find_model(args.model)
+    tokenizer, model = Tokenizer.load(folder), load(folder, device)
     prompt = tokenizer.encode(args.prompt, bos=True)
     print(args.prompt, end="", flush=True)
     text = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    for (token,) in stream(model, [prompt], args.max_new_tokens, args.temperature, args.top_p, args.seed):
+    options = args.max_new_tokens, args.temperature, args.top_p, args.seed
+    for (token,) in stream(model, [prompt], *options):
         if token != tokenizer.eos_id:
             print(text.decode(tokenizer.to_bytes([token])), end="", flush=True)
     print(text.decode(b"", final=True))
 
 
-def evaluate(args) -> None:
+def eval_flags(command) -> None:
+    add = command.add_argument
+    model_flag(command)
+    add("--modes", nargs="+", default=["think-high"], metavar="MODE",
+        help="non-think, think-high, think-max")
+    add("--problems", type=int, default=100, metavar="N",
+        help="problems of each family, of the test split")
+    add("--samples", type=int, default=4, metavar="K",
+        help="answers to each problem, for pass@1 and pass@K")
+    add("--difficulties", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="D",
+        help="1 (easy) to 5 (hard)")
+    add("--seed", type=int, default=0, metavar="S", help="the same seed gives the same answers")
+    add("--out", type=Path, metavar="FILE",
+        help="the report (default: eval.json, in the run's folder if it is a run)")
+    machine_flags(command)
+
+
+def eval_command(args) -> None:
     import json
 
     from minids.data.chat import MODES
     from minids.data.tokenizer import Tokenizer
     from minids.inference.evaluate import report, table
-    from minids.system.distributed import device
     from minids.system.files import write_text
     from minids.weights.checkpoint import load
 
-    use_threads(args.threads)
-    for name, value, known in (("modes", args.modes, MODES), ("difficulty", args.difficulty, (1, 2, 3, 4, 5))):
-        if not set(value) <= set(known):
-            raise MinidsError(f"{name}: expected {', '.join(map(str, known))}; found {', '.join(map(str, value))}")
+    for name, values, known in (("modes", args.modes, MODES),
+                                ("difficulties", args.difficulties, (1, 2, 3, 4, 5))):
+        if not set(values) <= set(known):
+            raise MinidsError(f"{name}: expected {', '.join(map(str, known))}; found "
+                              f"{', '.join(map(str, values))}")
     for name, least in (("problems", 1), ("samples", 1), ("seed", 0)):
         if getattr(args, name) < least:
             raise MinidsError(f"{name}: expected at least {least}, found {getattr(args, name)}")
-    folder = find_model(args.model)
+    device, folder = find_device(args), find_model(args.model)
     is_run = args.model is not None and (args.model / "run.json").exists()
     out = args.out or (args.model if is_run else Path()) / "eval.json"
-    tokenizer = Tokenizer.load(folder)
-    found = report(load(folder, device()), tokenizer, modes=tuple(args.modes), count=args.problems, samples=args.samples,
-                   difficulties=tuple(args.difficulty), seed=args.seed)
-    write_text(out, json.dumps({"model": str(args.model or "the shipped nano model")} | found, indent=2) + "\n")
-    print(table(found))
+    check_writable(out)
+    tokenizer, model = Tokenizer.load(folder), load(folder, device)
+    card = report(model, tokenizer, modes=tuple(args.modes), count=args.problems,
+                  samples=args.samples, difficulties=tuple(args.difficulties), seed=args.seed)
+    write_text(out, json.dumps({"model": str(args.model or SHIPPED)} | card, indent=2) + "\n")
+    print(table(card))
     print(f"the report is in {out}")
 
 
-def find_model(path: Path | None) -> Path:
-    """The checkpoint that `path` means: itself, or a run's `model/`, or a run's newest step; None is the shipped model."""
-    from minids.pretrain.run_folder import newest
-    from minids.system.paths import data
+# ---- the released weights ----
 
-    if path is None:
-        return data("checkpoints", "nano")
-    if (path / "run.json").exists():
-        found = path / "model" if (path / "model").is_dir() else newest(path)
-        if found is None:
-            raise MinidsError(f"the run in {path} has no checkpoint yet: run the command that began it again, to the end")
-        return found
-    if not path.is_dir():
-        raise MinidsError(f"no model at {path}: expected a folder with config.json and safetensors, or a run of minids train")
-    return path
-
-
-def use_threads(n: int | None) -> None:
-    """Compute with `n` CPU threads."""
-    if n is None:
-        return
-    if n < 1:
-        raise MinidsError(f"threads: expected at least 1, found {n}")
-    import torch
-
-    torch.set_num_threads(n)
+def real_jobs(command) -> None:
+    jobs = command.add_subparsers(title="jobs", metavar="JOB", required=True)
+    info = add_command(jobs, "info", real_info, "list what a checkpoint holds")
+    fetch = add_command(jobs, "fetch", real_fetch, "fetch chosen tensors; prints their size first")
+    layer = add_command(jobs, "layer", real_layer, "run one layer at its full size",
+                        "Run one layer at its full size on random streams, beside the layer of "
+                        "transformers if that is installed and fits.")
+    run = add_command(jobs, "run", real_run, "read a text with a model larger than memory")
+    for job in (info, fetch, layer):
+        job.add_argument("repo", metavar="REPO", help="OWNER/NAME on the Hub, or a folder")
+        job.add_argument("--revision", metavar="R", help="branch, tag or commit (default: main)")
+    fetch.add_argument("--tensors", nargs="+", required=True, metavar="PATTERN",
+                       help='names or patterns: "layers.*.ffn.gate.*"')
+    layer.add_argument("--layer", type=int, default=3, metavar="I", help="its number, from 0")
+    model_flag(run, required=True, help="a checkpoint in the released format")
+    run.add_argument("--prompt", required=True, help="the text")
+    run.add_argument("--max-new-tokens", type=int, default=0, metavar="N",
+                     help="continue for N tokens, each of which reads the whole model")
+    for job in (layer, run):
+        machine_flags(job)
 
 
 def real_info(args) -> None:
@@ -385,32 +505,37 @@ def real_info(args) -> None:
     from minids.weights.checkpoint import Checkpoint
     from minids.weights.layout import nbytes
 
-    remote = Checkpoint(args.repo, args.revision)
-    config, held, kinds = remote.config, remote.inventory(), {}
-    for dtype, shape in held.values():
-        count, size = kinds.get(dtype, (0, 0))
-        kinds[dtype] = count + 1, size + nbytes((dtype, shape))
+    checkpoint = Checkpoint(args.repo, args.revision)
+    config, inventory, by_dtype = checkpoint.config, checkpoint.inventory(), {}
+    for dtype, shape in inventory.values():
+        count, size = by_dtype.get(dtype, (0, 0))
+        by_dtype[dtype] = count + 1, size + nbytes((dtype, shape))
     params = cost.params(config)
-    print(f"{remote.where}: {config.n_layers} layers, {config.n_mtp_layers} MTP, width {config.dim}, "
-          f"{config.n_routed_experts} experts of which {config.n_activated_experts} active")
+    print(f"{checkpoint.where}: {config.n_layers} layers, {config.n_mtp_layers} MTP, "
+          f"width {config.dim}, {config.n_routed_experts} experts of which "
+          f"{config.n_activated_experts} active")
     print(f"{params['total']:,} parameters without MTP, {params['active']:,} active per token")
-    print(f"{len(held):,} tensors, {sum(size for _, size in kinds.values()):,} bytes")
-    for dtype, (count, size) in sorted(kinds.items()):
+    print(f"{len(inventory):,} tensors, {sum(size for _, size in by_dtype.values()):,} bytes")
+    for dtype, (count, size) in sorted(by_dtype.items()):
         print(f"  {dtype:8} {count:8,} tensors {size:18,} bytes")
-    extra = remote.extra()
+    extra = checkpoint.extra()
     if extra:
-        print(f"{len(extra)} tensors of which this model knows nothing, such as {extra[0]}")
+        print(f"{len(extra)} tensors that this model does not use, such as {extra[0]}")
 
 
 def real_fetch(args) -> None:
     from minids.weights.checkpoint import Checkpoint
 
-    remote = Checkpoint(args.repo, args.revision)
-    names = remote.find(*args.tensors)
-    price = remote.price(names)
-    print(f"{remote.where}: {price.tensors:,} tensors in {price.files} files: {price.fetch:,} bytes to fetch, "
-          f"{price.here:,} are here", flush=True)
-    remote.fetch(names, progress=price.fetch > 0)
+    checkpoint = Checkpoint(args.repo, args.revision)
+    fetch_tensors(checkpoint, checkpoint.find(*args.tensors), checkpoint.where)
+
+
+def fetch_tensors(checkpoint, names, what: str) -> None:
+    """Fetch tensors into the cache, after printing how many bytes that takes."""
+    price = checkpoint.price(names)
+    print(f"{what}: {price.tensors:,} tensors in {price.files} files: "
+          f"{price.fetch:,} bytes to fetch, {price.here:,} are here", flush=True)
+    checkpoint.fetch(names, progress=price.fetch > 0)
 
 
 def real_layer(args) -> None:
@@ -420,53 +545,79 @@ def real_layer(args) -> None:
     from minids.weights import one_layer
     from minids.weights.checkpoint import Checkpoint
 
-    remote = Checkpoint(args.repo, args.revision)
-    config, names = remote.config, one_layer.layer_names(remote, args.layer)
-    price, ratio = remote.price(names), config.compress_ratios[args.layer]
+    device, dtype = gpu_or_cpu(args)
+    checkpoint = Checkpoint(args.repo, args.revision)
+    config, names = checkpoint.config, one_layer.layer_names(checkpoint, args.layer)
     routing = "hash" if config.is_hash(args.layer) else "score"
-    kind = {0: "window only", 4: "CSA"}.get(ratio, "HCA") + f", experts by {routing}"
+    kind = {0: "window only", 4: "CSA"}.get(config.compress_ratios[args.layer], "HCA")
     if Path(args.repo).resolve() == DATA / "v4_sample":
         print("This is the sample in V4's format: random weights, small sizes.")
-    print(f"{remote.where}, layer {args.layer} ({kind}): {price.tensors:,} tensors, {price.fetch:,} bytes to fetch, "
-          f"{price.here:,} are here", flush=True)
-    remote.fetch(names, progress=price.fetch > 0)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    print(f"on {torch.cuda.get_device_name() if device == 'cuda' else 'the CPU'}, {dtype}: it takes "
-          f"{one_layer.estimate_memory(remote, args.layer, dtype):,} bytes of memory, experts as stored; "
-          f"{one_layer.estimate_memory(remote, args.layer, dtype, packed=False):,} if all were decoded", flush=True)
-    for trial in one_layer.trials(remote, args.layer, device, dtype):
-        print(f"{trial.tokens:5,} tokens: {trial.ours.seconds:9.4f} s, at most {trial.ours.memory / 1e9:.2f} GB in use")
+    layer = f"layer {args.layer} ({kind}, experts by {routing})"
+    fetch_tensors(checkpoint, names, f"{checkpoint.where}, {layer}")
+    stored, decoded = (one_layer.estimate_memory(checkpoint, args.layer, dtype, packed=packed)
+                       for packed in (True, False))
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    print(f"on {machine}, {dtype}: it takes {stored:,} bytes of memory, experts as stored; "
+          f"{decoded:,} if all were decoded", flush=True)
+    for trial in one_layer.trials(checkpoint, args.layer, device, dtype):
+        print(f"{trial.tokens:5,} tokens: {trial.ours.seconds:9.4f} s, "
+              f"at most {trial.ours.memory / 1e9:.2f} GB in use")
         if trial.theirs is None:
             print(f"       transformers' layer: not run, {trial.why}")
         else:
-            print(f"       transformers' layer: {trial.theirs.seconds:9.4f} s, at most {trial.theirs.memory / 1e9:.2f} GB; "
-                  f"largest difference {trial.max_difference:.2g} where outputs are of size {trial.rms:.2g}, "
-                  f"{trial.same_experts:.1%} of tokens with the same experts")
+            print(f"       transformers' layer: {trial.theirs.seconds:9.4f} s, "
+                  f"at most {trial.theirs.memory / 1e9:.2f} GB; "
+                  f"largest difference {trial.max_difference:.2g} where outputs are of size "
+                  f"{trial.rms:.2g}, {trial.same_experts:.1%} of tokens with the same experts")
 
 
 def real_run(args) -> None:
     from math import exp
 
-    import torch
-
     from minids.data.tokenizer import Tokenizer
     from minids.inference.generate import generate
     from minids.weights.streamed import bytes_of_a_pass, report, streamed
 
-    tokenizer, price = Tokenizer.load(find_model(args.model)), bytes_of_a_pass(args.model)
-    ids = tokenizer.encode(args.prompt, bos=True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    print(f"{len(ids)} tokens on {device}. One pass reads {price:,} bytes of layers"
-          + (f", {args.max_new_tokens} new tokens read {price * args.max_new_tokens:,} more." if args.max_new_tokens else "."),
-          flush=True)
-    model = streamed(args.model, device, torch.bfloat16 if device == "cuda" else torch.float32)
-    found = report(model, ids)
-    for i, (size, load) in enumerate(zip(found["rms"], found["load"])):
-        print(f"  layer {i:2}: streams {size:10.3f}, the busiest of {len(load)} experts takes {max(load) / sum(load):6.1%}")
-    loss = sum(found["nats"]) / len(found["nats"])
+    device, dtype = gpu_or_cpu(args)
+    tokenizer, size = Tokenizer.load(find_model(args.model)), bytes_of_a_pass(args.model)
+    ids, new = tokenizer.encode(args.prompt, bos=True), args.max_new_tokens
+    print(f"{len(ids)} tokens on {device}. One pass reads {size:,} bytes of layers"
+          + (f", {new} new tokens read {size * new:,} more." if new else "."), flush=True)
+    model = streamed(args.model, device, dtype)
+    reading = report(model, ids)
+    for i, (rms, load) in enumerate(zip(reading["rms"], reading["load"])):
+        print(f"  layer {i:2}: streams {rms:10.3f}, "
+              f"the busiest of {len(load)} experts takes {max(load) / sum(load):6.1%}")
+    loss = sum(reading["nats"]) / len(reading["nats"])
     print(f"perplexity of the text: {exp(loss):,.1f} ({loss:.3f} nats per token)")
-    best, which = (t.tolist() for t in found["next"].softmax(-1).topk(5))
-    print("next: " + ", ".join(f"{tokenizer.decode([i])!r} {p:.1%}" for p, i in zip(best, which)))
-    if args.max_new_tokens:
-        print(args.prompt + tokenizer.decode(generate(model, ids, args.max_new_tokens, temperature=0)))
+    probs, tokens = (t.tolist() for t in reading["next"].softmax(-1).topk(5))
+    print("next: " + ", ".join(f"{tokenizer.decode([i])!r} {p:.1%}" for p, i in zip(probs, tokens)))
+    if new:
+        print(args.prompt + tokenizer.decode(generate(model, ids, new, temperature=0)))
+
+
+def gpu_or_cpu(args):
+    """The device that --device names, by default a CUDA GPU or else the CPU, and the type to
+    compute in."""
+    import torch
+
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = find_device(args)
+    return device, torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+COMMANDS = {        # the function that runs it, the one that adds its flags or jobs, its help
+    "doctor": (doctor_command, None, "check that this machine is ready for the course"),
+    "lab": (lab_command, None, "open the course in JupyterLab"),
+    "train": (train_command, train_flags, "pre-train a model, or resume a run that was stopped"),
+    "sft": (sft_command, sft_flags, "fine-tune a model to answer problems in three modes"),
+    "grpo": (grpo_command, grpo_flags, "train a fine-tuned model by the rewards of its answers"),
+    "distill": (distill_command, distill_flags,
+                "make one model of several by on-policy distillation"),
+    "lifecycle": (lifecycle_command, lifecycle_flags,
+                  "pre-train, train specialists, distil them into one model, and evaluate"),
+    "generate": (generate_command, generate_flags, "continue a prompt"),
+    "eval": (eval_command, eval_flags, "evaluate a model: problems, stories, plain text, drafts"),
+    "course": (None, course_jobs, "build or check the notebooks"),
+    "real": (None, real_jobs, "read the released weights, on the Hub or in a folder"),
+}

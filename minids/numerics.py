@@ -1,33 +1,39 @@
 """FP8 and FP4: encode, decode, pack, and round with straight-through gradients.
 
-Report: the part on FP4 quantisation-aware training; the rest follows the released files. A number is a small code times the
-scale of its block, and every scale is a power of two (E8M0: the byte b is 2^(b-127)):
+Report: the part on FP4 quantisation-aware training; the rest follows the released files. A number
+is a small code times the scale of its block, and every scale is a power of two (E8M0: the byte b is
+2^(b-127)):
 
     FP8 weight   float8_e4m3fn, one scale for 128 x 128 numbers
     FP4 weight   e2m1, two codes in a byte, one scale for 32 columns of a row
     activations  rounded in place while training, along the last axis: see `KINDS`
 
-The scale is 2^ceil(log2(amax / largest code)), so nothing ever saturates; codes round to nearest, ties to even.
-Which tensor of a checkpoint has which format is `minids.cost`'s business, files are `minids.weights.checkpoint`'s.
+The scale is 2^ceil(log2(amax / largest code)), so nothing ever saturates; codes round to nearest,
+ties to even. For the format of each tensor of a checkpoint see `minids.weights.layout`, for files
+`minids.weights.checkpoint`.
 """
 
 import math
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 from minids.errors import MinidsError
 
-FP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)  # by code
-STRIPE = 1 << 24  # how many numbers are encoded or decoded at a time, so that scratch memory stays small
+# by code
+FP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0,
+              -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+# both numbers of every byte: the low nibble is the even column
+FP4_PAIRS = torch.tensor([(FP4_VALUES[byte & 15], FP4_VALUES[byte >> 4]) for byte in range(256)])
+STRIPE = 1 << 24  # numbers that are encoded or decoded at a time, so that scratch memory stays small
 
 # kind: (rows of a block, columns of a block, largest code, least amax)
 KINDS = {
     "fp8": (128, 128, 448.0, 0.0),              # weights
     "fp4": (1, 32, 6.0, 0.0),                   # weights of the routed experts
     "fp8_act": (1, 128, 448.0, 1e-4),           # inputs of FP8 and FP4 linears
-    "fp8_kv": (1, 64, 448.0, 1e-4),             # the unturned channels of window and compressed keys
+    "fp8_kv": (1, 64, 448.0, 1e-4),             # the channels of keys that do not rotate
     "fp4_act": (1, 32, 6.0, 6 * 2.0**-126),     # the indexer's queries and keys
 }
 
@@ -36,7 +42,8 @@ def fp8_encode(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Encode a matrix [o, i]: codes float8_e4m3fn [o, i], scale float8_e8m0fnu [ceil(o/128), ceil(i/128)].
 
     A block at the edge may be smaller. Raises `MinidsError` for what is not a matrix of finite numbers.
-    Encoding decoded numbers gives the same numbers again, at times as twice the code with half the scale.
+    Encoding decoded numbers gives the same numbers again, sometimes as twice the code with half the
+    scale.
     """
     _check_matrix(w)
     rows, columns, _, _ = KINDS["fp8"]
@@ -48,7 +55,8 @@ def fp8_encode(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return codes, scale
 
 
-def fp8_decode(codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def fp8_decode(codes: torch.Tensor, scale: torch.Tensor,
+               dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """The numbers of an FP8 matrix: codes [o, i] times the scale of their 128 x 128 block, E8M0 or float32."""
     rows, columns, _, _ = KINDS["fp8"]
     _check_scale(codes, scale, _blocks(codes.shape, rows, columns), torch.float8_e4m3fn)
@@ -77,12 +85,13 @@ def fp4_encode(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return packed.view(torch.int8), scale
 
 
-def fp4_decode(packed: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def fp4_decode(packed: torch.Tensor, scale: torch.Tensor,
+               dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """The numbers [o, i] of an FP4 matrix: packed int8 [o, i/2], scale [o, i/32] in E8M0 or float32."""
     rows, columns, _, _ = KINDS["fp4"]
     shape = (packed.shape[0], 2 * packed.shape[-1])
     _check_scale(packed, scale, _blocks(shape, rows, columns), torch.int8)
-    pairs = _pairs(_exact(scale, dtype), packed.device)
+    pairs = FP4_PAIRS.to(packed.device, _exact(scale, dtype))
     out = torch.empty(shape, dtype=dtype, device=packed.device)
     for part, blocks in _stripes(shape, rows):
         x = F.embedding(packed[part].view(torch.uint8).int(), pairs).flatten(1)  # o i/2 -> o i/2 2 -> o i
@@ -90,19 +99,12 @@ def fp4_decode(packed: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype = t
     return out
 
 
-@lru_cache(maxsize=8)
-@torch.inference_mode(False)
-def _pairs(dtype: torch.dtype, device) -> torch.Tensor:
-    """Both FP4 numbers of every byte, 256 x 2. Made once: decoding experts as they are used asks for it all the time."""
-    values = torch.tensor(FP4_VALUES, dtype=dtype, device=device)
-    return torch.stack([values.repeat(16), values.repeat_interleave(16)], dim=1)
-
-
 def fake_quant(x: torch.Tensor, kind: str) -> torch.Tensor:
     """`x` rounded to the numbers that a format can hold; the gradient passes as if nothing had been rounded.
 
-    `kind` is a key of `KINDS`. Shape and dtype stay. Weights may be stacked in leading dimensions; activations are
-    cut into blocks along the last axis. Raises `MinidsError` for an unknown kind and for NaN or infinity.
+    `kind` is a key of `KINDS`. Shape and dtype stay. Weights may be stacked in leading dimensions;
+    activations are cut into blocks along the last axis. Raises `MinidsError` for an unknown kind and
+    for NaN or infinity.
     """
     if kind not in KINDS:
         raise MinidsError(f"no number format {kind!r}: expected one of {', '.join(KINDS)}")
@@ -120,10 +122,12 @@ class _StraightThrough(torch.autograd.Function):
         if largest == 448.0:
             y = y.to(torch.float8_e4m3fn).float()
         else:
-            y = F.embedding(_fp4_codes(y).int(), torch.tensor(FP4_VALUES, device=x.device).unsqueeze(1)).squeeze(-1)
+            values = torch.tensor(FP4_VALUES, device=x.device)
+            y = F.embedding(_fp4_codes(y).int(), values.unsqueeze(1)).squeeze(-1)
         return (y * _spread(scale.float(), y.shape, rows, columns)).view(x.shape).to(x.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         return grad, None
 
@@ -138,7 +142,7 @@ def _divide(w: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
     amax = a.amax((-3, -1))
     if not amax.isfinite().all():
         raise MinidsError(f"numbers to be rounded to {kind} must be finite, found NaN or infinity")
-    # amax = m 2^e with 1/2 <= m < 1, and so is the largest code: the logarithm's ceiling without a logarithm
+    # amax = m 2^e with 1/2 <= m < 1, and so is the largest code: a logarithm's ceiling without one
     m, e = torch.frexp(amax.clamp(min=least))
     largest_m, largest_e = math.frexp(largest)
     exponent = (e - largest_e + (m > largest_m)).clamp(-127, 127)
@@ -158,18 +162,20 @@ def _fp4_codes(x: torch.Tensor) -> torch.Tensor:
 
 
 def _exact(scale: torch.Tensor, dtype: torch.dtype) -> torch.dtype:
-    """The type to multiply codes and scales in, so that numbers of type `dtype` are rounded once: bfloat16, half the memory to
-    walk through, where it holds both exactly, as it does powers of two; else float32."""
-    return dtype if dtype == torch.bfloat16 and scale.dtype == torch.float8_e8m0fnu else torch.float32
+    """The type to multiply codes and scales in, so that numbers of type `dtype` are rounded once:
+    bfloat16, half the memory, where it holds both exactly, as it does powers of two; else float32."""
+    exact = dtype == torch.bfloat16 and scale.dtype == torch.float8_e8m0fnu
+    return torch.bfloat16 if exact else torch.float32
 
 
-def _times(x: torch.Tensor, scale: torch.Tensor, rows: int, columns: int, out: torch.Tensor) -> None:
+def _times(x: torch.Tensor, scale: torch.Tensor, rows: int, columns: int,
+           out: torch.Tensor) -> None:
     """Put into `out` the numbers `x`, o i, times the scales of their blocks. `x` may be overwritten."""
     (o, i), scale = x.shape, scale.float().to(x.dtype)
     product = out if out.dtype == x.dtype else x
     if o % rows or i % columns:
         torch.mul(x, _spread(scale, x.shape, rows, columns), out=product)
-    else:                                                # whole blocks: each scale is read where it is, not spread first
+    else:                                       # whole blocks: scales need not be spread first
         blocks = (o // rows, rows, i // columns, columns)
         torch.mul(x.view(blocks), scale[:, None, :, None], out=product.view(blocks))
     if product is x:
@@ -181,7 +187,7 @@ def _blocks(shape, rows: int, columns: int) -> tuple[int, int]:
 
 
 def _spread(scale: torch.Tensor, shape, rows: int, columns: int) -> torch.Tensor:
-    """One scale for each number: ... o/rows i/columns -> ... o i. Rows stay unexpanded in blocks of one row."""
+    """One scale for each number: ... o/rows i/columns -> ... o i."""
     scale = scale.repeat_interleave(columns, -1)[..., : shape[-1]]
     return scale if rows == 1 else scale.repeat_interleave(rows, -2)[..., : shape[-2], :]
 
@@ -190,17 +196,21 @@ def _stripes(shape, rows: int):
     """Slices of rows, and of rows of blocks, that cut a matrix into stripes of about `STRIPE` numbers."""
     height = max(STRIPE // max(shape[1], 1) // rows, 1) * rows
     for start in range(0, shape[0], height):
-        yield slice(start, start + height), slice(start // rows, math.ceil(min(start + height, shape[0]) / rows))
+        end = min(start + height, shape[0])
+        yield slice(start, end), slice(start // rows, math.ceil(end / rows))
 
 
 def _check_matrix(w: torch.Tensor) -> None:
     if w.dim() != 2 or not w.is_floating_point() or not w.numel():
-        raise MinidsError(f"expected a matrix of floating-point numbers, found shape {tuple(w.shape)} of {w.dtype}")
+        raise MinidsError(f"expected a matrix of floating-point numbers, "
+                          f"found shape {tuple(w.shape)} of {w.dtype}")
 
 
 def _check_scale(codes: torch.Tensor, scale: torch.Tensor, blocks, dtype: torch.dtype) -> None:
     if codes.dim() != 2 or codes.dtype != dtype:
-        raise MinidsError(f"expected a matrix of {dtype}, found shape {tuple(codes.shape)} of {codes.dtype}")
+        raise MinidsError(f"expected a matrix of {dtype}, "
+                          f"found shape {tuple(codes.shape)} of {codes.dtype}")
     if tuple(scale.shape) != blocks or scale.dtype not in (torch.float8_e8m0fnu, torch.float32):
-        raise MinidsError(f"codes of shape {tuple(codes.shape)} need scales of shape {blocks} in float8_e8m0fnu or float32, "
+        raise MinidsError(f"codes of shape {tuple(codes.shape)} need scales of shape {blocks} in "
+                          f"float8_e8m0fnu or float32, "
                           f"found {tuple(scale.shape)} of {scale.dtype}")

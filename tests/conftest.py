@@ -1,4 +1,7 @@
-"""Shared by all tests: minids before torch (see minids/system/process.py), a folder of their own for progress, no figure left open."""
+"""Shared by all tests: each one has its own folder for progress, and no figure stays open.
+
+minids is imported before torch, see minids/system/process.py.
+"""
 
 import sys
 
@@ -9,7 +12,7 @@ import minids  # noqa: F401
 
 @pytest.fixture(autouse=True)
 def own_home(tmp_path_factory, monkeypatch):
-    """No test reads or writes the progress of the person who runs it; checks answer as in the learner's edition."""
+    """Keep tests away from the progress of the person who runs them, and from strict mode."""
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("MINIDS_HOME", str(home))
     monkeypatch.delenv("MINIDS_STRICT", raising=False)
@@ -18,7 +21,7 @@ def own_home(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def no_figures():
-    """What a test drew is closed behind it."""
+    """Close the figures that a test has drawn."""
     yield
     if pyplot := sys.modules.get("matplotlib.pyplot"):
         pyplot.close("all")

@@ -1,4 +1,7 @@
-"""A reader of TinyWorld's stories that knows their English but not their simulation: the tests' second opinion."""
+"""A reader of TinyWorld's stories, independent of the simulation that writes them.
+
+It knows the stories' English only, so its answers check those of the simulation.
+"""
 
 import re
 
@@ -12,13 +15,17 @@ THING = re.compile(rf"\b((?:{'|'.join(COLOURS)}) (?:{'|'.join(THINGS)}))\b", re.
 
 
 class Reader:
-    """Reads sentence by sentence; keeps where people and things are, who gave what to whom, and what was planted."""
+    """Reads sentence by sentence.
+
+    It records where people and things are, who gave what to whom, and what was planted.
+    """
 
     def __init__(self, text: str):
         self.where, self.things, self.gifts, self.planted = {}, {}, {}, {}
         for paragraph in text.split("\n\n")[1:]:    # the first is the title
             self.about = None
-            for sentence in re.split(r"(?<=[.!?]) |(?<=\.\") ", re.sub(r'[!?]"', '"', paragraph.strip())):
+            text = re.sub(r'[!?]"', '"', paragraph.strip())
+            for sentence in re.split(r"(?<=[.!?]) |(?<=\.\") ", text):
                 self.read(sentence)
 
     def read(self, sentence: str) -> None:
@@ -31,8 +38,9 @@ class Reader:
             self.about = people[0] if len(people) == 1 else None
         if '"' in sentence or self.plant(sentence, people):
             return
-        if asked := re.fullmatch(r"(?:\w+ )*?(\w+) asked for the (.+), and (\w+) gave it away\.", sentence):
-            return self.give(asked[3], asked[1], asked[2])
+        request = r"(?:\w+ )*?(\w+) asked for the (.+), and (\w+) gave it away\."
+        if m := re.fullmatch(request, sentence):
+            return self.give(giver=m[3], other=m[1], thing=m[2])
         thing = chest = None
         for clause in sentence.split(" and "):
             thing = m[1].lower() if (m := THING.search(clause)) else thing
@@ -73,7 +81,7 @@ class Reader:
             self.things[thing] = ("with", person)
 
     def answer(self, kind: str, about: str, giver_and_other=None) -> str:
-        """What this reader would answer to one of the story's questions."""
+        """This reader's answer to one of the story's questions."""
         if kind in ("secret", "number", "hidden"):
             return self.planted[kind, about]
         if kind == "where_person":

@@ -9,7 +9,7 @@ import minids
 PACKAGE = Path(minids.__file__).parent
 # From the ground up. `plain` stands beside `model`: neither imports the other.
 FLOORS = ("errors", "system", "numerics", "config", "data", "model", "plain", "weights", "cost", "pretrain", "inference", "learn",
-          "posttrain", "recipes", "show", "cli")
+          "posttrain", "recipes", "show", "flags", "cli")
 MODULES = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
            for path in sorted(PACKAGE.rglob("*.py"))}
 ROOTS = {"minids", "minids.__main__"}      # the front door: it opens rooms of every floor

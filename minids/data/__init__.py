@@ -1,1 +1,1 @@
-"""Corpora and tasks: the English text of `data/text/`, and what is made from it."""
+"""What models read: the books of `data/text/`, and stories and problems that programs write."""

@@ -1,8 +1,10 @@
-"""The base model's corpus: real English, TinyWorld's scenes, stories and portraits, and worked problems, in fixed shares.
+"""The base model's corpus: real English, TinyWorld's scenes, stories and portraits, and problems.
 
-Report: section 4.1 (a corpus of many sources, mathematics and code among them). Everything is shipped or generated,
-and document number i of a kind is always the same one. Each kind has its splits: real books by document, problems by
-`minids.data.tasks`, stories by their seed. How documents share a row of a batch is training's business.
+Report: section 4.1 (a corpus of many sources, mathematics and code among them). The kinds of
+documents have fixed shares of all characters. Everything is shipped or generated, and document i of
+a kind is always the same one. Each kind keeps its splits apart: books by document, problems by
+`minids.data.tasks`, stories by their seed. For how documents share the rows of a batch see
+`minids.pretrain.batches`.
 """
 
 import random
@@ -17,71 +19,78 @@ from minids.errors import MinidsError
 
 # of all characters
 SHARES = {"text": 0.15, "scenes": 0.20, "stories": 0.30, "portraits": 0.10, "problems": 0.25}
-WORDS = 60, 1500            # of a story: the logarithm of its length is uniform between these
-PASSAGE = 3000              # characters of a passage of real text, about
+WORDS = 60, 1500        # shortest and longest story; the logarithm of the length is uniform
+PASSAGE = 3000          # approximate length of a passage of real text, in characters
 
 
 def document(kind: str, split: str, index: int) -> str:
-    """Document number `index` of a kind (a key of SHARES) and a split ("train", "valid" or "heldout")."""
+    """Document number `index` of a kind and a split.
+
+    `kind` is a key of SHARES, `split` is "train", "valid" or "heldout".
+    Raises `MinidsError` for an unknown kind or split.
+    """
     if kind not in SHARES or split not in books.SPLITS:
-        raise MinidsError(f"expected a kind of {', '.join(SHARES)} and a split of {', '.join(books.SPLITS)}, "
-                          f"found {kind!r} and {split!r}")
+        raise MinidsError(f"expected a kind of {', '.join(SHARES)} and a split of "
+                          f"{', '.join(books.SPLITS)}, found {kind!r} and {split!r}")
     rng = random.Random(f"{kind} {split} {index}")
     if kind == "text":
-        found = passages(split)
-        return found[index % len(found)]
+        return passages(split)[index % len(passages(split))]
     if kind == "stories":
         shortest, longest = WORDS
-        return stories.document(rng, round(shortest * (longest / shortest) ** rng.random()))
+        words = round(shortest * (longest / shortest) ** rng.random())
+        return stories.story_with_questions(rng, words)
     if kind == "scenes":
         return stories.scene(rng)
     if kind == "portraits":
-        return "\n".join(facts.portrait(rng, rng.choice(facts.SUBJECTS)) for _ in range(rng.randint(1, 6)))
+        count = rng.randint(1, 6)
+        return "\n".join(facts.portrait(rng, rng.choice(facts.SUBJECTS)) for _ in range(count))
     family = rng.choice(tasks.FAMILIES)
-    several = tasks.problems(family, {"heldout": "test"}.get(split, split), 8, first=8 * index)
-    return "\n".join(tasks.as_text(problem) for problem in several)
+    task_split = {"heldout": "test"}.get(split, split)
+    problems = tasks.problems(family, task_split, 8, first=8 * index)
+    return "\n".join(tasks.as_text(problem) for problem in problems)
 
 
 @cache
 def passages(split: str) -> list[str]:
     """The real text of a split in passages of whole lines, shuffled."""
-    found = []
+    result = []
     for book in books.documents(split):
         lines, size = [], 0
         for line in book.text.splitlines(keepends=True):
             lines.append(line)
             size += len(line)
             if size >= PASSAGE:
-                found.append("".join(lines))
+                result.append("".join(lines))
                 lines, size = [], 0
         if lines:
-            found.append("".join(lines))
-    random.Random(f"passages {split}").shuffle(found)
-    return found
+            result.append("".join(lines))
+    random.Random(f"passages {split}").shuffle(result)
+    return result
 
 
 def documents(split: str, kinds=tuple(SHARES)):
-    """Documents without end, (kind, text): always of the kind that is furthest behind its share."""
+    """Yield (kind, text) without end; the next kind is the one furthest below its share."""
     written, count = dict.fromkeys(kinds, 0), dict.fromkeys(kinds, 0)
     while True:
         kind = min(kinds, key=lambda kind: written[kind] / SHARES[kind])
-        found = document(kind, split, count[kind])
-        written[kind] += len(found)
+        text = document(kind, split, count[kind])
+        written[kind] += len(text)
         count[kind] += 1
-        yield kind, found
+        yield kind, text
 
 
 def stream(split: str, tokens: int, tokenizer, kinds=tuple(SHARES)) -> np.ndarray:
-    """At least `tokens` token ids (it ends with a whole document), uint16, each document between bos and eos."""
+    """At least `tokens` token ids, uint16: whole documents, each between bos and eos."""
     parts, size, source = [], 0, documents(split, kinds)
     while size < tokens:
-        part = books.encode_texts([found for _, found in islice(source, 64)], tokenizer)
+        part = books.encode_texts([text for _, text in islice(source, 64)], tokenizer)
         parts.append(part)
         size += len(part)
     return np.concatenate(parts)
 
 
 def streams(tokens: int, tokenizer) -> dict[str, np.ndarray]:
-    """What a run of `tokens` tokens reads, and what it is measured on: {"train", "valid", "heldout"}."""
-    return {"train": stream("train", tokens, tokenizer), "valid": stream("valid", 60_000, tokenizer),
+    """The token ids of each split: {"train": at least `tokens` of them, "valid", "heldout"}."""
+    return {"train": stream("train", tokens, tokenizer),
+            "valid": stream("valid", 60_000, tokenizer),
             "heldout": stream("heldout", 120_000, tokenizer)}

@@ -1,10 +1,10 @@
-"""Sampling: continue token ids with a model, batched, with the decode state.
+"""Continue token ids with a model: batched, with the decode state.
 
-Report section 3.6.1 (decoding with compressed caches). Greedy, temperature, top-p. Rows of a batch stand at the same
-position all the time: a prompt is never padded, because compression windows are cut from position 0 (V4_SPEC 8.7).
-Drafts with multi-token prediction are `minids.inference.speculate`'s business, text is `minids.data.tokenizer`'s.
+Report section 3.6.1 (decoding with compressed caches). Greedy, temperature, top-p. All rows of a
+batch are at the same position: a prompt is never padded, because compression windows are cut from
+position 0 (V4_SPEC 8.7). For drafts with multi-token prediction see `minids.inference.speculate`,
+for text see `minids.data.tokenizer`.
 """
-
 
 import torch
 
@@ -12,23 +12,27 @@ from minids.inference.sampling import check, enough_threads, sample
 from minids.inference.speculate import speculate
 
 
-def generate(model, ids, max_new_tokens: int = 100, temperature: float = 1.0, top_p: float = 1.0, seed: int | None = None,
-             stop: tuple[int, ...] | None = None, drafts: int = 0):
-    """The new ids that the model continues `ids` with, without the prompt.
+def generate(model, ids, max_new_tokens: int = 100, temperature: float = 1.0, top_p: float = 1.0,
+             seed: int | None = None, stop: tuple[int, ...] | None = None, drafts: int = 0):
+    """The new ids with which the model continues `ids`, without the prompt.
 
-    `ids` is one prompt (a list of ids) and gives a list, or several (a list of lists of any lengths, or a B x T tensor)
-    and gives a list of lists. A row ends after `max_new_tokens`, or with the first id in `stop` (included; default: the
-    model's eos). `temperature=0` is greedy; `top_p` keeps the likeliest ids that together reach this probability. The
-    same `seed` gives the same ids. With `drafts`, each pass verifies so many ids that MTP has guessed, prompt after prompt:
-    other ids of the same distribution (`minids.inference.speculate`). Raises `MinidsError` for an empty prompt, ids out of range, or
-    a text that would outgrow the context.
+    `ids` is one prompt (a list of ids) and gives a list; or several (a list of lists of any
+    lengths, or a B x T tensor) and gives a list of lists. A row ends after `max_new_tokens`, or
+    with the first id in `stop` (included; default: the model's eos). `temperature=0` is greedy;
+    `top_p` allows the most likely ids that together reach this probability. The same `seed` gives
+    the same ids. With `drafts`, MTP drafts that many ids before each pass and the pass verifies
+    them, one prompt after another: different ids from the same distribution
+    (`minids.inference.speculate`). Raises `MinidsError` for an empty prompt, ids out of range, or
+    a text that would exceed the context.
     """
     ids = ids.tolist() if torch.is_tensor(ids) else list(ids)
     single = not ids or not isinstance(ids[0], (list, tuple, torch.Tensor))
     prompts = [ids] if single else [p.tolist() if torch.is_tensor(p) else list(p) for p in ids]
     if drafts:
         seeds = [None if seed is None else (seed + i) % 2**63 for i in range(len(prompts))]
-        rows = [speculate(model, p, max_new_tokens, temperature, top_p, s, stop, drafts).ids for p, s in zip(prompts, seeds)]
+        options = max_new_tokens, temperature, top_p
+        rows = [speculate(model, prompt, *options, row_seed, stop, drafts).ids
+                for prompt, row_seed in zip(prompts, seeds)]
         return rows[0] if single else rows
     rows = [[] for _ in prompts]
     for new in stream(model, prompts, max_new_tokens, temperature, top_p, seed, stop):
@@ -39,9 +43,10 @@ def generate(model, ids, max_new_tokens: int = 100, temperature: float = 1.0, to
 
 
 @torch.inference_mode()
-def stream(model, prompts, max_new_tokens: int = 100, temperature: float = 1.0, top_p: float = 1.0, seed: int | None = None,
-           stop: tuple[int, ...] | None = None):
-    """As `generate`, token by token: yields a list with each row's next new id, or None where a row has none now."""
+def stream(model, prompts, max_new_tokens: int = 100, temperature: float = 1.0, top_p: float = 1.0,
+           seed: int | None = None, stop: tuple[int, ...] | None = None):
+    """As `generate`, token by token: yields a list of each row's next new id, None where it has
+    none now."""
     check(model, prompts, max_new_tokens, temperature, top_p)
     stop = (model.config.eos_token_id,) if stop is None else stop
     device = model.embed.weight.device
@@ -54,13 +59,14 @@ def stream(model, prompts, max_new_tokens: int = 100, temperature: float = 1.0, 
     try:
         pos = min(lengths)
         state = model.new_state(B, max(lengths) + max_new_tokens - 1)
-        logits = model(torch.tensor([p[:pos] for p in prompts], device=device), state)[:, -1]         # B vocab
+        ids = torch.tensor([p[:pos] for p in prompts], device=device)                    # B pos
+        logits = model(ids, state)[:, -1]                                                # B vocab
         while True:
             sampled = sample(logits, temperature, top_p, generator).tolist()
             new = [None] * B
             for i in range(B):
                 if pos < lengths[i]:
-                    sampled[i] = prompts[i][pos]     # a longer prompt goes on with its own token
+                    sampled[i] = prompts[i][pos]  # still inside the prompt: its token, not a sample
                 elif left[i]:
                     new[i] = sampled[i]
                     left[i] = 0 if sampled[i] in stop else left[i] - 1
@@ -72,4 +78,3 @@ def stream(model, prompts, max_new_tokens: int = 100, temperature: float = 1.0, 
             pos += 1
     finally:
         model.train(training)
-

@@ -1,4 +1,4 @@
-"""From logits to token ids: temperature, top-p, and what can be generated from."""
+"""From logits to token ids: temperature, top-p, and the check of what can be generated from."""
 
 from contextlib import contextmanager
 
@@ -10,7 +10,7 @@ from minids.errors import MinidsError
 
 @contextmanager
 def enough_threads(model, batch: int):
-    """On a CPU the operations of a small step are over before a second thread has woken up: compute those with one."""
+    """Compute small steps on a CPU with one thread: they are over before a second one wakes up."""
     threads = torch.get_num_threads()
     if model.embed.weight.device.type == "cpu" and batch * model.config.dim <= 1024:
         torch.set_num_threads(1)
@@ -21,27 +21,44 @@ def enough_threads(model, batch: int):
 
 
 def sample(logits, temperature: float, top_p: float, generator=None):
-    """One id for each row of logits, B vocab -> B."""
+    """One id for each row of logits: B vocab -> B."""
     if temperature == 0:
         return logits.argmax(-1)
-    return torch.multinomial(distribution(logits, temperature, top_p), 1, generator=generator).squeeze(-1)
+    p = distribution(logits, temperature, top_p)
+    return torch.multinomial(p, 1, generator=generator).squeeze(-1)
 
 
 def distribution(logits, temperature: float, top_p: float):
-    """The probabilities that ids are sampled with: logits ... vocab -> ... vocab. Temperature 0: all on the likeliest."""
+    """The probabilities that ids are sampled with: ... vocab -> ... vocab.
+
+    At temperature 0 the most likely id has probability 1.
+    """
     if temperature == 0:
         return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
     p = torch.softmax(logits.float() / temperature, dim=-1)
     if top_p < 1:
-        ranked, order = p.sort(dim=-1, descending=True, stable=True)
-        ranked = ranked.masked_fill(ranked.cumsum(-1) - ranked >= top_p, 0)   # what is likelier does not yet reach top_p: keep
-        p = torch.zeros_like(p).scatter(-1, order, ranked)
+        p = p.masked_fill(~nucleus(p, top_p), 0)
         p = p / p.sum(-1, keepdim=True)
     return p
 
 
+def nucleus(p, top_p: float):
+    """The ids that top-p sampling allows: the most likely ones that together reach `top_p`.
+
+    p: ... vocab, probabilities -> ... vocab, booleans. Holtzman et al. (arXiv 1904.09751).
+    """
+    vocab = p.shape[-1]
+    for k in (min(128, vocab), vocab):      # usually a few ids are enough, and a full sort is slow
+        top = p.topk(k)
+        allowed = top.values.cumsum(-1) - top.values < top_p   # the more likely ids do not reach it
+        if not allowed[..., -1].any():
+            break
+    return torch.zeros_like(p, dtype=torch.bool).scatter_(-1, top.indices, allowed)
+
+
 def check(model, prompts, max_new_tokens, temperature, top_p) -> None:
-    """Raise `MinidsError` unless these can be generated from."""
+    """Raise `MinidsError` unless the model can continue `prompts`, lists of ids, with these
+    options."""
     if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise MinidsError(f"max_new_tokens: expected at least 1, found {max_new_tokens}")
     if not 0 <= temperature < float("inf"):
@@ -49,15 +66,19 @@ def check(model, prompts, max_new_tokens, temperature, top_p) -> None:
     if not 0 < top_p <= 1:
         raise MinidsError(f"top_p: expected more than 0 and at most 1, found {top_p}")
     if not prompts or not all(prompts):
-        raise MinidsError("the prompt is empty: expected at least one token id, such as the one that begins a text")
+        raise MinidsError("the prompt is empty: expected at least one token id, such as the one "
+                          "that begins a text")
     context, vocab = model.config.max_seq_len, model.config.vocab_size
     for prompt in prompts:
-        wrong = next((i for i in prompt if not isinstance(i, int) or not 0 <= i < vocab), None)
-        if wrong is not None:
-            raise MinidsError(f"the prompt holds {wrong!r}: expected token ids from 0 to {vocab - 1}")
+        for token in prompt:
+            if not isinstance(token, int) or not 0 <= token < vocab:
+                raise MinidsError(f"the prompt holds {token!r}: expected token ids from 0 to "
+                                  f"{vocab - 1}")
     longest = max(map(len, prompts))
     if longest > context:
-        raise MinidsError(f"the prompt has {longest} tokens, and the model's context is {context}: shorten the prompt")
+        raise MinidsError(f"the prompt has {longest} tokens, and the model's context is {context}: "
+                          f"shorten the prompt")
     if longest + max_new_tokens - 1 > context:
-        raise MinidsError(f"{longest} tokens of prompt and {max_new_tokens} new ones outgrow the model's context of {context}: "
-                          f"ask for at most {context - longest + 1} new tokens")
+        raise MinidsError(f"{longest} tokens of prompt and {max_new_tokens} new ones exceed the "
+                          f"model's context of {context}: ask for at most "
+                          f"{context - longest + 1} new tokens")

@@ -1,157 +1,168 @@
-"""Speculative decoding: the MTP block drafts tokens, the model verifies them all in one pass, and the text stays what it was.
+"""Speculative decoding: the MTP block drafts tokens, and one pass of the model verifies them all.
 
-Report 2.1 keeps DeepSeek-V3's multi-token prediction (arXiv 2412.19437, 2.2, names this use). The rule that leaves the
-distribution unchanged is Leviathan et al.'s (arXiv 2211.17192) and Chen et al.'s (arXiv 2302.01318). One sequence at a time:
-rows of a batch would accept different numbers of drafts, and all rows of a state stand at one position.
+Report 2.1 keeps DeepSeek-V3's multi-token prediction (arXiv 2412.19437, 2.2, names this use). The
+acceptance rule, which leaves the model's distribution unchanged, is Leviathan et al.'s (arXiv
+2211.17192) and Chen et al.'s (arXiv 2302.01318). One sequence at a time: rows of a batch would
+accept different numbers of drafts, and all rows of a decode state are at the same position.
 """
 
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 
 from minids.errors import MinidsError
 from minids.inference.sampling import check, distribution, enough_threads
-from minids.model.state import LayerState
 
 
 @dataclass
 class Speculation:
-    """What came out. The counts are lists: first drafts, second drafts (made where the first one is only a guess), ..."""
+    """The new ids, and counts: lists of one entry for first drafts, one for second drafts, ..."""
 
-    ids: list[int] = field(default_factory=list)         # the new ids, without the prompt
-    tried: list[int] = field(default_factory=list)       # drafts that were judged: those before them had stood
-    accepted: list[int] = field(default_factory=list)    # and those of them that stood
-    passes: int = 0                                      # of the model, the one over the prompt included
+    ids: list[int] = field(default_factory=list)         # without the prompt
+    tried: list[int] = field(default_factory=list)       # drafts whose predecessors were accepted
+    accepted: list[int] = field(default_factory=list)    # those of them that were accepted
+    passes: int = 0                                      # of the model, the prompt included
 
     @property
     def acceptance(self) -> float | None:
-        """Share of the judged drafts that stood; None without any."""
+        """The share of `tried` that was accepted; None where no draft was tried."""
         return sum(self.accepted) / sum(self.tried) if sum(self.tried) else None
 
 
 @torch.inference_mode()
-def speculate(model, ids, max_new_tokens: int = 100, temperature: float = 1.0, top_p: float = 1.0, seed: int | None = None,
-              stop: tuple[int, ...] | None = None, drafts: int = 1) -> Speculation:
-    """Continue the prompt `ids`, a list of ids, as `minids.generate` does, with `drafts` tokens guessed before each pass.
+def speculate(model, ids, max_new_tokens: int = 100, temperature: float = 1.0, top_p: float = 1.0,
+              seed: int | None = None, stop: tuple[int, ...] | None = None,
+              drafts: int = 1) -> Speculation:
+    """Continue a prompt, a list of ids, as `minids.generate` does, with `drafts` drafts a pass.
 
-    The new ids follow the same distribution as without drafts; with `temperature=0` they are the same. The text of a seed is
-    another one. Raises `MinidsError` for a model without an MTP block, and for all that `generate` refuses.
+    The new ids follow the same distribution as without drafts, but a given seed produces
+    different text. With `temperature=0` the ids are the same in float32; in bfloat16 near ties
+    may fall the other way, because several tokens share a pass. Raises `MinidsError` for a model
+    without an MTP block, and in all cases in which `generate` does.
     """
     check(model, [ids], max_new_tokens, temperature, top_p)
     if not model.mtp:
-        raise MinidsError("this model has no MTP block to draft with (n_mtp_layers is 0): generate without drafts")
+        raise MinidsError("this model has no MTP block to draft with (n_mtp_layers is 0): generate "
+                          "without drafts")
     if drafts < 1:
         raise MinidsError(f"drafts: expected at least 1, found {drafts}")
     stop = (model.config.eos_token_id,) if stop is None else stop
     device = model.embed.weight.device
     generator = torch.Generator(device)
     generator.seed() if seed is None else generator.manual_seed(seed)
-    chosen = lambda logits: distribution(logits[0], temperature, top_p)                  # 1 T vocab -> T vocab
+    to_probs = lambda logits: distribution(logits[0], temperature, top_p)    # 1 T vocab -> T vocab
     out = Speculation(tried=[0] * drafts, accepted=[0] * drafts)
     training = model.training
     model.eval()
     try:
         state, drafter = model.new_state(1, len(ids) + max_new_tokens - 1), Drafter(model)
-        X = model.features(torch.tensor([ids], device=device), state)                    # 1 T n d
+        X = model.features(torch.tensor([ids], device=device), state)   # 1 T n d
         out.passes = 1
-        new = [draw(chosen(model.logits(X[:, -1:]))[0], generator)]
-        after = [*ids[1:], *new]                                                         # the token after each stream in X
+        new = [sample_one(to_probs(model.logits(X[:, -1:]))[0], generator)]
+        after = [*ids[1:], *new]                                  # the token after each stream in X
         with enough_threads(model, 1):
             while True:
                 for token in new:
                     out.ids.append(token)
                     if token in stop or len(out.ids) == max_new_tokens:
                         return out
-                guesses, q = drafter.guess(X, after, min(drafts, max_new_tokens - len(out.ids) - 1), chosen, generator)
-                X = model.features(torch.tensor([[new[-1], *guesses]], device=device), state)
-                p = chosen(model.logits(X))                                              # 1 more row than guesses
+                count = min(drafts, max_new_tokens - len(out.ids) - 1)
+                draft_ids, draft_probs = drafter.draft(X, after, count, to_probs, generator)
+                X = model.features(torch.tensor([[new[-1], *draft_ids]], device=device), state)
+                probs = to_probs(model.logits(X))                       # one row more than drafts
                 out.passes += 1
-                new = judge(guesses, q, p, generator)
-                stood = len(new) - 1
-                for depth in range(min(len(new), len(guesses))):
+                new = accept(draft_ids, draft_probs, probs, generator)
+                accept_length = len(new) - 1
+                for depth in range(min(len(new), len(draft_ids))):
                     out.tried[depth] += 1
-                    out.accepted[depth] += depth < stood
-                state.rewind(len(guesses) - stood)                                       # forget what was refused
-                X, after = X[:, :stood + 1], new
+                    out.accepted[depth] += depth < accept_length
+                state.rewind(len(draft_ids) - accept_length)            # forget rejected drafts
+                X, after = X[:, :accept_length + 1], new
     finally:
         model.train(training)
 
 
-def judge(guesses, q, p, generator) -> list[int]:
-    """The guesses that stand, and one token more.
+def accept(draft_ids, draft_probs, probs, generator) -> list[int]:
+    """The drafts that are accepted, and one more token.
 
-    A guess g, drawn from q, stands with probability min(1, p(g) / q(g)); the first one that falls is replaced by a draw from
-    max(0, p - q), normalised. Together a token t comes with min(p, q)(t) + (1 - sum min(p, q)) * max(0, p - q)(t) /
-    sum max(0, p - q) = p(t): exactly the model's own distribution, whatever q is. p has one row more than q: where all
-    guesses stand, one more token is drawn from it.
+    Write q for a row of `draft_probs` and p for the model's row in `probs`. A draft x, sampled
+    from q, is accepted with probability min(1, p(x) / q(x)). The first rejected draft is replaced
+    by a sample from max(0, p - q), normalised. A token t then comes out with probability
+
+        min(p, q)(t) + (1 - sum min(p, q)) * max(0, p - q)(t) / sum max(0, p - q) = p(t):
+
+    the model's own distribution exactly, whatever q is. `probs` has one row more than
+    `draft_probs`; where all drafts are accepted, the additional token is sampled from it.
     """
-    for i, guess in enumerate(guesses):
-        if not coin(min(1.0, float(p[i, guess] / q[i, guess])), generator):
-            return [*guesses[:i], draw((p[i] - q[i]).clamp_min(0), generator)]
-    return [*guesses, draw(p[len(guesses)], generator)]
+    for i, x in enumerate(draft_ids):
+        p, q = probs[i], draft_probs[i]
+        if not bernoulli(min(1.0, float(p[x] / q[x])), generator):
+            return [*draft_ids[:i], sample_one((p - q).clamp_min(0), generator)]
+    return [*draft_ids, sample_one(probs[len(draft_ids)], generator)]
 
 
 class Drafter:
-    """The MTP block with a state of its own: a window of its keys, since its attention has no compression."""
+    """The MTP block with its own decode state."""
 
     def __init__(self, model):
-        weight = model.embed.weight
-        self.model, self.pos = model, 0
-        self.state = LayerState(model.config, 0, 1, 0, weight.dtype, weight.device)
+        self.model, self.state = model, model.new_state(1, mtp=True)
 
-    def guess(self, X, after: list[int], count: int, chosen, generator):
-        """`count` guesses of what follows `after`, and the distributions they were drawn from.
+    def draft(self, X, after: list[int], count: int, to_probs, generator):
+        """`count` drafts of the tokens after `after`, and the distributions they were sampled from.
 
-        X: 1 T n d, streams that it has not read yet, and after: T ids, the token after each of them. A second guess takes
-        the block's own streams for the model's, and the first guess for the token: the block was not trained for that.
+        X: 1 T n d, streams that the block has not read yet; after: T ids, the token after each of
+        them. A second draft is made from the block's own streams and the first draft, in place of
+        the model's streams and a verified token: the block was not trained for that.
         """
-        guesses, q = [], []
+        draft_ids, draft_probs = [], []
         if not count:
-            return guesses, q
+            return draft_ids, draft_probs
         streams, logits = self.read(X, after)
-        kept = self.pos, self.state.window                                               # what is known to be so
+        verified = self.state.mark()
         while True:
-            q.append(chosen(logits)[0])
-            guesses.append(draw(q[-1], generator))
-            if len(guesses) == count:
+            draft_probs.append(to_probs(logits)[0])
+            draft_ids.append(sample_one(draft_probs[-1], generator))
+            if len(draft_ids) == count:
                 break
-            streams, logits = self.read(streams, guesses[-1:])
-        self.pos, self.state.window = kept
-        return guesses, torch.stack(q)
+            streams, logits = self.read(streams, draft_ids[-1:])
+        self.state.restore(verified)
+        return draft_ids, torch.stack(draft_probs)
 
-    def read(self, X, after):
-        """The block's streams at the last position of X, 1 1 n d, and its logits there, 1 1 vocab."""
-        block, ids = self.model.mtp[0], torch.tensor([after], device=X.device)
-        Y = block(X, self.model.embed(ids), ids, self.pos, self.state)[:, -1:]
-        self.pos += len(after)
-        return Y, F.linear(block.head(Y).float(), self.model.head.weight.float())
-
-
-def draw(p, generator) -> int:
-    """One id from weights over the vocabulary."""
-    return int(torch.multinomial(p, 1, generator=generator))
+    def read(self, X, after: list[int]):
+        """The block's streams at the last position of X, 1 1 n d, and logits there, 1 1 vocab."""
+        ids = torch.tensor([after], device=X.device)
+        Y = self.model.run_mtp_block(X, ids, state=self.state)[0][:, -1:]
+        return Y, self.model.project(self.model.mtp[0].head(Y))
 
 
-def coin(p: float, generator) -> bool:
+def sample_one(weights, generator) -> int:
+    """One id, sampled in proportion to `weights` over the vocabulary."""
+    return int(torch.multinomial(weights, 1, generator=generator))
+
+
+def bernoulli(p: float, generator) -> bool:
     """True with probability p."""
     return float(torch.rand((), generator=generator, device=generator.device)) < p
 
 
 @torch.inference_mode()
 def expected_acceptance(model, ids, first=2, length=None) -> float:
-    """The probability that a first draft stands at temperature 1, sum_v min(p, q), mean over positions of given texts.
+    """The mean probability that a first draft is accepted at temperature 1: sum_v min(p, q).
 
-    ids: B T. Drafted are the tokens at `first` or later and before `length`: numbers, or B of them. The first that can be is
-    token 2. Exact for these texts: nothing is drawn. On texts that the model wrote itself it is what to expect in use.
+    ids: B T, given texts. The drafts counted are those of the tokens at positions from `first` to
+    before `length`: numbers, or B of them. The earliest token that can be drafted is number 2.
+    Exact for these texts: nothing is sampled. On texts that the model wrote itself it is the
+    acceptance rate to expect.
     """
-    both = []
-    for some in ids.split(16):                                                           # b T: a whole vocabulary takes room
-        X = model.features(some[:, :-1])
-        p = model.logits(X)[:, 1:].softmax(-1)                                           # b T-2 vocab: of tokens 2, 3, ...
-        q = model.mtp_logits(X[:, :-1], some[:, 1:-1]).softmax(-1)
-        both.append(torch.minimum(p, q).sum(-1))
-    both, at = torch.cat(both), torch.arange(2, ids.shape[1], device=ids.device)         # B T-2, T-2
-    each = lambda bound: torch.as_tensor(bound, device=ids.device).expand(len(ids))[:, None]          # B 1
-    counts = (at >= each(first)) & (at < each(ids.shape[1] if length is None else length))
-    return float((both * counts).sum() / counts.sum().clamp_min(1))
+    overlaps = []
+    for rows in ids.split(16):                  # b T: few rows, since their logits take much memory
+        X = model.features(rows[:, :-1])
+        p = model.logits(X)[:, 1:].softmax(-1)                    # b T-2 vocab: of tokens 2, 3, ...
+        q = model.mtp_logits(X[:, :-1], rows[:, 1:-1]).softmax(-1)
+        overlaps.append(torch.minimum(p, q).sum(-1))
+    overlaps = torch.cat(overlaps)                                                       # B T-2
+    position = torch.arange(2, ids.shape[1], device=ids.device)                          # T-2
+    first, end = (torch.as_tensor(bound, device=ids.device).expand(len(ids))[:, None]    # B 1
+                  for bound in (first, ids.shape[1] if length is None else length))
+    counted = (position >= first) & (position < end)                                     # B T-2
+    return float((overlaps * counted).sum() / counted.sum().clamp_min(1))

@@ -1,4 +1,4 @@
-"""What lessons are made with: exercise checks with hints, progress, the doctor, building and linting both editions."""
+"""For lessons: exercise checks with hints, progress, the doctor, building and linting notebooks."""
 
 from minids.learn.doctor import versions
 from minids.learn.journal import progress

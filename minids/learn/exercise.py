@@ -1,4 +1,7 @@
-"""What an exercise is: a reference, cases to try, and the usual mistakes. `minids.learn.judge` compares attempts with it."""
+"""What an exercise is: a reference, cases to try, and the usual mistakes.
+
+For how attempts are compared with the reference see `minids.learn.judge`.
+"""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -8,10 +11,12 @@ import torch
 
 @dataclass(frozen=True)
 class Check:
-    """One exercise: `cases(rng)` yields (what it tries, arguments), from the fundamental to the subtle.
+    """One exercise.
 
-    `rng` is a seeded torch.Generator. `mistakes` maps a message to a wrong version of the reference. Functions return a
-    tensor, a number, or a tuple, list or dict of these. Differences above atol + rtol * |expected| count as wrong.
+    `cases(rng)` yields pairs (what the case tries, arguments), from the fundamental to the subtle;
+    `rng` is a seeded torch.Generator. `mistakes` maps a message to a wrong version of the
+    reference. Functions return a tensor, a number, or a tuple, list or dict of these. A difference
+    above atol + rtol * |expected| counts as wrong.
     """
 
     name: str

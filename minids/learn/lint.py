@@ -1,6 +1,7 @@
-"""What a lesson must satisfy so that strict nbval passes on every machine, and so that it reads like the others.
+"""What a lesson must satisfy to pass strict nbval on every machine, and to read like the others.
 
-`lint()` looks at the built notebooks; `minids.learn.course` builds them; nbval itself runs in `make test`.
+`lint()` checks the built notebooks. For how they are built see `minids.learn.course`; nbval itself
+runs in `make test`.
 """
 
 import ast
@@ -11,23 +12,31 @@ import nbformat
 
 from minids.learn import course
 
-MAX_LINES = 25  # of a code cell that is not folded
+MAX_LINES = 25          # of a code cell that is not folded
+MAX_IMPORT_LINES = 40   # of a cell that only imports and calls SETUP functions
+SETUP = {"use", "versions"}     # style.use(), versions()
 MAX_OUTPUT = 1_500_000  # bytes of outputs in one notebook
 TEXT_MIMES = ("text/plain", "text/html", "text/markdown", "text/latex", "application/json")
 ADDRESS = re.compile(r"\bat 0x[0-9a-fA-F]{6,}|<[^<>\n]*0x[0-9a-fA-F]{6,}[^<>\n]*>")
-MACHINE_PATH = re.compile(r"(?<![\w.:/])(?:/(?:home|root|Users|tmp|work|usr|opt|var|mnt|private)/[\w.-]+|[A-Z]:\\\\?[\w.-]+)")
+MACHINE_PATH = re.compile(
+    r"(?<![\w.:/])(?:/(?:home|root|Users|tmp|work|usr|opt|var|mnt|private)/[\w.-]+"
+    r"|[A-Z]:\\\\?[\w.-]+)")
 PLOT_CALLS = set("""
-    plot imshow bar barh hist scatter step fill_between pcolormesh contour contourf matshow errorbar semilogx semilogy loglog
-    axhline axvline legend title suptitle xlabel ylabel set_title set_xlabel set_ylabel set_xscale set_yscale set_xlim set_ylim
-    xlim ylim text annotate colorbar grid set subplots figure stackplot violinplot boxplot eventplot""".split())
-SLIDER, UPDATES = "use minids.show.style.slider_image", "nbval does not follow updates of a display"
-BANNED_NAMES = {"interact": SLIDER, "interactive": SLIDER, "Output": SLIDER, "clear_output": UPDATES, "update_display": UPDATES}
-SECTIONS = (r"^#{1,3} .*After this|^\*{0,2}After this", r"^#{1,3} .*Key points|^\*{0,2}Key points")
+    plot imshow bar barh hist scatter step fill_between pcolormesh contour contourf matshow errorbar
+    semilogx semilogy loglog axhline axvline legend title suptitle xlabel ylabel set_title
+    set_xlabel set_ylabel set_xscale set_yscale set_xlim set_ylim xlim ylim text annotate colorbar
+    grid set subplots figure stackplot violinplot boxplot eventplot""".split())
+SLIDER = "use minids.show.style.slider_image"
+UPDATES = "nbval does not follow updates of a display"
+BANNED_NAMES = {"interact": SLIDER, "interactive": SLIDER, "Output": SLIDER,
+                "clear_output": UPDATES, "update_display": UPDATES}
+SECTIONS = {"After this": r"^#{1,3} .*After this|^\*{0,2}After this",
+            "Key points": r"^#{1,3} .*Key points|^\*{0,2}Key points"}
 EXERCISE = re.compile(r"^#{2,4} Exercise\b", re.MULTILINE)
 
 
 def lint(names=None, folder=None) -> list[str]:
-    """Check both built editions of the named lessons (all when None). Prints and returns the findings, none if all is well."""
+    """The findings in both built editions of the named lessons (all if None)."""
     findings = []
     for source in course.sources(names, folder):
         for which in course.EDITIONS:
@@ -36,44 +45,31 @@ def lint(names=None, folder=None) -> list[str]:
             if not path.is_file():
                 findings.append(f"{label}: not built: run `minids course build {source.stem}`")
                 continue
-            texts = drift(source, which, path) + check_notebook(nbformat.read(path, as_version=4))
+            notebook = nbformat.read(path, as_version=4)
+            texts = drift(source, which, path) + check_notebook(notebook)
             findings += [f"{label}: {text}" for text in texts]
-    for finding in findings:
-        print(finding)
     return findings
 
 
 def drift(source: Path, which: str, path: Path) -> list[str]:
-    """Where a built edition differs from what its source gives: cells, ids, metadata."""
-    want, have = course.edition(source, which), nbformat.read(path, as_version=4)
+    """The first difference of a built edition from its source: in cells, ids or metadata."""
+    expected, built = course.edition(source, which), nbformat.read(path, as_version=4)
     rebuild = f"run `minids course build {source.stem}`"
-    if want.metadata != have.metadata:
+    if expected.metadata != built.metadata:
         return [f"the notebook's metadata differ from the source's: {rebuild}"]
-    for number, (a, b) in enumerate(zip(want.cells, have.cells), 1):
+    for number, (a, b) in enumerate(zip(expected.cells, built.cells), 1):
         for key in ("cell_type", "id", "source", "metadata"):
             if a[key] != b[key]:
                 return [f"cell {number}: {key} differs from the source's: {rebuild}"]
-    if len(want.cells) != len(have.cells):
-        return [f"{len(have.cells)} cells, the source gives {len(want.cells)}: {rebuild}"]
+    if len(expected.cells) != len(built.cells):
+        return [f"expected the source's {len(expected.cells)} cells, "
+                f"found {len(built.cells)}: {rebuild}"]
     return []
 
 
 def check_notebook(notebook) -> list[str]:
-    """The findings in one built notebook, in words."""
-    found = []
-    meta = notebook.metadata
-    if meta.get("kernelspec", {}).get("name") != "python3":
-        found.append("kernelspec must be python3")
-    if "widgets" in meta:
-        found.append("metadata.widgets must not be stored")
-    if size := sum(len(str(out)) for cell in notebook.cells for out in cell.get("outputs", [])):
-        if size > MAX_OUTPUT:
-            found.append(f"outputs take {size / 1e6:.1f} MB, at most {MAX_OUTPUT / 1e6} MB are allowed")
-    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
-    first = re.search(r"^(?:import|from) (minids|torch|transformers)\b", code, re.MULTILINE)
-    if first and first.group(1) != "minids":
-        found.append("import minids before torch, so that torch's threads sleep while they wait (minids/system/process.py)")
-    found += _text(notebook)
+    """The findings in one built notebook."""
+    findings = _metadata(notebook) + _text(notebook)
     order = 0
     for number, cell in enumerate(notebook.cells, 1):
         if cell.cell_type != "code":
@@ -81,83 +77,143 @@ def check_notebook(notebook) -> list[str]:
         order += 1
         where = f"cell {number}"
         if cell.execution_count != order:
-            found.append(f"{where}: executed as {cell.execution_count}, expected {order}: build the notebook again")
-        found += [f"{where}: {text}" for text in _code(cell) + _outputs(cell)]
-    return found
+            findings.append(f"{where}: execution count {cell.execution_count}, expected {order}: "
+                            "build the notebook again")
+        findings += [f"{where}: {text}" for text in _code(cell) + _outputs(cell)]
+    return findings
+
+
+def _metadata(notebook) -> list[str]:
+    """The kernel, the size of the outputs, and the order of the imports."""
+    findings, metadata = [], notebook.metadata
+    if metadata.get("kernelspec", {}).get("name") != "python3":
+        findings.append("kernelspec must be python3")
+    if "widgets" in metadata:
+        findings.append("metadata.widgets must not be stored")
+    size = sum(len(str(out)) for cell in notebook.cells for out in cell.get("outputs", []))
+    if size > MAX_OUTPUT:
+        findings.append(f"outputs take {size / 1e6:.1f} MB, at most {MAX_OUTPUT / 1e6} MB are "
+                        "allowed")
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    first = re.search(r"^(?:import|from) (minids|torch|transformers)\b", code, re.MULTILINE)
+    if first and first.group(1) != "minids":
+        findings.append("import minids before torch, so that torch's idle threads sleep "
+                        "(minids/system/process.py)")
+    return findings
 
 
 def _text(notebook) -> list[str]:
-    """The parts every lesson has."""
-    text = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    found = []
+    """The parts that every lesson has, and what its text may not contain."""
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    text, findings = "\n\n".join(cells), []
     if not notebook.cells or not notebook.cells[0].source.startswith("# "):
-        found.append("the first cell must begin with the title, '# ...'")
-    for pattern, name in zip(SECTIONS, ("After this", "Key points")):
+        findings.append("the first cell must begin with the title, '# ...'")
+    for name, pattern in SECTIONS.items():
         if not re.search(pattern, text, re.MULTILINE | re.IGNORECASE):
-            found.append(f"no section or paragraph begins with {name!r}")
-    if 0 < len(EXERCISE.findall(text)) < 3:
-        found.append(f"{len(EXERCISE.findall(text))} headings begin with 'Exercise': three or more, or none")
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown" and re.search(r"!\[\s*\]\(|<img(?![^>]*\balt=)", cell.source):
-            found.append("a picture in the text has no alt text")
-        if cell.cell_type == "markdown" and MACHINE_PATH.search(cell.source):
-            found.append(f"a path of one machine in the text: {MACHINE_PATH.search(cell.source).group()!r}")
-    return found
+            findings.append(f"no section or paragraph begins with {name!r}")
+    if 0 < (exercises := len(EXERCISE.findall(text))) < 3:
+        findings.append(f"{exercises} headings begin with 'Exercise': expected three or more, "
+                        "or none")
+    for source in cells:
+        if re.search(r"!\[\s*\]\(|<img(?![^>]*\balt=)", source):
+            findings.append("a picture in the text has no alt text")
+        if path := MACHINE_PATH.search(source):
+            findings.append(f"a path of one machine in the text: {path.group()!r}")
+    return findings
 
 
 def _code(cell) -> list[str]:
     """What a code cell's source may not contain."""
-    found, lines = [], cell.source.splitlines()
+    findings = []
     if not cell.source.isascii():
-        found.append(f"not ASCII in the code: {next(c for c in cell.source if not c.isascii())!r}")
-    if len(lines) > MAX_LINES and not cell.metadata.get("jupyter", {}).get("source_hidden"):
-        found.append(f"{len(lines)} lines of code, at most {MAX_LINES}: split the cell, move code to minids.show, or fold it")
+        findings.append(f"not ASCII in the code: {_non_ascii(cell.source)!r}")
     if re.search(r"^\s*[!%]", cell.source, re.MULTILINE):
-        return found + ["shell commands and magics (! and %) do not belong in a lesson"]
+        return findings + ["shell commands and magics (! and %) do not belong in a lesson"]
     if path := MACHINE_PATH.search(cell.source):
-        found.append(f"a path of one machine: {path.group()!r}")
+        findings.append(f"a path of one machine: {path.group()!r}")
     try:
         tree = ast.parse(cell.source)
     except SyntaxError as error:
-        return found + [f"does not parse: {error.msg}, line {error.lineno}"]
+        return findings + [f"does not parse: {error.msg}, line {error.lineno}"]
+    if not cell.metadata.get("jupyter", {}).get("source_hidden"):
+        findings += _length(cell.source, tree)
     for node in ast.walk(tree):
-        name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else None
+        name = getattr(node, "id", getattr(node, "attr", None))
         if name in BANNED_NAMES:
-            found.append(f"{name} is not for lessons: {BANNED_NAMES[name]}")
+            findings.append(f"{name} is not for lessons: {BANNED_NAMES[name]}")
+    if (name := _last_call(tree)) in PLOT_CALLS:
+        findings.append(f"ends in the plot call {name}(...), whose result is printed: "
+                        "end with style.show(figure, alt)")
+    if cell.source.rstrip().endswith(";"):
+        findings.append("the last line ends in a semicolon")
+    return findings
+
+
+def _length(source: str, tree: ast.Module) -> list[str]:
+    """Whether a cell is too long; one that only imports and sets up may be longer."""
+    length = len(source.splitlines())
+    only_setup = tree.body and all(_is_setup(statement) for statement in tree.body)
+    limit = MAX_IMPORT_LINES if only_setup else MAX_LINES
+    if length <= limit:
+        return []
+    return [f"{length} lines of code, at most {limit}: split the cell, move code to minids.show, "
+            "or fold it"]
+
+
+def _is_setup(statement: ast.stmt) -> bool:
+    """Whether a statement is an import, or a call such as `style.use()` or `versions()`."""
+    if isinstance(statement, (ast.Import, ast.ImportFrom)):
+        return True
+    call = statement.value if isinstance(statement, ast.Expr) else None
+    function = call.func if isinstance(call, ast.Call) else None
+    return getattr(function, "id", getattr(function, "attr", None)) in SETUP
+
+
+def _last_call(tree: ast.Module) -> str | None:
+    """The name of the method that the last statement calls, if it calls one."""
     last = tree.body[-1] if tree.body else None
-    call = last.value if isinstance(last, ast.Expr) and isinstance(last.value, ast.Call) else None
-    if call and isinstance(call.func, ast.Attribute) and call.func.attr in PLOT_CALLS:
-        found.append(f"ends in the plot call {call.func.attr}(...), whose result is printed: end with style.show(figure, alt)")
-    if lines and lines[-1].rstrip().endswith(";"):
-        found.append("the last line ends in a semicolon")
-    return found
+    call = last.value if isinstance(last, ast.Expr) else None
+    if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
+        return call.func.attr
+    return None
+
+
+def _non_ascii(text: str) -> str:
+    return next(char for char in text if not char.isascii())
 
 
 def _outputs(cell) -> list[str]:
     """What a code cell's outputs may not contain."""
-    found, ignored = [], "nbval-ignore-output" in cell.metadata.get("tags", [])
+    findings = []
+    ignored = "nbval-ignore-output" in cell.metadata.get("tags", [])
     for out in cell.outputs:
         if out.output_type == "error":
-            found.append(f"error output: {out.ename}")
+            findings.append(f"error output: {out.ename}")
             continue
         if out.output_type == "stream" and out.name == "stderr":
-            found.append(f"output on stderr: {out.text.strip()[:80]!r}")
+            findings.append(f"output on stderr: {out.text.strip()[:80]!r}")
         data = {"text/plain": out.text} if out.output_type == "stream" else out.data
         if "image/svg+xml" in data:
-            found.append("an SVG picture: nbval compares it; show a PNG")
+            findings.append("an SVG picture: nbval compares it; show a PNG")
         if "application/vnd.jupyter.widget-view+json" in data:
-            found.append("a stored widget handle, dead without its kernel: build the notebook again")
+            findings.append("a stored widget handle, useless without its kernel: "
+                            "build the notebook again")
         if "image/png" in data and not out.metadata.get("image/png", {}).get("alt"):
-            found.append("a picture without alt text: use style.show(figure, alt)")
+            findings.append("a picture without alt text: use style.show(figure, alt)")
         for mime in TEXT_MIMES:
-            text = data.get(mime, "")
-            text = text if isinstance(text, str) else str(text)
-            if not text.isascii() and not ignored:
-                found.append(f"not ASCII in the output: {next(c for c in text if not c.isascii())!r}")
-            if address := ADDRESS.search(text):
-                found.append(f"an object's address in the output: {address.group()!r}")
-            if (path := MACHINE_PATH.search(text)) and not mime == "text/html":
-                found.append(f"a path of one machine in the output: {path.group()!r}")
-            if "Warning:" in text:
-                found.append("a warning in the output")
-    return found
+            findings += _output_text(str(data.get(mime, "")), mime, ignored)
+    return findings
+
+
+def _output_text(text: str, mime: str, ignored: bool) -> list[str]:
+    """What the text of an output may not contain; nbval does not compare it if `ignored`."""
+    findings = []
+    if not text.isascii() and not ignored:
+        findings.append(f"not ASCII in the output: {_non_ascii(text)!r}")
+    if address := ADDRESS.search(text):
+        findings.append(f"an object's address in the output: {address.group()!r}")
+    if (path := MACHINE_PATH.search(text)) and mime != "text/html":
+        findings.append(f"a path of one machine in the output: {path.group()!r}")
+    if "Warning:" in text:
+        findings.append("a warning in the output")
+    return findings

@@ -7,10 +7,11 @@ from minids.model import mhc
 from minids.model.attention import Attention
 from minids.model.moe import MoE
 from minids.model.norm import RMSNorm
+from minids.model.passes import Pass
 
 
 class Block(nn.Module):
-    """Attention, then the mixture of experts, each reading from the streams and writing to them (mHC)."""
+    """Attention, then the mixture of experts; each reads from the streams and writes to them (mHC)."""
 
     def __init__(self, config, ratio: int, is_hash: bool):
         super().__init__()
@@ -19,16 +20,24 @@ class Block(nn.Module):
         self.attn = Attention(config, ratio)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn = MoE(config, is_hash)
-        n = config.hc_mult
-        for site in ("attn", "ffn"):
-            for name, shape in (("fn", ((2 + n) * n, n * config.dim)), ("base", ((2 + n) * n,)), ("scale", (3,))):
-                setattr(self, f"hc_{site}_{name}", nn.Parameter(torch.empty(shape, dtype=torch.float32)))
+        n, d = config.hc_mult, config.dim
+        self.hc_attn_fn = nn.Parameter(torch.empty((2 + n) * n, n * d, dtype=torch.float32))
+        self.hc_attn_base = nn.Parameter(torch.empty((2 + n) * n, dtype=torch.float32))
+        self.hc_attn_scale = nn.Parameter(torch.empty(3, dtype=torch.float32))
+        self.hc_ffn_fn = nn.Parameter(torch.empty((2 + n) * n, n * d, dtype=torch.float32))
+        self.hc_ffn_base = nn.Parameter(torch.empty((2 + n) * n, dtype=torch.float32))
+        self.hc_ffn_scale = nn.Parameter(torch.empty(3, dtype=torch.float32))
 
-    def forward(self, X, ids, pos: int = 0, state=None, ledger=None):
-        """X: B T n d, ids: B T -> B T n d."""
-        pre, post, comb = mhc.maps(X, self.hc_attn_fn, self.hc_attn_scale, self.hc_attn_base, self.config)
-        f = self.attn(self.attn_norm(mhc.read(X, pre)), pos, state, ledger)
+    def forward(self, X, ids, current: Pass | None = None, state=None, experts=None):
+        """X: B T n d, ids: B T -> B T n d.
+
+        With a `LayerState`, X continues what it has seen. experts: choices to replay, N x K.
+        """
+        current = current or Pass(self.config, ids.shape[1], X.device)
+        cfg = self.config
+        pre, post, comb = mhc.maps(X, self.hc_attn_fn, self.hc_attn_scale, self.hc_attn_base, cfg)
+        f = self.attn(self.attn_norm(mhc.read(X, pre)), current, state)
         X = mhc.write(X, f, post, comb)
-        pre, post, comb = mhc.maps(X, self.hc_ffn_fn, self.hc_ffn_scale, self.hc_ffn_base, self.config)
-        f = self.ffn(self.ffn_norm(mhc.read(X, pre)), ids, ledger)
+        pre, post, comb = mhc.maps(X, self.hc_ffn_fn, self.hc_ffn_scale, self.hc_ffn_base, cfg)
+        f = self.ffn(self.ffn_norm(mhc.read(X, pre)), ids, current, experts)
         return mhc.write(X, f, post, comb)

@@ -1,8 +1,8 @@
 """The compressor: m tokens become one key-value entry, a softmax-weighted mean per channel.
 
-Report 2.3.2 (heavily compressed attention, HCA: no overlap) and 2.3.1 (compressed sparse attention, CSA: with
-overlap, at ratio 4). The indexer has a narrower compressor of the same kind. Which entries a query may see is decided
-in `attention.py`.
+Report 2.3.2 (heavily compressed attention, HCA: no overlap) and 2.3.1 (compressed sparse attention,
+CSA: with overlap, at ratio 4). The indexer has a narrower compressor of the same kind. For which
+entries a query may see, see `passes.Pass.entry_mask`.
 """
 
 import torch
@@ -10,74 +10,92 @@ import torch.nn.functional as F
 from torch import nn
 
 from minids.config import CSA_RATE
+from minids.model.activations import round_index, round_keys
+from minids.model.linear import Linear
 from minids.model.norm import RMSNorm
-from minids.model.rotary import Rotary, turn
+from minids.model.passes import Pass
+from minids.model.rotary import Rotary, rotate
 
 
 class Compressor(nn.Module):
-    """Entry i = RMS(sum_t softmax_t(z)_t * kv_t) * norm, turned to position i m; `width` channels wide.
+    """Entry i = RMS(sum_t softmax_t(z)_t * kv_t) * norm, rotated to position i m; `width` channels.
 
-    Without overlap t runs over window i. With overlap each token gives two halves: the first ("a") serves the next
-    window's entry, the second ("b") its own, and the softmax runs over these 2m slots.
+    Without overlap t runs over window i. With overlap each token gives two halves: the first ("a")
+    serves the next window's entry, the second ("b") its own, and the softmax runs over these 2m
+    slots.
     """
 
     def __init__(self, config, ratio: int, width: int):
         super().__init__()
-        self.ratio, self.width = ratio, width
+        self.config, self.ratio, self.width = config, ratio, width
         self.overlap = ratio == CSA_RATE
         out = (2 if self.overlap else 1) * width
-        self.wkv = nn.Linear(config.dim, out, bias=False)
-        self.wgate = nn.Linear(config.dim, out, bias=False)
+        self.wkv = Linear(config.dim, out)
+        self.wgate = Linear(config.dim, out)
         self.ape = nn.Parameter(torch.zeros(ratio, out, dtype=torch.float32))
         self.norm = RMSNorm(width, config.norm_eps)
         self.rotary = Rotary(config, ratio, width)
+        self.round_keys = self.round_index = False           # in serving, see `activations`
 
-    def forward(self, x, state=None, packing=None):
-        """x: B T d -> all entries so far, B S width. With a `CompressorState`, x continues what it has seen; with a
-        `Packing`, the entries are those of each document by itself."""
+    def forward(self, x, current: Pass | None = None, state=None):
+        """x: B T d -> all entries so far, B S width.
+
+        With a `CompressorState`, x continues what it has seen. With a packing, the entries are
+        those of each document by itself.
+        """
+        current = current or Pass(self.config, x.shape[1], x.device)
         m = self.ratio
-        x32 = x.float()                                                                  # a float32 product, in every model
-        kv, z = F.linear(x32, self.wkv.weight.float()), F.linear(x32, self.wgate.weight.float())   # B T fc
-        if packing:
-            return self.packed(kv, z, packing).to(x.dtype)
+        x32 = x.float()                              # a float32 product, in a model of any type
+        kv = F.linear(x32, self.wkv.weight.float())                              # B T fc
+        z = F.linear(x32, self.wgate.weight.float())                             # B T fc
+        if current.packing:
+            return self.packed(kv, z, current).to(x.dtype)
         first, before = 0, None
         if state is not None:
             first, before = state.count, state.before
             kv, z = state.resume(kv, z, m)
         n = kv.shape[1] // m
         if n == 0:
-            return x.new_zeros(x.shape[0], 0, self.width) if state is None else state.all()
-        kv = kv[:, :n * m].unflatten(1, (n, m))                                          # B n m fc
+            return x.new_zeros(len(x), 0, self.width) if state is None else state.all()
+        kv = kv[:, :n * m].unflatten(1, (n, m))                                  # B n m fc
         z = z[:, :n * m].unflatten(1, (n, m)) + self.ape
         if self.overlap:
             if state is not None:
                 state.carry(kv[..., :self.width], z[..., :self.width])
             kv_before, z_before = before or (None, None)
-            kv, z = self.overlapped(kv, kv_before, 0.0), self.overlapped(z, z_before, float("-inf"))  # B n 2m c
-        entries = self.pool(kv, z, self.rotary(first * m, n, x.device, step=m)).to(x.dtype)
+            kv = self.overlapped(kv, kv_before, 0.0)                             # B n 2m c
+            z = self.overlapped(z, z_before, float("-inf"))
+        entries = self.pool(kv, z, current.entry_rotation(self.rotary, m, first, n)).to(x.dtype)
         return entries if state is None else state.append(entries)
 
-    def packed(self, kv, z, packing):
-        """kv, z: B T fc -> B S width, the entries of all complete windows of all documents of a row."""
-        tokens, _, number = packing.windows(self.ratio)                                  # B S m, B S
-        if tokens.shape[1] == 0:
+    def packed(self, kv, z, current: Pass):
+        """kv, z: B T fc -> B S width, the entries of all complete windows of all documents."""
+        m = self.ratio
+        tokens, _, number = current.windows(m)                                   # B S m, B S
+        S = tokens.shape[1]
+        if S == 0:
             return kv.new_zeros(len(kv), 0, self.width)
         rows = torch.arange(len(kv), device=kv.device)[:, None, None]
-        kv, z = kv[rows, tokens], z[rows, tokens] + self.ape                             # B S m fc
+        kv, z = kv[rows, tokens], z[rows, tokens] + self.ape                     # B S m fc
         if self.overlap:
-            kv, z = self.overlapped(kv, None, 0.0), self.overlapped(z, None, float("-inf"))       # B S 2m c
-            absent = torch.arange(2 * self.ratio, device=kv.device) < self.ratio         # the a-half of another document
-            z = z.masked_fill((number == 0)[:, :, None, None] & absent[:, None], float("-inf"))
-        return self.pool(kv, z, self.rotary.at(number * self.ratio))
+            kv = self.overlapped(kv, None, 0.0)                                  # B S 2m c
+            z = self.overlapped(z, None, float("-inf"))
+            other = torch.arange(2 * m, device=kv.device) < m                    # another document's a-half
+            z = z.masked_fill((number == 0)[:, :, None, None] & other[:, None], float("-inf"))
+        return self.pool(kv, z, current.entry_rotation(self.rotary, m, 0, S))
 
     def pool(self, kv, z, rot):
-        """One softmax over the slots of each window, channel by channel. kv, z: B n slots c -> B n c."""
-        return turn(self.norm((z.softmax(2) * kv).sum(2)), rot)
+        """One softmax over the slots of each window, per channel. kv, z: B n slots c -> B n c."""
+        entries = rotate(self.norm((z.softmax(2) * kv).sum(2)), rot)
+        if self.round_keys:
+            entries = round_keys(entries, self.config.rope_head_dim)
+        return round_index(entries) if self.round_index else entries
 
     def overlapped(self, t, before, missing: float):
         """B n m 2c -> B n 2m c: the previous window's a-half, then this window's b-half.
 
-        The first window's predecessor is `before` (B m c), or `missing` where there is none."""
+        The first window's predecessor is `before` (B m c), or `missing` where there is none.
+        """
         a, b = t.split(self.width, dim=-1)
         before = torch.full_like(a[:, 0], missing) if before is None else before
         return torch.cat([torch.cat([before[:, None], a[:, :-1]], dim=1), b], dim=2)

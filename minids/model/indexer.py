@@ -1,8 +1,8 @@
-"""The lightning indexer: a small, cheap attention that decides which compressed entries a query reads.
+"""The lightning indexer: a small, cheap attention that decides which entries a query reads.
 
-Report 2.3.1. Used by CSA layers. The choice of the top k has no gradient: the language-model loss does not train the
-indexer, `ledger.index_divergence` does. The real model rounds queries and keys to FP4 after a Hadamard turn; without
-rounding that turn cancels out.
+Report 2.3.1. Used by CSA layers. The choice of the top k has no gradient: the language-model loss
+does not train the indexer, `index_divergence` does. The real model rounds queries and keys to FP4
+after a Hadamard transform; without rounding the transform cancels out.
 """
 
 import torch
@@ -10,8 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from minids.config import CSA_RATE
+from minids.model.activations import round_index
 from minids.model.compressor import Compressor
-from minids.model.rotary import Rotary, turn
+from minids.model.linear import Linear
+from minids.model.passes import Pass
+from minids.model.rotary import Rotary, rotate
 
 
 class Indexer(nn.Module):
@@ -19,33 +22,56 @@ class Indexer(nn.Module):
 
     def __init__(self, config):
         super().__init__()
+        Hi, ci = config.index_n_heads, config.index_head_dim
         self.config = config
-        self.wq_b = nn.Linear(config.q_lora_rank, config.index_n_heads * config.index_head_dim, bias=False)
-        self.weights_proj = nn.Linear(config.dim, config.index_n_heads, bias=False)
-        self.compressor = Compressor(config, CSA_RATE, config.index_head_dim)
-        self.rotary = Rotary(config, CSA_RATE, config.index_head_dim)
-        self.scale = (config.index_head_dim * config.index_n_heads) ** -0.5
+        self.wq_b = Linear(config.q_lora_rank, Hi * ci)
+        self.weights_proj = Linear(config.dim, Hi)
+        self.compressor = Compressor(config, CSA_RATE, ci)
+        self.rotary = Rotary(config, CSA_RATE, ci)
+        self.scale = (ci * Hi) ** -0.5
+        self.round_queries = False                           # in serving, see `activations`
 
-    def keys(self, x, state=None, packing=None):
+    def keys(self, x, current: Pass | None = None, state=None):
         """x: B T d -> the index keys so far, B S ci."""
-        return self.compressor(x, state, packing)
+        return self.compressor(x, current, state)
 
     def queries(self, qr, rot):
         """qr: B T q_lora_rank, rot: T ci/2 or B T ci/2 -> B T Hi ci."""
         Hi, ci = self.config.index_n_heads, self.config.index_head_dim
-        return turn(self.wq_b(qr).unflatten(-1, (Hi, ci)), rot[..., None, :])
+        q = rotate(self.wq_b(qr).unflatten(-1, (Hi, ci)), rot[..., None, :])
+        return round_index(q) if self.round_queries else q
 
-    def forward(self, x, qr, pos: int, keys, packing=None):
-        """x: B T d from position pos, qr: B T q_lora_rank, keys: B S ci -> scores B T S, float32, future entries included."""
+    def forward(self, x, qr, keys, current: Pass | None = None):
+        """x: B T d, qr: B T q_lora_rank, keys: B S ci -> scores B T S, float32, future entries
+        included."""
         B, T, _ = x.shape
-        rot = self.rotary.at(packing.position) if packing else self.rotary(pos, T, x.device)   # T ci/2, or B T ci/2
-        q = self.queries(qr, rot)                                                        # B T Hi ci
-        w = self.weights_proj(x).float() * self.scale                                    # B T Hi
-        block = max(1024, 2**18 // (B * T * w.shape[2]))     # entries at once: scores of single heads stay in the cache
-        parts = [self.score(q.flatten(1, 2), w, part) for part in keys.split(block, dim=1)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)                  # B T S
+        current = current or Pass(self.config, T, x.device)
+        q = self.queries(qr, current.rotation(self.rotary))                      # B T Hi ci
+        w = self.weights_proj(x).float() * self.scale                            # B T Hi
+        # entries are scored part by part, so that the scores of single heads stay in the cache
+        size = max(1024, 2**18 // (B * T * w.shape[2]))
+        parts = [self.score(q.flatten(1, 2), w, part) for part in keys.split(size, dim=1)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)          # B T S
 
     def score(self, q, w, keys):
         """q: B THi ci, w: B T Hi, keys: B s ci -> B T s."""
-        s = torch.bmm(q, keys.mT).view(*w.shape, -1)                                     # B T Hi s
+        s = torch.bmm(q, keys.mT).view(*w.shape, -1)                             # B T Hi s
         return torch.matmul(w[:, :, None], F.relu(s).float()).squeeze(2)
+
+
+def index_divergence(p, scores, mask):
+    """KL(attention || indexer) of the queries that see an entry: (sum in nats, count).
+
+    The target is the attention, summed over heads. p: B T H S, the attention's weights on entries;
+    scores: B T S, the indexer's; mask: T S or B T S, -inf where a query does not see an entry, or
+    None. DeepSeek-V3.2 (arXiv 2512.02556, 2.1), applied to compressed entries: V4's own recipe is
+    not published. The gradient reaches the scores alone.
+    """
+    target = p.detach().float().sum(2)                                           # B T S
+    if mask is not None:        # -1e9, a finite -inf: some queries see no entry
+        scores = scores.masked_fill(mask != 0, -1e9)
+    mass = target.sum(-1)
+    target = target / mass.clamp_min(1e-20)[..., None]
+    kl = (torch.xlogy(target, target) - target * scores.log_softmax(-1)).sum(-1)         # B T
+    sees = mass > 0
+    return (kl * sees).sum(), sees.sum()

@@ -1,14 +1,14 @@
-"""On-policy distillation: many teachers make one model, which learns from them on texts of its own.
+"""On-policy distillation: one model learns from many teachers, on texts that it writes itself.
 
-Report sections 5.1.2 and 5.2.2. The student answers problems of all domains; at each token of an answer it is drawn towards
-the teacher of the problem's domain by the reverse KL over the whole vocabulary, KL(student || teacher). Other ways to make
-one model of many are values of one field, `DistillConfig.method`. How teachers are read is in `minids.posttrain.teachers`, the run is
-kept by `minids.posttrain.loop`.
+Report sections 5.1.2 and 5.2.2. The student answers problems of all domains. At each token of an
+answer it moves towards the teacher of the problem's domain by the reverse KL over the whole
+vocabulary, KL(student || teacher). Other ways to make one model of many are values of the field
+`DistillConfig.method`. For the teachers see `minids.posttrain.teachers`, for the run
+`minids.posttrain.loop`.
 """
 
 import copy
 import dataclasses
-import json
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
@@ -20,18 +20,18 @@ import torch.nn.functional as F
 from minids.data import tasks
 from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
-from minids.inference.answers import LIMITS, question, right
+from minids.inference.answers import LIMITS, is_correct, prompt_ids
 from minids.inference.generate import generate
-from minids.posttrain.loop import descend, digest, examine, run
-from minids.posttrain.settings import Settings
+from minids.posttrain.loop import optimiser_step, post_training_run, validate
+from minids.posttrain.settings import PostTrainConfig
 from minids.posttrain.sft import worked
 from minids.posttrain.teachers import Teachers, Texts
 from minids.pretrain.batches import IGNORED
-from minids.pretrain.losses import cross_entropy
-from minids.pretrain.run_folder import read_log, start
-from minids.system.distributed import device
-from minids.system.files import write_text
+from minids.pretrain.losses import mean, mtp_loss
+from minids.pretrain.run_folder import prepare, read_log, write_log
+from minids.system import distributed
 from minids.weights.checkpoint import load
+from minids.weights.digest import digest
 from minids.weights.save import save
 
 METHODS = {
@@ -44,136 +44,182 @@ METHODS = {
 
 
 @dataclass(frozen=True)
-class DistillConfig(Settings):
-    """How to make one model of many. Families take turns among a step's problems, as often as they weigh, and modes among
-    steps."""
+class DistillConfig(PostTrainConfig):
+    """The settings of distillation. Families alternate among the problems of a step, in proportion
+    to their weights, and modes among steps."""
 
-    families: tuple[str, ...] = tasks.FAMILIES
-    method: str = "on-policy"   # one of METHODS
+    families: tuple[str, ...] = tasks.FAMILIES      # families of problems, each with its teacher
+    method: str = "on-policy"   # on-policy; or token, off-policy, sft, average, to compare with
     batch: int = 64             # problems of a step
-    lr: float = 2e-3
-    weights: tuple[float, ...] = ()     # of the families, in problems and in the loss, in their order; none: all alike
-    mtp_weight: float = 0.1     # of the MTP loss on the same texts, which the MTP block alone learns from
-    lean: bool = False          # one teacher in memory at a time; hidden states wait on disk
-    eval_problems: int = 40     # of each family in each mode
+    lr: float = 2e-3            # peak learning rate, from which a cosine falls to a tenth
+    weights: tuple[float, ...] = ()     # weights of the families, in their order (none: all equal)
+    mtp_weight: float = 0.1     # weight of the multi-token prediction loss of the MTP block
+    lean: bool = False          # keep one teacher in memory at a time, and hidden states on disk
+    eval_problems: int = 40     # validation problems of each family in each mode
 
     def __post_init__(self):
         super().__post_init__()
-        object.__setattr__(self, "weights", tuple(self.weights) or (1 / len(self.families),) * len(self.families))
+        weights = tuple(self.weights) or (1 / len(self.families),) * len(self.families)
+        object.__setattr__(self, "weights", weights)
         if self.method not in METHODS:
             raise MinidsError(f"method: expected {', '.join(METHODS)}; found {self.method!r}")
-        if len(self.weights) != len(self.families) or min(self.weights) < 0 or not sum(self.weights):
-            raise MinidsError(f"weights: expected one of at least 0 for each of {', '.join(self.families)}; found "
-                              f"{self.weights}")
+        if len(weights) != len(self.families) or min(weights) < 0 or not sum(weights):
+            raise MinidsError(f"weights: expected one of at least 0 for each of "
+                              f"{', '.join(self.families)}; found {weights}")
         if self.batch < len(self.families) or self.mtp_weight < 0:
-            raise MinidsError(f"expected a batch of at least {len(self.families)}, one problem of each family, and an "
-                              f"mtp_weight of at least 0; found {self.batch} and {self.mtp_weight}")
+            raise MinidsError(
+                f"expected a batch of at least {len(self.families)}, one problem of each family, "
+                f"and an mtp_weight of at least 0; found {self.batch} and {self.mtp_weight}")
 
     def problem(self, split: str, i: int) -> tasks.Problem:
-        """The problem number i of a split: the next turn is that of the family that lacks most of what it weighs."""
-        order = turns(self.families, self.weights, self.batch)
+        """Problem number i of a split: families in proportion to their weights, then
+        difficulties."""
+        order = family_order(self.families, self.weights, self.batch)
         step, place = divmod(i, self.batch)
         family = order[place]
-        before = step * order.count(family) + order[:place].count(family)                # problems of this family
-        return tasks.problem(family, split, i, self.difficulties[before % len(self.difficulties)])
+        before = step * order.count(family) + order[:place].count(family)   # of this family
+        difficulty = self.difficulties[before % len(self.difficulties)]
+        return tasks.problem(family, split, i, difficulty)
 
 
 @cache
-def turns(families, weights, count: int) -> list[str]:
-    """Whose turn it is in each of `count` places."""
-    order, share = [], {family: weight / sum(weights) for family, weight in zip(families, weights)}
+def family_order(families, weights, count: int) -> list[str]:
+    """The family of each of `count` problems: always the one that lacks most of its share."""
+    total = sum(weights)
+    share = {family: weight / total for family, weight in zip(families, weights)}
+    order = []
     while len(order) < count:
-        order.append(max(families, key=lambda family: share[family] * (len(order) + 1) - order.count(family)))
+        lacks = lambda family: share[family] * (len(order) + 1) - order.count(family)
+        order.append(max(families, key=lacks))
     return order
 
 
-def distill(student, teachers: dict, settings: DistillConfig, out, resume: bool = True, on_step=None) -> list[dict]:
-    """Make one model from that in the folder `student` and those in the folders `teachers`, {family: folder}, in the folder
-    `out`; returns the log (see `minids.posttrain.loop.run`).
+def distill(student, teachers: dict, settings: DistillConfig, out, resume: bool = True,
+            on_step=None, device=None) -> list[dict]:
+    """Train the model in the folder `student` with the teachers {family: folder}, in the folder
+    `out`; returns the log.
 
-    Its records: {"step", "mode", "loss", "kl", "kl_<family>", "signal", "noise", "tokens", "length", "accuracy", "mtp_loss",
-    "rehearsal_loss", "grad_norm", "lr", "seconds"} each step, as far as there is such a thing: KLs in nats per token,
-    KL(student || teacher) in every method; signal and noise as in `noise`; the length and the share of right ones of the texts
-    that a model wrote. And {"step", "family", "mode", "valid_accuracy", "valid_length"} now and then, of greedy answers.
-    "average" takes no step and does not look at the student.
+    For the records of the log see `minids.posttrain.records`, for the other arguments, the files
+    and the errors `minids.pretrain.train.train`. The method "average" takes no step and does not
+    read the student.
     """
-    out, tokenizer = Path(out), Tokenizer.load()
+    # 1. The teachers
+    out, tokenizer, device = Path(out), Tokenizer.load(), device or distributed.device()
     if settings.method != "sft" and set(teachers) != set(settings.families):
-        raise MinidsError(f"teachers: expected one for each of {', '.join(settings.families)}; found "
-                          f"{', '.join(teachers) or 'none'}")
-    school = Teachers(teachers, out / "cache" if settings.lean else None)
-
-    def look(model, step):
-        for family in settings.families:
-            for record in examine(model, tokenizer, dataclasses.replace(settings, families=(family,), weights=())):
-                yield {"family": family} | record
-
-    begun = {"teachers": {family: digest(school.model(family)) for family in teachers}}
+        raise MinidsError(f"teachers: expected one for each of {', '.join(settings.families)}; "
+                          f"found {', '.join(teachers) or 'none'}")
+    school = Teachers(teachers, out / "cache" if settings.lean else None, device)
+    digests = {family: digest(school.model(family)) for family in teachers}
     if settings.method == "average":
-        return _average(school, settings, out, begun, look, resume, tokenizer)
-    model = load(student, device(), torch.float32)
+        return average_run(school, settings, out, digests, resume, tokenizer)
+
+    # 2. The student
+    model = load(student, device, torch.float32)
     for family in teachers:
         school.check(family, model.config.vocab_size)
 
-    def update(optimiser, step):
-        mode = settings.modes[step % len(settings.modes)]
-        numbers = settings.numbers(step, settings.batch, fresh=settings.method != "sft")
-        problems = [settings.problem("train", i) for i in numbers]
-        texts = lessons(model, school, problems, mode, settings, tokenizer, settings.seed * 1_000_003 + step)
-        record = {"mode": mode} | learn(model, school, texts, settings)
-        if settings.method != "sft":
-            written = [(problem, reply) for part in texts.values() for problem, reply in zip(part.problems, part.replies)]
-            record |= {"length": sum(len(reply) for _, reply in written) / len(written),
-                       "accuracy": sum(right(p, reply, tokenizer, mode) for p, reply in written) / len(written)}
-        return record | descend(model, optimiser, settings, step)
-
     try:
-        return run(model, settings, out, begun, update, lambda step: look(model, step), resume, on_step, name="distillation")
+        with post_training_run(model, settings, out, "distillation", resume,
+                               teachers=digests) as (run, optimiser):
+            if run.step == 0:
+                run.log(*validate_families(model, tokenizer, settings))
+            for step in run.steps(on_step):
+                # 3. Texts: problems of all families, answered by the student
+                mode = settings.modes[step % len(settings.modes)]
+                numbers = settings.numbers(step, settings.batch, fresh=settings.method != "sft")
+                problems = [settings.problem("train", i) for i in numbers]
+                texts = write_texts(model, school, problems, mode, settings, tokenizer,
+                                    seed=settings.seed * 1_000_003 + step)
+
+                # 4. The teachers read them; the loss and its gradient
+                record = {"mode": mode} | add_gradients(model, school, texts, settings)
+                if settings.method != "sft":
+                    record |= describe_replies(texts, tokenizer, mode)
+
+                # 5. The update
+                record |= optimiser_step(model, optimiser, settings, step)
+                run.log_step(record)
+                if run.is_due(settings.eval_every):
+                    run.log(*validate_families(model, tokenizer, settings))
     finally:
         school.forget()
+    return run.records
+
+
+def validate_families(model, tokenizer: Tokenizer, settings: DistillConfig) -> list[dict]:
+    """The records of `minids.posttrain.loop.validate`, for each family by itself."""
+    records = []
+    for family in settings.families:
+        alone = dataclasses.replace(settings, families=(family,), weights=())
+        records += [{"family": family} | record for record in validate(model, tokenizer, alone)]
+    return records
 
 
 # ---- texts ----
 
-def lessons(model, school, problems, mode: str, settings: DistillConfig, tokenizer, seed: int) -> dict[str, Texts]:
-    """What a step learns from, {family: texts}: written by the student, by each family's teacher, or worked answers."""
-    prompts = [question(problem, tokenizer, mode) for problem in problems]
-    of = {family: [i for i, problem in enumerate(problems) if problem.family == family] for family in settings.families}
-    write = lambda writer, some: generate(writer, [prompts[i] for i in some], LIMITS[mode], seed=seed)
+def write_texts(model, school: Teachers, problems, mode: str, settings: DistillConfig,
+                tokenizer: Tokenizer, seed: int) -> dict[str, Texts]:
+    """The texts that a step learns from, {family: texts}.
+
+    They are written by the student, or by each family's teacher ("off-policy"), or are worked
+    answers ("sft").
+    """
+    prompts = [prompt_ids(problem, tokenizer, mode) for problem in problems]
+    rows_of = {family: rows for family in settings.families
+               if (rows := [i for i, problem in enumerate(problems) if problem.family == family])}
     if settings.method == "sft":
-        replies = [worked(problem, tokenizer, mode)[len(prompt):] for problem, prompt in zip(problems, prompts)]
+        replies = [worked(problem, tokenizer, mode)[len(prompt):]
+                   for problem, prompt in zip(problems, prompts)]
     elif settings.method == "off-policy":
-        found = {i: reply for family, some in of.items() if some for i, reply in zip(some, write(school.model(family), some))}
-        replies = [found[i] for i in range(len(problems))]
+        replies = [None] * len(problems)
+        for family, rows in rows_of.items():
+            written = generate(school.model(family), [prompts[i] for i in rows], LIMITS[mode],
+                               seed=seed)
+            for i, reply in zip(rows, written):
+                replies[i] = reply
     else:
-        replies = write(model, range(len(problems)))
-    return {family: Texts.of([prompts[i] for i in some], [replies[i] for i in some], [problems[i] for i in some],
-                             tokenizer.pad_id) for family, some in of.items() if some}
+        replies = generate(model, prompts, LIMITS[mode], seed=seed)
+    return {family: Texts.of([prompts[i] for i in rows], [replies[i] for i in rows],
+                             [problems[i] for i in rows], tokenizer.pad_id)
+            for family, rows in rows_of.items()}
+
+
+def describe_replies(texts: dict[str, Texts], tokenizer: Tokenizer, mode: str) -> dict:
+    """The mean length of the replies, and the share of correct ones."""
+    written = [(problem, reply) for part in texts.values()
+               for problem, reply in zip(part.problems, part.replies)]
+    correct = sum(is_correct(problem, reply, tokenizer, mode) for problem, reply in written)
+    return {"length": sum(len(reply) for _, reply in written) / len(written),
+            "accuracy": correct / len(written)}
 
 
 # ---- losses ----
 
-def learn(model, school: Teachers, lessons: dict[str, Texts], settings: DistillConfig) -> dict:
-    """Gradients of sum_i w_i times the mean loss over the reply tokens of family i; returns what the log says.
+def add_gradients(model, school: Teachers, texts: dict[str, Texts],
+                  settings: DistillConfig) -> dict:
+    """Add the gradient of sum_i w_i times the mean loss over the reply tokens of family i.
 
-    First all teachers read; then the student, family by family, so that one teacher's head is needed at a time.
+    Returns the log record. First all teachers read; then the student, family by family, so that one
+    teacher's head is needed at a time.
     """
-    taught = settings.method != "sft"
+    taught, device = settings.method != "sft", model.embed.weight.device
     if taught:
-        for family, texts in lessons.items():
-            school.read(family, texts)
+        for family, part in texts.items():
+            school.read(family, part)
     weight = dict(zip(settings.families, settings.weights))
-    whole, record = sum(weight[family] for family in lessons), defaultdict(float)
-    for family, texts in lessons.items():
+    whole, record = sum(weight[family] for family in texts), defaultdict(float)
+    for family, part in texts.items():
         share = weight[family] / whole
-        ids, reply = texts.ids.to(model.embed.weight.device), texts.reply.to(model.embed.weight.device)
-        X = model.features(ids[:, :-1])                                                  # B T-1 n d
-        student, token = model.logits(X[reply][None])[0], ids[:, 1:][reply]              # N vocab, N
-        teacher = school.logits(family) if taught else None
+        ids, reply = part.ids.to(device), part.reply.to(device)                     # B T, B T-1
+        X = model.features(ids[:, :-1])                                             # B T-1 n d
+        token = ids[:, 1:][reply]                                                   # N
+        student = model.logits(X[reply][None])[0]                                   # N vocab
+        teacher = school.logits(family) if taught else None                         # N vocab
         loss = losses(student, teacher, token, settings.method).mean()
         if model.mtp and settings.mtp_weight and ids.shape[1] > 2:
-            far = ids.masked_fill(~F.pad(reply, (1, 0)), IGNORED)[:, 2:]                 # B T-2: the tokens after the next
-            mtp = cross_entropy(model.mtp_logits(X[:, :-1].detach(), ids[:, 1:-1]), far)
+            # the tokens after the next ones, B T-2; the MTP block alone learns from them
+            far = ids.masked_fill(~F.pad(reply, (1, 0)), IGNORED)[:, 2:]
+            mtp = mean(mtp_loss(model, X.detach(), ids[:, :-1], far)[0])
             (settings.mtp_weight * share * mtp).backward(inputs=list(model.mtp.parameters()))
             record["mtp_loss"] += share * mtp.item()
         (share * loss).backward()
@@ -181,15 +227,18 @@ def learn(model, school: Teachers, lessons: dict[str, Texts], settings: DistillC
         record["tokens"] += len(token)
         if taught:
             with torch.no_grad():
-                kl, (signal, spread) = divergence(student, teacher).mean().item(), noise(student, teacher)
+                kl = divergence(student, teacher).mean().item()
+                signal, spread = noise(student, teacher)
             record[f"kl_{family}"] = kl
-            for name, value in (("kl", kl), ("signal", signal.mean().item()), ("noise", spread.mean().item())):
-                record[name] += share * value
+            record["kl"] += share * kl
+            record["signal"] += share * signal.mean().item()
+            record["noise"] += share * spread.mean().item()
     return dict(record)
 
 
 def losses(student, teacher, token, method: str):
-    """The loss at each of N positions. student, teacher: N vocab, logits; token: N, what stands in the text."""
+    """The loss at each of N positions. student, teacher: N vocab, logits; token: N, the token in
+    the text."""
     if method == "on-policy":
         return divergence(student, teacher)
     if method == "off-policy":
@@ -200,63 +249,76 @@ def losses(student, teacher, token, method: str):
 
 
 def divergence(a, b):
-    """KL(a || b) = sum_v p_v (log p_v - log q_v), in nats, p and q the softmax of a and b. N vocab, logits -> N."""
+    """KL(a || b) = sum_v p_v (log p_v - log q_v), in nats, p and q the softmax of a and b.
+
+    a, b: N vocab, logits -> N.
+    """
     logp, logq = a.log_softmax(-1), b.log_softmax(-1)
     return (logp.exp() * (logp - logq)).sum(-1)
 
 
 def token_loss(student, teacher, token):
-    """The same KL's gradient from one token that the student sampled: with the advantage a = log q - log p, which has no
-    gradient of its own, the loss is -a log p. Its mean over tokens has the gradient of `divergence`."""
+    """A loss with the same gradient on average, from one token that the student sampled.
+
+    With the advantage a = log q - log p, which has no gradient of its own, the loss is -a log p.
+    Its mean over sampled tokens has the gradient of `divergence`.
+    """
     logp = student.log_softmax(-1).gather(-1, token[:, None])[:, 0]
     logq = teacher.log_softmax(-1).gather(-1, token[:, None])[:, 0]
     return -(logq - logp).detach() * logp
 
 
 def noise(student, teacher):
-    """How far `token_loss` scatters, exactly: two of N.
+    """The signal and the noise of the gradient of `token_loss`, exactly: two of N.
 
-    By the student's logits the gradient of their KL is g_v = p_v (l_v - KL), l = log p - log q, and that of `token_loss`
-    for token x is l_x (e_x - p). `signal` is |g|^2, `noise` the variance E |l_x (e_x - p)|^2 - |g|^2 that comes from drawing x.
+    With respect to the student's logits the gradient of the KL is g_v = p_v (l_v - KL) with
+    l = log p - log q, and that of `token_loss` for token x is l_x (e_x - p). `signal` is |g|^2; the
+    noise is the variance E |l_x (e_x - p)|^2 - |g|^2 that comes from sampling x.
     """
     logp = student.log_softmax(-1)
     p, ratio = logp.exp(), logp - teacher.log_softmax(-1)
     g = p * (ratio - (p * ratio).sum(-1, keepdim=True))
     signal = (g * g).sum(-1)
-    length = 1 - 2 * p + (p * p).sum(-1, keepdim=True)                                   # |e_x - p|^2
+    length = 1 - 2 * p + (p * p).sum(-1, keepdim=True)                          # |e_x - p|^2
     return signal, (p * ratio.square() * length).sum(-1) - signal
 
 
 # ---- the mean of weights ----
 
 def average(models):
-    """A model whose tensors are the means of those of `models`, all of one configuration. Tables of expert numbers have no
-    mean: they must be the same in all."""
+    """A model whose tensors are the means of those of `models`, all of one configuration.
+
+    Tables of expert numbers have no mean: they must be the same in all models.
+    """
     first, *others = models
     if any(other.config != first.config for other in others):
-        raise MinidsError("the models have several configurations: expected one, weights of different sizes have no mean")
+        raise MinidsError("the models have several configurations: expected one, weights of "
+                          "different sizes have no mean")
     states = [model.state_dict() for model in models]
-    state = {}
+    mean = {}
     for name, t in states[0].items():
-        same = [s[name] for s in states]
+        tensors = [state[name] for state in states]
         if t.is_floating_point():
-            state[name] = torch.stack([s.float() for s in same]).mean(0).to(t.dtype)
-        elif all(torch.equal(t, s) for s in same):
-            state[name] = t.clone()
+            mean[name] = torch.stack([x.float() for x in tensors]).mean(0).to(t.dtype)
+        elif all(torch.equal(t, x) for x in tensors):
+            mean[name] = t.clone()
         else:
-            raise MinidsError(f"the models have different {name}: expected descendants of one base model, which share it")
-    mean = copy.deepcopy(first)
-    mean.load_state_dict(state)
-    return mean
+            raise MinidsError(f"the models have different {name}: expected descendants of one base "
+                              f"model, which share it")
+    model = copy.deepcopy(first)
+    model.load_state_dict(mean)
+    return model
 
 
-def _average(school, settings, out, begun, look, resume, tokenizer) -> list[dict]:
+def average_run(school: Teachers, settings: DistillConfig, out: Path, digests: dict, resume: bool,
+                tokenizer: Tokenizer) -> list[dict]:
     """The method "average" as a run: a model and a log, no steps."""
     model = average([school.model(family) for family in settings.families])
-    start(out, {"config": model.config.to_json(), "settings": dataclasses.asdict(settings)} | begun, resume)
+    prepare(out, {"config": model.config.to_json(), "settings": dataclasses.asdict(settings),
+                  "teachers": digests}, resume)
     if (out / "model").is_dir():
         return read_log(out)
-    log = [{"step": 0} | record for record in look(model, 0)]
-    write_text(out / "log.jsonl", "".join(json.dumps(record) + "\n" for record in log))
+    log = [{"step": 0} | record for record in validate_families(model, tokenizer, settings)]
+    write_log(out, log)
     save(model, out / "model", format=settings.format, tokenizer=tokenizer)
     return log

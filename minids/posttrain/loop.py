@@ -1,146 +1,99 @@
-"""What SFT, GRPO and distillation share: a run from a given model on, the corpus that it may go on reading against
-forgetting, and questions to models that answer in a mode.
+"""What SFT, GRPO and distillation share: the run, the optimiser step, replay, and evaluation.
 
-Report section 5.1. A run is kept in a folder as in pre-training (`minids.pretrain.run_folder`) and resumes as exactly: what step s does
-depends on (settings, s), the model it began with, and the weights alone. What a step learns is its module's business.
+Report section 5.1. A run is kept in a folder and resumed as in pre-training
+(`minids.pretrain.run`): step s depends on (settings, s), on the model that the run started from,
+and on the weights alone.
 """
 
 import dataclasses
-import hashlib
-import json
 import math
-import time
+from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
 
 from minids.data import mixture
 from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
 from minids.inference.answers import solve
-from minids.model.ledger import Ledger
-from minids.model.moe import balance
-from minids.posttrain.settings import Settings
+from minids.model.passes import Options
+from minids.posttrain.settings import PostTrainConfig
 from minids.pretrain.batches import Part, batch_of
-from minids.pretrain.losses import cross_entropy
+from minids.pretrain.losses import cross_entropy, mean
 from minids.pretrain.optim import learning_rate, make_optimiser
-from minids.pretrain.run_folder import deferred_interrupt, newest, note, read_log, read_optimiser, save_step, start
-from minids.pretrain.settings import TrainConfig
-from minids.pretrain.train import Interrupted
-from minids.system.files import write_text
-from minids.weights.checkpoint import load
-from minids.weights.save import save
+from minids.pretrain.run import open_run
+from minids.weights.digest import digest
 
-REHEARSED, ROW = 2**19, 256     # tokens of the corpus that rehearsal draws from, and of one row
+REPLAY_TOKENS, REPLAY_ROW = 2**19, 256      # tokens of the replayed corpus, and of one row
 
 
-def run(model, settings: Settings, out, begun: dict, update, look=None, resume: bool = True, on_step=None,
-        name: str = "post-training") -> list[dict]:
-    """Train `model`, in place, for `settings.steps` steps, from the newest checkpoint in `out` if there is one. Gives the log.
+@contextmanager
+def post_training_run(model, settings: PostTrainConfig, out, name: str, resume: bool, **inputs):
+    """A run that trains `model` in place: yields (run, optimiser), and saves the model at the end.
 
-    `update(optimiser, step)` takes one step and returns its record; `look(step)` measures the model and returns records: before
-    the first step, every `eval_every`, and at the end. `begun` tells what else the run depends on, for run.json. `on_step` is
-    called with each step's record. At the end the model is in out/model. Raises `MinidsError` for what cannot be trained or
-    written, `Interrupted` on Ctrl-C, when all is saved.
+    `inputs` describe what else the run depends on, for run.json. For the run see
+    `minids.pretrain.run`.
     """
-    out, tokenizer = Path(out), Tokenizer.load()
-    begun = {"config": model.config.to_json(), "settings": dataclasses.asdict(settings), "base": digest(model)} | begun
-    with deferred_interrupt() as pressed:
-        start(out, begun, resume)
-        optimiser, folder, step, log = make_optimiser(model, settings), newest(out), 0, []
-        if folder is not None:
-            step = int(folder.name[5:])
-            model.load_state_dict(load(folder).state_dict())
-            read_optimiser(optimiser, model, folder)
-            log = [record for record in read_log(out) if record["step"] <= step]
-        write_text(out / "log.jsonl", "".join(json.dumps(record) + "\n" for record in log))
-        stored_seconds, began = max((r.get("seconds", 0) for r in log), default=0.0), time.monotonic()
-
-        def write(*records):
-            for record in records:
-                log.append(record)
-                note(out, record)
-
-        def measure():
-            if look is not None and not any("seconds" not in record and record["step"] == step for record in log):
-                write(*({"step": step} | record for record in look(step)))
-
+    description = {"config": model.config.to_json(), "settings": dataclasses.asdict(settings),
+                   "base": digest(model)} | inputs
+    with open_run(out, description, settings, name, resume, model.embed.weight.device) as run:
+        optimiser = make_optimiser(model, settings)
+        run.restore(model, optimiser)
         model.train()
-        if step == 0:
-            measure()
-        with tqdm(total=settings.steps, initial=step, desc=name, unit="step", dynamic_ncols=True) as bar:
-            while step < settings.steps:
-                record = {"step": step + 1} | update(optimiser, step)
-                step += 1
-                record["seconds"] = round(stored_seconds + time.monotonic() - began, 3)
-                write(record)
-                bar.set_postfix_str(", ".join(f"{key} {record[key]:.3f}" for key in ("loss", "accuracy") if key in record))
-                bar.update()
-                if step % settings.eval_every == 0 or step == settings.steps:
-                    measure()
-                stopped = pressed()
-                if step % settings.save_every == 0 or step == settings.steps or stopped:
-                    save_step(model, optimiser, out, step, tokenizer)
-                if on_step is not None:
-                    on_step(record)
-                if stopped:
-                    raise Interrupted(f"interrupted after step {step} of {settings.steps}; the checkpoint is in {out}: "
-                                      f"run the same command again to go on")
-        if not (out / "model").is_dir():
-            save(model, out / "model", format=settings.format, tokenizer=tokenizer)
-    return log
+        yield run, optimiser
+        run.save_model()
 
 
-def descend(model, optimiser, settings: Settings, step: int, reading: int | None = None) -> dict:
-    """One step of the optimiser along the gradients that are there, and along that of `rehearse`, whose rows have the number
-    `reading` where a step descends more than once. The gates' biases stay as pre-training left them."""
-    record = {"rehearsal_loss": rehearse(model, settings, step if reading is None else reading)} if settings.rehearsal else {}
+def optimiser_step(model, optimiser, settings: PostTrainConfig, step: int,
+                   number: int | None = None) -> dict:
+    """One update with the gradients that are there, plus that of replay; returns its log record.
+
+    `number` picks the replayed rows; by default it is `step`. The gates' biases stay as
+    pre-training left them.
+    """
+    record = {}
+    if settings.replay:
+        record["replay_loss"] = replay_loss(model, settings, step if number is None else number)
     lr = learning_rate(settings, step)
     for group in optimiser.param_groups:
         group["lr"] = lr * group["times"]
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip).item()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm).item()
     if not math.isfinite(norm):
-        raise MinidsError(f"the gradient's norm is {norm} at step {step + 1}: expected a finite number. The last checkpoint is "
-                          f"whole; try a lower learning rate than {settings.lr}.")
+        raise MinidsError(
+            f"the norm of the gradient is {norm} at step {step + 1}: expected a finite number. The "
+            f"last checkpoint is complete; try a lower learning rate than {settings.lr}.")
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
-    balance(model, 0.0)         # forgets the load of the experts
     return record | {"grad_norm": norm, "lr": lr}
 
 
-def rehearse(model, settings: Settings, number: int) -> float:
-    """Add the gradient of the next-token loss on `settings.rehearsal` rows of the base's corpus, with a weight of 1; gives the
-    loss, in nats per token. Each number has other rows, until all of `rehearsed` are through; runs of one seed read the same.
+def replay_loss(model, settings: PostTrainConfig, number: int) -> float:
+    """Add the gradient of the next-token loss on `settings.replay` rows of pre-training text.
 
-    As in Ouyang et al. (arXiv 2203.02155, "PPO-ptx"): what a model is no longer asked it forgets, unless it goes on reading.
+    Returns that loss, in nats per token. Each number has other rows, until the replayed corpus is
+    exhausted; runs with the same seed replay the same rows. A model forgets what it no longer
+    sees, so it keeps seeing some of it (Ouyang et al., arXiv 2203.02155, "PPO-ptx").
     """
-    reading = TrainConfig(settings.steps, batch=settings.rehearsal, seq_len=ROW, data="mix", seed=settings.seed)
-    bos, place = model.config.bos_token_id, model.embed.weight.device
-    part = Part(torch.from_numpy(batch_of(rehearsed(), reading, number)).to(place), reading, bos)
-    loss = cross_entropy(model.logits(model.features(part.x, ledger=Ledger(part.documents))), part.y)
+    ids = torch.from_numpy(batch_of(replayed_corpus(), settings.replay, REPLAY_ROW, settings.seed,
+                                    number, whole_documents=True))                  # B T+1
+    part = Part(ids.to(model.embed.weight.device), model.config.bos_token_id)
+    X = model.features(part.x, options=Options(part.documents))                     # B T n d
+    loss = mean(cross_entropy(model.logits(X), part.y))
     loss.backward()
     return loss.item()
 
 
 @cache
-def rehearsed():
-    """The corpus that `rehearse` reads: ids, in documents."""
-    return mixture.stream("train", REHEARSED, Tokenizer.load())
+def replayed_corpus():
+    """The pre-training text that `replay_loss` reads: ids, document after document."""
+    return mixture.stream("train", REPLAY_TOKENS, Tokenizer.load())
 
 
-def digest(model) -> str:
-    """16 hexadecimal digits that tell the weights of a model from others."""
-    found = hashlib.sha256()
-    for name, t in sorted(model.state_dict().items()):
-        found.update(name.encode())
-        found.update(t.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
+def validate(model, tokenizer: Tokenizer, settings: PostTrainConfig) -> list[dict]:
+    """Greedy answers to problems of the validation split, one record for each mode.
 
-
-def examine(model, tokenizer: Tokenizer, settings: Settings) -> list[dict]:
-    """For each mode a record of greedy answers to problems of the valid split: the share of right ones, the mean length."""
+    {"mode", "valid_accuracy": share of correct answers, "valid_length": mean length in tokens}.
+    """
     problems = [settings.problem("valid", i) for i in range(settings.eval_problems)]
     records = []
     for mode in settings.modes if problems else ():

@@ -1,8 +1,9 @@
-"""Rollouts: answers that a model samples, with all that training on them needs.
+"""Rollouts: replies that a model samples, with everything that training on them needs.
 
-Report section 5.1: specialists and the distilled model learn from answers of their own. As in DeepSeek-V3.2 (arXiv
-2512.02556, section 3.1), what sampling did is recorded, so that training can repeat it: the probabilities of the sampled
-tokens, the experts that each token took, and the tokens among which top-p chose. Rewards and losses are left to others.
+Report section 5.1: specialists and the distilled model learn from their own replies. As in
+DeepSeek-V3.2 (arXiv 2512.02556, section 3.1), sampling records what training has to repeat: the
+probabilities of the sampled tokens, the experts of each token, and the tokens that top-p left. For
+rewards and losses see `minids.posttrain.grpo`.
 """
 
 from collections import defaultdict
@@ -12,68 +13,88 @@ import numpy as np
 import torch
 
 from minids.errors import MinidsError
-from minids.inference.sampling import check, enough_threads
-from minids.model.ledger import Ledger
+from minids.inference.sampling import check, enough_threads, nucleus
 
 
 @dataclass
 class Rollouts:
-    """B answers to prompts of one length. Row i's text is `ids[i, :length[i]]`; behind it stands the model's pad id."""
+    """B replies to prompts of one length.
+
+    The text of row i is `ids[i, :length[i]]`; after it comes the model's pad id.
+    """
 
     ids: torch.Tensor                   # B T: prompt and reply
     prompt: int                         # tokens of a prompt: replies begin at this column
     length: torch.Tensor                # B: tokens of prompt and reply, eos included
-    logprobs: torch.Tensor              # B R, R = T - prompt: of each reply token, as it was sampled; 0 behind the end
+    logprobs: torch.Tensor              # B R, R = T - prompt: of the reply tokens; 0 after the end
     temperature: float                  # of the sampling
-    experts: list | None = None         # for each gate that routes by score, B(T-1) K: what the pass over ids[:, :-1] replays
-    allowed: torch.Tensor | None = None     # B R ceil(vocab/8), bytes of 8 bits: what top-p left; None: the whole vocabulary
+    # for each gate that routes by score, B(T-1) K: its experts, for a pass over ids[:, :-1]
+    experts: list | None = None
+    # B R ceil(vocab/8), bytes of 8 bits: the tokens that top-p left; None: the whole vocabulary
+    allowed: torch.Tensor | None = None
 
     @property
     def mask(self) -> torch.Tensor:
-        """B R: whether a reply token is there."""
-        return torch.arange(self.prompt, self.ids.shape[1], device=self.ids.device) < self.length[:, None]
+        """B R: whether there is a reply token."""
+        place = torch.arange(self.prompt, self.ids.shape[1], device=self.ids.device)
+        return place < self.length[:, None]
 
     @property
     def replies(self) -> list[list[int]]:
-        """The ids of each reply, with its eos where it came to one."""
+        """The ids of each reply, with its eos if it has one."""
         return [row[self.prompt:n] for row, n in zip(self.ids.tolist(), self.length.tolist())]
 
     def rows(self, index) -> "Rollouts":
-        """Some of the answers; `index` is a list, or a tensor of row numbers."""
-        B = len(self.ids)
-        experts = self.experts and [e.view(B, -1, e.shape[-1])[index].flatten(0, 1) for e in self.experts]
-        return Rollouts(self.ids[index], self.prompt, self.length[index], self.logprobs[index], self.temperature, experts,
-                        None if self.allowed is None else self.allowed[index])
+        """Some of the replies; `index` is a list, or a tensor of row numbers."""
+        experts, allowed = self.experts, self.allowed
+        if experts is not None:
+            B = len(self.ids)
+            experts = [e.view(B, -1, e.shape[-1])[index].flatten(0, 1) for e in experts]
+        if allowed is not None:
+            allowed = allowed[index]
+        return Rollouts(self.ids[index], self.prompt, self.length[index], self.logprobs[index],
+                        self.temperature, experts, allowed)
 
     def choices(self, vocab_size: int) -> torch.Tensor | None:
-        """B R vocab: the tokens that top-p left to choose from; None where that is all."""
+        """B R vocab: the tokens that top-p left; None: the whole vocabulary."""
         return None if self.allowed is None else unpacked(self.allowed, vocab_size)
 
 
-def rollouts(model, prompts, max_new: int, temperature: float = 1.0, top_p: float = 1.0, generator=None,
-             record: bool = False) -> Rollouts:
-    """One reply of at most `max_new` tokens, which may end before with eos, to each of `prompts`, lists of ids of one length.
+def rollouts(model, prompts, max_new: int, temperature: float = 1.0, top_p: float = 1.0,
+             generator=None, record: bool = False) -> Rollouts:
+    """One reply to each of `prompts`, lists of ids of one length.
 
-    Sampling as in `minids.generate`. Prompts that stand next to each other and are equal are read once. The generator gives
-    each row its own random numbers, row by row: a reply depends on its row's number, not on the rows after it. `record` keeps
-    experts and sampling masks. Raises `MinidsError` for prompts of several lengths, and as `minids.generate` does.
+    A reply has at most `max_new` tokens, and ends earlier with eos. Sampling is that of
+    `minids.generate`. Neighbouring prompts that are equal are read once. The generator gives each
+    row its own random numbers, row by row: a reply depends on the number of its row, not on the
+    rows after it. With `record`, experts and sampling masks are recorded. Raises `MinidsError` for
+    prompts of several lengths, and where `minids.generate` does.
     """
     prompts = [p.tolist() if torch.is_tensor(p) else list(p) for p in prompts]
     check(model, prompts, max_new, temperature, top_p)
     lengths = sorted({len(p) for p in prompts})
     if len(lengths) > 1:
-        raise MinidsError(f"expected prompts of one length, found lengths from {lengths[0]} to {lengths[-1]}: compression "
-                          f"windows are cut from position 0, so rows that share a state stand at one position; "
-                          f"rollouts.by_length sorts them")
-    noise = torch.rand(len(prompts), max_new, generator=generator, device=generator.device if generator else "cpu")
+        raise MinidsError(
+            f"expected prompts of one length, found lengths from {lengths[0]} to {lengths[-1]}: "
+            f"compression windows are cut from position 0, so rows that share a state are at the "
+            f"same position; rollouts.by_length groups prompts by length")
+    noise = torch.rand(len(prompts), max_new, generator=generator,
+                       device=generator.device if generator else "cpu")
     training = model.training
     model.eval()
     try:
-        found = _sample(model, prompts, noise.to(model.embed.weight.device).double(), temperature, top_p, record)
+        fields = _sample(model, prompts, noise.to(model.embed.weight.device).double(), temperature,
+                         top_p, record)
     finally:
         model.train(training)
-    plain = lambda t: t.clone() if torch.is_tensor(t) else t         # training cannot use what inference mode has made
-    return Rollouts(**{name: [plain(e) for e in t] if isinstance(t, list) else plain(t) for name, t in found.items()})
+    return Rollouts(**{name: _outside_inference(value) for name, value in fields.items()})
+
+
+def _outside_inference(value):
+    """A copy of the tensors: training cannot use those that inference mode made."""
+    if isinstance(value, list):
+        return [_outside_inference(item) for item in value]
+    return value.clone() if torch.is_tensor(value) else value
 
 
 @torch.inference_mode()
@@ -87,28 +108,31 @@ def _sample(model, prompts, noise, temperature, top_p, record) -> dict:
     length = torch.full((B,), T, device=device)
     logprobs = torch.zeros(B, max_new, device=device)
     masks = None
-    if record and (top_p < 1 or temperature == 0):
-        masks = torch.zeros(B, max_new, -(-config.vocab_size // 8), dtype=torch.uint8, device=device)
-        masks[:] = 255                                                                   # behind the end all is allowed
+    if record and (top_p < 1 or temperature == 0):      # after the end, all tokens are allowed
+        masks = torch.full((B, max_new, -(-config.vocab_size // 8)), 255, dtype=torch.uint8,
+                           device=device)
 
+    # The prompts, each of several equal ones once
     first, owner = shared(ids[:, :P])
-    state, ledger = model.new_state(len(first), T - 1), Ledger()
-    X = model.features(ids[first, :P], state, ledger)
+    state = model.new_state(len(first), T - 1)
+    X, passed = model.run(ids[first, :P], state)
     experts = []
     if record:
-        K = config.n_activated_experts
-        experts = [torch.arange(K, device=device).repeat(B, T - 1, 1) for _ in ledger.chosen]    # behind the end: any
-        for e, chosen in zip(experts, ledger.chosen):
+        K = config.n_activated_experts                  # after the end, any experts will do
+        experts = [torch.arange(K, device=device).repeat(B, T - 1, 1) for _ in passed.experts]
+        for e, chosen in zip(experts, passed.experts):
             e[:, :P] = chosen.view(len(first), P, K)[owner]
-    logits = model.logits(X[:, -1:])[owner, 0]                                           # B vocab
-    keep(state, owner)
+    logits = model.logits(X[:, -1:])[owner, 0]                                      # B vocab
+    state.select(owner)
 
-    rows, alive = torch.arange(B, device=device), torch.ones(B, dtype=torch.bool, device=device)
+    # Token by token; of b rows in the state, those that are alive have not ended
+    rows = torch.arange(B, device=device)
+    alive = torch.ones(B, dtype=torch.bool, device=device)
     for t in range(max_new):
-        allowed = nucleus(logits, temperature, top_p)
-        logp = log_distribution(logits, temperature, allowed)                            # b vocab
+        allowed = allowed_ids(logits, temperature, top_p)
+        logp = log_distribution(logits, temperature, allowed)                       # b vocab
         cdf = logp.double().exp().cumsum(-1)
-        token = torch.searchsorted(cdf, cdf[:, -1:] * noise[rows, t, None], right=True)   # b 1: where the noise falls
+        token = torch.searchsorted(cdf, cdf[:, -1:] * noise[rows, t, None], right=True)     # b 1
         here = rows[alive]
         ids[here, P + t] = token[alive, 0]
         logprobs[here, t] = logp.gather(1, token)[alive, 0]
@@ -120,63 +144,53 @@ def _sample(model, prompts, noise, temperature, top_p, record) -> dict:
         left = int(alive.sum())
         if left == 0 or t + 1 == max_new:
             break
-        if left <= 0.75 * len(rows):            # ended rows leave when that makes up for copying the state
-            keep(state, alive)
+        if left <= 0.75 * len(rows):        # drop ended rows when it pays for copying the state
+            state.select(alive)
             rows, token, alive = rows[alive], token[alive], alive[alive]
-        ledger = Ledger()
         with enough_threads(model, len(rows)):
-            X = model.features(token, state, ledger)
+            X, passed = model.run(token, state)
             logits = model.logits(X)[:, -1]
-        for e, chosen in zip(experts, ledger.chosen):
+        for e, chosen in zip(experts, passed.experts):
             e[rows[alive], P + t] = chosen[alive]
     T = int(length.max())
-    return dict(ids=ids[:, :T], prompt=P, length=length, logprobs=logprobs[:, : T - P], temperature=temperature,
+    return dict(ids=ids[:, :T], prompt=P, length=length, logprobs=logprobs[:, : T - P],
+                temperature=temperature,
                 experts=[e[:, : T - 1].flatten(0, 1) for e in experts] if record else None,
                 allowed=None if masks is None else masks[:, : T - P])
 
 
 def log_distribution(logits, temperature: float, allowed=None):
-    """The log-probabilities of sampling: ... vocab, float32. `allowed`, of the same shape, says which tokens there are."""
+    """The log-probabilities of sampling: ... vocab, float32. allowed: ... vocab, which tokens there
+    are; None: all."""
     logits = logits.float() / (temperature or 1.0)
-    return (logits if allowed is None else logits.masked_fill(~allowed, -float("inf"))).log_softmax(-1)
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed, -float("inf"))
+    return logits.log_softmax(-1)
 
 
-def nucleus(logits, temperature: float, top_p: float):
-    """B vocab: the likeliest tokens that together reach `top_p`; at temperature 0 the likeliest one. None: all of them."""
+def allowed_ids(logits, temperature: float, top_p: float):
+    """B vocab: the ids that top-p allows, at temperature 0 the most likely one; None: all."""
     if temperature == 0:
-        return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, logits.argmax(1, keepdim=True), True)
+        best = logits.argmax(1, keepdim=True)
+        return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, best, True)
     if top_p == 1:
         return None
-    p = torch.softmax(logits.float() / temperature, dim=-1)
-    for k in (min(128, p.shape[1]), p.shape[1]):        # as a rule a few tokens reach it, and to sort them all takes long
-        best = p.topk(k)
-        kept = best.values.cumsum(-1) - best.values < top_p                              # what is likelier is less
-        if not kept[:, -1].any():
-            break
-    return torch.zeros_like(p, dtype=torch.bool).scatter_(1, best.indices, kept)
+    return nucleus(torch.softmax(logits.float() / temperature, dim=-1), top_p)
 
 
 def shared(prompts) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompts that stand next to each other and are equal need to be read once. prompts: B P -> the numbers of the G rows that
-    differ from the row before, and for each of the B rows, which of the G is its own."""
+    """Which prompts have to be read, where neighbours may be equal.
+
+    prompts: B P -> the numbers of the G rows that differ from the row before; and B, for each row
+    which of the G is its prompt.
+    """
     new = torch.ones(len(prompts), dtype=torch.bool, device=prompts.device)
     new[1:] = (prompts[1:] != prompts[:-1]).any(1)
     return new.nonzero()[:, 0], new.cumsum(0) - 1
 
 
-def keep(state, rows) -> None:
-    """Let a decode state hold only some of its sequences, or some more than once; `rows` are numbers, or a mask."""
-    for layer in state.layers:
-        layer.window, layer.read = layer.window[rows], None      # what the last call brought cannot be forgotten any more
-        for c in (layer.compressor, layer.indexer):
-            if c is not None:
-                c.entries = c.entries[rows]
-                c.tail, c.before = (pair and tuple(t[rows] for t in pair) for pair in (c.tail, c.before))
-    state.batch = len(state.layers[0].window)
-
-
 def by_length(prompts) -> list[list[int]]:
-    """The numbers of the prompts that have one length, length by length: the batches that `rollouts` takes."""
+    """The numbers of the prompts in groups of one length, as `rollouts` takes them."""
     groups = defaultdict(list)
     for i, prompt in enumerate(prompts):
         groups[len(prompt)].append(i)
@@ -190,4 +204,5 @@ def packed(mask: torch.Tensor) -> torch.Tensor:
 
 def unpacked(bits: torch.Tensor, n: int) -> torch.Tensor:
     """The first n booleans of each row of bytes."""
-    return torch.from_numpy(np.unpackbits(bits.cpu().numpy(), axis=-1, count=n).astype(bool)).to(bits.device)
+    mask = np.unpackbits(bits.cpu().numpy(), axis=-1, count=n).astype(bool)
+    return torch.from_numpy(mask).to(bits.device)

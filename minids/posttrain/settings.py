@@ -1,58 +1,57 @@
-"""What all of post-training can set."""
+"""The settings that all of post-training shares."""
 
 from dataclasses import dataclass
 
 from minids.data import tasks
 from minids.data.chat import MODES
 from minids.errors import MinidsError
+from minids.pretrain.settings import RunSettings, require_least
+
+DIFFICULTIES = (1, 2, 3, 4, 5)
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What all of post-training can set; the schedule is that of `minids.pretrain.optim`."""
+class PostTrainConfig(RunSettings):
+    """The settings that all of post-training shares: problems, modes, replay."""
 
-    steps: int = 100
-    families: tuple[str, ...] = ("mathematics",)
-    difficulties: tuple[int, ...] = (1, 2, 3, 4, 5)
-    modes: tuple[str, ...] = MODES
-    optimiser: str = "muon"     # or "adamw"
-    lr: float = 3e-3
-    vector_lr: float = 4.0      # times that for vectors
-    warmup: int = 5
-    decay_from: float = 0.5
-    weight_decay: float = 0.1
-    clip: float = 1.0           # largest norm of the gradient
-    rehearsal: int = 0          # rows of the corpus that each step of the optimiser reads too, against forgetting
-    eval_every: int = 50        # steps between looks at problems of the valid split
-    eval_problems: int = 100    # in each mode
-    save_every: int = 50
-    format: str = "bf16"        # of the file of the result, or "v4"
-    seed: int = 0
+    steps: int = 100            # number of training steps
+    families: tuple[str, ...] = ("mathematics",)    # families of problems, which alternate
+    difficulties: tuple[int, ...] = DIFFICULTIES    # difficulties of the problems, 1 to 5
+    modes: tuple[str, ...] = MODES  # thinking modes, which alternate
+    optimiser: str = "muon"     # muon (Muon for the matrices, AdamW for the rest), or adamw
+    lr: float = 3e-3            # peak learning rate, from which a cosine falls to a tenth
+    vector_lr: float = 4.0      # learning rate of norms, sinks and scales, as a multiple of lr
+    warmup: int = 5             # number of steps over which the learning rate rises
+    decay_from: float = 0.5     # share of the steps before that cosine (0: only the warm-up)
+    replay: int = 0             # rows of pre-training text in each update, to limit forgetting
+    eval_every: int = 50        # steps between two evaluations on problems of the validation split
+    eval_problems: int = 100    # validation problems in each mode
+    save_every: int = 50        # steps between two checkpoints
 
     def __post_init__(self):
-        for name, known in (("families", tasks.FAMILIES), ("modes", MODES), ("difficulties", (1, 2, 3, 4, 5))):
-            found = tuple(getattr(self, name))
-            object.__setattr__(self, name, found)
-            if not found or not set(found) <= set(known):
-                raise MinidsError(f"{name}: expected some of {', '.join(map(str, known))}; found {found}")
-        for name, known in (("optimiser", ("muon", "adamw")), ("format", ("bf16", "v4", "fp32"))):
-            if getattr(self, name) not in known:
-                raise MinidsError(f"{name}: expected {' or '.join(known)}, found {getattr(self, name)!r}")
-        for name in ("steps", "eval_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise MinidsError(f"{name}: expected at least 1, found {getattr(self, name)}")
-        if not 0 <= self.decay_from < 1 or min(self.eval_problems, self.rehearsal) < 0 or not 0 <= self.seed < 2**31:
-            raise MinidsError(f"expected decay_from from 0 and below 1, eval_problems and rehearsal from 0, a seed from 0 and "
-                              f"below 2^31; found {self.decay_from}, {self.eval_problems}, {self.rehearsal}, {self.seed}")
+        super().__post_init__()
+        for name, known in (("families", tasks.FAMILIES), ("modes", MODES),
+                            ("difficulties", DIFFICULTIES)):
+            values = tuple(getattr(self, name))
+            object.__setattr__(self, name, values)
+            if not values or not set(values) <= set(known):
+                raise MinidsError(
+                    f"{name}: expected some of {', '.join(map(str, known))}; found {values}")
+        require_least(self, 0, "eval_problems", "replay")
+        if self.seed >= 2**31:
+            raise MinidsError(f"seed: expected 0 to 2^31 - 1, found {self.seed}")
 
     def numbers(self, step: int, count: int, fresh: bool = False) -> range:
-        """The numbers of a step's `count` problems. Each seed has a million of its own; the second half is `fresh`: what models
-        answer themselves comes from there, so that no worked answer has told it before."""
+        """The numbers of a step's `count` problems; each seed has a million of its own.
+
+        `fresh` numbers are from the second half of it. The problems that models answer themselves
+        come from there, so that no worked answer has given their solution before.
+        """
         first = self.seed * 1_000_000 + fresh * 500_000 + step * count
         return range(first, first + count)
 
     def problem(self, split: str, i: int) -> tasks.Problem:
-        """The problem number i of a split: families and difficulties take turns."""
+        """Problem number i of a split: families alternate, then difficulties."""
         family = self.families[i % len(self.families)]
         difficulty = self.difficulties[i // len(self.families) % len(self.difficulties)]
         return tasks.problem(family, split, i, difficulty)

@@ -1,7 +1,8 @@
-"""Supervised fine-tuning: a base model learns to answer a family's problems, in V4's three thinking modes.
+"""Supervised fine-tuning: a base model learns to answer problems, in V4's three thinking modes.
 
-Report section 5.1: the first step to a specialist. Problems of the train split become conversations (`minids.data.chat`), whole
-conversations share rows, each read by itself, and the loss counts what the assistant writes. Muon as in pre-training.
+Report section 5.1: the first step to a specialist. Problems of the training split become
+conversations (`minids.data.chat`). Whole conversations are packed into rows and kept apart, and the
+loss counts the tokens that the assistant writes. The optimiser is Muon, as in pre-training.
 """
 
 import math
@@ -13,90 +14,125 @@ from minids.data import tasks
 from minids.data.chat import encode_chat, reply_mask
 from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
-from minids.model.ledger import Ledger
 from minids.model.packing import Packing
-from minids.posttrain.loop import descend, examine, run
-from minids.posttrain.settings import Settings
+from minids.model.passes import Options
+from minids.posttrain.loop import optimiser_step, post_training_run, validate
+from minids.posttrain.settings import PostTrainConfig
 from minids.pretrain.batches import IGNORED
-from minids.pretrain.losses import cross_entropy
-from minids.system.distributed import device
+from minids.pretrain.losses import cross_entropy, mean, mtp_loss
+from minids.pretrain.settings import require_least
+from minids.system import distributed
 from minids.weights.checkpoint import load
 
 
 @dataclass(frozen=True)
-class SFTConfig(Settings):
-    """How to fine-tune."""
+class SFTConfig(PostTrainConfig):
+    """The settings of supervised fine-tuning."""
 
-    steps: int = 200
-    lr: float = 8e-3
+    steps: int = 200            # number of training steps
+    lr: float = 8e-3            # peak learning rate, from which a cosine falls to a tenth
     batch: int = 48             # conversations of a step
-    seq_len: int = 256          # tokens of a row, at most; a longer conversation has one of its own
-    mtp_weight: float = 0.1     # weight of the MTP loss, so that drafts stay good
-    mtp_share: float = 0.25     # of the rows, on which it is computed
+    seq_len: int = 256          # largest row, in tokens; a longer conversation has its own row
+    mtp_weight: float = 0.1     # weight of the multi-token prediction loss, which keeps drafts good
+    mtp_share: float = 0.25     # share of the rows that the multi-token prediction loss covers
 
     def __post_init__(self):
         super().__post_init__()
-        if self.batch < 1 or self.seq_len < 2 or not 0 < self.mtp_share <= 1:
-            raise MinidsError(f"expected a batch from 1, seq_len from 2, mtp_share above 0 and at most 1; found {self.batch}, "
-                              f"{self.seq_len}, {self.mtp_share}")
+        require_least(self, 1, "batch")
+        require_least(self, 2, "seq_len")
+        if not 0 < self.mtp_share <= 1:
+            raise MinidsError(f"mtp_share: expected above 0 and at most 1, found {self.mtp_share}")
 
-    def turn(self, i: int) -> tuple[int, str]:
-        """The number of the problem of conversation i, and its mode: all modes have their turn with a problem's family and
-        difficulty before the next problem comes. Both stay in the million of a seed (`Settings.numbers`)."""
-        million, at = divmod(i, 1_000_000)
-        return million * 1_000_000 + at // len(self.modes), self.modes[at % len(self.modes)]
+    def problem_and_mode(self, i: int) -> tuple[int, str]:
+        """The number of the problem of conversation i, and its mode.
+
+        Each problem comes in all modes before the next one does. The numbers of both stay in the
+        million of a seed (`PostTrainConfig.numbers`).
+        """
+        million, place = divmod(i, 1_000_000)
+        number = million * 1_000_000 + place // len(self.modes)
+        return number, self.modes[place % len(self.modes)]
 
 
-def sft(base, settings: SFTConfig, out, resume: bool = True, on_step=None) -> list[dict]:
-    """Fine-tune the model in the folder `base`, in the folder `out`; returns the log (see `minids.posttrain.loop.run`).
+def sft(base, settings: SFTConfig, out, resume: bool = True, on_step=None,
+        device=None) -> list[dict]:
+    """Fine-tune the model in the folder `base`, in the folder `out`; returns the log.
 
-    Its records: {"step", "loss", "mtp_loss", "tokens", "rehearsal_loss", "grad_norm", "lr", "seconds"} each step, as far as
-    there is such a thing, losses in nats per token of replies, or of the corpus; {"step", "valid_loss"} and, for each mode,
-    {"step", "mode", "valid_accuracy", "valid_length"} now and then.
+    For the records of the log see `minids.posttrain.records`, for the other arguments, the files
+    and the errors `minids.pretrain.train.train`.
     """
-    model, tokenizer = load(base, device(), torch.float32), Tokenizer.load()
+    # 1. The model
+    device = device or distributed.device()
+    model, tokenizer = load(base, device, torch.float32), Tokenizer.load()
     longest = model.config.max_seq_len
     if settings.seq_len > longest:
-        raise MinidsError(f"seq_len: expected at most the model's context of {longest}, found {settings.seq_len}")
+        raise MinidsError(f"seq_len: expected at most the model's context of {longest}, found "
+                          f"{settings.seq_len}")
 
-    def update(optimiser, step):
-        numbers = settings.numbers(step, settings.batch)
-        rows = packed_rows([conversation(settings, "train", i) for i in numbers], settings.seq_len, tokenizer)
-        found = losses(model, *rows, settings)
-        total = found["loss"] + settings.mtp_weight * found.get("mtp_loss", 0.0)
-        total.backward()
-        record = {name: loss.item() for name, loss in found.items()}
-        return record | {"tokens": int(rows[1].sum())} | descend(model, optimiser, settings, step)
+    def evaluate() -> list[dict]:
+        return valid_loss(model, tokenizer, settings) + validate(model, tokenizer, settings)
 
-    def look(step):
-        rows = [conversation(settings, "valid", i) for i in range(settings.eval_problems)]
-        with torch.no_grad():
-            loss = losses(model, *packed_rows(rows, settings.seq_len, tokenizer), settings)["loss"] if rows else None
-        return [{"valid_loss": loss.item()} for _ in rows[:1]] + examine(model, tokenizer, settings)
+    with post_training_run(model, settings, out, "SFT", resume) as (run, optimiser):
+        if run.step == 0:
+            run.log(*evaluate())
+        for step in run.steps(on_step):
+            # 2. Worked answers as conversations, packed into rows
+            numbers = settings.numbers(step, settings.batch)
+            rows = packed_rows([conversation(settings, "train", i) for i in numbers],
+                               settings.seq_len, tokenizer)                             # B T, B T
 
-    return run(model, settings, out, {}, update, look, resume, on_step, name="SFT")
+            # 3. The loss on what the assistant writes
+            parts = losses(model, *rows, settings)
+            loss = parts["loss"] + settings.mtp_weight * parts.get("mtp_loss", 0.0)
+            loss.backward()
 
+            # 4. The update
+            record = {name: part.item() for name, part in parts.items()}
+            record["tokens"] = int(rows[1].sum())
+            run.log_step(record | optimiser_step(model, optimiser, settings, step))
+            if run.is_due(settings.eval_every):
+                run.log(*evaluate())
+    return run.records
+
+
+def valid_loss(model, tokenizer: Tokenizer, settings: SFTConfig) -> list[dict]:
+    """The loss on conversations of the validation split, as a record; none without problems."""
+    conversations = [conversation(settings, "valid", i) for i in range(settings.eval_problems)]
+    if not conversations:
+        return []
+    rows = packed_rows(conversations, settings.seq_len, tokenizer)
+    with torch.no_grad():
+        return [{"valid_loss": losses(model, *rows, settings)["loss"].item()}]
+
+
+# ---- conversations ----
 
 def conversation(settings: SFTConfig, split: str, i: int) -> list[int]:
     """The ids of conversation number i of a split."""
-    number, mode = settings.turn(i)
+    number, mode = settings.problem_and_mode(i)
     return worked(settings.problem(split, number), Tokenizer.load(), mode)
 
 
 def worked(problem: tasks.Problem, tokenizer: Tokenizer, mode: str) -> list[int]:
     """The ids of a question and its worked reply."""
-    message = {"role": "assistant", "content": problem.answer, "reasoning": reasoning(problem, mode)}
+    message = {"role": "assistant", "content": problem.answer,
+               "reasoning": reasoning(problem, mode)}
     return encode_chat([{"role": "user", "content": problem.prompt}, message], tokenizer, mode)
 
 
 def reasoning(problem: tasks.Problem, mode: str) -> str:
-    """What stands between <think> and </think>: the steps, and in "think-max" the steps again as a check."""
-    return {"non-think": "", "think-high": problem.steps, "think-max": f"{problem.steps}\nCheck: {problem.steps}"}[mode]
+    """The text between <think> and </think>: the steps, in "think-max" twice, the second time as
+    a check."""
+    return {"non-think": "", "think-high": problem.steps,
+            "think-max": f"{problem.steps}\nCheck: {problem.steps}"}[mode]
 
 
 def packed_rows(conversations, seq_len: int, tokenizer: Tokenizer):
-    """Whole conversations in as few rows as first fit finds, the longest first: ids B x T, padded behind; and B x T, whether
-    the assistant wrote the token. T is at most `seq_len`, or the longest conversation."""
+    """Whole conversations in rows, packed by first-fit decreasing.
+
+    Returns ids, B T, padded at the end, and B T, whether the assistant wrote the token. T is at
+    most `seq_len`, or the length of the longest conversation.
+    """
     rows = []
     for ids in sorted(conversations, key=len, reverse=True):
         row = next((row for row in rows if len(row) + len(ids) <= seq_len), None)
@@ -105,20 +141,25 @@ def packed_rows(conversations, seq_len: int, tokenizer: Tokenizer):
         row += ids
     T = max(map(len, rows))
     ids = torch.tensor([row + [tokenizer.pad_id] * (T - len(row)) for row in rows])
-    return ids, torch.tensor([reply_mask(row, tokenizer) + [False] * (T - len(row)) for row in rows])
+    wrote = [reply_mask(row, tokenizer) + [False] * (T - len(row)) for row in rows]
+    return ids, torch.tensor(wrote)
 
 
-def losses(model, ids, taught, settings: SFTConfig) -> dict:
-    """Of conversations in rows, B x T, the mean losses of the tokens that are `taught`, in nats: the next token's, and with
-    MTP the token's after the next, on some of the rows."""
-    bos, place = model.config.bos_token_id, model.embed.weight.device
-    ids, taught = ids.to(place), taught.to(place)
-    x, y = ids[:, :-1], ids.masked_fill(~taught, IGNORED)[:, 1:]                          # B T-1
-    X = model.features(x, ledger=Ledger(Packing.of(x, bos)))
-    found = {"loss": cross_entropy(model.logits(X), y)}
+# ---- the loss ----
+
+def losses(model, ids, wrote, settings: SFTConfig) -> dict:
+    """The mean loss on the tokens that the assistant wrote, in nats: {"loss": of the next token,
+    "mtp_loss": of the token after the next, on the first `mtp_share` of the rows}.
+
+    ids, wrote: B T, see `packed_rows`.
+    """
+    bos, device = model.config.bos_token_id, model.embed.weight.device
+    ids, wrote = ids.to(device), wrote.to(device)
+    x, y = ids[:, :-1], ids.masked_fill(~wrote, IGNORED)[:, 1:]                     # B T-1
+    X = model.features(x, options=Options(Packing.of(x, bos)))                      # B T-1 n d
+    parts = {"loss": mean(cross_entropy(model.logits(X), y))}
     if model.config.n_mtp_layers and settings.mtp_weight:
-        some = slice(math.ceil(settings.mtp_share * len(ids)))
-        x, X = x[some], X[some, :-1]
-        ledger = Ledger(Packing.of(x[:, :-1], bos))
-        found["mtp_loss"] = cross_entropy(model.mtp_logits(X, x[:, 1:], ledger=ledger), y[some, 1:])
-    return found
+        rows = slice(math.ceil(settings.mtp_share * len(ids)))
+        options = Options(Packing.of(x[rows, :-1], bos))
+        parts["mtp_loss"] = mean(mtp_loss(model, X[rows], x[rows], y[rows, 1:], options)[0])
+    return parts

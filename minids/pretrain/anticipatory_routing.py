@@ -1,19 +1,21 @@
-"""Anticipatory routing: experts chosen by the weights of some steps before, against spikes of the loss.
+"""Anticipatory routing: experts chosen by the weights of some steps before, against loss spikes.
 
-Report 4.2.3. Weights and routing drive each other: an outlier moves the gates, and tokens rush to other experts at once.
-At step t the features use the weights of step t, and the experts are those that the weights of step t - delta would choose.
-The old weights need not be kept: the batch of step t is known at step t - delta, which chooses for it in advance.
+Report 4.2.3. Weights and routing drive each other: an outlier moves the gates, and tokens rush to
+other experts at once. At step t the features use the weights of step t, and the experts are those
+that the weights of step t - delta would choose. The old weights need not be kept: the batch of step
+t is known at step t - delta, so its experts are chosen then.
 """
 
 import torch
 
-RECENT = 20     # losses whose mean says what a spike is
+RECENT = 20     # number of losses whose mean a spike is measured against
 
 
 class Anticipation:
-    """Whether a step routes so, and what was chosen for the steps to come. Off, it costs nothing.
+    """Whether a step takes experts that were chosen in advance, and those chosen so far.
 
-    Always on where `settings.spike` is 0; otherwise from a spike on until `calm` steps after it.
+    On in all steps where `settings.spike` is 0; otherwise from a spike on, for `calm` steps. Off,
+    it costs nothing.
     """
 
     def __init__(self, settings):
@@ -22,8 +24,11 @@ class Anticipation:
         self.routes = {}
 
     def experts(self, step: int, choose):
-        """What `choose(step)` gave `anticipate` steps ago; None where the step routes by itself. At the beginning nothing was
-        chosen yet: the first steps take what the weights of the very first of them choose."""
+        """The result of `choose(step)` from `anticipate` steps ago; None if the step routes freely.
+
+        At the beginning nothing was chosen in advance: the first steps take the choices that the
+        weights of the very first one make.
+        """
         if not self.settings.anticipate or step >= self.until:
             self.routes.clear()
             return None
@@ -33,18 +38,20 @@ class Anticipation:
         return self.routes.pop(step)
 
     def spiked(self, step: int, loss: float, log) -> bool:
-        """Whether the loss of a step that routed by itself is `spike` times the mean of the last ones. If so, the steps up to
-        `calm` after this one will be anticipated."""
+        """Whether the loss of a step that routed freely is `spike` times the mean of recent ones.
+
+        If so, the steps up to `calm` after this one will be anticipated.
+        """
         if not self.settings.spike or step < self.until:
             return False
-        last = [record["loss"] for record in log[-2 * RECENT:] if "loss" in record][-RECENT:]
-        if len(last) < RECENT or loss <= self.settings.spike * sum(last) / RECENT:
+        recent = [record["loss"] for record in log[-2 * RECENT:] if "loss" in record][-RECENT:]
+        if len(recent) < RECENT or loss <= self.settings.spike * sum(recent) / RECENT:
             return False
         self.until = step + 1 + self.settings.calm
         return True
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint has to hold; nothing where the feature is off."""
+        """The tensors that a checkpoint has to hold; none where the feature is off."""
         if not self.settings.anticipate:
             return {}
         chosen = {f"{step}.{part}.{gate}": experts.cpu() for step, parts in self.routes.items()
@@ -52,7 +59,7 @@ class Anticipation:
         return {"until": torch.tensor(self.until)} | chosen
 
     def restore(self, state: dict[str, torch.Tensor], device) -> None:
-        """Take over what `state` gave."""
+        """Take over the tensors of `state`."""
         self.until, self.routes = int(state["until"]), {}
         places = sorted(tuple(map(int, name.split("."))) for name in state if name != "until")
         for step, part, gate in places:

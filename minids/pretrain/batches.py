@@ -1,7 +1,7 @@
-"""Batches: which windows of the text a step reads, what of them is to be predicted, and how they are cut into parts.
+"""Batches: the windows of text that a step reads, the targets in them, and the parts of a batch.
 
-Report 4.1: documents are packed into rows, and each is read by itself (sample-level masks). The text itself is `minids.data`'s
-business.
+Report 4.1: documents are packed into rows, and each is read by itself (sample-level masks). For the
+text itself see `minids.data`.
 """
 
 import math
@@ -9,7 +9,6 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from minids.config import CSA_RATE
 from minids.data import books, mixture
 from minids.data.tokenizer import Tokenizer
 from minids.model.packing import Packing
@@ -25,53 +24,75 @@ def corpus() -> dict[str, np.ndarray]:
 
 
 def streams(settings) -> dict[str, np.ndarray]:
-    """The id streams that `settings.data` names: "text", the shipped text, or "mix", twice what is read of the mixture."""
-    return corpus() if settings.data == "text" else mixture.streams(2 * settings.tokens, Tokenizer.load())
+    """The id streams that `settings.data` names: "text", the shipped text, or "mix", of which there
+    is twice as much as the run reads."""
+    if settings.data == "text":
+        return corpus()
+    return mixture.streams(2 * settings.tokens, Tokenizer.load())
 
 
-def batch_of(stream, settings, step: int):
-    """The batch of one step, B x T+1, int64. An epoch goes once through windows that touch, in a random order; where the
-    first window starts is random too, so that epochs cut the text differently. Each stage begins anew. Of the mixture a row
-    begins where a document does, so that nothing is asked about what was cut off; what does not fit behind is left out."""
+def batch_of(stream, rows: int, seq_len: int, seed: int, step: int,
+             whole_documents: bool = False, stage: int = 0) -> np.ndarray:
+    """The batch of one step: `rows` windows of the stream, B x T+1, int64.
+
+    An epoch goes once through windows that touch, in a random order; where the first window starts
+    is random too, so that epochs cut the text differently. With `whole_documents` a row begins
+    where a document does, so that no question refers to text that was cut off; the end of a
+    document that does not fit is left out. Each stage of a run counts its steps from 0 and has its
+    own order.
+    """
+    T = seq_len
+    if whole_documents:
+        begins = document_starts(stream, T)
+    else:
+        begins = np.arange((len(stream) - 1) // T - 1) * T          # the shift costs one window
+    batch = []
+    for i in range(step * rows, (step + 1) * rows):
+        epoch, place = divmod(i, len(begins))
+        shift, order = epoch_order(seed, epoch, stage, len(begins), T)
+        begin = begins[order[place]] + (0 if whole_documents else shift)
+        batch.append(stream[begin : begin + T + 1])
+    return np.stack(batch).astype(np.int64)
+
+
+def batch_at(stream, settings, step: int) -> np.ndarray:
+    """The batch of a step of the run with these settings (a `TrainConfig`), B x T+1, int64."""
     stage, number, first = settings.at(step)
-    T, whole = stage.seq_len, settings.data == "mix"
-    begins = documents(stream, T) if whole else np.arange((len(stream) - 1) // T - 1) * T      # the start costs one window
-    rows = []
-    for i in range((step - first) * stage.batch, (step - first + 1) * stage.batch):
-        start, order = epoch_order(settings.seed, i // len(begins), number, len(begins), T)
-        at = begins[order[i % len(begins)]] + (0 if whole else start)
-        rows.append(stream[at : at + T + 1])
-    return np.stack(rows).astype(np.int64)
+    return batch_of(stream, stage.batch, stage.seq_len, settings.seed, step - first,
+                    whole_documents=settings.data == "mix", stage=number)
 
 
-def documents(stream, T: int):
-    """Where the first document begins in each window of T tokens, for the windows in which one does."""
+def document_starts(stream, T: int):
+    """Where the first document begins in each window of T tokens, for windows that have one."""
     begins = np.flatnonzero(stream[: -T] == BOS)
     return begins[np.unique(begins // T, return_index=True)[1]]
 
 
 def tokens_read(stream, settings) -> np.ndarray:
-    """All that a run reads, batch after batch: what a baseline of equal data is fitted to."""
-    return np.concatenate([batch_of(stream, settings, step).ravel() for step in range(settings.steps)])
+    """All that a run reads, batch after batch: a baseline of equal data is fitted to it."""
+    return np.concatenate([batch_at(stream, settings, step).ravel()
+                           for step in range(settings.steps)])
 
 
 @cache
 def epoch_order(seed: int, epoch: int, stage: int, windows: int, seq_len: int):
+    """The shift of an epoch's first window, and the order of its windows."""
     rng = np.random.default_rng((seed, epoch, stage))
     return int(rng.integers(seq_len)), rng.permutation(windows)
 
 
 class Part:
-    """Rows of a batch and their targets: what one forward and backward pass works on. Made from ids, B x T+1.
+    """Rows of a batch and their targets: the input of one forward and backward pass.
 
-    x: B T, the input. y: B T, the next token. z: b T-1, the token after the next, for the first b rows: those that the MTP
-    loss is computed on. Where packed documents count by themselves, targets are `IGNORED` that lie in another document.
+    Made from ids, B x T+1. x: B T, the input. y: B T, the next token. z: b T-1, the token after the
+    next, for the first b rows, on which the MTP loss is computed. With `packed`, targets in another
+    document are `IGNORED`.
     """
 
-    def __init__(self, ids, settings, bos_id: int):
-        self.packed, self.bos_id = settings.packed, bos_id
-        self.x, self.y = ids[:, :-1], targets(ids, bos_id, settings.packed)
-        self.some = slice(math.ceil(settings.mtp_share * len(ids)))
+    def __init__(self, ids, bos_id: int, packed: bool = True, mtp_share: float = 1.0):
+        self.bos_id, self.packed = bos_id, packed
+        self.x, self.y = ids[:, :-1], targets(ids, bos_id, packed)
+        self.some = slice(math.ceil(mtp_share * len(ids)))
         near, far = self.y[self.some, :-1], self.y[self.some, 1:]
         self.z = far.masked_fill(near == IGNORED, IGNORED)
 
@@ -81,33 +102,28 @@ class Part:
         return packing(self.x, self.bos_id, self.packed)
 
     def packing(self, x) -> Packing | None:
-        """Where they lie in x, rows of `self.x` or beginnings of them."""
+        """Where they lie in rows of `self.x`, or in beginnings of them."""
         return packing(x, self.bos_id, self.packed)
-
-    def count(self, name: str):
-        """How much the mean called `name` (see `minids.pretrain.losses.losses`) is a mean of."""
-        if name == "loss":
-            return (self.y != IGNORED).sum()
-        if name == "mtp_loss":
-            return (self.z != IGNORED).sum()
-        if name == "balance_loss":
-            return len(self.x)
-        documents, B, T = self.documents, *self.x.shape                          # queries with a whole window behind them
-        return (documents.position >= CSA_RATE - 1).sum() if documents else B * max(T - CSA_RATE + 1, 0)
 
 
 def parts_of(ids, settings, bos_id: int, processes: int) -> list[Part]:
-    """The batch of all processes, B x T+1, in the parts that they take in turn: `accumulate` each, all of one size. Part i of n
-    has the rows i, i + n, ..., so that its first rows, which the MTP loss may be confined to, are the first of the batch."""
+    """The batch of all processes, B x T+1, in parts of one size, `accumulate` for each process.
+
+    Part i of n has the rows i, i + n, ...: its first rows, to which the MTP loss may be confined,
+    are the first of the batch.
+    """
     n = settings.accumulate * processes
-    return [Part(ids[i::n], settings, bos_id) for i in range(n)]
+    return [Part(ids[i::n], bos_id, settings.packed, settings.mtp_share) for i in range(n)]
 
 
 def targets(ids, bos_id: int, packed: bool = True):
-    """ids: B T+1 -> the next tokens, B T, `IGNORED` where those are the first of another document."""
-    return ids[:, 1:].masked_fill(ids[:, 1:] == bos_id, IGNORED) if packed else ids[:, 1:]
+    """ids: B T+1 -> the next tokens, B T; `IGNORED` where the next token begins a document."""
+    y = ids[:, 1:]
+    return y.masked_fill(y == bos_id, IGNORED) if packed else y
 
 
 def packing(x, bos_id: int, packed: bool = True) -> Packing | None:
-    """The documents of x, B T; None where each row is of one document: then there is nothing to keep apart."""
-    return Packing.of(x, bos_id) if packed and bool((x[:, 1:] == bos_id).any()) else None
+    """The documents of x, B T; None where each row has one document, so that none need keeping
+    apart."""
+    several = packed and bool((x[:, 1:] == bos_id).any())
+    return Packing.of(x, bos_id) if several else None

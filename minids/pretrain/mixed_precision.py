@@ -1,7 +1,8 @@
-"""Training in bfloat16: the model computes in it, float32 masters take the steps.
+"""Training in bfloat16: the model computes in bfloat16, and float32 masters are updated.
 
-Report 4.2 trains in mixed precision. A step is often smaller than the distance of two bfloat16 numbers, and would be lost
-if it were added to them; gradients are summed in float32 for the same reason. Checkpoints hold the masters.
+Report 4.2 trains in mixed precision. An update is often smaller than the distance between two
+bfloat16 numbers, and would be lost if it were added to them; gradients are summed in float32 for
+the same reason. Checkpoints hold the masters.
 """
 
 import torch
@@ -11,13 +12,15 @@ from minids.weights.checkpoint import empty_model
 
 
 def computing_copy(masters: Model, dtype: torch.dtype = torch.bfloat16) -> Model:
-    """A copy of float32 `masters` that computes in bfloat16 (or `dtype`), and adds its gradients to theirs.
+    """A copy of float32 `masters` that computes in `dtype` and adds its gradients to theirs.
 
-    What V4 keeps in float32 (norms, sinks, gate biases, hyper-connections) is shared, not copied.
+    The parameters that V4 keeps in float32 (norms, sinks, gate biases, hyper-connections) are
+    shared, not copied.
     """
     copy = empty_model(masters.config, dtype)
-    kinds = {name: t.dtype for name, t in copy.state_dict().items()}
-    copy.load_state_dict({name: t.to(kinds[name]) for name, t in masters.state_dict().items()}, assign=True)
+    dtypes = {name: t.dtype for name, t in copy.state_dict().items()}
+    state = {name: t.to(dtypes[name]) for name, t in masters.state_dict().items()}
+    copy.load_state_dict(state, assign=True)
 
     def hand_over(p, master):
         master.grad = p.grad.float() if master.grad is None else master.grad.add_(p.grad)

@@ -1,7 +1,7 @@
-"""The folder of a training run: who owns it, its log, its checkpoints, and stopping it between two steps.
+"""The files of a training run: run.json, the log, the checkpoints; and an interrupt that waits.
 
-A run's folder holds run.json (what is trained, and how), log.jsonl, a checkpoint step-NNNNNN (the newest only), and at the end
-`model/`. What is in them is `minids.pretrain.train`'s business.
+A run's folder holds run.json (what is trained, and how), log.jsonl, a checkpoint step-NNNNNN (the
+newest only), and at the end `model/`. For the run itself see `minids.pretrain.run`.
 """
 
 import json
@@ -20,73 +20,116 @@ from minids.errors import MinidsError
 from minids.system.files import write_text
 from minids.weights.save import save
 
+RESTART = "start afresh (--fresh), or choose another folder (--out)"
 
-def start(out: Path, run: dict, resume: bool) -> None:
-    """Make the folder; a run that is in it must be the same one, or is deleted where `resume` is off."""
-    path, run = out / "run.json", json.loads(json.dumps(run))
+
+# ---- the folder ----
+
+def prepare(out: Path, description: dict, resume: bool) -> None:
+    """Make the folder and write run.json. A run that is there must have the same description.
+
+    Without `resume` it is deleted instead. A folder with other files in it is refused.
+    """
+    path, description = out / "run.json", json.loads(json.dumps(description))
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not path.exists() and any(out.iterdir()):
-            raise MinidsError(f"{out} is not empty and holds no training run: choose another folder")
+            raise MinidsError(
+                f"{out} is not empty and holds no training run: choose another folder")
         if not resume:
             for old in [*out.glob("step-*"), *out.glob("model"), *out.glob("*.part")]:
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
             (out / "log.jsonl").unlink(missing_ok=True)
         elif path.exists():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            found = found if isinstance(found, dict) else {}
-            differs = [f"{part}.{key}" if isinstance(run[part], dict) else part for part in run
-                       for key in (run[part] if isinstance(run[part], dict) else [part])
-                       if _item(run, part, key) != _item(found, part, key)]
-            if differs:
-                raise MinidsError(f"{out} holds a run with other settings ({', '.join(differs[:5])}): start afresh (--fresh), "
-                                  f"or choose another folder (--out)")
+            check_same_run(out, json.loads(path.read_text(encoding="utf-8")), description)
     except json.JSONDecodeError as error:
-        raise MinidsError(f"{path} is damaged ({error}): start afresh (--fresh), or choose another folder (--out)") from None
+        raise MinidsError(f"{path} is damaged ({error}): {RESTART}") from None
     except OSError as error:
-        raise MinidsError(f"cannot use the folder {out}: {error.strerror}; choose another one") from None
-    write_text(path, json.dumps(run, indent=2) + "\n")
+        raise MinidsError(
+            f"cannot use the folder {out}: {error.strerror}; choose another one") from None
+    write_text(path, json.dumps(description, indent=2) + "\n")
 
 
-def _item(run, part, key):
-    value = run.get(part)
-    return value.get(key) if isinstance(value, dict) else value
+def check_same_run(out: Path, saved, description: dict) -> None:
+    """Raise `MinidsError` unless the description in run.json is that of the run to continue."""
+    saved = saved if isinstance(saved, dict) else {}
+    settings = saved.get("settings")
+    if isinstance(settings, dict) and settings.keys() != description["settings"].keys():
+        unknown = sorted(settings.keys() ^ description["settings"].keys())
+        raise MinidsError(
+            f"{out} holds a run of another version of minids, or of another command: its settings "
+            f"have other names ({', '.join(unknown[:5])}). Please {RESTART}")
+    old, new = flatten(saved), flatten(description)
+    differs = [name for name in new if new[name] != old.get(name)]
+    if differs:
+        raise MinidsError(
+            f"{out} holds a run with other settings ({', '.join(differs[:5])}): {RESTART}")
 
 
-def newest(out: Path) -> Path | None:
-    """The checkpoint folder with the largest step, if there is one."""
-    found = [p for p in Path(out).glob("step-*") if re.fullmatch(r"step-\d{6,}", p.name)]
-    return max(found, key=lambda p: int(p.name[5:]), default=None)
+def flatten(description: dict) -> dict:
+    """{"settings.lr": 0.1, ...}: one entry for each value of a description of two levels."""
+    flat = {}
+    for part, value in description.items():
+        if isinstance(value, dict):
+            flat |= {f"{part}.{key}": item for key, item in value.items()}
+        else:
+            flat[part] = value
+    return flat
+
+
+# ---- the log ----
+
+def write_log(out: Path, records) -> None:
+    """Write the whole log anew."""
+    write_text(out / "log.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+
+
+def append_record(out: Path, record: dict) -> None:
+    """Add a line to the log."""
+    path = out / "log.jsonl"
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+    except OSError as error:
+        raise MinidsError(f"could not write {path}: {error.strerror}; the last checkpoint is "
+                          f"complete") from error
 
 
 def read_log(out) -> list[dict]:
     """The records of a run's log.jsonl; a last line that was cut short by a kill is left out."""
-    records = []
+    path, records = Path(out) / "log.jsonl", []
     try:
-        lines = (Path(out) / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise MinidsError(f"cannot read {Path(out) / 'log.jsonl'}: {error.strerror}; expected a run's log") from None
+        raise MinidsError(
+            f"cannot read {path}: {error.strerror}; expected the log of a run") from None
     for i, line in enumerate(lines):
         try:
             records.append(json.loads(line))
         except ValueError:
             if i + 1 < len(lines):
-                raise MinidsError(f"{Path(out) / 'log.jsonl'}: line {i + 1} is not JSON") from None
+                raise MinidsError(f"{path}: line {i + 1} is not JSON") from None
     return records
 
 
-def note(out: Path, record: dict) -> None:
-    """Add a line to the log."""
-    try:
-        with open(out / "log.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-    except OSError as error:
-        raise MinidsError(f"could not write {out / 'log.jsonl'}: {error.strerror}; the last checkpoint is whole") from error
+# ---- checkpoints ----
+
+def newest(out: Path) -> Path | None:
+    """The checkpoint folder with the largest step, if there is one."""
+    folders = [p for p in Path(out).glob("step-*") if re.fullmatch(r"step-\d{6,}", p.name)]
+    return max(folders, key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number of steps taken before a checkpoint: step-000120 is 120."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def save_step(model, optimiser, out: Path, step: int, tokenizer=None, routes=None) -> None:
-    """Write out/step-NNNNNN: the model in float32, the optimiser's state, and the tensors `routes` if there are any. It appears
-    whole; then older ones go."""
+    """Write out/step-NNNNNN: the model in float32, the optimiser's state, the tensors `routes`.
+
+    The folder appears when it is complete; then older checkpoints are deleted.
+    """
     final, part = out / f"step-{step:06d}", out / f"step-{step:06d}.part"
     try:
         shutil.rmtree(part, ignore_errors=True)
@@ -103,28 +146,32 @@ def save_step(model, optimiser, out: Path, step: int, tokenizer=None, routes=Non
             if old != final:
                 shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        raise MinidsError(f"could not write {final}: {getattr(error, 'strerror', None) or error}. "
-                          f"The checkpoint before it is whole: make room and run the same command again.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise MinidsError(
+            f"could not write {final}: {reason}. The checkpoint before it is complete: make room "
+            f"and run the same command again.") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
 def read_optimiser(optimiser, model, folder: Path) -> None:
-    """Give the optimiser the state that `save_step` wrote, and no other."""
+    """Set the optimiser's whole state to what `save_step` wrote."""
     path = folder / "optimizer.safetensors"
     optimiser.forget()
     try:
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
             for name, p in model.named_parameters():
-                keys = [key for key in ("step", "exp_avg", "exp_avg_sq", "momentum") if f"{name}.{key}" in names]
+                keys = [key for key in ("step", "exp_avg", "exp_avg_sq", "momentum")
+                        if f"{name}.{key}" in names]
                 if not keys:
-                    continue  # never had a gradient
+                    continue            # it never had a gradient
                 state = {key: file.get_tensor(f"{name}.{key}").to(p.device) for key in keys}
                 for key in set(keys) - {"step"}:
                     if state[key].shape != p.shape:
-                        raise MinidsError(f"{path}: {name}.{key} has shape {tuple(state[key].shape)}, "
-                                          f"expected {tuple(p.shape)}")
+                        raise MinidsError(
+                            f"{path}: {name}.{key} has shape {tuple(state[key].shape)}, "
+                            f"expected {tuple(p.shape)}")
                 optimiser.put(p, state)
     except (OSError, SafetensorError) as error:
         raise MinidsError(f"cannot read {path}: {error}; start afresh (--fresh)") from None
@@ -132,15 +179,19 @@ def read_optimiser(optimiser, model, folder: Path) -> None:
 
 def read_routes(folder: Path) -> dict:
     """The tensors that `save_step` got as `routes`."""
+    path = folder / "routes.safetensors"
     try:
-        return load_file(folder / "routes.safetensors")
+        return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise MinidsError(f"cannot read {folder / 'routes.safetensors'}: {error}; start afresh (--fresh)") from None
+        raise MinidsError(f"cannot read {path}: {error}; start afresh (--fresh)") from None
 
+
+# ---- stopping ----
 
 @contextmanager
 def deferred_interrupt():
-    """Hold the first Ctrl-C back until a step is complete: yields a function that tells whether there was one."""
+    """Let the first Ctrl-C wait until a step is complete: yields a function that says whether
+    there was one. A second Ctrl-C interrupts at once."""
     pressed = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield pressed.is_set

@@ -1,9 +1,12 @@
-"""What each part of V4 brings at this size: the same run with one part taken away, for several seeds.
+"""What each part of V4 contributes at this size: the same run with one part replaced, over seeds.
 
-Report 4.3 compares whole models; ablations of single parts are in the papers of the parts. Each variant trains on the same
-tokens in the same order: half a million of TinyWorld's scenes, short stories with questions, which a model learns to look
-things up in with a fraction of the tokens that the whole mixture takes. Measured are the loss on held-out scenes and that of
-answers to questions, near and far. The results are recorded in data/ablations/; `python -m minids.recipes.ablations` makes them again.
+    python -m minids.recipes.ablations
+
+Report 4.3 compares whole models; ablations of single parts are in the papers of the parts. Each
+variant trains on the same tokens in the same order: half a million of TinyWorld's scenes, short
+stories with questions. On these a model learns to look things up with a fraction of the tokens that
+the whole mixture takes. Measured are the loss on held-out scenes and the loss of the answers to
+questions, near and far. The results are in data/ablations/.
 """
 
 import argparse
@@ -22,44 +25,47 @@ from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
 from minids.inference.evaluate import answer_nats, exam
 from minids.model import mhc
-from minids.model.ledger import Ledger
-from minids.pretrain.losses import evaluate
+from minids.pretrain.losses import stream_loss
 from minids.pretrain.settings import TrainConfig
 from minids.pretrain.train import train
 from minids.system.paths import DATA
 from minids.weights.checkpoint import load
 
 RESULTS = DATA / "ablations" / "results.jsonl"
-SEQ_LEN, NEAR, FAR = 256, 30, 100       # tokens of a row; words of the stories that are asked about
-KINDS = ("scenes",)                     # what is read
+SEQ_LEN = 256               # tokens of a row
+NEAR, FAR = 30, 100         # words of the stories that questions refer to
+QUESTIONS = 210             # questions about stories of each length
+KINDS = ("scenes",)         # kinds of documents
 
 
 def base() -> tuple[Config, TrainConfig]:
-    """The run that all variants change in one point: nano on scenes."""
-    return Config.nano(), TrainConfig.preset("nano", "mix", steps=240, decay_from=0.7, seq_len=SEQ_LEN, stages=(),
-                                             format="bf16", eval_every=10**6, save_every=10**6)
+    """The run that each variant changes in one point: nano on scenes."""
+    settings = TrainConfig.preset("nano", "mix", steps=240, decay_from=0.7, seq_len=SEQ_LEN,
+                                  stages=(), format="bf16", eval_every=10**6, save_every=10**6)
+    return Config.nano(), settings
 
 
 def streams(tokens: int, tokenizer) -> dict:
-    """What a run of `tokens` tokens reads, and what it is measured on."""
+    """The id streams of a run that reads `tokens` tokens: {split: ids}."""
     sizes = {"train": 2 * tokens, "valid": 8 * SEQ_LEN, "heldout": 40_000}
     return {split: mixture.stream(split, size, tokenizer, KINDS) for split, size in sizes.items()}
 
 
 def residual(X, fn, scale, base, config):
-    """In place of `hyper.maps`: one stream, read as it is, carried as it is, added to as it is."""
-    one = X.new_ones(1, X.shape[0] * X.shape[1])
-    return one, one, one[None]
+    """In place of `mhc.maps`: one stream, with weights of 1."""
+    ones = X.new_ones(1, X.shape[0] * X.shape[1])                                   # 1 N
+    return ones, ones, ones[None]
 
 
 def unconstrained(X, fn, scale, base, config):
-    """In place of `hyper.maps`: V4's `pre` and `post`, but `comb` is any matrix (Zhu et al., arXiv 2409.19606), the identity at
-    first. V4's bases start at 4 on its diagonal: so a quarter of them."""
+    """In place of `mhc.maps`: V4's `pre` and `post`, but `comb` is any matrix (Zhu et al., arXiv
+    2409.19606), at first the identity: V4's bases start at 4 on its diagonal, so it is a quarter
+    of them."""
     pre, post, comb = mhc.affinities(X, fn, scale, base, config)
     return pre.sigmoid() + config.hc_eps, 2 * post.sigmoid(), comb / 4
 
 
-# name: what changes in the Config, what in the TrainConfig, and what stands in for `hyper.maps`
+# {name: (changes of the Config, changes of the TrainConfig, the function in place of `mhc.maps`)}
 VARIANTS = {
     "V4 nano": ({}, {}, None),
     "AdamW": ({}, {"optimiser": "adamw", "lr": 3e-3, "vector_lr": 5.0}, None),
@@ -75,67 +81,83 @@ VARIANTS = {
 
 @contextmanager
 def replaced(maps):
-    """`hyper.maps`, replaced for a while; None leaves it."""
-    kept = mhc.maps
-    mhc.maps = maps or kept
+    """Inside, `maps` takes the place of `mhc.maps`; None changes nothing."""
+    original = mhc.maps
+    mhc.maps = maps or original
     try:
         yield
     finally:
-        mhc.maps = kept
+        mhc.maps = original
 
 
 def run(name: str, seed: int, tokens=None) -> dict:
-    """Train one variant, and measure it: the loss in nats per token, near and far questions in nats per answer, the load as
-    largest over mean."""
+    """Train one variant and measure it; returns its record.
+
+    "loss" in nats per token, "near" and "far" in nats per answer, "load": the largest load of an
+    expert over the mean load.
+    """
     if name not in VARIANTS:
         raise MinidsError(f"no variant {name!r}: expected one of {', '.join(VARIANTS)}")
     changes, training, maps = VARIANTS[name]
     config, settings = base()
-    config, settings = config.replace(**changes), TrainConfig(**(vars(settings) | training | {"seed": seed}))
+    config = config.replace(**changes)
+    settings = TrainConfig(**(vars(settings) | training | {"seed": seed}))
     tokenizer = Tokenizer.load()
     tokens = tokens or streams(settings.tokens, tokenizer)
+
+    def answer_loss(model, words):
+        return sum(answer_nats(model, tokenizer, exam(QUESTIONS, words))) / QUESTIONS
+
     with replaced(maps), TemporaryDirectory() as folder:
         begin = time.monotonic()
         train(config, settings, Path(folder) / "run", tokens=tokens)
         seconds = time.monotonic() - begin
         model = load(Path(folder) / "run" / "model", dtype=torch.float32)
-        nats = lambda words: round(sum(answer_nats(model, tokenizer, exam(210, words))) / 210, 4)
-        return {"variant": name, "seed": seed, "parameters": sum(p.numel() for p in model.parameters()),
-                "tokens": settings.tokens, "seconds": round(seconds, 1), "threads": torch.get_num_threads(),
-                "loss": round(evaluate(model, tokens["heldout"], SEQ_LEN)[0], 4), "near": nats(NEAR), "far": nats(FAR),
-                "load": round(uneven(model, tokens["heldout"]), 3)}
+        return {"variant": name, "seed": seed,
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "tokens": settings.tokens, "seconds": round(seconds, 1),
+                "threads": torch.get_num_threads(),
+                "loss": round(stream_loss(model, tokens["heldout"], SEQ_LEN)[0], 4),
+                "near": round(answer_loss(model, NEAR), 4),
+                "far": round(answer_loss(model, FAR), 4),
+                "load": round(largest_load(model, tokens["heldout"]), 3)}
 
 
 @torch.no_grad()
-def uneven(model, stream) -> float:
-    """The largest load of an expert over the mean load, mean over the gates that route by score."""
-    ledger = Ledger()
-    model.eval().features(torch.from_numpy(stream[: 8 * SEQ_LEN].astype("int64")).view(8, -1), ledger=ledger)
-    loads = [torch.bincount(chosen.flatten(), minlength=model.config.n_routed_experts).float() for chosen in ledger.chosen]
+def largest_load(model, stream) -> float:
+    """The largest load of an expert over the mean load, averaged over the gates that route by
+    score."""
+    ids = torch.from_numpy(stream[: 8 * SEQ_LEN].astype("int64")).view(8, -1)      # 8 T
+    loads = [load.float() for load in model.eval().run(ids)[1].loads]
     return sum((load.max() / load.mean()).item() for load in loads) / len(loads)
 
 
 def main() -> None:
-    """Run what is not recorded yet, one record a line."""
-    parser = argparse.ArgumentParser(prog="python -m minids.recipes.ablations", description=main.__doc__)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    """Run all variants whose results are not in the file yet; each result is a line of JSON."""
+    parser = argparse.ArgumentParser(prog="python -m minids.recipes.ablations",
+                                     description=main.__doc__)
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: 3)")
+    parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS),
+                        metavar="NAME", help=f"any of {', '.join(VARIANTS)} (default: all)")
+    parser.add_argument("--out", type=Path, default=RESULTS,
+                        help="file of the results (default: %(default)s)")
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     done = set()
     if args.out.exists():
-        done = {(r["variant"], r["seed"]) for r in map(json.loads, args.out.read_text(encoding="utf-8").splitlines())}
+        results = map(json.loads, args.out.read_text(encoding="utf-8").splitlines())
+        done = {(result["variant"], result["seed"]) for result in results}
     tokens = streams(base()[1].tokens, Tokenizer.load())
     for seed in range(args.seeds):
         for name in args.variants:
-            if (name, seed) not in done:
-                line = json.dumps(run(name, seed, tokens)) + "\n"
-                with open(args.out, "a", encoding="utf-8") as file:
-                    file.write(line)
-                    file.flush()
-                    os.fsync(file.fileno())
-                print(line, end="", flush=True)
+            if (name, seed) in done:
+                continue
+            line = json.dumps(run(name, seed, tokens)) + "\n"
+            with open(args.out, "a", encoding="utf-8") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+            print(line, end="", flush=True)
 
 
 if __name__ == "__main__":

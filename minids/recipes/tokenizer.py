@@ -1,4 +1,7 @@
-"""The shipped tokenizer: `python -m minids.recipes.tokenizer` learns data/tokenizer/tokenizer.json again from the mixture."""
+"""The shipped tokenizer, data/tokenizer/tokenizer.json, learned from the mixture.
+
+    python -m minids.recipes.tokenizer
+"""
 
 from itertools import islice
 
@@ -6,12 +9,13 @@ from minids.data import mixture
 from minids.data.tokenizer import train
 from minids.system.paths import DATA
 
-DOCUMENTS = 5000    # of the mixture's training split, in its order
+DOCUMENTS = 5000    # documents of the mixture's training split, in its order
 
 
 def main() -> None:
-    """Learn the merges, and write them."""
-    train(text for _, text in islice(mixture.documents("train"), DOCUMENTS)).save(DATA / "tokenizer" / "tokenizer.json")
+    """Learn the merges, and write the tokenizer."""
+    texts = (text for _, text in islice(mixture.documents("train"), DOCUMENTS))
+    train(texts).save(DATA / "tokenizer" / "tokenizer.json")
 
 
 if __name__ == "__main__":

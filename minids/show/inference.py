@@ -283,9 +283,9 @@ def text_chances_with_drafts(model, prompt, new: int, drafts: int,
             return path[at - 1]
 
         with ExitStack() as stack:
-            patches = {"draw": lambda p, generator: pick(p),
-                       "coin": lambda p, generator: bool(pick(torch.tensor([1 - p, p])))}
-            for name, change in (patches | ({"judge": judge} if judge else {})).items():
+            patches = {"sample_one": lambda p, generator: pick(p),
+                       "bernoulli": lambda p, generator: bool(pick(torch.tensor([1 - p, p])))}
+            for name, change in (patches | ({"accept": judge} if judge else {})).items():
                 stack.enter_context(mock.patch.object(speculation, name, change))
             text = tuple(speculation.speculate(model, prompt, new, stop=(), drafts=drafts).ids)
         chances[text] = chances.get(text, 0.0) + chance
@@ -294,14 +294,14 @@ def text_chances_with_drafts(model, prompt, new: int, drafts: int,
 
 def accept_all(guesses, q, p, generator) -> list[int]:
     """A faulty rule: it accepts every draft."""
-    return [*guesses, speculation.draw(p[len(guesses)], generator)]
+    return [*guesses, speculation.sample_one(p[len(guesses)], generator)]
 
 
 def resample_from_p(guesses, q, p, generator) -> list[int]:
     """A faulty rule: it samples the replacement from p itself."""
     for i, guess in enumerate(guesses):
-        if not speculation.coin(min(1.0, float(p[i, guess] / q[i, guess])), generator):
-            return [*guesses[:i], speculation.draw(p[i], generator)]
+        if not speculation.bernoulli(min(1.0, float(p[i, guess] / q[i, guess])), generator):
+            return [*guesses[:i], speculation.sample_one(p[i], generator)]
     return accept_all(guesses, q, p, generator)
 
 
@@ -330,14 +330,14 @@ def plot_enumerations(plain: dict, others: dict):
 
 def speculate_marked(model, ids, max_new_tokens: int, **options):
     """What `speculate` writes, and for each new token whether it was an accepted draft."""
-    marks, right = [False], speculation.judge
+    marks, right = [False], speculation.accept
 
     def judge(guesses, q, p, generator):
         new = right(guesses, q, p, generator)
         marks.extend([True] * (len(new) - 1) + [False])
         return new
 
-    with mock.patch.object(speculation, "judge", judge):
+    with mock.patch.object(speculation, "accept", judge):
         out = speculation.speculate(model, ids, max_new_tokens, **options)
     return out, marks[: len(out.ids)]
 

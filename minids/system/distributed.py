@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
+from minids.errors import MinidsError
+
 
 def size() -> int:
     """How many processes torchrun started; 1 without it."""
@@ -23,13 +25,29 @@ def rank() -> int:
     return int(os.environ.get("RANK", 0)) if size() > 1 else 0
 
 
-def device() -> torch.device:
-    """This process's accelerator, or the CPU."""
-    if not torch.accelerator.is_available():
+def device(name: str | None = None) -> torch.device:
+    """The device called `name`; by default this process's accelerator, or the CPU.
+
+    Names are "cpu", "cuda", "cuda:1", "mps"; one without a number means the process's own device of
+    that kind. Raises `MinidsError` for a device that this machine does not have.
+    """
+    kind, count = None, 0
+    if torch.accelerator.is_available():
+        kind, count = torch.accelerator.current_accelerator().type, torch.accelerator.device_count()
+    numbered = [f"{kind}:{i}" for i in range(count)]
+    if name not in (None, "cpu", kind, *numbered):
+        known = ", ".join(["cpu", *([kind] if kind else []), *numbered])
+        raise MinidsError(f"device: expected one that this machine has ({known}), found {name!r}")
+    if name == "cpu" or kind is None:
         return torch.device("cpu")
-    local = int(os.environ.get("LOCAL_RANK", 0)) if size() > 1 else torch.accelerator.current_device_index()
-    torch.accelerator.set_device_index(local)
-    return torch.device(torch.accelerator.current_accelerator().type, local)
+    if name in numbered:
+        index = numbered.index(name)
+    elif size() > 1:
+        index = int(os.environ.get("LOCAL_RANK", 0))
+    else:
+        index = torch.accelerator.current_device_index()
+    torch.accelerator.set_device_index(index)
+    return torch.device(kind, index)
 
 
 @contextmanager

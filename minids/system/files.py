@@ -1,10 +1,12 @@
-"""Files that are whole or absent, and the one kind of error that users see.
+"""Files that are whole or absent, and checks of where they can be written.
 
-Everything that `minids` writes goes to a neighbour first and is renamed when it is complete, so that an
-interrupt, a crash or a full disk never leaves half a file under the real name.
+Everything that `minids` writes goes to a neighbour first and is renamed when it is complete, so
+that an interrupt, a crash or a full disk never leaves half a file under the real name.
 """
 
+import errno
 import os
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,9 +15,11 @@ from minids.errors import MinidsError
 
 @contextmanager
 def atomic_write(path):
-    """Yield a temporary path beside `path`; on success it replaces `path`, on any error it is removed.
+    """Yield a temporary path beside `path`; on success it replaces `path`, on any error it is
+    removed.
 
-    Raises `MinidsError` where the operating system refuses (no such folder, no space, no permission).
+    Raises `MinidsError` where the operating system refuses (no such folder, no space, no
+    permission).
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -25,7 +29,8 @@ def atomic_write(path):
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        raise MinidsError(f"could not write {path}: {error.strerror or error}. Nothing was changed.") from error
+        raise MinidsError(f"could not write {path}: {error.strerror or error}. "
+                          f"Nothing was changed.") from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -46,3 +51,23 @@ def read_small(path, limit: int) -> bytes:
             return file.read(size)
     except OSError as error:
         raise MinidsError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def check_writable(path, folder: bool = False) -> None:
+    """Raise `MinidsError` unless a file can be written at `path`, or with `folder` files in it.
+
+    To be called before long work. A folder may be missing, and so may its parents; the folder of a
+    file may not. Nothing is created.
+    """
+    path = Path(path)
+    where = path if folder else path.parent
+    try:
+        while folder and not where.exists():
+            where = where.parent
+        if not folder and path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=where):
+            pass
+    except OSError as error:
+        what = f"cannot use the folder {path}" if folder else f"cannot write {path}"
+        raise MinidsError(f"{what}: {error.strerror or error}; choose another one") from None

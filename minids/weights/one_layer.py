@@ -26,7 +26,7 @@ from minids.weights import layout
 from minids.weights.checkpoint import Checkpoint, empty
 from minids.weights.layout import scale_name
 from minids.weights.names import STACKS, to_transformers
-from minids.weights.streamed import Stored, fill
+from minids.weights.streamed import fill
 
 LENGTHS, SECONDS = (1, 4096), 2.0     # tokens of a trial, and how long to repeat it
 
@@ -81,12 +81,12 @@ def read_layer(checkpoint: Checkpoint, i: int, device="cpu",
         return checkpoint.read(name, dtype, device)
 
     def stored(name):
-        kind = checkpoint.info(name)[0]
         codes = checkpoint.raw(name).to(device)
-        scale = checkpoint.raw(scale_name(name)).to(device) if kind in layout.CODES else None
-        return Stored(kind, codes, scale, dtype, f"{checkpoint.where}: {name}")
+        if checkpoint.info(name)[0] not in layout.CODES:
+            return codes, None
+        return codes, checkpoint.raw(scale_name(name)).to(device)
 
-    return fill(block, prefix, read, stored, checkpoint.where)
+    return fill(block, prefix, read, stored, dtype, checkpoint.where)
 
 
 def estimate_memory(checkpoint: Checkpoint, i: int, dtype: torch.dtype, packed: bool = True) -> int:
@@ -221,7 +221,7 @@ def _reference_state(block: Block, layer) -> dict[str, torch.Tensor]:
         shape = layer.get_parameter(stack)
         state[stack] = torch.empty_like(shape, device=block.attn.wq_a.weight.device)
         for slot, expert in zip(state[stack], block.ffn.experts):
-            slot.copy_(torch.cat([getattr(expert, w).weight for w in matrices]))
+            slot.copy_(torch.cat([getattr(expert, w).matrix() for w in matrices]))
     return state
 
 

@@ -24,18 +24,6 @@ from minids.weights.checkpoint import Checkpoint, check_table, decode, empty
 from minids.weights.layout import nbytes, scale_name
 
 
-class Stored(nn.Module):
-    """A matrix as it is stored; `weight` decodes it anew each time."""
-
-    def __init__(self, kind: str, codes: torch.Tensor, scale, dtype: torch.dtype, where: str):
-        super().__init__()
-        self.kind, self.codes, self.scale, self.dtype, self.where = kind, codes, scale, dtype, where
-
-    @property
-    def weight(self) -> torch.Tensor:
-        return decode(self.kind, self.codes, self.scale, self.dtype, self.codes.device, self.where)
-
-
 class Layers:
     """The blocks of a checkpoint, for `for` loops.
 
@@ -90,19 +78,19 @@ class Layers:
                 return decode(kinds[name], raw[name], scale, dtype, self.device, f"{where}: {name}")
 
             def stored(name):
-                scale = raw.get(scale_name(name))
-                return Stored(kinds[name], raw[name], scale, self.dtype, f"{where}: {name}")
+                return raw[name], raw.get(scale_name(name))
 
-            fill(block, f"layers.{i}.", read, stored, where)
+            fill(block, f"layers.{i}.", read, stored, self.dtype, where)
             if self.queue:
                 self.queue.synchronize()
         return block
 
 
-def fill(block: Block, at: str, read, stored, where) -> Block:
+def fill(block: Block, at: str, read, stored, dtype: torch.dtype, where) -> Block:
     """Put numbers into an empty layer whose names begin with `at`.
 
-    `read(name, dtype)` gives them, `stored(name)` those of a routed expert; `where` is for errors.
+    `read(name, dtype)` gives them; `stored(name)` gives codes and scale of a routed expert's
+    matrix, which is decoded to `dtype` as it is used. `where` is for errors.
     """
     state = {name: read(at + name, t.dtype) for name, t in block.state_dict().items()
              if not name.startswith("ffn.experts.")}
@@ -111,7 +99,7 @@ def fill(block: Block, at: str, read, stored, where) -> Block:
         check_table(block.ffn.gate.tid2eid, block.config, f"{where}: {at}ffn.gate.tid2eid")
     for e, expert in enumerate(block.ffn.experts):
         for w in ("w1", "w2", "w3"):
-            setattr(expert, w, stored(f"{at}ffn.experts.{e}.{w}.weight"))
+            getattr(expert, w).store(*stored(f"{at}ffn.experts.{e}.{w}.weight"), dtype)
     return block.eval()
 
 

@@ -33,8 +33,8 @@ from minids.data.tinyworld import facts, stories
 from minids.data.tokenizer import SPECIAL, Tokenizer, load_v4, train
 from minids.inference import evaluate
 from minids.learn import check, hint, versions
-from minids.model.ledger import Ledger
 from minids.model.packing import Packing
+from minids.model.passes import Options
 from minids.pretrain.trigram import Trigram
 from minids.show import style, tokens
 
@@ -646,7 +646,7 @@ style.show(tokens.plot_windows([6, 3, 7], 4), "Cut from the row there are four w
 #
 # ### A packed row equals each document alone
 # The proof is the whole model: V4's attention of all kinds, in a small configuration, with *lively* random weights: nothing is left at the 0 or 1 of a fresh model, which could hide a fault. Three stories, packed and
-# alone. (A `Ledger` carries what a pass must know beside the tokens: here where documents begin.)
+# alone. (`Options` carry what a pass must know beside the tokens: here where documents begin.)
 
 # %%
 torch.manual_seed(0)
@@ -658,7 +658,7 @@ long = [words for words in held["stories"] if len(words) > 1000]
 parts = [torch.tensor(tokenizer.encode(words, bos=True)[:n]) for words, n in zip(long, (90, 37, 62))]
 row = torch.cat(parts)[None]                                                                    # 1 T
 alone = torch.cat([model(part[None])[0] for part in parts])                                     # T V
-packed = model.logits(model.features(row, ledger=Ledger(Packing.of(row, tokenizer.bos_id))))[0]
+packed = model.logits(model.features(row, options=Options(Packing.of(row, tokenizer.bos_id))))[0]
 torch.testing.assert_close(packed, alone, atol=1e-4, rtol=1e-4)
 print(f"three documents in a row of {row.shape[1]} tokens: logits equal to those of each document alone")
 
@@ -905,8 +905,8 @@ def for_many(function):
 verdicts = check("tokens.verify", for_many(verify))
 pool = next(pool for pool in stories.POOLS if "cat" in pool)
 for answer in ("Mira has a cat.", "cat, dog, goat, owl", "She went on vacation."):
-    assert verdicts([answer], pool, "cat") == [int(stories.correct(answer, "cat"))]
-print("agrees with minids.data.tinyworld.stories.correct")
+    assert verdicts([answer], pool, "cat") == [int(stories.is_correct(answer, "cat"))]
+print("agrees with minids.data.tinyworld.stories.is_correct")
 
 # %% [markdown]
 # ### Code is judged by running it

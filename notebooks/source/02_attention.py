@@ -47,7 +47,7 @@ versions()
 # ## One line that looks like a mistake
 #
 # V4's attention turns queries and keys by their position, as many models do. After the weighted sum it turns the *output* too: **backwards**. At first sight the line undoes
-# work that was just done. In `minids/model/attention.py` it reads `o = turn(o, rot[..., None, :].conj())`. We take it out of the shipped nano model and measure the loss on the beginnings
+# work that was just done. In `minids/model/attention.py` it reads `o = rotate(o, rot[..., None, :].conj())`. We take it out of the shipped nano model and measure the loss on the beginnings
 # of documents that the model never saw in training (lesson 01).
 #
 # **Predict before you run:** does the loss rise? By how much at the very first token, and by how much later?
@@ -65,13 +65,13 @@ def losses(model, rows):
     return F.cross_entropy(logits.mT, rows[:, 1:], reduction="none").mean(0)
 
 
-def forwards_only(x, rot, turn=attention.turn):
+def forwards_only(x, rot, turn=attention.rotate):
     """minids turns by complex numbers, and back by their conjugates: here what should be turned back stays as it is."""
     return x if rot.is_conj() else turn(x, rot)
 
 
 whole = losses(shipped, rows)
-with mock.patch.object(attention, "turn", forwards_only):
+with mock.patch.object(attention, "rotate", forwards_only):
     cut = losses(shipped, rows)
 
 # %% tags=["nbval-ignore-output"]
@@ -560,14 +560,14 @@ def spent(model, ids):
     """The mean sum of the weights of each head, one list for each layer: a channel of ones rides along as a value."""
     seen = []                                                                   # filled layer by layer
 
-    def attend(q, kv, pos, w, entries, *others, attend=attention.attend):
+    def attend(q, kv, mask, entries, *others, attend=attention.attend_blocks):
         wide = F.pad(q, (0, 1)) * ((q.shape[-1] + 1) / q.shape[-1]) ** 0.5      # attend scales by the wider c
         kv, entries = (t if t is None else F.pad(t, (0, 1), value=1.0) for t in (kv, entries))
-        o, p = attend(wide, kv, pos, w, entries, *others)
+        o, p = attend(wide, kv, mask, entries, *others)
         seen.append(o[..., -1].mean((0, 1)).tolist())
         return o[..., :-1].contiguous(), p
 
-    with mock.patch.object(attention, "attend", attend):
+    with mock.patch.object(attention, "attend_blocks", attend):
         logits = model(ids)
     torch.testing.assert_close(logits, model(ids), atol=1e-3, rtol=1e-3)        # the passenger changes nothing
     return seen

@@ -29,7 +29,7 @@ from minids import Config, Model, cost
 from minids.data import mixture
 from minids.data.tokenizer import Tokenizer
 from minids.learn import check, hint, versions
-from minids.model import attention
+from minids.model import masks, passes
 from minids.model.attention import Attention
 from minids.model.compressor import Compressor
 from minids.model.rotary import frequencies as minids_frequencies
@@ -411,12 +411,12 @@ print("equal to minids.Attention:", x.shape[1], "tokens,", x.shape[1] // M, "ent
 # %%
 def early(pos, T, S, m, device):
     """The sabotage: minids' mask of entries, but a window is visible as soon as it has begun."""
-    return attention.forbid(torch.arange(S) > ((pos + torch.arange(T)) // m)[:, None])
+    return masks.forbid(torch.arange(S) > ((pos + torch.arange(T)) // m)[:, None])
 
 
 def late(pos, T, S, m, device):
     """The control: a window is visible one token later than it could be."""
-    return attention.forbid(torch.arange(S) >= ((pos + torch.arange(T)) // m)[:, None])
+    return masks.forbid(torch.arange(S) >= ((pos + torch.arange(T)) // m)[:, None])
 
 
 def perturbed(layer, T):
@@ -431,8 +431,8 @@ def perturbed(layer, T):
 # %%
 small = lively(Attention(NANO.replace(window_size=3), 8), seed=4)
 maps = {}
-for name, rule in (("right: complete windows only", attention.incomplete), ("sabotage: s <= t // m", early)):
-    with mock.patch.object(attention, "incomplete", rule):
+for name, rule in (("right: complete windows only", passes.incomplete), ("sabotage: s <= t // m", early)):
+    with mock.patch.object(passes, "incomplete", rule):
         maps[name] = perturbed(small, 48)
     above = (maps[name].triu(1) > 1e-4).sum().item()
     print(f"{name:31} cells above the diagonal that change: {above}")
@@ -464,7 +464,7 @@ def copy_run(rule, steps=120):
     torch.manual_seed(0)
     model, losses = Model(COPY), []
     optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3, betas=(0.9, 0.95), weight_decay=0)
-    with mock.patch.object(attention, "incomplete", rule):
+    with mock.patch.object(passes, "incomplete", rule):
         for _ in range(steps):
             ids = torch.randint(0, 16, (32, 18)).repeat(1, 2)                       # B 36
             logits = model(ids)[:, :-1].flatten(0, 1)
@@ -478,7 +478,7 @@ def copy_run(rule, steps=120):
 
 
 # %% tags=["nbval-ignore-output"]
-runs = {"right": copy_run(attention.incomplete), "sabotage: too early": copy_run(early), "control: too late": copy_run(late)}
+runs = {"right": copy_run(passes.incomplete), "sabotage: too early": copy_run(early), "control: too late": copy_run(late)}
 style.show(hca.plot_halves(runs, math.log(16)), "Loss over training steps. On the random half only the sabotaged run falls below guessing; "
            "the right run (pale, thick) and the control (thin, dashed) lie on each other. On the copied half all runs learn")
 
@@ -691,7 +691,7 @@ def damaged(change, rows):
     return losses
 
 
-def no_entries(pos, T, S, ratio, device, original=attention.incomplete):
+def no_entries(pos, T, S, ratio, device, original=passes.incomplete):
     return torch.full((T, S), -torch.inf) if ratio == m else original(pos, T, S, ratio, device)
 
 # %%
@@ -701,7 +701,7 @@ after = {"control: ape + 3": damaged(lambda c: c.ape.add_(3.0), few),
          "ape = 0": damaged(lambda c: c.ape.zero_(), few),
          "gate = 0": damaged(lambda c: c.wgate.weight.zero_(), few),
          "both 0: mean pooling": damaged(lambda c: (c.ape.zero_(), c.wgate.weight.zero_()), few)}
-with mock.patch.object(attention, "incomplete", no_entries):
+with mock.patch.object(passes, "incomplete", no_entries):
     after["no entries at all"] = row_losses(nano, few)
 changes = {name: ((loss - base).mean().item(), ((loss - base).std() / len(few) ** 0.5).item()) for name, loss in after.items()}
 

@@ -29,11 +29,11 @@ from minids import Config, Model, cost, numerics
 from minids.data.tinyworld import stories
 from minids.data.tokenizer import Tokenizer
 from minids.learn import check, hint, versions
-from minids.model import attention
+from minids.model import attention, passes
 from minids.model.attention import Attention
 from minids.model.compressor import Compressor
 from minids.model.indexer import Indexer
-from minids.model.ledger import Ledger
+from minids.model.passes import Options
 from minids.plain import angles, attend, frequencies, grouped_output, place, queries, query_latent, rotate
 from minids.plain import keys as token_keys, sees as in_window
 from minids.show import csa, hca, style
@@ -323,7 +323,7 @@ def scores_of_layer(layer, x, qr):
 
 
 mine = scores_of_layer(layer, x, qr)
-torch.testing.assert_close(mine, layer.indexer(x, qr, 0, layer.indexer.keys(x)), atol=1e-4, rtol=1e-4)
+torch.testing.assert_close(mine, layer.indexer(x, qr, layer.indexer.keys(x)), atol=1e-4, rtol=1e-4)
 print("equal to minids.Indexer:", tuple(mine.shape))
 
 # %% [markdown]
@@ -466,8 +466,8 @@ def everything(pos, T, S, m, device):
 
 
 small, maps = lively(Attention(NANO.replace(window_size=4, index_topk=3), M), seed=8), {}
-for name, rule in (("right: 3 complete entries", attention.incomplete), ("sabotage: 3 of all entries", everything)):
-    with mock.patch.object(attention, "incomplete", rule):
+for name, rule in (("right: 3 complete entries", passes.incomplete), ("sabotage: 3 of all entries", everything)):
+    with mock.patch.object(passes, "incomplete", rule):
         maps[name] = perturbed(small, 48)
     above = (maps[name].triu(1) > 1e-4).sum().item()
     print(f"{name:27} cells above the diagonal that change: {'none' if above == 0 else 'more than 300' if above > 300 else above}")
@@ -506,7 +506,7 @@ def guess_run(rule, steps=120):
     torch.manual_seed(0)
     model, losses = Guess(), []
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0)
-    with mock.patch.object(attention, "incomplete", rule):
+    with mock.patch.object(passes, "incomplete", rule):
         for _ in range(steps):
             ids = torch.randint(0, 16, (32, 33))                                    # B T+1
             loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
@@ -518,7 +518,7 @@ def guess_run(rule, steps=120):
 
 
 # %% tags=["nbval-ignore-output"]
-runs = {"right": guess_run(attention.incomplete), "sabotage: the best 3 of all entries": guess_run(everything)}
+runs = {"right": guess_run(passes.incomplete), "sabotage: the best 3 of all entries": guess_run(everything)}
 style.show(csa.plot_leak(runs, math.log(16)), "Loss over training steps on random symbols: the right model stays at guessing, the sabotaged one "
            "falls far below")
 
@@ -593,7 +593,7 @@ for guess in ([math.log(3), 0.0], [0.0, 0.0]):
 def colleagues_learn(indexer, x, qr, p, seen):
     """The indexer's loss. indexer: a minids Indexer; x: B T d; qr: B T dc; p: B T H S; seen: T S. Three faults."""
     target = p.sum(2)                                                               # B T S
-    log_q = indexer(x, qr, 0, indexer.keys(x)).masked_fill(~seen, -1e9).log_softmax(-1)
+    log_q = indexer(x, qr, indexer.keys(x)).masked_fill(~seen, -1e9).log_softmax(-1)
     kl = log_q.exp() * (log_q - target.clamp_min(1e-20).log())                      # B T S
     return (kl * seen).sum(-1)[:, seen.any(-1)].mean()
 
@@ -618,7 +618,7 @@ def learn(indexer, x, qr, p, seen):
     """The indexer's loss, which moves the indexer and nothing else. Arguments as above."""
     ### BEGIN SOLUTION
     x, qr = x.detach(), qr.detach()
-    return divergence(p.detach(), indexer(x, qr, 0, indexer.keys(x)), seen)
+    return divergence(p.detach(), indexer(x, qr, indexer.keys(x)), seen)
     ### END SOLUTION
 
 
@@ -630,23 +630,23 @@ for name, value in learn_and_look(trained.indexer, x, trained.q_norm(trained.wq_
 # %% [markdown]
 # If a gradient reaches p, the attention learns to be easy to guess, say flat. If it reaches x or qr, the features do. All of that makes this loss fall, at the price of the one that counts.
 #
-# Is it the loss that `minids` trains with? A `Ledger` tells a pass what to do beside its usual work: here, attend to all entries, and keep the indexer's loss.
+# Is it the loss that `minids` trains with? `Options` tell a pass what to do beside its usual work: here, attend to all entries, and keep the indexer's loss.
 
 # %%
 caught = {}
 
 
-def catching(*args, original=attention.attend, **kwargs):
+def catching(*args, original=attention.attend_blocks, **kwargs):
     """minids' attend, keeping the attention's weights on the entries."""
     o, caught["p"] = original(*args, **kwargs)                                      # B T H c, B T H S
     return o, caught["p"]
 
 
-ledger = Ledger(dense=True, index=True)
-with mock.patch.object(attention, "attend", catching):
-    trained(x, ledger=ledger)
+current = passes.Pass(trained.config, x.shape[1], x.device, options=Options(dense=True, index=True))
+with mock.patch.object(attention, "attend_blocks", catching):
+    trained(x, current)
 mine = learn_and_look(trained.indexer, x, trained.q_norm(trained.wq_a(x)), caught["p"], sees)["loss"]
-torch.testing.assert_close(mine, ledger.index_loss.detach())
+torch.testing.assert_close(mine, current.record.index_loss.detach())
 print("equal to the loss that minids trains its indexers with")
 
 # %% [markdown]
@@ -669,12 +669,12 @@ def watch(ids):
     kept = {}
     hook = attn.register_forward_pre_hook(lambda module, args: kept.update(x=args[0]))
 
-    def looking(q, *args, original=attention.attend, **kwargs):
+    def looking(q, *args, original=attention.attend_blocks, **kwargs):
         o, p = original(q, *args, **kwargs)
         kept.update({"p": p} if "x" in kept and "p" not in kept else {})            # the first one after layer L began
         return o, p
-    with mock.patch.object(attention, "attend", looking):
-        nano.features(ids, ledger=Ledger(dense=True))
+    with mock.patch.object(attention, "attend_blocks", looking):
+        nano.features(ids, options=Options(dense=True))
     hook.remove()
     return kept["x"], kept["p"]
 
@@ -682,7 +682,7 @@ def watch(ids):
 # %%
 def documents(seed, n):
     """n TinyWorld documents of T tokens: n T."""
-    texts = [stories.document(random.Random(seed + i), 1200) for i in range(n)]
+    texts = [stories.story_with_questions(random.Random(seed + i), 1200) for i in range(n)]
     return torch.tensor([tokenizer.encode(text, bos=True)[:T] for text in texts])
 
 
@@ -819,7 +819,7 @@ def loss_with(k, order=None):
     layers = [block.attn for block in nano.layers if block.attn.ratio == M]
     for layer in layers:
         layer.config = cfg.replace(index_topk=k)
-    by = mock.patch.object(Indexer, "forward", lambda self, x, qr, pos, keys, packing=None: order(len(x), x.shape[1], keys.shape[1]))
+    by = mock.patch.object(Indexer, "forward", lambda self, x, qr, keys, current=None: order(len(x), x.shape[1], keys.shape[1]))
     with by if order else contextlib.nullcontext():
         logits = nano(tests)[:, 256:-1]
     for layer in layers:
@@ -1014,4 +1014,4 @@ for name, config in (("Flash", flash), ("Pro", pro)):
 # - Yuan et al., Native Sparse Attention, [arXiv 2502.11089](https://arxiv.org/abs/2502.11089): the same house, blocks chosen by the attention to compressed blocks
 # - Tang et al., Quest, [arXiv 2406.10774](https://arxiv.org/abs/2406.10774): picking blocks for each query without any training
 # - Ashkboos et al., QuaRot, [arXiv 2404.00456](https://arxiv.org/abs/2404.00456): Hadamard turns against outliers
-# - In this repository: `minids/model/compressor.py`, `minids/model/indexer.py`, `minids/model/ledger.py` (the loss), `minids/pretrain/train.py` (the stages)
+# - In this repository: `minids/model/compressor.py`, `minids/model/indexer.py`, `minids/model/passes.py` (options and record of a pass), `minids/pretrain/train.py` (the stages)

@@ -195,7 +195,7 @@ def forget(state, part):
     for layer in state.layers:
         if part == "the ring":
             layer.window = torch.zeros_like(layer.window)
-        for compressor in million.parts(layer):                                     # CSA has two: the indexer has its own
+        for compressor in layer.compressors:                                        # CSA has two: the indexer has its own
             if part == "waiting tokens":
                 compressor.tail = None
             if part == "a-halves":

@@ -28,12 +28,12 @@ from minids.data import books, mixture, tasks
 from minids.data.tinyworld import stories
 from minids.data.tokenizer import Tokenizer
 from minids.learn import check, hint, versions
-from minids.model.ledger import Ledger
-from minids.model.ledger import sequence_balance as minids_balance
 from minids.model.moe import Gate, MoE, balance
+from minids.model.moe import sequence_balance as minids_balance
+from minids.model.passes import Options, Pass
 from minids.pretrain.anticipatory_routing import Anticipation
 from minids.pretrain.batches import packing
-from minids.pretrain.losses import evaluate
+from minids.pretrain.losses import stream_loss
 from minids.show import moe as pictures
 from minids.show import style
 from minids.system import paths
@@ -360,8 +360,8 @@ def watch(model, ids):
     seen, hooks = [], []
     for block in model.layers:
         hooks.append(block.ffn.gate.register_forward_hook(lambda gate, args, out: seen.append(out)))
-    with torch.no_grad():       # a ledger tells a pass what to do beside its work: here, to keep documents of a row apart
-        model.features(ids, ledger=Ledger(packing(ids, tokenizer.bos_id)))
+    with torch.no_grad():       # options tell a pass what to do beside its work: here, to keep documents of a row apart
+        model.features(ids, options=Options(packing(ids, tokenizer.bos_id)))
     for hook in hooks:
         hook.remove()
     return seen
@@ -472,9 +472,9 @@ class Small(nn.Module):
         with torch.no_grad():
             self.embed.weight += common * d**-0.5 * torch.randn(d)
 
-    def forward(self, ids, ledger=None):
+    def forward(self, ids, current=None, experts=None):
         x = self.embed(ids) + self.previous(ids.roll(1, 1))                 # B T d; row 0 gets the last one
-        x = x + self.ffn(self.norm(x), ids, ledger)
+        x = x + self.ffn(self.norm(x), ids, current, experts)
         return self.head(self.last(x))                                      # B T V
 
 # %% [markdown]
@@ -515,18 +515,18 @@ probe = heldout[:2048].view(32, 64)                                         # B 
 
 
 def next_loss(net, ids, experts=None):
-    """Mean loss of the next token; the experts chosen."""
-    ledger = Ledger(balance=True, experts=experts)
-    logits = net(ids[:, :-1], ledger)
-    return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()), ledger
+    """Mean loss of the next token; the record of the pass."""
+    current = Pass(SMALL, ids.shape[1] - 1, ids.device, options=Options(balance=True))
+    logits = net(ids[:, :-1], current, experts)
+    return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()), current.record
 
 
 def look(net):
     """Loss and choices on the probe."""
     with torch.no_grad():
-        loss, ledger = next_loss(net.eval(), probe)
+        loss, record = next_loss(net.eval(), probe)
     net.train()
-    return loss.item(), ledger.chosen[0]
+    return loss.item(), record.experts[0]
 
 
 # %%
@@ -542,12 +542,12 @@ def train_small(seed, config=None, u=0.0, loss_weight=0.0, common=1.5, probes=()
         if step == STEPS:
             break
         at = torch.randint(len(stream) - 65, (4, 1), generator=rng)
-        loss, ledger = next_loss(net, stream[at + torch.arange(65)])
+        loss, record = next_loss(net, stream[at + torch.arange(65)])
         optimiser.zero_grad()
-        (loss + loss_weight * ledger.balance_loss).backward()
+        (loss + loss_weight * record.balance_loss).backward()
         optimiser.step()
-        loads.append(net.ffn.gate.load)
-        balance(net, u)                                                     # moves the bias, forgets the load
+        loads.append(record.loads[0])
+        balance(net, record.loads, u)                                       # moves the bias
     return SimpleNamespace(loads=torch.stack(loads).float(), loss=look(net)[0], choices=choices, net=net, optimiser=optimiser)
 
 
@@ -632,9 +632,9 @@ def bias_step(bias, load, u):
 # %%
 bias_step = check("moe.bias_step", bias_step)
 gate = Gate(SMALL, is_hash=False)
-gate.load = torch.randint(0, 50, (16,), generator=rng)
-mine = bias_step(gate.bias, gate.load, 0.001)
-balance(gate, 0.001)
+load = torch.randint(0, 50, (16,), generator=rng)
+mine = bias_step(gate.bias, load, 0.001)
+balance(gate, [load], 0.001)
 torch.testing.assert_close(mine, gate.bias)
 print("equal to minids.model.moe.balance")
 
@@ -675,7 +675,8 @@ loss_and_gradient = check("moe.sequence_balance", with_gradient(sequence_balance
 s = (torch.rand(3, 20, 8, generator=rng) + 0.1) * torch.linspace(0.5, 1.5, 8)                  # B T E
 experts = s.topk(2).indices                                                                      # B T K
 loss, slope = loss_and_gradient(s, experts)
-torch.testing.assert_close(loss, minids_balance(s.flatten(0, 1), experts.flatten(0, 1), 3))
+total, sequences = minids_balance(s.flatten(0, 1), experts.flatten(0, 1), 3)
+torch.testing.assert_close(loss, total / sequences)
 busy = slope.mean((0, 1))
 print("equal to minids; L =", round(loss.item(), 3))
 print("load of each expert:       ", torch.bincount(experts.flatten(), minlength=8).tolist())
@@ -750,7 +751,7 @@ def hit(run):
     after, new = look(net)
     hot = [F.one_hot(c, 16).sum(1) for c in (old, new)]
     with torch.no_grad():
-        replayed = next_loss(net.eval(), probe, [old])[0].item()
+        replayed = next_loss(net.eval(), probe, old)[0].item()
     return 1 - (hot[0] * hot[1]).sum().item() / old.numel(), loss, after, replayed
 
 
@@ -875,7 +876,7 @@ print("Trained and fresh routers both prefer classes more than three times as st
 # %% jupyter={"source_hidden": true}
 def faulty(fault, generator):
     """A Gate.forward with a fault."""
-    def forward(self, x, ids, ledger=None):
+    def forward(self, x, ids, *others):
         s = F.softplus(x @ self.weight.T).sqrt()                                                    # N E
         bias = 0 if self.is_hash else self.bias
         chosen = self.tid2eid[ids.flatten()] if self.is_hash else (s + bias).topk(self.config.n_activated_experts).indices
@@ -909,7 +910,7 @@ def loss_with(fault=None, change=None):
     if change:
         change(victim)
     with mock.patch.object(Gate, "forward", faulty(fault, torch.Generator().manual_seed(1))):
-        return evaluate(victim, heldout[:4096].numpy(), 256)[0]
+        return stream_loss(victim, heldout[:4096].numpy(), 256)[0]
 
 
 def silent(model):
@@ -1020,4 +1021,4 @@ print("Flash and Pro: the report's 284B / 13B and 1.6T / 49B (section 4.2.1)")
 # - DeepSeek-V3 Technical Report, [arXiv 2412.19437](https://arxiv.org/abs/2412.19437), section 2.1.2: the router that V4 inherits
 # - Roller et al., Hash Layers For Large Sparse Models, [arXiv 2106.04426](https://arxiv.org/abs/2106.04426)
 # - Shazeer et al., Outrageously Large Neural Networks, [arXiv 1701.06538](https://arxiv.org/abs/1701.06538): the sparse layer, and the imbalance that feeds itself
-# - In this repository: `minids/model/moe.py` (the layer), `minids/model/ledger.py` (the loss), `minids/pretrain/anticipatory_routing.py`
+# - In this repository: `minids/model/moe.py` (the layer), `minids/pretrain/anticipatory_routing.py`

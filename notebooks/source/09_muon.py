@@ -49,7 +49,8 @@ tokenizer = Tokenizer.load(folder)
 shipped = minids.load(folder).train().requires_grad_(True)
 piece = tokenizer.encode(books.documents("valid")[0].text[:12000])
 ids = torch.tensor(piece[:8 * 129]).view(8, 129)                                     # B T+1
-logits = shipped(ids[:, :-1])                                                        # B T V
+X, record = shipped.run(ids[:, :-1])                                                 # B T n d
+logits = shipped.logits(X)                                                           # B T V
 F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
 gradients = {name: p.grad for name, p in shipped.named_parameters() if p.grad is not None}
 G = gradients["layers.1.attn.wq_b.weight"]                                           # 128 64
@@ -486,7 +487,8 @@ print("stacked:       ", [[round(v, 3) + 0.0 for v in row] for row in stacked.to
 
 # %%
 layer = shipped.layers[3].ffn
-share = 100 * layer.gate.load / layer.gate.load.sum()                                # 8: who was chosen how often
+load = record.loads[3 - shipped.config.n_hash_layers]
+share = 100 * load / load.sum()                                # 8: who was chosen how often
 E = torch.stack([expert.w1.weight.grad for expert in layer.experts])                # 8 64 128
 
 

@@ -35,8 +35,8 @@ from minids.data.tokenizer import Tokenizer
 from minids.learn import check, hint, versions
 from minids.model.moe import balance
 from minids.pretrain import train
-from minids.pretrain.batches import batch_of
-from minids.pretrain.losses import evaluate
+from minids.pretrain.batches import batch_at, batch_of
+from minids.pretrain.losses import stream_loss
 from minids.pretrain.optim import make_optimiser
 from minids.pretrain.run_folder import newest, read_log
 from minids.pretrain.settings import TrainConfig
@@ -144,8 +144,8 @@ for t in range(len(x)):
 # %%
 toy = TrainConfig(steps=3, batch=3, seq_len=4)
 for step in range(3):
-    print(f"step {step}:", batch_of(np.arange(41), toy, step).tolist())    # B T+1
-rows = np.concatenate([batch_of(np.arange(41), toy, step) for step in range(3)])
+    print(f"step {step}:", batch_at(np.arange(41), toy, step).tolist())    # B T+1
+rows = np.concatenate([batch_at(np.arange(41), toy, step) for step in range(3)])
 assert len(set(rows[:, 0])) == 9 and all(np.diff(row).tolist() == [1] * 4 for row in rows)
 
 # %% [markdown]
@@ -166,7 +166,7 @@ assert len(set(rows[:, 0])) == 9 and all(np.diff(row).tolist() == [1] * 4 for ro
 
 # %%
 even = math.log(2048)
-batch = torch.from_numpy(batch_of(tokens["valid"], TrainConfig(steps=1, batch=8), 0))     # B T+1
+batch = torch.from_numpy(batch_of(tokens["valid"], rows=8, seq_len=256, seed=0, step=0))     # B T+1
 x, y = batch[:, :-1], batch[:, 1:]           # B T
 with torch.inference_mode():
     logits = untrained(x)                    # B T V
@@ -435,15 +435,15 @@ for group in two_groups(untrained, TrainConfig(steps=1)):
 
 # %%
 def backward_step(model, ids, settings):
-    """Two losses, gradients, clipping. ids: B T+1 -> main loss, MTP loss, norm of the gradient (floats)."""
-    X = model.features(ids[:, :-1])                              # B T n d: the streams after the last block
+    """Two losses, gradients, clipping. ids: B T+1 -> main loss, MTP loss, norm of the gradient; the experts' loads."""
+    X, record = model.run(ids[:, :-1])                           # B T n d: the streams after the last block
     logits = model.logits(X)                                     # B T V
-    mtp_logits = model.mtp_logits(X[:, :-1], ids[:, 1:-1])       # B T-1 V: streams at t, token at t+1
+    mtp_logits, mtp_record = model.run_mtp(X[:, :-1], ids[:, 1:-1])      # B T-1 V: streams at t, token at t+1
     total, loss, mtp = total_loss(logits, mtp_logits, ids, settings.mtp_weight)
     model.zero_grad()
     total.backward()
-    norm = clip(model, settings.clip)
-    return loss.item(), mtp.item(), norm.item()
+    norm = clip(model, settings.max_grad_norm)
+    return loss.item(), mtp.item(), norm.item(), (record + mtp_record).loads
 
 # %%
 SMALL = Config.nano().replace(dim=32, n_layers=3, compress_ratios=(0, 4, 16, 0), n_heads=2, head_dim=16, rope_head_dim=8,
@@ -460,15 +460,15 @@ optimiser = make_optimiser(ready, settings)
 
 # %%
 for step in range(settings.steps):
-    ids = torch.from_numpy(batch_of(tokens["train"], settings, step))                      # B T+1
+    ids = torch.from_numpy(batch_at(tokens["train"], settings, step))                      # B T+1
     theirs = train.train_step(ready, optimiser, ids, settings, step)
-    loss, mtp, norm = backward_step(plain, ids, settings)
+    loss, mtp, norm, load = backward_step(plain, ids, settings)
     for group in groups:
         for p_ in group["params"]:
             if p_.grad is not None:
                 rate = learning_rate(step, settings.steps, settings.lr, settings.warmup) * group["times"]
                 adamw(p_.data, p_.grad, states.setdefault(p_, {}), rate, group["weight_decay"])
-    balance(plain, settings.balance)                             # experts: lesson 06
+    balance(plain, load, settings.balance)                             # experts: lesson 06
     expected = theirs["loss"], theirs["mtp_loss"], theirs["grad_norm"]
     torch.testing.assert_close((loss, mtp, norm), expected, rtol=1e-4, atol=1e-4)
     print(f"step {step}: loss {loss:.2f}; both losses and the norm equal minids.pretrain.train's within 1e-4")
@@ -513,14 +513,14 @@ for step in tqdm(range(settings.steps), desc="training", unit="step"):
     rate = learning_rate(step, settings.steps, settings.lr, settings.warmup)
     for group in optimiser.param_groups:
         group["lr"] = rate * group["times"]
-    ids = torch.from_numpy(batch_of(tokens["train"], settings, step))            # B T+1
-    loss, mtp, norm = backward_step(live, ids, settings)
+    ids = torch.from_numpy(batch_at(tokens["train"], settings, step))            # B T+1
+    loss, mtp, norm, load = backward_step(live, ids, settings)
     optimiser.step()
-    loads.append(live.layers[2].ffn.gate.load.tolist())                          # E: tokens that each expert got
-    balance(live, settings.balance)
+    loads.append(load[2 - live.config.n_hash_layers].tolist())                   # E: tokens that each expert of layer 2 got
+    balance(live, load, settings.balance)
     seconds.append(process_time() - began)
     look_now = (step + 1) % (settings.steps // 4) == 0
-    picture.add(loss, evaluate(live, tokens["valid"], 256, every=8)[0] if look_now else None)
+    picture.add(loss, stream_loss(live, tokens["valid"], 256, every=8)[0] if look_now else None)
     if step + 1 == settings.steps // 4:
         early = continued(live)
 
@@ -596,7 +596,7 @@ class Peer(nn.Module):
             if p_.ndim == 2:                                # what writes to the stream starts smaller
                 nn.init.normal_(p_, std=0.02 / (2 * layers) ** 0.5 if name.endswith(("out.weight", "down.weight")) else 0.02)
 
-    def features(self, ids, ledger=None):                   # B T -> B T d
+    def features(self, ids, options=None):                  # B T -> B T d
         return self.blocks(self.embed(ids) + self.position.weight[: ids.shape[1]])
 
     def logits(self, X):                                    # B T d -> B T V
@@ -623,7 +623,7 @@ while sum(peer_seconds) < limit:
     began, step, done = process_time(), len(peer_losses), sum(peer_seconds) / limit     # done: share of the time
     for group in groups:
         group["lr"] = 1e-3 * min((done + 0.001) / 0.05, 0.55 + 0.45 * math.cos(math.pi * done))
-    ids = torch.from_numpy(batch_of(tokens["train"], shape, step))          # B T+1
+    ids = torch.from_numpy(batch_at(tokens["train"], shape, step))          # B T+1
     loss = F.cross_entropy(peer.logits(peer.features(ids[:, :-1])).flatten(0, 1), ids[:, 1:].flatten())
     peer_optimiser.zero_grad()
     loss.backward()
@@ -637,7 +637,7 @@ judged = tokens["heldout"][:10_000]
 n_judged, bytes_judged = len(judged) - 1, len(raw_bytes(judged))
 scores = {name: bits_per_byte(loss, n_judged, bytes_judged) for name, loss in yardsticks(judged).items()}
 for name, model, T in (("nano", live, 256), ("peer", peer, 64)):
-    scores[name] = bits_per_byte(evaluate(model, judged, T, packed=False)[0], n_judged, bytes_judged)
+    scores[name] = bits_per_byte(stream_loss(model, judged, T, packed=False)[0], n_judged, bytes_judged)
 for name, score in sorted(scores.items(), key=lambda item: item[1]):
     print(f"{name:8} {score:.3f} bits per byte")
 print(f"in {limit:.0f} processor seconds each: the nano model read {1024 * len(seconds):,} tokens, the peer {768 * len(peer_losses):,}")
@@ -760,16 +760,16 @@ def short_run(seed, leak=False, pile_up=False, lr=8e-3, warmup=8, steps=40):
     for step in range(steps):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, steps, lr, warmup) * group["times"]
-        ids = torch.from_numpy(batch_of(tokens["train"], settings, step))                  # B T+1
+        ids = torch.from_numpy(batch_at(tokens["train"], settings, step))                  # B T+1
         targets = ids[:, :-1] if leak else ids[:, 1:]
         loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), targets.flatten())
         if not pile_up:
             optimiser.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
         optimiser.step()
         losses.append(loss.item())
-    return losses, evaluate(model, tokens["valid"], 64, every=100)[0]
+    return losses, stream_loss(model, tokens["valid"], 64, every=100)[0]
 
 # %% tags=["nbval-ignore-output"]
 recipes = {"as it is": {}, "answer leaks": {"leak": True}, "gradients pile up": {"pile_up": True},

@@ -30,10 +30,11 @@ from minids import Config, cost
 from minids.data import mixture
 from minids.data.tokenizer import Tokenizer
 from minids.learn import check, hint, versions
+from minids.model import activations
 from minids.numerics import FP4_VALUES, fake_quant, fp4_decode, fp8_decode, fp8_encode
 from minids.pretrain import qat
-from minids.pretrain.batches import batch_of
-from minids.pretrain.losses import evaluate
+from minids.pretrain.batches import batch_at
+from minids.pretrain.losses import stream_loss
 from minids.pretrain.optim import make_optimiser
 from minids.pretrain.run_folder import read_log
 from minids.pretrain.settings import TrainConfig
@@ -301,7 +302,7 @@ WINDOWS = [tokens["valid"][i * 1024 : (i + 1) * 1024 + 1] for i in range(6)]
 def nats(model, parts=()):
     """Mean loss of each of six windows of 1,024 tokens; `parts` are rounded as in serving."""
     with rounding.serving(model, parts):
-        return torch.tensor([evaluate(model, window, 1024)[0] for window in WINDOWS])       # 6
+        return torch.tensor([stream_loss(model, window, 1024)[0] for window in WINDOWS])       # 6
 
 
 def against(found, base):
@@ -437,7 +438,7 @@ def hadamard_transform(x):
 hadamard_transform = check("numbers.hadamard_transform", hadamard_transform)
 q, k = torch.randn(2, 128, generator=torch.Generator().manual_seed(5))
 torch.testing.assert_close(hadamard_transform(q) @ hadamard_transform(k), q @ k, atol=1e-4, rtol=1e-4)
-torch.testing.assert_close(hadamard_transform(q), rounding.hadamard_turn(q))
+torch.testing.assert_close(hadamard_transform(q), activations.hadamard_transform(q))
 print("products stay, and it equals minids.weights.rounding")
 
 # %% jupyter={"source_hidden": true}
@@ -499,7 +500,7 @@ def kept(scores, base, k=64):
 # %% tags=["nbval-ignore-output"]
 plain = index_scores(shipped)
 recall = {"FP4 after the turn": index_scores(shipped, ["index"])}
-with mock.patch.object(rounding, "hadamard_turn", lambda x: x):
+with mock.patch.object(activations, "hadamard_transform", lambda x: x):
     recall["FP4 without the turn"] = index_scores(shipped, ["index"])
 recall["picked at random"] = {i: torch.rand(scores.shape) for i, scores in plain.items()}
 recall = {name: [kept(scores[i], plain[i]) for i in (1, 3)] for name, scores in recall.items()}
@@ -734,7 +735,7 @@ def trained(stored):
     optimiser = make_optimiser(masters, settings)
     computing = masters if stored is None else qat.rounded_copy(masters, stored)
     for number in range(settings.steps):
-        ids = torch.from_numpy(batch_of(tokens["train"], settings, number))             # 1 T+1
+        ids = torch.from_numpy(batch_at(tokens["train"], settings, number))             # 1 T+1
         if stored is None:
             train_step(masters, optimiser, ids, settings, number)
         else:

@@ -28,15 +28,15 @@ from minids.data import tasks
 from minids.data.chat import MODES, encode_chat, reply_mask
 from minids.data.tasks import mathematics
 from minids.data.tokenizer import Tokenizer
-from minids.inference.answers import LIMITS, question, right, solve
+from minids.inference.answers import LIMITS, is_correct, prompt_ids, solve
 from minids.inference.evaluate import interval
 from minids.inference.generate import generate
 from minids.learn import check, hint, versions
-from minids.model.ledger import Ledger
 from minids.model.packing import Packing
+from minids.model.passes import Options
 from minids.posttrain import grpo
 from minids.posttrain.grpo import GRPOConfig
-from minids.posttrain.loop import descend
+from minids.posttrain.loop import optimiser_step
 from minids.posttrain.rollouts import by_length, rollouts
 from minids.posttrain.sft import SFTConfig, packed_rows
 from minids.pretrain.optim import make_optimiser
@@ -61,7 +61,7 @@ tokenizer = Tokenizer.load()
 base = minids.load(paths.data("checkpoints", "nano")).float()
 asked = tasks.problems("mathematics", "valid", 6, difficulty=1)
 as_texts = [tokenizer.encode(f"Question: {p.prompt}\nThinking:", bos=True) for p in asked]
-as_chats = [question(p, tokenizer, "non-think") for p in asked]
+as_chats = [prompt_ids(p, tokenizer, "non-think") for p in asked]
 texts, chats = (generate(base, prompts, 48, temperature=0.0) for prompts in (as_texts, as_chats))
 
 # %% tags=["nbval-ignore-output"]
@@ -200,10 +200,10 @@ optimiser = make_optimiser(sft_model, recipe)
 for step in tqdm(range(recipe.steps), desc="SFT", unit="step"):
     batch = range(step * recipe.batch, (step + 1) * recipe.batch)
     ids, wrote = packed_rows([conversation(i) for i in batch], 256, tokenizer)              # B T, B T
-    X = sft_model.features(ids, ledger=Ledger(Packing.of(ids, tokenizer.bos_id)))           # B T n d
+    X = sft_model.features(ids, options=Options(Packing.of(ids, tokenizer.bos_id)))           # B T n d
     loss = reply_loss(sft_model.logits(X), ids, wrote)
     loss.backward()
-    descend(sft_model, optimiser, recipe, step)          # rate, clipping, a step of Muon, gradients back to zero
+    optimiser_step(sft_model, optimiser, recipe, step)   # rate, clipping, a step of Muon, gradients back to zero
     sft_losses.append(loss.item())
 
 # %%
@@ -229,7 +229,7 @@ p = tasks.Problem("mathematics", "terms", 1, "2 + 3 + 1 + 4 = ?", "", "10")
 THINK_END, END = "</think>", tokenizer.decode([tokenizer.eos_id])
 for reply in ("2 + 3 = 5" + THINK_END + "10" + END, THINK_END + "10" + END, "10" + END,
               THINK_END + "10", THINK_END + "9 10 11" + END):
-    verdict = right(p, tokenizer.encode(reply, special=True), tokenizer, "think-high")
+    verdict = is_correct(p, tokenizer.encode(reply, special=True), tokenizer, "think-high")
     print(f"{tokens.plain(reply):45} {verdict}")
 
 # %% [markdown]
@@ -330,9 +330,9 @@ mask = torch.tensor([[True, True, False]] * 3 + [[True, True, True]])           
 rewards = torch.tensor([1.0, 0.0, 0.0, 0.0])
 A = rewards - rewards.mean()                                                                           # B
 
-loss, told = grpo.objective(now, old, ref, A, mask, clip=0.2, beta=0.1, bound=0.5)
+loss, told = grpo.objective(now, old, ref, A, mask, epsilon=0.2, beta=0.1, off_policy_mask_threshold=0.5)
 print(f"objective {-loss:.4f}, KL {told['kl']:.3f}")
-print(f"clipped {told['clipped']:.3f} of the tokens, left out {told['masked']:.2f} of the rollouts")
+print(f"clipped {told['clip_fraction']:.3f} of the tokens, left out {told['masked_fraction']:.2f} of the rollouts")
 
 # %% [markdown]
 # It does. (Clipped: 4 of 9 tokens have a slope of 0 by the clip, two of them in rollout 4, which is left out anyway.) The same as a picture:
@@ -614,7 +614,8 @@ several = (news, olds, refs, torch.randn(B, generator=rng), 4, torch.arange(R) <
 for x, o, f, earned, group, m in ((now, old, ref, rewards, 4, mask), several):
     x = x.clone().requires_grad_()
     mine = grpo_loss(x, o, f, earned, group, m, 0.2, 0.1, 0.1)
-    theirs = grpo.objective(x, o, f, advantages(earned, group), m, clip=0.2, beta=0.1, bound=0.1)[0]
+    theirs = grpo.objective(x, o, f, advantages(earned, group), m, epsilon=0.2, beta=0.1,
+                            off_policy_mask_threshold=0.1)[0]
     torch.testing.assert_close(mine, theirs)
     torch.testing.assert_close(torch.autograd.grad(mine, x)[0], torch.autograd.grad(theirs, x)[0])
 print("loss and gradient equal minids.posttrain.grpo.objective, on four rollouts and on eight")
@@ -632,19 +633,19 @@ print("loss and gradient equal minids.posttrain.grpo.objective, on four rollouts
 # Here: 32 rollouts of the SFT model with top-p 0.9, everything recorded. Then one update.
 
 # %%
-settings = GRPOConfig(steps=8, lr=2e-3, warmup=1, problems=8, group=4, updates=1, penalty=0.0)
+settings = GRPOConfig(steps=8, lr=2e-3, warmup=1, num_prompts=8, num_generations=4, steps_per_generation=1, length_penalty=0.0)
 pool = tried
-same_length = max(by_length([question(p, tokenizer, "think-high") for p in pool]), key=len)
+same_length = max(by_length([prompt_ids(p, tokenizer, "think-high") for p in pool]), key=len)
 chosen = [pool[i] for i in same_length[:8] for _ in range(4)]                                          # B = 32
-prompts = [question(p, tokenizer, "think-high") for p in chosen]
+prompts = [prompt_ids(p, tokenizer, "think-high") for p in chosen]
 r = rollouts(sft_model, prompts, 48, top_p=0.9, generator=torch.Generator().manual_seed(3), record=True)
 
 
 @torch.no_grad()
 def log_ratios(model, routing=True, masks=True):
     """ln(pi / pi_old) of the sampled tokens, with or without replay."""
-    switches = GRPOConfig(replay_mask=masks)
-    logprobs, _ = grpo.policy(model, r, switches, replay=routing)                   # B R
+    switches = GRPOConfig(keep_sampling_mask=masks)
+    logprobs, _ = grpo.policy(model, r, switches, keep_routing=routing)             # B R
     return (logprobs - r.logprobs)[r.mask]                                          # tokens
 
 
@@ -655,17 +656,16 @@ print("Before any update, with both replays: every ratio is 1, within 0.001. Wit
 
 # %%
 moved = copy.deepcopy(sft_model)
-verdicts = [right(p, reply, tokenizer, "think-high") for p, reply in zip(chosen, r.replies)]
+verdicts = [is_correct(p, reply, tokenizer, "think-high") for p, reply in zip(chosen, r.replies)]
 scores = advantages(torch.tensor(verdicts).float(), 4)
-grpo.learn(moved, sft_model, make_optimiser(moved, settings), r, scores, settings, step=0)
+grpo.update_policy(moved, sft_model, make_optimiser(moved, settings), r, scores, settings, step=0)
 
 
 @torch.no_grad()
 def paths_taken(model):
     """For each gate that routes by score, and each position, the set of experts: gates B(T-1) K, sorted."""
-    ledger = Ledger()
-    model.features(r.ids[:, :-1], ledger=ledger)
-    return torch.stack([e.sort(-1).values for e in ledger.chosen])
+    _, record = model.run(r.ids[:, :-1])
+    return torch.stack([e.sort(-1).values for e in record.experts])
 
 
 before = torch.stack([e.sort(-1).values for e in r.experts])                        # gates B(T-1) K
@@ -717,29 +717,30 @@ print("One update changes experts of some tokens; without it (nearly) none chang
 def sampled(model, step, settings):
     """A batch of judged rollouts: the rollouts, their rewards (B), and what to note."""
     rng = random.Random(step)
-    numbers = rng.choice([group for group in lengths if len(group) >= settings.problems])
-    chosen = [pool[i] for i in rng.sample(numbers, settings.problems) for _ in range(settings.group)]       # B
-    prompts = [question(p, tokenizer, "think-high") for p in chosen]
+    numbers = rng.choice([group for group in lengths if len(group) >= settings.num_prompts])
+    chosen = [pool[i] for i in rng.sample(numbers, settings.num_prompts) for _ in range(settings.num_generations)]       # B
+    prompts = [prompt_ids(p, tokenizer, "think-high") for p in chosen]
     r = rollouts(model, prompts, 56, generator=torch.Generator().manual_seed(step), record=True)
-    verdicts = [right(p, reply, tokenizer, "think-high") for p, reply in zip(chosen, r.replies)]
+    verdicts = [is_correct(p, reply, tokenizer, "think-high") for p, reply in zip(chosen, r.replies)]
     rewards = [grpo.reward(ok, len(reply), "think-high", settings) for ok, reply in zip(verdicts, r.replies)]
     note = {"right": share(verdicts), "thinks": share(len(reply) > 8 for reply in r.replies),
             "length": share(map(len, r.replies))}
     return r, torch.tensor(rewards), note
 
 
-lengths = by_length([question(p, tokenizer, "think-high") for p in pool])
+lengths = by_length([prompt_ids(p, tokenizer, "think-high") for p in pool])
 
 # %%
 def practise_live(penalty, steps):
     """GRPO from the SFT model; the new model and a record for each step."""
-    settings = GRPOConfig(steps=steps, lr=1e-3, penalty=penalty, problems=8, group=8, updates=2, decay_from=0.8)
+    settings = GRPOConfig(steps=steps, lr=1e-3, length_penalty=penalty, num_prompts=8, num_generations=8,
+                          steps_per_generation=2, decay_from=0.8)
     model, log = copy.deepcopy(sft_model), []
     optimiser = make_optimiser(model, settings)
     for step in tqdm(range(steps), desc=f"GRPO, penalty {penalty}", unit="step"):
         r, rewards, note = sampled(model, step, settings)
-        scores = advantages(rewards, settings.group)                                # B
-        told = grpo.learn(model, sft_model, optimiser, r, scores, settings, step)   # the objective, twice, on half each
+        scores = advantages(rewards, settings.num_generations)                      # B
+        told = grpo.update_policy(model, sft_model, optimiser, r, scores, settings, step)   # the objective, twice, on half each
         log.append(note | {"reward": rewards.mean().item(), "kl": told["kl"]})
     return model, log
 
@@ -907,7 +908,7 @@ style.show(life.plot_grpo_logs(recorded),
 # | 8 rows without the portraits (lesson 01: texts that tell the facts) | 36 % | 1.83 |
 # | 8 rows of portraits alone | 90 % | 3.18 |
 #
-# Nobody contradicted these facts. But weights are shared, and what no gradient holds is free to drift. **Rehearsal** holds it: each step also reads some rows of what the base read, with the next-token loss (`SFTConfig.rehearsal`; Ouyang et al. did so in RL, as "PPO-ptx"). More rows bring no more here; a lower rate perhaps a little, which the record does not use. But look at the two lines with and without portraits: a model keeps what it *reads*. Other documents hold the corpus' loss, and hardly the facts; portraits hold the facts, perhaps teach them anew, and hardly the rest. So rehearsal needs what is to be kept.
+# Nobody contradicted these facts. But weights are shared, and what no gradient holds is free to drift. **Rehearsal** holds it: each step also reads some rows of what the base read, with the next-token loss (`SFTConfig.replay`; Ouyang et al. did so in RL, as "PPO-ptx"). More rows bring no more here; a lower rate perhaps a little, which the record does not use. But look at the two lines with and without portraits: a model keeps what it *reads*. Other documents hold the corpus' loss, and hardly the facts; portraits hold the facts, perhaps teach them anew, and hardly the rest. So rehearsal needs what is to be kept.
 # The other three specialists do not rehearse: what they are asked does not stand in the corpus alone, and a specialist may forget the rest. GRPO forgot little in our knowledge specialist (300 steps without rehearsal: held-out loss 1.78 instead of 1.70), at a sixteenth of SFT's rate and with next to no gradient. Whether V4's stages rehearse, the report does not say.
 #
 # ## 10. Sabotage
@@ -1002,7 +1003,7 @@ print("strict: earns what is right, about one in ten;  obvious: earns more than 
 
 # %%
 try:
-    GRPOConfig(group=1)
+    GRPOConfig(num_generations=1)
 except minids.errors.MinidsError as error:
     print(error)
 still, _ = practise_table(beginner(), strict, steps=20, group=1)

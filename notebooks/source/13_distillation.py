@@ -29,12 +29,12 @@ import torch.nn.functional as F
 from minids import Config
 from minids.data import tasks
 from minids.data.tokenizer import Tokenizer
-from minids.inference.answers import question, solve
+from minids.inference.answers import prompt_ids, solve
 from minids.inference.evaluate import interval
 from minids.learn import check, hint, versions
 from minids.posttrain import distill
-from minids.posttrain.distill import DistillConfig, learn, lessons
-from minids.posttrain.loop import descend
+from minids.posttrain.distill import DistillConfig, add_gradients, write_texts
+from minids.posttrain.loop import optimiser_step
 from minids.posttrain.sft import SFTConfig, sft
 from minids.posttrain.teachers import Teachers, Texts
 from minids.pretrain.optim import make_optimiser
@@ -499,7 +499,7 @@ print("tables that differ:", odd)
 # %%
 def write(model, problems, seed):
     """The model answers: {family: Texts}, ordered by teacher."""
-    prompts = [question(p, tokenizer, MODE) for p in problems]
+    prompts = [prompt_ids(p, tokenizer, MODE) for p in problems]
     replies = minids.generate(model, prompts, max_new_tokens=48, seed=seed)
     parts = {}
     for name in FAMILIES:
@@ -531,15 +531,15 @@ problems = [SETTINGS.problem("train", i) for i in range(32)]
 parts = write(start, problems, seed=0)
 found = {}
 for name, backward in (("ours", lambda m: opd_backward(m, parts)),
-                       ("minids", lambda m: learn(m, school, parts, SETTINGS)["loss"])):
+                       ("minids", lambda m: add_gradients(m, school, parts, SETTINGS)["loss"])):
     model = copy.deepcopy(start).train()
     loss = backward(model)
     found[name] = [torch.tensor(loss)] + [p_.grad for p_ in model.parameters() if p_.grad is not None]
 torch.testing.assert_close(found["ours"], found["minids"], atol=1e-4, rtol=1e-3)
-print("loss and all gradients equal those of minids.posttrain.distill.learn")
+print("loss and all gradients equal those of minids.posttrain.distill.add_gradients")
 
 # %% [markdown]
-# From here on the package does the same work: `lessons` writes the texts, `learn` makes the gradients. First look at the noise of section 2, at the very positions of this batch.
+# From here on the package does the same work: `write_texts` writes the texts, `add_gradients` makes the gradients. First look at the noise of section 2, at the very positions of this batch.
 
 # %% tags=["nbval-ignore-output"]
 ratio = []
@@ -577,10 +577,10 @@ def train_student(method, limit=None, steps=16):
     while len(seconds) < steps if limit is None else sum(seconds) < limit:
         began, s = process_time(), len(seconds)
         problems = [settings.problem("train", i) for i in range(s * settings.batch, (s + 1) * settings.batch)]
-        texts = lessons(model, school, problems, MODE, settings, tokenizer, seed=s)
-        record = learn(model, school, texts, settings)
+        texts = write_texts(model, school, problems, MODE, settings, tokenizer, seed=s)
+        record = add_gradients(model, school, texts, settings)
         at = s if limit is None else int(steps * sum(seconds) / limit)          # the rate follows the share of the time
-        descend(model, optimiser, settings, min(at, steps - 1))
+        optimiser_step(model, optimiser, settings, min(at, steps - 1))
         seconds.append(process_time() - began)
         kls.append(record.get("kl"))
     return model.eval(), seconds, kls
@@ -609,7 +609,7 @@ def judge(model, name):
     problems = tasks.problems(name, "test", 64, 1)
     accuracy, measured = interval(solve(model, tokenizer, problems, MODE)[0]), {}
     for method in ("on-policy", "sft"):
-        texts = lessons(model, school, problems[:40], MODE, replace(SETTINGS, method=method), tokenizer, 7)[name]
+        texts = write_texts(model, school, problems[:40], MODE, replace(SETTINGS, method=method), tokenizer, 7)[name]
         school.read(name, texts)
         with torch.no_grad():
             logits = model.logits(model.features(texts.ids[:, :-1])[texts.reply][None])[0]              # N V
@@ -723,7 +723,7 @@ def broken(steps=5, first=10_000, change=lambda parts: parts, **fault):
     for step in range(steps):
         problems = [settings.problem("train", first + 32 * step + i) for i in range(32)]
         opd_backward(model, change(write(model, problems, seed=step)), **fault)
-        descend(model, optimiser, settings, step)
+        optimiser_step(model, optimiser, settings, step)
     judged = write(model, [settings.problem("valid", i) for i in range(48)], seed=1)
     return opd_backward(model, judged)
 

@@ -588,7 +588,7 @@ with torch.inference_mode(), enough_threads(model, 1):
     state, drafter, dice = model.new_state(1, 200), Drafter(model), torch.Generator().manual_seed(0)
     X = model.features(torch.tensor([ids]), state)[:, -1:]              # 1 1 n d: what the block guesses from
     parts = processor_seconds(30, one=lambda: read(1), two=lambda: read(2),
-                              guess=lambda: drafter.guess(X, [5], 1, lambda z: distribution(z[0], 1.0, 1.0), dice))
+                              guess=lambda: drafter.draft(X, [5], 1, lambda z: distribution(z[0], 1.0, 1.0), dice))
 whole = processor_seconds(3, plain=lambda: generate(model, ids, 64, seed=0, stop=()),
                           drafts=lambda: generate(model, ids, 64, seed=0, stop=(), drafts=1))
 
@@ -742,7 +742,7 @@ def another(p, some):
 
 
 # %%
-problems = [p for family in tasks.FAMILIES for p in tasks.different(family, "test", 30, (1, 2, 3))]
+problems = [p for family in tasks.FAMILIES for p in tasks.distinct_problems(family, "test", 30, (1, 2, 3))]
 own, thought = think(problems)
 others = [another(p, problems) for p in problems]
 given = {"at once": None, "own thoughts": own, "another's thoughts": others, "the right thoughts": [p.steps for p in problems]}
@@ -806,7 +806,7 @@ def chat(question, mode):
     return thoughts, answer, len(reply)
 
 
-firsts = [tasks.different(family, "test", 1, (1, 2))[0] for family in tasks.FAMILIES]
+firsts = [tasks.distinct_problems(family, "test", 1, (1, 2))[0] for family in tasks.FAMILIES]
 taught = inference.Talk(chat, MODES[:2], firsts[0].prompt)
 taught
 
@@ -820,7 +820,7 @@ print("Expected:", *(p.answer for p in firsts), sep="   ")
 # Now a whole exam: 96 different problems of each family (knowledge has 25), difficulties 1 and 2, greedy answers in both modes. (Nano's exam above went up to difficulty 3: compare modes, not heights.)
 
 # %%
-asked = {family: tasks.different(family, "test", 96, (1, 2)) for family in tasks.FAMILIES}
+asked = {family: tasks.distinct_problems(family, "test", 96, (1, 2)) for family in tasks.FAMILIES}
 # for each mode and family two lists: whether the greedy answer to a problem is right, and its number of tokens
 taken = {mode: {family: solve(trained, tokenizer, some, mode) for family, some in asked.items()} for mode in MODES[:2]}
 
@@ -955,7 +955,7 @@ style.show(inference.plot_bias(0.2, 8),
 # **Predict before you run:** nano solves easy sums at temperature 1 and at 0.4. Which temperature has the better pass@1? Which one gains more from eight tries?
 
 # %%
-sums, tries = tasks.different("mathematics", "test", 20, (1,)), 8
+sums, tries = tasks.distinct_problems("mathematics", "test", 20, (1,)), 8
 many, solved = [p for p in sums for _ in range(tries)], {}
 for temperature in (0.4, 1.0):
     thoughts, _ = think(many, temperature=temperature, seed=1)

@@ -69,6 +69,7 @@ def test_a_table_escapes_its_cells_and_links_notebooks(monkeypatch):
     assert shown[0]["text/plain"].splitlines()[-1] == "a note"
 
 
+@pytest.mark.slow
 def test_every_picture_draws():
     flash, pro = Config.flash(), Config.pro()
     worst = max(start.scores(),

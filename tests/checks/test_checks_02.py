@@ -91,6 +91,7 @@ def layer(attn, x, back=-1, window=None, scale=True, sink=True, base=None):
     return output_by_loop(o, attn.wo_a.weight, attn.wo_b.weight, c.o_groups)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, attempt, words", [
     ("attention.rotate", rotate_half, "pairs are made of the two halves"),
     ("attention.layer", lambda *a: layer(*a, back=0), "the output is not rotated back"),
@@ -128,6 +129,7 @@ def test_only_a_missing_rotation_back_lets_the_place_out(name, moves):
     assert ((there - here).norm() / here.norm() > 0.01) == moves
 
 
+@pytest.mark.slow
 def test_the_figures_draw():
     line = torch.rand(40, 40).tril()
     for figure in (figures.plot_path(),

@@ -8,7 +8,7 @@ from minids import plain
 from minids.learn.checks import hca as checks
 from minids.learn.judge import check
 from minids.model.attention import Attention
-from minids.model.rotary import Rotary, turn
+from minids.model.rotary import Rotary, rotate
 from minids.show import hca
 
 
@@ -24,7 +24,7 @@ def compress_by_loops(x, wkv, wgate, ape, weight, eps):
 
 
 def place_by_package(entries, m, config):
-    return turn(entries, Rotary(config, m, entries.shape[-1])(0, entries.shape[1], "cpu", step=m))
+    return rotate(entries, Rotary(config, m, entries.shape[-1])(0, entries.shape[1], "cpu", step=m))
 
 
 def visible_by_last_token(T, S, m):
@@ -99,11 +99,11 @@ def compress_mean(x, wkv, wgate, ape, weight, eps):
 
 
 def place_by_window_number(entries, m, config):
-    return turn(entries, Rotary(config, m, entries.shape[-1])(0, entries.shape[1], "cpu"))
+    return rotate(entries, Rotary(config, m, entries.shape[-1])(0, entries.shape[1], "cpu"))
 
 
 def place_with_the_other_base(entries, m, config):
-    return turn(entries, Rotary(config, 0, entries.shape[-1])(0, entries.shape[1], "cpu", step=m))
+    return rotate(entries, Rotary(config, 0, entries.shape[-1])(0, entries.shape[1], "cpu", step=m))
 
 
 def layer_with_two_softmaxes(attn, x):
@@ -182,6 +182,7 @@ def test_ways_agree_with_what_the_checks_say():
     assert unread == checks.unseen(16, 4, 6) != []
 
 
+@pytest.mark.slow
 def test_the_figures_draw():
     line = [0.2, 0.4]
     for figure in (hca.plot_reading(13, 4, 8, 32), hca.plot_reach(16, 4, [4, 3, 2]),

@@ -9,7 +9,7 @@ from minids import cost, plain
 from minids.learn.checks import csa as checks
 from minids.learn.checks import find
 from minids.learn.judge import check
-from minids.model.ledger import index_divergence
+from minids.model.indexer import index_divergence
 from minids.show import csa
 
 
@@ -47,12 +47,14 @@ def pick_by_sorting(scores, m, k):
 
 
 def divergence_by_package(p, scores, seen):
-    return index_divergence(p, scores, torch.zeros(seen.shape).masked_fill(~seen, float("-inf")))
+    mask = torch.zeros(seen.shape).masked_fill(~seen, float("-inf"))
+    total, count = index_divergence(p, scores, mask)
+    return total / count
 
 
 def learn_by_package(indexer, x, qr, p, seen):
     x, qr = x.detach(), qr.detach()
-    return divergence_by_package(p, indexer(x, qr, 0, indexer.keys(x)), seen)
+    return divergence_by_package(p, indexer(x, qr, indexer.keys(x)), seen)
 
 
 @pytest.mark.parametrize("name, attempt", [
@@ -98,7 +100,7 @@ def reversed_kl(p, scores, seen):
 
 def colleagues_learn(indexer, x, qr, p, seen):
     target = p.sum(2)
-    log_q = indexer(x, qr, 0, indexer.keys(x)).masked_fill(~seen, -1e9).log_softmax(-1)
+    log_q = indexer(x, qr, indexer.keys(x)).masked_fill(~seen, -1e9).log_softmax(-1)
     kl = log_q.exp() * (log_q - target.clamp_min(1e-20).log())
     return (kl * seen).sum(-1)[:, seen.any(-1)].mean()
 
@@ -143,6 +145,7 @@ def test_without_relu_all_heads_are_one():
     torch.testing.assert_close(no_relu(*arguments), expected)
 
 
+@pytest.mark.slow
 def test_the_figures_draw():
     mass = torch.linspace(0, 1, 24).view(4, 6)
     shares = {"mass": [0.1, 0.2], "recall": [0.3, 0.4]}

@@ -100,6 +100,7 @@ def test_slips_are_told(name, attempt, word, capsys):
     assert "[not yet]" in said and word in said, said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS, ids=["nano", "mini", "flash", "pro"])
 def test_cost_is_what_the_lesson_says(config):
     for n in (1, 3, 4, 127, 1000, 2**20):
@@ -139,6 +140,7 @@ def test_figures_of_an_unfinished_record(tmp_path):
         plt.close(context.plot_record(record))
 
 
+@pytest.mark.slow
 def test_the_widget_draws_all_contexts():
     for n in (1024, 2**20):
         for ratio in (16, 512):

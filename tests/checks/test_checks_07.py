@@ -167,6 +167,7 @@ def test_the_projection_puts_permutations_on_the_corners_and_keeps_means():
                                atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_the_figures_draw():
     line, square = [1.0, 0.5, 0.1], torch.full((4, 4), 0.25)
     three = torch.eye(3).expand(2, 3, 3)

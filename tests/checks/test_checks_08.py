@@ -45,6 +45,7 @@ def root_of_two_branches(x):
     return torch.where(small, (x / 2).exp(), s)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, attempt", [
     ("whole.site", site_by_loops), ("whole.block", block_by_package),
     ("whole.debug", block_by_package),
@@ -94,6 +95,7 @@ def root_then_where(x):
     return torch.where(x < -87, torch.zeros(()), F.softplus(x).sqrt())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, attempt, words", [
     ("whole.site", site_with_einsum_of_the_wrong_index, "the sum runs over its FIRST index"),
     ("whole.site", lambda X, layer, pre, post, comb: X, "In the case"),
@@ -145,6 +147,7 @@ def test_scaled_configurations_are_flash_where_they_should_be():
     assert few["total"] < many["total"]
 
 
+@pytest.mark.slow
 def test_the_figures_draw():
     parts = {"Flash": cost.parts(Config.nano())}
     line = [1.0, 0.5, 0.1]

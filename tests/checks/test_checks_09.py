@@ -1,6 +1,7 @@
 """Lesson 09: references are the package's optimiser, with V4's own coefficients."""
 
 import matplotlib.pyplot as plt
+import pytest
 import torch
 
 from minids.learn.checks import muon as checks
@@ -43,6 +44,7 @@ def test_the_records_agree_with_each_other():
     assert all(len(runs) == 3 for runs in [*variants, *sweep])
 
 
+@pytest.mark.slow
 def test_the_figures_draw():
     s = torch.logspace(0, -3, 8)
     share = [50.0, 5.0]

@@ -9,9 +9,9 @@ import torch
 from minids.config import Config
 from minids.learn.checks import numbers as checks
 from minids.learn.judge import check
+from minids.model import activations
 from minids.numerics import FP4_VALUES, fake_quant, fp4_decode, fp8_decode, fp8_encode
 from minids.show import numbers
-from minids.weights import rounding
 
 
 def decode_with_strings(code, e_bits, m_bits, bias):
@@ -46,7 +46,7 @@ class Straight(torch.autograd.Function):
 @pytest.mark.parametrize("name, attempt", [
     ("numbers.decode", decode_with_strings), ("numbers.round_block", round_with_the_package),
     ("numbers.unpack", unpack_with_the_package),
-    ("numbers.hadamard_transform", rounding.hadamard_turn),
+    ("numbers.hadamard_transform", activations.hadamard_transform),
     ("numbers.largest_spread", spread_by_formula),
     ("numbers.straight_through", checks.with_gradient(Straight.apply)),
 ])
@@ -78,7 +78,7 @@ def unpack_high_first(packed, scale):
     ("numbers.unpack", unpack_high_first, "neighbours are still swapped"),
     ("numbers.unpack", lambda packed, scale: unpack_with_the_package(packed, scale)[:, ::2],
      "expected shape"),
-    ("numbers.hadamard_transform", lambda x: rounding.hadamard_turn(x) * x.shape[-1] ** 0.5,
+    ("numbers.hadamard_transform", lambda x: activations.hadamard_transform(x) * x.shape[-1] ** 0.5,
      "the factor 1 / sqrt(n) is missing"),
     ("numbers.largest_spread", lambda *sizes: 15, "In the case"),
     ("numbers.straight_through", checks.with_gradient(lambda x, rounding: rounding(x)),
@@ -112,6 +112,7 @@ def test_numbers_of_the_formats():
     assert numbers.positive_numbers(torch.float8_e5m2)[-1] == 57344
 
 
+@pytest.mark.slow
 def test_the_figures_draw():
     line, pair = [1.0, 0.5, 0.1], {"a": (0.1, 0.01), "b": (0.2, 0.02)}
     e4m3 = {"E4M3": numbers.positive_numbers(torch.float8_e4m3fn),

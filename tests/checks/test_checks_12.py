@@ -110,8 +110,9 @@ def test_the_parts_make_the_loss_of_the_package():
     mean = lambda t: (t * mask).sum(1) / mask.sum(1)
     gain = mean(checks.clipped_gain((logprobs - old).exp(), A, 0.2))
     gain = gain * checks.kept(logprobs, old, A, mask, 0.05)
-    wanted, told = grpo.objective(logprobs, old, reference, A, mask, clip=0.2, beta=0.3, bound=0.05)
-    assert told["masked"] > 0
+    wanted, metrics = grpo.objective(logprobs, old, reference, A, mask, epsilon=0.2, beta=0.3,
+                                     off_policy_mask_threshold=0.05)
+    assert metrics["masked_fraction"] > 0
     kl = mean(checks.kl_estimate(logprobs, old, reference))
     torch.testing.assert_close(-(gain - 0.3 * kl).mean(), wanted)
 
@@ -130,6 +131,7 @@ def test_pass_at_k_counts_subsets():
     assert checks.pass_at_k(5, 2, 3) == pytest.approx(1 - comb(3, 3) / comb(5, 3))
 
 
+@pytest.mark.slow
 def test_the_figures_draw():
     ratio = torch.tensor([[1.5, 1.0], [0.5, 1.0]])
     mask = torch.tensor([[True, True], [True, False]])

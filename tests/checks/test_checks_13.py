@@ -91,6 +91,7 @@ def test_the_two_fits_cover_and_seek():
     assert wide > 2 * narrow and abs(centre) > 3
 
 
+@pytest.mark.slow
 def test_figures_draw():
     curves = torch.rand(3, 20)
     for figure in (distillation.plot_two_fits(), distillation.plot_student(0.0, 4.0),

@@ -54,6 +54,7 @@ def test_a_right_answer_written_otherwise_passes(name, attempt):
     assert check(name, attempt) is attempt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, message", [(name, message) for name in (
     "inference.top_p", "inference.accept", "inference.residual", "inference.speed_up",
     "inference.difference")
@@ -75,6 +76,7 @@ def test_the_references_are_the_package():
     torch.testing.assert_close(q * stands + (1 - (q * stands).sum()) * checks.residual(p, q), p)
 
 
+@pytest.mark.slow
 def test_only_the_right_judge_keeps_the_texts_distribution():
     model, prompt = inference.tiny_model(), [0, 2, 1, 1, 0]
     plain = inference.text_chances(model, prompt, 3)

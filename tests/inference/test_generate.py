@@ -1,3 +1,5 @@
+"""Continuing ids: greedy against full passes, batches against single prompts, sampling."""
+
 import pytest
 import torch
 from tiny import SPEAKER
@@ -5,19 +7,19 @@ from tiny import SPEAKER
 from minids import Model
 from minids.errors import MinidsError
 from minids.inference.generate import generate, stream
-from minids.inference.sampling import sample
+from minids.inference.sampling import nucleus, sample
 
 
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(3)
     model = Model(SPEAKER).eval()
-    torch.nn.init.normal_(model.head.weight)  # so that the likeliest id changes from place to place
+    torch.nn.init.normal_(model.head.weight)    # the most likely id differs between positions
     return model
 
 
 def greedy(model, prompt, n):
-    """As the definition says: the whole text again for each new id."""
+    """By definition: a full pass over the whole text for each new id."""
     ids = list(prompt)
     with torch.no_grad():
         for _ in range(n):
@@ -35,7 +37,8 @@ def test_ragged_prompts_equal_each_alone(model):
     together = generate(model, prompts, 20, temperature=0, stop=())
     assert together == [greedy(model, p, 20) for p in prompts]
     equal = torch.tensor([[5, 6], [7, 8]])
-    assert generate(model, equal, 5, temperature=0, stop=()) == [greedy(model, p, 5) for p in equal.tolist()]
+    together = generate(model, equal, 5, temperature=0, stop=())
+    assert together == [greedy(model, p, 5) for p in equal.tolist()]
 
 
 def test_a_row_ends_with_a_stop_id_and_the_others_go_on(model):
@@ -48,16 +51,16 @@ def test_a_row_ends_with_a_stop_id_and_the_others_go_on(model):
 
 
 def test_the_context_can_be_filled(model):
-    assert len(generate(model, [4] * 40, 25, stop=())) == 25        # the last new id is not read: 40 + 24 = 64
+    assert len(generate(model, [4] * 40, 25, stop=())) == 25        # the last id is not read
     assert len(generate(model, [4] * 64, 1, stop=())) == 1
 
 
-def test_a_seed_fixes_the_text_and_the_modes_are_kept(model):
+def test_a_seed_fixes_the_text_and_the_training_mode_stays(model):
     a, b, c = (generate(model, [[1], [2, 3]], 15, seed=s, stop=()) for s in (1, 1, 2))
     assert a == b != c
     model.train()
     generate(model, [4], 3)
-    assert model.training and all(m.load is None for m in model.modules() if hasattr(m, "load"))
+    assert model.training
     model.eval()
 
 
@@ -65,7 +68,7 @@ def test_streaming_yields_what_generate_collects(model):
     rows = list(stream(model, [[7], [7, 8, 9]], 4, temperature=0, stop=()))
     collected = [[new[i] for new in rows if new[i] is not None] for i in (0, 1)]
     assert collected == generate(model, [[7], [7, 8, 9]], 4, temperature=0, stop=())
-    assert [new[1] for new in rows[:2]] == [None, None] and [new[0] for new in rows[4:]] == [None, None]
+    assert [new[1] for new in rows[:2]] == [new[0] for new in rows[4:]] == [None, None]
 
 
 def test_sampling_follows_temperature_and_top_p():
@@ -73,14 +76,29 @@ def test_sampling_follows_temperature_and_top_p():
     logits = p.log().expand(20000, 4)
 
     def shares(temperature, top_p):
-        drawn = sample(logits, temperature, top_p, torch.Generator().manual_seed(0))
-        return torch.bincount(drawn, minlength=4) / len(drawn)
+        ids = sample(logits, temperature, top_p, torch.Generator().manual_seed(0))
+        return torch.bincount(ids, minlength=4) / len(ids)
 
     assert torch.allclose(shares(1.0, 1.0), p, atol=0.015)
     assert torch.allclose(shares(0.5, 1.0), p**2 / (p**2).sum(), atol=0.015)
     assert torch.allclose(shares(1.0, 0.75), torch.tensor([5 / 8, 3 / 8, 0, 0]), atol=0.015)
     assert shares(1.0, 0.81)[3] == 0 < shares(1.0, 0.81)[2]
     assert shares(1.0, 1e-6)[0] == shares(0, 1.0)[0] == 1
+
+
+def test_the_nucleus_is_the_shortest_prefix_that_reaches_top_p():
+    """In vocabularies below and above the number of ids that are sorted first."""
+    for vocab in (5, 200, 1000):
+        p = torch.randn(20, vocab, generator=torch.Generator().manual_seed(vocab)).softmax(-1)
+        for top_p in (1e-6, 0.3, 0.9, 0.999):
+            for row, allowed in zip(p.tolist(), nucleus(p, top_p).tolist()):
+                total, expected = 0.0, set()
+                for i in sorted(range(vocab), key=lambda i: -row[i]):
+                    if total >= top_p:
+                        break
+                    total += row[i]
+                    expected.add(i)
+                assert {i for i, yes in enumerate(allowed) if yes} == expected
 
 
 @pytest.mark.parametrize("prompt, options, message", [
@@ -96,6 +114,6 @@ def test_sampling_follows_temperature_and_top_p():
     ([3], {"top_p": 0.0}, "top_p"),
     ([3], {"top_p": 1.5}, "top_p"),
 ])
-def test_bad_input_is_told(model, prompt, options, message):
+def test_bad_input_is_refused(model, prompt, options, message):
     with pytest.raises(MinidsError, match=message):
         generate(model, prompt, **options)

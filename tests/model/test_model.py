@@ -10,7 +10,7 @@ from minids import Config, Model
 from minids.config import ConfigError
 from minids.model import mhc
 from minids.model.moe import balance, sqrt_softplus
-from minids.model.norm import Normalised, rms
+from minids.model.norm import Normalise, rms
 
 
 def plain_norm(x, weight, eps):
@@ -79,7 +79,7 @@ def tokens_last(M, iters, eps):
 
 
 BY_HAND = {
-    "norm": (Normalised, plain_norm, [(5, 7, 32), (32,)], [1e-2]),
+    "norm": (Normalise, plain_norm, [(5, 7, 32), (32,)], [1e-2]),
     "affinity": (mhc.Affinity, plain_affinity, [(70, 32), (24, 32)], [1e-2]),
     "one Sinkhorn step": (mhc.Sinkhorn, tokens_last, [(4, 4, 70)], [1, 1e-2]),
     "20 Sinkhorn steps": (mhc.Sinkhorn, tokens_last, [(4, 4, 70)], [20, 1e-2]),
@@ -112,6 +112,12 @@ def test_norm_without_a_weight():
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("M", [torch.rand(4, 4, 70), torch.rand(4, 4, 1)], ids=["70 tokens", "one token"])
+def test_sinkhorn_is_the_same_where_nothing_is_recorded(M):
+    with torch.no_grad():
+        torch.testing.assert_close(mhc.sinkhorn(M, 20, 1e-6), mhc.Sinkhorn.apply(M, 20, 1e-6))
+
+
 @pytest.mark.parametrize("B, T", [(2, 3), (1, 1), (1, 70)])        # a few tokens, one, and many each take another way
 @torch.no_grad()
 def test_hyper_connections_are_their_equations(B, T):
@@ -139,12 +145,11 @@ def test_balance_moves_bias_against_load():
     model = lively(config, 0).train()
     gate = model.layers[0].ffn.gate
     before = gate.bias.clone()
-    model(torch.randint(0, config.vocab_size, (2, 30)))
-    load = gate.load.float()
+    _, record = model.run(torch.randint(0, config.vocab_size, (2, 30)))
+    load = record.loads[0].float()
     assert load.sum() == 60 * config.n_activated_experts
-    balance(model, 0.001)
+    balance(model, record.loads, 0.001)
     torch.testing.assert_close(gate.bias - before, -0.001 * torch.sign(load - load.mean()))
-    assert gate.load is None
 
 
 def test_every_parameter_of_the_loss_gets_a_gradient():
@@ -198,7 +203,7 @@ def test_foreign_configs(tmp_path, text, message):
 
 
 def test_a_model_trains_on_lengths_that_it_has_seen_in_inference():
-    """Masks are kept from call to call: those made in inference mode must serve a backward pass as well."""
+    """Nothing that a pass in inference mode has made reaches a backward pass."""
     model = Model(Config.nano())
     ids = torch.randint(0, 1024, (1, 53))
     with torch.inference_mode():
@@ -207,9 +212,8 @@ def test_a_model_trains_on_lengths_that_it_has_seen_in_inference():
     assert model.embed.weight.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["20 Sinkhorn steps", "read, many tokens", "write, many tokens"])
+@pytest.mark.parametrize("name", ["read, many tokens", "write, many tokens"])
 def test_other_devices_ways(name, monkeypatch):
-    """What a GPU computes with, batched products and tensors instead of NumPy's arrays, taken on the CPU."""
+    """What a GPU computes with, batched products of many tokens, taken on the CPU."""
     monkeypatch.setattr(mhc, "few", lambda X: True)
-    monkeypatch.setattr(mhc, "small", lambda M: M.detach())
     test_gradients_by_hand_are_autograd(name)

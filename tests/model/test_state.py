@@ -16,6 +16,7 @@ CUTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [SMALL, SMALL.replace(index_topk=2), Config.nano()], ids=["small", "own picks", "nano"])
 @pytest.mark.parametrize("cut", CUTS)
 def test_any_chunking_equals_one_pass(config, cut):
@@ -28,6 +29,7 @@ def test_any_chunking_equals_one_pass(config, cut):
     assert state.pos == ids.shape[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [SMALL, SMALL.replace(index_topk=2)], ids=["small", "own picks"])
 def test_gradients_flow_through_a_state_as_through_one_pass(config):
     model = lively(config, 0)

@@ -1,4 +1,5 @@
-"""Distillation: losses against exact sums, cached states against whole teachers, runs that resume, means of weights."""
+"""Distillation: losses against exact sums, cached states against whole teachers, runs that resume,
+means of weights."""
 
 import dataclasses
 import json
@@ -14,12 +15,24 @@ from minids import MinidsError, Model, generate, load, save
 from minids.data import tasks
 from minids.data.tokenizer import Tokenizer
 from minids.inference import answers
-from minids.posttrain.distill import DistillConfig, average, distill, divergence, learn, lessons, losses, noise, token_loss
+from minids.posttrain.distill import (
+    DistillConfig,
+    add_gradients,
+    average,
+    distill,
+    divergence,
+    losses,
+    noise,
+    token_loss,
+    write_texts,
+)
 from minids.posttrain.teachers import Teachers, Texts
 from minids.pretrain.run_folder import newest, read_log
+from minids.system import distributed
 
 FAMILIES = ("mathematics", "knowledge")
-SETTINGS = DistillConfig(steps=4, families=FAMILIES, modes=("non-think",), difficulties=(1,), batch=4, eval_problems=0,
+SETTINGS = DistillConfig(steps=4, families=FAMILIES, modes=("non-think",), difficulties=(1,),
+                         batch=4, eval_problems=0,
                          save_every=2, warmup=1, seed=3, format="fp32")
 
 
@@ -30,14 +43,15 @@ def short(monkeypatch):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A student and its two teachers, descendants of one base model."""
+    """A student and its two teachers, optimiser_stepants of one base model."""
     path = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     base = Model(NARROW)
     for i, name in enumerate(("student", *FAMILIES)):
         torch.manual_seed(i)
         model = Model(NARROW)
-        model.load_state_dict({n: t for n, t in base.state_dict().items() if n.endswith("tid2eid")}, strict=False)
+        model.load_state_dict({n: t for n, t in base.state_dict().items() if n.endswith("tid2eid")},
+                              strict=False)
         torch.nn.init.normal_(model.head.weight, std=0.3)
         save(model, path / name, format="fp32", tokenizer=Tokenizer.load())
     return path
@@ -51,14 +65,16 @@ def teachers(folders):
 
 def logits(n, vocab, seed=0):
     torch.manual_seed(seed)
-    return torch.randn(n, vocab, dtype=torch.float64), 1.5 * torch.randn(n, vocab, dtype=torch.float64)
+    a, b = (torch.randn(n, vocab, dtype=torch.float64) for _ in range(2))
+    return a, 1.5 * b
 
 
 def test_the_whole_vocabulary_is_summed():
     a, b = logits(3, 7)
     p, q = a.softmax(-1), b.softmax(-1)
     for n in range(3):
-        exact = sum(float(p[n, v]) * (float(p[n, v].log()) - float(q[n, v].log())) for v in range(7))
+        exact = sum(float(p[n, v]) * (float(p[n, v].log()) - float(q[n, v].log()))
+                    for v in range(7))
         assert float(divergence(a, b)[n]) == pytest.approx(exact, rel=1e-12)
     assert (divergence(a, b) > 0.1).all() and divergence(a, a).abs().max() < 1e-15
     token = torch.tensor([0, 3, 6])
@@ -69,12 +85,14 @@ def test_the_whole_vocabulary_is_summed():
 
 
 def test_one_token_has_the_right_gradient_on_average_and_the_noise_that_is_said():
-    """Over all tokens, each as likely as it is drawn: the mean of the gradients, and their variance."""
+    """Over all tokens, weighted by its probability: the mean of the gradients, and their
+    variance."""
     a, b = logits(1, 6)
     a.requires_grad_()
     p = a.detach().softmax(-1)[0]
     (exact,) = torch.autograd.grad(divergence(a, b).sum(), a)
-    each = torch.stack([torch.autograd.grad(token_loss(a, b, torch.tensor([x])).sum(), a)[0][0] for x in range(6)])
+    each = torch.stack([torch.autograd.grad(token_loss(a, b, torch.tensor([x])).sum(), a)[0][0]
+                        for x in range(6)])
     torch.testing.assert_close(p @ each, exact[0])
     variance = sum(p[x] * (each[x] - exact[0]).square().sum() for x in range(6))
     signal, spread = noise(a.detach(), b)
@@ -84,6 +102,7 @@ def test_one_token_has_the_right_gradient_on_average_and_the_noise_that_is_said(
 
 # ---- teachers ----
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lean", [False, True])
 def test_cached_states_and_the_head_are_the_teacher(folders, tmp_path, lean):
     school = Teachers(teachers(folders), tmp_path / "cache" if lean else None)
@@ -97,10 +116,12 @@ def test_cached_states_and_the_head_are_the_teacher(folders, tmp_path, lean):
         with torch.no_grad():
             direct = whole(texts.ids[:, :-1])
             expected = whole.logits(whole.features(texts.ids[:, :-1])[texts.reply][None])[0]
-        torch.testing.assert_close(school.logits(family), expected, atol=1e-5, rtol=1e-5)  # rounds by where memory lies
+        # rounds by where memory lies
+        torch.testing.assert_close(school.logits(family), expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(expected, direct[texts.reply], atol=1e-5, rtol=1e-5)
     assert len(expected) == 6 + 2 + 1
-    with pytest.raises(MinidsError, match="the teacher of knowledge has 2048 tokens, the student 60"):
+    message = "the teacher of knowledge has 2048 tokens, the student 60"
+    with pytest.raises(MinidsError, match=message):
         school.check("knowledge", 60)
 
 
@@ -111,9 +132,12 @@ def test_replies_are_what_counts():
     assert taught == [[9, 1], [3, 4, 5, 1]]
 
 
+@pytest.mark.slow
 def test_the_student_comes_to_equal_its_teacher(tmp_path):
-    """On the student's own texts, the KL falls below a tenth where student and teacher can be equal."""
-    config = SPEAKER.replace(n_layers=1, compress_ratios=(4, 0), n_hash_layers=0, n_routed_experts=1, n_activated_experts=1,
+    """On the student's own texts, the KL falls below a tenth where student and teacher can be
+    equal."""
+    config = SPEAKER.replace(n_layers=1, compress_ratios=(4, 0), n_hash_layers=0,
+                             n_routed_experts=1, n_activated_experts=1,
                              hc_mult=2, vocab_size=8)
     teacher, student = lively(config, 1), lively(config, 1)
     with torch.no_grad():
@@ -127,50 +151,61 @@ def test_the_student_comes_to_equal_its_teacher(tmp_path):
         prompts = torch.randint(3, 8, (32, 1)).tolist()
         texts = Texts.of(prompts, generate(student, prompts, 4, seed=step, stop=()))
         optimiser.param_groups[0]["lr"] = 5e-3 * (1 - step / 100)
-        kls.append(learn(student.train(), school, {"mathematics": texts}, settings)["kl"])
+        kls.append(add_gradients(student.train(), school, {"mathematics": texts}, settings)["kl"])
         optimiser.step()
         optimiser.zero_grad()
     assert kls[0] > 0.1 and sum(kls[-5:]) / 5 < kls[0] / 10, kls
 
 
 def test_domains_count_by_their_weights(folders):
-    """Gradients are linear in the weights, and each family's mean counts, however long its texts are."""
-    school, tokenizer, model = Teachers(teachers(folders)), Tokenizer.load(), load(folders / "student").train()
+    """Gradients are linear in the weights, and each family's mean counts, however long its texts
+    are."""
+    school, tokenizer = Teachers(teachers(folders)), Tokenizer.load()
+    model = load(folders / "student").train()
     problems = [SETTINGS.problem("train", i) for i in range(6)]
-    texts = lessons(model, school, problems, "non-think", SETTINGS, tokenizer, seed=0)
-    assert {family: {p.family for p in part.problems} for family, part in texts.items()} == {f: {f} for f in FAMILIES}
+    texts = write_texts(model, school, problems, "non-think", SETTINGS, tokenizer, seed=0)
+    assert {family: {p.family for p in part.problems}
+            for family, part in texts.items()} == {f: {f} for f in FAMILIES}
 
     def gradient(weights):
         model.zero_grad()
-        record = learn(model, school, texts, dataclasses.replace(SETTINGS, weights=weights))
+        record = add_gradients(model, school, texts, dataclasses.replace(SETTINGS, weights=weights))
         return model.head.weight.grad.clone(), record
 
     (first, a), (second, b), (both, c) = (gradient(w) for w in ((1, 0), (0, 1), (3, 1)))
     torch.testing.assert_close(both, 0.75 * first + 0.25 * second, atol=1e-7, rtol=1e-4)
-    assert c["kl"] == pytest.approx(0.75 * a["kl"] + 0.25 * b["kl"]) and c["kl_knowledge"] == b["kl"]
+    assert c["kl"] == pytest.approx(0.75 * a["kl"] + 0.25 * b["kl"])
+    assert c["kl_knowledge"] == b["kl"]
 
 
 def test_the_mtp_block_alone_learns_from_its_loss(folders):
     school, model = Teachers(teachers(folders)), load(folders / "student").train()
-    texts = lessons(model, school, [SETTINGS.problem("train", i) for i in range(4)], "non-think", SETTINGS, Tokenizer.load(), 0)
+    texts = write_texts(model, school, [SETTINGS.problem("train", i) for i in range(4)],
+                        "non-think", SETTINGS, Tokenizer.load(), 0)
 
     def gradients(mtp_weight):
         model.zero_grad()
-        record = learn(model, school, texts, dataclasses.replace(SETTINGS, mtp_weight=mtp_weight))
-        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}, record
+        record = add_gradients(model, school, texts,
+                               dataclasses.replace(SETTINGS, mtp_weight=mtp_weight))
+        return {name: p.grad.clone() for name, p in model.named_parameters()
+                if p.grad is not None}, record
 
     (without, none), (found, told) = gradients(0.0), gradients(0.5)
     assert "mtp_loss" not in none and told["mtp_loss"] > 0
     assert all(torch.equal(found[name], g) for name, g in without.items())
-    assert set(found) > set(without) and all(name.startswith("mtp.") for name in set(found) - set(without))
+    assert set(found) > set(without)
+    assert all(name.startswith("mtp.") for name in set(found) - set(without))
     assert any(found[name].abs().max() > 0 for name in set(found) - set(without))
 
 
 def test_families_take_turns_as_often_as_they_weigh():
-    settings = dataclasses.replace(SETTINGS, families=tasks.FAMILIES, weights=(3, 1, 1, 1), batch=12, difficulties=(1, 2))
+    settings = dataclasses.replace(SETTINGS, families=tasks.FAMILIES, weights=(3, 1, 1, 1),
+                                   batch=12, difficulties=(1, 2))
     for step in range(3):
-        asked = Counter((p.family, p.difficulty) for p in (settings.problem("train", i) for i in settings.numbers(step, 12)))
-        assert asked == {(family, d): 3 if family == "mathematics" else 1 for family in tasks.FAMILIES for d in (1, 2)}
+        asked = Counter((p.family, p.difficulty)
+                        for p in (settings.problem("train", i) for i in settings.numbers(step, 12)))
+        assert asked == {(family, d): 3 if family == "mathematics" else 1
+                         for family in tasks.FAMILIES for d in (1, 2)}
     alike = dataclasses.replace(settings, weights=(), batch=6, difficulties=(1, 2, 3))
     asked = [alike.problem("train", i) for i in range(18)]
     assert [p.family for p in asked[:6]] == [*tasks.FAMILIES, *tasks.FAMILIES[:2]]
@@ -195,6 +230,7 @@ def timeless(log):
     return [{k: v for k, v in record.items() if k != "seconds"} for record in log]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_exactly(folders, tmp_path, whole):
     def kill(record):
         if record["step"] == 3:
@@ -207,11 +243,20 @@ def test_a_killed_run_goes_on_exactly(folders, tmp_path, whole):
     a, b = (load(newest(p)).state_dict() for p in (tmp_path / "run", whole[0]))
     assert all(torch.equal(a[name], b[name]) for name in b)
     with pytest.raises(MinidsError, match="other settings .teachers.mathematics"):
-        distill(folders / "student", dict.fromkeys(FAMILIES, folders / "knowledge"), SETTINGS, tmp_path / "run")
+        distill(folders / "student", dict.fromkeys(FAMILIES, folders / "knowledge"), SETTINGS,
+                tmp_path / "run")
 
 
+def test_the_device_is_the_callers_choice(folders, tmp_path, whole, monkeypatch):
+    monkeypatch.setattr(distributed, "device", lambda: pytest.fail("not asked for"))
+    log = distill(folders / "student", teachers(folders), SETTINGS, tmp_path / "run", device="cpu")
+    assert timeless(log) == timeless(whole[1])
+
+
+@pytest.mark.slow
 def test_lean_computes_the_same(folders, tmp_path, whole):
-    log = distill(folders / "student", teachers(folders), dataclasses.replace(SETTINGS, lean=True), tmp_path / "run")
+    log = distill(folders / "student", teachers(folders), dataclasses.replace(SETTINGS, lean=True),
+                  tmp_path / "run")
     assert timeless(log) == timeless(whole[1]) and not (tmp_path / "run" / "cache").exists()
 
 
@@ -219,29 +264,36 @@ def test_a_refused_folder_stays_as_it_is(folders, tmp_path):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "thesis.txt").write_text("mine")
     with pytest.raises(MinidsError, match="holds no training run"):
-        distill(folders / "student", teachers(folders), dataclasses.replace(SETTINGS, lean=True), tmp_path)
+        distill(folders / "student", teachers(folders), dataclasses.replace(SETTINGS, lean=True),
+                tmp_path)
     assert (tmp_path / "cache" / "thesis.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["token", "off-policy", "sft"])
 def test_other_methods_learn_from_what_they_should(folders, tmp_path, whole, method):
     settings = dataclasses.replace(SETTINGS, steps=2, method=method)
-    log = distill(folders / "student", {} if method == "sft" else teachers(folders), settings, tmp_path / "run")
-    assert [r["step"] for r in log] == [1, 2] and ("kl" in log[0]) == ("accuracy" in log[0]) == (method != "sft")
-    if method == "token":       # the same texts and the same KL as with the whole vocabulary, before the first step
+    log = distill(folders / "student", {} if method == "sft" else teachers(folders), settings,
+                  tmp_path / "run")
+    assert [r["step"] for r in log] == [1, 2]
+    assert ("kl" in log[0]) == ("accuracy" in log[0]) == (method != "sft")
+    # the same texts and the same KL as with the whole vocabulary, before the first step
+    if method == "token":
         assert log[0]["kl"] == whole[1][0]["kl"] and log[0]["loss"] != whole[1][0]["loss"]
         assert log[0]["noise"] > 0 and log[0]["grad_norm"] != whole[1][0]["grad_norm"]
     if method == "off-policy":
         assert log[0]["kl"] != whole[1][0]["kl"]
     if method == "sft":
-        model, problems = load(folders / "student"), [settings.problem("train", i) for i in settings.numbers(0, 4)]
-        texts = lessons(model, None, problems, "non-think", settings, Tokenizer.load(), 0)
+        model = load(folders / "student")
+        problems = [settings.problem("train", i) for i in settings.numbers(0, 4)]
+        texts = write_texts(model, None, problems, "non-think", settings, Tokenizer.load(), 0)
         expected = 0
         for part in texts.values():
             with torch.no_grad():
                 at, y = model(part.ids[:, :-1])[part.reply], part.ids[:, 1:][part.reply]
             expected += F.cross_entropy(at, y).item() / 2
-            assert all(tasks.verify(p, Tokenizer.load().decode(r[:-1])) for p, r in zip(part.problems, part.replies))
+            assert all(tasks.verify(p, Tokenizer.load().decode(r[:-1]))
+                       for p, r in zip(part.problems, part.replies))
         assert log[0]["loss"] == pytest.approx(expected, rel=1e-4)
 
 
@@ -249,9 +301,12 @@ def test_average_is_the_mean_of_the_weights(folders, tmp_path):
     settings = dataclasses.replace(SETTINGS, method="average", eval_problems=1)
     log = distill(folders / "student", teachers(folders), settings, tmp_path / "run")
     assert [(r["step"], r["family"]) for r in log] == [(0, f) for f in FAMILIES]
-    assert distill(folders / "student", teachers(folders), settings, tmp_path / "run") == log == read_log(tmp_path / "run")
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["method"] == "average"
-    mean, parts = load(tmp_path / "run" / "model").state_dict(), [load(folders / f).state_dict() for f in FAMILIES]
+    again = distill(folders / "student", teachers(folders), settings, tmp_path / "run")
+    assert again == log == read_log(tmp_path / "run")
+    description = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert description["settings"]["method"] == "average"
+    mean = load(tmp_path / "run" / "model").state_dict()
+    parts = [load(folders / f).state_dict() for f in FAMILIES]
     for name, t in mean.items():
         if name.endswith("tid2eid"):
             assert torch.equal(t, parts[0][name]) and torch.equal(t, parts[1][name])
@@ -265,14 +320,20 @@ def test_average_is_the_mean_of_the_weights(folders, tmp_path):
 
 
 def test_bad_settings_are_told(folders, tmp_path):
-    for changes, message in (({"method": "magic"}, "method: expected on-policy"), ({"weights": (1,)}, "weights: expected one"),
-                             ({"batch": 1}, "a batch of at least 2"), ({"mtp_weight": -1.0}, "an mtp_weight of at least 0")):
+    for changes, message in (({"method": "magic"}, "method: expected on-policy"),
+                             ({"weights": (1,)}, "weights: expected one"),
+                             ({"batch": 1}, "a batch of at least 2"),
+                             ({"mtp_weight": -1.0}, "an mtp_weight of at least 0")):
         with pytest.raises(MinidsError, match=message):
             dataclasses.replace(SETTINGS, **changes)
-    with pytest.raises(MinidsError, match="teachers: expected one for each of mathematics, knowledge; found mathematics"):
-        distill(folders / "student", {"mathematics": folders / "mathematics"}, SETTINGS, tmp_path / "run")
+    message = "teachers: expected one for each of mathematics, knowledge; found mathematics"
+    with pytest.raises(MinidsError, match=message):
+        distill(folders / "student", {"mathematics": folders / "mathematics"}, SETTINGS,
+                tmp_path / "run")
     torch.manual_seed(0)
     save(Model(NARROW.replace(vocab_size=3000)), tmp_path / "wide", format="fp32")
-    with pytest.raises(MinidsError, match="the teacher of knowledge has 3000 tokens, the student 2048"):
-        distill(folders / "student", teachers(folders) | {"knowledge": tmp_path / "wide"}, SETTINGS, tmp_path / "run")
+    message = "the teacher of knowledge has 3000 tokens, the student 2048"
+    with pytest.raises(MinidsError, match=message):
+        distill(folders / "student", teachers(folders) | {"knowledge": tmp_path / "wide"}, SETTINGS,
+                tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -5,8 +5,15 @@ from tiny import SPEAKER
 from minids import Model
 from minids.errors import MinidsError
 from minids.inference.generate import generate
-from minids.model.ledger import Ledger
-from minids.posttrain.rollouts import by_length, keep, log_distribution, nucleus, packed, rollouts, unpacked
+from minids.model.passes import Options
+from minids.posttrain.rollouts import (
+    allowed_ids,
+    by_length,
+    log_distribution,
+    packed,
+    rollouts,
+    unpacked,
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,23 +41,24 @@ def test_logprobs_are_those_of_a_full_pass_that_replays_the_routing(model, tempe
     r = rollouts(model, PROMPTS, 40, temperature, top_p, seeded(), record=True)
     assert r.length.min() < r.length.max()          # some rows left the batch before others
     with torch.no_grad():
-        ledger = Ledger(experts=r.experts)
-        logits = model.logits(model.features(r.ids[:, :-1], ledger=ledger)[:, r.prompt - 1:].contiguous())
+        X = model.features(r.ids[:, :-1], options=Options(experts=r.experts))
+        logits = model.logits(X[:, r.prompt - 1:].contiguous())
         logp = log_distribution(logits, temperature, r.choices(SPEAKER.vocab_size))
     again = logp.gather(-1, r.ids[:, r.prompt:, None])[..., 0]
     assert torch.allclose(again[r.mask], r.logprobs[r.mask], atol=2e-5)
-    assert (r.logprobs[~r.mask] == 0).all() and (r.ids[:, r.prompt:][~r.mask] == SPEAKER.pad_token_id).all()
+    assert (r.logprobs[~r.mask] == 0).all()
+    assert (r.ids[:, r.prompt:][~r.mask] == SPEAKER.pad_token_id).all()
 
 
 def test_recorded_experts_are_those_of_the_full_pass(model):
     r = rollouts(model, PROMPTS, 20, generator=seeded(), record=True)
-    ledger = Ledger()
     with torch.no_grad():
-        model.features(r.ids[:, :-1], ledger=ledger)
+        _, record = model.run(r.ids[:, :-1])
     there = (torch.arange(r.ids.shape[1] - 1) < r.length[:, None] - 1).flatten()
     assert len(r.experts) == 2                      # the third layer of the three routes by hash
-    for mine, full in zip(r.experts, ledger.chosen):
-        assert mine.shape == full.shape and torch.equal(mine[there].sort().values, full[there].sort().values)
+    for mine, full in zip(r.experts, record.experts):
+        assert mine.shape == full.shape
+        assert torch.equal(mine[there].sort().values, full[there].sort().values)
 
 
 def test_a_mask_leaves_what_top_p_leaves(model):
@@ -69,18 +77,21 @@ def test_a_mask_leaves_what_top_p_leaves(model):
 def test_a_flat_distribution_keeps_many_tokens():
     logits = torch.zeros(2, 500)
     logits[1, 7] = 20.0
-    assert nucleus(logits, 1.0, 0.901).sum(1).tolist() == [451, 1] and nucleus(logits, 1.0, 0.9)[1, 7]
+    assert allowed_ids(logits, 1.0, 0.901).sum(1).tolist() == [451, 1]
+    assert allowed_ids(logits, 1.0, 0.9)[1, 7]
 
 
 def test_greedy_is_generate(model):
     prompts = [[0, 5, 9], [0, 6, 9], [0, 50, 3], [0, 5, 9]]
-    assert rollouts(model, prompts, 30, temperature=0).replies == generate(model, prompts, 30, temperature=0)
+    r = rollouts(model, prompts, 30, temperature=0)
+    assert r.replies == generate(model, prompts, 30, temperature=0)
 
 
 def test_a_row_does_not_depend_on_the_rows_after_it(model):
     all_rows = rollouts(model, PROMPTS, 30, generator=seeded(4)).replies
     assert rollouts(model, PROMPTS[:1], 30, generator=seeded(4)).replies == all_rows[:1]
-    assert rollouts(model, PROMPTS[:5] + [[7, 7, 7, 7, 7]], 30, generator=seeded(4)).replies[:5] == all_rows[:5]
+    assert rollouts(model, PROMPTS[:5] + [[7, 7, 7, 7, 7]], 30,
+                    generator=seeded(4)).replies[:5] == all_rows[:5]
     assert rollouts(model, PROMPTS, 30, generator=seeded(5)).replies != all_rows
     assert len({tuple(row) for row in all_rows[:4]}) == 4          # the same prompt, other numbers
 
@@ -89,17 +100,21 @@ def test_samples_follow_the_distribution(model):
     prompt = [0, 9, 33]
     with torch.no_grad():
         p = model(torch.tensor([prompt]))[0, -1].softmax(-1)
-    drawn = torch.tensor([reply[0] for reply in rollouts(model, [prompt] * 20000, 1, generator=seeded()).replies])
-    assert torch.allclose(torch.bincount(drawn, minlength=60) / 20000, p, atol=0.015)
+    r = rollouts(model, [prompt] * 20000, 1, generator=seeded())
+    sampled = torch.tensor([reply[0] for reply in r.replies])
+    assert torch.allclose(torch.bincount(sampled, minlength=60) / 20000, p, atol=0.015)
 
 
 def test_rows_are_taken_with_all_that_belongs_to_them(model):
     r = rollouts(model, PROMPTS, 12, 1.0, 0.9, seeded(), record=True)
     some = r.rows([5, 1])
-    assert some.replies == [r.replies[5], r.replies[1]] and torch.equal(some.logprobs, r.logprobs[[5, 1]])
+    assert some.replies == [r.replies[5], r.replies[1]]
+    assert torch.equal(some.logprobs, r.logprobs[[5, 1]])
     B, T = r.ids.shape
-    assert all(torch.equal(a.view(2, T - 1, -1), b.view(B, T - 1, -1)[[5, 1]]) for a, b in zip(some.experts, r.experts))
-    assert torch.equal(some.choices(60), r.choices(60)[[5, 1]]) and torch.equal(some.mask, r.mask[[5, 1]])
+    assert all(torch.equal(a.view(2, T - 1, -1), b.view(B, T - 1, -1)[[5, 1]])
+               for a, b in zip(some.experts, r.experts))
+    assert torch.equal(some.choices(60), r.choices(60)[[5, 1]])
+    assert torch.equal(some.mask, r.mask[[5, 1]])
 
 
 def test_a_state_keeps_rows(model):
@@ -107,8 +122,9 @@ def test_a_state_keeps_rows(model):
     with torch.no_grad():
         state = model.new_state(3, 30)
         model(ids[:, :13], state)
-        keep(state, torch.tensor([2, 0, 2]))
-        assert torch.allclose(model(ids[[2, 0, 2], 13:], state), model(ids[[2, 0, 2]])[:, 13:], atol=2e-4)
+        state.select(torch.tensor([2, 0, 2]))
+        assert torch.allclose(model(ids[[2, 0, 2], 13:], state), model(ids[[2, 0, 2]])[:, 13:],
+                              atol=2e-4)
 
 
 def test_bits_come_back():
@@ -125,5 +141,5 @@ def test_prompts_of_several_lengths(model):
 
 def test_results_can_be_trained_on(model):
     r = rollouts(model, PROMPTS, 5, generator=seeded(), record=True)
-    model.logits(model.features(r.ids[:, :-1], ledger=Ledger(experts=r.experts))).sum().backward()
+    model.logits(model.features(r.ids[:, :-1], options=Options(experts=r.experts))).sum().backward()
     model.zero_grad()

@@ -12,23 +12,23 @@ from minids.data import tasks
 from minids.data.chat import MODES, parse_reply
 from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
-from minids.inference.answers import LIMITS, question, right, solve
+from minids.inference.answers import LIMITS, is_correct, prompt_ids, solve
 from minids.posttrain import loop
-from minids.posttrain.loop import descend, digest, examine, rehearse, rehearsed
-from minids.posttrain.settings import Settings
+from minids.posttrain.loop import optimiser_step, replay_loss, replayed_corpus, validate
+from minids.posttrain.settings import PostTrainConfig
 from minids.posttrain.sft import SFTConfig, conversation, losses, packed_rows, reasoning, sft
 from minids.pretrain.batches import batch_of
-from minids.pretrain.losses import evaluate
+from minids.pretrain.losses import stream_loss
 from minids.pretrain.optim import make_optimiser
+from minids.pretrain.run import Interrupted
 from minids.pretrain.run_folder import newest, read_log
-from minids.pretrain.settings import TrainConfig
-from minids.pretrain.train import Interrupted
 from minids.weights.checkpoint import load
+from minids.weights.digest import digest
 from minids.weights.save import save
 
 LONG = COMPRESSED.replace(max_seq_len=512)
-SETTINGS = SFTConfig(steps=4, batch=6, seq_len=192, eval_every=2, eval_problems=3, save_every=2, rehearsal=1,
-                     modes=("non-think", "think-max"), difficulties=(1, 2))
+SETTINGS = SFTConfig(steps=4, batch=6, seq_len=192, eval_every=2, eval_problems=3, save_every=2,
+                     replay=1, modes=("non-think", "think-max"), difficulties=(1, 2))
 TOKENIZER = Tokenizer.load()
 
 
@@ -36,17 +36,18 @@ TOKENIZER = Tokenizer.load()
 def short_replies():
     """A model that has learned nothing does not stop by itself. And a short corpus to rehearse."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "REHEARSED", 20_000)
+        patch.setattr(loop, "REPLAY_TOKENS", 20_000)
         for mode, limit in zip(MODES, (6, 8, 10)):
             patch.setitem(LIMITS, mode, limit)
         yield
-    rehearsed.cache_clear()
+    replayed_corpus.cache_clear()
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     torch.manual_seed(0)
-    save(Model(LONG), path := tmp_path_factory.mktemp("base") / "model", format="fp32", tokenizer=TOKENIZER)
+    save(Model(LONG), path := tmp_path_factory.mktemp("base") / "model", format="fp32",
+         tokenizer=TOKENIZER)
     return path
 
 
@@ -66,18 +67,19 @@ def test_a_conversation_is_the_question_and_a_right_reply(family):
     lengths = {}
     for i in range(6):
         mode, problem = MODES[i % 3], settings.problem("train", i // 3)
-        ids, asked = conversation(settings, "train", i), question(problem, TOKENIZER, mode)
+        ids, asked = conversation(settings, "train", i), prompt_ids(problem, TOKENIZER, mode)
         assert ids[: len(asked)] == asked and problem.difficulty == 1 + i // 3
         reply = ids[len(asked):]
         thoughts, answer = parse_reply(reply, TOKENIZER, mode)
         assert (thoughts, answer) == (reasoning(problem, mode), problem.answer)
-        assert right(problem, reply, TOKENIZER, mode) and not right(problem, reply[:-1], TOKENIZER, mode)
+        assert is_correct(problem, reply, TOKENIZER, mode)
+        assert not is_correct(problem, reply[:-1], TOKENIZER, mode)
         lengths[i] = len(reply)
     assert lengths[0] < lengths[1] < lengths[2] and lengths[3] < lengths[4] < lengths[5]
 
 
 def test_several_families_and_difficulties_take_turns():
-    settings = Settings(families=("knowledge", "reasoning"), difficulties=(2, 4))
+    settings = PostTrainConfig(families=("knowledge", "reasoning"), difficulties=(2, 4))
     found = [settings.problem("train", i) for i in range(5)]
     assert [(p.family, p.difficulty) for p in found] == [
         ("knowledge", 2), ("reasoning", 2), ("knowledge", 4), ("reasoning", 4), ("knowledge", 2)]
@@ -100,7 +102,8 @@ def test_rows_hold_each_conversation_whole_and_once():
 
 
 def test_loss_is_that_of_each_conversation_alone():
-    """Packing and masking change nothing: the mean over all reply tokens, each predicted within its conversation."""
+    """Packing and masking change nothing: the mean over all reply tokens, each predicted within its
+    conversation."""
     torch.manual_seed(1)
     model = Model(LONG).eval()
     conversations = [conversation(SETTINGS, "train", i) for i in range(8)]
@@ -108,7 +111,8 @@ def test_loss_is_that_of_each_conversation_alone():
         found = losses(model, *packed_rows(conversations, 192, TOKENIZER), SETTINGS)["loss"]
         total, count = 0.0, 0
         for i, ids in enumerate(conversations):
-            start = len(question(SETTINGS.problem("train", i // 2), TOKENIZER, SETTINGS.modes[i % 2]))
+            start = len(prompt_ids(SETTINGS.problem("train", i // 2), TOKENIZER,
+                                 SETTINGS.modes[i % 2]))
             logits = model(torch.tensor([ids[:-1]]))[0, start - 1:]
             total += F.cross_entropy(logits, torch.tensor(ids[start:]), reduction="sum").item()
             count += len(ids) - start
@@ -119,6 +123,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [1, 3])
 def test_a_killed_run_goes_on_exactly(base, whole, tmp_path, at):
     def kill(record):
@@ -132,6 +137,7 @@ def test_a_killed_run_goes_on_exactly(base, whole, tmp_path, at):
     assert digest(load(newest(tmp_path / "run"))) == digest(load(newest(whole[0])))
 
 
+@pytest.mark.slow
 def test_interrupt_saves_and_a_finished_run_is_left_alone(base, whole, tmp_path):
     def press(record):
         if record["step"] == 2:
@@ -146,15 +152,17 @@ def test_interrupt_saves_and_a_finished_run_is_left_alone(base, whole, tmp_path)
 
 def test_what_a_run_leaves(whole):
     out, log = whole
-    assert sorted(p.name for p in out.iterdir()) == ["log.jsonl", "model", "run.json", "step-000004"]
+    assert sorted(p.name for p in out.iterdir()) == ["log.jsonl", "model", "run.json",
+                                                     "step-000004"]
     assert [r["step"] for r in log if "loss" in r] == [1, 2, 3, 4]
     assert [r["step"] for r in log if "valid_loss" in r] == [0, 2, 4]
-    assert [(r["step"], r["mode"]) for r in log if "valid_accuracy" in r] == [(s, m) for s in (0, 2, 4) for m in SETTINGS.modes]
+    evaluated = [(r["step"], r["mode"]) for r in log if "valid_accuracy" in r]
+    assert evaluated == [(s, m) for s in (0, 2, 4) for m in SETTINGS.modes]
 
 
 def test_another_seed_learns_from_other_problems(base, whole, tmp_path):
     log = sft(base, dataclasses.replace(SETTINGS, steps=1, seed=1), tmp_path / "run")
-    assert log[0]["valid_loss"] == whole[1][0]["valid_loss"]                       # the same model, the same valid split
+    assert log[0]["valid_loss"] == whole[1][0]["valid_loss"]  # the same model, the same valid split
     first = next(record for record in log if "loss" in record)
     assert first["loss"] != next(record for record in whole[1] if "loss" in record)["loss"]
 
@@ -172,36 +180,40 @@ def test_biases_of_gates_stay(base, whole):
 
 
 def test_rehearsal_is_pre_trainings_loss_on_rows_of_its_corpus():
-    """Each row begins a document, counts what `minids.pretrain.losses.evaluate` counts, and is another one at each step."""
+    """Each row begins a document, counts what `minids.pretrain.losses.stream_loss` counts, and is
+    another one at each step."""
     torch.manual_seed(2)
-    model, settings = Model(LONG).train(), SFTConfig(rehearsal=1, steps=8)
+    model, settings = Model(LONG).train(), SFTConfig(replay=1, steps=8)
     torch.nn.init.normal_(model.head.weight)
     grads, seen = [], []
     for step in range(2):
         model.zero_grad()
-        loss = rehearse(model, settings, step)
-        (row,) = batch_of(rehearsed(), TrainConfig(8, batch=1, seq_len=loop.ROW, data="mix"), step)
+        loss = replay_loss(model, settings, step)
+        (row,) = batch_of(replayed_corpus(), 1, loop.REPLAY_ROW, 0, step, whole_documents=True)
         seen.append(row)
-        assert row[0] == TOKENIZER.bos_id and loss == pytest.approx(evaluate(model, row, loop.ROW)[0], rel=1e-5)
+        assert row[0] == TOKENIZER.bos_id
+        assert loss == pytest.approx(stream_loss(model, row, loop.REPLAY_ROW)[0], rel=1e-5)
         grads.append(model.head.weight.grad.clone())
     assert not (seen[0] == seen[1]).all() and not torch.allclose(*grads)
 
 
-def test_what_is_rehearsed_is_forgotten_less(base):
+def test_what_is_replayed_corpus_is_forgotten_less(base):
     """The same few steps towards four conversations, with and without: the corpus' loss tells."""
     ends = []
     for rows in (0, 4):
-        model, settings = load(base, dtype=torch.float32).train(), SFTConfig(steps=12, lr=1e-2, rehearsal=rows)
+        model = load(base, dtype=torch.float32).train()
+        settings = SFTConfig(steps=12, lr=1e-2, replay=rows)
         optimiser = make_optimiser(model, settings)
         some = packed_rows([conversation(settings, "train", i) for i in range(4)], 256, TOKENIZER)
         for step in range(12):
             losses(model, *some, settings)["loss"].backward()
-            record = descend(model, optimiser, settings, step)
-        assert ("rehearsal_loss" in record) == bool(rows)
-        ends.append(evaluate(model, rehearsed()[:2000], loop.ROW)[0])
+            record = optimiser_step(model, optimiser, settings, step)
+        assert ("replay_loss" in record) == bool(rows)
+        ends.append(stream_loss(model, replayed_corpus()[:2000], loop.REPLAY_ROW)[0])
     assert ends[1] < ends[0] - 0.2
 
 
+@pytest.mark.slow
 def test_a_few_conversations_are_learned_by_heart():
     torch.manual_seed(0)
     model = Model(LONG).train()
@@ -210,12 +222,12 @@ def test_a_few_conversations_are_learned_by_heart():
     rows = packed_rows([conversation(settings, "train", i) for i in range(4)], 64, TOKENIZER)
     for step in range(60):
         losses(model, *rows, settings)["loss"].backward()
-        descend(model, optimiser, settings, step)
+        optimiser_step(model, optimiser, settings, step)
     problems = [settings.problem("train", i) for i in range(4)]
     verdicts, lengths = solve(model, TOKENIZER, problems, "non-think")
     assert verdicts == [True] * 4
     assert lengths == [len(TOKENIZER.encode(p.answer)) + 1 for p in problems]
-    assert len(examine(model, TOKENIZER, SFTConfig(eval_problems=0))) == 0
+    assert len(validate(model, TOKENIZER, SFTConfig(eval_problems=0))) == 0
 
 
 @pytest.mark.parametrize("changes, message", [
@@ -225,7 +237,7 @@ def test_a_few_conversations_are_learned_by_heart():
     ({"steps": 0}, "steps"),
     ({"optimiser": "sgd"}, "optimiser"),
     ({"batch": 0}, "batch"),
-    ({"rehearsal": -1}, "rehearsal"),
+    ({"replay": -1}, "replay"),
 ])
 def test_bad_settings_are_told(changes, message):
     with pytest.raises(MinidsError, match=message):

@@ -1,4 +1,5 @@
-"""Two processes train what one trains: the same weights from the same batches. Run as a program, this is one of the two."""
+"""Two processes train what one trains: the same weights from the same batches. Run as a program,
+this is one of the two."""
 
 import os
 import socket
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_train_features import SETTINGS, change, plain, tokens  # noqa: F401
@@ -17,19 +19,24 @@ from minids.pretrain.run_folder import newest, read_log
 from minids.pretrain.train import train
 from minids.weights.checkpoint import load
 
-# AdamW, for Muon brings even the smallest singular values of a gradient to 1, and so what is mere rounding
+# AdamW, for Muon brings even the smallest singular values of a gradient to 1, and so what is mere
+# rounding
 ONE = change(SETTINGS, optimiser="adamw", steps=3, batch=8, mtp_share=0.5, eval_every=2)
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_trains(tokens, tmp_path):  # noqa: F811
     np.savez(tmp_path / "tokens.npz", **tokens)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+    common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+                           "OMP_NUM_THREADS": "1",
                            "PYTHONPATH": os.pathsep.join(sys.path)}
-    workers = [subprocess.Popen([sys.executable, __file__, tmp_path], env=common | {"RANK": str(r), "LOCAL_RANK": str(r)},
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for r in (0, 1)]
+    workers = [subprocess.Popen([sys.executable, __file__, tmp_path],
+                                env=common | {"RANK": str(r), "LOCAL_RANK": str(r)},
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                text=True) for r in (0, 1)]
     expected = train(CHOOSING, ONE, tmp_path / "one", tokens=tokens)        # meanwhile
     try:
         printed = [worker.communicate(timeout=120)[0] for worker in workers]
@@ -41,9 +48,12 @@ def test_two_processes_train_what_one_trains(tokens, tmp_path):  # noqa: F811
     zero, one = (load_file(tmp_path / f"{r}.safetensors") for r in (0, 1))
     assert all(torch.equal(zero[name], one[name]) for name in zero)
     alone = load(newest(tmp_path / "one")).state_dict()
-    for name, t in alone.items():       # a step moves a number by 1e-2; AdamW makes rounding of a tiny gradient into 1e-4
-        torch.testing.assert_close(zero[name], t, atol=2e-4, rtol=1e-5, msg=lambda message: f"{name}: {message}")
-    assert all(torch.equal(t, load(newest(tmp_path / "two")).state_dict()[name]) for name, t in zero.items())
+    # a step moves a number by 1e-2; AdamW makes rounding of a tiny gradient into 1e-4
+    for name, t in alone.items():
+        torch.testing.assert_close(zero[name], t, atol=2e-4, rtol=1e-5,
+                                   msg=lambda message: f"{name}: {message}")
+    assert all(torch.equal(t, load(newest(tmp_path / "two")).state_dict()[name])
+               for name, t in zero.items())
     for record, wanted in zip(plain(read_log(tmp_path / "two")), plain(expected), strict=True):
         assert record.keys() == wanted.keys()
         assert all(abs(record[key] - wanted[key]) < 1e-4 * abs(wanted[key]) for key in record)
@@ -59,7 +69,8 @@ def worker(folder: Path) -> None:
         return real(model, *rest)
 
     module.train_step = train_step
-    train(CHOOSING, change(ONE, accumulate=2), folder / "two", tokens=dict(np.load(folder / "tokens.npz")))
+    train(CHOOSING, change(ONE, accumulate=2), folder / "two",
+          tokens=dict(np.load(folder / "tokens.npz")))
     save_file(train_step.model.state_dict(), folder / f"{os.environ['RANK']}.safetensors")
 
 

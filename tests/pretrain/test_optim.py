@@ -1,4 +1,5 @@
-"""Muon: what the orthogonalisation does to singular values, and one step against the report's algorithm written out."""
+"""Muon: what the orthogonalisation does to singular values, and one step against the report's
+algorithm written out."""
 
 import torch
 from tiny import SMALL
@@ -44,7 +45,8 @@ def test_two_steps_are_the_algorithm():
             for a, b, c in [(3.4445, -4.7750, 2.0315)] * 8 + [(2, -1.5, 0.5)] * 2:
                 A = X @ X.T
                 X = a * X + b * A @ X + c * A @ A @ X
-            weights[i] = weights[i] * (1 - lr * decay) - lr * 0.18 * max(weights[i].shape) ** 0.5 * X
+            scale = 0.18 * max(weights[i].shape) ** 0.5
+            weights[i] = weights[i] * (1 - lr * decay) - lr * scale * X
     for p, w in zip(params, weights):
         torch.testing.assert_close(p.detach(), w, atol=1e-4, rtol=1e-4)
 
@@ -52,7 +54,10 @@ def test_two_steps_are_the_algorithm():
 def test_who_is_trained_by_what():
     model = lively(SMALL, 0)
     muon = {n for n, p in model.named_parameters() if for_muon(n, p)}
-    assert {"layers.0.attn.wq_a.weight", "layers.1.ffn.experts.7.w2.weight", "layers.0.hc_attn_fn", "hc_head_fn",
-            "layers.2.ffn.gate.weight", "mtp.0.e_proj.weight", "layers.1.attn.compressor.wkv.weight"} <= muon
-    assert not muon & {"embed.weight", "head.weight", "norm.weight", "layers.0.attn.attn_sink", "layers.1.attn.compressor.ape",
+    assert {"layers.0.attn.wq_a.weight", "layers.1.ffn.experts.7.w2.weight", "layers.0.hc_attn_fn",
+            "hc_head_fn",
+            "layers.2.ffn.gate.weight", "mtp.0.e_proj.weight",
+            "layers.1.attn.compressor.wkv.weight"} <= muon
+    assert not muon & {"embed.weight", "head.weight", "norm.weight", "layers.0.attn.attn_sink",
+                       "layers.1.attn.compressor.ape",
                        "layers.0.hc_attn_base", "layers.0.hc_attn_scale"}

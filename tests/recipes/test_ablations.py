@@ -15,12 +15,13 @@ def test_plain_residual_adds_each_layer_to_one_stream():
     x = torch.randn(2, 20, 128)
     with torch.no_grad(), ablations.replaced(ablations.residual):
         h = x + block.attn(block.attn_norm(x))
-        torch.testing.assert_close(block(x[:, :, None], ids)[:, :, 0], h + block.ffn(block.ffn_norm(h), ids))
+        torch.testing.assert_close(block(x[:, :, None], ids)[:, :, 0],
+                                   h + block.ffn(block.ffn_norm(h), ids))
 
 
 def test_unconstrained_connections_start_as_the_identity_and_are_free():
-    """At the start comb carries each stream on as it is, as V4's nearly does; other weights give what no doubly stochastic
-    matrix can be."""
+    """At the start comb carries each stream on as it is, as V4's nearly does; with other weights it
+    is a matrix that no doubly stochastic one can be."""
     torch.manual_seed(0)
     config = Config.nano()
     block, X = Model(config).layers[0], torch.randn(1, 9, 4, 128)
@@ -28,7 +29,8 @@ def test_unconstrained_connections_start_as_the_identity_and_are_free():
     with torch.no_grad():
         pre, post, comb = ablations.unconstrained(*maps)
         theirs = mhc.maps(*maps)
-        torch.testing.assert_close(comb, torch.eye(4)[:, :, None].expand_as(comb), atol=0.05, rtol=0)
+        torch.testing.assert_close(comb, torch.eye(4)[:, :, None].expand_as(comb), atol=0.05,
+                                   rtol=0)
         torch.testing.assert_close(pre, theirs[0])
         torch.testing.assert_close(post, theirs[1])
         block.hc_attn_base += torch.randn(24)

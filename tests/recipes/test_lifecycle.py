@@ -1,4 +1,5 @@
-"""The life cycle: all stages in their order, left alone when they are done, gone on with when they were stopped."""
+"""The life cycle: all stages in their order, left alone when they are done, gone on with when they
+were stopped."""
 
 import dataclasses
 import json
@@ -12,7 +13,6 @@ from minids import MinidsError, Model, load, save
 from minids.data import tasks
 from minids.data.tokenizer import Tokenizer
 from minids.inference import answers
-from minids.posttrain import loop
 from minids.posttrain.distill import DistillConfig
 from minids.posttrain.grpo import GRPOConfig
 from minids.posttrain.sft import SFTConfig
@@ -21,21 +21,25 @@ from minids.pretrain.settings import TrainConfig
 from minids.recipes import lifecycle
 from minids.recipes.lifecycle import MODELS, Plan, card
 from minids.show import life, style
+from minids.weights.digest import digest
 
 FAMILIES = ("mathematics", "knowledge")
 COMMON = dict(steps=1, modes=("think-high",), difficulties=(1,), eval_problems=0)
 DISTILL = DistillConfig(families=FAMILIES, batch=2, **COMMON)
 PLAN = Plan(NARROW, TrainConfig(steps=1), SFTConfig(batch=2, **COMMON),
-            GRPOConfig(problems=1, group=2, updates=1, pool=4, **COMMON), dataclasses.replace(DISTILL, method="sft"), DISTILL,
+            GRPOConfig(num_prompts=1, num_generations=2, steps_per_generation=1, pool_size=4,
+                       **COMMON),
+            dataclasses.replace(DISTILL, method="sft"), DISTILL,
             problems=2, samples=2, modes=("think-high",))
 
 
 @pytest.fixture(scope="module")
 def lived(tmp_path_factory):
-    """A whole life of a tiny model: pre-training is replaced by a model that is written down. The calls that made it."""
+    """A whole life of a tiny model: pre-training is replaced by a model that is written down. The
+    calls that made it."""
     out, calls = tmp_path_factory.mktemp("life") / "out", []
 
-    def pretrain(config, settings, where):
+    def pretrain(config, settings, where, device=None):
         calls.append((config, settings))
         torch.manual_seed(0)
         save(Model(config), where / "model", format="fp32", tokenizer=Tokenizer.load())
@@ -49,7 +53,8 @@ def lived(tmp_path_factory):
 
 
 def short(report):
-    return lambda model, tokenizer, **asked: report(model, tokenizer, **asked | {"everything": False})
+    return lambda model, tokenizer, **asked: report(model, tokenizer,
+                                                    **asked | {"everything": False})
 
 
 @pytest.fixture(autouse=True)
@@ -58,28 +63,35 @@ def quick(monkeypatch, lived):
     monkeypatch.setattr(lifecycle, "report", short(lifecycle.report))
 
 
+@pytest.mark.slow
 def test_every_stage_begins_where_the_one_before_ended(lived):
     out, found, calls = lived
     assert calls == [(NARROW, PLAN.train)]
     begun = lambda folder: json.loads((out / folder / "run.json").read_text())
-    weights = lambda folder: loop.digest(load(out / folder / "model"))
+    weights = lambda folder: digest(load(out / folder / "model"))
     for family in FAMILIES:
-        assert begun(f"sft-{family}")["base"] == weights("base") and begun(f"sft-{family}")["settings"]["families"] == [family]
+        assert begun(f"sft-{family}")["base"] == weights("base")
+        assert begun(f"sft-{family}")["settings"]["families"] == [family]
         assert begun(f"grpo-{family}")["base"] == weights(f"sft-{family}")
-    assert begun("mixed")["base"] == weights("base") and begun("distilled")["base"] == weights("mixed")
+    assert begun("mixed")["base"] == weights("base")
+    assert begun("distilled")["base"] == weights("mixed")
     specialists = {family: weights(f"grpo-{family}") for family in FAMILIES}
     assert begun("distilled")["teachers"] == begun("average")["teachers"] == specialists
-    assert len({*specialists.values(), *map(weights, ("base", "mixed", "average", "distilled"))}) == 6
+    others = map(weights, ("base", "mixed", "average", "distilled"))
+    assert len({*specialists.values(), *others}) == 6
 
 
 def test_the_report_has_every_model_and_family(lived):
     out, found, _ = lived
-    assert found == json.loads((out / "report.json").read_text()) and list(found["models"]) == list(MODELS)
+    assert found == json.loads((out / "report.json").read_text())
+    assert list(found["models"]) == list(MODELS)
     for model in found["models"].values():
         assert [row["family"] for row in model["problems"]] == list(FAMILIES)
-    assert set(found["logs"]) == {path.parent.name for path in out.glob("*/log.jsonl")} and len(found["logs"]["distilled"]) == 1
+    assert set(found["logs"]) == {path.parent.name for path in out.glob("*/log.jsonl")}
+    assert len(found["logs"]["distilled"]) == 1
     text = card(found)
-    assert all(word in text for word in (*MODELS, *FAMILIES, "pass@1, think-high", "pass@2, think-high", "mean"))
+    assert all(word in text for word in (*MODELS, *FAMILIES, "pass@1, think-high",
+                                         "pass@2, think-high", "mean"))
 
 
 def test_lives_can_be_told_and_drawn(lived):
@@ -89,7 +101,8 @@ def test_lives_can_be_told_and_drawn(lived):
     found = [other, json.loads(json.dumps(other))]
     found[1]["models"]["distilled"]["problems"][0]["pass@1"] = [0.0, 0.0, 0.1]
     name, *cells = life.table(found, models=("distilled",)).splitlines()[1].split("  ")
-    assert name == "distilled" and " ".join(cells).split() == "50% ( 0% -100%) 50% (50% - 50%) 50% (25% - 75%)".split()
+    assert name == "distilled"
+    assert " ".join(cells).split() == "50% ( 0% -100%) 50% (50% - 50%) 50% (25% - 75%)".split()
     for figure in (life.plot_grpo_gains(found), life.plot_grpo_logs(found), life.plot_combined(found)):
         assert style.png(figure)
     assert set(life.minutes(other)) == {stage for stage in other["logs"] if stage != "average"}
@@ -99,26 +112,32 @@ def test_the_shipped_records_belong_together():
     found = life.reports("nano")
     assert len(found) > 1 and len({json.dumps(report) for report in found}) == len(found)
     for report in found + life.reports("mini"):
-        assert set(life.shares(report)["distilled"]) == {*tasks.FAMILIES, "mean"} and set(report["models"]) == set(MODELS)
+        assert set(life.shares(report)["distilled"]) == {*tasks.FAMILIES, "mean"}
+        assert set(report["models"]) == set(MODELS)
         assert {f"grpo-{family}" for family in tasks.FAMILIES} <= set(report["logs"])
 
 
+@pytest.mark.slow
 def test_what_is_done_is_left_alone_and_what_is_missing_is_made_again(lived, monkeypatch):
-    """As after a kill in the last stage; nothing is measured again, for the models come out the same."""
+    """As after a kill in the last stage; nothing is measured again, for the models come out the
+    same."""
     out, found, _ = lived
-    monkeypatch.setattr(lifecycle, "train", lambda config, settings, where: None)
+    monkeypatch.setattr(lifecycle, "train", lambda config, settings, where, device=None: None)
     monkeypatch.setattr(lifecycle, "report", None)
     when = {p: p.stat().st_mtime_ns for p in out.glob("*/step-*/*") if "distilled" not in str(p)}
     shutil.rmtree(newest(out / "distilled"))
     shutil.rmtree(out / "distilled" / "model")
-    again, timeless = lifecycle.lifecycle(PLAN, out), lambda log: [{**record, "seconds": None} for record in log]
+    again = lifecycle.lifecycle(PLAN, out)
+    timeless = lambda log: [{**record, "seconds": None} for record in log]
     assert {stage: timeless(log) for stage, log in again["logs"].items()} == \
         {stage: timeless(log) for stage, log in found["logs"].items()}
     assert {**again, "logs": None} == {**found, "logs": None}
-    assert {p: p.stat().st_mtime_ns for p in out.glob("*/step-*/*") if "distilled" not in str(p)} == when
+    assert {p: p.stat().st_mtime_ns for p in out.glob("*/step-*/*")
+            if "distilled" not in str(p)} == when
     assert (out / "distilled" / "model").is_dir()
 
 
+@pytest.mark.slow
 def test_post_training_begins_afresh_from_the_same_base(lived, tmp_path):
     """Also where the base stands among the stages that are made again."""
     shutil.copytree(lived[0], tmp_path / "life")
@@ -139,4 +158,5 @@ def test_foreign_folders_and_presets_are_refused(tmp_path):
     with pytest.raises(MinidsError, match="no life cycle for 'flash'"):
         Plan.preset("flash")
     plan = Plan.preset("nano", seed=3)
-    assert plan.distill.families == tasks.FAMILIES and plan.train.seed == plan.grpo.seed == plan.distill.seed == 3
+    assert plan.distill.families == tasks.FAMILIES
+    assert plan.train.seed == plan.grpo.seed == plan.distill.seed == 3

@@ -31,11 +31,12 @@ def test_a_rewound_state_knows_nothing_of_what_it_forgot(begin):
     with torch.no_grad():
         state = model.new_state(1, 200)
         model(ids[:, :begin], state)
-        before = million.mark(state)
+        before = state.mark()
         for other in (1, 70):
             model(torch.randint(0, SMALL.vocab_size, (1, other)), state)
-            million.rewind(state, before)
-        torch.testing.assert_close(model(ids[:, begin:], state), model(ids)[:, begin:], atol=5e-5, rtol=5e-5)
+            state.restore(before)
+        torch.testing.assert_close(model(ids[:, begin:], state), model(ids)[:, begin:], atol=5e-5,
+                                   rtol=5e-5)
 
 
 def test_scores_in_blocks_are_the_scores():
@@ -45,8 +46,8 @@ def test_scores_in_blocks_are_the_scores():
     x, qr = torch.randn(2, 40, config.dim), torch.randn(2, 40, config.q_lora_rank)
     keys = torch.randn(2, 2500, config.index_head_dim)
     with torch.no_grad():
-        at_once = torch.cat([indexer(x, qr, 7, part) for part in keys.split(500, dim=1)], dim=2)
-        torch.testing.assert_close(indexer(x, qr, 7, keys), at_once)
+        at_once = torch.cat([indexer(x, qr, part) for part in keys.split(500, dim=1)], dim=2)
+        torch.testing.assert_close(indexer(x, qr, keys), at_once)
 
 
 def test_chunks_are_bounded():
@@ -55,14 +56,17 @@ def test_chunks_are_bounded():
         assert million.chunk_size(pos) * pos // 4 <= million.SCORES
 
 
+@pytest.mark.slow
 def test_scenes_tell_the_place_once():
     import random
     for i in range(20):
         who, place, rivals, story = million.scene(random.Random(i), 50)
-        assert not any(word in story for word in (who, place, *rivals)) and len({place, *rivals}) == million.RIVALS + 1
+        assert not any(word in story for word in (who, place, *rivals))
+        assert len({place, *rivals}) == million.RIVALS + 1
         assert all(len(Tokenizer.load().encode(f" {p}")) == 1 for p in (place, *rivals))
 
 
+@pytest.mark.slow
 def test_a_short_run_writes_its_record(tmp_path, monkeypatch):
     monkeypatch.setattr(million, "ROUNDS", 1)
     monkeypatch.setattr(million, "STEPS", 2)

@@ -34,7 +34,8 @@ def test_the_format_is_the_released_one():
         assert {name: c.info(name) for name in c.names()} == layout.inventory(config)
     where = json.loads((HERE / INDEX).read_text())["weight_map"]
     assert where == {name: file for file, names in layout.shards(config).items() for name in names}
-    flash, ours = (json.loads(p.read_text()) for p in (data("v4", "flash.config.json"), HERE / "config.json"))
+    flash, ours = (json.loads(p.read_text()) for p in (data("v4", "flash.config.json"),
+                                                       HERE / "config.json"))
     assert flash.keys() == ours.keys()
     assert {k: v for k, v in flash.items() if isinstance(v, (str, bool))} == \
            {k: v for k, v in ours.items() if isinstance(v, (str, bool))}
@@ -49,7 +50,8 @@ def test_no_scale_block_is_ragged():
 
 def test_every_kind_of_layer_occurs():
     config = Config.from_json(HERE)
-    kinds = {(min(r, CSA_RATE + 1), config.is_hash(i)) for i, r in enumerate(config.compress_ratios)}
+    kinds = {(min(r, CSA_RATE + 1), config.is_hash(i))
+             for i, r in enumerate(config.compress_ratios)}
     assert {(0, True), (4, True), (4, False), (5, False), (0, False)} <= kinds
 
 
@@ -57,13 +59,15 @@ def test_it_runs_and_balances_no_expert_away():
     model, tokenizer = load(HERE), Tokenizer.load(HERE)
     text = "The wind was cold, and the road went on for many miles. " * 12
     ids = tokenizer.encode(text, bos=True)
-    assert tokenizer.decode(ids[1:]) == text and max(ids) < model.config.vocab_size and len(ids) > model.config.window_size
+    assert tokenizer.decode(ids[1:]) == text and max(ids) < model.config.vocab_size
+    assert len(ids) > model.config.window_size
     chosen = []
     for gate in (m for m in model.modules() if isinstance(m, Gate)):
         gate.register_forward_hook(lambda _, __, out: chosen.append(out[1].unique().numel()))
     with torch.no_grad():
         logits = model(torch.tensor([ids]))
-    assert logits.isfinite().all() and chosen == [model.config.n_routed_experts] * model.config.n_layers
+    assert logits.isfinite().all()
+    assert chosen == [model.config.n_routed_experts] * model.config.n_layers
 
 
 @pytest.mark.parametrize("vocab_size", [300, 512])

@@ -74,6 +74,7 @@ def test_bf16_rounds_matrices_and_keeps_what_is_float32_on_disk(model, tmp_path)
         assert {c.info(name)[0] for name in c.names()} == {"BF16", "F32", "I64"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("expert_dtype", ["fp4", "fp8"])
 def test_v4_is_the_released_layout(expert_dtype, tmp_path):
     config = Config.nano().replace(expert_dtype=expert_dtype)

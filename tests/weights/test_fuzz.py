@@ -192,6 +192,7 @@ CHANGED = ("layers.1.attn.wq_a.weight", "layers.1.attn.wq_a.scale", "layers.1.ff
            "layers.1.attn.attn_sink")
 
 
+@pytest.mark.slow
 @settings(FUZZ, max_examples=25)
 @given(name=st.sampled_from(CHANGED), key=st.sampled_from(["dtype", "shape", "data_offsets", None]),
        value=st.sampled_from([*header.DTYPES]) | st.lists(WHOLE, max_size=3) | ODD)
@@ -268,6 +269,7 @@ LISTS = st.lists(st.sampled_from([0, 1, 4, 128, -4, 10**400, 4.0, "sliding_atten
 YARN = {"type": "yarn", "factor": 16, "original_max_position_embeddings": 256}
 
 
+@pytest.mark.slow
 @settings(FUZZ, max_examples=40)
 @given(base=st.sampled_from(SPELLED), data=st.data())
 @example(base=SPELLED[0], data=None)

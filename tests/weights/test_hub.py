@@ -439,6 +439,7 @@ def test_runs():
 
 # ---- at full size ----
 
+@pytest.mark.slow
 def test_flash_at_full_size(tmp_path):
     """The released layout of V4-Flash, in files with headers and no data: what reading costs."""
     config, stored = Config.flash(), layout.inventory(Config.flash())

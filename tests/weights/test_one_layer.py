@@ -15,7 +15,6 @@ from minids.model import Model
 from minids.system.paths import DATA
 from minids.weights import layout, one_layer
 from minids.weights.checkpoint import Checkpoint
-from minids.weights.streamed import Stored
 
 SAMPLE = DATA / "v4_sample"
 
@@ -33,7 +32,7 @@ def test_it_is_the_layer_of_the_model(remote, i):
         with torch.no_grad():
             assert torch.equal(block(X, ids), whole(X, ids))
     matrices = [m for expert in block.ffn.experts for m in expert.children()]
-    assert all(isinstance(m, Stored) and m.codes.dtype == torch.int8 for m in matrices)
+    assert all(m.weight is None and m.codes.dtype == torch.int8 for m in matrices)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -41,7 +40,8 @@ def test_it_is_the_layer_of_the_model(remote, i):
 def test_estimate_memory(remote, i, dtype):
     """The estimate from the configuration is what the tensors take, here and in transformers."""
     block = one_layer.read_layer(remote, i, dtype=dtype)
-    packed = [t for m in block.modules() if isinstance(m, Stored) for t in (m.codes, m.scale)]
+    matrices = [m for m in block.modules() if getattr(m, "codes", None) is not None]
+    packed = [t for m in matrices for t in (m.codes, m.scale)]
     size = lambda tensors: sum(t.nbytes for t in tensors)
     estimate = one_layer.estimate_memory(remote, i, dtype)
     assert estimate == size((*block.state_dict().values(), *packed))

@@ -7,11 +7,12 @@ from tiny import RAGGED, ROUNDED
 
 import minids
 from minids.errors import MinidsError
-from minids.model import Model
-from minids.model.attention import attend
+from minids.model import Model, activations
+from minids.model.attention import attend_blocks
 from minids.model.masks import incomplete
 from minids.model.norm import rms
-from minids.model.rotary import turn
+from minids.model.passes import Pass
+from minids.model.rotary import rotate
 from minids.numerics import fake_quant
 from minids.pretrain import qat
 from minids.pretrain.batches import batch_of
@@ -45,33 +46,34 @@ def ids():
 
 def test_hadamard_by_hand():
     x = torch.tensor([4.0, 0, 0, 0])
-    assert rounding.hadamard_turn(x).tolist() == [2, 2, 2, 2]
-    assert rounding.hadamard_turn(torch.tensor([1.0, 2, 3, 4])).tolist() == [5, -1, -2, 0]
+    assert activations.hadamard_transform(x).tolist() == [2, 2, 2, 2]
+    assert activations.hadamard_transform(torch.tensor([1.0, 2, 3, 4])).tolist() == [5, -1, -2, 0]
     signs = torch.tensor([[(-1.0) ** (i & j).bit_count() for j in range(16)] for i in range(16)])
     x = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(rounding.hadamard_turn(x), x @ signs / 4)
-    torch.testing.assert_close(rounding.hadamard_turn(rounding.hadamard_turn(x)), x)
+    torch.testing.assert_close(activations.hadamard_transform(x), x @ signs / 4)
+    torch.testing.assert_close(activations.hadamard_transform(activations.hadamard_transform(x)), x)
     with pytest.raises(MinidsError, match="power of two, found 12"):
-        rounding.hadamard_turn(torch.zeros(2, 12))
+        activations.hadamard_transform(torch.zeros(2, 12))
 
 
 def test_index_numbers_by_hand():
-    """One channel of 8 among 16: turned to +-2 each, which FP4 holds; without the turn small channels beside it are lost."""
+    """One channel of 8 among 16: transformed to +-2 each, which FP4 holds; without the transform
+    small channels beside it are lost."""
     x = torch.zeros(16)
     x[0] = 8.0
-    assert rounding.round_index(x).tolist() == [2.0] * 16
-    x[0], x[1] = 7.5, 0.5                      # turned: 2 and 1.75, at scale 2^-1: codes 4 and 3.5, which is a tie to 4
-    assert rounding.round_index(x).tolist() == [2.0] * 16
+    assert activations.round_index(x).tolist() == [2.0] * 16
+    x[0], x[1] = 7.5, 0.5                      # transformed: 2 and 1.75, at scale 2^-1: codes 4 and 3.5, which is a tie to 4
+    assert activations.round_index(x).tolist() == [2.0] * 16
     x[0], x[1] = 8.0, 2.0                      # 2.5 and 1.5, at scale 2^-1: codes 5 (a tie to 4) and 3
-    assert rounding.round_index(x).tolist() == [2.0, 1.5] * 8
+    assert activations.round_index(x).tolist() == [2.0, 1.5] * 8
 
 
 def test_keys_by_hand():
     """448 = amax gives scale 1, so steps of 2 from 16 on; the last r channels stay as they are."""
     kv = torch.tensor([448.0, 17.0, 19.0, 0.3, 17.0, 19.0])
-    assert rounding.round_keys(kv, 2).tolist() == [448.0, 16.0, 20.0, 0.3125, 17.0, 19.0]
+    assert activations.round_keys(kv, 2).tolist() == [448.0, 16.0, 20.0, 0.3125, 17.0, 19.0]
     kv = torch.tensor([448.0, 0.003] + [0.0] * 62 + [0.003, 1.0])     # the second block of 64 has its own scale, 2^-17
-    assert rounding.round_keys(kv, 1)[[1, 64, 65]].tolist() == [2 * 2.0**-9, 384 * 2.0**-17, 1.0]
+    assert activations.round_keys(kv, 1)[[1, 64, 65]].tolist() == [2 * 2.0**-9, 384 * 2.0**-17, 1.0]
 
 
 def test_stored_weights_by_hand():
@@ -100,31 +102,33 @@ def plain_compressor(c, x, after):
             slots = torch.cat([kv[:, before, :c.width], slots], 1)
             gates = torch.cat([z[:, before, :c.width] + c.ape[:, :c.width], gates], 1)
         entry = c.norm((gates.softmax(1) * slots).sum(1))
-        rows.append(after(turn(entry[:, None], c.rotary(i * m, 1, "cpu"))[:, 0]))
+        rows.append(after(rotate(entry[:, None], c.rotary(i * m, 1, "cpu"))[:, 0]))
     return torch.stack(rows, 1)
 
 
 def plain_attention(attn, x):
     """The attention of a full pass with every rounding written out."""
     cfg, (B, T, _) = attn.config, x.shape
-    rot, unturned = attn.rotary(0, T, "cpu"), lambda kv: rounding.round_keys(kv, cfg.rope_head_dim)
+    rot, rounded_keys = attn.rotary(0, T, "cpu"), lambda kv: activations.round_keys(kv, cfg.rope_head_dim)
     qr = attn.q_norm(r(x) @ attn.wq_a.weight.T)
-    q = turn(rms((r(qr) @ attn.wq_b.weight.T).view(B, T, cfg.n_heads, -1), cfg.norm_eps), rot[:, None])
-    kv = unturned(turn(attn.kv_norm(r(x) @ attn.wkv.weight.T), rot))
+    q = rotate(rms((r(qr) @ attn.wq_b.weight.T).view(B, T, cfg.n_heads, -1), cfg.norm_eps), rot[:, None])
+    kv = rounded_keys(rotate(attn.kv_norm(r(x) @ attn.wkv.weight.T), rot))
     entries = unseen = None
     if attn.ratio:
-        entries = plain_compressor(attn.compressor, x, unturned)
+        entries = plain_compressor(attn.compressor, x, rounded_keys)
         unseen = torch.zeros(T, entries.shape[1]) if (u := incomplete(0, T, entries.shape[1], attn.ratio, "cpu")) is None else u
     if attn.ratio == 4:
         ix, ci = attn.indexer, cfg.index_head_dim
-        keys = plain_compressor(ix.compressor, x, rounding.round_index)
-        qi = turn((r(qr) @ ix.wq_b.weight.T).view(B, T, -1, ci), ix.rotary(0, T, "cpu")[:, None])
-        s = torch.einsum("bthc,bsc->bths", rounding.round_index(qi), keys).relu()
+        keys = plain_compressor(ix.compressor, x, activations.round_index)
+        qi = rotate((r(qr) @ ix.wq_b.weight.T).view(B, T, -1, ci), ix.rotary(0, T, "cpu")[:, None])
+        s = torch.einsum("bthc,bsc->bths", activations.round_index(qi), keys).relu()
         s = torch.einsum("bths,bth->bts", s, x @ ix.weights_proj.weight.T) * ix.scale + unseen
         best = s.topk(cfg.index_topk).indices
         unseen = torch.full_like(s, float("-inf")).scatter(2, best, 0.0) + unseen
-    o, _ = attend(q, F.pad(kv, (0, 0, cfg.window_size, 0)), 0, cfg.window_size, entries, unseen, attn.attn_sink)
-    o = turn(o, rot[:, None].conj()).reshape(B, T, cfg.o_groups, -1)
+    window_mask = Pass(cfg, T, "cpu").window_mask(cfg.window_size, cfg.window_size)
+    kv = F.pad(kv, (0, 0, cfg.window_size, 0))
+    o, _ = attend_blocks(q, kv, window_mask, entries, unseen, attn.attn_sink)
+    o = rotate(o, rot[:, None].conj()).reshape(B, T, cfg.o_groups, -1)
     o = torch.einsum("btgi,goi->btgo", o, attn.wo_a.weight.view(cfg.o_groups, cfg.o_lora_rank, -1))   # not rounded
     return r(o.reshape(B, T, -1)) @ attn.wo_b.weight.T
 
@@ -172,18 +176,18 @@ def test_the_mtp_block_is_rounded(model, ids):
 
 
 def test_each_part_rounds_its_own(model, ids):
-    """"keys" leaves the window's turned channels alone, and no part changes what others are for."""
+    """"keys" leaves the window's rotated channels alone, and no part changes what others are for."""
     state = model.new_state(2, 64)
     with rounding.serving(model, ["keys"]):
         model(ids, state)
     for layer in state.layers[:1]:          # below, layers have other inputs than without rounding
         kv = layer.window
-        assert torch.equal(rounding.round_keys(kv, 16), kv)
+        assert torch.equal(activations.round_keys(kv, 16), kv)
         plain = model.new_state(2, 64)
         model(ids, plain)
         assert torch.equal(plain.layers[0].window[..., -16:], kv[..., -16:]) and not torch.equal(plain.layers[0].window, kv)
     csa = state.layers[1]
-    assert torch.equal(rounding.round_keys(csa.compressor.all(), 16), csa.compressor.all())
+    assert torch.equal(activations.round_keys(csa.compressor.all(), 16), csa.compressor.all())
     keys = csa.indexer.all()
     assert not torch.equal(fake_quant(keys, "fp4_act"), keys)
     state = model.new_state(2, 64)
@@ -204,11 +208,11 @@ def test_decoding_rounds_as_a_full_pass_does(model, ids):
     assert apart.median() < 1e-5 and (whole - model(ids)).abs().median() > 1e-3
 
 
-def test_the_hadamard_turn_alone_changes_no_choice(model, ids, monkeypatch):
-    monkeypatch.setattr(rounding, "fake_quant", lambda x, kind: x)
+def test_the_hadamard_transform_alone_changes_no_choice(model, ids, monkeypatch):
+    monkeypatch.setattr(activations, "fake_quant", lambda x, kind: x)
     with rounding.serving(model, ["index"]):
-        turned = model(ids)
-    torch.testing.assert_close(turned, model(ids), atol=1e-4, rtol=1e-4)
+        transformed = model(ids)
+    torch.testing.assert_close(transformed, model(ids), atol=1e-4, rtol=1e-4)
 
 
 # ---- off: as before ----
@@ -244,11 +248,11 @@ def test_gradients_pass_straight_through(model, ids):
         attn.wkv(x).backward(grad)
     torch.testing.assert_close(x.grad, grad @ attn.wkv.weight)
     kv = torch.randn(4, 32, requires_grad=True)
-    rounding.round_keys(kv, 16).sum().backward()
+    activations.round_keys(kv, 16).sum().backward()
     assert (kv.grad == 1).all()
     q = torch.randn(4, 16, requires_grad=True)
-    rounding.round_index(q).backward(grad[..., :16].expand(1, 3, 16)[0, :1].expand(4, 16))
-    torch.testing.assert_close(q.grad, rounding.hadamard_turn(grad[0, :1, :16].expand(4, 16)))
+    activations.round_index(q).backward(grad[..., :16].expand(1, 3, 16)[0, :1].expand(4, 16))
+    torch.testing.assert_close(q.grad, activations.hadamard_transform(grad[0, :1, :16].expand(4, 16)))
 
 
 SETTINGS = TrainConfig(steps=4, batch=2, seq_len=48, optimiser="muon", lr=5e-3, warmup=1, packed=False)
@@ -263,6 +267,7 @@ def text():
     return torch.randint(3, 64, (3000,), generator=torch.Generator().manual_seed(2)).numpy()
 
 
+@pytest.mark.slow
 def test_what_is_trained_is_what_the_file_holds(tmp_path):
     masters, start = small(), small()
     copy, optimiser = qat.rounded_copy(masters), make_optimiser(masters, SETTINGS)

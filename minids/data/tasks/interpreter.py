@@ -1,11 +1,12 @@
-"""Runs the small programs that a model writes, safely: a part of Python with its own walker and its own limits.
+"""Runs the small programs that a model writes, safely: a subset of Python with its own limits.
 
-Beside the report: it is the judge of the coding tasks, in the place of the sandboxes that serve a large model.
+Not in the report: it verifies the coding tasks, in place of the sandboxes that serve a large model.
 
-A program is an expression in `x`, or one `def f(x):`. The language has integers, truth values and flat lists of them;
-+ - * // % **, comparisons, `in`, and / or / not, `a if c else b`, indices and slices, comprehensions with one `for`,
-the functions in FUNCTIONS; and in a `def`: assignment, if, for, while, break, continue, pass, return. What it accepts
-means what it means in Python. Python's own parser reads the text; nothing is ever compiled or handed to Python to run.
+A program is an expression in `x`, or one `def f(x):`. The language has integers, truth values and
+flat lists of them; + - * // % **, comparisons, `in`, and / or / not, `a if c else b`, indices and
+slices, comprehensions with one `for`, and the functions in FUNCTIONS; inside a `def` also
+assignment, if, for, while, break, continue, pass and return. An accepted program means the same as
+in Python. Python's own parser reads the text; nothing is ever compiled or given to Python to run.
 """
 
 import ast
@@ -13,107 +14,118 @@ import operator
 import re
 from functools import lru_cache
 
-STEPS = 10_000          # nodes visited and list elements touched, in one run
-LONGEST_PROGRAM = 600   # characters
-DEEPEST = 40            # levels of the syntax tree
-LONGEST_LIST = 1_000    # elements
-LARGEST = 10**15        # magnitude of an integer
+MAX_STEPS = 10_000      # nodes visited and list elements touched, in one run
+MAX_CHARS = 600         # length of a program
+MAX_DEPTH = 40          # levels of the syntax tree
+MAX_LIST = 1_000        # elements of a list
+MAX_INT = 10**15        # magnitude of an integer
 
 FUNCTIONS = {f.__name__: f for f in (abs, all, any, len, list, max, min, range, sorted, sum)}
-OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv,
-             ast.Mod: operator.mod, ast.Pow: operator.pow}
-IN_PLACE = OPERATORS | {ast.Add: operator.iadd, ast.Mult: operator.imul}   # += and *= change a list itself
-COMPARISONS = {ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt,
-               ast.GtE: operator.ge, ast.In: lambda a, b: a in b, ast.NotIn: lambda a, b: a not in b}
+OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
+             ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow}
+# += and *= change a list in place.
+IN_PLACE = OPERATORS | {ast.Add: operator.iadd, ast.Mult: operator.imul}
+COMPARISONS = {ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt,
+               ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge,
+               ast.In: lambda a, b: a in b, ast.NotIn: lambda a, b: a not in b}
 SIGNS = {ast.UAdd: operator.pos, ast.USub: operator.neg, ast.Not: operator.not_}
-FOREIGN = re.compile(r"[^A-Za-z0-9_ \n()\[\],:+\-*/%<>=!]")    # no quotes, dots or braces: no text, attributes, dicts
+# No quotes, dots or braces, and so no strings, attributes or dicts.
+FOREIGN = re.compile(r"[^A-Za-z0-9_ \n()\[\],:+\-*/%<>=!]")
 LITERAL = re.compile(r"(?<![A-Za-z0-9_])[0-9]+[A-Za-z_]")       # 0x1f, 10j, 1e9, 1_000, 2if
 
 
 class ProgramError(ValueError):
-    """What is wrong with a program, or what it did wrong."""
+    """A program outside the language, or an error while it ran."""
 
 
 def run(source: str, argument):
     """The value of the program at x = `argument`: an integer, a truth value or a list of them.
 
-    `argument` may be such a value or a tuple, which the program sees as a list; it is left as it was. Raises
-    `ProgramError` for a program outside the language, a mistake while running (a division by zero, an index out of
-    range, ...) or one that passes a limit above. It always ends, within some hundredths of a second.
+    `argument` may be such a value or a tuple, which the program sees as a list; it is not changed.
+    Raises `ProgramError` for a program outside the language, for an error while it runs (a division
+    by zero, an index out of range, ...) and for one that exceeds a limit above. Every run ends
+    within some hundredths of a second.
     """
     try:
         tree = parse(source)
-        machine = _Machine()
+        interpreter = _Interpreter()
         argument = list(argument) if isinstance(argument, (list, tuple)) else argument
         if isinstance(tree, ast.Expr):
-            found = machine.value(tree.value, {"x": argument})
+            result = interpreter.value(tree.value, {"x": argument})
         else:
-            found = machine.block(tree.body, {tree.args.args[0].arg: argument})
-            if not isinstance(found, _Returned):
+            ended = interpreter.block(tree.body, {tree.args.args[0].arg: argument})
+            if not isinstance(ended, _Returned):
                 raise ProgramError("f ended without a return")
-            found = found.value
+            result = ended.value
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         if isinstance(error, ProgramError):
             raise
         raise ProgramError(f"{type(error).__name__}: {error}") from None
     except RecursionError:
         raise ProgramError("the program is nested too deeply") from None
-    if isinstance(found, range):
-        raise ProgramError("expected a number or a list, found a range: list(range(...)) makes it a list")
-    return found
+    if isinstance(result, range):
+        raise ProgramError("expected a number or a list, found a range: "
+                           "list(range(...)) makes it a list")
+    return result
 
 
-@lru_cache(maxsize=256)     # a judge runs one program on many inputs
+@lru_cache(maxsize=256)     # a verifier runs one program on many inputs
 def parse(source: str) -> ast.Expr | ast.FunctionDef:
-    """The syntax tree of a program, or `ProgramError`. Length and characters are checked before Python's parser reads it."""
+    """The syntax tree of a program. Raises `ProgramError` for anything else.
+
+    Length and characters are checked before Python's parser reads the text.
+    """
     source = source.strip()
-    if not source or len(source) > LONGEST_PROGRAM:
-        raise ProgramError(f"expected a program of 1 to {LONGEST_PROGRAM} characters, found {len(source)}")
-    if found := FOREIGN.search(source) or LITERAL.search(source):
-        raise ProgramError(f"{found.group()!r} is not in the language")
+    if not source or len(source) > MAX_CHARS:
+        raise ProgramError(f"expected a program of 1 to {MAX_CHARS} characters, "
+                           f"found {len(source)}")
+    if match := FOREIGN.search(source) or LITERAL.search(source):
+        raise ProgramError(f"{match.group()!r} is not in the language")
     try:
         body = ast.parse(source).body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ProgramError(f"not a program: {getattr(error, 'msg', None) or type(error).__name__}") from None
+        reason = getattr(error, "msg", None) or type(error).__name__
+        raise ProgramError(f"not a program: {reason}") from None
     level = body
-    for _ in range(DEEPEST):
+    for _ in range(MAX_DEPTH):
         level = [child for node in level for child in ast.iter_child_nodes(node)]
     if level:
-        raise ProgramError(f"the program is nested deeper than {DEEPEST} levels")
+        raise ProgramError(f"the program is nested deeper than {MAX_DEPTH} levels")
     match body:
         case [ast.Expr() as tree]:
             return tree
-        case [ast.FunctionDef(name="f", args=ast.arguments(posonlyargs=[], args=[ast.arg(annotation=None)], vararg=None,
-                              kwonlyargs=[], kwarg=None, defaults=[]), returns=None) as tree]:
+        case [ast.FunctionDef(name="f", returns=None, args=ast.arguments(
+                posonlyargs=[], args=[ast.arg(annotation=None)], vararg=None, kwonlyargs=[],
+                kwarg=None, defaults=[])) as tree]:
             return tree
     raise ProgramError("expected an expression in x, or one def f(x):")
 
 
 class _Returned:
-    """What `return` hands through the blocks around it."""
+    """The value of a `return`, passed out through the blocks around it."""
 
     def __init__(self, value):
         self.value = value
 
 
-class _Machine:
-    """Walks a syntax tree and counts what that costs. `names` holds the variables."""
+class _Interpreter:
+    """Evaluates a syntax tree and counts its steps. `names` holds the variables."""
 
     def __init__(self):
-        self.left = STEPS
+        self.steps_left = MAX_STEPS
 
     def spend(self, steps: int = 1) -> None:
-        self.left -= steps
-        if self.left < 0:
-            raise ProgramError(f"the program took more than {STEPS} steps")
+        self.steps_left -= steps
+        if self.steps_left < 0:
+            raise ProgramError(f"the program took more than {MAX_STEPS} steps")
 
     def checked(self, value):
-        """`value`, if it is within the limits; what it cost is paid."""
+        """Return `value` if it is within the limits, and count the steps that it takes."""
         if isinstance(value, int):
-            if abs(value) > LARGEST:
+            if abs(value) > MAX_INT:
                 raise ProgramError("a number grew too large")
-        elif len(value) > LONGEST_LIST:
-            raise ProgramError(f"a list or range grew longer than {LONGEST_LIST}")
+        elif len(value) > MAX_LIST:
+            raise ProgramError(f"a list or range grew longer than {MAX_LIST}")
         elif isinstance(value, list):
             self.spend(len(value))
         return value
@@ -134,10 +146,11 @@ class _Machine:
                 return SIGNS[type(op)](self.value(operand, names))
             case ast.BoolOp(op=op, values=values):
                 for part in values:
-                    found = self.value(part, names)
-                    if bool(found) == isinstance(op, ast.Or):   # the first true one ends an `or`, the first false one an `and`
+                    result = self.value(part, names)
+                    # The first true value ends an `or`, the first false one an `and`.
+                    if bool(result) == isinstance(op, ast.Or):
                         break
-                return found
+                return result
             case ast.Compare(left=left, ops=ops, comparators=others):
                 left = self.value(left, names)
                 for op, other in zip(ops, others, strict=True):
@@ -152,25 +165,32 @@ class _Machine:
                 return self.checked([self.flat(self.value(e, names)) for e in elements])
             case ast.ListComp(generators=[clause]):
                 return self.checked(list(self.elements(node, clause, names)))
-            case ast.Subscript(value=of, slice=ast.Slice(lower=lower, upper=upper, step=step)):
-                of = self.value(of, names)
-                ends = [None if end is None else self.value(end, names) for end in (lower, upper, step)]
-                return self.checked(of[slice(*ends)])
-            case ast.Subscript(value=of, slice=index):
-                return self.value(of, names)[self.value(index, names)]
-            case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in FUNCTIONS and name not in names:
+            case ast.Subscript(value=items, slice=ast.Slice(lower=lower, upper=upper, step=step)):
+                items = self.value(items, names)
+                bounds = [None if bound is None else self.value(bound, names)
+                          for bound in (lower, upper, step)]
+                return self.checked(items[slice(*bounds)])
+            case ast.Subscript(value=items, slice=index):
+                return self.value(items, names)[self.value(index, names)]
+            case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) \
+                    if name in FUNCTIONS and name not in names:
                 return self.call(FUNCTIONS[name], arguments, names)
         raise ProgramError(f"{ast.unparse(node)[:40]!r} is not in the language")
 
     def binary(self, op: ast.operator, left, right, operators: dict):
-        """`left op right`, after a look at how large it will be."""
+        """`left op right`, if the result cannot be too large to compute."""
         numbers = isinstance(left, int) and isinstance(right, int)
-        if isinstance(op, ast.Pow) and (not numbers or not 0 <= right <= 50 or abs(left) ** right > LARGEST):
-            raise ProgramError("a power is no small whole number")
+        if isinstance(op, ast.Pow):
+            if not numbers or not 0 <= right <= 50 or abs(left) ** right > MAX_INT:
+                raise ProgramError("expected a power that is a whole number, and not too large")
         if isinstance(op, ast.Mult) and not numbers:
-            size = len(left) * right if isinstance(right, int) else left * len(right) if isinstance(left, int) else 0
-            if size > LONGEST_LIST:
-                raise ProgramError(f"a list grew longer than {LONGEST_LIST}")
+            size = 0
+            if isinstance(right, int):
+                size = len(left) * right
+            elif isinstance(left, int):
+                size = left * len(right)
+            if size > MAX_LIST:
+                raise ProgramError(f"a list grew longer than {MAX_LIST}")
         return self.checked(operators[type(op)](left, right))
 
     def compare(self, op: ast.cmpop, left, right) -> bool:
@@ -185,8 +205,9 @@ class _Machine:
             raise ProgramError("a list holds numbers only")
         return value
 
-    def elements(self, node: ast.ListComp | ast.GeneratorExp, clause: ast.comprehension, names: dict):
-        """The elements of a comprehension, one by one."""
+    def elements(self, node: ast.ListComp | ast.GeneratorExp, clause: ast.comprehension,
+                 names: dict):
+        """Yield the elements of a comprehension."""
         for item in self.value(clause.iter, names):
             self.spend()
             inner = names | {self.target(clause.target): item}
@@ -195,7 +216,8 @@ class _Machine:
 
     def call(self, function, arguments: list, names: dict):
         match arguments:
-            case [ast.GeneratorExp(generators=[clause]) as node] if function not in (len, range, abs):
+            case [ast.GeneratorExp(generators=[clause]) as node] \
+                    if function not in (len, range, abs):
                 return self.checked(function(self.elements(node, clause, names)))
         arguments = [self.value(a, names) for a in arguments]
         for argument in arguments:
@@ -208,7 +230,7 @@ class _Machine:
         return node.id
 
     def block(self, body: list, names: dict):
-        """Do the statements; what ends them early (a _Returned, "break", "continue") is handed on, else None."""
+        """Run statements; returns what ended them: a _Returned, "break", "continue", or None."""
         for node in body:
             self.spend()
             ended = None
@@ -217,7 +239,8 @@ class _Machine:
                     value = self.value(value, names)
                     names.update({self.target(t): value for t in targets})
                 case ast.AugAssign(target=target, op=op, value=value) if type(op) in OPERATORS:
-                    name, left, right = self.target(target), self.value(target, names), self.value(value, names)
+                    name = self.target(target)
+                    left, right = self.value(target, names), self.value(value, names)
                     names[name] = self.binary(op, left, right, IN_PLACE)
                 case ast.If(test=test, body=then, orelse=orelse):
                     ended = self.block(then if self.value(test, names) else orelse, names)
@@ -243,7 +266,8 @@ class _Machine:
                 case ast.Pass():
                     pass
                 case _:
-                    raise ProgramError(f"{ast.unparse(node).splitlines()[0][:40]!r} is not in the language")
+                    first_line = ast.unparse(node).splitlines()[0]
+                    raise ProgramError(f"{first_line[:40]!r} is not in the language")
             if ended is not None:
                 return ended
         return None

@@ -1,9 +1,11 @@
-"""TinyWorld's fixed world: the people, towns and things that are the same in every document, and what is true of them.
+"""TinyWorld's fixed facts: people, towns and things that are the same in every document.
 
-`WORLD` holds some 370 facts, drawn once. Each can be told and asked in several ways; `portrait` tells what is known of one
-subject. Facts are split into train, valid and test: all are told, but only those of train are ever asked in training text,
-so that questions about the others need knowledge that came from plain statements. Not part of the report: it stands in for
-the world knowledge of its corpus. Stories that happen in this world are `minids.data.tinyworld.stories`'s business.
+`WORLD` holds some 370 facts, generated once from a fixed seed. Each can be stated and asked for in
+several wordings; `portrait` states what is known of one subject. Facts are split into train, valid
+and test. The training text states all facts, but asks only for those of train. To answer a question
+about the others, a model must have learned them from plain statements. Not in the report: the facts
+stand in for the world knowledge of its corpus. For stories in this world see
+`minids.data.tinyworld.stories`.
 """
 
 import random
@@ -12,24 +14,28 @@ from dataclasses import dataclass
 from minids.data.splits import split_by_hash
 from minids.errors import MinidsError
 
-WOMEN = ("Mira Ada Nora Lena Ivy Tess Ruth Hanna Elsa Greta Vera Dora Cleo Anna Edith Flora Helen Irma Julia Kate Lucy Maud "
-         "Olga Paula").split()
-MEN = ("Otto Ben Cid Hugo Karl Emil Felix Oscar Peter Simon Tom Victor Walter Anton Bruno David Erik Frank Gus Henry Ivan "
-       "Jonas Leo Max").split()
+WOMEN = ("Mira Ada Nora Lena Ivy Tess Ruth Hanna Elsa Greta Vera Dora Cleo Anna Edith Flora Helen "
+         "Irma Julia Kate Lucy Maud Olga Paula").split()
+MEN = ("Otto Ben Cid Hugo Karl Emil Felix Oscar Peter Simon Tom Victor Walter Anton Bruno David "
+       "Erik Frank Gus Henry Ivan Jonas Leo Max").split()
 PEOPLE = WOMEN + MEN
-TOWNS = ("Alderby Bramwick Corley Dunmoor Elmsea Fernhill Granton Hollin Kelby Larkham Marlow Nettleby Oakford Penrose "
-         "Redcliff Selwick Thornby Upmoor Wexford Yarrow").split()
-JOBS = ("baker miller smith tailor farmer teacher doctor painter sailor fisher hunter gardener cook weaver potter carpenter "
-        "shepherd barber singer judge guard nurse driver printer mason tanner banker dancer writer clerk pilot porter").split()
+TOWNS = ("Alderby Bramwick Corley Dunmoor Elmsea Fernhill Granton Hollin Kelby Larkham Marlow "
+         "Nettleby Oakford Penrose Redcliff Selwick Thornby Upmoor Wexford Yarrow").split()
+JOBS = ("baker miller smith tailor farmer teacher doctor painter sailor fisher hunter gardener "
+        "cook weaver potter carpenter shepherd barber singer judge guard nurse driver printer "
+        "mason tanner banker dancer writer clerk pilot porter").split()
 PETS = "cat dog goat hen parrot rabbit pony tortoise goose donkey lamb owl".split()
-FOODS = "soup bread cheese honey rice fish cake porridge jam corn cabbage butter pie stew toast pudding".split()
-GOODS = "paper cloth salt soap wine oil tea silk beer leather coal sugar flour glue ink wax steel thread paint lace".split()
-LANDMARKS = ("bridge tower castle church lighthouse fountain temple palace school theatre arch dome monument column fort "
-             "pyramid museum windmill hospital station").split()
+FOODS = ("soup bread cheese honey rice fish cake porridge jam corn cabbage butter pie stew toast "
+         "pudding").split()
+GOODS = ("paper cloth salt soap wine oil tea silk beer leather coal sugar flour glue ink wax steel "
+         "thread paint lace").split()
+LANDMARKS = ("bridge tower castle church lighthouse fountain temple palace school theatre arch "
+             "dome monument column fort pyramid museum windmill hospital station").split()
 REGIONS = "north south east west".split()
-MATERIALS = {"lamp": "brass", "kite": "cotton", "drum": "wood", "book": "bark", "cup": "clay", "bell": "brass", "hat": "straw",
-             "ball": "rubber", "flute": "bone", "spoon": "wood", "rope": "straw", "mirror": "glass", "clock": "brass",
-             "broom": "straw", "hammer": "iron", "kettle": "tin", "blanket": "wool", "map": "cotton", "pen": "bone",
+MATERIALS = {"lamp": "brass", "kite": "cotton", "drum": "wood", "book": "bark", "cup": "clay",
+             "bell": "brass", "hat": "straw", "ball": "rubber", "flute": "bone", "spoon": "wood",
+             "rope": "straw", "mirror": "glass", "clock": "brass", "broom": "straw",
+             "hammer": "iron", "kettle": "tin", "blanket": "wool", "map": "cotton", "pen": "bone",
              "bowl": "clay", "key": "iron", "doll": "wood", "scarf": "wool", "whistle": "tin"}
 THINGS = list(MATERIALS)
 SUBJECTS = tuple(PEOPLE + TOWNS + THINGS)
@@ -37,7 +43,7 @@ SUBJECTS = tuple(PEOPLE + TOWNS + THINGS)
 
 @dataclass(frozen=True)
 class Fact:
-    """What stays true: the `relation` of `subject` is `value`, each of them one word."""
+    """A permanent fact: the `relation` of `subject` is `value`, one word each."""
 
     subject: str
     relation: str   # a key of STATEMENTS
@@ -46,41 +52,48 @@ class Fact:
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its one answer."""
+    """A question and its only answer."""
 
-    kind: str       # a relation of a fact, or a key of `minids.data.tinyworld.stories.ASK`
+    kind: str           # a relation of a fact, or a key of `minids.data.tinyworld.stories.ASK`
     text: str
-    answer: str     # a whole sentence
-    accepted: str   # the word (of a thing: two words) that a right answer names
-    about: str = ""  # the person, thing, door or subject of a fact
-    back: int = 0   # characters from the furthest sentence needed to the question; 0 where the story is not needed
+    answer: str         # a whole sentence
+    accepted: str       # the word (for a thing: two words) that a correct answer names
+    about: str = ""     # the person, thing, door or subject of a fact
+    back: int = 0       # characters back to the earliest sentence needed; 0 if none is
 
     @property
     def lines(self) -> str:
+        """The question and its answer, one line each."""
         return f"Question: {self.text}\nAnswer: {self.answer}\n"
 
 
-# {S} is the subject, {V} the value, {aV} the value with its article, {their} his or her. A sentence that begins with
-# {S} may also begin with a pronoun.
+# {S} is the subject, {V} the value, {aV} the value with its article, {their} his or her. A sentence
+# that begins with {S} may also begin with a pronoun.
 STATEMENTS = {
-    "home": ["{S} lives in {V}.", "{S} has a house in {V}.", "{S} calls {V} home.", "The home of {S} is in {V}.",
-             "{V} is the town where {S} lives.", "The house of {S} stands in {V}."],
-    "job": ["{S} is {aV}.", "{S} works as {aV}.", "{S} has been {aV} for years.", "The job of {S} is to be {aV}.",
-            "By trade {S} is {aV}.", "If you need {aV}, ask {S}."],
+    "home": ["{S} lives in {V}.", "{S} has a house in {V}.", "{S} calls {V} home.",
+             "The home of {S} is in {V}.", "{V} is the town where {S} lives.",
+             "The house of {S} stands in {V}."],
+    "job": ["{S} is {aV}.", "{S} works as {aV}.", "{S} has been {aV} for years.",
+            "The job of {S} is to be {aV}.", "By trade {S} is {aV}.", "If you need {aV}, ask {S}."],
     "pet": ["{S} has {aV}.", "{S} keeps {aV}.", "{S} owns {aV}.", "The pet of {S} is {aV}.",
             "{S} takes good care of {their} {V}.", "{aV} lives in the house of {S}."],
-    "food": ["{S} likes {V} best.", "{S} loves {V}.", "{S} eats {V} every day.", "The favourite food of {S} is {V}.",
-             "Nothing is better than {V}, says {S}.", "If you cook for {S}, make {V}."],
-    "friend": ["{S} is a friend of {V}.", "{S} often visits {their} friend {V}.", "{S} and {V} are friends.",
-               "The friend of {S} is {V}.", "{V} is the friend of {S}.", "{S} has known {their} friend {V} for years."],
-    "made": ["{S} is known for its {V}.", "{S} sells {V} to all the land.", "In {S} people make {V}.", "{V} is made in {S}.",
-             "Much {V} comes from {S}.", "The people of {S} make {V}."],
-    "landmark": ["{S} has {aV}.", "{S} is proud of its {V}.", "In {S} stands {aV}.", "There is {aV} in {S}.",
-                 "The {V} of {S} is very old.", "Many come to {S} to see the {V}."],
-    "region": ["{S} lies in the {V}.", "{S} is a town in the {V}.", "To get to {S}, go {V}.", "The town of {S} is in the {V}.",
-               "In the {V} of the land lies {S}."],
-    "neighbour": ["{S} is next to {V}.", "{S} lies close to {V}.", "From {S} it is a short walk to {V}.",
-                  "{S} and {V} are next to each other.", "The town next to {S} is {V}."],
+    "food": ["{S} likes {V} best.", "{S} loves {V}.", "{S} eats {V} every day.",
+             "The favourite food of {S} is {V}.", "Nothing is better than {V}, says {S}.",
+             "If you cook for {S}, make {V}."],
+    "friend": ["{S} is a friend of {V}.", "{S} often visits {their} friend {V}.",
+               "{S} and {V} are friends.", "The friend of {S} is {V}.", "{V} is the friend of {S}.",
+               "{S} has known {their} friend {V} for years."],
+    "made": ["{S} is known for its {V}.", "{S} sells {V} to all the land.",
+             "In {S} people make {V}.", "{V} is made in {S}.", "Much {V} comes from {S}.",
+             "The people of {S} make {V}."],
+    "landmark": ["{S} has {aV}.", "{S} is proud of its {V}.", "In {S} stands {aV}.",
+                 "There is {aV} in {S}.", "The {V} of {S} is very old.",
+                 "Many come to {S} to see the {V}."],
+    "region": ["{S} lies in the {V}.", "{S} is a town in the {V}.", "To get to {S}, go {V}.",
+               "The town of {S} is in the {V}.", "In the {V} of the land lies {S}."],
+    "neighbour": ["{S} is next to {V}.", "{S} lies close to {V}.",
+                  "From {S} it is a short walk to {V}.", "{S} and {V} are next to each other.",
+                  "The town next to {S} is {V}."],
     "material": ["{S} is made of {V}.", "To make {S} you need {V}.", "Out of {V} people make {S}.",
                  "{V} is what {S} is made of."],
     "sold": ["{S} is sold in {V}.", "You can buy {S} in {V}.", "If you want {S}, go to {V}.",
@@ -99,108 +112,131 @@ QUESTIONS = {
     "material": ["What is {S} made of?", "What do you need to make {S}?"],
     "sold": ["Where can you buy {S}?", "In which town is {S} sold?"],
 }
-# An answer names one word of the kind asked for, so {S} is left out where it is of the same kind.
+# An answer names one word of the kind asked for; {S} is omitted where it is of the same kind.
 ANSWERS = {
-    "home": "{S} lives in {V}.", "job": "{S} is {aV}.", "pet": "{S} has {aV}.", "food": "{S} likes {V} best.",
-    "friend": "{Their} friend is {V}.", "made": "{S} makes {V}.", "landmark": "In {S} stands {aV}.",
-    "region": "{S} lies in the {V}.", "neighbour": "The next town is {V}.", "material": "{S} is made of {V}.",
+    "home": "{S} lives in {V}.",
+    "job": "{S} is {aV}.",
+    "pet": "{S} has {aV}.",
+    "food": "{S} likes {V} best.",
+    "friend": "{Their} friend is {V}.",
+    "made": "{S} makes {V}.",
+    "landmark": "In {S} stands {aV}.",
+    "region": "{S} lies in the {V}.",
+    "neighbour": "The next town is {V}.",
+    "material": "{S} is made of {V}.",
     "sold": "{S} is sold in {V}.",
 }
-CONFUSING = ("friend", "neighbour", "sold")  # after these, "he" or "it" could be someone or something else
+# After a fact of these relations, "he" or "it" could refer to its value.
+AMBIGUOUS = ("friend", "neighbour", "sold")
 
 
-def a(noun: str) -> str:
+def with_article(noun: str) -> str:
     """The noun after "a" or "an"."""
     return ("an " if noun[0] in "aeio" else "a ") + noun
 
 
 def pronoun(subject: str) -> str:
+    """The word "she", "he" or "it"."""
     return "she" if subject in WOMEN else "he" if subject in MEN else "it"
 
 
 def possessive(subject: str) -> str:
+    """The word "her", "his" or "its"."""
     return "her" if subject in WOMEN else "his" if subject in MEN else "its"
 
 
-def capital(sentence: str) -> str:
+def capitalize(sentence: str) -> str:
+    """The sentence with its first letter in upper case; unlike str.capitalize, the rest stays."""
     return sentence[0].upper() + sentence[1:]
 
 
-def _draw_world() -> tuple[Fact, ...]:
-    rng, facts = random.Random(4), []
+def _generate_world() -> tuple[Fact, ...]:
+    rng, world = random.Random(4), []
 
-    def deal(relation, subjects, values):
+    def assign(relation, subjects, values):
         values = list(values)
         rng.shuffle(values)
-        facts.extend(Fact(s, relation, v) for s, v in zip(subjects, values))
+        world.extend(Fact(s, relation, v) for s, v in zip(subjects, values))
 
     def pair(relation, subjects):
         mixed = rng.sample(subjects, len(subjects))
         partner = {s: mixed[i ^ 1] for i, s in enumerate(mixed)}
-        facts.extend(Fact(s, relation, partner[s]) for s in subjects)
+        world.extend(Fact(s, relation, partner[s]) for s in subjects)
 
-    deal("home", PEOPLE, (TOWNS * 3)[:len(PEOPLE)])
-    deal("job", PEOPLE, JOBS[:16] + JOBS[16:] * 2)      # half of the jobs belong to one person only
-    deal("pet", PEOPLE, PETS * 4)
-    deal("food", PEOPLE, FOODS * 3)
+    assign("home", PEOPLE, (TOWNS * 3)[:len(PEOPLE)])
+    assign("job", PEOPLE, JOBS[:16] + JOBS[16:] * 2)    # half of the jobs belong to one person only
+    assign("pet", PEOPLE, PETS * 4)
+    assign("food", PEOPLE, FOODS * 3)
     pair("friend", PEOPLE)
-    deal("made", TOWNS, GOODS)
-    deal("landmark", TOWNS, LANDMARKS)
-    deal("region", TOWNS, REGIONS * 5)
+    assign("made", TOWNS, GOODS)
+    assign("landmark", TOWNS, LANDMARKS)
+    assign("region", TOWNS, REGIONS * 5)
     pair("neighbour", TOWNS)
-    facts.extend(Fact(thing, "material", material) for thing, material in MATERIALS.items())
-    deal("sold", THINGS, TOWNS + TOWNS[:4])
-    return tuple(facts)
+    world.extend(Fact(thing, "material", material) for thing, material in MATERIALS.items())
+    assign("sold", THINGS, TOWNS + TOWNS[:4])
+    return tuple(world)
 
 
-WORLD = _draw_world()
+WORLD = _generate_world()
 VALUE = {(f.subject, f.relation): f.value for f in WORLD}
 FACTS = {s: tuple(f for f in WORLD if f.subject == s) for s in SUBJECTS}  # by subject
 
 
-def split(fact: Fact) -> str:
-    """"train", "valid" or "test", about 80, 10 and 10 %, the same on every machine; friends share one fact."""
+def split_of(fact: Fact) -> str:
+    """The split of a fact: "train", "valid" or "test", about 80, 10 and 10 %.
+
+    Two friends, or two neighbouring towns, share one fact, so both directions are in one split.
+    """
     ends = (fact.subject, fact.value)
-    return split_by_hash(" ".join((fact.relation, *(sorted(ends) if fact.relation in ("friend", "neighbour") else ends))))
+    if fact.relation in ("friend", "neighbour"):
+        ends = sorted(ends)
+    return split_by_hash(" ".join((fact.relation, *ends)))
 
 
 def fill(template: str, fact: Fact, subject: str | None = None) -> str:
-    """A template with the words of a fact; `subject` stands in for the name."""
-    name = a(fact.subject) if fact.subject in THINGS else fact.subject
+    """A template filled with the words of a fact; `subject` may replace the subject's name."""
+    name = with_article(fact.subject) if fact.subject in THINGS else fact.subject
     their = possessive(fact.subject)
-    return capital(template.format(S=subject or name, V=fact.value, aV=a(fact.value), their=their, Their=capital(their)))
+    return capitalize(template.format(S=subject or name, V=fact.value, aV=with_article(fact.value),
+                                      their=their, Their=capitalize(their)))
 
 
 def statement(rng: random.Random, fact: Fact, named: bool = True) -> str:
-    """One sentence that says the fact. With `named` false it may say "she", "he" or "it" for the subject."""
+    """A sentence that states the fact. Unless `named`, it may use "she", "he" or "it"."""
     template = rng.choice(STATEMENTS[fact.relation])
     named = named or not template.startswith("{S} ") or template.startswith("{S} and")
     return fill(template, fact, None if named else pronoun(fact.subject))
 
 
-def ask_fact(rng: random.Random, fact: Fact) -> Question:
+def question_about(rng: random.Random, fact: Fact) -> Question:
     """The fact as a question."""
-    question = fill(rng.choice(QUESTIONS[fact.relation]), fact)
-    return Question(fact.relation, question, fill(ANSWERS[fact.relation], fact), fact.value, fact.subject)
+    text = fill(rng.choice(QUESTIONS[fact.relation]), fact)
+    answer = fill(ANSWERS[fact.relation], fact)
+    return Question(fact.relation, text, answer, fact.value, fact.subject)
 
 
 def portrait(rng: random.Random, subject: str) -> str:
     """A short text about a person, a town or a kind of thing, in one of many wordings and orders.
 
-    It tells all facts of the subject and one or two of something that these lead to, then asks after some, of the train
-    split only. Raises `MinidsError` for a subject that is not one of SUBJECTS.
+    It states all facts of the subject and, if these lead to another subject, one or two of that.
+    Then it asks for up to three of these facts, only of the train split. Raises `MinidsError` for
+    an unknown subject.
     """
     if subject not in FACTS:
-        raise MinidsError(f"nothing is known of {subject!r}: expected one of {', '.join(SUBJECTS)}")
+        raise MinidsError(f"unknown subject {subject!r}: expected one of {', '.join(SUBJECTS)}")
     own = rng.sample(FACTS[subject], len(FACTS[subject]))
-    known = [(f, i == 0 or own[i - 1].relation in CONFUSING or rng.random() < 0.4) for i, f in enumerate(own)]
-    beyond = [f.value for f in own if f.value in FACTS]
-    if beyond:
-        more = [f for f in FACTS[rng.choice(beyond)] if f.value != subject]
+    known = []      # (fact, whether the sentence names its subject)
+    for i, fact in enumerate(own):
+        named = i == 0 or own[i - 1].relation in AMBIGUOUS or rng.random() < 0.4
+        known.append((fact, named))
+    linked = [f.value for f in own if f.value in FACTS]
+    if linked:
+        more = [f for f in FACTS[rng.choice(linked)] if f.value != subject]
         known += [(f, True) for f in rng.sample(more, rng.randint(1, 2))]
     title = rng.choice(["About {}", "{}", "What we know of {}", "A few words about {}"])
-    title = title.format(a(subject) if subject in THINGS else subject)
-    text = f"{capital(title)}\n\n" + " ".join(statement(rng, fact, named) for fact, named in known) + "\n"
-    asked = [f for f, _ in known if split(f) == "train"]
-    asked = rng.sample(asked, min(len(asked), rng.randint(0, 3)))
-    return text + "".join("\n" + ask_fact(rng, fact).lines for fact in asked)
+    title = title.format(with_article(subject) if subject in THINGS else subject)
+    sentences = " ".join(statement(rng, fact, named) for fact, named in known)
+    askable = [f for f, _ in known if split_of(f) == "train"]
+    asked = rng.sample(askable, min(len(askable), rng.randint(0, 3)))
+    questions = "".join("\n" + question_about(rng, fact).lines for fact in asked)
+    return f"{capitalize(title)}\n\n{sentences}\n{questions}"

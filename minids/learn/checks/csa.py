@@ -277,7 +277,7 @@ def _divergence_cases(rng):
 def learn(indexer, x, qr, p, seen, loss=divergence, free=()):
     """The indexer's loss. No gradient enters x, qr, and p, except those named in `free`."""
     x, qr, p = (t if name in free else t.detach() for name, t in (("x", x), ("qr", qr), ("p", p)))
-    return loss(p, indexer(x, qr, 0, indexer.keys(x)), seen)
+    return loss(p, indexer(x, qr, indexer.keys(x)), seen)
 
 
 def with_gradients(loss_of):
@@ -555,7 +555,7 @@ CHECKS = [
             "this loss change?",
             "Your divergence answers the first two. The third: only the indexer. t.detach() is t "
             "without its history.",
-            "divergence(p.detach(), indexer(x, qr, 0, indexer.keys(x)), seen), with x and qr "
+            "divergence(p.detach(), indexer(x, qr, indexer.keys(x)), seen), with x and qr "
             "detached before.",
         ),
     ),

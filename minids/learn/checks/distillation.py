@@ -2,7 +2,7 @@
 report, section 5.1.2).
 
 The references compute what `minids.posttrain.distill` does: `divergence`, `token_loss`, `average`,
-and the sum over families in `learn`.
+and the sum over families in `add_gradients`.
 """
 
 import torch

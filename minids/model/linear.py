@@ -1,0 +1,46 @@
+"""The linear layer: it knows how its matrix is stored, and whether its input is rounded.
+
+A matrix is a parameter, or the codes and scales of a file in the released formats (FP8, FP4), which
+are decoded anew for each product. Rounding the input is for serving (report 3.4), see
+`minids.weights.rounding.serving`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from minids import numerics
+
+
+class Linear(nn.Linear):
+    """y = x W^T, without a bias. x: ... i -> ... o."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__(in_features, out_features, bias=False)
+        self.round_input = False        # to FP8, in blocks of 128
+        self.codes: torch.Tensor | None = None
+        self.scale: torch.Tensor | None = None
+        self.dtype: torch.dtype | None = None
+
+    def store(self, codes: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype) -> None:
+        """Hold the matrix as a file does, in place of `weight`; products decode it to `dtype`.
+
+        codes: float8_e4m3fn (FP8) or int8 (FP4) with their scale, or plain numbers without one.
+        """
+        self.weight = None
+        self.codes, self.scale, self.dtype = codes, scale, dtype
+
+    def matrix(self) -> torch.Tensor:
+        """The numbers of W, o x i."""
+        if self.codes is None:
+            return self.weight
+        if self.scale is None:
+            return self.codes.to(self.dtype)
+        fp4 = self.codes.dtype == torch.int8
+        decode = numerics.fp4_decode if fp4 else numerics.fp8_decode
+        return decode(self.codes, self.scale, self.dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.round_input:
+            x = numerics.fake_quant(x, "fp8_act")
+        return F.linear(x, self.matrix())
