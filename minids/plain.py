@@ -404,6 +404,16 @@ def maps(X, fn, scale, base, iters=20, eps=1e-6, norm_eps=1e-6):
     return pre, post, sinkhorn(comb, iters, eps)
 
 
+def site_maps(block, X, at):
+    """The three maps of a block's site: at is "attn" or "ffn". X: B T n d."""
+    config = block.config
+    if at == "attn":
+        fn, scale, base = block.hc_attn_fn, block.hc_attn_scale, block.hc_attn_base
+    else:
+        fn, scale, base = block.hc_ffn_fn, block.hc_ffn_scale, block.hc_ffn_base
+    return maps(X, fn, scale, base, config.hc_sinkhorn_iters, config.hc_eps, config.norm_eps)
+
+
 def site(X, layer, pre, post, comb):
     """The streams after a layer has read from them and written to them: B T n d. Equation 1.
 
@@ -438,8 +448,7 @@ def merge(model, X):
 
 def block_forward(block, X, ids):
     """The streams after attention, then the experts. X: B T n d; ids: B T -> B T n d."""
-    config, eps = block.config, block.config.norm_eps
-    constants = config.hc_sinkhorn_iters, config.hc_eps, eps
+    eps = block.config.norm_eps
 
     def attention_layer(u):
         return attention(block.attn, rms_norm(u, block.attn_norm.weight, eps))
@@ -447,10 +456,8 @@ def block_forward(block, X, ids):
     def expert_layer(u):
         return moe_forward(block.ffn, rms_norm(u, block.ffn_norm.weight, eps), ids)
 
-    fn, scale, base = block.hc_attn_fn, block.hc_attn_scale, block.hc_attn_base
-    X = site(X, attention_layer, *maps(X, fn, scale, base, *constants))
-    fn, scale, base = block.hc_ffn_fn, block.hc_ffn_scale, block.hc_ffn_base
-    return site(X, expert_layer, *maps(X, fn, scale, base, *constants))
+    X = site(X, attention_layer, *site_maps(block, X, "attn"))
+    return site(X, expert_layer, *site_maps(block, X, "ffn"))
 
 
 def features(model, ids):
@@ -486,7 +493,7 @@ FUNCTIONS = {function.__name__: function for function in (
     attend, grouped_output, window_attention, compress, place, compressed_entries, visible,
     hca_attention, previous, compress_overlapped, index_scores, pick, index, csa_attention,
     attention, affinity, route, hash_route, expert_forward, mix_experts, moe_forward, sinkhorn,
-    maps, site, gates, merge, block_forward, features, model_forward, mtp)}
+    maps, site_maps, site, gates, merge, block_forward, features, model_forward, mtp)}
 
 
 def with_parts(parts):

@@ -11,7 +11,6 @@ from twin import lively, to_hf, twin
 
 import minids
 from minids import Config, MinidsError, plain
-from minids.learn.checks import find
 from minids.system import paths
 
 
@@ -150,23 +149,6 @@ def test_parts_that_are_none():
         plain.Model(SMALL, sinkhorns=plain.sinkhorn)
     with pytest.raises(MinidsError, match="part route: expected a function, found int"):
         plain.Model(SMALL, route=1)
-
-
-EXERCISES = {
-    "rotate": "attention.turn", "queries": "attention.queries", "sees": "attention.window", "sink_weights": "attention.sink",
-    "grouped_output": "attention.output", "window_attention": "attention.layer", "compress": "hca.compress",
-    "place": "hca.place", "visible": "hca.visible", "compress_overlapped": "csa.compress", "index_scores": "csa.scores",
-    "pick": "csa.pick", "affinity": "whole.sqrtsoftplus", "route": "moe.route", "hash_route": "moe.hash_route",
-    "expert_forward": "moe.expert", "sinkhorn": "mhc.sinkhorn", "maps": "mhc.maps", "site": "mhc.site",
-    "rms_norm": "whole.rms_norm",
-}
-
-
-@torch.no_grad()
-def test_the_exercises_are_parts():
-    model, ids = lively(SMALL, 5), random_ids(SMALL, 2, 40)
-    mine = plain_twin(model, **{name: find(check).reference for name, check in EXERCISES.items()})
-    torch.testing.assert_close(mine(ids), model(ids), atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ code is never shown.
 
 import copy
 import os
+import traceback
 
 import torch
 
@@ -103,7 +104,9 @@ def _outcome(attempt, args):
     """What the attempt returns, or the exception that it raises."""
     try:
         return _call(attempt, args)
-    except NotImplementedError:
+    except NotImplementedError as error:
+        if _raised_by_torch(error):
+            return error
         raise NotAttempted from None
     except Exception as error:  # whatever a learner's code raises is an outcome here
         return error
@@ -118,6 +121,12 @@ def _problem(result, expected, args_used, args, exercise: Check) -> str | None:
     if _difference(args_used, args, exercise):
         return " it changes its own input: work on a copy, without in-place operations."
     return None
+
+
+def _raised_by_torch(error: Exception) -> bool:
+    """Whether the error comes from torch, as when a module without forward is called."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", "").partition(".")[0] == "torch"
 
 
 def _cases(exercise: Check):

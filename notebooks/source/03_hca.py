@@ -32,7 +32,8 @@ from minids.learn import check, hint, versions
 from minids.model import masks, passes
 from minids.model.attention import Attention
 from minids.model.compressor import Compressor
-from minids.model.rotary import frequencies, rotate
+from minids.model.rotary import frequencies as minids_frequencies
+from minids.plain import angles, grouped_output, keys, queries, rotate, sees, sink_weights
 from minids.show import hca, style
 from minids.system import paths
 
@@ -211,23 +212,24 @@ print(f"distance with position i m: {t - i * m};  with position i: {t - i}")
 # - between: a ramp from the one to the other.
 
 # %%
-def yarn_frequencies(base, config):
-    """Radians per token of each turning pair, r/2. Without an original length there is no YaRN."""
-    r, length = config.rope_head_dim, config.original_seq_len
+def frequencies(config, ratio):
+    """Radians per token of each rotating pair in a layer with this compression ratio: r/2 (lesson 02)."""
+    r = config.rope_head_dim
+    base, length = config.rope(ratio)                                               # a length of 0: no YaRN
     w = base ** (-torch.arange(0, r, 2) / r)                                        # r/2
-    if not length:
+    if length == 0:
         return w
 
-    def pair(turns):                                                                # the pair that turns so often
-        return r * math.log(length / (2 * math.pi * turns)) / (2 * math.log(base))
+    def pair(rotations):                                                            # the pair that rotates so often
+        return r * math.log(length / (2 * math.pi * rotations)) / (2 * math.log(base))
     low, high = max(math.floor(pair(config.beta_fast)), 0), min(math.ceil(pair(config.beta_slow)), r - 1)
-    ramp = ((torch.arange(r // 2) - low) / (high - low)).clamp(0, 1)                # r/2
+    ramp = ((torch.arange(r // 2) - low) / max(high - low, 0.001)).clamp(0, 1)    # r/2
     return w / config.rope_factor * ramp + w * (1 - ramp)
 
 
 flash = Config.from_json(paths.data("v4", "flash.config.json"))
 for config, ratio in ((flash, 128), (NANO, M)):
-    torch.testing.assert_close(yarn_frequencies(config.compress_rope_theta, config), frequencies(config, ratio))
+    torch.testing.assert_close(frequencies(config, ratio), minids_frequencies(config, ratio))
 print("equal to minids, for Flash and for nano")
 
 # %% [markdown]
@@ -235,9 +237,8 @@ print("equal to minids, for Flash and for nano")
 
 # %%
 plain = flash.replace(original_seq_len=0)
-clocks = {"base 10,000": yarn_frequencies(flash.rope_theta, plain),
-          "base 160,000": yarn_frequencies(flash.compress_rope_theta, plain),
-          "base 160,000 and YaRN": yarn_frequencies(flash.compress_rope_theta, flash)}
+clocks = {"base 10,000": frequencies(flash, 0), "base 160,000": frequencies(plain, 128),
+          "base 160,000 and YaRN": frequencies(flash, 128)}
 periods = {name: (2 * math.pi / w).tolist() for name, w in clocks.items()}
 print(f"tokens in a full turn {'':8}" + "".join(f"pair {j:2}{'':6}" for j in (0, 8, 15, 20, 25, 31)))
 for name, line in periods.items():
@@ -255,22 +256,14 @@ style.show(hca.plot_periods(periods, 15, 25, flash.original_seq_len, flash.max_s
 # *is* the blue one: nothing changed for near tokens.
 #
 # ### Exercise 2: place the entries
-# *Medium, 10 minutes.* `turned` turns the last r channels of a tensor (lesson 02). You decide by which angles.
+# *Medium, 10 minutes.* `rotate(x, theta)` rotates the last r channels of a tensor, and `angles(positions, w)` gives the angles (lesson 02). You decide the positions and the frequencies.
 
 # %%
-def turned(x, angles):
-    """x with its last r channels turned, neighbours (2j, 2j+1) as pairs. x: ... c; angles: ... r/2, radians."""
-    r = 2 * angles.shape[-1]
-    rot = torch.polar(torch.ones_like(angles), angles)                              # ... r/2, complex
-    return torch.cat([x[..., :-r], rotate(x[..., -r:], rot)], -1)
-
-
 def place(entries, m, config):
-    """The entries, B n c, turned to their positions, in a layer with compression. m: tokens in an entry."""
+    """The entries, rotated to their positions, in a layer with compression. entries: B n c; m: tokens in an entry -> B n c."""
     ### BEGIN SOLUTION
-    position = torch.arange(entries.shape[1]) * m                                   # n
-    w = yarn_frequencies(config.compress_rope_theta, config)                        # r/2
-    return turned(entries, position[:, None] * w)                                   # angles n r/2
+    positions = torch.arange(entries.shape[1]) * m                                  # n
+    return rotate(entries, angles(positions, frequencies(config, m)))               # angles n r/2
     ### END SOLUTION
 
 
@@ -362,53 +355,49 @@ for name, w, m in (("V4", 128, 128), ("nano", W, M), ("too narrow", 64, 128)):
 # By hand: two sliding keys with scores 1 and 0, an entry with score 1, a sink of 0. The exponentials are 2.718, 1, 2.718 and 1, their sum is 7.437. So the weights are 0.366, 0.134, 0.366, and the last
 # 0.134 go nowhere. The entry, which stands for m tokens, gets no bonus for its size: it competes like any single token.
 #
-# ### Exercise 5: attend
-# *Hard, 15 minutes.* Write it densely: all keys and all entries in one matrix of scores, and a mask.
+# ### Exercise 5: attend, and the whole layer
+# *Hard, 15 minutes.* First `attend`, densely: one matrix of scores for all keys, and a mask. `sink_weights(scores, sink)` is lesson 02's. Then the layer: its keys are those of all tokens, followed by its
+# entries, in one tensor; its mask is `sees(T, w)` (lesson 02) beside your `visible(T, S, m)`. All else is lesson 02's as well: `angles`, `queries(layer, x, theta)`, `keys(layer, x, theta)`, the rotation back, `grouped_output`.
 
 # %%
-def attend(q, kv, entries, sink, w, m):
-    """The outputs, B T H c. q: B T H c; kv: B T c, keys and values; entries: B S c; sink: H. All turned already.
+def attend(q, kv, seen, sink):
+    """What each head reads: B T H c. q: B T H c; kv: B S c, keys and values; seen: T S or B T S, bool; sink: H.
 
-    A query sees the last w tokens, its own included, and the entries that visible(T, S, m) allows.
+    All are rotated already. `seen` says whether the query at t may read key s.
     """
     ### BEGIN SOLUTION
-    B, T, H, c = q.shape
-    t, s = torch.arange(T)[:, None], torch.arange(T)
-    near = (s <= t) & (s > t - w)                                                   # T T
-    seen = torch.cat([near, visible(T, entries.shape[1], m)], -1)                   # T T+S
-    keys = torch.cat([kv, entries], 1)                                              # B T+S c
-    scores = torch.einsum("bthc,bsc->bths", q, keys) * c ** -0.5                    # B T H T+S
-    scores = scores.masked_fill(~seen[:, None], -torch.inf)
-    scores = torch.cat([scores, sink[:, None].expand(B, T, H, 1)], -1)              # B T H T+S+1
-    p = scores.softmax(-1)[..., :-1]                                                # B T H T+S
-    return torch.einsum("bths,bsc->bthc", p, keys)
+    scores = torch.einsum("bthc,bsc->bths", q, kv) * q.shape[-1] ** -0.5            # B T H S
+    scores = scores.masked_fill(~seen[..., None, :], -torch.inf)
+    return torch.einsum("bths,bsc->bthc", sink_weights(scores, sink), kv)
+    ### END SOLUTION
+
+
+# %%
+def hca_attention(attn, x):
+    """An HCA layer. x: B T d -> B T d.
+
+    attn has a compressor (wkv, wgate, ape, norm), wo_a, wo_b, attn_sink, and ratio, its m; its config has norm_eps,
+    window_size, o_groups.
+    """
+    ### BEGIN SOLUTION
+    config, comp, m, T = attn.config, attn.compressor, attn.ratio, x.shape[1]
+    theta = angles(torch.arange(T), frequencies(config, m))                         # T r/2
+    entries = compress(x, comp.wkv.weight, comp.wgate.weight, comp.ape, comp.norm.weight, config.norm_eps)
+    kv = torch.cat([keys(attn, x, theta), place(entries, m, config)], 1)            # B T+n c
+    seen = torch.cat([sees(T, config.window_size), visible(T, entries.shape[1], m)], -1)    # T T+n
+    o = attend(queries(attn, x, theta), kv, seen, attn.attn_sink)                   # B T H c
+    o = rotate(o, -theta[:, None])
+    return grouped_output(o, attn.wo_a.weight, attn.wo_b.weight, config.o_groups)   # B T d
     ### END SOLUTION
 
 
 # %%
 attend = check("hca.attend", attend)
-
-# %% [markdown]
-# Now the whole layer. Queries, sliding keys and the grouped output are lesson 02's; new are the lines with `compress` and with `attend`.
+hca_attention = check("hca.layer", hca_attention)
 
 # %%
-def hca_layer(layer, x):
-    """An HCA layer with the weights of `layer`, a minids Attention. x: B T d -> B T d."""
-    cfg, (B, T, _) = layer.config, x.shape
-    angles = torch.arange(T)[:, None] * yarn_frequencies(cfg.compress_rope_theta, cfg)                  # T r/2
-    q = layer.wq_b(layer.q_norm(layer.wq_a(x))).view(B, T, cfg.n_heads, cfg.head_dim)                   # B T H c
-    q = turned(q * torch.rsqrt(q.square().mean(-1, keepdim=True) + cfg.norm_eps), angles[:, None])
-    kv = turned(layer.kv_norm(layer.wkv(x)), angles)                                                    # B T c
-    comp = layer.compressor
-    entries = compress(x, comp.wkv.weight, comp.wgate.weight, comp.ape, comp.norm.weight, cfg.norm_eps) # B n c
-    o = attend(q, kv, place(entries, layer.ratio, cfg), layer.attn_sink, cfg.window_size, layer.ratio)  # B T H c
-    o = turned(o, -angles[:, None]).reshape(B, T, cfg.o_groups, -1)                                     # B T g Hc/g
-    o = torch.einsum("btgi,goi->btgo", o, layer.wo_a.weight.unflatten(0, (cfg.o_groups, -1)))           # B T g o_lora_rank
-    return layer.wo_b(o.flatten(2))
-
-
 layer = lively(Attention(NANO, M), seed=2)
-torch.testing.assert_close(hca_layer(layer, x), layer(x), atol=1e-4, rtol=1e-4)
+torch.testing.assert_close(hca_attention(layer, x), layer(x), atol=1e-4, rtol=1e-4)
 print("equal to minids.Attention:", x.shape[1], "tokens,", x.shape[1] // M, "entries,", x.shape[1] % M, "tokens waiting")
 
 # %% [markdown]

@@ -34,7 +34,8 @@ from minids.model.attention import Attention
 from minids.model.compressor import Compressor
 from minids.model.indexer import Indexer
 from minids.model.passes import Options
-from minids.model.rotary import frequencies, rotate
+from minids.plain import angles, attend, frequencies, grouped_output, place, queries, query_latent, rotate
+from minids.plain import keys as token_keys, sees as in_window
 from minids.show import csa, hca, style
 from minids.system import paths
 from torch import nn
@@ -133,7 +134,7 @@ for name, gate in (("-inf", -math.inf), ("0", 0.0)):
 # *Medium, 15 minutes.* Lesson 03's function; what is new is the way from B n m 2c to B n 2m c.
 
 # %%
-def compress(x, wkv, wgate, ape, weight, eps):
+def compress_overlapped(x, wkv, wgate, ape, weight, eps):
     """Entries of the complete windows, without rotary: B n c.
 
     x: B T d; wkv, wgate: 2c d, a above b; ape: m 2c, a before b; weight: c, the norm's; eps: the norm's.
@@ -153,7 +154,7 @@ def compress(x, wkv, wgate, ape, weight, eps):
 
 
 # %%
-compress = check("csa.compress", compress)
+compress_overlapped = check("csa.compress", compress_overlapped)
 
 # %% [markdown]
 # Equal to `minids`? As in lesson 03 an entry is turned to the first position of its own window, i m, and we compare with **lively** weights, where nothing hides behind a 1 or a 0.
@@ -173,16 +174,10 @@ def lively(module, seed=0):
     return module
 
 
-def turned(x, angles):
-    """x with its last channels turned, neighbours (2j, 2j+1) as pairs. x: ... c; angles: ... r/2, radians."""
-    r = 2 * angles.shape[-1]
-    return torch.cat([x[..., :-r], rotate(x[..., -r:], torch.polar(torch.ones_like(angles), angles))], -1)
-
-
 def entries_of(comp, x, config):
-    """The entries of a minids Compressor's weights, turned to their positions: B n c."""
-    e = compress(x, comp.wkv.weight, comp.wgate.weight, comp.ape, comp.norm.weight, config.norm_eps)
-    return turned(e, (torch.arange(e.shape[1]) * M)[:, None] * frequencies(config, M))
+    """The entries of a minids Compressor's weights, rotated to their positions: B n c."""
+    e = compress_overlapped(x, comp.wkv.weight, comp.wgate.weight, comp.ape, comp.norm.weight, config.norm_eps)
+    return place(e, M, config)                                                      # lesson 03
 
 # %%
 comp = lively(Compressor(NANO, M, NANO.head_dim))
@@ -240,7 +235,7 @@ def compress_alone(x, wkv, wgate, ape, weight, eps):
     return e * torch.rsqrt(e.square().mean(-1, keepdim=True) + eps) * weight
 
 
-found = {"with overlap": learn_pairs(compress), "without": learn_pairs(compress_alone)}
+found = {"with overlap": learn_pairs(compress_overlapped), "without": learn_pairs(compress_alone)}
 
 # %% tags=["nbval-ignore-output"]
 style.show(csa.plot_places(found, 1 / 12), "Shares of right answers by the key's place. With overlap all are right. Without, the torn key is "
@@ -295,19 +290,19 @@ print("64 heads without ReLU = one head. With ReLU: largest difference", "above 
 # One. A sum of linear maps is a linear map. The ReLU is what makes 64 small heads more than one.
 #
 # ### Exercise 2: scores
-# *Medium, 10 minutes.* Scores of all entries, future ones included; who may see what comes in the next section. Mind which input feeds what, and the factor. Head h has the rows h ci to h ci + ci - 1 of `wq_b`; `turned` turns queries.
+# *Medium, 10 minutes.* Scores of all entries, future ones included; who may see what comes in the next section. Mind which input feeds what, and the factor. Head h has the rows h ci to h ci + ci - 1 of `wq_b`; `rotate(x, theta)` rotates queries.
 
 # %%
-def index_scores(x, qr, keys, wq_b, weights_proj, angles):
-    """B T S. x: B T d; qr: B T dc; keys: B S ci; wq_b: Hi ci x dc; weights_proj: Hi d; angles of the queries: T r/2.
+def index_scores(x, latent, index_keys, wq_b, weights_proj, theta):
+    """B T S. x: B T d; latent: B T dc; index_keys: B S ci; wq_b: Hi ci x dc; weights_proj: Hi d; theta: T r/2, of the queries.
 
     (y = x @ weight.T, as in all linear layers.)
     """
     ### BEGIN SOLUTION
-    B, T, Hi, ci = *x.shape[:2], len(weights_proj), keys.shape[-1]
-    q = turned((qr @ wq_b.T).view(B, T, Hi, ci), angles[:, None])                   # B T Hi ci
+    B, T, Hi, ci = *x.shape[:2], len(weights_proj), index_keys.shape[-1]
+    q = rotate((latent @ wq_b.T).view(B, T, Hi, ci), theta[:, None])                # B T Hi ci
     w = x @ weights_proj.T * (ci * Hi) ** -0.5                                      # B T Hi
-    s = F.relu(torch.einsum("bthc,bsc->bths", q, keys))                             # B T Hi S
+    s = F.relu(torch.einsum("bthc,bsc->bths", q, index_keys))                       # B T Hi S
     return torch.einsum("bth,bths->bts", w, s)
     ### END SOLUTION
 
@@ -323,8 +318,8 @@ qr = layer.q_norm(layer.wq_a(x))                                                
 def scores_of_layer(layer, x, qr):
     """The indexer's scores with the weights of `layer`, a minids Attention: B T S."""
     indexer, cfg = layer.indexer, layer.config
-    angles = torch.arange(x.shape[1])[:, None] * frequencies(cfg, M)                # T r/2
-    return index_scores(x, qr, entries_of(indexer.compressor, x, cfg), indexer.wq_b.weight, indexer.weights_proj.weight, angles)
+    theta = angles(torch.arange(x.shape[1]), frequencies(cfg, M))                   # T r/2
+    return index_scores(x, qr, entries_of(indexer.compressor, x, cfg), indexer.wq_b.weight, indexer.weights_proj.weight, theta)
 
 
 mine = scores_of_layer(layer, x, qr)
@@ -433,20 +428,13 @@ for name, rows in (("queries 32 to 63", slice(32, 64)), ("queries 224 to 255", s
 def csa_layer(layer, x, k):
     """A CSA layer with the weights of `layer`, a minids Attention. x: B T d -> B T d."""
     cfg, (B, T, _) = layer.config, x.shape
-    angles = torch.arange(T)[:, None] * frequencies(cfg, M)                                             # T r/2
-    qr = layer.q_norm(layer.wq_a(x))                                                                    # B T dc
-    q = layer.wq_b(qr).view(B, T, cfg.n_heads, cfg.head_dim)                                            # B T H c
-    q = turned(q * torch.rsqrt(q.square().mean(-1, keepdim=True) + cfg.norm_eps), angles[:, None])
-    keys = torch.cat([turned(layer.kv_norm(layer.wkv(x)), angles), entries_of(layer.compressor, x, cfg)], 1)    # B T+S c
-    picked = pick(scores_of_layer(layer, x, qr), M, k)                                                  # B T S
-    near = torch.ones(T, T).tril().triu(1 - cfg.window_size).bool().expand(B, T, T)
-    s = torch.einsum("bthc,bsc->bths", q, keys) * cfg.head_dim ** -0.5                                  # B T H T+S
-    s = s.masked_fill(~torch.cat([near, picked], -1)[:, :, None], -math.inf)
-    s = torch.cat([s, layer.attn_sink[:, None].expand(B, T, -1, 1)], -1)                                # B T H T+S+1
-    o = torch.einsum("bths,bsc->bthc", s.softmax(-1)[..., :-1], keys)                                   # B T H c
-    o = turned(o, -angles[:, None]).reshape(B, T, cfg.o_groups, -1)                                     # B T g Hc/g
-    o = torch.einsum("btgi,goi->btgo", o, layer.wo_a.weight.unflatten(0, (cfg.o_groups, -1)))           # B T g o_lora_rank
-    return layer.wo_b(o.flatten(2))
+    theta = angles(torch.arange(T), frequencies(cfg, M))                                                # T r/2
+    picked = pick(scores_of_layer(layer, x, query_latent(layer, x)), M, k)                              # B T S
+    near = in_window(T, cfg.window_size).expand(B, T, T)
+    kv = torch.cat([token_keys(layer, x, theta), entries_of(layer.compressor, x, cfg)], 1)                    # B T+S c
+    o = attend(queries(layer, x, theta), kv, torch.cat([near, picked], -1), layer.attn_sink)            # B T H c
+    o = rotate(o, -theta[:, None])
+    return grouped_output(o, layer.wo_a.weight, layer.wo_b.weight, cfg.o_groups)
 
 # %%
 layer.config = NANO.replace(index_topk=K)
@@ -673,7 +661,7 @@ nano = minids.load(paths.data("checkpoints", "nano")).eval().requires_grad_(Fals
 tokenizer, cfg, T = Tokenizer.load(), nano.config, 1024
 L = max(i for i, ratio in enumerate(cfg.compress_ratios) if ratio == M)             # the last CSA layer
 attn, S = nano.layers[L].attn, T // M
-angles, sees = torch.arange(T)[:, None] * frequencies(cfg, M), visible(T, S, M)     # T r/2, T S
+theta, sees = angles(torch.arange(T), frequencies(cfg, M)), visible(T, S, M)        # T r/2, T S
 
 
 def watch(ids):
@@ -744,7 +732,7 @@ def warm_up(indexer, steps=80, seed=0, scores_by=index_scores):
     for _ in range(steps):
         b, t = torch.randint(0, len(x_train), (2,), generator=rng), torch.randint(M, T, (128,), generator=rng)
         x, qr = x_train[b], qr_train[b]                                             # 2 T d, 2 T dc
-        scores = scores_by(x[:, t], qr[:, t], indexer.keys(x), indexer.wq_b.weight, indexer.weights_proj.weight, angles[t])
+        scores = scores_by(x[:, t], qr[:, t], indexer.keys(x), indexer.wq_b.weight, indexer.weights_proj.weight, theta[t])
         loss = divergence(p_train[b][:, t], scores, sees[t])
         optimiser.zero_grad()
         loss.backward()
@@ -757,7 +745,7 @@ def order_by(indexer, scores_by=index_scores):
     """The scores of the test stories, B T S."""
     with torch.no_grad():
         keys = indexer.keys(x_test)                                                 # B S ci
-        return scores_by(x_test, qr_test, keys, indexer.wq_b.weight, indexer.weights_proj.weight, angles)
+        return scores_by(x_test, qr_test, keys, indexer.wq_b.weight, indexer.weights_proj.weight, theta)
 
 
 indexer = fresh_indexer(0)
@@ -794,11 +782,11 @@ print("and more than three quarters of the attention that 16 entries can hold")
 # The same warm-up, 50 steps of it, without the ReLU, and with one head; three seeds each. (One head also has a sixteenth of the weights that make queries: this ablation takes away more than heads.) **Predict before you run:** which of the two costs more recall?
 
 # %%
-def linear_scores(x, qr, keys, wq_b, weights_proj, angles):
+def linear_scores(x, latent, index_keys, wq_b, weights_proj, theta):
     """index_scores without the ReLU: one effective query for each token, B T S."""
-    B, T, Hi, ci = *x.shape[:2], len(weights_proj), keys.shape[-1]
-    q = turned((qr @ wq_b.T).view(B, T, Hi, ci), angles[:, None])                   # B T Hi ci
-    return torch.einsum("bth,bthc->btc", x @ weights_proj.T * (ci * Hi) ** -0.5, q) @ keys.mT
+    B, T, Hi, ci = *x.shape[:2], len(weights_proj), index_keys.shape[-1]
+    q = rotate((latent @ wq_b.T).view(B, T, Hi, ci), theta[:, None])                # B T Hi ci
+    return torch.einsum("bth,bthc->btc", x @ weights_proj.T * (ci * Hi) ** -0.5, q) @ index_keys.mT
 
 
 rows, names = {}, ("as it is: 16 heads, ReLU", "16 heads, no ReLU", "one head, ReLU")
@@ -875,7 +863,7 @@ pieces[0] = "<bos>"
 n = len(ids)
 x_tale, p_tale = watch(torch.tensor([ids]))
 with torch.no_grad():
-    s_tale = attn.indexer(x_tale, attn.q_norm(attn.wq_a(x_tale)), 0, attn.indexer.keys(x_tale))     # 1 T S
+    s_tale = attn.indexer(x_tale, attn.q_norm(attn.wq_a(x_tale)), attn.indexer.keys(x_tale))     # 1 T S
 mass, seen_tale = p_tale[0].sum(1), visible(n, n // M, M)                           # T S
 print(tale.question, tale.answer)
 

@@ -232,29 +232,30 @@ print("equal to minids' expert, with inputs large enough for the clamps")
 # ## 3. The layer: token by token, or expert by expert
 #
 # ### Exercise 3: the layer, as the equation reads
-# *Easy, 10 minutes.* Two loops. `layer.experts[e](v)` and `layer.shared_experts(v)` give an expert's output.
+# *Easy, 10 minutes.* One loop over the experts, with your `expert_forward`; column e of g holds the weights of expert e. `ffn.experts[e]` and `ffn.shared_experts` hold their matrices as `w1.weight`, `w2.weight` and `w3.weight`;
+# the limit is `ffn.gate.config.swiglu_limit`. The shared expert has the weight 1.
 
 # %%
-def moe(layer, x, g, chosen):
-    """The output of a layer. x: N d; g, chosen: N K, weights and numbers of the chosen experts -> N d."""
+def mix_experts(ffn, x, g):
+    """The output of a layer of experts. x: N d; g: N E, as `route` gives it -> N d."""
     ### BEGIN SOLUTION
-    rows = []
-    for n in range(len(x)):
-        routed = [g[n, k] * layer.experts[chosen[n, k]](x[n]) for k in range(chosen.shape[1])]
-        rows.append(sum(routed))
-    return torch.stack(rows) + layer.shared_experts(x)
+    limit, shared = ffn.gate.config.swiglu_limit, ffn.shared_experts
+    y = expert_forward(x, shared.w1.weight, shared.w2.weight, shared.w3.weight, limit, 1.0)
+    for e, expert in enumerate(ffn.experts):
+        y = y + expert_forward(x, expert.w1.weight, expert.w2.weight, expert.w3.weight, limit, g[:, e, None])
+    return y
     ### END SOLUTION
 
 
 # %%
-moe = check("moe.layer", moe)
+mix_experts = check("moe.layer", mix_experts)
 layer, x = model.layers[1].ffn, torch.randn(40, config.dim, generator=rng)                     # N d
-g, chosen = layer.gate(x, None)
-torch.testing.assert_close(moe(layer, x, g, chosen), layer(x[None], None)[0], atol=1e-5, rtol=1e-4)
+g = route(x, layer.gate.weight, layer.gate.bias, config.n_activated_experts, config.route_scale)    # N E
+torch.testing.assert_close(mix_experts(layer, x, g), layer(x[None], None)[0], atol=1e-5, rtol=1e-4)
 print("equal to minids.model.moe.MoE on 40 tokens")
 
 # %% [markdown]
-# Right, and slow: N K small products, each with a single row. Processors like few large products. So we sort: list all N K choices, put those of one expert beside each other, run each expert once on its rows, and put
+# Right, and wasteful: every expert works on every token, and most of what it computes is multiplied by 0. So we sort: list all N K choices, put those of one expert beside each other, run each expert once on its rows, and put
 # the results back. Four tokens, K = 2:
 
 # %%
@@ -281,40 +282,42 @@ for name, c in (("nano", Config.nano()), ("mini", Config.mini()), ("Flash", Conf
 # *Medium, 15 minutes.* A colleague wrote the sorted version. It has the right shape, no error, and **two** faults. On some inputs you see neither: if the list of choices happens to be sorted already. Repair it.
 
 # %%
-def colleagues_moe(layer, x, g, chosen):
-    """x: N d; g, chosen: N K -> N d. Two faults."""
-    N, K = chosen.shape
+def colleagues_moe(ffn, x, g):
+    """x: N d; g: N E -> N d. Two faults."""
+    N, K = len(x), ffn.gate.config.n_activated_experts
+    weights, chosen = g.topk(K)                                             # N K, N K
     order = chosen.flatten().argsort(stable=True)                           # NK
-    counts = torch.bincount(chosen.flatten(), minlength=len(layer.experts)).tolist()
+    counts = torch.bincount(chosen.flatten(), minlength=len(ffn.experts)).tolist()
     runs = x[order // K].split(counts)                                      # E runs of rows, NK d together
-    y = torch.cat([expert(run) for expert, run in zip(layer.experts, runs)])
-    y = y * g.flatten()[:, None]
+    y = torch.cat([expert(run) for expert, run in zip(ffn.experts, runs)])
+    y = y * weights.flatten()[:, None]
     y = y[order]                                                            # back to the tokens
-    return y.view(N, K, -1).sum(1) + layer.shared_experts(x)
+    return y.view(N, K, -1).sum(1) + ffn.shared_experts(x)
 
 
-apart = (colleagues_moe(layer, x, g, chosen) - moe(layer, x, g, chosen)).abs().max()
+apart = (colleagues_moe(layer, x, g) - mix_experts(layer, x, g)).abs().max()
 print("the colleague's result is wrong:", bool(apart > 1e-2))
 
 
 # %%
-def grouped(layer, x, g, chosen):
-    """Your repaired version. x: N d; g, chosen: N K -> N d."""
+def grouped(ffn, x, g):
+    """Your repaired version. x: N d; g: N E -> N d."""
     ### BEGIN SOLUTION
-    N, K = chosen.shape
+    N, K = len(x), ffn.gate.config.n_activated_experts
+    weights, chosen = g.topk(K)                                             # N K, N K
     order = chosen.flatten().argsort(stable=True)                           # NK
-    counts = torch.bincount(chosen.flatten(), minlength=len(layer.experts)).tolist()
+    counts = torch.bincount(chosen.flatten(), minlength=len(ffn.experts)).tolist()
     runs = x[order // K].split(counts)
-    y = torch.cat([expert(run) for expert, run in zip(layer.experts, runs)])
-    y = y * g.flatten()[order][:, None]                                     # sorted like the rows
+    y = torch.cat([expert(run) for expert, run in zip(ffn.experts, runs)])
+    y = y * weights.flatten()[order][:, None]                               # sorted like the rows
     y = y[order.argsort()]                                                  # the inverse of the sort
-    return y.view(N, K, -1).sum(1) + layer.shared_experts(x)
+    return y.view(N, K, -1).sum(1) + ffn.shared_experts(x)
     ### END SOLUTION
 
 
 # %%
 grouped = check("moe.grouped", grouped)
-torch.testing.assert_close(grouped(layer, x, g, chosen), layer(x[None], None)[0], atol=1e-5, rtol=1e-4)
+torch.testing.assert_close(grouped(layer, x, g), layer(x[None], None)[0], atol=1e-5, rtol=1e-4)
 print("equal to minids, which also sorts")
 
 # %% [markdown]

@@ -16,6 +16,7 @@
 # *Before this: PyTorch modules. Lessons 02 to 07 open the parts that stay closed here; you can take this one first.*
 
 # %%
+import functools
 import math
 import tempfile
 from importlib.util import find_spec
@@ -30,6 +31,7 @@ from minids.learn import check, hint, versions
 from minids.model import mhc
 from minids.model.attention import Attention
 from minids.model.moe import MoE
+from minids.plain import attention, moe_forward, site_maps
 from minids.show import style, whole
 from minids.system import paths
 from minids.weights import layout
@@ -187,7 +189,7 @@ def sqrtsoftplus(x):
     ### END SOLUTION
 
 
-def safe_affinity(x):
+def affinity(x):
     """The values of sqrtsoftplus (to within 1e-18), with a finite gradient for every x."""
     ### BEGIN SOLUTION
     return F.softplus(x).clamp_min(torch.finfo(torch.float32).tiny).sqrt()
@@ -196,6 +198,7 @@ def safe_affinity(x):
 
 def with_gradient(function):
     """A function that returns function(x) and its gradient."""
+    @functools.wraps(function)
     def both(x):
         x = x.clone().requires_grad_()
         y = function(x)
@@ -205,7 +208,7 @@ def with_gradient(function):
 
 # %%
 sqrtsoftplus = check("whole.sqrtsoftplus", sqrtsoftplus)
-value_and_gradient = check("whole.safe_affinity", with_gradient(safe_affinity))
+value_and_gradient = check("whole.safe_affinity", with_gradient(affinity))
 print("slope at -120:", value_and_gradient(torch.tensor([-120.0]))[1].item())
 
 # %% [markdown]
@@ -246,23 +249,8 @@ print("wrong:", (post * f + comb @ X).tolist())
 #
 # The next cell computes the three maps of a site from its parameters. Lesson 07 derives it; today it is a black box.
 
-# %% jupyter={"source_hidden": true}
-def maps(block, X, at):
-    """pre (B T n), post (B T n) and comb (B T n n) of the site `at`, "attn" or "ffn", from the streams X: B T n d."""
-    fn, scale, base = (getattr(block, f"hc_{at}_{name}") for name in ("fn", "scale", "base"))
-    x, n, eps = X.flatten(2), X.shape[2], block.config.hc_eps                           # B T nd
-    a = rms_norm(x, torch.ones(x.shape[-1]), block.config.norm_eps) @ fn.T              # B T (2+n)n
-    pre, post, comb = a.split([n, n, n * n], dim=-1)
-    base_pre, base_post, base_comb = base.split([n, n, n * n])
-    comb = (comb * scale[2] + base_comb).unflatten(-1, (n, n)).softmax(-1) + eps        # B T n n
-    comb = comb / (comb.sum(-2, keepdim=True) + eps)                                    # columns sum to 1
-    for _ in range(block.config.hc_sinkhorn_iters - 1):
-        comb = comb / (comb.sum(-1, keepdim=True) + eps)                                # rows
-        comb = comb / (comb.sum(-2, keepdim=True) + eps)                                # columns
-    return torch.sigmoid(pre * scale[0] + base_pre) + eps, 2 * torch.sigmoid(post * scale[1] + base_post), comb
-
 # %%
-pre, post, comb = (m[0, 0] for m in maps(living.layers[0], living.embed(ids)[:, :, None].repeat(1, 1, 4, 1), "attn"))
+pre, post, comb = (m[0, 0] for m in site_maps(living.layers[0], living.embed(ids)[:, :, None].repeat(1, 1, 4, 1), "attn"))
 print("pre ", [round(v, 2) for v in pre.tolist()])
 print("post", [round(v, 2) for v in post.tolist()])
 print("comb", *[[round(v, 2) for v in row] for row in comb.tolist()], sep="\n    ")
@@ -272,7 +260,7 @@ print("rows sum to", [round(v, 2) for v in comb.sum(1).tolist()], "columns to", 
 # pre lies between 0 and 1, post between 0 and 2; the rows and the columns of comb sum to 1, and it is not symmetric.
 #
 # ### Exercise 3: the site and the block
-# *Medium, 10 minutes.* `maps(block, X, "attn")` gives the three maps of a site. Write the site as the equation reads, then the block: attention first, then the experts, each behind
+# *Medium, 10 minutes.* `site_maps(block, X, "attn")` gives the three maps of a site; `attention(block.attn, u)` and `moe_forward(block.ffn, u, ids)` are the two layers. Write the site as the equation reads, then the block: attention first, then the experts, each behind
 # its norm. The second site works on what the first one wrote, its maps too.
 
 # %%
@@ -289,10 +277,10 @@ def site(X, layer, pre, post, comb):
 
 
 def block_forward(block, X, ids):
-    """One block. It has attn(u), attn_norm(u), ffn(u, ids), ffn_norm(u). X: B T n d, ids: B T -> B T n d."""
+    """One block. It has attn, attn_norm(u), ffn, ffn_norm(u). X: B T n d, ids: B T -> B T n d."""
     ### BEGIN SOLUTION
-    X = site(X, lambda u: block.attn(block.attn_norm(u)), *maps(block, X, "attn"))
-    return site(X, lambda u: block.ffn(block.ffn_norm(u), ids), *maps(block, X, "ffn"))
+    X = site(X, lambda u: attention(block.attn, block.attn_norm(u)), *site_maps(block, X, "attn"))
+    return site(X, lambda u: moe_forward(block.ffn, block.ffn_norm(u), ids), *site_maps(block, X, "ffn"))
     ### END SOLUTION
 
 
@@ -481,8 +469,8 @@ def altered_block(block, X, ids, change=None):
     """`block_forward` with a fault at its sites, or with one norm used twice ("wrong norm")."""
     at = altered_site(change)
     second = block.attn_norm if change == "wrong norm" else block.ffn_norm
-    X = at(X, lambda u: block.attn(block.attn_norm(u)), *maps(block, X, "attn"))
-    return at(X, lambda u: block.ffn(second(u), ids), *maps(block, X, "ffn"))
+    X = at(X, lambda u: block.attn(block.attn_norm(u)), *site_maps(block, X, "attn"))
+    return at(X, lambda u: block.ffn(second(u), ids), *site_maps(block, X, "ffn"))
 
 
 # %%
@@ -605,8 +593,8 @@ print("faults seen: fresh loss 0 of 4, fresh logits", sum(line[1] for line in se
 # %%
 def colleagues_block(block, X, ids):
     """X: B T n d, ids: B T -> B T n d. Two faults."""
-    for at, layer in (("attn", block.attn), ("ffn", lambda u: block.ffn(u, ids))):
-        pre, post, comb = maps(block, X, at)
+    for at, layer in (("attn", lambda u: attention(block.attn, u)), ("ffn", lambda u: moe_forward(block.ffn, u, ids))):
+        pre, post, comb = site_maps(block, X, at)
         u = torch.einsum("btn,btnd->btd", pre, X)
         f = layer(block.attn_norm(u))
         carried = torch.einsum("btjk,btkd->btjd", comb, X)
@@ -625,9 +613,9 @@ for name, m in (("fresh", model), ("lively", living)):
 def repaired_block(block, X, ids):
     """Your repaired version. X: B T n d, ids: B T -> B T n d."""
     ### BEGIN SOLUTION
-    sites = (("attn", block.attn, block.attn_norm), ("ffn", lambda u: block.ffn(u, ids), block.ffn_norm))
-    for at, layer, norm in sites:
-        pre, post, comb = maps(block, X, at)
+    for at, layer, norm in (("attn", lambda u: attention(block.attn, u), block.attn_norm),
+                            ("ffn", lambda u: moe_forward(block.ffn, u, ids), block.ffn_norm)):
+        pre, post, comb = site_maps(block, X, at)
         u = torch.einsum("btn,btnd->btd", pre, X)
         f = layer(norm(u))                                          # the site's own norm
         carried = torch.einsum("btjk,btjd->btkd", comb, X)          # summed over j, the first index

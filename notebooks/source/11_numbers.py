@@ -424,7 +424,7 @@ print(f"zeros in the block of the outlier: {inside} of 32;  in the other blocks:
 # *Medium, 8 minutes.* Build the matrix by doubling, then multiply.
 
 # %%
-def hadamard_turn(x):
+def hadamard_transform(x):
     """x: ... n, n a power of two -> ... n: the last axis times H_n, divided by the root of n."""
     ### BEGIN SOLUTION
     H = torch.ones(1, 1)
@@ -435,14 +435,14 @@ def hadamard_turn(x):
 
 
 # %%
-hadamard_turn = check("numbers.hadamard_turn", hadamard_turn)
+hadamard_transform = check("numbers.hadamard_transform", hadamard_transform)
 q, k = torch.randn(2, 128, generator=torch.Generator().manual_seed(5))
-torch.testing.assert_close(hadamard_turn(q) @ hadamard_turn(k), q @ k, atol=1e-4, rtol=1e-4)
-torch.testing.assert_close(hadamard_turn(q), activations.hadamard_transform(q))
+torch.testing.assert_close(hadamard_transform(q) @ hadamard_transform(k), q @ k, atol=1e-4, rtol=1e-4)
+torch.testing.assert_close(hadamard_transform(q), activations.hadamard_transform(q))
 print("products stay, and it equals minids.weights.rounding")
 
 # %% jupyter={"source_hidden": true}
-turned = hadamard_turn(x)
+turned = hadamard_transform(x)
 style.show(numbers.plot_outlier(x[:32], y[:32], turned[:32], fake_quant(turned, "fp4_act")[:32]),
            "Left: one tall bar, and in FP4 most of the others in its block are 0. Right: after the turn no bar stands out, and "
            "hardly any becomes 0")
@@ -462,7 +462,7 @@ def loss_of_others(size, change, back):
 
 sizes = [1, 2, 4, 8, 16, 32, 64, 128]
 as_it_is = [loss_of_others(size, lambda x: x, lambda x: x) for size in sizes]
-after_turn = [loss_of_others(size, hadamard_turn, hadamard_turn) for size in sizes]
+after_turn = [loss_of_others(size, hadamard_transform, hadamard_transform) for size in sizes]
 for size, a, b in zip(sizes, as_it_is, after_turn):
     print(f"outlier {size:4}: as it is {a:6.1%}, turned {b:6.1%}")
 

@@ -13,7 +13,8 @@ from minids.show import start, style
 @pytest.mark.parametrize("config", [Config.flash(), Config.pro()])
 @pytest.mark.parametrize("n", [0, 1, 100, 127, 128, 1003, 1 << 20])
 def test_the_cache_reference_counts_as_cost_does(config, n):
-    assert checks.cache_bytes(config.compress_ratios[: config.n_layers], n) == cost.kv_bytes(config, n)["total"]
+    ratios = config.compress_ratios[:config.n_layers]
+    assert checks.cache_bytes(ratios, n) == cost.kv_bytes(config, n)["total"]
 
 
 def test_a_demonstration_is_not_strict_and_leaves_the_setting(monkeypatch, capsys):
@@ -26,7 +27,8 @@ def test_what_was_not_published_is_missing_and_not_zero():
     scores = start.scores()
     assert len(scores) == 22 and scores["LiveCodeBench (Pass@1)"]["GPT-5.4"] is None
     for row in scores.values():
-        assert set(row) == set(start.MODELS) and all(value is None or value > 0 for value in row.values())
+        assert set(row) == set(start.MODELS)
+        assert all(value is None or value > 0 for value in row.values())
         assert row[start.PRO] is not None and row[start.FLASH] is not None
 
 
@@ -39,7 +41,9 @@ def test_both_tables_agree_where_they_name_the_same_model():
 def test_prices_have_a_date_and_a_source():
     rows = start.published("prices")
     assert {row["model"] for row in rows} == set(start.MODELS)
-    assert all(row["as_of"] and row["source"] and row["input_usd_per_mtok"] < row["output_usd_per_mtok"] for row in rows)
+    for row in rows:
+        assert row["as_of"] and row["source"]
+        assert row["input_usd_per_mtok"] < row["output_usd_per_mtok"]
     assert start.blended({"input_usd_per_mtok": 2.5, "output_usd_per_mtok": 15.0}, 3) == 5.625
 
 
@@ -52,14 +56,16 @@ def test_the_map_knows_each_lesson_and_the_way_to_it():
     box = start.CourseMap()
     for name, *_ in start.LESSONS:
         box.chosen.value = name
-        assert name in box.card.value and ("in preparation" in box.card.value) != start.is_built(name)
+        assert name in box.card.value
+        assert ("in preparation" in box.card.value) != start.is_built(name)
 
 
 def test_a_table_escapes_its_cells_and_links_notebooks(monkeypatch):
     shown = []
     monkeypatch.setattr(start, "display", lambda data, raw=None: shown.append(data))
     start.table(["a", "b"], [["x < y", "01_some.ipynb"]], "a note")
-    assert "x &lt; y" in shown[0]["text/html"] and '<a href="01_some.ipynb">01_some</a>' in shown[0]["text/html"]
+    page = shown[0]["text/html"]
+    assert "x &lt; y" in page and '<a href="01_some.ipynb">01_some</a>' in page
     assert shown[0]["text/plain"].splitlines()[-1] == "a note"
 
 

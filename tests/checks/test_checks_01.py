@@ -15,7 +15,8 @@ from minids.show import tokens as show
 
 
 def test_merges_learned_by_hand_are_those_of_the_library():
-    text = "In the town of Alder there was a mill, and the miller's mule ran round the mill. " * 3 + "It is banana aaaa aaaa."
+    sentence = "In the town of Alder there was a mill, and the miller's mule ran round the mill. "
+    text = sentence * 3 + "It is banana aaaa aaaa."
     base = train([], 263)
     pieces = [base.encode(piece) for piece in show.pieces(text)]
     learned = []
@@ -32,7 +33,8 @@ def test_the_shipped_merges_applied_in_order_give_the_shipped_tokenizer():
     base = train([], 263)
     assert len(merges) == tokenizer.vocab_size - 263
     for text in ("And it came to pass.", "12 + 345 = 357", "na\u00efve \u4f60\u597d"):
-        assert sum((checks.encode(base.encode(piece), merges) for piece in show.pieces(text)), []) == tokenizer.encode(text)
+        pieces = (checks.encode(base.encode(piece), merges) for piece in show.pieces(text))
+        assert sum(pieces, []) == tokenizer.encode(text)
 
 
 def test_the_mask_is_that_of_packing():
@@ -45,18 +47,22 @@ def test_the_mask_is_that_of_packing():
 
 def test_the_reply_mask_is_that_of_chat():
     tokenizer = Tokenizer.load()
-    messages = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "reasoning": "twice 2", "content": "4"},
-                {"role": "user", "content": "And 3 + 3?"}, {"role": "assistant", "reasoning": "twice 3", "content": "6"}]
+    messages = [{"role": "user", "content": "2 + 2?"},
+                {"role": "assistant", "reasoning": "twice 2", "content": "4"},
+                {"role": "user", "content": "And 3 + 3?"},
+                {"role": "assistant", "reasoning": "twice 3", "content": "6"}]
     for mode in chat.MODES:
         ids = chat.encode_chat(messages, tokenizer, mode)
-        assert checks.reply_mask(ids, tokenizer.eos_id, tokenizer.id(chat.ASSISTANT)) == chat.reply_mask(ids, tokenizer)
+        mask = checks.reply_mask(ids, tokenizer.eos_id, tokenizer.id(chat.ASSISTANT))
+        assert mask == chat.reply_mask(ids, tokenizer)
 
 
 def test_the_verifier_agrees_with_the_one_that_judges_tinyworld():
     pool = next(pool for pool in stories.POOLS if "cat" in pool)
     rng = random.Random(0)
     for _ in range(200):
-        answer = " ".join(rng.choices(["cat", "dog", "A", "Cat", "catalogue", "or", ".", "\n", "owl"], k=5))
+        pieces = ["cat", "dog", "A", "Cat", "catalogue", "or", ".", "\n", "owl"]
+        answer = " ".join(rng.choices(pieces, k=5))
         assert checks.verify(answer, pool, "cat") == stories.is_correct(answer, "cat")
 
 

@@ -1,11 +1,11 @@
-"""Lesson 09's checks: each usual mistake is named; the references are the package's optimiser, and V4's own coefficients."""
+"""Lesson 09: references are the package's optimiser, with V4's own coefficients."""
 
 import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from minids.learn import judge
 from minids.learn.checks import muon as checks
+from minids.learn.judge import check
 from minids.pretrain import optim
 from minids.show import muon as figures
 
@@ -14,7 +14,8 @@ def test_the_references_are_what_the_package_computes():
     rng = torch.Generator().manual_seed(1)
     for shape in ((5, 9), (9, 5), (6, 6)):
         W, G, M = (torch.randn(shape, generator=rng) for _ in range(3))
-        torch.testing.assert_close(checks.orthogonalise(G), optim.orthogonalise(G[None])[0], atol=1e-5, rtol=1e-4)
+        expected = optim.orthogonalise(G[None])[0]
+        torch.testing.assert_close(checks.orthogonalise(G), expected, atol=1e-5, rtol=1e-4)
         p = torch.nn.Parameter(W.clone())
         optimiser = optim.Muon([p], lr=0.1)
         optimiser.state[p]["momentum"], p.grad = M.clone(), G.clone()
@@ -29,17 +30,18 @@ def test_the_flat_polynomial_of_slope_two_is_v4s():
     assert checks.STEEP == optim.STEEP
 
 
-def test_an_answer_without_turning_tall_matrices_passes():
-    answer = checks.partial(checks.orthogonalise, turn=False)
-    assert judge.check("muon.orthogonalise", answer) is answer
+def test_an_answer_that_does_not_transpose_tall_matrices_passes():
+    answer = checks.partial(checks.orthogonalise, transpose=False)
+    assert check("muon.orthogonalise", answer) is answer
 
 
 def test_the_records_agree_with_each_other():
-    best = {kind: min(runs, key=lambda rate: sum(runs[rate])) for kind, runs in figures.SWEEP.items()}
-    for kind, rate in best.items():
-        assert min(figures.SWEEP[kind]) < rate < max(figures.SWEEP[kind]), "the best rate is at the edge of the sweep"
+    for kind, runs in figures.SWEEP.items():
+        rate = min(runs, key=lambda rate: sum(runs[rate]))
+        assert min(runs) < rate < max(runs), "the best rate is at the edge of the sweep"
         assert figures.SWEEP[kind][rate] in figures.VARIANTS.values()
-    assert all(len(runs) == 3 for runs in [*figures.VARIANTS.values(), *figures.SWEEP["AdamW"].values()])
+    variants, sweep = figures.VARIANTS.values(), figures.SWEEP["AdamW"].values()
+    assert all(len(runs) == 3 for runs in [*variants, *sweep])
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Lesson 11: right answers written otherwise pass, slips are named, claims of the prose hold, and the figures draw."""
+"""Lesson 11: right answers written otherwise pass, slips are named, claims hold, figures draw."""
 
 import math
 
@@ -9,15 +9,16 @@ import torch
 from minids.config import Config
 from minids.learn.checks import numbers as checks
 from minids.learn.judge import check
+from minids.model import activations
 from minids.numerics import FP4_VALUES, fake_quant, fp4_decode, fp8_decode, fp8_encode
 from minids.show import numbers
-from minids.weights import rounding
 
 
 def decode_with_strings(code, e_bits, m_bits, bias):
     bits = format(code, f"0{1 + e_bits + m_bits}b")
     e, m = int(bits[1:1 + e_bits], 2), int(bits[1 + e_bits:], 2)
-    return (-1 if bits[0] == "1" else 1) * (m + (2**m_bits if e else 0)) * 2.0 ** (max(e, 1) - bias - m_bits)
+    sign, whole = -1 if bits[0] == "1" else 1, 2**m_bits if e else 0
+    return sign * (m + whole) * 2.0 ** (max(e, 1) - bias - m_bits)
 
 
 def round_with_the_package(x):
@@ -44,8 +45,10 @@ class Straight(torch.autograd.Function):
 
 @pytest.mark.parametrize("name, attempt", [
     ("numbers.decode", decode_with_strings), ("numbers.round_block", round_with_the_package),
-    ("numbers.unpack", unpack_with_the_package), ("numbers.hadamard_turn", rounding.hadamard_turn),
-    ("numbers.largest_spread", spread_by_formula), ("numbers.straight_through", checks.with_gradient(Straight.apply)),
+    ("numbers.unpack", unpack_with_the_package),
+    ("numbers.hadamard_transform", activations.hadamard_transform),
+    ("numbers.largest_spread", spread_by_formula),
+    ("numbers.straight_through", checks.with_gradient(Straight.apply)),
 ])
 def test_a_right_answer_written_otherwise_passes(name, attempt):
     assert check(name, attempt) is attempt
@@ -63,8 +66,9 @@ def round_down(x):
 
 
 def unpack_high_first(packed, scale):
-    columns = [FP4_VALUES[c] for row in packed.tolist() for byte in row for c in (byte >> 4, byte & 15)]
-    return torch.tensor(columns).view(len(packed), -1, 32).mul(torch.exp2(scale.float() - 127)[..., None]).flatten(1)
+    codes = [c for byte in packed.flatten().tolist() for c in (byte >> 4, byte & 15)]
+    values = torch.tensor([FP4_VALUES[c] for c in codes]).view(len(packed), -1, 32)
+    return (values * torch.exp2(scale.float() - 127)[..., None]).flatten(1)
 
 
 @pytest.mark.parametrize("name, attempt, words", [
@@ -72,10 +76,13 @@ def unpack_high_first(packed, scale):
     ("numbers.round_block", round_down, "rounded down"),
     ("numbers.round_block", lambda x: (x, 1.0), "In the case"),
     ("numbers.unpack", unpack_high_first, "neighbours are still swapped"),
-    ("numbers.unpack", lambda packed, scale: unpack_with_the_package(packed, scale)[:, ::2], "expected shape"),
-    ("numbers.hadamard_turn", lambda x: rounding.hadamard_turn(x) * x.shape[-1] ** 0.5, "the factor 1 / sqrt(n) is missing"),
+    ("numbers.unpack", lambda packed, scale: unpack_with_the_package(packed, scale)[:, ::2],
+     "expected shape"),
+    ("numbers.hadamard_transform", lambda x: activations.hadamard_transform(x) * x.shape[-1] ** 0.5,
+     "the factor 1 / sqrt(n) is missing"),
     ("numbers.largest_spread", lambda *sizes: 15, "In the case"),
-    ("numbers.straight_through", checks.with_gradient(lambda x, rounding: rounding(x)), "the gradient is 0"),
+    ("numbers.straight_through", checks.with_gradient(lambda x, rounding: rounding(x)),
+     "the gradient is 0"),
     ("numbers.straight_through", checks.with_gradient(lambda x, rounding: x), "the value is x"),
 ])
 def test_a_slip_is_named(name, attempt, words, capsys):
@@ -95,7 +102,8 @@ def test_the_widget_rounds_as_the_package_does():
     for largest in (3.0, 6.0, 6.1, 12.0):
         scale = 2.0 ** math.ceil(math.log2(largest / 6))
         for number in torch.linspace(0, largest, 49).tolist():
-            assert numbers.rounded_to(number, scale) == fake_quant(torch.tensor([number, largest]), "fp4")[0].item()
+            rounded = fake_quant(torch.tensor([number, largest]), "fp4")[0].item()
+            assert numbers.rounded_to(number, scale) == rounded
 
 
 def test_numbers_of_the_formats():

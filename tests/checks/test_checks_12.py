@@ -1,4 +1,4 @@
-"""Lesson 12: right answers written otherwise pass, slips are named, the parts make minids.posttrain.grpo's loss, and the figures draw."""
+"""Lesson 12: right answers written otherwise pass, slips are named; the parts make GRPO's loss."""
 
 from math import comb, prod
 
@@ -44,31 +44,57 @@ def pass_by_product(n, c, k):
 
 
 @pytest.mark.parametrize("name, attempt", [
-    ("specialists.reply_loss", reply_loss_by_loops), ("specialists.advantages", advantages_by_loops),
-    ("specialists.clipped", gain_by_cases), ("specialists.kl", checks._with_gradient(kl_from_probabilities)),
-    ("specialists.kept", kept_by_loops), ("specialists.pass_at_k", checks._for_all(pass_by_product)),
+    ("specialists.reply_loss", reply_loss_by_loops),
+    ("specialists.advantages", advantages_by_loops),
+    ("specialists.clipped", gain_by_cases),
+    ("specialists.kl", checks.with_gradient(kl_from_probabilities)),
+    ("specialists.kept", kept_by_loops),
+    ("specialists.pass_at_k", checks._for_all(pass_by_product)),
     ("specialists.pass_at_k", checks._for_all(evaluate.pass_at_k)),
 ])
 def test_a_right_answer_written_otherwise_passes(name, attempt):
     assert check(name, attempt) is attempt
 
 
+def loss_of_all_tokens(logits, ids, wrote):
+    return reply_loss_by_loops(logits, ids, torch.ones_like(wrote))
+
+
+def advantages_divided(rewards, group):
+    std = rewards.view(-1, group).std(1).repeat_interleave(group)
+    return checks.advantages(rewards, group) / std
+
+
+def clipped_the_wrong_way(ratio, A, clip):
+    A, clamped = A[:, None], ratio.clamp(1 - clip, 1 + clip)
+    larger, smaller = torch.maximum(ratio, clamped), torch.minimum(ratio, clamped)
+    return torch.where(A > 0, larger, smaller) * A
+
+
+def kl_upside_down(logprobs, old, reference):
+    return (logprobs - old).exp() * ((logprobs - reference).exp() - (logprobs - reference) - 1)
+
+
+def kept_by_the_sum(logprobs, old, A, mask, bound):
+    return 1.0 - ((A < 0) & ((old - logprobs).mul(mask).sum(1) > bound)).float()
+
+
 @pytest.mark.parametrize("name, attempt, words", [
-    ("specialists.reply_loss", lambda logits, ids, wrote: reply_loss_by_loops(logits, ids, torch.ones_like(wrote)),
+    ("specialists.reply_loss", loss_of_all_tokens,
      "the prompt counts too"),
-    ("specialists.advantages", lambda r, g: checks.advantages(r, g) / r.view(-1, g).std(1).repeat_interleave(g),
-     "divided by the group's deviation"),
+    ("specialists.advantages", advantages_divided, "divided by the group's standard deviation"),
     ("specialists.advantages", lambda r, g: r - r.mean(), "over the whole batch"),
-    ("specialists.clipped", lambda ratio, A, c: torch.where(A[:, None] > 0, torch.maximum(ratio, ratio.clamp(1 - c, 1 + c)),
-                                                            torch.minimum(ratio, ratio.clamp(1 - c, 1 + c))) * A[:, None],
+    ("specialists.clipped", clipped_the_wrong_way,
      "this is the maximum"),
-    ("specialists.clipped", lambda ratio, A, c: torch.minimum(ratio, ratio.clamp(1 - c, 1 + c)) * A[:, None],
+    ("specialists.clipped", lambda ratio, A, c: ratio.clamp_max(1 + c) * A[:, None],
      "wrong side of bad"),
-    ("specialists.kl", checks._with_gradient(lambda p, o, f: (f - p).exp() - (f - p) - 1), "the ratio pi / pi_old is missing"),
-    ("specialists.kl", checks._with_gradient(lambda p, o, f: (p - o).exp() * ((p - f).exp() - (p - f) - 1)),
+    ("specialists.kl", checks.with_gradient(lambda p, o, f: (f - p).exp() - (f - p) - 1),
+     "the ratio pi / pi_old is missing"),
+    ("specialists.kl", checks.with_gradient(kl_upside_down),
      "r is upside down"),
-    ("specialists.kept", lambda p, o, A, m, b: 1.0 - ((A < 0) & ((o - p).mul(m).sum(1) > b)).float(), "this is the sum"),
-    ("specialists.pass_at_k", checks._for_all(lambda n, c, k: 1 - ((n - c) / n) ** k), "with replacement"),
+    ("specialists.kept", kept_by_the_sum, "this is the sum"),
+    ("specialists.pass_at_k", checks._for_all(lambda n, c, k: 1 - ((n - c) / n) ** k),
+     "with replacement"),
 ])
 def test_a_slip_is_named(name, attempt, words, capsys):
     assert check(name, attempt) is not attempt
@@ -82,11 +108,13 @@ def test_the_parts_make_the_loss_of_the_package():
     mask = torch.arange(5) < torch.tensor([5, 3, 1, 4, 5, 2])[:, None]
     A = checks.advantages(torch.randn(6, generator=rng), 3)
     mean = lambda t: (t * mask).sum(1) / mask.sum(1)
-    gain = mean(checks.clipped_gain((logprobs - old).exp(), A, 0.2)) * checks.kept(logprobs, old, A, mask, 0.05)
-    wanted, told = grpo.objective(logprobs, old, reference, A, mask, epsilon=0.2, beta=0.3,
-                                  off_policy_mask_threshold=0.05)
-    assert told["masked_fraction"] > 0
-    torch.testing.assert_close(-(gain - 0.3 * mean(checks.kl_estimate(logprobs, old, reference))).mean(), wanted)
+    gain = mean(checks.clipped_gain((logprobs - old).exp(), A, 0.2))
+    gain = gain * checks.kept(logprobs, old, A, mask, 0.05)
+    wanted, metrics = grpo.objective(logprobs, old, reference, A, mask, epsilon=0.2, beta=0.3,
+                                     off_policy_mask_threshold=0.05)
+    assert metrics["masked_fraction"] > 0
+    kl = mean(checks.kl_estimate(logprobs, old, reference))
+    torch.testing.assert_close(-(gain - 0.3 * kl).mean(), wanted)
 
 
 @pytest.mark.parametrize("ratio", [0.3, 0.9, 1.0, 1.1, 1.7])
@@ -95,8 +123,8 @@ def test_the_widget_shows_gain_and_slope(ratio, A):
     x = torch.tensor([[ratio]], requires_grad=True)
     gain = checks.clipped_gain(x, torch.tensor([A]), 0.2)
     slope, = torch.autograd.grad(gain.sum(), x)
-    assert specialists.gain_at(ratio, A, 0.2) == (pytest.approx(gain.item()),
-                                                  pytest.approx(slope.item()))
+    expected = pytest.approx(gain.item()), pytest.approx(slope.item())
+    assert specialists.gain_at(ratio, A, 0.2) == expected
 
 
 def test_pass_at_k_counts_subsets():

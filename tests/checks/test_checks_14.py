@@ -1,4 +1,4 @@
-"""Lesson 14: right answers written otherwise pass, slips are named; drafts keep the distribution, the pictures draw."""
+"""Lesson 14: right answers written otherwise pass, slips are named, drafts change no text."""
 
 import statistics
 
@@ -38,10 +38,15 @@ def closed_form(rate, drafts, verify, draft):
     return tokens / (verify + drafts * draft)
 
 
+def residual_by_overlap(p, q):
+    overlap = torch.minimum(p, q)
+    return (p - overlap) / (1 - overlap.sum())
+
+
 @pytest.mark.parametrize("name, attempt", [
     ("inference.top_p", top_p_by_loops),
     ("inference.accept", lambda p, q, guess: (p / q).clamp_max(1)[guess]),
-    ("inference.residual", lambda p, q: (p - torch.minimum(p, q)) / (1 - torch.minimum(p, q).sum())),
+    ("inference.residual", residual_by_overlap),
     ("inference.speed_up", closed_form),
     ("inference.difference", by_statistics),
 ])
@@ -51,7 +56,8 @@ def test_a_right_answer_written_otherwise_passes(name, attempt):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name, message", [(name, message) for name in (
-    "inference.top_p", "inference.accept", "inference.residual", "inference.speed_up", "inference.difference")
+    "inference.top_p", "inference.accept", "inference.residual", "inference.speed_up",
+    "inference.difference")
     for message in find(name).mistakes])
 def test_each_mistake_is_told_by_its_own_name(name, message, capsys):
     this = find(name)
@@ -63,7 +69,8 @@ def test_the_references_are_the_package():
     rng = torch.Generator().manual_seed(1)
     logits = 2 * torch.randn(5, 50, generator=rng)
     for bound in (0.2, 0.5, 0.9, 0.99):
-        torch.testing.assert_close(checks.top_p((logits / 0.7).softmax(-1), bound), distribution(logits, 0.7, bound))
+        p = checks.top_p((logits / 0.7).softmax(-1), bound)
+        torch.testing.assert_close(p, distribution(logits, 0.7, bound))
     p, q = (2 * torch.randn(2, 9, generator=rng)).softmax(-1)
     stands = torch.tensor([checks.accept(p, q, g) for g in range(9)])
     torch.testing.assert_close(q * stands + (1 - (q * stands).sum()) * checks.residual(p, q), p)
@@ -77,8 +84,10 @@ def test_only_the_right_judge_keeps_the_texts_distribution():
     right = inference.text_chances_with_drafts(model, prompt, 3, 1)
     assert inference.total_variation(plain, right) < 1e-5
     for judge in (inference.accept_all, inference.resample_from_p):
-        assert inference.total_variation(plain, inference.text_chances_with_drafts(model, prompt, 3, 1, judge)) > 0.01
-    assert inference.text_chances_with_drafts(model, prompt, 3, 1) == pytest.approx(right)              # the judge is back in its place
+        wrong = inference.text_chances_with_drafts(model, prompt, 3, 1, judge)
+        assert inference.total_variation(plain, wrong) > 0.01
+    again = inference.text_chances_with_drafts(model, prompt, 3, 1)    # the right judge once more
+    assert again == pytest.approx(right)
 
 
 def test_the_guessed_tokens_are_marked():
@@ -98,12 +107,16 @@ def test_talk_shows_thoughts_and_answer():
         return ("", "<b>7</b>", 5) if mode == "at once" else ("<i>3 + 4</i>", None, 10)
 
     talk = inference.Talk(reply, ("at once", "first <think>"), "What is\n 3 + 4?")
-    assert asked == [("What is 3 + 4?", "at once")] and talk.shown["answer"] == "<b>7</b>" and talk.shown["tokens"] == 5
-    assert "<b>7</b>" not in talk.page.value.replace("<b>&lt;", "") and "&lt;b&gt;7" in talk.page.value
+    assert asked == [("What is 3 + 4?", "at once")]
+    assert talk.shown["answer"] == "<b>7</b>" and talk.shown["tokens"] == 5
+    assert "<b>7</b>" not in talk.page.value.replace("<b>&lt;", "")
+    assert "&lt;b&gt;7" in talk.page.value
     talk.mode.value = "first <think>"
     assert asked[1:] == [("What is 3 + 4?", "first <think>")]
-    assert talk.shown["thoughts"] == "<i>3 + 4</i>" and talk.shown["answer"] is None and talk.shown["tokens"] == 10
-    assert "&lt;i&gt;3 + 4" in talk.page.value and "(no answer)" in talk.page.value and "None" not in talk.page.value
+    assert talk.shown["thoughts"] == "<i>3 + 4</i>"
+    assert talk.shown["answer"] is None and talk.shown["tokens"] == 10
+    assert "&lt;i&gt;3 + 4" in talk.page.value
+    assert "(no answer)" in talk.page.value and "None" not in talk.page.value
     talk.question.value = "   "
     assert talk.shown["answer"] is None and "Ask something" in talk.page.value
     talk.question.value = 300 * "x"
@@ -129,7 +142,8 @@ def test_the_price_of_an_effort():
     assert set(points) == {"V4-Flash Non-think", "V4-Flash Max", "V4-Pro Non-think", "V4-Pro Max"}
     usd = {name: point[0] for name, point in points.items()}
     assert usd["V4-Flash Max"] == pytest.approx(10 * usd["V4-Flash Non-think"])
-    price = next(r for r in start.published("prices") if r["model"] == start.FLASH and r["as_of"] == "2026-05-22")
+    rows = (row for row in start.published("prices") if row["model"] == start.FLASH)
+    price = next(row for row in rows if row["as_of"] == "2026-05-22")
     assert usd["V4-Flash Non-think"] == pytest.approx(500 * price["output_usd_per_mtok"] / 1000)
 
 

@@ -23,8 +23,43 @@ from minids.learn.checks import (
 )
 from minids.learn.exercise import Check
 
-MODULES = (start, tokens, attention, hca, csa, context, moe, mhc,
-           whole, muon, pretrain, numbers, specialists, distillation, inference, real)       # in the order of the course
+# in the order of the course
+MODULES = (start, tokens, attention, hca, csa, context, moe, mhc, whole, muon, pretrain, numbers,
+           specialists, distillation, inference, real)
+
+# The function of `minids.plain` that an exercise writes, for each check of such an exercise. What
+# passes the check fits `plain.Model(config, **{function: attempt})`. (`whole.safe_affinity` is
+# given the function in a wrapper, which computes its gradient: `with_gradient(affinity)`.)
+PARTS = {
+    "attention.angles": "angles",
+    "attention.rotate": "rotate",
+    "attention.queries": "queries",
+    "attention.window": "sees",
+    "attention.sink": "sink_weights",
+    "attention.output": "grouped_output",
+    "attention.layer": "window_attention",
+    "attention.yarn": "frequencies",
+    "hca.compress": "compress",
+    "hca.place": "place",
+    "hca.visible": "visible",
+    "hca.attend": "attend",
+    "hca.layer": "hca_attention",
+    "csa.compress": "compress_overlapped",
+    "csa.scores": "index_scores",
+    "csa.pick": "pick",
+    "moe.route": "route",
+    "moe.expert": "expert_forward",
+    "moe.layer": "mix_experts",
+    "moe.hash_route": "hash_route",
+    "mhc.sinkhorn": "sinkhorn",
+    "mhc.maps": "maps",
+    "mhc.site": "site",
+    "whole.rms_norm": "rms_norm",
+    "whole.safe_affinity": "affinity",
+    "whole.site": "site",
+    "whole.block": "block_forward",
+    "whole.forward": "model_forward",
+}
 
 
 def lessons() -> dict[str, list[str]]:

@@ -1,135 +1,200 @@
-"""Checks of lesson 04: compressed sparse attention (V4 report, section 2.3.1) and how its indexer learns (V3.2, 2.1)."""
+"""Checks of lesson 04: compressed sparse attention (V4 report, section 2.3.1) and the training of
+its indexer (V3.2 report, section 2.1).
 
+Where `minids.plain` has the function, it is the reference; what is defined here makes mistakes.
+"""
+
+import math
 from functools import partial
 from itertools import combinations
 
 import torch
 import torch.nn.functional as F
+from einops import einsum, rearrange
 
+from minids import plain
 from minids.config import Config
-from minids.learn.checks.hca import _all, _early, _strict, rms, visible
+from minids.learn.checks.attention import rotate_first
+from minids.learn.checks.hca import (
+    early,
+    everything,
+    late,
+    pooled,
+    windows,
+    without_norm,
+    without_weight,
+)
 from minids.learn.exercise import Check
 from minids.model.indexer import Indexer
-from minids.model.rotary import rotate as rotate_pairs
+from minids.plain import previous, rms_norm, visible
 
 LESSON = "04_csa"
-INF = float("inf")
 
 
 # ---- the compressor with overlap ----
 
-def compress(x, wkv, wgate, ape, weight, eps, slots=None, cut=None, add=None, pool=None, norm=rms):
-    """Entries with overlap, B n c, without rotary. x: B T d, wkv and wgate: 2c d, ape: m 2c, weight: c.
 
-    The keyword arguments make the usual mistakes."""
-    m, n, c = len(ape), x.shape[1] // len(ape), len(weight)
-    kv, z = ((x @ w.mT)[:, :n * m].reshape(len(x), n, m, 2 * c) for w in (wkv, wgate))   # B n m 2c
+def compress_overlapped_with(x, wkv, wgate, ape, weight, eps, add=None, slots=None, pool=pooled,
+                             norm=rms_norm):
+    """`compress_overlapped` with another way to add ape, other slots, pooling, or norm."""
+    m, slots = len(ape), slots or overlapped
+    kv, z = windows(x @ wkv.T, m), windows(x @ wgate.T, m)             # B S m 2c
     kv, z = (kv, z + ape) if add is None else add(kv, z, ape)
-    if cut:
-        kv, z = cut(kv), cut(z)
-    kv, z = (slots or overlapped)(kv, 0.0), (slots or overlapped)(z, -INF)               # B n 2m c
-    entries = (z.softmax(2) * kv).sum(2) if pool is None else pool(kv, z)                # B n c
-    return norm(entries, weight, eps)
+    kv, z = slots(kv, 0.0), slots(z, -math.inf)                        # B S 2m c
+    return norm(pool(kv, z), weight, eps)
 
 
-def overlapped(t, missing, shift=1):
-    """B n m 2c -> B n 2m c: the a-half of the window before, then the b-half of this one."""
-    a, b = t.chunk(2, -1)
-    return torch.cat([_shifted(a, missing, shift), b], 2)
+def overlapped(windows, missing):
+    """The first half of the previous window, then the second half of its own: B S 2m c."""
+    first, second = windows.chunk(2, dim=-1)
+    return torch.cat([previous(first, missing), second], dim=2)
 
 
-def _shifted(a, missing, shift):
-    """Window i gets what window i - shift has, or `missing` where there is none."""
-    gap = torch.full_like(a[:, :1], missing)
-    return torch.cat([gap, a[:, :-1]] if shift == 1 else [a[:, 1:], gap], 1)[:, :a.shape[1]]
+def _first_half(windows, missing):
+    return windows.chunk(2, dim=-1)[0]
+
+
+def _second_half(windows, missing):
+    return windows.chunk(2, dim=-1)[1]
+
+
+def _own_halves(windows, missing):
+    return torch.cat(windows.chunk(2, dim=-1), dim=2)
+
+
+def _from_the_next(windows, missing):
+    first, second = windows.chunk(2, dim=-1)
+    return torch.cat([previous(first.flip(1), missing).flip(1), second], dim=2)
+
+
+def _rolled(windows, missing):
+    first, second = windows.chunk(2, dim=-1)
+    return torch.cat([first.roll(1, 1), second], dim=2)
+
+
+def _zero_for_missing(windows, missing):
+    return overlapped(windows, 0.0)
+
+
+def _swap(x):
+    """The two halves of the channels in the other order."""
+    return torch.cat(x.chunk(2, dim=-1)[::-1], dim=-1)
+
+
+def _swapped(windows, missing):
+    return overlapped(_swap(windows), missing)
+
+
+def _side_by_side(windows, missing):
+    return windows
+
+
+def _two_sums(kv, z):
+    """The pooled 2c channels, their halves added: no overlap at all."""
+    first, second = pooled(kv, z).chunk(2, dim=-1)
+    return first + second
+
+
+def _two_softmaxes(kv, z):
+    parts = zip(kv.chunk(2, dim=2), z.chunk(2, dim=2))
+    return sum((z.softmax(dim=2).nan_to_num() * kv).sum(dim=2) for kv, z in parts)
+
+
+def _softmax_of_channels(kv, z):
+    return (z.softmax(dim=3).nan_to_num() * kv).sum(dim=2)
+
+
+def _sigmoids(kv, z):
+    return (z.sigmoid() * kv).sum(dim=2)
+
+
+def _ape(change):
+    """`compress_overlapped` with change(first half of ape, second half) in place of ape."""
+    def add(kv, z, ape):
+        return kv, z + torch.cat(change(*ape.chunk(2, dim=-1)), dim=-1)
+    return _compress(add=add)
+
+
+def _compress(**changes):
+    return lambda *args: compress_overlapped_with(*args, **changes)
 
 
 def _compress_cases(rng):
     def arguments(B, T, d, c, m):
         wkv, wgate = (torch.randn(2 * c, d, generator=rng) * d ** -0.5 for _ in range(2))
-        return (torch.randn(B, T, d, generator=rng), wkv, 1.5 * wgate, torch.randn(m, 2 * c, generator=rng),
-                0.5 + torch.rand(c, generator=rng), 0.05)
+        x, ape = torch.randn(B, T, d, generator=rng), torch.randn(m, 2 * c, generator=rng)
+        return x, wkv, 1.5 * wgate, ape, 0.5 + torch.rand(c, generator=rng), 0.05
+
     yield "two windows", arguments(1, 8, 6, 5, 4)
     yield "one window: nothing comes before it", arguments(1, 4, 6, 5, 4)
     yield "four windows and a token more", arguments(2, 13, 6, 7, 3)
     yield "fewer tokens than a window has", arguments(2, 3, 6, 5, 4)
 
 
-def _rolled(t, missing):
-    a, b = t.chunk(2, -1)
-    return torch.cat([a.roll(1, 1), b], 2)
-
-
-def _swap(t):
-    return torch.cat(t.chunk(2, -1)[::-1], -1)
-
-
-def _two_softmaxes(kv, z):
-    a, b = ((s.softmax(2).nan_to_num() * v).sum(2) for v, s in zip(kv.chunk(2, 2), z.chunk(2, 2)))
-    return a + b
-
-
-def _sum_of_sigmoids(kv, z):
-    return (z.sigmoid() * kv).sum(2)
-
-
-def _wide(x, wkv, wgate, ape, weight, eps):
-    """A pool over m slots of 2c channels, the halves added at the end: no overlap at all."""
-    return compress(x, wkv, wgate, ape, weight, eps, slots=lambda t, missing: t,
-                    pool=lambda kv, z: sum((z.softmax(2) * kv).sum(2).chunk(2, -1)))
-
-
 # ---- the indexer's scores ----
 
-def turned(x, angles):
-    """x: ... c with its last channels turned by angles (... r/2), neighbours as pairs."""
-    r = 2 * angles.shape[-1]
-    return torch.cat([x[..., :-r], rotate_pairs(x[..., -r:], torch.polar(torch.ones_like(angles), angles))], -1)
+
+def index_scores_with(x, latent, index_keys, wq_b, weights_proj, theta, heads="(Hi ci)",
+                      rotate=plain.rotate, scale=None, weigh=None, relu=F.relu, end=None):
+    """`index_scores` with another order of channels, rotation, scale, weights, ReLU, or sum."""
+    Hi, ci = len(weights_proj), index_keys.shape[-1]
+    q = rearrange(latent @ wq_b.T, f"B T {heads} -> B T Hi ci", Hi=Hi)
+    q = rotate(q, theta[:, None])
+    weights = x @ weights_proj.T * ((Hi * ci) ** -0.5 if scale is None else scale(Hi, ci))
+    weights = weights if weigh is None else weigh(weights)
+    s = relu(einsum(q, index_keys, "B T Hi ci, B S ci -> B T Hi S"))
+    return einsum(weights, s, "B T Hi, B T Hi S -> B T S") if end is None else end(weights, s)
 
 
-def scores(x, qr, keys, wq_b, weights_proj, angles, relu=F.relu, scale=None, weigh=None, heads=None, end=None, rotate=turned):
-    """B T S, future entries included. x: B T d, qr: B T dc, keys: B S ci, wq_b: Hi ci x dc, weights_proj: Hi d, angles: T r/2.
+def _scores(**changes):
+    return lambda *args: index_scores_with(*args, **changes)
 
-    The keyword arguments make the usual mistakes."""
-    B, T, Hi, ci = *x.shape[:2], len(weights_proj), keys.shape[-1]
-    q = (qr @ wq_b.mT).view(B, T, Hi, ci) if heads is None else heads(x, qr, wq_b, Hi, ci)
-    q = rotate(q, angles[:, None])                                                       # B T Hi ci
-    w = (x @ weights_proj.mT) * ((Hi * ci) ** -0.5 if scale is None else scale(Hi, ci))  # B T Hi
-    w = w if weigh is None else weigh(w, qr, weights_proj)
-    s = relu(torch.einsum("bthc,bsc->bths", q, keys))                                    # B T Hi S
-    return torch.einsum("bth,bths->bts", w, s) if end is None else end(w, s)
+
+def _relu_of_weighted(weights, s):
+    return F.relu(weights[..., None] * s).sum(dim=2)
+
+
+def _relu_of_sum(weights, s):
+    return F.relu(einsum(weights, s, "B T Hi, B T Hi S -> B T S"))
+
+
+def _identity(s):
+    return s
+
+
+def _weights_from_latent(x, latent, index_keys, wq_b, weights_proj, theta):
+    Hi, ci = len(weights_proj), index_keys.shape[-1]
+    weights = latent @ weights_proj.T / math.sqrt(Hi * ci)
+    arguments = x, latent, index_keys, wq_b, weights_proj, theta
+    return index_scores_with(*arguments, weigh=lambda _: weights)
+
+
+def _queries_from_x(x, latent, *rest):
+    return _weights_from_latent(latent, x, *rest)
 
 
 def _scores_cases(rng):
     def arguments(B, T, S, d, Hi, ci, r):
-        return (torch.randn(B, T, d, generator=rng), torch.randn(B, T, d, generator=rng), torch.randn(B, S, ci, generator=rng),
-                0.5 * torch.randn(Hi * ci, d, generator=rng), torch.randn(Hi, d, generator=rng),
-                3 * torch.rand(T, r // 2, generator=rng))
+        x, latent = torch.randn(B, T, d, generator=rng), torch.randn(B, T, d, generator=rng)
+        index_keys = torch.randn(B, S, ci, generator=rng)
+        wq_b = torch.randn(Hi * ci, d, generator=rng)
+        weights_proj = torch.randn(Hi, d, generator=rng)
+        theta = 3 * torch.rand(T, r // 2, generator=rng)
+        return x, latent, index_keys, 0.5 * wq_b, weights_proj, theta
+
     yield "one head", arguments(1, 4, 3, 6, 1, 6, 2)
     yield "four heads", arguments(2, 5, 3, 6, 4, 8, 4)
 
 
-def _first_turn(x, angles):
-    r = 2 * angles.shape[-1]
-    return torch.cat([rotate_pairs(x[..., :r], torch.polar(torch.ones_like(angles), angles)), x[..., r:]], -1)
-
-
-def _from_x(x, qr, wq_b, Hi, ci):
-    return (x @ wq_b.mT).view(*x.shape[:2], Hi, ci)
-
-
-def _exchanged(x, qr, wq_b, Hi, ci):
-    return (qr @ wq_b.mT).view(*x.shape[:2], ci, Hi).mT
-
-
 # ---- the choice ----
 
-def pick(scores, m, k, sees=visible, late=False, fill=False, choose=None):
-    """Which entries each query reads, B T S: the k best complete ones, or all. Keyword arguments: mistakes."""
-    T, S = scores.shape[1:]
-    seen = sees(T, S, m)                                                                 # T S
-    ranked = scores if late else scores.masked_fill(~seen, -INF)
-    best = ranked.topk(min(k, S)).indices if choose is None else choose(ranked, min(k, S))      # B T k
+
+def pick_with(scores, m, k, sees=visible, late=False, fill=False):
+    """`pick` with another rule for complete entries, the mask after ranking, or no last mask."""
+    B, T, S = scores.shape
+    seen = sees(T, S, m)
+    ranked = scores if late else scores.masked_fill(~seen, -math.inf)
+    best = ranked.topk(min(k, S)).indices
     picked = torch.zeros_like(scores, dtype=torch.bool).scatter(2, best, True)
     return picked if fill else picked & seen
 
@@ -137,39 +202,57 @@ def pick(scores, m, k, sees=visible, late=False, fill=False, choose=None):
 def _pick_cases(rng):
     def arguments(B, T, S, m, k):
         return torch.randn(B, T, S, generator=rng), m, k
+
     yield "the best 2 of 5 entries", arguments(1, 20, 5, 4, 2)
     yield "the best 3 of 8 entries, two sequences", arguments(2, 26, 8, 3, 3)
     yield "k is larger than the number of entries", arguments(1, 9, 2, 4, 5)
 
 
 def _too_many(scores, m, k):
-    return pick(scores, m, k, choose=lambda ranked, k: ranked.topk(k).indices) if k <= scores.shape[2] else scores.topk(k)
+    scores.topk(k)                   # RuntimeError where there are fewer than k entries
+    return plain.pick(scores, m, k)
+
+
+def _latest(scores, m, k):
+    return plain.pick(torch.arange(scores.shape[2]).expand_as(scores) * 1.0, m, k)
 
 
 def _over_queries(scores, m, k):
-    seen = scores.masked_fill(~visible(*scores.shape[1:], m), -INF)
-    best = seen.topk(min(k, scores.shape[1]), dim=1).indices
-    return torch.zeros_like(scores, dtype=torch.bool).scatter(1, best, True) & visible(*scores.shape[1:], m)
+    T, S = scores.shape[1:]
+    best = scores.masked_fill(~visible(T, S, m), -math.inf).topk(min(k, T), dim=1).indices
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(1, best, True) & visible(T, S, m)
 
 
 # ---- how the indexer learns ----
 
-def divergence(p, scores, seen, heads=None, normalise=True, mask=-1e9, axis=-1, over=None, kl=None):
-    """KL(attention, summed over heads and normalised || softmax of the scores), mean over queries that see an entry.
 
-    p: B T H S, scores: B T S, seen: T S. The keyword arguments make the usual mistakes."""
-    target = p.sum(2) if heads is None else heads(p)                                     # B T S
+def divergence(p, scores, seen, heads=None, normalise=True, mask=-1e9, axis=-1, over=None, kl=None):
+    """KL(attention, summed over heads and normalised || softmax of the scores).
+
+    The mean over the queries that see an entry. p: B T H S; scores: B T S; seen: T S. The keyword
+    arguments make mistakes.
+    """
+    target = p.sum(2) if heads is None else heads(p)                   # B T S
     mass = target.sum(-1, keepdim=True)
     target = target / mass.clamp_min(1e-20) if normalise else target
     log_q = (scores if mask is None else scores.masked_fill(~seen, mask)).log_softmax(axis)
-    each = (torch.xlogy(target, target) - target * log_q).sum(-1) if kl is None else kl(target, log_q, seen)     # B T
+    if kl is None:
+        each = (torch.xlogy(target, target) - target * log_q).sum(-1)  # B T
+    else:
+        each = kl(target, log_q, seen)
     sees = seen.any(-1).expand_as(each)
     return (each * sees).sum() / sees.sum() if over is None else over(each, sees)
 
 
-def _backwards(target, log_q, seen):
+def _reverse_kl(target, log_q, seen):
     q = log_q.exp() * seen
     return (q * (log_q - target.clamp_min(1e-20).log())).sum(-1)
+
+
+def _softmax_of_weights(p, scores, seen):
+    def heads(p):
+        return p.sum(2).masked_fill(~seen, -1e9).softmax(-1) * seen.any(-1)[:, None]
+    return divergence(p, scores, seen, heads)
 
 
 def _each_head(p):
@@ -192,40 +275,45 @@ def _divergence_cases(rng):
 
 
 def learn(indexer, x, qr, p, seen, loss=divergence, free=()):
-    """The indexer's loss, from inputs and a target that no gradient enters. `free`: those that are not detached, a mistake."""
+    """The indexer's loss. No gradient enters x, qr, and p, except those named in `free`."""
     x, qr, p = (t if name in free else t.detach() for name, t in (("x", x), ("qr", qr), ("p", p)))
     return loss(p, indexer(x, qr, indexer.keys(x)), seen)
 
 
 def with_gradients(loss_of):
-    """A function of the same arguments that gives the loss and its gradients: for x, qr, p and the indexer's parameters."""
+    """A function of the same arguments that gives the loss and its gradients: a dict.
+
+    The gradients are those of x, qr, p, and all parameters of the indexer in one tensor.
+    """
     def both(indexer, x, qr, p, seen):
-        given = [t.clone().requires_grad_() for t in (x, qr, p)]
-        loss = loss_of(indexer, *given, seen)
-        gradients = torch.autograd.grad(loss, [*given, *indexer.parameters()], allow_unused=True, materialize_grads=True)
-        return {"loss": loss.detach()} | dict(zip(("x", "qr", "p"), gradients)) | {
-            "indexer": torch.cat([g.flatten() for g in gradients[3:]])}
+        inputs = [t.clone().requires_grad_() for t in (x, qr, p)]
+        loss = loss_of(indexer, *inputs, seen)
+        of_x, of_qr, of_p, *others = torch.autograd.grad(
+            loss, [*inputs, *indexer.parameters()], allow_unused=True, materialize_grads=True)
+        return {"loss": loss.detach(), "x": of_x, "qr": of_qr, "p": of_p,
+                "indexer": torch.cat([gradient.flatten() for gradient in others])}
     return both
 
 
-def _slip(**slip):
-    return with_gradients(lambda *a: learn(*a, **slip))
+def _learn(**changes):
+    return with_gradients(lambda *args: learn(*args, **changes))
 
 
 def _remaining():
     """The faults of the colleague's version, in every combination."""
     faults = "the direction of the KL", "the target's sum", "what must be detached"
-    return [some for n in (1, 2, 3) for some in combinations(faults, n)]
+    return [*combinations(faults, 1), *combinations(faults, 2), faults]
 
 
 def _with(faults):
-    kl = _backwards if "the direction of the KL" in faults else None
+    kl = _reverse_kl if "the direction of the KL" in faults else None
     return {"loss": partial(divergence, kl=kl, normalise="the target's sum" not in faults),
             "free": ("x", "qr", "p") if "what must be detached" in faults else ()}
 
 
 def _learn_cases(rng):
-    config = Config.nano().replace(dim=12, q_lora_rank=8, index_n_heads=4, index_head_dim=6, rope_head_dim=4)
+    config = Config.nano().replace(dim=12, q_lora_rank=8, index_n_heads=4, index_head_dim=6,
+                                   rope_head_dim=4)
     indexer = Indexer(config)
     for name, weight in indexer.named_parameters():
         noise = torch.randn(weight.shape, generator=rng)
@@ -234,7 +322,8 @@ def _learn_cases(rng):
         p, seen = _attention(rng, 2, 14, 3, 3, 4)
         p[:, :first] = 0
         seen = seen.clone()
-        yield label, (indexer, torch.randn(2, 14, 12, generator=rng), torch.randn(2, 14, 8, generator=rng), p, seen)
+        x, qr = torch.randn(2, 14, 12, generator=rng), torch.randn(2, 14, 8, generator=rng)
+        yield label, (indexer, x, qr, p, seen)
 
 
 # ---- what it costs ----
@@ -255,180 +344,228 @@ def _layers(config, which):
     return sum(map(which, config.compress_ratios[:config.n_layers]))
 
 
+def _attention_heads(config, n):
+    index_channels = config.index_n_heads * config.index_head_dim
+    return config.n_heads * config.head_dim / index_channels
+
+
 def _times(factor):
     return lambda config, n: operations(config, n) * factor(config, n)
 
 
 CHECKS = [
     Check(
-        "csa.compress", compress, _compress_cases,
+        "csa.compress", plain.compress_overlapped, _compress_cases,
         mistakes={
-            "there is no overlap: an entry pools the b-half of its own window and the a-half of the window before":
-                lambda *a: compress(*a, slots=lambda t, missing: t.chunk(2, -1)[1]),
+            "there is no overlap: an entry pools the b-half of its own window and the a-half of "
+            "the window before": _compress(slots=_second_half),
             "there is no overlap: this pools the a-half of an entry's own window only":
-                lambda *a: compress(*a, slots=lambda t, missing: t.chunk(2, -1)[0]),
+                _compress(slots=_first_half),
             "both halves come from an entry's own window: the a-half comes from the window before":
-                lambda *a: compress(*a, slots=lambda t, missing: torch.cat(t.chunk(2, -1), 2)),
-            "the two halves of a token's channels are pooled side by side and added: cut them into 2m slots of c channels":
-                _wide,
-            "the halves are swapped: the FIRST c channels (a) serve the next window's entry, the LAST c (b) their own":
-                lambda *a: compress(*a, cut=_swap),
-            "the a-half comes from the window AFTER, which is the future: it comes from the window before":
-                lambda *a: compress(*a, slots=lambda t, missing: overlapped(t, missing, shift=-1)),
-            "window 0 takes the a-half of the LAST window (torch.roll wraps around): nothing comes before it":
-                lambda *a: compress(*a, slots=_rolled),
-            "the absent a-half of window 0 counts with weight: fill its gate with -inf, so that its weight is 0":
-                lambda *a: compress(*a, slots=lambda t, missing: overlapped(t, 0.0)),
-            "each half has a softmax of its own, over m slots: one softmax runs over all 2m":
-                lambda *a: compress(*a, pool=_two_softmaxes),
-            "the softmax runs over the channels: in each channel, the weights of the 2m slots must sum to 1":
-                lambda *a: compress(*a, pool=lambda kv, z: (z.softmax(3).nan_to_num() * kv).sum(2)),
-            "the weights are sigmoids: take a softmax over the 2m slots": lambda *a: compress(*a, pool=_sum_of_sigmoids),
+                _compress(slots=_own_halves),
+            "the two halves of a token's channels are pooled side by side and added: cut them into "
+            "2m slots of c channels": _compress(slots=_side_by_side, pool=_two_sums),
+            "the halves are swapped: the FIRST c channels (a) serve the next window's entry, the "
+            "LAST c (b) their own": _compress(slots=_swapped),
+            "the a-half comes from the window AFTER, which is the future: it comes from the window "
+            "before": _compress(slots=_from_the_next),
+            "window 0 takes the a-half of the LAST window (torch.roll wraps around): nothing "
+            "comes before it": _compress(slots=_rolled),
+            "the absent a-half of window 0 counts with weight: fill its gate with -inf, so that "
+            "its weight is 0": _compress(slots=_zero_for_missing),
+            "each half has its own softmax, over m slots: one softmax runs over all 2m":
+                _compress(pool=_two_softmaxes),
+            "the softmax runs over the channels: in each channel, the weights of the 2m slots must "
+            "sum to 1": _compress(pool=_softmax_of_channels),
+            "the weights are sigmoids: take a softmax over the 2m slots": _compress(pool=_sigmoids),
             "ape has no effect: add it to the gate, row j for place j, before the halves are cut":
-                lambda *a: compress(*a, add=lambda kv, z, ape: (kv, z)),
-            "ape is added to kv: it belongs to the gate": lambda *a: compress(*a, add=lambda kv, z, ape: (kv + ape, z)),
+                _compress(add=lambda kv, z, ape: (kv, z)),
+            "ape is added to kv: it belongs to the gate":
+                _compress(add=lambda kv, z, ape: (kv + ape, z)),
             "ape's halves are swapped: its first c columns belong to the a-half":
-                lambda *a: compress(*a, add=lambda kv, z, ape: (kv, z + _swap(ape))),
+                _ape(lambda first, second: (second, first)),
             "the a-half gets ape's b columns: each half has its own":
-                lambda *a: compress(*a, add=lambda kv, z, ape: (kv, z + ape.chunk(2, -1)[1].repeat(1, 2))),
+                _ape(lambda first, second: (second, second)),
             "the b-half gets ape's a columns: each half has its own":
-                lambda *a: compress(*a, add=lambda kv, z, ape: (kv, z + ape.chunk(2, -1)[0].repeat(1, 2))),
-            "the a-half has no ape: both halves get it": lambda *a: compress(
-                *a, add=lambda kv, z, ape: (kv, z + torch.cat([ape[:, :0].new_zeros(len(ape), ape.shape[1] // 2),
-                                                               ape.chunk(2, -1)[1]], -1))),
-            "wkv and wgate are exchanged": lambda x, wkv, wgate, *a: compress(x, wgate, wkv, *a),
-            "the norm is missing": lambda *a: compress(*a, norm=lambda entries, weight, eps: entries),
-            "the norm's weight is missing": lambda *a: compress(*a, norm=lambda e, w, eps: rms(e, torch.ones_like(w), eps)),
+                _ape(lambda first, second: (first, first)),
+            "the a-half has no ape: both halves get it":
+                _ape(lambda first, second: (torch.zeros_like(first), second)),
+            "wkv and wgate are exchanged":
+                lambda x, wkv, wgate, *rest: plain.compress_overlapped(x, wgate, wkv, *rest),
+            "the norm is missing": _compress(norm=without_norm),
+            "the norm's weight is missing": _compress(norm=without_weight),
         },
         hints=(
-            "Cut kv and z + ape into B n m 2c, then .chunk(2, -1) gives the a-half and the b-half, B n m c each.",
-            "The a-half moves one window on: put a tensor B 1 m c before a[:, :-1]. Then torch.cat with b along axis 2.",
-            "What stands before window 0: kv 0 and gate -inf. softmax(2) of the 2m gates gives -inf the weight 0.",
+            "Cut kv and z + ape into B S m 2c, then .chunk(2, -1) gives the a-half and the "
+            "b-half, B S m c each.",
+            "The a-half moves one window on: put a tensor B 1 m c before a[:, :-1]. Then torch.cat "
+            "with b along axis 2.",
+            "What comes before window 0: kv 0 and gate -inf. softmax(2) of the 2m gates gives -inf "
+            "the weight 0.",
         ),
     ),
     Check(
-        "csa.scores", scores, _scores_cases,
+        "csa.scores", plain.index_scores, _scores_cases,
         mistakes={
-            "the ReLU is missing: a head may only speak for an entry by w, never by a negative product":
-                lambda *a: scores(*a, relu=lambda s: s),
-            "the ReLU comes after the weighing by w: a head with a negative w then says nothing, and it should speak against":
-                lambda *a: scores(*a, relu=lambda s: s, end=lambda w, s: F.relu(w[..., None] * s).sum(2)),
+            "the ReLU is missing: a head may only speak for an entry by w, never by a negative "
+            "product":
+                _scores(relu=_identity),
+            "the ReLU comes after the weighing by w: a head with a negative w then says nothing, "
+            "and it should speak against": _scores(relu=_identity, end=_relu_of_weighted),
             "the ReLU comes after the sum over heads: each head has its own":
-                lambda *a: scores(*a, relu=lambda s: s, end=lambda w, s: F.relu(torch.einsum("bth,bths->bts", w, s))),
-            "the scale is missing: w = weights_proj x times ci^-1/2 Hi^-1/2": lambda *a: scores(*a, scale=lambda Hi, ci: 1.0),
+                _scores(relu=_identity, end=_relu_of_sum),
+            "the scale is missing: w = weights_proj x times ci^-1/2 Hi^-1/2":
+                _scores(scale=lambda Hi, ci: 1.0),
             "half of the scale is missing: ci^-1/2 is there, Hi^-1/2 is not":
-                lambda *a: scores(*a, scale=lambda Hi, ci: ci ** -0.5),
+                _scores(scale=lambda Hi, ci: ci ** -0.5),
             "half of the scale is missing: Hi^-1/2 is there, ci^-1/2 is not":
-                lambda *a: scores(*a, scale=lambda Hi, ci: Hi ** -0.5),
-            "the scale lacks its root: (ci Hi)^-1/2, not (ci Hi)^-1": lambda *a: scores(*a, scale=lambda Hi, ci: 1 / (Hi * ci)),
-            "the heads' weights come from qr: they come from x, the layer's input":
-                lambda *a: scores(*a, weigh=lambda w, qr, p: (qr @ p.mT) * w.shape[-1] ** -0.5 * a[2].shape[-1] ** -0.5),
-            "the queries come from x: they come from qr, the latent that the attention's queries come from":
-                lambda *a: scores(*a, heads=_from_x),
-            "queries come from x and weights from qr: it is the other way round":
-                lambda x, qr, *a: scores(qr, x, *a),
+                _scores(scale=lambda Hi, ci: Hi ** -0.5),
+            "the scale lacks its root: (ci Hi)^-1/2, not (ci Hi)^-1":
+                _scores(scale=lambda Hi, ci: 1 / (Hi * ci)),
+            "the heads' weights come from the latent: they come from x, the layer's input":
+                _weights_from_latent,
+            "the queries come from x: they come from the latent that the attention's queries come "
+            "from": _queries_from_x,
+            "queries come from x and weights from the latent: it is the other way round":
+                lambda x, latent, *rest: plain.index_scores(latent, x, *rest),
             "the heads' weights went through a softmax: w may be negative, and need not sum to 1":
-                lambda *a: scores(*a, weigh=lambda w, qr, p: w.softmax(-1)),
-            "a softmax runs over the heads: the products only pass a ReLU": lambda *a: scores(*a, relu=lambda s: s.softmax(2)),
+                _scores(weigh=lambda w: w.softmax(-1)),
+            "a softmax runs over the heads: the products only pass a ReLU":
+                _scores(relu=lambda s: s.softmax(2)),
             "a softmax runs over the entries: scores are ranked, they need no softmax":
-                lambda *a: scores(*a, relu=lambda s: s.softmax(3)),
-            "the heads are added without their weights w": lambda *a: scores(*a, weigh=lambda w, qr, p: torch.ones_like(w)),
-            "this is the mean over the heads: it is their sum": lambda *a: scores(*a) / len(a[4]),
-            "the queries are not turned by their positions": lambda *a: scores(*a, rotate=lambda q, angles: q),
-            "the queries are turned backwards": lambda *a: scores(*a[:-1], -a[-1]),
-            "the first channels of the queries turn: the last ones do": lambda *a: scores(*a, rotate=_first_turn),
-            "the rows of wq_b are cut wrongly: head h has the ci rows from h ci on: .view(B, T, Hi, ci)":
-                lambda *a: scores(*a, heads=_exchanged),
+                _scores(relu=lambda s: s.softmax(3)),
+            "the heads are added without their weights w": _scores(weigh=torch.ones_like),
+            "this is the mean over the heads: it is their sum":
+                lambda *args: plain.index_scores(*args) / len(args[4]),
+            "the queries are not rotated by their positions": _scores(rotate=lambda q, theta: q),
+            "the queries are rotated backwards":
+                lambda *args: plain.index_scores(*args[:-1], -args[-1]),
+            "the first channels of the queries rotate: the last ones do":
+                _scores(rotate=rotate_first),
+            "the rows of wq_b are cut wrongly: head h has the ci rows from h ci on: "
+            ".view(B, T, Hi, ci)": _scores(heads="(ci Hi)"),
         },
         hints=(
-            "(qr @ wq_b.T).view(B, T, Hi, ci) are the queries; turned(q, angles[:, None]) turns all heads of a token alike.",
-            "Products with all keys: torch.einsum('bthc,bsc->bths', q, keys), then relu, head by head.",
-            "w = x @ weights_proj.T * (ci * Hi) ** -0.5 is B T Hi. The score is the sum over h of w times the ReLU's result.",
+            "(latent @ wq_b.T).view(B, T, Hi, ci) are the queries; rotate(q, theta[:, None]) "
+            "rotates all heads of a token alike.",
+            "Products with all keys: torch.einsum('bthc,bsc->bths', q, index_keys), then relu, "
+            "head by head.",
+            "w = x @ weights_proj.T * (ci * Hi) ** -0.5 is B T Hi. The score is the sum over h of "
+            "w times the ReLU's result.",
         ),
     ),
     Check(
-        "csa.pick", pick, _pick_cases,
+        "csa.pick", plain.pick, _pick_cases,
         mistakes={
             "topk fails where there are fewer than k entries: ask for min(k, S)": _too_many,
-            "the best k of ALL entries are read, also of later tokens": lambda *a: pick(*a, sees=_all),
-            "the top k are taken over all entries, the future ones dropped afterwards and lost: mask first, then rank":
-                lambda *a: pick(*a, late=True),
-            "where fewer than k entries are complete, others fill the places: a score of -inf is no reason to read":
-                lambda *a: pick(*a, fill=True),
-            "a window's entry is picked before the window is complete": lambda *a: pick(*a, sees=_early),
-            "an entry is picked one token too late: the window's last token may read it": lambda *a: pick(*a, sees=_strict),
-            "every complete entry is read: only the k best are": lambda *a: pick(*a[:2], a[0].shape[2]),
-            "these are the k latest entries: the scores decide":
-                lambda s, m, k: pick(torch.arange(s.shape[2]).expand_as(s) * 1.0, m, k),
-            "these are the k worst: the largest scores win": lambda s, m, k: pick(-s, m, k),
-            "the entries are ranked by the absolute value of their scores: a score of -2 ranks below one of 1":
-                lambda s, m, k: pick(s.abs(), m, k),
-            "the top k run over the queries: each query (row) has its own k entries (axis 2)": _over_queries,
-            "one entry too few is picked": lambda s, m, k: pick(s, m, k - 1),
-            "one entry too many is picked": lambda s, m, k: pick(s, m, k + 1),
+            "the best k of ALL entries are read, also of later tokens":
+                lambda *args: pick_with(*args, sees=everything),
+            "the top k are taken over all entries, the future ones dropped afterwards and lost: "
+            "mask first, then rank": lambda *args: pick_with(*args, late=True),
+            "where fewer than k entries are complete, others fill the places: a score of -inf is "
+            "no reason to read": lambda *args: pick_with(*args, fill=True),
+            "a window's entry is picked before the window is complete":
+                lambda *args: pick_with(*args, sees=early),
+            "an entry is picked one token too late: the window's last token may read it":
+                lambda *args: pick_with(*args, sees=late),
+            "every complete entry is read: only the k best are":
+                lambda scores, m, k: plain.pick(scores, m, scores.shape[2]),
+            "these are the k latest entries: the scores decide": _latest,
+            "these are the k worst: the largest scores win":
+                lambda scores, m, k: plain.pick(-scores, m, k),
+            "the entries are ranked by the absolute value of their scores: a score of -2 ranks "
+            "below one of 1": lambda scores, m, k: plain.pick(scores.abs(), m, k),
+            "the top k run over the queries: each query (row) has its own k entries (axis 2)":
+                _over_queries,
+            "one entry too few is picked": lambda scores, m, k: plain.pick(scores, m, k - 1),
+            "one entry too many is picked": lambda scores, m, k: plain.pick(scores, m, k + 1),
         },
         hints=(
-            "First visible(T, S, m), T x S: scores.masked_fill(~seen, -inf) ranks what must not be read last.",
-            ".topk(min(k, S)).indices: B T k. torch.zeros_like(scores, dtype=torch.bool).scatter(2, indices, True) marks them.",
-            "Where fewer than k are complete, topk also returns some at -inf: & seen takes them away.",
+            "First visible(T, S, m), T x S: scores.masked_fill(~seen, -inf) ranks what must not be "
+            "read last.",
+            ".topk(min(k, S)).indices: B T k. torch.zeros_like(scores, dtype=torch.bool)"
+            ".scatter(2, indices, True) marks them.",
+            "Where fewer than k are complete, topk also returns some at -inf: & seen takes them "
+            "away.",
         ),
     ),
     Check(
         "csa.divergence", divergence, _divergence_cases,
         mistakes={
-            "the result is nan: a query that sees no entry has only -inf, and a softmax of that is nan. "
-            "Fill with -1e9, and leave those queries out of the mean": lambda *a: divergence(*a, mask=-INF),
-            "the KL is the wrong way round: the attention's distribution comes first, it weighs the logarithms":
-                lambda *a: divergence(*a, kl=_backwards),
-            "the target is not normalised: summed over heads, a query's weights need not sum to 1; divide by their sum":
+            "the result is nan: a query that sees no entry has only -inf, and a softmax of that "
+            "is nan. Fill with -1e9, and leave those queries out of the mean":
+                lambda *a: divergence(*a, mask=-math.inf),
+            "the KL is the wrong way round: the attention's distribution comes first, it weighs "
+            "the logarithms":
+                lambda *a: divergence(*a, kl=_reverse_kl),
+            "the target is not normalised: summed over heads, a query's weights need not sum to "
+            "1; divide by their sum":
                 lambda *a: divergence(*a, normalise=False),
-            "the target is divided by the number of heads, not by its own sum: window and sink took a part of the weight":
+            "the target is divided by the number of heads, not by its own sum: window and sink "
+            "took a part of the weight":
                 lambda *a: divergence(*a, heads=lambda p: p.mean(2), normalise=False),
             "the target is a softmax of the weights: they are weights already, divide by their sum":
-                lambda p, s, seen: divergence(
-                    p, s, seen, heads=lambda p: p.sum(2).masked_fill(~seen, -1e9).softmax(-1) * seen.any(-1)[:, None]),
-            "each head is normalised before the sum: sum over heads first, so that a head that reads no entries has no say":
+                _softmax_of_weights,
+            "each head is normalised before the sum: sum over heads first, so that a head that "
+            "reads no entries has no say":
                 lambda *a: divergence(*a, heads=_each_head),
-            "only the first head is the target: sum over all heads": lambda *a: divergence(*a, heads=lambda p: p[:, :, 0]),
+            "only the first head is the target: sum over all heads":
+                lambda *a: divergence(*a, heads=lambda p: p[:, :, 0]),
             "the target is the largest weight of any head: sum over the heads":
                 lambda *a: divergence(*a, heads=lambda p: p.amax(2)),
-            "entries that a query does not see take part in the softmax of the scores": lambda *a: divergence(*a, mask=None),
-            "this is the cross-entropy: right gradient, but subtract the target's own entropy, so that 0 is a perfect match":
+            "entries that a query does not see take part in the softmax of the scores":
+                lambda *a: divergence(*a, mask=None),
+            "this is the cross-entropy: right gradient, but subtract the target's own entropy, so "
+            "that 0 is a perfect match":
                 lambda *a: divergence(*a, kl=lambda t, log_q, seen: -(t * log_q).sum(-1)),
             "the sign is wrong: KL is never negative": lambda *a: -divergence(*a),
-            "the softmax of the scores runs over the queries: over the entries": lambda *a: divergence(*a, axis=1),
+            "the softmax of the scores runs over the queries: over the entries":
+                lambda *a: divergence(*a, axis=1),
             "the mean runs over all queries: those that see no entry do not count":
                 lambda *a: divergence(*a, over=lambda each, sees: (each * sees).mean()),
             "this is the sum over queries: take the mean":
                 lambda *a: divergence(*a, over=lambda each, sees: (each * sees).sum()),
         },
         hints=(
-            "target = p.sum(2), divided by its own sum over entries (guard it: some queries see none).",
-            "scores.masked_fill(~seen, -1e9).log_softmax(-1) is the indexer's part: -inf would give nan where nothing is seen.",
-            "KL = (torch.xlogy(target, target) - target * log_q).sum(-1); the mean over the queries where seen.any(-1) holds.",
+            "target = p.sum(2), divided by its own sum over entries (guard it: some queries see "
+            "none).",
+            "scores.masked_fill(~seen, -1e9).log_softmax(-1) is the indexer's part: -inf would "
+            "give nan where nothing is seen.",
+            "KL = (torch.xlogy(target, target) - target * log_q).sum(-1); the mean over the "
+            "queries where seen.any(-1) holds.",
         ),
     ),
     Check(
         "csa.learn", with_gradients(learn), _learn_cases,
         mistakes={
-            "a gradient reaches the attention's weights p: the target is what the attention does, it must not move; detach p":
-                _slip(free=("p",)),
-            "a gradient reaches x: the model would change its features to please the indexer; detach x": _slip(free=("x",)),
-            "a gradient reaches qr, the latent of the attention's queries; detach it too": _slip(free=("qr",)),
-            "gradients reach x and qr: the model would change its features to please the indexer; detach both":
-                _slip(free=("x", "qr")),
-        } | {f"still to be mended: {', '.join(faults)}": _slip(**_with(faults)) for faults in _remaining()},
+            "a gradient reaches the attention's weights p: the target is what the attention does, "
+            "it must not move; detach p":
+                _learn(free=("p",)),
+            "a gradient reaches x: the model would change its features to please the indexer; "
+            "detach x": _learn(free=("x",)),
+            "a gradient reaches qr, the latent of the attention's queries; detach it too":
+                _learn(free=("qr",)),
+            "gradients reach x and qr: the model would change its features to please the indexer; "
+            "detach both":
+                _learn(free=("x", "qr")),
+        } | {f"still to be fixed: {', '.join(faults)}": _learn(**_with(faults))
+             for faults in _remaining()},
         hints=(
-            "Three questions: which way round is the KL, does the target sum to 1, and whom may this loss change?",
-            "Your divergence answers the first two. The third: only the indexer. t.detach() is t without its history.",
-            "divergence(p.detach(), indexer(x, qr, indexer.keys(x)), seen), with x and qr detached before.",
+            "Three questions: which way round is the KL, does the target sum to 1, and whom may "
+            "this loss change?",
+            "Your divergence answers the first two. The third: only the indexer. t.detach() is t "
+            "without its history.",
+            "divergence(p.detach(), indexer(x, qr, indexer.keys(x)), seen), with x and qr "
+            "detached before.",
         ),
     ),
     Check(
         "csa.operations", operations, _operations_cases,
         mistakes={
-            "the indexer looks at n / 4 entries, not at n tokens": _times(lambda config, n: n / (n // 4)),
-            "n / 4 must be a whole number of entries: n // 4": _times(lambda config, n: (n / 4) / (n // 4)),
+            "the indexer looks at n / 4 entries, not at n tokens":
+                _times(lambda config, n: n / (n // 4)),
+            "n / 4 must be a whole number of entries: n // 4":
+                _times(lambda config, n: (n / 4) / (n // 4)),
             "a multiply-add is two operations": _times(lambda config, n: 0.5),
             "FP4 times FP4 counts a half": _times(lambda config, n: 2),
             "only one layer is counted: multiply by the number of CSA layers":
@@ -437,13 +574,16 @@ CHECKS = [
                 _times(lambda config, n: config.n_layers / _layers(config, lambda r: r == 4)),
             "HCA layers are counted: they read all entries and need no indexer":
                 _times(lambda config, n: _layers(config, bool) / _layers(config, lambda r: r == 4)),
-            "one head is counted: multiply by index_n_heads": _times(lambda config, n: 1 / config.index_n_heads),
+            "one head is counted: multiply by index_n_heads":
+                _times(lambda config, n: 1 / config.index_n_heads),
             "these are the attention's heads: the indexer has index_n_heads of index_head_dim":
-                _times(lambda config, n: config.n_heads * config.head_dim / config.index_n_heads / config.index_head_dim),
+                _times(_attention_heads),
         },
         hints=(
-            "One product of a query head and a key: ci multiply-adds. How many heads, how many keys, how many layers?",
-            "Keys: n // 4 in each CSA layer. CSA layers: those of config.compress_ratios[:config.n_layers] that are 4.",
+            "One product of a query head and a key: ci multiply-adds. How many heads, how many "
+            "keys, how many layers?",
+            "Keys: n // 4 in each CSA layer. CSA layers: those of "
+            "config.compress_ratios[:config.n_layers] that are 4.",
             "layers * 2 * index_n_heads * index_head_dim * (n // 4) * 0.5",
         ),
     ),

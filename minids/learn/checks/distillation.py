@@ -1,10 +1,13 @@
-"""Checks of lesson 13: two losses of distillation, the mean of weights, weights by domain (V4 report, section 5.1.2).
+"""Checks of lesson 13: two losses of distillation, the mean of weights, weights by domain (V4
+report, section 5.1.2).
 
-The references compute what `minids.posttrain.distill` does: `divergence`, `token_loss`, `average` and the sum over families in `add_gradients`.
+The references compute what `minids.posttrain.distill` does: `divergence`, `token_loss`, `average`,
+and the sum over families in `add_gradients`.
 """
 
 import torch
 
+from minids.learn.checks.gradient import with_gradient
 from minids.learn.exercise import Check
 
 LESSON = "13_distillation"
@@ -33,33 +36,28 @@ def _logits(rng, *shape):
 
 
 def _kl_cases(rng):
-    for label, N, V in (("one position", 1, 3), ("several positions", 4, 7), ("a larger vocabulary", 3, 50)):
+    for label, N, V in (("one position", 1, 3), ("several positions", 4, 7),
+                        ("a larger vocabulary", 3, 50)):
         yield label, (_logits(rng, N, V), _logits(rng, N, V))
 
 
 # ---- the loss from one token ----
 
 def token_loss(student, teacher, token):
-    """-a log p(token), a = log q(token) - log p(token) without gradient. student, teacher: N V; token: N -> N."""
+    """-a log p(token), with a = log q(token) - log p(token), which has no gradient: N.
+
+    student, teacher: N V; token: N.
+    """
     logp = student.log_softmax(-1).gather(-1, token[:, None])[:, 0]
     logq = teacher.log_softmax(-1).gather(-1, token[:, None])[:, 0]
     return -(logq - logp).detach() * logp
 
 
-def with_gradient(function):
-    """A function that returns function(student, ...) and the gradient of its sum by the student's logits."""
-    def both(student, *others):
-        x = student.clone().requires_grad_()
-        y = function(x, *others)
-        grad = torch.autograd.grad(y.sum(), x, allow_unused=True)[0] if y.requires_grad else None
-        return y.detach(), torch.zeros_like(x) if grad is None else grad
-    return both
-
-
 def _token(loss):
     """A version of the loss from log p and log q of the token."""
     def wrong(student, teacher, token):
-        return loss(*(x.log_softmax(-1).gather(-1, token[:, None])[:, 0] for x in (student, teacher)))
+        logs = (x.log_softmax(-1).gather(-1, token[:, None])[:, 0] for x in (student, teacher))
+        return loss(*logs)
     return with_gradient(wrong)
 
 
@@ -76,9 +74,10 @@ def _token_cases(rng):
 # ---- the mean of weights ----
 
 def mean_weights(states):
-    """The mean of state dicts of one shape, and the names of tables of integers that are not the same in all.
+    """The mean of state dicts of one shape, and the names of tables of integers that differ.
 
-    Floating-point tensors: the mean, computed in float32, in the tensor's own type. Tables of integers: the first model's.
+    Floating-point tensors: the mean, computed in float32, in the tensor's own type. Tables of
+    integers: the first model's.
     """
     mean, odd = {}, []
     for name, t in states[0].items():
@@ -93,7 +92,13 @@ def mean_weights(states):
 
 
 def _mean(integers, odd=None, whole=lambda x: x.mean(0)):
-    """A version that treats tables of integers as `integers(tables)` says; `odd(tables)` says whether they are named."""
+    """A version that treats tables of integers as `integers(tables)` says.
+
+    `odd(tables)` says whether they are named.
+    """
+    def differ(tables):
+        return not all(torch.equal(tables[0], table) for table in tables)
+
     def wrong(states):
         mean, names = {}, []
         for name, t in states[0].items():
@@ -102,7 +107,7 @@ def _mean(integers, odd=None, whole=lambda x: x.mean(0)):
                 mean[name] = whole(torch.stack([s.float() for s in same])).to(t.dtype)
                 continue
             mean[name] = integers(same)
-            if (odd or (lambda some: not all(torch.equal(some[0], s) for s in some)))(same):
+            if (odd or differ)(same):
                 names.append(name)
         return mean, names
     return wrong
@@ -122,7 +127,10 @@ def _cut(tables):
 
 def _in_bfloat16(states):
     mean, odd = mean_weights(states)
-    return {n: sum(s[n] for s in states) / len(states) if t.is_floating_point() else t for n, t in mean.items()}, odd
+    for name, t in mean.items():
+        if t.is_floating_point():
+            mean[name] = sum(state[name] for state in states) / len(states)
+    return mean, odd
 
 
 def _all_float32(states):
@@ -147,9 +155,10 @@ def _mean_cases(rng):
 # ---- many teachers ----
 
 def opd_loss(kl, family, weights):
-    """sum_i w_i (mean KL of family i's tokens), the weights of the families that are there scaled to sum 1.
+    """sum_i w_i (mean KL of family i's tokens): a tensor without axes.
 
-    kl: N, the KL of each token to its teacher; family: N, the number of its family; weights: F -> a tensor without axes.
+    The weights of the families that occur are scaled to sum to 1. kl: N, the KL of each token to
+    its teacher; family: N, the number of its family; weights: F.
     """
     there = family.unique()
     means = torch.stack([kl[family == i].mean() for i in there])
@@ -159,69 +168,89 @@ def opd_loss(kl, family, weights):
 def _opd(weighing=lambda w, there: w[there] / w[there].sum(), each=lambda x: x.mean()):
     def wrong(kl, family, weights):
         there = family.unique()
-        return (weighing(weights, there) * torch.stack([each(kl[family == i]) for i in there])).sum()
+        losses = torch.stack([each(kl[family == i]) for i in there])
+        return (weighing(weights, there) * losses).sum()
     return wrong
 
 
 def _opd_cases(rng):
-    for label, family, F in (("two families", [0, 0, 0, 0, 0, 1, 1], 2), ("out of order", [2, 0, 1, 0, 0, 2, 0, 0, 1, 0], 3),
+    for label, family, F in (("two families", [0, 0, 0, 0, 0, 1, 1], 2),
+                             ("out of order", [2, 0, 1, 0, 0, 2, 0, 0, 1, 0], 3),
                              ("a family is missing", [3, 0, 0, 3, 0, 0, 0], 4)):
         family = torch.tensor(family)
         weights = 0.5 + torch.rand(F, generator=rng) + torch.arange(F)
-        yield label, (torch.rand(len(family), generator=rng) + 2.0 * family, family, weights / weights.sum())
+        kl = torch.rand(len(family), generator=rng) + 2.0 * family
+        yield label, (kl, family, weights / weights.sum())
 
 
 CHECKS = [
     Check(
         "distillation.reverse_kl", reverse_kl, _kl_cases,
         mistakes={
-            "this is the forward KL, KL(teacher || student): the weights in the sum are the student's probabilities, and "
-            "its log comes first":
+            "this is the forward KL, KL(teacher || student): the weights in the sum are the "
+            "student's probabilities, and its log comes first":
                 lambda s, t: reverse_kl(t, s),
             "it is not summed over the vocabulary: one number for each position": _terms,
-            "this is the mean over the vocabulary: KL is a sum, the probabilities are its weights already":
+            "this is the mean over the vocabulary: KL is a sum, the probabilities are its weights "
+            "already":
                 lambda s, t: _terms(s, t).mean(-1),
-            "the logits are not normalised: a constant added to all logits of a position would change the result. Take "
-            "log_softmax first": _unnormalised,
-            "the sign is turned: KL is never negative": lambda s, t: -reverse_kl(s, t),
-            "the teacher's probabilities weigh the student's terms: KL(student || teacher) has the student's":
+            "the logits are not normalised: a constant added to all logits of a position would "
+            "change the result. Take log_softmax first": _unnormalised,
+            "the sign is wrong: KL is never negative": lambda s, t: -reverse_kl(s, t),
+            "the teacher's probabilities weigh the student's terms: KL(student || teacher) has "
+            "the student's":
                 lambda s, t: (t.softmax(-1) * (s.log_softmax(-1) - t.log_softmax(-1))).sum(-1),
             "the terms are not weighed by the student's probabilities":
                 lambda s, t: (s.log_softmax(-1) - t.log_softmax(-1)).sum(-1),
-            "this is the cross-entropy: the student's own entropy is not subtracted, so it is not 0 where both agree":
+            "this is the cross-entropy: the student's own entropy is not subtracted, so it is not "
+            "0 where both agree":
                 lambda s, t: -(s.softmax(-1) * t.log_softmax(-1)).sum(-1),
             "the softmax runs over the positions: axis -1 is the vocabulary":
                 lambda s, t: (s.softmax(0) * (s.log_softmax(0) - t.log_softmax(0))).sum(-1),
-            "this is in bits: take the natural logarithm": lambda s, t: reverse_kl(s, t) / torch.tensor(2.0).log(),
-            "this is the mean over the positions: keep one number for each": lambda s, t: reverse_kl(s, t).mean(),
+            "this is in bits: take the natural logarithm":
+                lambda s, t: reverse_kl(s, t) / torch.tensor(2.0).log(),
+            "this is the mean over the positions: keep one number for each":
+                lambda s, t: reverse_kl(s, t).mean(),
         },
         hints=(
-            "A weighted mean of log p - log q. Whose probabilities are the weights when the student speaks?",
-            "logp = student.log_softmax(-1), and the same for the teacher. Then probabilities are logp.exp().",
+            "A weighted mean of log p - log q. Whose probabilities are the weights when the "
+            "student speaks?",
+            "logp = student.log_softmax(-1), and the same for the teacher. Then probabilities are "
+            "logp.exp().",
             "(logp.exp() * (logp - logq)).sum(-1)",
         ),
     ),
     Check(
         "distillation.token_loss", with_gradient(token_loss), _token_cases,
         mistakes={
-            "the advantage is not detached: the loss then has a second gradient, which does not belong to it":
+            "the advantage is not detached: the loss then has a second gradient, which does not "
+            "belong to it":
                 _token(lambda p, q: -(q - p) * p),
-            "this is the estimate of the KL's value, log p - log q. As a loss it is useless: its gradient is 0 on average":
+            "this is the estimate of the KL's value, log p - log q. As a loss it is useless: its "
+            "gradient is 0 on average":
                 _token(lambda p, q: p - q),
-            "the sign is turned: this pushes the student away from the teacher": _token(lambda p, q: (q - p).detach() * p),
-            "the whole loss is detached: nothing can be learned from it": _token(lambda p, q: (-(q - p) * p).detach()),
+            "the sign is wrong: this pushes the student away from the teacher":
+                _token(lambda p, q: (q - p).detach() * p),
+            "the whole loss is detached: nothing can be learned from it":
+                _token(lambda p, q: (-(q - p) * p).detach()),
             "the advantage is upside down and the sign with it: log q is learned, log p should be":
                 _token(lambda p, q: -(q - p).detach() * q),
-            "the probability weighs the loss once more: tokens are already drawn as often as they are likely":
+            "the probability weighs the loss once more: tokens are already sampled as often as "
+            "they are likely":
                 _token(lambda p, q: -(q - p).detach() * p * p.exp().detach()),
-            "the advantage is log q alone: without - log p the student would collapse onto the teacher's likeliest token":
+            "the advantage is log q alone: without - log p the student would collapse onto the "
+            "teacher's likeliest token":
                 _token(lambda p, q: -q.detach() * p),
-            "these are raw logits: take log_softmax before you pick the token": with_gradient(_raw_logits),
-            "the advantage is missing: this is cross-entropy on what the student wrote itself": _token(lambda p, q: -p),
-            "the last factor is a probability: it is log p": _token(lambda p, q: -(q - p).detach() * p.exp()),
+            "these are raw logits: take log_softmax before you pick the token":
+                with_gradient(_raw_logits),
+            "the advantage is missing: this is cross-entropy on what the student wrote itself":
+                _token(lambda p, q: -p),
+            "the last factor is a probability: it is log p":
+                _token(lambda p, q: -(q - p).detach() * p.exp()),
         },
         hints=(
-            "Two numbers for each position: the log-probability that each model gives to the token which was drawn.",
+            "Two numbers for each position: the log-probability that each model gives to the "
+            "token which was sampled.",
             "x.log_softmax(-1).gather(-1, token[:, None])[:, 0] is such a number.",
             "-(logq - logp).detach() * logp",
         ),
@@ -229,37 +258,51 @@ CHECKS = [
     Check(
         "distillation.mean_weights", mean_weights, _mean_cases,
         mistakes={
-            "tables of integers are averaged and rounded: tid2eid holds numbers of experts, and the mean of expert 2 and "
-            "expert 6 is not expert 4": _mean(_rounded),
-            "tables of integers are averaged and cut to whole numbers: tid2eid holds numbers of experts, which have no mean":
+            "tables of integers are averaged and rounded: tid2eid holds numbers of experts, and "
+            "the mean of expert 2 and expert 6 is not expert 4": _mean(_rounded),
+            "tables of integers are averaged and cut to whole numbers: tid2eid holds numbers of "
+            "experts, which have no mean":
                 _mean(_cut),
-            "tables of integers are averaged: they come out as floats, which no table of experts can be":
+            "tables of integers are averaged: they come out as floats, which no table of experts "
+            "can be":
                 _mean(lambda tables: torch.stack([t.float() for t in tables]).mean(0)),
-            "all tables of integers are named: only those that differ between the models": _mean(_first, lambda tables: True),
-            "no table is named: say which ones differ between the models": _mean(_first, lambda tables: False),
-            "the last model's tables are kept: keep the first's": _mean(lambda tables: tables[-1].clone()),
-            "weights are summed: divide by the number of models": _mean(_first, whole=lambda x: x.sum(0)),
-            "they are divided by 2, whatever the number of models": _mean(_first, whole=lambda x: x.sum(0) / 2),
+            "all tables of integers are named: only those that differ between the models":
+                _mean(_first, lambda tables: True),
+            "no table is named: say which ones differ between the models":
+                _mean(_first, lambda tables: False),
+            "the last model's tables are kept: keep the first's":
+                _mean(lambda tables: tables[-1].clone()),
+            "weights are summed: divide by the number of models":
+                _mean(_first, whole=lambda x: x.sum(0)),
+            "they are divided by 2, whatever the number of models":
+                _mean(_first, whole=lambda x: x.sum(0) / 2),
             "this is the first model, not the mean": _mean(_first, whole=lambda x: x[0]),
-            "bfloat16 tensors are added in bfloat16: add in float32, then convert back": _in_bfloat16,
+            "bfloat16 tensors are added in bfloat16: add in float32, then convert back":
+                _in_bfloat16,
             "the mean stays in float32: give each tensor its own type back": _all_float32,
         },
         hints=(
             "Two kinds of tensors: numbers that have a mean, and numbers that are names.",
-            "t.is_floating_point() tells them apart; torch.equal(a, b) tells whether two tables are the same.",
-            "torch.stack([s[name].float() for s in states]).mean(0).to(t.dtype), or states[0][name] and a note in `odd`.",
+            "t.is_floating_point() tells them apart; torch.equal(a, b) tells whether two tables "
+            "are the same.",
+            "torch.stack([s[name].float() for s in states]).mean(0).to(t.dtype), or "
+            "states[0][name] and a note in `odd`.",
         ),
     ),
     Check(
         "distillation.opd_loss", opd_loss, _opd_cases,
         mistakes={
-            "this is the mean over all tokens: the family with the longest answers decides": lambda kl, f, w: kl.mean(),
-            "tokens are weighed, so a family with long answers counts more than its weight says: take each family's mean first":
+            "this is the mean over all tokens: the family with the longest answers decides":
+                lambda kl, f, w: kl.mean(),
+            "tokens are weighed, so a family with long answers counts more than its weight says: "
+            "take each family's mean first":
                 lambda kl, f, w: (w[f] * kl).sum() / w[f].sum(),
             "tokens are weighed and divided by their number: take each family's mean first":
                 lambda kl, f, w: (w[f] * kl).mean(),
-            "the weights are forgotten: each family counts alike": _opd(lambda w, there: 1 / len(there)),
-            "the weights of families that are not in the batch are lost: scale those that are there to sum 1":
+            "the weights are forgotten: each family counts alike":
+                _opd(lambda w, there: 1 / len(there)),
+            "the weights of families that are not in the batch are lost: scale those that are "
+            "there to sum 1":
                 _opd(lambda w, there: w[there]),
             "a family's tokens are summed: take their mean": _opd(each=lambda x: x.sum()),
             "these are the first weights: w[i] belongs to the family with the number i":
@@ -267,7 +310,8 @@ CHECKS = [
         },
         hints=(
             "First one number for each family, then the sum of these by weight.",
-            "family.unique() are the numbers of the families that are there; kl[family == i].mean() is one family's mean.",
+            "family.unique() are the numbers of the families that are there; kl[family == "
+            "i].mean() is one family's mean.",
             "Divide by the sum of the weights of the families that are there.",
         ),
     ),

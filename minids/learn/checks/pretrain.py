@@ -1,4 +1,5 @@
-"""Checks of lesson 10: the schedule, the loss of a step, and what a loss is measured in (V4 report, section 4.2)."""
+"""Checks of lesson 10: the schedule, the loss of a step, and what a loss is measured in (V4 report,
+section 4.2)."""
 
 import math
 
@@ -13,7 +14,10 @@ LESSON = "10_pretraining"
 # ---- the schedule ----
 
 def learning_rate(step, steps, peak, warmup):
-    """A straight rise over `warmup` steps to `peak`, then a cosine to a tenth of it. Steps count from 0."""
+    """A straight rise over `warmup` steps to `peak`, then a cosine to a tenth of it.
+
+    Steps count from 0.
+    """
     if step < warmup:
         return peak * (step + 1) / warmup
     done = (step - warmup) / max(steps - warmup, 1)
@@ -24,7 +28,8 @@ def _cosine_to(floor):
     def wrong(step, steps, peak, warmup):
         if step < warmup:
             return peak * (step + 1) / warmup
-        return peak * (floor + (1 - floor) * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1))) / 2)
+        done = (step - warmup) / max(steps - warmup, 1)
+        return peak * (floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2)
     return wrong
 
 
@@ -37,11 +42,13 @@ def _no_warmup(step, steps, peak, warmup):
 
 
 def _warmup_counted(step, steps, peak, warmup):
-    return learning_rate(step, steps, peak, warmup) if step < warmup else learning_rate(step, steps, peak, 0)
+    return learning_rate(step, steps, peak, warmup if step < warmup else 0)
 
 
 def _straight(step, steps, peak, warmup):
-    return learning_rate(step, steps, peak, warmup) if step < warmup else peak * (1 - 0.9 * (step - warmup) / (steps - warmup))
+    if step < warmup:
+        return learning_rate(step, steps, peak, warmup)
+    return peak * (1 - 0.9 * (step - warmup) / (steps - warmup))
 
 
 def _factor(step, steps, peak, warmup):
@@ -62,7 +69,10 @@ def _schedule_cases(rng):
 # ---- the loss of a step ----
 
 def total_loss(logits, mtp_logits, ids, weight):
-    """Next-token loss, MTP loss and their weighted sum. logits B T V, mtp_logits B T-1 V, ids B T+1."""
+    """The weighted sum of next-token loss and MTP loss, and these two.
+
+    logits: B T V; mtp_logits: B T-1 V; ids: B T+1.
+    """
     loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
     mtp = F.cross_entropy(mtp_logits.flatten(0, 1), ids[:, 2:].flatten())
     return loss + weight * mtp, loss, mtp
@@ -90,15 +100,20 @@ def _summed(logits, mtp_logits, ids, weight):
 
 
 def _total_cases(rng):
-    for label, B, T, weight in (("one sequence", 1, 4, 0.3), ("a batch", 3, 7, 0.3), ("another weight", 2, 5, 0.1)):
-        yield label, (torch.randn(B, T, 11, generator=rng) * 2, torch.randn(B, T - 1, 11, generator=rng) * 2,
-                      torch.randint(11, (B, T + 1), generator=rng), weight)
+    for label, B, T, weight in (("one sequence", 1, 4, 0.3), ("a batch", 3, 7, 0.3),
+                                ("another weight", 2, 5, 0.1)):
+        logits = torch.randn(B, T, 11, generator=rng) * 2
+        mtp_logits = torch.randn(B, T - 1, 11, generator=rng) * 2
+        yield label, (logits, mtp_logits, torch.randint(11, (B, T + 1), generator=rng), weight)
 
 
 # ---- a loss with padding ----
 
 def masked_loss(logits, ids, pad):
-    """Mean next-token loss over the targets that are no padding. logits B T V from ids B T: position t predicts ids[t+1]."""
+    """Mean next-token loss over the targets that are no padding.
+
+    logits: B T V, from ids: B T. Position t predicts ids[t+1].
+    """
     targets = ids[:, 1:]
     losses = F.cross_entropy(logits[:, :-1].transpose(1, 2), targets, reduction="none")    # B T-1
     return losses[targets != pad].mean()
@@ -112,7 +127,8 @@ def _masked(shift=True, keep_pad=False, reduce="tokens"):
         if reduce == "rows":
             return ((losses * mask).sum(1) / mask.sum(1)).mean()
         total = (losses * mask).sum()
-        return {"tokens": total / mask.sum(), "sum": total, "all": total / mask.numel(), "batch": total / len(ids)}[reduce]
+        numbers = {"tokens": mask.sum(), "sum": 1, "all": mask.numel(), "batch": len(ids)}
+        return total / numbers[reduce]
     return wrong
 
 
@@ -154,7 +170,7 @@ def _unit_cases(rng):
 # ---- when a run beats a baseline ----
 
 def tokens_to_beat(tokens, losses, baseline):
-    """Tokens read when the line through (tokens, losses) first reaches `baseline`; inf if it never does."""
+    """Tokens read when the line through (tokens, losses) first reaches `baseline`, or inf."""
     for i, loss in enumerate(losses):
         if loss <= baseline:
             if i == 0:
@@ -178,14 +194,14 @@ def _last_above(tokens, losses, baseline):
 
 def _never(value):
     def wrong(tokens, losses, baseline):
-        found = tokens_to_beat(tokens, losses, baseline)
-        return float(value(tokens)) if found == math.inf else found
+        first = tokens_to_beat(tokens, losses, baseline)
+        return float(value(tokens)) if first == math.inf else first
     return wrong
 
 
 def _which(tokens, losses, baseline):
-    found = _first_point(tokens, losses, baseline)
-    return list(map(float, tokens)).index(found) if found != math.inf else found
+    first = _first_point(tokens, losses, baseline)
+    return list(map(float, tokens)).index(first) if first != math.inf else first
 
 
 def _other_share(tokens, losses, baseline):
@@ -199,7 +215,8 @@ def _other_share(tokens, losses, baseline):
 def _beat_cases(rng):
     def run(n):
         tokens = (torch.rand(n, generator=rng) + 0.5).cumsum(0) * 1000
-        return [float(t) for t in tokens], [7 - 0.8 * i + 0.3 * float(torch.rand(1, generator=rng)) for i in range(n)]
+        losses = [7 - 0.8 * i + 0.3 * float(torch.rand(1, generator=rng)) for i in range(n)]
+        return [float(t) for t in tokens], losses
 
     tokens, losses = run(4)
     yield "it falls below in the middle", (tokens, losses, 0.7 * losses[2] + 0.3 * losses[3])
@@ -216,73 +233,96 @@ CHECKS = [
     Check(
         "pretrain.learning_rate", learning_rate, _schedule_cases,
         mistakes={
-            "the first step has a rate of zero: steps count from 0, so the warm-up is (step + 1) / warmup": _from_zero,
+            "the first step has a rate of zero: steps count from 0, so the warm-up is (step + 1) "
+            "/ warmup": _from_zero,
             "there is no warm-up: below `warmup` the rate rises in a straight line": _no_warmup,
-            "the cosine starts at step 0; it starts where the warm-up ends: (step - warmup) / (steps - warmup)":
+            "the cosine starts at step 0; it starts where the warm-up ends: (step - warmup) / "
+            "(steps - warmup)":
                 _warmup_counted,
             "the cosine ends at zero; here it ends at a tenth of the peak": _cosine_to(0.0),
             "the decay is a straight line; it is half a period of a cosine": _straight,
             "`peak` is not used: the result is a share of the peak, not a rate": _factor,
         },
         hints=(
-            "Two cases: below `warmup` a straight line that reaches `peak` at step warmup - 1, and after it the cosine.",
-            "done = (step - warmup) / (steps - warmup) goes from 0 to 1; cos(pi * done) from 1 to -1.",
-            "Map 1 to `peak` and -1 to peak / 10: the middle is 0.55 * peak, and half the distance is 0.45 * peak.",
+            "Two cases: below `warmup` a straight line that reaches `peak` at step warmup - 1, "
+            "and after it the cosine.",
+            "done = (step - warmup) / (steps - warmup) goes from 0 to 1; cos(pi * done) from 1 to "
+            "-1.",
+            "Map 1 to `peak` and -1 to peak / 10: the middle is 0.55 * peak, and half the "
+            "distance is 0.45 * peak.",
         ),
         atol=1e-9,
     ),
     Check(
         "pretrain.total_loss", total_loss, _total_cases,
         mistakes={
-            "the targets are not shifted: the logits at t are compared with token t, which the model has seen":
+            "the targets are not shifted: the logits at t are compared with token t, which the "
+            "model has seen":
                 _with_targets(lambda ids: ids[:, :-1], lambda ids: ids[:, 2:]),
-            "the MTP targets are those of the next token: from t the MTP block predicts token t + 2":
+            "the MTP targets are those of the next token: from t the MTP block predicts token t + "
+            "2":
                 _with_targets(lambda ids: ids[:, 1:], lambda ids: ids[:, 1:-1]),
-            "the MTP targets are tokens that the model has seen: from t the MTP block predicts token t + 2":
+            "the MTP targets are tokens that the model has seen: from t the MTP block predicts "
+            "token t + 2":
                 _with_targets(lambda ids: ids[:, 1:], lambda ids: ids[:, :-2]),
             "both targets are one token too early: t + 1 for the logits, t + 2 for MTP":
                 _with_targets(lambda ids: ids[:, :-1], lambda ids: ids[:, 1:-1]),
-            "the weight of the MTP loss is missing in the sum": _sum_with(lambda loss, mtp, weight: loss + mtp),
+            "the weight of the MTP loss is missing in the sum":
+                _sum_with(lambda loss, mtp, weight: loss + mtp),
             "the weight is on the next-token loss; it belongs to the MTP loss":
                 _sum_with(lambda loss, mtp, weight: weight * loss + mtp),
-            "the two are averaged with weight and 1 - weight; the next-token loss keeps its full weight":
+            "the two are averaged with weight and 1 - weight; the next-token loss keeps its full "
+            "weight":
                 _sum_with(lambda loss, mtp, weight: (1 - weight) * loss + weight * mtp),
             "the MTP loss is missing in the sum": _sum_with(lambda loss, mtp, weight: loss),
             "the losses are sums over tokens; a loss is a mean": _summed,
         },
         hints=(
-            "Column 0 of ids is input only. The logits at t are for column t + 1, the MTP logits at t for column t + 2.",
-            "ids[:, 1:] has T columns, as the logits have; ids[:, 2:] has T - 1, as the MTP logits have.",
-            "torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()) is the mean over all tokens.",
+            "Column 0 of ids is input only. The logits at t are for column t + 1, the MTP logits "
+            "at t for column t + 2.",
+            "ids[:, 1:] has T columns, as the logits have; ids[:, 2:] has T - 1, as the MTP "
+            "logits have.",
+            "torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()) is the "
+            "mean over all tokens.",
         ),
     ),
     Check(
         "pretrain.masked_loss", masked_loss, _masked_cases,
         mistakes={
-            "the targets are not shifted: the model is asked for the token it stands on": _masked(shift=False),
+            "the targets are not shifted: the model predicts the token that it has just read":
+                _masked(shift=False),
             "not shifted, and padding is counted": _masked(shift=False, keep_pad=True),
             "the shift goes the wrong way: position t predicts token t + 1, not t - 1": _backwards,
             "padding is counted as a target": _masked(keep_pad=True),
-            "the mask looks at the inputs; what counts is whether the target is padding": _input_mask,
-            "this is the mean of the rows' means: a short row's tokens count more than a long one's": _masked(reduce="rows"),
+            "the mask looks at the inputs; what counts is whether the target is padding":
+                _input_mask,
+            "this is the mean of the rows' means: a short row's tokens count more than a long "
+            "one's": _masked(reduce="rows"),
             "this is a sum; divide by the number of targets that count": _masked(reduce="sum"),
-            "padding is left out of the sum, yet counted in what it is divided by": _masked(reduce="all"),
-            "the sum is divided by the number of rows; divide by the number of targets that count": _masked(reduce="batch"),
+            "padding is left out of the sum, yet counted in what it is divided by":
+                _masked(reduce="all"),
+            "the sum is divided by the number of rows; divide by the number of targets that count":
+                _masked(reduce="batch"),
         },
         hints=(
-            "Three questions: which token is each position compared with? Which targets count? What is the sum divided by?",
+            "Three questions: which token is each position compared with? Which targets count? "
+            "What is the sum divided by?",
             "logits[:, :-1] against ids[:, 1:]; the last position has no target here.",
-            "cross_entropy(..., reduction='none') gives one loss a token; keep those where the target is not pad, then mean.",
+            "cross_entropy(..., reduction='none') gives one loss a token; keep those where the "
+            "target is not pad, then mean.",
         ),
     ),
     Check(
         "pretrain.bits_per_byte", bits_per_byte, _unit_cases,
         mistakes={
-            "these are nats per byte: divide by log(2), as a bit is log(2) nats": lambda x, t, b: x * t / b,
-            "these are bits per token: the number of tokens and bytes is not used": lambda x, t, b: x / math.log(2),
+            "these are nats per byte: divide by log(2), as a bit is log(2) nats":
+                lambda x, t, b: x * t / b,
+            "these are bits per token: the number of tokens and bytes is not used":
+                lambda x, t, b: x / math.log(2),
             "a nat is more than a bit, 1 / log(2) bits: divide by log(2) where you multiply":
                 lambda x, t, b: x * t / b * math.log(2),
-            "tokens and bytes are swapped: total loss is per token times tokens, then divide by bytes":
+            "tokens and bytes are swapped: total loss is per token times tokens, then divide by "
+            "bytes":
                 lambda x, t, b: x * b / t / math.log(2),
         },
         hints=(
@@ -294,18 +334,23 @@ CHECKS = [
     Check(
         "pretrain.tokens_to_beat", tokens_to_beat, _beat_cases,
         mistakes={
-            "this is the first measured point below the baseline; the line crosses it between two points": _first_point,
-            "this is the number of the point; the tokens read at it are asked for": _which,
+            "this is the first measured point below the baseline; the line crosses it between two "
+            "points": _first_point,
+            "this is the number of the point; return the tokens read at it": _which,
             "the share is counted from the wrong end of the line between two points": _other_share,
-            "this is the last time it falls below; the first is asked for": _last_above,
-            "where the baseline is never beaten, return math.inf, not the last point": _never(lambda tokens: tokens[-1]),
-            "where the baseline is never beaten, return math.inf, not -1": _never(lambda tokens: -1),
+            "this is the last time it falls below; return the first": _last_above,
+            "where the baseline is never beaten, return math.inf, not the last point":
+                _never(lambda tokens: tokens[-1]),
+            "where the baseline is never beaten, return math.inf, not -1":
+                _never(lambda tokens: -1),
             "where the baseline is never beaten, return math.inf, not 0": _never(lambda tokens: 0),
         },
         hints=(
             "Walk along the points until the loss is at or below the baseline.",
-            "Between point i - 1 and i the loss falls in a straight line: which share of the way reaches the baseline?",
-            "share = (losses[i-1] - baseline) / (losses[i-1] - losses[i]), and the tokens go the same share of their way.",
+            "Between point i - 1 and i the loss falls in a straight line: which share of the way "
+            "reaches the baseline?",
+            "share = (losses[i-1] - baseline) / (losses[i-1] - losses[i]), and the tokens go the "
+            "same share of their way.",
         ),
     ),
 ]

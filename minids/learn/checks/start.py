@@ -1,4 +1,5 @@
-"""Checks of lesson 00: what a token uses of the experts, what a mix of tokens costs, what the cache holds (report 2.3.4)."""
+"""Checks of lesson 00: the share of experts that works, the price of a mix of tokens, the bytes of
+the cache (V4 report, section 2.3.4)."""
 
 from minids.learn.exercise import Check
 
@@ -6,7 +7,10 @@ LESSON = "00_start_here"
 
 
 def active_share(n_routed, n_active, n_shared):
-    """The share of one layer's experts that works for one token, from 0 to 1. The shared experts always work."""
+    """The share of one layer's experts that works for one token, from 0 to 1.
+
+    The shared experts always work.
+    """
     return (n_active + n_shared) / (n_routed + n_shared)
 
 
@@ -18,8 +22,15 @@ def _share_cases(rng):
 
 
 def blended_price(input_usd, output_usd, tokens_in, tokens_out):
-    """US dollars for a million tokens of a job that reads `tokens_in` and writes `tokens_out`; prices are per million."""
+    """US dollars for a million tokens of a job that reads `tokens_in` and writes `tokens_out`.
+
+    input_usd, output_usd: prices of a million tokens.
+    """
     return (input_usd * tokens_in + output_usd * tokens_out) / (tokens_in + tokens_out)
+
+
+def _bill(input_usd, output_usd, tokens_in, tokens_out):
+    return input_usd * tokens_in + output_usd * tokens_out
 
 
 def _price_cases(rng):
@@ -45,8 +56,9 @@ def _cache_cases(rng):
     yield "one window-only layer, 1000 tokens", ([0], 1000)
     yield "one HCA layer, 1024 tokens", ([128], 1024)
     yield "one CSA layer, 1024 tokens", ([4], 1024)
-    yield "ten layers, 1003 tokens: the last compression window is not full", ([0, 0] + [4, 128] * 4, 1003)
-    yield "ten layers, 90 tokens: the window is not full either", ([0, 0] + [4, 128] * 4, 90)
+    ratios = [0, 0] + [4, 128] * 4
+    yield "ten layers, 1003 tokens: the last compression window is not full", (ratios, 1003)
+    yield "ten layers, 90 tokens: the window is not full either", (ratios, 90)
 
 
 def _cache(min_of=min, divide=lambda n, m: n // m, keys=lambda m: m == 4, windows=True):
@@ -61,15 +73,19 @@ CHECKS = [
     Check(
         "start.active_share", active_share, _share_cases,
         mistakes={
-            "the shared expert is missing: it works for every token, and it is one of the layer's experts":
+            "the shared expert is missing: it works for every token, and it is one of the layer's "
+            "experts":
                 lambda n_routed, n_active, n_shared: n_active / n_routed,
-            "the shared expert works, but it is not counted among the layer's experts; add it below the line too":
+            "the shared expert works, but it is not counted among the layer's experts; add it "
+            "below the line too":
                 lambda n_routed, n_active, n_shared: (n_active + n_shared) / n_routed,
-            "the shared expert is counted among the experts but not among those that work; add it above the line too":
+            "the shared expert is counted among the experts but not among those that work; add it "
+            "above the line too":
                 lambda n_routed, n_active, n_shared: n_active / (n_routed + n_shared),
             "this is the share in percent; return a number from 0 to 1":
-                lambda n_routed, n_active, n_shared: 100 * (n_active + n_shared) / (n_routed + n_shared),
-            "the fraction is upside down": lambda n_routed, n_active, n_shared: (n_routed + n_shared) / (n_active + n_shared),
+                lambda *numbers: 100 * active_share(*numbers),
+            "the fraction is upside down":
+                lambda n_routed, n_active, n_shared: (n_routed + n_shared) / (n_active + n_shared),
             "// drops the fraction; divide with /":
                 lambda n_routed, n_active, n_shared: (n_active + n_shared) // (n_routed + n_shared),
         },
@@ -88,9 +104,10 @@ CHECKS = [
                 lambda input_usd, output_usd, tokens_in, tokens_out:
                 blended_price(output_usd, input_usd, tokens_in, tokens_out),
             "this is the bill for all tokens; divide by their number, tokens_in + tokens_out":
-                lambda input_usd, output_usd, tokens_in, tokens_out: input_usd * tokens_in + output_usd * tokens_out,
-            "this is the bill in dollars; divide by the number of tokens, and keep prices per million":
-                lambda input_usd, output_usd, tokens_in, tokens_out: (input_usd * tokens_in + output_usd * tokens_out) / 1e6,
+                _bill,
+            "this is the bill in dollars; divide by the number of tokens, and keep prices per "
+            "million":
+                lambda *numbers: _bill(*numbers) / 1e6,
         },
         hints=(
             "Write the bill first: each price times its own number of tokens.",
@@ -101,16 +118,23 @@ CHECKS = [
     Check(
         "start.cache_bytes", cache_bytes, _cache_cases,
         mistakes={
-            "the index keys are missing: a CSA layer keeps one beside each entry": _cache(keys=lambda m: False),
-            "HCA layers have no indexer: only CSA layers (ratio 4) keep index keys": _cache(keys=bool),
-            "the window is missing: each layer keeps the last tokens one by one": _cache(windows=False),
-            "before the window is full it holds n tokens: min(n, window)": _cache(min_of=lambda n, window: window),
-            "a compression window that is not full gives no entry: n // m": _cache(divide=lambda n, m: n / m),
-            "the last compression window is rounded up; one that is not full gives no entry: n // m":
+            "the index keys are missing: a CSA layer keeps one beside each entry":
+                _cache(keys=lambda m: False),
+            "HCA layers have no indexer: only CSA layers (ratio 4) keep index keys":
+                _cache(keys=bool),
+            "the window is missing: each layer keeps the last tokens one by one":
+                _cache(windows=False),
+            "before the window is full it holds n tokens: min(n, window)":
+                _cache(min_of=lambda n, window: window),
+            "a compression window that is not full gives no entry: n // m":
+                _cache(divide=lambda n, m: n / m),
+            "the last compression window is rounded up; one that is not full gives no entry: n // "
+            "m":
                 _cache(divide=lambda n, m: -(-n // m)),
         },
         hints=(
-            "Go through the layers. Each keeps the last min(n, window) tokens, each token as one entry.",
+            "Go through the layers. Each keeps the last min(n, window) tokens, each token as one "
+            "entry.",
             "A layer with ratio m has n // m compressed entries as well; with ratio 0 it has none.",
             "In a CSA layer (m == 4) each compressed entry has an index key beside it.",
         ),

@@ -1,4 +1,5 @@
-"""Checks of lesson 01: merges, bits per byte, packed rows, replies, a verifier (V4 report, sections 4.1 and 5.1.1)."""
+"""Checks of lesson 01: merges, bits per byte, packed rows, replies, a verifier (V4 report, sections
+4.1 and 5.1.1)."""
 
 import math
 import re
@@ -14,7 +15,10 @@ LESSON = "01_tokens_and_data"
 # ---- the pair to merge next ----
 
 def best_pair(pieces):
-    """The pair (a, b) of neighbours that occurs most often inside the pieces; of equals the smallest."""
+    """The pair (a, b) of neighbours that occurs most often inside the pieces.
+
+    Of several that occur as often, the smallest.
+    """
     counts = Counter(pair for piece in pieces for pair in zip(piece, piece[1:]))
     return min(counts, key=lambda pair: (-counts[pair], pair))
 
@@ -28,6 +32,10 @@ def _best(count, rank=lambda n, pair: (-n, pair)):
 
 def _inside(pieces):
     return [pair for piece in pieces for pair in zip(piece, piece[1:])]
+
+
+def _once_a_piece(pieces):
+    return [pair for piece in pieces for pair in set(zip(piece, piece[1:]))]
 
 
 def _across(pieces):
@@ -51,7 +59,8 @@ def _pair_cases(rng):
     yield "one pair stands out", ([[7, 3, 9], [3, 9, 5], [3, 9]],)
     yield "the same piece many times", ([[4, 2, 8]] * 3 + [[6, 1], [6, 1, 5], [1, 7]],)
     yield "a pair twice in a piece", ([[5, 8, 5, 8, 5, 8], [2, 6], [2, 6], [6, 9]],)
-    yield "short pieces: most neighbours belong to two of them", ([[9], [1], [9], [1], [9], [1], [4, 2], [4, 2], [2, 9], [1]],)
+    short = [[9], [1], [9], [1], [9], [1], [4, 2], [4, 2], [2, 9], [1]]
+    yield "short pieces: most neighbours belong to two of them", (short,)
     yield "ties", ([[8, 4, 1], [3, 9], [8, 4], [3, 9, 2], [5, 6, 5, 6]],)
     for ids in (3, 5):
         yield "random pieces", (_pieces(rng, ids, (1, 5, 3, 1, 4, 2, 6, 1)),)
@@ -60,7 +69,7 @@ def _pair_cases(rng):
 # ---- one merge ----
 
 def merge(ids, pair, new):
-    """Every (a, b) in ids becomes new, from left to right; what is merged once is not used again."""
+    """ids with each (a, b) replaced by new, from left to right; no id is merged twice."""
     out, i = [], 0
     while i < len(ids):
         if tuple(ids[i : i + 2]) == tuple(pair):
@@ -130,10 +139,10 @@ def encode(ids, merges):
 def _latest_first(ids, merges):
     while True:
         rank = {(a, b): (n, new) for n, (a, b, new) in enumerate(merges)}
-        found = [(rank[pair], pair) for pair in zip(ids, ids[1:]) if pair in rank]
-        if not found:
+        pairs = [(rank[pair], pair) for pair in zip(ids, ids[1:]) if pair in rank]
+        if not pairs:
             return list(ids)
-        (_, new), pair = max(found)
+        (_, new), pair = max(pairs)
         ids = merge(ids, pair, new)
 
 
@@ -170,7 +179,8 @@ def _in_reverse(ids, merges):
 
 
 def _encode_cases(rng):
-    merges = [(2, 3, 10), (1, 2, 11), (11, 3, 12), (10, 4, 13), (11, 10, 14), (3, 3, 15), (1, 10, 16)]
+    merges = [(2, 3, 10), (1, 2, 11), (11, 3, 12), (10, 4, 13), (11, 10, 14), (3, 3, 15),
+              (1, 10, 16)]
     yield "no merges", ([1, 2, 3], [])
     yield "one after the other", ([5, 2, 3, 4], merges)
     yield "an early merge takes a part of a later one", ([1, 2, 3], merges)
@@ -187,12 +197,17 @@ def bits_per_byte(nats, text):
     return float(nats.sum()) / math.log(2) / len(text.encode("utf-8"))
 
 
-def _bits(total=lambda nats, text: float(nats.sum()), unit=math.log(2), size=lambda nats, text: len(text.encode("utf-8"))):
-    return lambda nats, text: total(nats, text) / unit / size(nats, text)
+def _bits(total=None, unit=math.log(2), size=None):
+    """`bits_per_byte` with another total, unit, or size of the text."""
+    def wrong(nats, text):
+        sum_of_nats = total(nats, text) if total else float(nats.sum())
+        return sum_of_nats / unit / (size(nats, text) if size else len(text.encode("utf-8")))
+    return wrong
 
 
 def _bits_cases(rng):
-    for label, words, n in (("English", "It came to pass in those days.", 9), ("Chinese", "\u4f60\u597d\uff0c\u4e16\u754c", 7),
+    for label, words, n in (("English", "It came to pass in those days.", 9),
+                            ("Chinese", "\u4f60\u597d\uff0c\u4e16\u754c", 7),
                             ("both", "ni hao is \u4f60\u597d.", 6)):
         yield label, (torch.rand(n, generator=rng) * 5 + 0.5, words)
 
@@ -200,7 +215,10 @@ def _bits_cases(rng):
 # ---- the mask of a packed row ----
 
 def packed_mask(first):
-    """first: T, true where a document begins -> (mask T T: may t see s?, position T: counted from the document's start)."""
+    """The mask of a packed row, T T, and the position of each token in its document, T.
+
+    first: T, True where a document begins. mask[t, s] says whether t may see s.
+    """
     document = first.cumsum(0)
     t = torch.arange(len(first))
     mask = (document[:, None] == document) & (t[:, None] >= t)
@@ -213,8 +231,13 @@ def _packed(mask=None, position=None):
         t = torch.arange(len(first))
         document = first.cumsum(0)
         right, places = packed_mask(first)
-        return (mask(t, document, first) if mask else right), (position(t, first) if position else places)
+        right = mask(t, document, first) if mask else right
+        return right, position(t, first) if position else places
     return wrong
+
+
+def _same(document):
+    return document[:, None] == document
 
 
 def _previous(t, document, first):
@@ -241,7 +264,10 @@ def _mask_cases(rng):
 # ---- who wrote a token ----
 
 def reply_mask(ids, eos, assistant):
-    """For each id: did the assistant write it? Not its own marker, nor the opening after it; eos, yes."""
+    """Whether the assistant wrote each id: a list.
+
+    It wrote eos; it did not write its own marker, nor the opening after that.
+    """
     mask, writing, before = [], False, None
     for i in ids:
         mask.append(writing)
@@ -285,7 +311,8 @@ def _reply_cases(rng):
     once = [bos, user, *some(4), assistant, end, *some(3), eos]
     yield "one turn", (once, eos, assistant)
     yield "a question that waits", (once[:8], eos, assistant)
-    yield "with reasoning", ([bos, user, *some(3), assistant, think, *some(4), end, *some(2), eos], eos, assistant)
+    reasoning = [bos, user, *some(3), assistant, think, *some(4), end, *some(2), eos]
+    yield "with reasoning", (reasoning, eos, assistant)
     twice = once + [user, *some(2), assistant, think, *some(3), end, *some(2), eos]
     yield "two turns", (twice, eos, assistant)
     yield "after a system text", ([bos, *some(3), *twice[1:]], eos, assistant)
@@ -294,7 +321,10 @@ def _reply_cases(rng):
 # ---- a verifier ----
 
 def verify(answer, pool, accepted):
-    """Does the first sentence of answer name the accepted word, and no other of the pool? Whole words, any case."""
+    """Whether the first sentence of the answer names the accepted word, and no other of the pool.
+
+    Whole words count, in any case.
+    """
     sentence = re.split(r"[.!?\n]", answer.strip(), maxsplit=1)[0]
     said = set(re.findall(r"\w+", sentence.lower()))
     return {word for word in pool if word.lower() in said} == {accepted.lower()}
@@ -348,10 +378,13 @@ def _verify_cases(rng):
             ("right and wrong sentences", ("Mira has a cat.", "Mira has a dog.", "It is a goat.")),
             ("a single word", ("cat", "owl")),
             ("nothing, or nothing of the kind", ("", "I do not know.", "...")),
-            ("an answer with more than one name", ("A cat or a dog.", "dog cat goat owl", "cat dog goat owl", "cat, not dog")),
-            ("inside of other words", ("She went on vacation.", "A cat with education and dogma.", "A scatter of bowls.")),
+            ("an answer with more than one name",
+             ("A cat or a dog.", "dog cat goat owl", "cat dog goat owl", "cat, not dog")),
+            ("inside of other words",
+             ("She went on vacation.", "A cat with education and dogma.", "A scatter of bowls.")),
             ("capital letters", ("Cat.", "THE CAT!", "DOG")),
-            ("more than one sentence", ("A cat. Ben has a dog.", "A dog. No, a cat.", "A cat!\nOr an owl?")),
+            ("more than one sentence",
+             ("A cat. Ben has a dog.", "A dog. No, a cat.", "A cat!\nOr an owl?")),
             ("the same name twice", ("A cat, yes, a cat.",))):
         yield label, (answers, pets, "cat")
 
@@ -360,58 +393,74 @@ CHECKS = [
     Check(
         "tokens.best_pair", best_pair, _pair_cases,
         mistakes={
-            "pairs are counted across the border of two pieces: the last id of one and the first of the next are no pair":
+            "pairs are counted across the border of two pieces: the last id of one and the first "
+            "of the next are no pair":
                 _best(_across),
             "a piece that occurs several times is counted once: each of its occurrences counts":
-                _best(lambda pieces: [pair for piece in set(map(tuple, pieces)) for pair in zip(piece, piece[1:])]),
+                _best(lambda pieces: _inside(set(map(tuple, pieces)))),
             "a pair counts once for each piece, however often it occurs in it":
-                _best(lambda pieces: [pair for piece in pieces for pair in set(zip(piece, piece[1:]))]),
-            "of several pairs with the highest count this takes the one that it met first; the rule is the smallest pair, so "
-            "that the result does not depend on the order of the text":
+                _best(_once_a_piece),
+            "of several pairs with the highest count this takes the one that it met first; the "
+            "rule is the smallest pair, so that the result does not depend on the order of the "
+            "text":
                 _other_ties(lambda pairs: pairs[0]),
-            "of several pairs with the highest count this takes the largest; the rule is the smallest": _other_ties(max),
-            "this is the rarest pair, not the most frequent": _best(_inside, lambda n, pair: (n, pair)),
+            "of several pairs with the highest count this takes the largest; the rule is the "
+            "smallest": _other_ties(max),
+            "this is the rarest pair, not the most frequent":
+                _best(_inside, lambda n, pair: (n, pair)),
             "the order within a pair is lost: (a, b) and (b, a) are different pairs":
                 _best(lambda pieces: [tuple(sorted(pair)) for pair in _inside(pieces)]),
         },
-        hints=("zip(piece, piece[1:]) gives the pairs of one piece. A Counter adds them up over all pieces.",
+        hints=("zip(piece, piece[1:]) gives the pairs of one piece. A Counter adds them up over "
+               "all pieces.",
                "Take the pieces one at a time: a pair may not begin in one and end in the next.",
-               "min(counts, key=lambda pair: (-counts[pair], pair)) prefers high counts, then small pairs."),
+               "min(counts, key=lambda pair: (-counts[pair], pair)) prefers high counts, then "
+               "small pairs."),
     ),
     Check(
         "tokens.merge", merge, _merge_cases,
         mistakes={
-            "pairs that overlap are both merged: in a a a the middle a is used twice. After a merge go on behind the pair":
+            "pairs that overlap are both merged: in a a a the middle a is used twice. After a "
+            "merge go on after the pair":
                 _overlapping,
-            "merging goes from the right: a a a becomes a X where left to right gives X a": _from_the_right,
+            "merging goes from the right: a a a becomes a X where left to right gives X a":
+                _from_the_right,
             "only the first place is merged": _once,
             "the last id is lost where it is not part of a pair: look at the loop's end": _short,
             "the second half of a merged pair is still there": _kept,
-            "the pair is matched the other way round, (b, a)": lambda ids, pair, new: merge(ids, pair[::-1], new),
+            "the pair is matched the other way round, (b, a)":
+                lambda ids, pair, new: merge(ids, pair[::-1], new),
         },
         hints=("Walk through ids with an index i and build a new list.",
-               "Where ids[i] and ids[i + 1] are the pair, append new and go on by 2; otherwise append ids[i] and go on by 1.",
-               "The last id has no neighbour: the loop runs while i < len(ids); ids[i : i + 2] may be shorter than the pair."),
+               "Where ids[i] and ids[i + 1] are the pair, append new and go on by 2; otherwise "
+               "append ids[i] and go on by 1.",
+               "The last id has no neighbour: the loop runs while i < len(ids); ids[i : i + 2] "
+               "may be shorter than the pair." ),
     ),
     Check(
         "tokens.encode", encode, _encode_cases,
         mistakes={
             "merges are tried in reverse order, the last learned first": _in_reverse,
-            "of the merges that are possible this takes the one learned last; the first learned has priority": _latest_first,
-            "this takes the first pair from the left that has a merge; the merge learned first has priority, wherever it is":
+            "of the merges that are possible this takes the one learned last; the first learned "
+            "has priority": _latest_first,
+            "this takes the first pair from the left that has a merge; the merge learned first "
+            "has priority, wherever it is":
                 _from_the_left,
-            "this takes the longest known token at each place; BPE repeats its merges in order, whatever comes out":
+            "this takes the longest known token at each place; BPE repeats its merges in order, "
+            "whatever comes out":
                 _longest,
             "each merge is done at one place only": _first_only,
         },
-        hints=("Training did merge 1 everywhere, then merge 2 everywhere, and so on. Do the same to the new piece.",
+        hints=("Training did merge 1 everywhere, then merge 2 everywhere, and so on. Do the same "
+               "to the new piece.",
                "One loop over merges; each time call merge(ids, (a, b), new).",
                "ids = merge(ids, (a, b), new) for each (a, b, new), then return ids."),
     ),
     Check(
         "tokens.bits_per_byte", bits_per_byte, _bits_cases,
         mistakes={
-            "the sum is divided by the number of tokens: that depends on the tokenizer; the bytes do not":
+            "the sum is divided by the number of tokens: that depends on the tokenizer; the bytes "
+            "do not":
                 _bits(size=lambda nats, text: len(nats)),
             "these are nats per byte: divide by ln 2 to have bits": _bits(unit=1.0),
             "divided by characters: a character outside ASCII has 2 to 4 bytes, see text.encode()":
@@ -419,7 +468,8 @@ CHECKS = [
             "the mean loss is divided by the bytes; the text costs the sum over its tokens":
                 _bits(total=lambda nats, text: float(nats.mean())),
             "multiplied by ln 2 where it should be divided": _bits(unit=1 / math.log(2)),
-            "this is the loss in nats per token, as it was": _bits(size=lambda nats, text: len(nats), unit=1.0),
+            "this is the loss in nats per token, as it was":
+                _bits(size=lambda nats, text: len(nats), unit=1.0),
         },
         hints=("The whole text costs nats.sum() nats.", "A nat is 1 / ln 2 = 1.443 bits.",
                "The bytes are len(text.encode()), not len(text)."),
@@ -430,61 +480,79 @@ CHECKS = [
             "the mask is causal only: tokens see the documents before their own":
                 _packed(lambda t, document, first: t[:, None] >= t),
             "the mask keeps documents apart, but tokens see their future":
-                _packed(lambda t, document, first: document[:, None] == document),
-            "rows and columns are swapped: mask[t, s] says whether query t sees key s, so its row t ends at column t":
-                _packed(lambda t, document, first: (document[:, None] == document) & (t[:, None] <= t)),
+                _packed(lambda t, document, first: _same(document)),
+            "rows and columns are swapped: mask[t, s] says whether query t sees key s, so its row "
+            "t ends at column t":
+                _packed(lambda t, document, first: _same(document) & (t[:, None] <= t)),
             "a token does not see itself":
-                _packed(lambda t, document, first: (document[:, None] == document) & (t[:, None] > t)),
+                _packed(lambda t, document, first: _same(document) & (t[:, None] > t)),
             "the first token of a document is counted to the document before": _packed(_previous),
             "positions are not restarted at each document": _packed(position=lambda t, first: t),
             "positions count from 1": _packed(position=lambda t, first: packed_mask(first)[1] + 1),
-            "the mask is causal only, and positions are not restarted: this treats the row as one document":
+            "the mask is causal only, and positions are not restarted: this treats the row as one "
+            "document":
                 _packed(lambda t, document, first: t[:, None] >= t, lambda t, first: t),
         },
         hints=("first.cumsum(0) gives each token the number of its document.",
-               "mask[t, s] has two conditions: the same document, and s <= t. Compare document[:, None] with document.",
-               "The start of a token's document is the largest index up to it where `first` holds: torch.where, then cummax."),
+               "mask[t, s] has two conditions: the same document, and s <= t. Compare document[:, "
+               "None] with document.",
+               "The start of a token's document is the largest index up to it where `first` "
+               "holds: torch.where, then cummax."),
     ),
     Check(
         "tokens.reply_mask", reply_mask, _reply_cases,
         mistakes={
             "all three faults are still there": _reply(marker=True, opening=True, eos_too=False),
-            "the token <Assistant> is still counted: the prompt gives it. And so is the opening after it":
+            "the token <Assistant> is still counted: the prompt gives it. And so is the opening "
+            "after it":
                 _reply(marker=True, opening=True),
-            "the opening <think> or </think> right behind <Assistant> is still counted: the prompt gives it":
+            "the opening <think> or </think> right after <Assistant> is still counted: the "
+            "prompt gives it":
                 _reply(opening=True),
             "the token <Assistant> is counted: the prompt gives it": _reply(marker=True),
-            "eos is left out: a model that is never taught eos does not stop": _reply(eos_too=False),
-            "the opening is still counted, and eos is still left out": _reply(opening=True, eos_too=False),
-            "the token <Assistant> is still counted, and eos is still left out": _reply(marker=True, eos_too=False),
+            "eos is left out: a model that is never taught eos does not stop":
+                _reply(eos_too=False),
+            "the opening is still counted, and eos is still left out":
+                _reply(opening=True, eos_too=False),
+            "the token <Assistant> is still counted, and eos is still left out":
+                _reply(marker=True, eos_too=False),
             "only the last reply is counted; every reply is the assistant's":
                 _reply(turns=lambda n, ends: len(ends) > 1 and n <= ends[-2]),
             "only the first reply is counted; writing must begin again at the next <Assistant>":
                 _reply(turns=lambda n, ends: bool(ends) and n > ends[0]),
             "the prompt is counted, and the reply is not": _inverted,
-            "the mask is shifted: it says whether the NEXT id is the assistant's. Here it is about the id itself":
+            "the mask is shifted: it says whether the NEXT id is the assistant's. Here it is "
+            "about the id itself":
                 _next_targets,
         },
-        hints=("Write down a short conversation and, below each id, whether the assistant wrote it.",
+        hints=("Write down a short conversation and, below each id, whether the assistant wrote "
+               "it.",
                "Append to the mask before `writing` changes to True, and remember the id before.",
-               "Writing begins behind the opening, that is when the id BEFORE this one is <Assistant>; it ends behind eos."),
+               "Writing begins after the opening, that is when the id BEFORE this one is "
+               "<Assistant>; it ends after eos."),
     ),
     Check(
         "tokens.verify", _as_list(verify), _verify_cases,
         mistakes={
-            "it accepts a list of answers: naming other words of the pool as well must be wrong, or a policy lists them all":
+            "it accepts a list of answers: naming other words of the pool as well must be wrong, "
+            "or a policy lists them all":
                 _as_list(_named),
-            "it takes the first name and overlooks the others: a list that begins with the right one is accepted":
+            "it takes the first name and overlooks the others: a list that begins with the right "
+            "one is accepted":
                 _as_list(_named_first),
-            "it accepts the word inside of other words and in any list (`accepted in answer`): compare whole words":
+            "it accepts the word inside of other words and in any list (`accepted in answer`): "
+            "compare whole words":
                 _as_list(_contains),
-            "it finds names inside of other words, a cat in education: compare whole words": _as_list(_substring),
-            "it judges all of the text; only the first sentence is the answer": _as_list(_all_of_it),
+            "it finds names inside of other words, a cat in education: compare whole words":
+                _as_list(_substring),
+            "it judges all of the text; only the first sentence is the answer":
+                _as_list(_all_of_it),
             "it is strict about capital letters: Cat is a cat": _as_list(_case),
             "it wants the word alone: a whole sentence is a right answer, too": _as_list(_equal),
         },
         hints=("First cut off the first sentence, then make a set of its words in lower case.",
-               "Which words of the pool are in that set? All of the pool, not only the accepted one.",
+               "Which words of the pool are in that set? All of the pool, not only the accepted "
+               "one.",
                "Right means that these are exactly the accepted one: no more, no fewer."),
     ),
 ]
