@@ -195,11 +195,7 @@ def forget(state, part):
     for layer in state.layers:
         if part == "the ring":
             layer.window = torch.zeros_like(layer.window)
-<<<<<<< HEAD
         for compressor in layer.compressors:                                        # CSA has two: the indexer has its own
-=======
-        for compressor in layer.compressors:                                    # CSA has two: the indexer has its own
->>>>>>> refs/heads/model
             if part == "waiting tokens":
                 compressor.tail = None
             if part == "a-halves":
