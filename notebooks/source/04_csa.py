@@ -692,13 +692,13 @@ def watch(ids):
 
 
 # %%
-def stories(seed, n):
+def story_ids(seed, n):
     """n TinyWorld documents of T tokens: n T."""
     texts = [stories.document(random.Random(seed + i), 1200) for i in range(n)]
     return torch.tensor([tokenizer.encode(text, bos=True)[:T] for text in texts])
 
 
-lessons, tests = stories(100, 6), stories(200, 4)
+lessons, tests = story_ids(100, 6), story_ids(200, 4)
 (x_train, p_train), (x_test, p_test) = watch(lessons), watch(tests)
 qr_train, qr_test = (attn.q_norm(attn.wq_a(t)) for t in (x_train, x_test))
 print(f"layer {L}: {len(lessons)} + {len(tests)} stories, {S} entries each")
