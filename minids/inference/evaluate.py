@@ -166,8 +166,8 @@ def score(model, tokenizer, family: str, mode: str = "think-high", split: str = 
     """Answer `count` different problems of a split, `samples` times each.
 
     Returns the `Score`, and the texts, prompt and reply, as ids. The problems alternate between
-    difficulties; a family may have fewer problems (`minids.data.tasks.distinct_problems`). A reply longer
-    than its mode's limit (`minids.inference.answers.LIMITS`) has no eos and counts as wrong.
+    difficulties; a family may have fewer problems (`minids.data.tasks.distinct_problems`). A reply
+    longer than its mode's limit (`minids.inference.answers.LIMITS`) has no eos and counts as wrong.
     """
     problems = tasks.distinct_problems(family, split, count, difficulties)
     repeated = [problem for problem in problems for _ in range(samples)]

@@ -1,5 +1,5 @@
 """Checks of lesson 12: the loss on replies, and the parts of GRPO's objective (V4 report, section
-5.1; V4_SPEC 7).
+5.1; docs/specification.md, section 7).
 
 The objective is that of DeepSeek-V3.2 (arXiv 2512.02556, section 3.1), as
 `minids.posttrain.grpo.objective` has it.
