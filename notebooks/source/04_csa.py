@@ -875,7 +875,7 @@ pieces[0] = "<bos>"
 n = len(ids)
 x_tale, p_tale = watch(torch.tensor([ids]))
 with torch.no_grad():
-    s_tale = attn.indexer(x_tale, attn.q_norm(attn.wq_a(x_tale)), 0, attn.indexer.keys(x_tale))     # 1 T S
+    s_tale = attn.indexer(x_tale, attn.q_norm(attn.wq_a(x_tale)), attn.indexer.keys(x_tale))     # 1 T S
 mass, seen_tale = p_tale[0].sum(1), visible(n, n // M, M)                           # T S
 print(tale.question, tale.answer)
 
