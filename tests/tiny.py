@@ -28,7 +28,7 @@ THREE_TOKENS = Config.nano().replace(
     o_lora_rank=8, index_n_heads=2, index_head_dim=4, moe_inter_dim=8, n_routed_experts=2, n_activated_experts=1,
     n_hash_layers=0, vocab_size=3, hc_mult=2, hc_sinkhorn_iters=2, max_seq_len=64, eos_token_id=1, pad_token_id=2)
 
-# For comparison with transformers: five layers, with enough indexer heads that scores do not tie (V4_SPEC 2).
+# For comparison with transformers: five layers, with enough indexer heads that scores do not tie (docs/specification.md, 2).
 SMALL = Config(vocab_size=97, dim=64, n_layers=5, compress_ratios=(0, 4, 16, 4, 16, 0), n_heads=4, head_dim=32,
                rope_head_dim=16, q_lora_rank=48, o_groups=2, o_lora_rank=24, window_size=8, index_n_heads=16,
                index_head_dim=24, index_topk=6, moe_inter_dim=40, n_routed_experts=8, n_activated_experts=3,

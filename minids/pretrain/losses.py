@@ -72,7 +72,8 @@ def losses(model, part: Part, settings: TrainConfig, step: int,
     if "mtp_loss" in weights:
         x = part.x[part.mtp_rows]                                                            # b T
         mtp_options = Options(part.packing(x[:, :-1]), **options)
-        (sums["mtp_loss"], _), mtp_record = mtp_loss(model, X[part.mtp_rows], x, part.z, mtp_options)
+        (sums["mtp_loss"], _), mtp_record = mtp_loss(model, X[part.mtp_rows], x, part.z,
+                                                     mtp_options)
         record += mtp_record
     if record.balance:
         sums["balance_loss"] = record.balance_loss * len(part.x)

@@ -74,7 +74,7 @@ def numbers(seed=0, B=6, R=5):
 
 def transcribed(logprobs, old, reference, advantages, mask, epsilon, beta,
                 off_policy_mask_threshold, use_bias_correction_kl):
-    """V4_SPEC section 7, answer by answer and token by token."""
+    """docs/specification.md, section 7, answer by answer and token by token."""
     total, threshold = 0.0, off_policy_mask_threshold
     for i in range(len(advantages)):
         A, tokens = advantages[i].item(), [t for t in range(mask.shape[1]) if mask[i, t]]

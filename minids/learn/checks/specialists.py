@@ -1,5 +1,5 @@
 """Checks of lesson 12: the loss on replies, and the parts of GRPO's objective (V4 report, section
-5.1; V4_SPEC 7).
+5.1; docs/specification.md, 7).
 
 The objective is that of DeepSeek-V3.2 (arXiv 2512.02556, section 3.1), as
 `minids.posttrain.grpo.objective` has it.
@@ -32,10 +32,10 @@ def _reply(shift=True, mask=lambda wrote: wrote[:, 1:], reduce="tokens"):
     def wrong(logits, ids, wrote):
         guesses, targets = (logits[:, :-1], ids[:, 1:]) if shift else (logits, ids)
         losses = F.cross_entropy(guesses.transpose(1, 2), targets, reduction="none")
-        kept = mask(wrote)
+        counted = mask(wrote)
         if reduce == "rows":
-            return ((losses * kept).sum(1) / kept.sum(1)).mean()
-        total = (losses * kept).sum()
+            return ((losses * counted).sum(1) / counted.sum(1)).mean()
+        total = (losses * counted).sum()
         return {"tokens": total / kept.sum(), "sum": total, "all": total / kept.numel()}[reduce]
     return wrong
 
