@@ -22,7 +22,7 @@ class PostTrainConfig(RunSettings):
     lr: float = 3e-3            # peak learning rate; it falls to a tenth along a cosine
     vector_lr: float = 4.0      # learning rate of norms, sinks and scales, as a multiple of lr
     warmup: int = 5             # number of steps over which the learning rate rises
-    decay_from: float = 0.5     # share of the steps before lr falls (0: only the warm-up)
+    decay_from: float = 0.5     # share of the steps before lr falls (0: only the warmup)
     replay: int = 0             # rows of pre-training text in each update, to limit forgetting
     eval_every: int = 50        # steps between evaluations on problems of the validation split
     eval_problems: int = 100    # validation problems in each mode

@@ -24,7 +24,7 @@ class RunSettings:
     lr: float = 3e-3            # peak learning rate; it falls to a tenth along a cosine
     vector_lr: float = 5.0      # learning rate of norms, sinks and scales, as a multiple of lr
     warmup: int = 50            # number of steps over which the learning rate rises
-    decay_from: float = 0.0     # share of the steps before lr falls (0: only the warm-up)
+    decay_from: float = 0.0     # share of the steps before lr falls (0: only the warmup)
     weight_decay: float = 0.1   # weight decay of the matrices; vectors have none
     max_grad_norm: float = 1.0  # largest norm of the gradient; longer ones are scaled down to it
     eval_every: int = 100       # steps between evaluations on the validation split

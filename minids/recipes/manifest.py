@@ -69,7 +69,8 @@ def main(argv=None) -> int:
     if arguments.write:
         write()
     messages = problems()
-    print("\n".join(messages) if messages else f"all {len(files(DATA))} files of data/ are as listed")
+    count = len(files(DATA))
+    print("\n".join(messages) if messages else f"all {count} files of data/ are as listed")
     return 1 if messages else 0
 
 
