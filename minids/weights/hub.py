@@ -366,8 +366,8 @@ def _size(response, start: int, end: int, size: int | None, where: str) -> int |
         length = response.headers.get("Content-Length")
         total = int(length) if length and "Content-Encoding" not in response.headers else None
         if start or (end if total is None else total) > end:
-            raise MinidsError(f"{request}, the whole file came: {_endpoint()} serves no ranges. "
-                              f"Set HF_ENDPOINT to one that does.")
+            raise MinidsError(f"{request}, the whole file came: {_endpoint()} does not serve "
+                              f"ranges. Set HF_ENDPOINT to one that does.")
     if size is not None and total not in (size, None):
         raise MinidsError(f"{where} has {total} bytes now, {size} when its header was read. "
                           f"Start again.")

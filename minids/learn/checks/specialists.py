@@ -1,5 +1,5 @@
 """Checks of lesson 12: the loss on replies, and the parts of GRPO's objective (V4 report, section
-5.1; docs/specification.md, 7).
+5.1; docs/specification.md, section 7).
 
 The objective is that of DeepSeek-V3.2 (arXiv 2512.02556, section 3.1), as
 `minids.posttrain.grpo.objective` has it.
@@ -36,7 +36,7 @@ def _reply(shift=True, mask=lambda wrote: wrote[:, 1:], reduce="tokens"):
         if reduce == "rows":
             return ((losses * counted).sum(1) / counted.sum(1)).mean()
         total = (losses * counted).sum()
-        return {"tokens": total / kept.sum(), "sum": total, "all": total / kept.numel()}[reduce]
+        return {"tokens": total / counted.sum(), "sum": total, "all": total / counted.numel()}[reduce]
     return wrong
 
 
