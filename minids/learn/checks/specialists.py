@@ -36,7 +36,8 @@ def _reply(shift=True, mask=lambda wrote: wrote[:, 1:], reduce="tokens"):
         if reduce == "rows":
             return ((losses * counted).sum(1) / counted.sum(1)).mean()
         total = (losses * counted).sum()
-        return {"tokens": total / counted.sum(), "sum": total, "all": total / counted.numel()}[reduce]
+        return {"tokens": total / counted.sum(), "sum": total,
+                "all": total / counted.numel()}[reduce]
     return wrong
 
 
