@@ -8,7 +8,8 @@ from minids.weights.names import to_transformers
 
 
 def to_hf(tensors: dict, config) -> dict:
-    """The same tensors (weights or gradients) under transformers' names, experts stacked, no MTP."""
+    """The same tensors (weights or gradients) under transformers' names, with stacked experts and
+    without the MTP block."""
     out = {to_transformers(k): v for k, v in tensors.items()
            if not k.startswith("mtp.") and ".experts." not in k}
     for i in range(config.n_layers):

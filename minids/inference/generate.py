@@ -2,7 +2,7 @@
 
 Report section 3.6.1 (decoding with compressed caches). Greedy, temperature, top-p. All rows of a
 batch are at the same position: a prompt is never padded, because compression windows are cut from
-position 0 (docs/specification.md, section 8). For drafts with multi-token prediction see
+position 0 (docs/specification.md, section 8, point 7). For drafts with multi-token prediction see
 `minids.inference.speculate`, for text see `minids.data.tokenizer`.
 """
 

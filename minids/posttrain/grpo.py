@@ -1,7 +1,7 @@
 """GRPO: a specialist learns from its own answers, which a verifier judges.
 
 Report section 5.1; the objective is that of DeepSeek-V3.2 (arXiv 2512.02556, section 3.1), on which
-V4 builds (docs/specification.md, section 7). A step samples a group of replies to each of some
+V4 builds (docs/specification.md, section 7). A step samples a group of replies to each of several
 prompts, rewards them, and updates the policy a few times on them, minibatch by minibatch. Each
 ingredient is a field of `GRPOConfig`; the names are those of TRL's GRPOConfig where it has the same
 thing.

@@ -1,11 +1,11 @@
 """The manifest of `data/`: where each shipped file comes from, and whether it has changed since.
 
     python -m minids.recipes.manifest            # compares data/ with data/manifest.json
-    python -m minids.recipes.manifest --write    # records the current sizes and hashes
+    python -m minids.recipes.manifest --write    # records the current sizes and hashes of the files
 
-`data/manifest.json` is a list of entries. People write `path` (a file, or a folder with all that is
+`data/manifest.json` is a list of entries. People write `path` (a file, or a folder with everything
 in it), `what`, `command`, `commit` (the one that added the files), `minutes` (of the run that made
-them), `license`, `source` and `note`; what is not known or does not apply is null. `--write` writes
+them), `license`, `source` and `note`; null means unknown or not applicable. `--write` fills in
 `files`: the size and the SHA-256 of each file. README files and the manifest itself are not listed.
 """
 
@@ -20,25 +20,26 @@ DATA = Path(__file__).resolve().parents[2] / "data"
 NOT_LISTED = {"README.md", "manifest.json", ".DS_Store"}
 
 
+def size_and_hash(path: Path) -> dict:
+    return {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
 def files(data: Path, path: str = "") -> dict[str, dict]:
-    """{name below `data`: its size and hash} of a file, or of all files in a folder, `path`."""
+    """{name relative to `data`: size and hash} of the file `path`, or of all files in the folder
+    `path`."""
     start = data / path
-    if start.is_file():
-        paths = [start]
-    else:
+    paths = [start]
+    if not start.is_file():
         paths = sorted(p for p in start.rglob("*") if p.is_file() and p.name not in NOT_LISTED)
-    return {p.relative_to(data).as_posix(): {"bytes": p.stat().st_size,
-                                             "sha256": hashlib.sha256(p.read_bytes()).hexdigest()}
-            for p in paths}
+    return {p.relative_to(data).as_posix(): size_and_hash(p) for p in paths}
 
 
 def problems(data: Path = DATA) -> list[str]:
     """One sentence for each file that is missing, has changed, or is not listed."""
-    listed = {}
+    listed, present = {}, files(data)
     for entry in json.loads((data / "manifest.json").read_text(encoding="utf-8")):
         listed |= entry["files"]
-    present = files(data)
-    missing = [f"{name} is listed and missing: `git checkout -- data` brings it back"
+    missing = [f"{name} is listed but missing: restore it with `git checkout -- data`"
                for name in listed if name not in present]
     changed = [f"{name} differs from the file that was shipped: expected {listed[name]['bytes']} "
                f"bytes with SHA-256 {listed[name]['sha256'][:12]}..., found {now['bytes']} bytes "
@@ -50,13 +51,13 @@ def problems(data: Path = DATA) -> list[str]:
 
 
 def write(data: Path = DATA) -> None:
-    """Record the files of each entry as they are now."""
+    """Record the current size and hash of each entry's files."""
     entries = json.loads((data / "manifest.json").read_text(encoding="utf-8"))
     for entry in entries:
         entry["files"] = files(data, entry["path"])
     part = data / "manifest.json.part"
-    text = json.dumps(entries, indent=1, ensure_ascii=False) + "\n"
-    part.write_text(text, encoding="utf-8", newline="\n")
+    part.write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", encoding="utf-8",
+                    newline="\n")
     os.replace(part, data / "manifest.json")
 
 
@@ -69,8 +70,7 @@ def main(argv=None) -> int:
     if arguments.write:
         write()
     messages = problems()
-    count = len(files(DATA))
-    print("\n".join(messages) if messages else f"all {count} files of data/ are as listed")
+    print("\n".join(messages) or f"all {len(files(DATA))} files of data/ are as listed")
     return 1 if messages else 0
 
 

@@ -134,7 +134,7 @@ def plot_stacks(lengths, what):
     what: {"operations" or "bytes": {model: [terms at each length]}}.
     """
     figure, axes = plt.subplots(len(what), 3, figsize=(10.4, 3.5 * len(what)), sharex=True,
-                                sharey="row")
+                                sharey="row", layout="constrained")
     figure.get_layout_engine().set(wspace=0.06)
     for line, (measure, models) in zip(axes, what.items()):
         top = max(points[-1]["total"] for points in models.values())

@@ -1,7 +1,9 @@
-"""minids against transformers and a dense model at the same work, in one run: `make bench` on an otherwise idle machine.
+"""The speed of minids, transformers and a dense model at the same tasks, compared in one run.
 
-Each contender runs in a process of its own, as its user would run it, with 2 threads; they take turns, and the best turn
-of each counts, so that a machine that slows down slows all of them. Speeds are printed, ratios are what matters.
+Run `make bench` on an otherwise idle machine. Each contender runs in its own process with 2
+threads, as a user would run it. The contenders are measured alternately, and the best measurement
+of each counts, so a slowdown of the machine affects all of them. Speeds are printed; compare the
+ratios.
 """
 
 import json
@@ -13,36 +15,40 @@ import time
 
 import pytest
 
-SIZES = dict(vocab_size=256, dim=128, n_layers=4, compress_ratios=(4, 32, 4, 32), n_mtp_layers=0, n_heads=4, head_dim=32,
-             rope_head_dim=16, q_lora_rank=64, o_groups=2, o_lora_rank=64, window_size=32, index_n_heads=4, index_head_dim=32,
-             index_topk=16, moe_inter_dim=128, n_routed_experts=8, n_activated_experts=2, n_hash_layers=1, max_seq_len=4096)
+SIZES = dict(
+    vocab_size=256, dim=128, n_layers=4, compress_ratios=(4, 32, 4, 32), n_mtp_layers=0, n_heads=4,
+    head_dim=32, rope_head_dim=16, q_lora_rank=64, o_groups=2, o_lora_rank=64, window_size=32,
+    index_n_heads=4, index_head_dim=32, index_topk=16, moe_inter_dim=128, n_routed_experts=8,
+    n_activated_experts=2, n_hash_layers=1, max_seq_len=4096)
 BATCH, LENGTH = 8, 256
 CONTEXTS = (512, 1024, 2048)
 
 
 def dense(torch):
-    """A model of nanoGPT's kind at the same width and depth: pre-norm, GELU, learned positions."""
+    """A model like nanoGPT of the same width and depth: pre-norm, GELU, learned positions."""
     from torch import nn
     F = nn.functional
 
     class Layer(nn.Module):
         def __init__(self):
             super().__init__()
-            self.n1, self.n2 = nn.LayerNorm(128), nn.LayerNorm(128)
+            self.attn_norm, self.ffn_norm = nn.LayerNorm(128), nn.LayerNorm(128)
             self.qkv, self.out = nn.Linear(128, 384, bias=False), nn.Linear(128, 128, bias=False)
             self.up, self.down = nn.Linear(128, 512, bias=False), nn.Linear(512, 128, bias=False)
 
-        def forward(self, x):
-            q, k, v = self.qkv(self.n1(x)).unflatten(-1, (3, 4, 32)).permute(2, 0, 3, 1, 4)
-            a = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-            x = x + self.out(a.transpose(1, 2).flatten(2))
-            return x + self.down(F.gelu(self.up(self.n2(x))))
+        def forward(self, x):                                                       # B T 128
+            qkv = self.qkv(self.attn_norm(x)).unflatten(-1, (3, 4, 32))             # B T 3 4 32
+            q, k, v = qkv.permute(2, 0, 3, 1, 4)                                    # B 4 T 32 each
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True)           # B 4 T 32
+            x = x + self.out(out.transpose(1, 2).flatten(2))
+            return x + self.down(F.gelu(self.up(self.ffn_norm(x))))
 
     class Dense(nn.Module):
         def __init__(self):
             super().__init__()
             self.embed, self.pos = nn.Embedding(256, 128), nn.Embedding(LENGTH, 128)
-            self.layers, self.norm = nn.Sequential(*(Layer() for _ in range(4))), nn.LayerNorm(128)
+            self.layers = nn.Sequential(*(Layer() for _ in range(4)))
+            self.norm = nn.LayerNorm(128)
             self.head = nn.Linear(128, 256, bias=False)
 
         def forward(self, ids):
@@ -51,9 +57,12 @@ def dense(torch):
     return Dense()
 
 
-def contender(name: str):
-    """In a process of its own: answers each line of standard input, "train", "memory", "decode N" or "rollouts N", with what it
-    measured."""
+def serve(name: str):
+    """The code of a contender's process: prints one measurement for each line of standard input.
+
+    A line is "train", "memory", "decode <context>" or "rollouts <rows>". Train, decode and rollouts
+    give tokens per second; memory gives the process's peak resident memory in MiB.
+    """
     if name == "minids":
         import minids  # noqa: F401  before torch
     import torch
@@ -71,62 +80,68 @@ def contender(name: str):
         model = forward = dense(torch)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     ids = torch.randint(0, 256, (BATCH, LENGTH + 1))
-    long = torch.randint(0, 256, (1, CONTEXTS[-1]))
+    prompt = torch.randint(0, 256, (1, CONTEXTS[-1]))
 
-    def train(steps):
+    def train_steps(steps):
         model.train()
         for _ in range(steps):
-            loss = torch.nn.functional.cross_entropy(forward(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+            logits = forward(ids[:, :-1])                                           # B T vocab
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
             loss.backward()
             optimiser.step()
             optimiser.zero_grad()
 
+    def train(steps=4):
+        train_steps(1)                                                              # warm-up
+        begin = time.perf_counter()
+        train_steps(steps)
+        return steps * BATCH * LENGTH / (time.perf_counter() - begin)
+
     @torch.inference_mode()
     def decode(context, steps=40):
+        """One sequence, greedy; the time to read the prompt does not count."""
         model.eval()
         if name == "minids":
             from minids.inference.generate import stream
-            tokens = stream(model, long[:, :context].tolist(), steps + 1, temperature=0, stop=())
-            next(tokens)                                     # the prompt is read, the first token is there
+            tokens = stream(model, prompt[:, :context].tolist(), steps + 1, temperature=0, stop=())
+            next(tokens)                                # reads the prompt, gives the first token
             begin = time.perf_counter()
             assert sum(1 for _ in tokens) == steps
         else:
             cache = DynamicCache(config=model.config)
             step = lambda token: model(token, past_key_values=cache, use_cache=True).logits
-            token = step(long[:, :context])[:, -1:].argmax(-1)
+            token = step(prompt[:, :context])[:, -1:].argmax(-1)
             begin = time.perf_counter()
             for _ in range(steps):
                 token = step(token).argmax(-1)
         return steps / (time.perf_counter() - begin)
 
-    def answers(rows, new=48):
-        """Tokens a second of the nano model's rollouts, recorded as GRPO needs them."""
+    def sample_rollouts(rows, max_new=48):
+        """The nano model, with what GRPO records."""
         from minids.posttrain.rollouts import rollouts
         nano = minids.Model(minids.Config.nano())
         prompts = torch.randint(4, 2048, (rows, 24)).tolist()
-        rollouts(nano, prompts, 4)
+        rollouts(nano, prompts, 4)                                                  # warm-up
         begin = time.perf_counter()
-        written = rollouts(nano, prompts, new, record=True)
-        return int((written.length - 24).sum()) / (time.perf_counter() - begin)
+        sampled = rollouts(nano, prompts, max_new, record=True)
+        return int((sampled.length - 24).sum()) / (time.perf_counter() - begin)
 
+    def memory():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    tasks = {"train": train, "memory": memory, "decode": decode, "rollouts": sample_rollouts}
     for line in sys.stdin:
         task, *numbers = line.split()
-        if task == "train":
-            train(1)
-            begin = time.perf_counter()
-            train(4)
-            answer = 4 * BATCH * LENGTH / (time.perf_counter() - begin)
-        elif task == "memory":
-            answer = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        else:
-            answer = {"decode": decode, "rollouts": answers}[task](int(numbers[0]))
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(tasks[task](*map(int, numbers))), flush=True)
 
 
 class Contender:
+    """A process that runs `serve`."""
+
     def __init__(self, name: str):
-        self.process = subprocess.Popen([sys.executable, __file__, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=subprocess.DEVNULL, text=True, env={**os.environ, "OMP_NUM_THREADS": "2"})
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, text=True, env={**os.environ, "OMP_NUM_THREADS": "2"})
         if name == "transformers":
             from minids import Config
             self.process.stdin.write(json.dumps(Config(**SIZES).to_json()) + "\n")
@@ -139,43 +154,48 @@ class Contender:
 
 @pytest.fixture(scope="module")
 def contenders():
-    found = {name: Contender(name) for name in ("minids", "transformers", "dense")}
-    yield found
-    for contender in found.values():
+    processes = {name: Contender(name) for name in ("minids", "transformers", "dense")}
+    yield processes
+    for contender in processes.values():
         contender.process.kill()
 
 
-def best(contenders, names, task, turns=5):
-    """The best of some turns, taken one after another: the processes never compute at the same time."""
-    results = dict.fromkeys(names, 0.0)
-    for _ in range(turns):
+def best(contenders, names, task, repeats=5):
+    """{name: highest measurement}, measured alternately: no two processes compute at once."""
+    highest = dict.fromkeys(names, 0.0)
+    for _ in range(repeats):
         for name in names:
-            results[name] = max(results[name], contenders[name].measure(task))
-    return results
+            highest[name] = max(highest[name], contenders[name].measure(task))
+    return highest
 
 
 def test_training(contenders):
     speed = best(contenders, ("minids", "transformers", "dense"), "train")
     memory = {name: contenders[name].measure("memory") for name in ("minids", "transformers")}
-    print(f"\ntraining, tokens/s: minids {speed['minids']:,.0f}, transformers {speed['transformers']:,.0f}, "
-          f"dense {speed['dense']:,.0f}; minids is {speed['minids'] / speed['transformers']:.2f} times transformers")
-    print(f"largest resident memory, MB: minids {memory['minids']:,.0f}, transformers {memory['transformers']:,.0f}")
+    print(f"\ntraining, tokens/s: minids {speed['minids']:,.0f}, "
+          f"transformers {speed['transformers']:,.0f}, dense {speed['dense']:,.0f}; "
+          f"minids is {speed['minids'] / speed['transformers']:.2f} times as fast as transformers")
+    print(f"peak resident memory, MiB: minids {memory['minids']:,.0f}, "
+          f"transformers {memory['transformers']:,.0f}")
     assert speed["minids"] > speed["transformers"] and memory["minids"] <= memory["transformers"]
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_decoding(contenders, context):
     speed = best(contenders, ("minids", "transformers"), f"decode {context}")
-    print(f"\ndecoding one stream at context {context}, tokens/s: minids {speed['minids']:,.0f}, "
-          f"transformers {speed['transformers']:,.0f}: {speed['minids'] / speed['transformers']:.2f} times")
+    print(f"\ndecoding one sequence at context {context}, tokens/s: "
+          f"minids {speed['minids']:,.0f}, transformers {speed['transformers']:,.0f}; "
+          f"minids is {speed['minids'] / speed['transformers']:.2f} times as fast as transformers")
     assert speed["minids"] > speed["transformers"]
 
 
 def test_rollouts(contenders):
-    alone, many = (max(contenders["minids"].measure(f"rollouts {rows}") for _ in range(5)) for rows in (1, 64))
-    print(f"\nthe nano model's rollouts, tokens/s: {alone:,.0f} one by one, {many:,.0f} in a batch of 64")
-    assert many > 5 * alone
+    single, batched = (max(contenders["minids"].measure(f"rollouts {rows}") for _ in range(5))
+                       for rows in (1, 64))
+    print(f"\nrollouts of the nano model, tokens/s: {single:,.0f} one by one, "
+          f"{batched:,.0f} in a batch of 64")
+    assert batched > 5 * single
 
 
 if __name__ == "__main__":
-    contender(sys.argv[1])
+    serve(sys.argv[1])

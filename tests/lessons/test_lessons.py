@@ -288,6 +288,6 @@ def test_the_environments_have_the_same_pins():
     assert "==" not in environment
     project = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
     texts = sum(project["optional-dependencies"].values(), project["dependencies"])
-    bounds = [Requirement(text) for text in texts]
+    bounds = [Requirement(text) for text in texts if not text.startswith("minids[")]
     assert {bound.name for bound in bounds} == set(pins)
     assert [str(bound) for bound in bounds if not bound.specifier.contains(pins[bound.name])] == []

@@ -97,20 +97,20 @@ def test_lives_become_tables_and_figures(lived):
     other = json.loads(json.dumps(lived[1]))
     rows = other["models"]["distilled"]["problems"]
     rows[0]["pass@1"], rows[1]["pass@1"] = [1.0, 0.9, 1.0], [0.5, 0.4, 0.6]
-    found = [other, json.loads(json.dumps(other))]
-    found[1]["models"]["distilled"]["problems"][0]["pass@1"] = [0.0, 0.0, 0.1]
-    name, *cells = life.table(found, models=("distilled",)).splitlines()[1].split("  ")
+    reports = [other, json.loads(json.dumps(other))]
+    reports[1]["models"]["distilled"]["problems"][0]["pass@1"] = [0.0, 0.0, 0.1]
+    name, *cells = life.table(reports, models=("distilled",)).splitlines()[1].split("  ")
     assert name == "distilled"
     assert " ".join(cells).split() == "50% ( 0% -100%) 50% (50% - 50%) 50% (25% - 75%)".split()
-    for figure in (life.plot_grpo_gains(found), life.plot_grpo_logs(found), life.plot_combined(found)):
-        assert style.png(figure)
+    for plot in (life.plot_grpo_gains, life.plot_grpo_logs, life.plot_combined):
+        assert style.png(plot(reports))
     assert set(life.minutes(other)) == {stage for stage in other["logs"] if stage != "average"}
 
 
 def test_the_shipped_records_belong_together():
-    found = life.reports("nano")
-    assert len(found) > 1 and len({json.dumps(report) for report in found}) == len(found)
-    for report in found + life.reports("mini"):
+    reports = life.reports("nano")
+    assert len(reports) > 1 and len({json.dumps(report) for report in reports}) == len(reports)
+    for report in reports + life.reports("mini"):
         assert set(life.shares(report)["distilled"]) == {*tasks.FAMILIES, "mean"}
         assert set(report["models"]) == set(MODELS)
         assert {f"grpo-{family}" for family in tasks.FAMILIES} <= set(report["logs"])

@@ -1,4 +1,4 @@
-"""The manifest lists every file of data/, as it is; and it notices what changes."""
+"""The manifest lists every file of data/ with its size and hash, and reports changes."""
 
 import json
 import re
@@ -16,7 +16,8 @@ def test_every_shipped_file_is_listed_as_it_is():
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=[entry["path"] for entry in ENTRIES])
 def test_an_entry_says_where_its_files_come_from(entry):
-    assert entry.keys() == {"path", "what", "command", "commit", "minutes", "license", "source", "note", "files"}
+    assert entry.keys() == {"path", "what", "command", "commit", "minutes", "license", "source",
+                            "note", "files"}
     assert entry["files"].keys() == manifest.files(manifest.DATA, entry["path"]).keys()
     assert entry["what"] and re.fullmatch("[0-9a-f]{7}", entry["commit"])
     assert entry["command"] or entry["source"]
@@ -51,7 +52,7 @@ def test_a_changed_file_is_found(small):
 def test_a_missing_file_is_found(small):
     (small / "folder" / "a.bin").unlink()
     (problem,) = manifest.problems(small)
-    assert problem.startswith("folder/a.bin is listed and missing")
+    assert problem.startswith("folder/a.bin is listed but missing")
 
 
 def test_a_new_file_is_found_and_is_not_listed_without_an_entry(small):

@@ -15,7 +15,7 @@ from minids.model.passes import Pass
 from minids.model.rotary import rotate
 from minids.numerics import fake_quant
 from minids.pretrain import qat
-from minids.pretrain.batches import batch_of
+from minids.pretrain.batches import batch_at
 from minids.pretrain.optim import make_optimiser
 from minids.pretrain.settings import TrainConfig
 from minids.pretrain.train import train_step
@@ -289,7 +289,7 @@ def test_what_is_trained_is_what_the_file_holds(tmp_path):
     masters, start = small(), small()
     copy, optimiser = qat.rounded_copy(masters), make_optimiser(masters, SETTINGS)
     for number in range(SETTINGS.steps):
-        ids = torch.from_numpy(batch_of(text(), SETTINGS, number))
+        ids = torch.from_numpy(batch_at(text(), SETTINGS, number))
         record = qat.step(copy, masters, optimiser, ids, SETTINGS, number)
         assert {"loss", "index_loss", "mtp_loss"} <= set(record)
     minids.save(masters, tmp_path / "model", format="v4")
@@ -307,7 +307,7 @@ def test_what_is_trained_is_what_the_file_holds(tmp_path):
 
 
 def test_masters_get_the_gradient_of_the_rounded_weights():
-    masters, ids = small(), torch.from_numpy(batch_of(text(), SETTINGS, 0))
+    masters, ids = small(), torch.from_numpy(batch_at(text(), SETTINGS, 0))
     copy, plain = qat.rounded_copy(masters), rounding.released(masters)
     sgd = lambda model: torch.optim.SGD([{"params": list(model.parameters()), "times": 1.0}],
                                         lr=0.0)
