@@ -4,8 +4,8 @@ Each subcommand is a function that adds its flags (`train_flags`) and one that r
 (`train_command`). Only the flags of the chosen subcommand are added, and a function imports only
 what its job needs: beyond the package itself, which imports torch, `minids --help` loads nothing.
 
-Exit status: 0 done; 1 done, and something is not in order (`doctor`, `course lint`); 2 bad input,
-reported in one line on stderr; 130 interrupted; 141 the reader of the output has gone.
+Exit status: 0 done; 1 done, but problems were found (`doctor`, `course lint`); 2 bad input,
+reported in one line on stderr; 130 interrupted; 141 the output pipe was closed.
 """
 
 import argparse
@@ -31,11 +31,11 @@ class Parser(argparse.ArgumentParser):
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the default of an option that has one, unless its text does; of several values as
-    they are typed."""
+    """Shows the default of an option, unless its help text does. Several values appear as they
+    are typed."""
 
     def _get_help_string(self, action):
-        hidden = action.default in (None, "") or isinstance(action.default, bool)
+        hidden = action.default in (None, "", []) or isinstance(action.default, bool)
         if hidden or "(default" in action.help:
             return action.help
         if isinstance(action.default, list):
@@ -101,8 +101,9 @@ def run_flags(command, out: str) -> None:
     command.add_argument("--out", type=Path, metavar="DIR",
                          help=f"folder of the run (default: {out})")
     again = command.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", default=True, help="resume what is in DIR")
-    again.add_argument("--fresh", action="store_true", help="delete what is in DIR and start again")
+    again.add_argument("--resume", action="store_true", default=True,
+                       help="resume the run in DIR (the default)")
+    again.add_argument("--fresh", action="store_true", help="delete the run in DIR and start again")
     machine_flags(command)
 
 
@@ -120,9 +121,9 @@ def run_folder(args, default: str) -> Path:
 
 
 def find_model(path: Path | None) -> Path:
-    """The checkpoint that `path` means: itself, a run's `model/`, or a run's newest step.
+    """The checkpoint folder for `path`: a checkpoint itself, or a run's `model/` or newest step.
 
-    None is the shipped model.
+    None means the shipped model.
     """
     from minids.pretrain.run_folder import newest
     from minids.system.paths import data
@@ -132,8 +133,8 @@ def find_model(path: Path | None) -> Path:
     if (path / "run.json").exists():
         checkpoint = path / "model" if (path / "model").is_dir() else newest(path)
         if checkpoint is None:
-            raise MinidsError(f"the run in {path} has no checkpoint yet: run the command that "
-                              f"began it again, to the end")
+            raise MinidsError(f"the run in {path} has no checkpoint yet: run its command again, "
+                              f"and let it finish")
         return checkpoint
     if not path.is_dir():
         raise MinidsError(f"no model at {path}: expected a folder with config.json and "
@@ -142,7 +143,7 @@ def find_model(path: Path | None) -> Path:
 
 
 def find_device(args):
-    """The device that --device names, with the number of CPU threads that --threads names."""
+    """The device that --device names; also sets the number of CPU threads to --threads."""
     import torch
 
     from minids.system.distributed import device
@@ -188,7 +189,7 @@ def course_jobs(command) -> None:
                        help="folder to write to (default: notebooks)")
     build.add_argument("--keep", action="store_true",
                        help="keep the outputs of lessons in which only text has changed")
-    add_command(jobs, "lint", course_lint, "check that the notebooks keep the rules")
+    add_command(jobs, "lint", course_lint, "check that the notebooks follow the rules")
 
 
 def course_build(args) -> None:
@@ -206,7 +207,7 @@ def course_lint(args) -> int:
     from minids.learn.lint import lint
 
     findings = lint()
-    print("\n".join(findings) if findings else "all notebooks keep the rules")
+    print("\n".join(findings) if findings else "all notebooks follow the rules")
     return 1 if findings else 0
 
 
@@ -216,9 +217,9 @@ def train_flags(command) -> None:
     from minids.pretrain.settings import TrainConfig
 
     add = command.add_argument
-    add("--preset", default="nano", help="the model and its settings: nano or mini")
+    add("--preset", default="nano", help="size of the model, with its settings: nano or mini")
     add("--data", default="text",
-        help="what it reads: text, the shipped books; mix, also stories and problems")
+        help="training text: text (the shipped books) or mix (also stories and problems)")
     run_flags(command, "runs/PRESET, or runs/PRESET-mix")
     presets = [TrainConfig.preset(name, data)
                for name in ("nano", "mini") for data in ("text", "mix")]
@@ -294,7 +295,7 @@ def sft_command(args) -> None:
 def grpo_flags(command) -> None:
     from minids.posttrain.grpo import GRPOConfig
 
-    model_flag(command, required=True, help="a checkpoint or a run to start from, fine-tuned")
+    model_flag(command, required=True, help="a fine-tuned checkpoint or run to start from")
     run_flags(command, "runs/grpo-FAMILIES")
     add_flags(command, GRPOConfig)
 
@@ -323,9 +324,9 @@ def report_modes(log, modes, out: Path) -> None:
 def distill_flags(command) -> None:
     from minids.posttrain.distill import DistillConfig
 
-    model_flag(command, "--student", required=True, help="a checkpoint or a run that learns")
+    model_flag(command, "--student", required=True, help="the checkpoint or run that learns")
     command.add_argument("--teachers", nargs="+", default=[], metavar="FAMILY=DIR",
-                         help="a checkpoint or a run for each family")
+                         help="a checkpoint or a run for each family of problems")
     run_flags(command, "runs/METHOD")
     add_flags(command, DistillConfig)
 
@@ -373,10 +374,10 @@ def lifecycle_flags(command) -> None:
 
     add = command.add_argument
     add("--preset", default="nano",
-        help="nano; nano-long, with more steps in every stage; or mini")
+        help="nano, nano-long (more steps in every stage) or mini")
     add("--base", type=Path, metavar="DIR",
-        help="a checkpoint or a run to start from, in place of pre-training")
-    add("--seed", type=int, default=0, metavar="S", help="of all stages")
+        help="a checkpoint or a run to start from, instead of pre-training")
+    add("--seed", type=int, default=0, metavar="S", help="seed of all stages")
     run_flags(command, "runs/lifecycle-PRESET")
     stages = ("config", "train", "sft", "grpo", "mixed", "distill")
     presets = [Plan.preset(name) for name in STEPS]
@@ -399,13 +400,13 @@ def lifecycle_command(args) -> None:
 def generate_flags(command) -> None:
     add = command.add_argument
     model_flag(command)
-    add("--prompt", default="", help="text to continue; without it a new text begins")
+    add("--prompt", default="", help="text to continue (default: begin a new text)")
     add("--max-new-tokens", type=int, default=200, metavar="N", help="stop after N tokens")
     add("--temperature", type=float, default=0.8, metavar="T",
-        help="0 takes the most likely token each time")
+        help="sampling temperature; 0 always takes the most likely token")
     add("--top-p", type=float, default=0.95, metavar="P",
-        help="sample among the most likely tokens that together reach P")
-    add("--seed", type=int, metavar="S", help="the same seed gives the same text")
+        help="sample among the most likely tokens whose probabilities reach P together")
+    add("--seed", type=int, metavar="S", help="seed of the sampling (default: a new one each time)")
     machine_flags(command)
 
 
@@ -434,16 +435,16 @@ def eval_flags(command) -> None:
     add = command.add_argument
     model_flag(command)
     add("--modes", nargs="+", default=["think-high"], metavar="MODE",
-        help="non-think, think-high, think-max")
+        help="thinking modes: any of non-think, think-high, think-max")
     add("--problems", type=int, default=100, metavar="N",
-        help="problems of each family, of the test split")
+        help="test problems of each family")
     add("--samples", type=int, default=4, metavar="K",
-        help="answers to each problem, for pass@1 and pass@K")
+        help="answers sampled for each problem, for pass@1 and pass@K")
     add("--difficulties", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="D",
-        help="1 (easy) to 5 (hard)")
-    add("--seed", type=int, default=0, metavar="S", help="the same seed gives the same answers")
+        help="difficulties of the problems, 1 (easy) to 5 (hard)")
+    add("--seed", type=int, default=0, metavar="S", help="seed of the sampling")
     add("--out", type=Path, metavar="FILE",
-        help="the report (default: eval.json, in the run's folder if it is a run)")
+        help="file of the report (default: eval.json, in the run's folder if DIR is a run)")
     machine_flags(command)
 
 
@@ -481,7 +482,8 @@ def eval_command(args) -> None:
 def real_jobs(command) -> None:
     jobs = command.add_subparsers(title="jobs", metavar="JOB", required=True)
     info = add_command(jobs, "info", real_info, "list what a checkpoint holds")
-    fetch = add_command(jobs, "fetch", real_fetch, "fetch chosen tensors; prints their size first")
+    fetch = add_command(jobs, "fetch", real_fetch,
+                        "fetch chosen tensors, after printing their size")
     layer = add_command(jobs, "layer", real_layer, "run one layer at its full size",
                         "Run one layer at its full size on random streams, beside the layer of "
                         "transformers if that is installed and fits.")
@@ -490,12 +492,13 @@ def real_jobs(command) -> None:
         job.add_argument("repo", metavar="REPO", help="OWNER/NAME on the Hub, or a folder")
         job.add_argument("--revision", metavar="R", help="branch, tag or commit (default: main)")
     fetch.add_argument("--tensors", nargs="+", required=True, metavar="PATTERN",
-                       help='names or patterns: "layers.*.ffn.gate.*"')
-    layer.add_argument("--layer", type=int, default=3, metavar="I", help="its number, from 0")
+                       help='names of tensors, or patterns such as "layers.*.ffn.gate.*"')
+    layer.add_argument("--layer", type=int, default=3, metavar="I",
+                       help="number of the layer, from 0")
     model_flag(run, required=True, help="a checkpoint in the released format")
-    run.add_argument("--prompt", required=True, help="the text")
+    run.add_argument("--prompt", required=True, help="the text to read")
     run.add_argument("--max-new-tokens", type=int, default=0, metavar="N",
-                     help="continue for N tokens, each of which reads the whole model")
+                     help="continue for N tokens; each one reads the whole model again")
     for job in (layer, run):
         machine_flags(job)
 
@@ -534,7 +537,7 @@ def fetch_tensors(checkpoint, names, what: str) -> None:
     """Fetch tensors into the cache, after printing how many bytes that takes."""
     price = checkpoint.price(names)
     print(f"{what}: {price.tensors:,} tensors in {price.files} files: "
-          f"{price.fetch:,} bytes to fetch, {price.here:,} are here", flush=True)
+          f"{price.fetch:,} bytes to fetch, {price.here:,} already here", flush=True)
     checkpoint.fetch(names, progress=price.fetch > 0)
 
 
@@ -606,14 +609,14 @@ def gpu_or_cpu(args):
     return device, torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-COMMANDS = {        # the function that runs it, the one that adds its flags or jobs, its help
+COMMANDS = {        # the function that runs it, the function that adds its flags or jobs, its help
     "doctor": (doctor_command, None, "check that this machine is ready for the course"),
     "lab": (lab_command, None, "open the course in JupyterLab"),
     "train": (train_command, train_flags, "pre-train a model, or resume a run that was stopped"),
-    "sft": (sft_command, sft_flags, "fine-tune a model to answer problems in three modes"),
-    "grpo": (grpo_command, grpo_flags, "train a fine-tuned model by the rewards of its answers"),
+    "sft": (sft_command, sft_flags, "fine-tune a model on worked answers, in three thinking modes"),
+    "grpo": (grpo_command, grpo_flags, "train a fine-tuned model on the rewards of its answers"),
     "distill": (distill_command, distill_flags,
-                "make one model of several by on-policy distillation"),
+                "distil several models into one, on-policy"),
     "lifecycle": (lifecycle_command, lifecycle_flags,
                   "pre-train, train specialists, distil them into one model, and evaluate"),
     "generate": (generate_command, generate_flags, "continue a prompt"),

@@ -49,7 +49,7 @@ SLIDING = "sliding_attention"
 CSA = "compressed_sparse_attention"
 HCA = "heavily_compressed_attention"
 CSA_RATE = 4  # the ratio that means "with overlap and an indexer"; a larger one is an HCA layer
-# the largest numbers that are accepted, where not 2^20: no product of sizes exceeds 64 bits
+# the largest accepted values, where not 2^20: no product of sizes can exceed 64 bits
 LARGEST = {"vocab_size": 2**24, "bos_token_id": 2**24, "eos_token_id": 2**24, "pad_token_id": 2**24,
            "hc_mult": 2**10, "hc_sinkhorn_iters": 2**10, "max_seq_len": 2**40,
            "original_seq_len": 2**40, "window_size": 2**40, "index_topk": 2**40}

@@ -1,6 +1,6 @@
 """FP8 and FP4: encode, decode, pack, and round with straight-through gradients.
 
-Report: the part on FP4 quantisation-aware training; the rest follows the released files. A number
+Report: section 3.4 (FP4 quantisation-aware training); the rest follows the released files. A number
 is a small code times the scale of its block, and every scale is a power of two (E8M0: the byte b is
 2^(b-127)):
 
@@ -44,10 +44,9 @@ def fp8_encode(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Encode a matrix [o, i]: codes float8_e4m3fn [o, i], and their scale, float8_e8m0fnu
     [ceil(o/128), ceil(i/128)].
 
-    A block at the edge may be smaller. Raises `MinidsError` for what is not a matrix of finite
-    numbers.
-    Encoding decoded numbers gives the same numbers again, sometimes as twice the code with half the
-    scale.
+    A block at the edge may be smaller. Raises `MinidsError` unless `w` is a matrix of finite
+    numbers. Encoding decoded numbers gives the same numbers again, sometimes as twice the code with
+    half the scale.
     """
     _check_matrix(w)
     rows, columns, _, _ = KINDS["fp8"]
@@ -153,7 +152,7 @@ def _divide(w: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
     amax = a.amax((-3, -1))
     if not amax.isfinite().all():
         raise MinidsError(f"numbers to be rounded to {kind} must be finite, found NaN or infinity")
-    # amax = m 2^e with 1/2 <= m < 1, and so is the largest code: a logarithm's ceiling without one
+    # with amax and the largest code as m 2^e, 1/2 <= m < 1, the ceiling of log2 is exact
     m, e = torch.frexp(amax.clamp(min=least))
     largest_m, largest_e = math.frexp(largest)
     exponent = (e - largest_e + (m > largest_m)).clamp(-127, 127)

@@ -56,7 +56,7 @@ def frequencies(config, ratio):
         return w
 
     def pair(rotations):
-        """The pair that rotates so many times within the original length."""
+        """The pair that rotates this many times within the original length."""
         return r * math.log(length / (2 * math.pi * rotations)) / (2 * math.log(base))
 
     low = max(math.floor(pair(config.beta_fast)), 0)
@@ -86,7 +86,7 @@ def rotate(x, theta):
 
 
 def query_latent(attn, x):
-    """The latent that a layer and its indexer make queries of: B T q_lora_rank. x: B T d."""
+    """The latent from which a layer and its indexer make queries: B T q_lora_rank. x: B T d."""
     return rms_norm(attn.wq_a(x), attn.q_norm.weight, attn.config.norm_eps)
 
 
@@ -291,7 +291,7 @@ def csa_attention(attn, x):
 
 
 def attention(attn, x):
-    """The attention layer of a block; its ratio says of which kind. x: B T d -> B T d."""
+    """The attention layer of a block; its ratio says which kind. x: B T d -> B T d."""
     if attn.ratio == 0:
         return window_attention(attn, x)
     if attn.ratio == CSA_RATE:
@@ -501,8 +501,8 @@ def with_parts(parts):
 
     The functions call each other by name. So that `maps` calls the `sinkhorn` among the parts,
     each function is copied, and the copies look names up in a dictionary that holds the parts.
-    This is what replacing the text of `sinkhorn` in this file would do; the originals stay as
-    they are. A part itself calls what is defined where it was written.
+    The effect is that of replacing the text of `sinkhorn` in this file, but the originals stay
+    as they are. The code of a part itself calls what is defined where that part was written.
     """
     for name, part in parts.items():
         if name not in FUNCTIONS:
@@ -699,14 +699,14 @@ class Model(nn.Module):
         vocab, longest = self.config.vocab_size, self.config.max_seq_len
         dtype = self.embed.weight.dtype
         if ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32) or ids.numel() == 0:
-            found = f"found {tuple(ids.shape)} of {ids.dtype}"
-            raise MinidsError(f"ids: expected a non-empty B x T tensor of integers, {found}")
+            raise MinidsError("ids: expected a non-empty B x T tensor of integers, "
+                              f"found {tuple(ids.shape)} of {ids.dtype}")
         if ids.min() < 0 or ids.max() >= vocab:
-            found = f"found {int(ids.min())} to {int(ids.max())}"
-            raise MinidsError(f"ids: expected 0 to {vocab - 1}, {found}")
+            raise MinidsError(f"ids: expected 0 to {vocab - 1}, "
+                              f"found {int(ids.min())} to {int(ids.max())}")
         if ids.shape[1] > longest:
-            found = f"found {ids.shape[1]}"
-            raise MinidsError(f"ids: expected at most {longest} tokens (max_seq_len), {found}")
+            raise MinidsError(f"ids: expected at most {longest} tokens (max_seq_len), "
+                              f"found {ids.shape[1]}")
         if dtype != torch.float32:
             raise MinidsError(f"expected float32 weights, found {dtype}: use model.float()")
 
@@ -715,8 +715,8 @@ class Model(nn.Module):
 def initialise(model):
     """Set random weights: matrices with standard deviation 0.02, and random hash tables.
 
-    A site starts almost as a plain residual connection: it reads mostly one stream, and each
-    site another one; it writes to all streams, and hardly mixes them.
+    A site starts almost as a plain residual connection: it reads mostly one stream, a
+    different one at each site; it writes to all streams, and hardly mixes them.
     """
     config, n = model.config, model.config.hc_mult
     for name, p in model.named_parameters():

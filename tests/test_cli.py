@@ -1,4 +1,4 @@
-"""The command line: what it prints, what it leaves behind, and how it refuses bad input."""
+"""The command line: what it prints, which files it leaves, and how it refuses bad input."""
 
 import importlib.util
 import io
@@ -240,7 +240,7 @@ def test_the_presets_of_train_keep_what_is_not_given(monkeypatch, capsys, tmp_pa
     (["course", "build", "--fast"], "minids course build: unrecognized arguments: --fast"),
     (["sft", "--lr", "high"], "--lr: invalid float value: 'high'"),
     (["sft", "--families", "cooking"], "families: expected some of mathematics"),
-    (["sft", "--difficulties", "9"], "difficulties: expected some of 1, 2, 3, 4, 5; found (9,)"),
+    (["sft", "--difficulties", "9"], "difficulties: expected some of 1, 2, 3, 4, 5; found 9"),
     (["sft", "--optimiser", "sgd"], "optimiser: expected adamw or muon"),
     (["train", "--dtype", "float8"], "dtype: expected auto or float32 or bfloat16"),
     (["generate", "--device", "abacus"], "device: expected one that this machine has (cpu"),

@@ -165,9 +165,10 @@ def score(model, tokenizer, family: str, mode: str = "think-high", split: str = 
           temperature: float = 1.0, seed: int = 0) -> tuple[Score, list[list[int]]]:
     """Answer `count` different problems of a split, `samples` times each.
 
-    Returns the `Score`, and the texts, prompt and reply, as ids. The problems alternate between
-    difficulties; a family may have fewer problems (`minids.data.tasks.distinct_problems`). A reply
-    longer than its mode's limit (`minids.inference.answers.LIMITS`) has no eos and counts as wrong.
+    Returns the `Score`, and the texts (prompt and reply) as lists of ids. The problems alternate
+    between difficulties; a family may have fewer problems (`minids.data.tasks.distinct_problems`).
+    A reply longer than its mode's limit (`minids.inference.answers.LIMITS`) has no eos and counts
+    as wrong.
     """
     problems = tasks.distinct_problems(family, split, count, difficulties)
     repeated = [problem for problem in problems for _ in range(samples)]
@@ -189,7 +190,7 @@ def report(model, tokenizer, families=tasks.FAMILIES, modes=("think-high",), cou
            everything: bool = True) -> dict:
     """The report card, ready for JSON: {"problems": a dict for each family and mode}.
 
-    With `everything` also "bits_per_byte", "questions", "recall" and "drafts". Shares are [share,
+    With `everything`, also "bits_per_byte", "questions", "recall" and "drafts". Shares are [share,
     low, high]. "greedy" is the share of correct greedy answers; pass@k is of sampled answers.
     """
     jobs = [(family, mode) for family in families for mode in modes]

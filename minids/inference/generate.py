@@ -45,8 +45,10 @@ def generate(model, ids, max_new_tokens: int = 100, temperature: float = 1.0, to
 @torch.inference_mode()
 def stream(model, prompts, max_new_tokens: int = 100, temperature: float = 1.0, top_p: float = 1.0,
            seed: int | None = None, stop: tuple[int, ...] | None = None):
-    """As `generate`, token by token: yields a list of each row's next new id, None where it has
-    none now."""
+    """As `generate`, token by token: yields a list with the next new id of each row.
+
+    None stands for a row that is still inside its prompt, or has ended.
+    """
     check(model, prompts, max_new_tokens, temperature, top_p)
     stop = (model.config.eos_token_id,) if stop is None else stop
     device = model.embed.weight.device

@@ -1,4 +1,4 @@
-"""From logits to token ids: temperature, top-p, and the check of what can be generated from."""
+"""From logits to token ids: temperature and top-p; and a check of prompts and options."""
 
 from contextlib import contextmanager
 
@@ -10,7 +10,7 @@ from minids.errors import MinidsError
 
 @contextmanager
 def enough_threads(model, batch: int):
-    """Compute small steps on a CPU with one thread: they are over before a second one wakes up."""
+    """Run small steps on a CPU in one thread: they end before a second thread would wake up."""
     threads = torch.get_num_threads()
     if model.embed.weight.device.type == "cpu" and batch * model.config.dim <= 1024:
         torch.set_num_threads(1)

@@ -16,7 +16,7 @@ from minids.inference.sampling import check, distribution, enough_threads
 
 @dataclass
 class Speculation:
-    """The new ids, and counts: lists of one entry for first drafts, one for second drafts, ..."""
+    """The new ids, and counts: lists with one entry for first drafts, one for second drafts, ..."""
 
     ids: list[int] = field(default_factory=list)         # without the prompt
     tried: list[int] = field(default_factory=list)       # drafts whose predecessors were accepted
@@ -149,10 +149,10 @@ def bernoulli(p: float, generator) -> bool:
 def expected_acceptance(model, ids, first=2, length=None) -> float:
     """The mean probability that a first draft is accepted at temperature 1: sum_v min(p, q).
 
-    ids: B T, given texts. The drafts counted are those of the tokens at positions from `first` to
-    before `length`: numbers, or B of them. The earliest token that can be drafted is number 2.
-    Exact for these texts: nothing is sampled. On texts that the model wrote itself it is the
-    acceptance rate to expect.
+    ids: B T, given texts. The drafts counted are those of the tokens at positions from `first` up
+    to `length` (exclusive), each a number or one for each row. The earliest token that can be
+    drafted is number 2. Exact for these texts: nothing is sampled. On texts that the model wrote
+    itself it is the acceptance rate to expect.
     """
     overlaps = []
     for rows in ids.split(16):                  # b T: few rows, since their logits take much memory

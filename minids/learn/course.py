@@ -4,9 +4,9 @@
 with empty exercises, and `notebooks/solutions/NN_name.ipynb`, the teacher's edition with solutions.
 For what a lesson must satisfy besides running see `minids.learn.lint`.
 
-In a source file - the lines between `### BEGIN SOLUTION` and `### END SOLUTION` are in the
-teacher's edition only; the
-  learner gets a stub,
+In a source file,
+- the lines between `### BEGIN SOLUTION` and `### END SOLUTION` are in the teacher's edition only;
+  the learner gets a stub,
 - a cell tagged `solution` is in the teacher's edition only,
 - a cell tagged `nbval-ignore-output` runs in the tests, but its output is not compared.
 """
@@ -36,7 +36,7 @@ REGION = re.compile(rf"^([ \t]*){BEGIN}[ \t]*\n.*?^[ \t]*{END}[ \t]*$", re.DOTAL
 
 
 def sources(names=None, folder=None) -> list[Path]:
-    """The lessons' source files in order; `names` selects some by number ("08"), name or path.
+    """The lessons' source files in order; `names` selects lessons by number ("08"), name or path.
 
     `folder` is the notebooks folder. Raises `MinidsError` for a name that fits no lesson.
     """
@@ -221,7 +221,7 @@ def _code_cells(notebook) -> list:
 
 
 def keep_outputs(notebook, path: Path) -> bool:
-    """Copy the outputs of the notebook at `path` if both have the same code; return whether so."""
+    """Copy the outputs of the notebook at `path` if its code is the same; return whether it is."""
     new = _code_cells(notebook)
     old = _code_cells(nbformat.read(path, as_version=4)) if path.exists() else []
     if [cell.source for cell in new] != [cell.source for cell in old]:

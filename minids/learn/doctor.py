@@ -171,6 +171,6 @@ def _describe_checkpoint(path: Path) -> str:
 
 
 def _short(path) -> str:
-    """A path relative to the clone, elsewhere its name: stored outputs show nobody's folders."""
+    """A path relative to the clone, or a name: stored outputs must not show anyone's folders."""
     path = Path(path)
     return path.relative_to(paths.ROOT).as_posix() if path.is_relative_to(paths.ROOT) else path.name

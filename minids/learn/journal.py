@@ -68,7 +68,7 @@ def summary() -> dict[str, tuple[int, int]]:
 def progress() -> None:
     """Print a line for each lesson that has exercises.
 
-    Builds and tests of the course use an empty folder, so that the shipped notebooks show nobody's
+    Builds and tests of the course use an empty folder, so that the shipped notebooks show no one's
     progress. Tag a cell that calls this `nbval-ignore-output`: its output changes whenever the
     course gains an exercise.
     """

@@ -149,62 +149,64 @@ def _same(version, args, result, exercise: Check) -> bool:
     return not isinstance(result, Exception) and not _difference(result, wrong, exercise)
 
 
-def _difference(found, expected, exercise: Check) -> str | None:
+def _difference(actual, expected, exercise: Check) -> str | None:
     """The first difference: of type, length, shape, dtype, then values. None if there is none."""
     if isinstance(expected, dict):
-        if not isinstance(found, dict) or set(found) != set(expected):
-            return f"expected a dict with the keys {sorted(expected)}, found {_kind(found)}."
-        return _first_difference(((f"[{key!r}]", found[key], expected[key]) for key in expected),
+        if not isinstance(actual, dict) or set(actual) != set(expected):
+            return f"expected a dict with the keys {sorted(expected)}, found {_kind(actual)}."
+        return _first_difference(((f"[{key!r}]", actual[key], expected[key]) for key in expected),
                                  exercise)
     if isinstance(expected, (tuple, list)):
-        if not isinstance(found, (tuple, list)) or len(found) != len(expected):
-            return f"expected {len(expected)} results, found {_kind(found)}."
+        if not isinstance(actual, (tuple, list)) or len(actual) != len(expected):
+            return f"expected {len(expected)} results, found {_kind(actual)}."
         return _first_difference(((f"result {i + 1}: ", a, b)
-                                  for i, (a, b) in enumerate(zip(found, expected))), exercise)
+                                  for i, (a, b) in enumerate(zip(actual, expected))), exercise)
     if isinstance(expected, torch.Tensor):
-        return _tensor_difference(found, expected, exercise)
-    if isinstance(expected, (int, float)) and isinstance(found, (int, float, torch.Tensor)):
-        if isinstance(found, torch.Tensor) and found.numel() != 1:
-            return f"expected one number, found {_kind(found)}."
-        if isinstance(found, int) and isinstance(expected, int):
+        return _tensor_difference(actual, expected, exercise)
+    if isinstance(expected, (int, float)) and isinstance(actual, (int, float, torch.Tensor)):
+        if isinstance(actual, torch.Tensor) and actual.numel() != 1:
+            return f"expected one number, found {_kind(actual)}."
+        if isinstance(actual, int) and isinstance(expected, int):
             # Counts are exact, and may be too large for float32.
-            return None if found == expected else f"the number is off by {found - expected:+,}."
-        a, b = torch.tensor(float(found)), torch.tensor(float(expected))
+            return None if actual == expected else f"the number is off by {actual - expected:+,}."
+        a, b = torch.tensor(float(actual)), torch.tensor(float(expected))
         return _value_difference(a, b, exercise)
     if isinstance(expected, torch.nn.Module):
-        if not isinstance(found, torch.nn.Module):
-            return f"expected a module, found {_kind(found)}."
-        return _difference(dict(found.state_dict()), dict(expected.state_dict()), exercise)
+        if not isinstance(actual, torch.nn.Module):
+            return f"expected a module, found {_kind(actual)}."
+        return _difference(dict(actual.state_dict()), dict(expected.state_dict()), exercise)
     try:
-        same = bool(found == expected)
+        same = bool(actual == expected)
     except (RuntimeError, TypeError, ValueError):
         return None     # objects that cannot be compared
-    return None if same else f"expected what the reference gives, found a different {_kind(found)}."
+    if same:
+        return None
+    return f"expected what the reference gives, found a different {_kind(actual)}."
 
 
 def _first_difference(items, exercise: Check) -> str | None:
-    """The first difference of some (name, found, expected)."""
-    for name, found, expected in items:
-        if text := _difference(found, expected, exercise):
+    """The first difference of some (name, actual, expected)."""
+    for name, actual, expected in items:
+        if text := _difference(actual, expected, exercise):
             return f"{name}{text}"
     return None
 
 
-def _tensor_difference(found, expected: torch.Tensor, exercise: Check) -> str | None:
-    if not isinstance(found, torch.Tensor):
-        return f"expected a tensor of shape {tuple(expected.shape)}, found {_kind(found)}."
-    if found.shape != expected.shape:
-        return f"expected shape {tuple(expected.shape)}, found {tuple(found.shape)}."
-    if found.dtype != expected.dtype:
-        return f"expected dtype {expected.dtype}, found {found.dtype}."
-    return _value_difference(found, expected, exercise)
+def _tensor_difference(actual, expected: torch.Tensor, exercise: Check) -> str | None:
+    if not isinstance(actual, torch.Tensor):
+        return f"expected a tensor of shape {tuple(expected.shape)}, found {_kind(actual)}."
+    if actual.shape != expected.shape:
+        return f"expected shape {tuple(expected.shape)}, found {tuple(actual.shape)}."
+    if actual.dtype != expected.dtype:
+        return f"expected dtype {expected.dtype}, found {actual.dtype}."
+    return _value_difference(actual, expected, exercise)
 
 
-def _value_difference(found: torch.Tensor, expected: torch.Tensor, exercise: Check) -> str | None:
+def _value_difference(actual: torch.Tensor, expected: torch.Tensor, exercise: Check) -> str | None:
     if not expected.is_floating_point():
-        wrong = int((found != expected).sum())
+        wrong = int((actual != expected).sum())
         return f"{wrong} of {expected.numel()} values differ." if wrong else None
-    a, b = found.detach().double(), expected.detach().double()
+    a, b = actual.detach().double(), expected.detach().double()
     # In bfloat16 another order of operations may round differently.
     rtol = max(exercise.rtol, 2 * torch.finfo(expected.dtype).eps)
     if torch.allclose(a, b, rtol=rtol, atol=exercise.atol, equal_nan=True):

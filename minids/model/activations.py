@@ -25,9 +25,9 @@ def round_index(x: Tensor) -> Tensor:
 def hadamard_transform(x: Tensor) -> Tensor:
     """x H / sqrt(n) along the last axis of n = 2^k numbers; its own inverse.
 
-    H[i, j] = (-1)^(number of ones in i AND j). Computed k times: of each pair of numbers that are
-    1, 2, 4, ... places apart, the sum and the difference. Raises `MinidsError` where n is no power
-    of two.
+    H[i, j] = (-1)^(number of ones in i AND j). Computed in k rounds: each replaces the
+    pairs of numbers 1, 2, 4, ... places apart by their sums and differences. Raises `MinidsError`
+    unless n is a power of two.
     """
     n, shape = x.shape[-1], x.shape
     if n & (n - 1):

@@ -85,7 +85,7 @@ class Attention(nn.Module):
     def compressed(self, x: Tensor, qr: Tensor, current: Pass,
                    state: LayerState | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The entries that queries may read; which of them a query does not see (a mask to add to
-        scores, or None: it sees all); the indexer's scores of them where its loss is asked for.
+        scores, or None: it sees all); the indexer's scores of them where the pass needs its loss.
 
         Either all entries, B S c, with a mask T S or B T S; or, where CSA has so many that a mask
         would waste work, each query's own picks, B T k c, with a mask B T k.
@@ -96,7 +96,7 @@ class Attention(nn.Module):
         if self.ratio != CSA_RATE:
             return entries, mask, None
         learn, pick = current.options.index, S > k and not current.options.dense
-        # picking has no gradient, and the gradient of learning to pick stays in the indexer
+        # picking has no gradient, and the gradient of the indexer's loss stays in the indexer
         with torch.set_grad_enabled(learn and torch.is_grad_enabled()):
             x, qr = x.detach(), qr.detach()
             scores = None

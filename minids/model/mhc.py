@@ -6,8 +6,8 @@ the streams and writes to them. The parameters of a site live in `block.Block`, 
 checkpoint's flat names.
 
 The streams are the largest tensors of a training step, and mHC does little arithmetic on them, so
-that its time is the time of passes over memory. Hence the gradients written by hand: each makes as
-few passes as possible, and tests hold each to autograd's. The maps are computed with the tokens
+its time goes into passes over memory. The gradients are therefore written by hand: they make as few
+passes as possible, and tests compare them with autograd's. The maps are computed with the tokens
 last, so that a step of Sinkhorn's runs over contiguous memory. Where nothing is recorded, the
 functions are called without autograd: a decoded token takes 0.95 of the time that way.
 """

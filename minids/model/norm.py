@@ -1,7 +1,7 @@
 """RMS normalisation, computed in float32 whatever comes in.
 
 The gradient is written by hand: in a training step of `Config.nano()` on a CPU this takes 0.93 of
-the time that it takes with `F.rms_norm`. A test holds it to autograd's.
+the time that it takes with `F.rms_norm`. A test compares it with autograd's.
 """
 
 from typing import Any
@@ -19,7 +19,8 @@ def inverse_rms(x: Tensor, eps: float) -> Tensor:
 
 def normalise(x: Tensor, w: Tensor | None, eps: float) -> Tensor:
     """w x / sqrt(mean(x^2) + eps) over the last axis, float32; w may be None, for 1."""
-    if torch.is_grad_enabled():     # a Function costs as much as its sums when it decodes a token
+    # in decoding, an autograd Function costs as much as the arithmetic in it
+    if torch.is_grad_enabled():
         return Normalise.apply(x, w, eps)
     h = x * inverse_rms(x, eps)
     return h if w is None else h.mul_(w)

@@ -22,7 +22,7 @@ class Options:
 
     `packing` keeps the documents of a row apart. `dense` lets CSA layers read all complete entries.
     `experts` are choices to replay: one tensor, N x K, for each gate that routes by score, in the
-    order of the layers, MTP blocks last. `balance` and `index` ask for these two losses.
+    order of the layers, MTP blocks last. `balance` and `index` request these two losses.
     """
 
     packing: Packing | None = None
@@ -38,7 +38,7 @@ class Record:
 
     `experts` are the choices of the gates that route by score, N x K each, as `Options.experts`
     takes them. `balance` (one pair a gate) and `index` (one pair a CSA layer) are the losses that
-    were asked for: (sum, count).
+    were requested: (sum, count).
     """
 
     n_experts: int

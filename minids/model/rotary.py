@@ -33,8 +33,8 @@ class Rotary:
     """The rotations of vectors `width` channels wide: one unit complex number for each pair of
     channels and position.
 
-    Only the last `rope_head_dim` channels rotate: the pairs before them have frequency 0, so their
-    number is 1. Rotations of one `kind` are equal, whichever layer they belong to.
+    Only the last `rope_head_dim` channels rotate: the pairs before them have frequency 0, so they
+    are multiplied by 1. Rotations of one `kind` are equal, whichever layer they belong to.
     """
 
     def __init__(self, config: Config, ratio: int, width: int) -> None:

@@ -36,7 +36,7 @@ class CompressorState:
         self.earlier: Pair | None = None    # `before` as it was
 
     def resume(self, kv: Tensor, z: Tensor, m: int) -> tuple[Tensor, Tensor]:
-        """The waiting tokens followed by new ones; those wait that do not fill a window of m."""
+        """The waiting tokens followed by new ones; tokens that do not fill a window of m wait."""
         if self.tail is not None:
             kv, z = torch.cat([self.tail[0], kv], dim=1), torch.cat([self.tail[1], z], dim=1)
         self.read, self.halves, self.earlier = (kv, z), None, self.before

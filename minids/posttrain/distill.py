@@ -2,8 +2,8 @@
 
 Report sections 5.1.2 and 5.2.2. The student answers problems of all domains. At each token of an
 answer it moves towards the teacher of the problem's domain by the reverse KL over the whole
-vocabulary, KL(student || teacher). Other ways to make one model of many are values of the field
-`DistillConfig.method`. For the teachers see `minids.posttrain.teachers`, for the run
+vocabulary, KL(student || teacher). `DistillConfig.method` selects other ways to make one
+model of many, for comparison. For the teachers see `minids.posttrain.teachers`, for the run
 `minids.posttrain.loop`.
 """
 
@@ -45,14 +45,14 @@ METHODS = {
 
 @dataclass(frozen=True)
 class DistillConfig(PostTrainConfig):
-    """The settings of distillation. Families alternate among the problems of a step, in proportion
-    to their weights, and modes among steps."""
+    """The settings of distillation. Within a step families alternate in proportion to their
+    weights; modes alternate from step to step."""
 
     families: tuple[str, ...] = tasks.FAMILIES      # families of problems, each with its teacher
-    method: str = "on-policy"   # on-policy; or token, off-policy, sft, average, to compare with
-    batch: int = 64             # problems of a step
-    lr: float = 2e-3            # peak learning rate, from which a cosine falls to a tenth
-    weights: tuple[float, ...] = ()     # weights of the families, in their order (none: all equal)
+    method: str = "on-policy"   # on-policy, or to compare: token, off-policy, sft, average
+    batch: int = 64             # problems per step
+    lr: float = 2e-3            # peak learning rate; it falls to a tenth along a cosine
+    weights: tuple[float, ...] = ()     # weights of the families, in their order (default: equal)
     mtp_weight: float = 0.1     # weight of the multi-token prediction loss of the MTP block
     lean: bool = False          # keep one teacher in memory at a time, and hidden states on disk
     eval_problems: int = 40     # validation problems of each family in each mode
@@ -84,7 +84,7 @@ class DistillConfig(PostTrainConfig):
 
 @cache
 def family_order(families, weights, count: int) -> list[str]:
-    """The family of each of `count` problems: always the one that lacks most of its share."""
+    """The family of each of `count` problems: always the one furthest below its share."""
     total = sum(weights)
     share = {family: weight / total for family, weight in zip(families, weights)}
     order = []
@@ -202,19 +202,19 @@ def add_gradients(model, school: Teachers, texts: dict[str, Texts],
     Returns the log record. First all teachers read; then the student, family by family, so that one
     teacher's head is needed at a time.
     """
-    taught, device = settings.method != "sft", model.embed.weight.device
-    if taught:
+    has_teachers, device = settings.method != "sft", model.embed.weight.device
+    if has_teachers:
         for family, part in texts.items():
             school.read(family, part)
     weight = dict(zip(settings.families, settings.weights))
-    whole, record = sum(weight[family] for family in texts), defaultdict(float)
+    total_weight, record = sum(weight[family] for family in texts), defaultdict(float)
     for family, part in texts.items():
-        share = weight[family] / whole
+        share = weight[family] / total_weight
         ids, reply = part.ids.to(device), part.reply.to(device)                     # B T, B T-1
         X = model.features(ids[:, :-1])                                             # B T-1 n d
         token = ids[:, 1:][reply]                                                   # N
         student = model.logits(X[reply][None])[0]                                   # N vocab
-        teacher = school.logits(family) if taught else None                         # N vocab
+        teacher = school.logits(family) if has_teachers else None                         # N vocab
         loss = losses(student, teacher, token, settings.method).mean()
         if model.mtp and settings.mtp_weight and ids.shape[1] > 2:
             # the tokens after the next ones, B T-2; the MTP block alone learns from them
@@ -225,7 +225,7 @@ def add_gradients(model, school: Teachers, texts: dict[str, Texts],
         (share * loss).backward()
         record["loss"] += share * loss.item()
         record["tokens"] += len(token)
-        if taught:
+        if has_teachers:
             with torch.no_grad():
                 kl = divergence(student, teacher).mean().item()
                 signal, spread = noise(student, teacher)
@@ -269,7 +269,7 @@ def token_loss(student, teacher, token):
 
 
 def noise(student, teacher):
-    """The signal and the noise of the gradient of `token_loss`, exactly: two of N.
+    """The signal and the noise of the gradient of `token_loss`, exactly: N each.
 
     With respect to the student's logits the gradient of the KL is g_v = p_v (l_v - KL) with
     l = log p - log q, and that of `token_loss` for token x is l_x (e_x - p). `signal` is |g|^2; the
@@ -292,8 +292,8 @@ def average(models):
     """
     first, *others = models
     if any(other.config != first.config for other in others):
-        raise MinidsError("the models have several configurations: expected one, weights of "
-                          "different sizes have no mean")
+        raise MinidsError("the models have several configurations: expected one, because "
+                          "weights of different sizes have no mean")
     states = [model.state_dict() for model in models]
     mean = {}
     for name, t in states[0].items():

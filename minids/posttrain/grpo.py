@@ -33,23 +33,23 @@ from minids.weights.checkpoint import load
 class GRPOConfig(PostTrainConfig):
     """The settings of GRPO. The prompts of a step have one mode and one length."""
 
-    steps: int = 60             # number of training steps: batches of replies
-    lr: float = 5e-4            # peak learning rate, from which a cosine falls to a tenth
+    steps: int = 60             # number of training steps, each with a batch of replies
+    lr: float = 5e-4            # peak learning rate; it falls to a tenth along a cosine
     warmup: int = 3             # number of steps over which the learning rate rises
-    num_prompts: int = 8        # prompts of a step
+    num_prompts: int = 8        # prompts per step
     num_generations: int = 8    # replies sampled for each prompt: the group
-    steps_per_generation: int = 2   # updates on the replies of a step, each on its own part of them
+    steps_per_generation: int = 2   # updates per batch of replies, each on its own part
     pool_size: int = 2048       # problems of the training split to choose from
     temperature: float = 1.0    # sampling temperature
-    top_p: float = 1.0          # sample among the likeliest tokens that together reach this
-    length_penalty: float = 0.1     # penalty of a reply as long as its mode permits (0: none)
+    top_p: float = 1.0          # sample among the most likely tokens whose probabilities reach this
+    length_penalty: float = 0.1     # penalty for a reply as long as its mode allows (0: none)
     subtract_group_mean: bool = True    # advantage: the reward minus the mean reward of its group
     epsilon: float | None = 0.2     # clip range of the probability ratio, 1 +- epsilon (none: off)
     beta: float = 0.02          # weight of the KL to the model that the run started from (0: off)
     use_bias_correction_kl: bool = True     # weight the KL estimate by the probability ratio
-    off_policy_mask_threshold: float | None = 0.1   # drift that masks a bad reply (none: off)
-    keep_routing: bool = True   # send tokens to the experts that they had while sampling
-    keep_sampling_mask: bool = True     # choose among the tokens that top-p left while sampling
+    off_policy_mask_threshold: float | None = 0.1   # mask bad replies beyond this drift (none: off)
+    keep_routing: bool = True   # replay the experts that each token had while sampling
+    keep_sampling_mask: bool = True     # keep to the tokens that top-p allowed while sampling
 
     def __post_init__(self):
         super().__post_init__()
@@ -217,9 +217,9 @@ def objective(logprobs, old_logprobs, ref_logprobs, advantages, mask,
 
 
 def policy(model, r: Rollouts, settings: GRPOConfig, keep_routing: bool):
-    """Of each reply token the log-probability, and the entropy of its distribution: two of B R.
+    """Of each reply token the log-probability, and the entropy of its distribution: B R each.
 
-    `keep_routing` sends tokens to the experts that they had while sampling. The reference routes
+    With `keep_routing` tokens go to the experts that they had while sampling. The reference routes
     by itself: it is another model. The sampling mask holds for both, else their KL would not be 0
     where they are equal. Neighbouring replies to the same prompt share one pass over it, and its
     gradient.

@@ -2,8 +2,8 @@
 
 Report section 5.1: specialists and the distilled model learn from their own replies. As in
 DeepSeek-V3.2 (arXiv 2512.02556, section 3.1), sampling records what training has to repeat: the
-probabilities of the sampled tokens, the experts of each token, and the tokens that top-p left. For
-rewards and losses see `minids.posttrain.grpo`.
+probabilities of the sampled tokens, the experts of each token, and the tokens that top-p allowed.
+For rewards and losses see `minids.posttrain.grpo`.
 """
 
 from collections import defaultdict
@@ -30,7 +30,7 @@ class Rollouts:
     temperature: float                  # of the sampling
     # for each gate that routes by score, B(T-1) K: its experts, for a pass over ids[:, :-1]
     experts: list | None = None
-    # B R ceil(vocab/8), bytes of 8 bits: the tokens that top-p left; None: the whole vocabulary
+    # B R ceil(vocab/8), bytes of 8 bits: the tokens that top-p allowed; None: the whole vocabulary
     allowed: torch.Tensor | None = None
 
     @property
@@ -56,7 +56,7 @@ class Rollouts:
                         self.temperature, experts, allowed)
 
     def choices(self, vocab_size: int) -> torch.Tensor | None:
-        """B R vocab: the tokens that top-p left; None: the whole vocabulary."""
+        """B R vocab: the tokens that top-p allowed; None: the whole vocabulary."""
         return None if self.allowed is None else unpacked(self.allowed, vocab_size)
 
 

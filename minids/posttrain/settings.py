@@ -19,14 +19,14 @@ class PostTrainConfig(RunSettings):
     difficulties: tuple[int, ...] = DIFFICULTIES    # difficulties of the problems, 1 to 5
     modes: tuple[str, ...] = MODES  # thinking modes, which alternate
     optimiser: str = "muon"     # muon (Muon for the matrices, AdamW for the rest), or adamw
-    lr: float = 3e-3            # peak learning rate, from which a cosine falls to a tenth
+    lr: float = 3e-3            # peak learning rate; it falls to a tenth along a cosine
     vector_lr: float = 4.0      # learning rate of norms, sinks and scales, as a multiple of lr
     warmup: int = 5             # number of steps over which the learning rate rises
-    decay_from: float = 0.5     # share of the steps before that cosine (0: only the warm-up)
+    decay_from: float = 0.5     # share of the steps before lr falls (0: only the warmup)
     replay: int = 0             # rows of pre-training text in each update, to limit forgetting
-    eval_every: int = 50        # steps between two evaluations on problems of the validation split
+    eval_every: int = 50        # steps between evaluations on problems of the validation split
     eval_problems: int = 100    # validation problems in each mode
-    save_every: int = 50        # steps between two checkpoints
+    save_every: int = 50        # steps between checkpoints
 
     def __post_init__(self):
         super().__post_init__()
@@ -36,7 +36,8 @@ class PostTrainConfig(RunSettings):
             object.__setattr__(self, name, values)
             if not values or not set(values) <= set(known):
                 raise MinidsError(
-                    f"{name}: expected some of {', '.join(map(str, known))}; found {values}")
+                    f"{name}: expected some of {', '.join(map(str, known))}; found "
+                    f"{', '.join(map(str, values)) or 'none'}")
         require_least(self, 0, "eval_problems", "replay")
         if self.seed >= 2**31:
             raise MinidsError(f"seed: expected 0 to 2^31 - 1, found {self.seed}")

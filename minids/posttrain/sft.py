@@ -30,9 +30,9 @@ class SFTConfig(PostTrainConfig):
     """The settings of supervised fine-tuning."""
 
     steps: int = 200            # number of training steps
-    lr: float = 8e-3            # peak learning rate, from which a cosine falls to a tenth
-    batch: int = 48             # conversations of a step
-    seq_len: int = 256          # largest row, in tokens; a longer conversation has its own row
+    lr: float = 8e-3            # peak learning rate; it falls to a tenth along a cosine
+    batch: int = 48             # conversations per step
+    seq_len: int = 256          # most tokens in a row; a longer conversation has its own row
     mtp_weight: float = 0.1     # weight of the multi-token prediction loss, which keeps drafts good
     mtp_share: float = 0.25     # share of the rows that the multi-token prediction loss covers
 

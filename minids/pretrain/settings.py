@@ -21,14 +21,14 @@ class RunSettings:
 
     steps: int                  # number of training steps
     optimiser: str = "adamw"    # adamw, or muon: Muon for the matrices, AdamW for the rest
-    lr: float = 3e-3            # peak learning rate, from which a cosine falls to a tenth
+    lr: float = 3e-3            # peak learning rate; it falls to a tenth along a cosine
     vector_lr: float = 5.0      # learning rate of norms, sinks and scales, as a multiple of lr
     warmup: int = 50            # number of steps over which the learning rate rises
-    decay_from: float = 0.0     # share of the steps before that cosine (0: only the warm-up)
+    decay_from: float = 0.0     # share of the steps before lr falls (0: only the warmup)
     weight_decay: float = 0.1   # weight decay of the matrices; vectors have none
-    max_grad_norm: float = 1.0  # largest norm of the gradient; larger ones are scaled down to it
-    eval_every: int = 100       # steps between two evaluations on the validation split
-    save_every: int = 200       # steps between two checkpoints
+    max_grad_norm: float = 1.0  # largest norm of the gradient; longer ones are scaled down to it
+    eval_every: int = 100       # steps between evaluations on the validation split
+    save_every: int = 200       # steps between checkpoints
     format: str = "bf16"        # file format of the result: bf16, fp32, or v4 (FP8 and FP4)
     seed: int = 0               # seed of everything random: weights, order of the data, samples
 
@@ -85,21 +85,21 @@ class TrainConfig(RunSettings):
     A step takes `batch` sequences of `seq_len` tokens; with `stages`, as many as its stage says.
     """
 
-    batch: int = 8              # sequences of a step
-    seq_len: int = 256          # tokens of a sequence
+    batch: int = 8              # sequences per step
+    seq_len: int = 256          # tokens per sequence
     stages: tuple[Stage, ...] = ()  # stages of different lengths and attention; none: all sparse
     data: str = "text"          # training text: text, the shipped books; mix, stories and tasks too
     packed: bool = True         # keep the documents that share a row apart
     mtp_weight: float = 0.3     # weight of the multi-token prediction loss
-    mtp_late: float = 0.1       # that weight from the cosine on, if decay_from is not 0
+    mtp_late: float = 0.1       # the same weight once lr falls, if decay_from is not 0
     mtp_share: float = 1.0      # share of the sequences that the multi-token prediction loss covers
-    balance: float = 0.001      # how far a step moves a gate's bias, to balance the experts
+    balance: float = 0.001      # how far each step moves a gate's bias, to balance the experts
     sequence_balance: float = 0.0001    # weight of the sequence-wise balance loss
     index_weight: float = 1.0   # weight of the indexer's loss
-    anticipate: int = 0         # choose experts with the weights of so many steps before (0: off)
+    anticipate: int = 0         # choose experts with the weights of N steps ago (0: off)
     spike: float = 0.0          # anticipate only after a loss this many times the mean (0: always)
-    calm: int = 100             # number of steps for which a spike switches anticipation on
-    accumulate: int = 1         # parts that a process cuts its batch into, to save memory
+    calm: int = 100             # number of steps that anticipation stays on after a spike
+    accumulate: int = 1         # parts into which a process splits its batch, to save memory
     dtype: str = "auto"         # float32, bfloat16 (weights stay float32), or auto: by the device
 
     def __post_init__(self):

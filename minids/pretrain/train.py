@@ -144,11 +144,11 @@ def train_step(model, optimiser, ids, settings: TrainConfig, step: int, masters=
     # 1. The losses and their gradients, part by part; of n processes each takes every n-th part
     optimiser.zero_grad(set_to_none=True)
     parts = parts_of(ids, settings, model.config.bos_token_id, distributed.size())
-    whole = {name: max(sum(counts(part)[name] for part in parts), 1) for name in weights}
+    totals = {name: max(sum(counts(part)[name] for part in parts), 1) for name in weights}
     means, loads = dict.fromkeys(weights, torch.zeros((), device=ids.device)), []
     for i, part in enumerate(parts[distributed.rank()::distributed.size()]):
         sums, passed = losses(model, part, settings, step, experts and experts[i])
-        shares = {name: loss / whole[name] for name, loss in sums.items()}
+        shares = {name: loss / totals[name] for name, loss in sums.items()}
         weighted = [weights[name] * share for name, share in shares.items() if weights[name]]
         if weighted:        # none in a warm-up where no document is long enough for an entry
             sum(weighted).backward()
@@ -157,7 +157,7 @@ def train_step(model, optimiser, ids, settings: TrainConfig, step: int, masters=
     distributed.total_gradients(masters.parameters())
     distributed.total(list(means.values()))
 
-    # 2. The step of the optimiser, along a gradient that is not too long
+    # 2. The step of the optimiser, with the norm of the gradient clipped
     record = {name: mean.item() for name, mean in means.items()}
     norm = torch.nn.utils.clip_grad_norm_(masters.parameters(), settings.max_grad_norm).item()
     if not all(map(math.isfinite, (norm, *record.values()))):

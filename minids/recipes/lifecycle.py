@@ -39,7 +39,7 @@ MODELS = {"after SFT": "sft-{family}", "specialists": "grpo-{family}", "mean wei
           "mixed SFT": "mixed", "distilled": "distilled"}
 # Share of the fine-tuning steps that each family takes: until the model answers in the right form
 # and is still often wrong, which leaves rewards something to select. With twice as many, coding
-# would be almost certain of itself.
+# would answer with almost no variation.
 SHARES = {"mathematics": 1.0, "coding": 0.25, "reasoning": 0.4, "knowledge": 0.4}
 # Rows of pre-training text that each step of fine-tuning replays. A specialist may forget what it
 # will not be asked; but the exam in knowledge asks for facts that only the corpus has.

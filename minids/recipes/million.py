@@ -167,9 +167,9 @@ def recall(model, state, tokenizer, distance: int, rounds: int = ROUNDS) -> int:
 
     The fact is where somebody went; a story of other people in other places follows, then the
     question. The fact counts as found if its place is likelier as the answer than each of RIVALS
-    places that nobody mentioned: chance finds one in RIVALS + 1.
+    places that are not mentioned: guessing finds one in RIVALS + 1.
     """
-    before, found = state.mark(), 0
+    start, correct = state.mark(), 0
     for i in range(rounds):
         who, place, rivals, story = scene(random.Random(f"{distance} {i}"), distance)
         ids = tokenizer.encode(f"{who} went to the {place}.\n\n", bos=True)
@@ -178,9 +178,9 @@ def recall(model, state, tokenizer, distance: int, rounds: int = ROUNDS) -> int:
         for part in torch.tensor(ids).split(chunk_size(state.pos)):
             logits = model(part[None], state)[0, -1]                                # vocab
         first = [tokenizer.encode(f" {name}")[0] for name in (place, *rivals)]      # one token each
-        found += bool(logits[first[0]] > logits[first[1:]].max())
-        state.restore(before)
-    return found
+        correct += bool(logits[first[0]] > logits[first[1:]].max())
+        state.restore(start)
+    return correct
 
 
 def scene(rng, words: int):

@@ -161,9 +161,9 @@ def plot_download(model: str, pattern: str, bandwidth: float):
     bandwidth: 10^6 bytes a second.
     """
     count, sizes = matching(pattern, model)
-    chosen, whole = sum(sizes.values()), layout.disk_bytes(Config.preset(model))
+    chosen, total = sum(sizes.values()), layout.disk_bytes(Config.preset(model))
     figure, axis = plt.subplots(figsize=(9.2, 2.5))
-    for y, (name, size) in enumerate((("the whole", whole), ("chosen", chosen))):
+    for y, (name, size) in enumerate((("the whole", total), ("chosen", chosen))):
         axis.barh(y, max(size, 1), color=SKY if y == 0 else ORANGE)
         text = f"{amount(size)}   {duration(size / bandwidth / 1e6)}" if size else "nothing"
         axis.text(max(size, 1.5e3) * 1.3, y, text, va="center", fontsize=11)

@@ -2,8 +2,8 @@
 
 Each process has the whole model, takes its parts of the batch, and steps on the sum of all
 gradients: the weights stay equal without being sent. torch's DistributedDataParallel is not used:
-it averages over processes, where ours is a sum over targets, which packed rows have in different
-numbers, and it expects one forward call, where ours has three. Without torchrun there is one
+it averages over processes, but our loss is a sum over targets, whose number differs between packed
+rows; and it expects one forward call, but our step makes three. Without torchrun there is one
 process, and everything here does nothing. V4's own parallelism (report 3) needs a cluster.
 """
 
@@ -71,7 +71,7 @@ def wait() -> None:
 
 
 def total(tensors) -> None:
-    """Sum each tensor over the processes, in place. They travel as one, and have one type."""
+    """Sum each tensor over the processes, in place. They have one type, as they are sent as one."""
     if size() == 1 or not tensors:
         return
     flat = torch.cat([t.flatten() for t in tensors])

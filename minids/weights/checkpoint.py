@@ -69,7 +69,7 @@ class Checkpoint:
 
     Opening reads config.json and the index, nothing else. Missing shards matter only when something
     is read from them, so a few downloaded shards are enough. Every tensor is compared with the
-    configuration before its bytes are fetched or believed. Raises `MinidsError` for whatever goes
+    configuration before its bytes are fetched or used. Raises `MinidsError` for whatever goes
     wrong.
 
     `config` is the configuration. Where the files hold no MTP tensor at all (`transformers` drops

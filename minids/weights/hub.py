@@ -354,20 +354,20 @@ def _size(response, start: int, end: int, size: int | None, where: str) -> int |
 
     None where the response does not say it. `size` is the file's size so far, if known.
     """
-    asked = f"{where}: asked for bytes {start} to {end - 1}"
+    request = f"{where}: asked for bytes {start} to {end - 1}"
     if response.status_code == 206:
         content_range = response.headers.get("Content-Range", "")
         match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", content_range)
         first, last, total = map(int, match.groups()) if match else (-1, -1, -1)
         if first != start or last != min(end, total) - 1:
-            raise MinidsError(f"{asked}, the answer is about {content_range!r:.60}. "
+            raise MinidsError(f"{request}, the answer is about {content_range!r:.60}. "
                               f"Try again later.")
     else:
         length = response.headers.get("Content-Length")
         total = int(length) if length and "Content-Encoding" not in response.headers else None
         if start or (end if total is None else total) > end:
-            raise MinidsError(f"{asked}, the whole file came: {_endpoint()} does not serve ranges. "
-                              f"Set HF_ENDPOINT to one that does.")
+            raise MinidsError(f"{request}, the whole file came: {_endpoint()} does not serve "
+                              f"ranges. Set HF_ENDPOINT to one that does.")
     if size is not None and total not in (size, None):
         raise MinidsError(f"{where} has {total} bytes now, {size} when its header was read. "
                           f"Start again.")

@@ -60,7 +60,7 @@ def problems(family: str, split: str, count: int, difficulty: int | None = None,
 
 def distinct_problems(family: str, split: str, count: int,
                       difficulties=(1, 2, 3, 4, 5)) -> list[Problem]:
-    """The first `count` problems of a split that ask different things, for an exam.
+    """The first `count` distinct problems of a split, for an exam.
 
     The difficulties alternate over the problems that are considered, at most 20 times `count`.
     There are fewer distinct easy problems than hard ones, so an exam leans towards the hard ones,

@@ -218,9 +218,9 @@ def question_about(rng: random.Random, fact: Fact) -> Question:
 def portrait(rng: random.Random, subject: str) -> str:
     """A short text about a person, a town or a kind of thing, in one of many wordings and orders.
 
-    It states all facts of the subject and, if these lead to another subject, one or two of that.
-    Then it asks for up to three of these facts, only of the train split. Raises `MinidsError` for
-    an unknown subject.
+    It states all facts of the subject and, if these mention another subject, one or two facts
+    about that. Then it asks for up to three of these facts, only of the train split. Raises
+    `MinidsError` for an unknown subject.
     """
     if subject not in FACTS:
         raise MinidsError(f"unknown subject {subject!r}: expected one of {', '.join(SUBJECTS)}")
@@ -237,6 +237,6 @@ def portrait(rng: random.Random, subject: str) -> str:
     title = title.format(with_article(subject) if subject in THINGS else subject)
     sentences = " ".join(statement(rng, fact, named) for fact, named in known)
     askable = [f for f, _ in known if split_of(f) == "train"]
-    asked = rng.sample(askable, min(len(askable), rng.randint(0, 3)))
-    questions = "".join("\n" + question_about(rng, fact).lines for fact in asked)
+    topics = rng.sample(askable, min(len(askable), rng.randint(0, 3)))
+    questions = "".join("\n" + question_about(rng, fact).lines for fact in topics)
     return f"{capitalize(title)}\n\n{sentences}\n{questions}"

@@ -180,7 +180,7 @@ class Story:
         self.taken = {"secret": set(), "number": set(), "hidden": set()}
         self.unused = {"secret": _shuffled(rng, SECRETS), "number": _shuffled(rng, NUMBERS),
                        "hidden": _shuffled(rng, HIDING)}
-        self.asked = set()
+        self.asked_keys = set()
         self.events = []
         self.places = rng.sample(PLACES, rng.randint(4, 8))
         self.mentioned = ()     # the people named by the last sentence with people, for pronouns
@@ -376,13 +376,13 @@ class Story:
         place = self.where[person]
         near = [p for p in people if p != person and self.where.get(p) == place]
         far = [p for p in people if p in self.where and self.where[p] != place]
-        held = [t for t, kept in self.things.items() if kept == ("with", person)]
+        held = [t for t, spot in self.things.items() if spot == ("with", person)]
         free = [t for t in held if t not in self.used]      # not handled in this paragraph
-        lying = [t for t, kept in self.things.items()
-                 if kept == ("at", place) and t not in self.used]
+        lying = [t for t, spot in self.things.items()
+                 if spot == ("at", place) and t not in self.used]
         chests = [c for c, p in self.chests.items() if p == place]
-        stored = [(t, kept[1]) for t, kept in self.things.items()
-                  if kept[0] == "in" and kept[1] in chests]
+        stored = [(t, spot[1]) for t, spot in self.things.items()
+                  if spot[0] == "in" and spot[1] in chests]
         may_move, can_carry = person not in self.used, len(held) < 2
         new_thing = len(self.things) < 20 and not lying
         weights = {
@@ -455,7 +455,7 @@ class Story:
         questions = questions[2 * third:] if far else questions[:len(questions) - 2 * third]
         kind = self.rng.choice(sorted({q.kind for q in questions}))
         question = self.rng.choice([q for q in questions if q.kind == kind])
-        self.asked.add(self._key(question))
+        self.asked_keys.add(self._key(question))
         return question
 
     def _key(self, question: Question) -> tuple:
@@ -489,7 +489,7 @@ class Story:
                 thing, position = gifts[0]
                 add("gave", position, f"{giver} gave {other} the {thing}.", thing, S=giver, O=other)
         questions += [replace(q, back=self.length - position) for position, q in self.planted]
-        return [q for q in questions if self._key(q) not in self.asked]
+        return [q for q in questions if self._key(q) not in self.asked_keys]
 
 
 def story(rng: random.Random, words: int) -> Story:

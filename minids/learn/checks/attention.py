@@ -65,8 +65,8 @@ def _only_rotated(x, theta):
 
 
 def _rotate_cases(rng):
-    one = torch.randn(2, generator=rng) + 1
-    yield "one pair and one angle", (one, torch.rand(1, generator=rng) + 0.4)
+    pair = torch.randn(2, generator=rng) + 1
+    yield "one pair and one angle", (pair, torch.rand(1, generator=rng) + 0.4)
     six = torch.randn(6, generator=rng)
     yield "6 channels, of which 4 rotate", (six, torch.rand(2, generator=rng) * 3)
     k = torch.randn(2, 3, 12, generator=rng)

@@ -56,8 +56,8 @@ def feed(new, waiting, before, front=None, left=None, first=None, keep=None, joi
     join = _join if join is None else join
     slots = join(start, a, b)
     rest = t[n * m:] if left is None else left(t, n * m, waiting, new)
-    kept = (a[-1] if n else before) if keep is None else keep(a, b, before)
-    return slots, rest, kept
+    a_half = (a[-1] if n else before) if keep is None else keep(a, b, before)
+    return slots, rest, a_half
 
 
 def _join(start, a, b):

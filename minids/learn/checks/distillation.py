@@ -91,7 +91,7 @@ def mean_weights(states):
     return mean, odd
 
 
-def _mean(integers, odd=None, whole=lambda x: x.mean(0)):
+def _mean(integers, odd=None, combine=lambda x: x.mean(0)):
     """A version that treats tables of integers as `integers(tables)` says.
 
     `odd(tables)` says whether they are named.
@@ -104,7 +104,7 @@ def _mean(integers, odd=None, whole=lambda x: x.mean(0)):
         for name, t in states[0].items():
             same = [state[name] for state in states]
             if t.is_floating_point():
-                mean[name] = whole(torch.stack([s.float() for s in same])).to(t.dtype)
+                mean[name] = combine(torch.stack([s.float() for s in same])).to(t.dtype)
                 continue
             mean[name] = integers(same)
             if (odd or differ)(same):
@@ -273,10 +273,10 @@ CHECKS = [
             "the last model's tables are kept: keep the first's":
                 _mean(lambda tables: tables[-1].clone()),
             "weights are summed: divide by the number of models":
-                _mean(_first, whole=lambda x: x.sum(0)),
+                _mean(_first, combine=lambda x: x.sum(0)),
             "they are divided by 2, whatever the number of models":
-                _mean(_first, whole=lambda x: x.sum(0) / 2),
-            "this is the first model, not the mean": _mean(_first, whole=lambda x: x[0]),
+                _mean(_first, combine=lambda x: x.sum(0) / 2),
+            "this is the first model, not the mean": _mean(_first, combine=lambda x: x[0]),
             "bfloat16 tensors are added in bfloat16: add in float32, then convert back":
                 _in_bfloat16,
             "the mean stays in float32: give each tensor its own type back": _all_float32,

@@ -24,8 +24,8 @@ def _kept(rule, scale=True, back=True):
     """A version of top_p that keeps what `rule(ranked)` or `rule(ranked, bound)` says."""
     def version(p, bound):
         ranked, order = p.sort(dim=-1, descending=True, stable=True)
-        kept = rule(ranked) if rule.__code__.co_argcount == 1 else rule(ranked, bound)
-        left = ranked * kept
+        allowed = rule(ranked) if rule.__code__.co_argcount == 1 else rule(ranked, bound)
+        left = ranked * allowed
         left = torch.zeros_like(p).scatter(-1, order, left) if back else left
         return left / left.sum(-1, keepdim=True) if scale else left
     return version
@@ -40,14 +40,14 @@ def _one_too_few(ranked, bound):
 
 
 def _first_at_least(ranked, bound):
-    kept = ranked.cumsum(-1) < bound
-    kept[..., 0] = True
-    return kept
+    allowed = ranked.cumsum(-1) < bound
+    allowed[..., 0] = True
+    return allowed
 
 
 def _one_too_many(ranked, bound):
-    kept = _right(ranked, bound)
-    return torch.cat([kept[..., :1], kept[..., :-1]], -1)
+    allowed = _right(ranked, bound)
+    return torch.cat([allowed[..., :1], allowed[..., :-1]], -1)
 
 
 def _share_of_the_vocabulary(ranked, bound):

@@ -269,7 +269,7 @@ def _towards_median(bias, load, u):
 
 
 def sequence_balance(s, experts, counts=None, share=None, E=True, K=True, detach=False,
-                     whole=False):
+                     whole_batch=False):
     """sum_e f_e P_e, the mean over the sequences: one number. s: B T E, affinities; experts: B T K.
 
     The keyword arguments make mistakes.
@@ -279,7 +279,7 @@ def sequence_balance(s, experts, counts=None, share=None, E=True, K=True, detach
     f = F.one_hot(experts, n).sum(2).float() if counts is None else counts(p, experts)   # B T E
     f = f.mean(1) * (n if E else 1) / (experts.shape[-1] if K else 1)                    # B E
     P = p.mean(1)                                                                        # B E
-    if whole:
+    if whole_batch:
         f, P = f.mean(0, keepdim=True), P.mean(0, keepdim=True)
     return (f * (P.detach() if detach else P)).sum(-1).mean()
 
@@ -501,7 +501,7 @@ CHECKS = [
                 _loss(share=lambda s: s.softmax(-1)),
             "f and P are taken over the whole batch: each sequence has its own, and the mean is "
             "over losses":
-                _loss(whole=True),
+                _loss(whole_batch=True),
         },
         hints=(
             "f: B E, how often each expert was chosen in a sequence, times E / (K T). "

@@ -32,11 +32,12 @@ def _reply(shift=True, mask=lambda wrote: wrote[:, 1:], reduce="tokens"):
     def wrong(logits, ids, wrote):
         guesses, targets = (logits[:, :-1], ids[:, 1:]) if shift else (logits, ids)
         losses = F.cross_entropy(guesses.transpose(1, 2), targets, reduction="none")
-        kept = mask(wrote)
+        counted = mask(wrote)
         if reduce == "rows":
-            return ((losses * kept).sum(1) / kept.sum(1)).mean()
-        total = (losses * kept).sum()
-        return {"tokens": total / kept.sum(), "sum": total, "all": total / kept.numel()}[reduce]
+            return ((losses * counted).sum(1) / counted.sum(1)).mean()
+        total = (losses * counted).sum()
+        return {"tokens": total / counted.sum(), "sum": total,
+                "all": total / counted.numel()}[reduce]
     return wrong
 
 

@@ -101,10 +101,10 @@ def _stochastic(rng, *shape):
 
 
 def _site_cases(rng):
-    one = torch.full((1, 1, 3), 0.5)
+    half = torch.full((1, 1, 3), 0.5)
     comb = torch.tensor([[0.0, 1, 0], [0, 0, 1], [1, 0, 0]])[None, None]
     X = torch.tensor([2.0, 5.0, 11.0]).view(1, 1, 3, 1)
-    yield "three streams that move on by one place", (X, _double, one, 1.4 * one, comb)
+    yield "three streams that move on by one place", (X, _double, half, 1.4 * half, comb)
     X = torch.randn(2, 4, 3, 5, generator=rng)
     pre, post = torch.rand(2, 4, 3, generator=rng), 2 * torch.rand(2, 4, 3, generator=rng)
     yield "B T n d", (X, mhc.nonlinear, pre, post, _stochastic(rng, 2, 4))
