@@ -530,7 +530,7 @@ style.show(picture.figure(),
            "three lines mark unigram, bigram and trigram")
 
 # %%
-final = picture.looks[-1][1]
+final = picture.validation[-1][1]
 assert final < baselines["unigram"] - 0.3
 assert abs(final - np.mean(picture.losses[-10:])) < 0.7
 print("It beats the unigram clearly, and does about as well on unseen documents as on its batches.")
