@@ -866,7 +866,7 @@ frequencies = check("attention.yarn", frequencies)
 stretched = frequencies(flash, 4)
 torch.testing.assert_close(stretched, rotary.frequencies(flash, ratio=4))
 print("equal to minids' frequencies of Flash's layers with compression; slowest pair: one turn in",
-      f"{2 * math.pi / stretched[-1]:,.0f} positions")
+      f"{2 * math.pi / stretched[-1] / 1e6:.2f} million positions")
 lines = {"base 10,000: window-only layers": rope_frequencies(64, 10000.0), "base 160,000": rope_frequencies(64, 160000.0),
          "base 160,000 with YaRN: layers with compression": stretched}
 style.show(figures.plot_periods(lines, {"window, 128": 128, "65,536": 65536, "1,048,576": 1048576}),
@@ -937,4 +937,4 @@ style.show(figures.plot_periods(lines, {"window, 128": 128, "65,536": 65536, "1,
 # - Shazeer, Fast Transformer Decoding: One Write-Head is All You Need, [arXiv 1911.02150](https://arxiv.org/abs/1911.02150): MQA; Ainslie et al., GQA, [arXiv 2305.13245](https://arxiv.org/abs/2305.13245)
 # - Xiao et al., Efficient Streaming Language Models with Attention Sinks, [arXiv 2309.17453](https://arxiv.org/abs/2309.17453)
 # - DeepSeek-V2, [arXiv 2405.04434](https://arxiv.org/abs/2405.04434): MLA, and why matrices can be absorbed
-# - In this repository: `minids/model/attention.py` (your layer, in blocks and with compressed entries), `minids/model/rotary.py`, `tests/test_parity.py` (the judge, with gradients)
+# - In this repository: `minids/model/attention.py` (your layer, in blocks and with compressed entries), `minids/model/rotary.py`, `tests/model/test_parity.py` (the judge, with gradients)

@@ -242,7 +242,7 @@ clocks = {"base 10,000": frequencies(flash, 0), "base 160,000": frequencies(plai
 periods = {name: (2 * math.pi / w).tolist() for name, w in clocks.items()}
 print(f"tokens in a full turn {'':8}" + "".join(f"pair {j:2}{'':6}" for j in (0, 8, 15, 20, 25, 31)))
 for name, line in periods.items():
-    print(f"{name:24}" + "".join(f"{line[j]:13,.0f}" for j in (0, 8, 15, 20, 25, 31)))
+    print(f"{name:24}" + "".join(f"{float(f'{line[j]:.4g}'):13,.0f}" for j in (0, 8, 15, 20, 25, 31)))
 print(f"turns of the slowest pair in 1,048,576 tokens: {', '.join(f'{2**20 / line[-1]:.2f}' for line in periods.values())}")
 
 # %% jupyter={"source_hidden": true}

@@ -944,4 +944,4 @@ style.show(figures.plot_costs(NS, [cost.parts(flash.replace(hc_mult=k))["hyper-c
 # - Zhu et al., Hyper-Connections, [arXiv 2409.19606](https://arxiv.org/abs/2409.19606)
 # - Sinkhorn and Knopp, Concerning nonnegative matrices and doubly stochastic matrices, [Pacific J. Math. 21, 1967](https://msp.org/pjm/1967/21-2/p14.xhtml)
 # - mHC-lite: You Don't Need 20 Sinkhorn-Knopp Iterations, [arXiv 2601.05732](https://arxiv.org/abs/2601.05732); xHC: Expanded Hyper-Connections, [arXiv 2607.14530](https://arxiv.org/abs/2607.14530)
-# - In this repository: `minids/model/mhc.py` (your maps and site, with gradients by hand), `tests/test_parity.py` (the judge)
+# - In this repository: `minids/model/mhc.py` (your maps and site, with gradients by hand), `tests/model/test_parity.py` (the judge)

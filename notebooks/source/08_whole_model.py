@@ -384,7 +384,7 @@ assert set(living.state_dict()) == set(layout.tensors(living.config))
 print(f"{len(weights)} tensors, for example:", *list(weights)[1:4], *list(weights)[-3:], sep="\n    ")
 
 # %% [markdown]
-# `minids.layout.tensors` lists the tensors of a released checkpoint. The assertion says that `minids.Model` has exactly these names, in V4's format.
+# `minids.weights.layout.tensors` lists the tensors of a released checkpoint. The assertion says that `minids.Model` has exactly these names, in V4's format.
 #
 # ### The independent judge
 #
@@ -957,4 +957,4 @@ style.show(whole.plot_sweeps(by_experts, by_picks),
 # - DeepSeek-V3 Technical Report, [arXiv 2412.19437](https://arxiv.org/abs/2412.19437): MTP in section 2.2, which V4 adopts
 # - Gloeckle et al., Better & Faster Large Language Models via Multi-token Prediction, [arXiv 2404.19737](https://arxiv.org/abs/2404.19737)
 # - Zhang and Sennrich, Root Mean Square Layer Normalization, [arXiv 1910.07467](https://arxiv.org/abs/1910.07467)
-# - In this repository: `minids/model/transformer.py` (your assembly, with the decode state), `minids/cost.py` (your counting, with bytes and operations), `tests/test_parity.py` (the judge, with gradients)
+# - In this repository: `minids/model/transformer.py` (your assembly, with the decode state), `minids/cost.py` (your counting, with bytes and operations), `tests/model/test_parity.py` (the judge, with gradients)

@@ -825,4 +825,4 @@ style.show(muon.plot_cost_share(sizes, lines, {name: (batches[name][1], share) f
 # - Liu et al., Muon is Scalable for LLM Training, [arXiv 2502.16982](https://arxiv.org/abs/2502.16982): weight decay, the scale that matches AdamW, the spectra of weights
 # - Bernstein and Newhouse, Old Optimizer, New Norm, [arXiv 2409.20325](https://arxiv.org/abs/2409.20325): optimisers as steepest descent under different norms
 # - Loshchilov and Hutter, Decoupled Weight Decay Regularization, [arXiv 1711.05101](https://arxiv.org/abs/1711.05101): AdamW
-# - In this repository: `minids/pretrain/optim.py` (Muon for many matrices at once), `tests/test_optim.py`; the shipped models were trained with it (lesson 10 reads such a run)
+# - In this repository: `minids/pretrain/optim.py` (Muon for many matrices at once), `tests/pretrain/test_optim.py`; the shipped models were trained with it (lesson 10 reads such a run)

@@ -908,4 +908,4 @@ for name, config in (("Flash", Config.flash()), ("Pro", Config.pro())):
 # - Jacob et al., Quantization and training of neural networks for efficient integer-arithmetic-only inference, [arXiv 1712.05877](https://arxiv.org/abs/1712.05877): QAT
 # - Bengio, Leonard, Courville, [arXiv 1308.3432](https://arxiv.org/abs/1308.3432): the straight-through estimator
 # - Ashkboos et al., QuaRot, [arXiv 2404.00456](https://arxiv.org/abs/2404.00456): Hadamard turns against outliers
-# - In this repository: `minids/numerics.py` (formats), `minids/weights/rounding.py` (serving), `minids/pretrain/qat.py`, `tests/test_rounding.py` (every rounding written out)
+# - In this repository: `minids/numerics.py` (formats), `minids/weights/rounding.py` (serving), `minids/pretrain/qat.py`, `tests/weights/test_rounding.py` (every rounding written out)
