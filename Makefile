@@ -55,6 +55,7 @@ lessons: $(READY) ## build both editions of all lessons, or of some: make lesson
 
 lint: $(READY) ## check style (ruff), types (mypy, if it is configured) and lessons
 	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff check --select F --ignore F401,F811 --config 'exclude=[]' notebooks/source
 	@! grep -q '^\[tool\.mypy\]' pyproject.toml || $(VENV)/bin/mypy
 	@$(PY) -m minids course lint
 

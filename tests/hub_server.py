@@ -83,8 +83,8 @@ class LocalHub:
             else:
                 status, headers, body = self.ranged(handler, data, file)
         if path.startswith("/cdn/") or status != 302:
-            asked = handler.headers.get("Range") or "bytes=0-0"
-            first, _, last = asked.removeprefix("bytes=").partition("-")
+            byte_range = handler.headers.get("Range") or "bytes=0-0"
+            first, _, last = byte_range.removeprefix("bytes=").partition("-")
             self.log.append((host, file, int(first), int(last), authorization))
             if self.faults and (path.startswith("/cdn/") or self.everywhere):
                 fault = self.faults.pop(0)
@@ -99,10 +99,10 @@ class LocalHub:
 
     def ranged(self, handler, data, file):
         headers = {"ETag": f'"{hashlib.sha1(file.encode()).hexdigest()}"', "Accept-Ranges": "bytes"}
-        asked = handler.headers.get("Range")
-        if not asked:
+        byte_range = handler.headers.get("Range")
+        if not byte_range:
             return 200, headers, data
-        first, last = map(int, asked.removeprefix("bytes=").split("-"))
+        first, last = map(int, byte_range.removeprefix("bytes=").split("-"))
         if first >= len(data):
             return 416, {**headers, "Content-Range": f"bytes */{len(data)}"}, b""
         last = min(last, len(data) - 1)
@@ -136,7 +136,7 @@ def status(code, **extra):
 
 
 def longer(handler, code, headers, body):
-    """More bytes than were asked for, and an honest length."""
+    """More bytes than were requested, and an honest length."""
     return code, headers, body + b"more"
 
 
@@ -153,10 +153,10 @@ def other_range(handler, code, headers, body):
 
 def grown(handler, code, headers, body):
     """The file has another size than before."""
-    asked, _, size = headers["Content-Range"].partition("/")
-    return code, {**headers, "Content-Range": f"{asked}/{int(size) + 8}"}, body
+    byte_range, _, size = headers["Content-Range"].partition("/")
+    return code, {**headers, "Content-Range": f"{byte_range}/{int(size) + 8}"}, body
 
 
 def everything(hub, file):
-    """The whole file, as from a server that knows no ranges."""
+    """The whole file, as from a server that ignores ranges."""
     return lambda *_: (200, {}, hub.bytes(file))

@@ -268,6 +268,7 @@ def test_missing_packages_are_named(monkeypatch, capsys):
         assert "needs jupytext, nbclient: pip install" in refused(capsys, "course", job)
 
 
+@pytest.mark.slow
 def test_post_training_and_evaluation_from_the_command_line(tmp_path, capsys, monkeypatch):
     """Each command on a tiny model: what it prints and writes, and the next one starts from it."""
     from minids.inference import answers, evaluate

@@ -18,7 +18,7 @@ ENTRY_POINTS = {"minids", "minids.__main__"}      # they may import from every l
 
 
 def layer(module: str) -> str:
-    """minids.model.gate -> model."""
+    """minids.model.moe -> model."""
     return module.split(".")[1]
 
 
@@ -70,6 +70,14 @@ def test_only_the_command_line_imports_lessons_and_plots():
     wrong = [f"{module} imports {imported}" for module, imported in imports_between_layers()
              if layer(imported) in ("learn", "show")
              and layer(module) not in (layer(imported), "cli")]
+    assert not wrong
+
+
+def test_no_import_is_relative():
+    """`imports` sees absolute imports only."""
+    wrong = [f"{module}, line {node.lineno}" for module, path in MODULES.items()
+             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+             if isinstance(node, ast.ImportFrom) and node.level != 0]
     assert not wrong
 
 

@@ -59,13 +59,15 @@ def test_logits_and_gradients_equal_those_of_minids(case):
                                    msg=lambda m: f"{name}: {m}")
 
 
-def test_logits_and_gradients_equal_those_of_transformers():
-    model = lively(SMALL, 1)
-    hf, slow, ids = twin(model), plain_twin(model), random_ids(SMALL, 2, 150)
+@pytest.mark.parametrize("case", CASES)
+def test_logits_and_gradients_equal_those_of_transformers(case):
+    config = CASES[case]
+    model = lively(config, 1)
+    hf, slow, ids = twin(model), plain_twin(model), random_ids(config, 2, 90)
     theirs = hf(ids, use_cache=False).logits
     torch.testing.assert_close(slow(ids), theirs, atol=1e-4, rtol=1e-4)
     F.cross_entropy(theirs[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
-    grads = to_hf(gradients(slow, ids, next_token_loss), SMALL)
+    grads = to_hf(gradients(slow, ids, next_token_loss), config)
     for name, p in hf.named_parameters():
         expected = torch.zeros_like(p) if p.grad is None else p.grad
         torch.testing.assert_close(grads.pop(name), expected, atol=2e-5, rtol=1e-4,

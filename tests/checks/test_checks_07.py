@@ -59,7 +59,7 @@ def mixture_by_loops(raw, permutations):
     ("mhc.mixture", mixture_by_loops),
 ])
 def test_a_right_answer_written_otherwise_passes(name, attempt):
-    """Those written with `hyper` say that the references equal the package."""
+    """Those written with `mhc` say that the references equal the package."""
     assert check(name, attempt) is attempt
 
 

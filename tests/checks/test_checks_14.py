@@ -98,21 +98,21 @@ def test_the_guessed_tokens_are_marked():
 
 
 def test_talk_shows_thoughts_and_answer():
-    asked = []
+    calls = []
 
     def reply(question, mode):
-        asked.append((question, mode))
+        calls.append((question, mode))
         if len(question) > 200:
             raise MinidsError("the prompt is too <long>")
         return ("", "<b>7</b>", 5) if mode == "at once" else ("<i>3 + 4</i>", None, 10)
 
     talk = inference.Talk(reply, ("at once", "first <think>"), "What is\n 3 + 4?")
-    assert asked == [("What is 3 + 4?", "at once")]
+    assert calls == [("What is 3 + 4?", "at once")]
     assert talk.shown["answer"] == "<b>7</b>" and talk.shown["tokens"] == 5
     assert "<b>7</b>" not in talk.page.value.replace("<b>&lt;", "")
     assert "&lt;b&gt;7" in talk.page.value
     talk.mode.value = "first <think>"
-    assert asked[1:] == [("What is 3 + 4?", "first <think>")]
+    assert calls[1:] == [("What is 3 + 4?", "first <think>")]
     assert talk.shown["thoughts"] == "<i>3 + 4</i>"
     assert talk.shown["answer"] is None and talk.shown["tokens"] == 10
     assert "&lt;i&gt;3 + 4" in talk.page.value

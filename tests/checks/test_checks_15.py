@@ -23,8 +23,8 @@ SAMPLE, NANO = data("v4_sample"), data("checkpoints", "nano")
 
 def range_by_hand(head, name):
     n = head[0] + 256 * head[1]
-    found = json.JSONDecoder().raw_decode(head[8:8 + n].decode().strip())[0][name]
-    start, stop = (8 + n + at for at in found["data_offsets"])
+    entry = json.JSONDecoder().raw_decode(head[8:8 + n].decode().strip())[0][name]
+    start, stop = (8 + n + at for at in entry["data_offsets"])
     return f"bytes={range(start, stop)[0]}-{range(start, stop)[-1]}"
 
 
@@ -149,10 +149,10 @@ def test_the_estimated_error_is_near_the_true_one():
     for name, shape in shapes.items():
         originals[name] = torch.from_numpy(v4_sample.numbers(name, shape, rng))
     stored = Checkpoint(SAMPLE)
-    for part, found in real.rounding_of(SAMPLE, 1).items():
+    for part, result in real.rounding_of(SAMPLE, 1).items():
         name = f"layers.1.{part}.weight"
         true = (stored.read(name) - originals[name]).norm() / originals[name].norm()
-        assert abs(found["error"] / true - 1) < 0.15
+        assert abs(result["error"] / true - 1) < 0.15
 
 
 def test_a_cell_is_what_rounds_to_a_code():
@@ -178,10 +178,10 @@ def test_static_maps_are_doubly_stochastic_and_differences_shrink():
 
 
 def test_biases_of_a_compressor_have_mean_one():
-    found = real.biases_of(NANO)
-    sizes = {layer: (m, len(w)) for layer, (m, w) in found.items()}
+    biases = real.biases_of(NANO)
+    sizes = {layer: (m, len(w)) for layer, (m, w) in biases.items()}
     assert sizes == {1: (4, 8), 2: (16, 16), 3: (4, 8)}
-    for _, weights in found.values():
+    for _, weights in biases.values():
         assert weights.mean().item() == pytest.approx(1, abs=1e-5)
 
 

@@ -140,6 +140,7 @@ def test_replies_are_in_the_order_of_their_prompts():
     assert len(reply) <= 4                              # what the context leaves
 
 
+@pytest.mark.slow
 def test_a_report_has_all_parts_and_a_table(tokenizer, monkeypatch):
     torch.manual_seed(0)
     model = Model(LONG).eval()

@@ -18,6 +18,7 @@ def model():
     return lively(SMALL, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [SMALL, SMALL.replace(index_topk=2), Config.nano()],
                          ids=["small", "own picks", "nano"])
 def test_a_state_forgets_the_end_of_the_last_call(config):
@@ -90,6 +91,7 @@ def test_acceptance_leaves_any_distribution_unchanged():
     torch.testing.assert_close(frequency, p[0], atol=0.03, rtol=0)
 
 
+@pytest.mark.slow
 def test_every_prompt_has_its_own_random_numbers(model):
     prompt = [5, 9, 33, 2, 7]
     first, second = generate(model, [prompt, prompt], 30, seed=4, stop=(), drafts=1)

@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import Killed, kill_at, without_time
 from tiny import NARROW, SPEAKER
 from twin import lively
 
@@ -190,12 +191,12 @@ def test_the_mtp_block_alone_learns_from_its_loss(folders):
         return {name: p.grad.clone() for name, p in model.named_parameters()
                 if p.grad is not None}, record
 
-    (without, none), (found, told) = gradients(0.0), gradients(0.5)
-    assert "mtp_loss" not in none and told["mtp_loss"] > 0
-    assert all(torch.equal(found[name], g) for name, g in without.items())
-    assert set(found) > set(without)
-    assert all(name.startswith("mtp.") for name in set(found) - set(without))
-    assert any(found[name].abs().max() > 0 for name in set(found) - set(without))
+    (without, record), (trained, mtp_record) = gradients(0.0), gradients(0.5)
+    assert "mtp_loss" not in record and mtp_record["mtp_loss"] > 0
+    assert all(torch.equal(trained[name], g) for name, g in without.items())
+    assert set(trained) > set(without)
+    assert all(name.startswith("mtp.") for name in set(trained) - set(without))
+    assert any(trained[name].abs().max() > 0 for name in set(trained) - set(without))
 
 
 def test_families_take_turns_as_often_as_they_weigh():
@@ -214,10 +215,6 @@ def test_families_take_turns_as_often_as_they_weigh():
 
 # ---- runs ----
 
-class Killed(Exception):
-    pass
-
-
 @pytest.fixture(scope="module")
 def whole(folders, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "run"
@@ -226,20 +223,13 @@ def whole(folders, tmp_path_factory):
         return out, distill(folders / "student", teachers(folders), SETTINGS, out)
 
 
-def timeless(log):
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in log]
-
-
 @pytest.mark.slow
 def test_a_killed_run_goes_on_exactly(folders, tmp_path, whole):
-    def kill(record):
-        if record["step"] == 3:
-            raise Killed
-
     with pytest.raises(Killed):
-        distill(folders / "student", teachers(folders), SETTINGS, tmp_path / "run", on_step=kill)
+        distill(folders / "student", teachers(folders), SETTINGS, tmp_path / "run",
+                on_step=kill_at(3))
     log = distill(folders / "student", teachers(folders), SETTINGS, tmp_path / "run")
-    assert timeless(log) == timeless(whole[1]) and [r["step"] for r in log] == [1, 2, 3, 4]
+    assert without_time(log) == without_time(whole[1]) and [r["step"] for r in log] == [1, 2, 3, 4]
     a, b = (load(newest(p)).state_dict() for p in (tmp_path / "run", whole[0]))
     assert all(torch.equal(a[name], b[name]) for name in b)
     with pytest.raises(MinidsError, match="other settings .teachers.mathematics"):
@@ -250,14 +240,14 @@ def test_a_killed_run_goes_on_exactly(folders, tmp_path, whole):
 def test_the_device_is_the_callers_choice(folders, tmp_path, whole, monkeypatch):
     monkeypatch.setattr(distributed, "device", lambda: pytest.fail("not asked for"))
     log = distill(folders / "student", teachers(folders), SETTINGS, tmp_path / "run", device="cpu")
-    assert timeless(log) == timeless(whole[1])
+    assert without_time(log) == without_time(whole[1])
 
 
 @pytest.mark.slow
 def test_lean_computes_the_same(folders, tmp_path, whole):
     log = distill(folders / "student", teachers(folders), dataclasses.replace(SETTINGS, lean=True),
                   tmp_path / "run")
-    assert timeless(log) == timeless(whole[1]) and not (tmp_path / "run" / "cache").exists()
+    assert without_time(log) == without_time(whole[1]) and not (tmp_path / "run" / "cache").exists()
 
 
 def test_a_refused_folder_stays_as_it_is(folders, tmp_path):

@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from helpers import Killed, kill_at, without_time
 from tiny import COMPRESSED
 
 from minids import Model
@@ -378,22 +379,10 @@ def whole(base, tmp_path_factory):
     return out, grpo.grpo(base, SETTINGS, out)
 
 
-def without_time(log):
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in log]
-
-
-class Killed(Exception):
-    pass
-
-
 @pytest.mark.slow
 def test_a_killed_run_goes_on_exactly(base, whole, tmp_path):
-    def kill(record):
-        if record["step"] == 3:
-            raise Killed
-
     with pytest.raises(Killed):
-        grpo.grpo(base, SETTINGS, tmp_path / "run", on_step=kill)
+        grpo.grpo(base, SETTINGS, tmp_path / "run", on_step=kill_at(3))
     assert newest(tmp_path / "run").name == "step-000002"
     log = grpo.grpo(base, SETTINGS, tmp_path / "run")
     assert without_time(log) == without_time(whole[1]) == without_time(read_log(tmp_path / "run"))

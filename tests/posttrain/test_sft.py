@@ -1,10 +1,9 @@
 import dataclasses
-import os
-import signal
 
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import Killed, interrupt_at, kill_at, without_time
 from tiny import COMPRESSED
 
 from minids import Model
@@ -55,10 +54,6 @@ def base(tmp_path_factory):
 def whole(base, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "run"
     return out, sft(base, SETTINGS, out)
-
-
-def without_time(log):
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in log]
 
 
 @pytest.mark.parametrize("family", tasks.FAMILIES)
@@ -119,19 +114,11 @@ def test_loss_is_that_of_each_conversation_alone():
     assert loss.item() == pytest.approx(total / count, rel=1e-4)
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("at", [1, 3])
 def test_a_killed_run_goes_on_exactly(base, whole, tmp_path, at):
-    def kill(record):
-        if record["step"] == at:
-            raise Killed
-
     with pytest.raises(Killed):
-        sft(base, SETTINGS, tmp_path / "run", on_step=kill)
+        sft(base, SETTINGS, tmp_path / "run", on_step=kill_at(at))
     log = sft(base, SETTINGS, tmp_path / "run")
     assert without_time(log) == without_time(whole[1]) == without_time(read_log(tmp_path / "run"))
     assert digest(load(newest(tmp_path / "run"))) == digest(load(newest(whole[0])))
@@ -139,12 +126,8 @@ def test_a_killed_run_goes_on_exactly(base, whole, tmp_path, at):
 
 @pytest.mark.slow
 def test_interrupt_saves_and_a_finished_run_is_left_alone(base, whole, tmp_path):
-    def press(record):
-        if record["step"] == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-
     with pytest.raises(Interrupted, match="after step 3 of 4"):
-        sft(base, SETTINGS, tmp_path / "run", on_step=press)
+        sft(base, SETTINGS, tmp_path / "run", on_step=interrupt_at(2))
     assert newest(tmp_path / "run").name == "step-000003"
     assert without_time(sft(base, SETTINGS, tmp_path / "run")) == without_time(whole[1])
     assert sft(base, SETTINGS, whole[0], on_step=lambda record: pytest.fail("a step")) == whole[1]
@@ -197,8 +180,9 @@ def test_replay_is_pre_trainings_loss_on_rows_of_its_corpus():
     assert not (seen[0] == seen[1]).all() and not torch.allclose(*grads)
 
 
-def test_what_is_replayed_corpus_is_forgotten_less(base):
-    """The same few steps towards four conversations, with and without: the corpus' loss tells."""
+@pytest.mark.slow
+def test_with_replay_the_corpus_is_forgotten_less(base):
+    """The same few steps on four conversations, with and without replay: the corpus' loss tells."""
     ends = []
     for rows in (0, 4):
         model = load(base, dtype=torch.float32).train()

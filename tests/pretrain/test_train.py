@@ -1,13 +1,13 @@
 import dataclasses
 import json
 import math
-import os
 import shutil
 import signal
 
 import numpy as np
 import pytest
 import torch
+from helpers import Killed, interrupt_at, kill_at
 from tiny import THREE_KINDS
 
 from minids import Model
@@ -49,19 +49,11 @@ def whole(tokens, tmp_path_factory):
     return out, train(THREE_KINDS, SETTINGS, out, tokens=tokens)
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("at", [1, 3, 5])
 def test_a_killed_run_goes_on_exactly(tokens, tmp_path, whole, at):
-    def kill(record):
-        if record["step"] == at:
-            raise Killed
-
     with pytest.raises(Killed):
-        train(THREE_KINDS, SETTINGS, tmp_path / "run", on_step=kill, tokens=tokens)
+        train(THREE_KINDS, SETTINGS, tmp_path / "run", on_step=kill_at(at), tokens=tokens)
     log = train(THREE_KINDS, SETTINGS, tmp_path / "run", tokens=tokens)
     assert losses(log) == losses(whole[1]) and looks(log) == looks(whole[1])
     assert read_log(tmp_path / "run") == log
@@ -71,12 +63,8 @@ def test_a_killed_run_goes_on_exactly(tokens, tmp_path, whole, at):
 
 @pytest.mark.slow
 def test_interrupt_saves_and_goes_on_exactly(tokens, tmp_path, whole):
-    def press(record):
-        if record["step"] == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-
     with pytest.raises(Interrupted, match="interrupted after step 3 of 7.*again to go on"):
-        train(THREE_KINDS, SETTINGS, tmp_path / "run", on_step=press, tokens=tokens)
+        train(THREE_KINDS, SETTINGS, tmp_path / "run", on_step=interrupt_at(2), tokens=tokens)
     assert newest(tmp_path / "run").name == "step-000003"
     assert losses(train(THREE_KINDS, SETTINGS, tmp_path / "run", tokens=tokens)) == losses(whole[1])
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -269,12 +257,8 @@ def test_full_disk_keeps_the_checkpoint_before(tokens, tmp_path, monkeypatch, wh
 @pytest.mark.slow
 @pytest.mark.parametrize("file", ["optimizer.safetensors", "model.safetensors", "config.json"])
 def test_truncated_checkpoint_is_refused(tokens, tmp_path, file):
-    def kill(record):
-        if record["step"] == 4:
-            raise Killed
-
     with pytest.raises(Killed):
-        train(THREE_KINDS, SETTINGS, tmp_path / "run", on_step=kill, tokens=tokens)
+        train(THREE_KINDS, SETTINGS, tmp_path / "run", on_step=kill_at(4), tokens=tokens)
     path = tmp_path / "run" / "step-000003" / file
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(MinidsError, match=file):

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from helpers import without_time
 from tiny import NARROW
 
 from minids import MinidsError, Model, load, save
@@ -47,13 +48,13 @@ def lived(tmp_path_factory):
         patch.setitem(answers.LIMITS, "think-high", 4)
         patch.setattr(lifecycle, "train", pretrain)
         patch.setattr(lifecycle, "report", short(lifecycle.report))
-        found = lifecycle.lifecycle(PLAN, out)
-    return out, found, calls
+        report = lifecycle.lifecycle(PLAN, out)
+    return out, report, calls
 
 
 def short(report):
-    return lambda model, tokenizer, **asked: report(model, tokenizer,
-                                                    **asked | {"everything": False})
+    return lambda model, tokenizer, **options: report(model, tokenizer,
+                                                      **options | {"everything": False})
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +65,7 @@ def quick(monkeypatch, lived):
 
 @pytest.mark.slow
 def test_every_stage_begins_where_the_one_before_ended(lived):
-    out, found, calls = lived
+    out, report, calls = lived
     assert calls == [(NARROW, PLAN.train)]
     begun = lambda folder: json.loads((out / folder / "run.json").read_text())
     weights = lambda folder: digest(load(out / folder / "model"))
@@ -81,14 +82,14 @@ def test_every_stage_begins_where_the_one_before_ended(lived):
 
 
 def test_the_report_has_every_model_and_family(lived):
-    out, found, _ = lived
-    assert found == json.loads((out / "report.json").read_text())
-    assert list(found["models"]) == list(MODELS)
-    for model in found["models"].values():
+    out, report, _ = lived
+    assert report == json.loads((out / "report.json").read_text())
+    assert list(report["models"]) == list(MODELS)
+    for model in report["models"].values():
         assert [row["family"] for row in model["problems"]] == list(FAMILIES)
-    assert set(found["logs"]) == {path.parent.name for path in out.glob("*/log.jsonl")}
-    assert len(found["logs"]["distilled"]) == 1
-    text = card(found)
+    assert set(report["logs"]) == {path.parent.name for path in out.glob("*/log.jsonl")}
+    assert len(report["logs"]["distilled"]) == 1
+    text = card(report)
     assert all(word in text for word in (*MODELS, *FAMILIES, "pass@1, think-high",
                                          "pass@2, think-high", "mean"))
 
@@ -120,17 +121,16 @@ def test_the_shipped_records_belong_together():
 def test_what_is_done_is_left_alone_and_what_is_missing_is_made_again(lived, monkeypatch):
     """As after a kill in the last stage; nothing is measured again, for the models come out the
     same."""
-    out, found, _ = lived
+    out, report, _ = lived
     monkeypatch.setattr(lifecycle, "train", lambda config, settings, where, device=None: None)
     monkeypatch.setattr(lifecycle, "report", None)
     when = {p: p.stat().st_mtime_ns for p in out.glob("*/step-*/*") if "distilled" not in str(p)}
     shutil.rmtree(newest(out / "distilled"))
     shutil.rmtree(out / "distilled" / "model")
     again = lifecycle.lifecycle(PLAN, out)
-    timeless = lambda log: [{**record, "seconds": None} for record in log]
-    assert {stage: timeless(log) for stage, log in again["logs"].items()} == \
-        {stage: timeless(log) for stage, log in found["logs"].items()}
-    assert {**again, "logs": None} == {**found, "logs": None}
+    assert {stage: without_time(log) for stage, log in again["logs"].items()} == \
+        {stage: without_time(log) for stage, log in report["logs"].items()}
+    assert {**again, "logs": None} == {**report, "logs": None}
     assert {p: p.stat().st_mtime_ns for p in out.glob("*/step-*/*")
             if "distilled" not in str(p)} == when
     assert (out / "distilled" / "model").is_dir()

@@ -161,9 +161,9 @@ def test_attention_is_the_plain_transcription(model, layer):
     attn = model.layers[layer].attn
     x = torch.randn(2, 64, 160, generator=torch.Generator().manual_seed(layer))
     with rounding.serving(model):
-        found = attn(x)
-    torch.testing.assert_close(found, plain_attention(attn, x), atol=2e-5, rtol=1e-4)
-    assert (found - attn(x)).abs().max() > 1e-2
+        rounded = attn(x)
+    torch.testing.assert_close(rounded, plain_attention(attn, x), atol=2e-5, rtol=1e-4)
+    assert (rounded - attn(x)).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("rows", [40, 1])       # a single row takes another path
@@ -171,9 +171,9 @@ def test_experts_are_the_plain_transcription(model, ids, rows):
     moe = model.layers[2].ffn
     x = torch.randn(1, rows, 160, generator=torch.Generator().manual_seed(3))
     with rounding.serving(model):
-        found = moe(x, ids[:1, :rows])
-    torch.testing.assert_close(found, plain_moe(moe, x, ids[:1, :rows]), atol=2e-5, rtol=1e-4)
-    assert (found - moe(x, ids[:1, :rows])).abs().max() > 1e-2
+        rounded = moe(x, ids[:1, :rows])
+    torch.testing.assert_close(rounded, plain_moe(moe, x, ids[:1, :rows]), atol=2e-5, rtol=1e-4)
+    assert (rounded - moe(x, ids[:1, :rows])).abs().max() > 1e-2
 
 
 def test_the_mtp_block_is_rounded(model, ids):
@@ -181,10 +181,10 @@ def test_the_mtp_block_is_rounded(model, ids):
     block, plain = model.mtp[0], lambda x, w: r(x) @ w.weight.T
     e, h = block.enorm(model.embed(ids)), block.hnorm(X)
     with rounding.serving(model):
-        found = block(X, model.embed(ids), ids)
+        rounded = block(X, model.embed(ids), ids)
         X0 = plain(e, block.e_proj)[:, :, None] + plain(h, block.h_proj)
         inner = super(type(block), block).forward(X0, ids)
-    torch.testing.assert_close(found, inner, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(rounded, inner, atol=2e-5, rtol=1e-4)
 
 
 def test_each_part_rounds_its_own(model, ids):

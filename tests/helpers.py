@@ -1,0 +1,29 @@
+"""What tests of training runs share: a run that is killed or interrupted, and logs to compare."""
+
+import os
+import signal
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_at(step):
+    """For `on_step`: ends the run right after this step, without another checkpoint."""
+    def kill(record):
+        if record["step"] == step:
+            raise Killed
+    return kill
+
+
+def interrupt_at(step):
+    """For `on_step`: presses Ctrl-C after this step."""
+    def interrupt(record):
+        if record["step"] == step:
+            os.kill(os.getpid(), signal.SIGINT)
+    return interrupt
+
+
+def without_time(log):
+    """The records of a log without the time they took."""
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in log]
