@@ -35,14 +35,15 @@ from minids.weights.checkpoint import load
 
 
 def train(config: Config, settings: TrainConfig, out, resume: bool = True, on_step=None,
-          tokens=None, device=None) -> list[dict]:
+          tokens=None, device=None, model: Model | None = None) -> list[dict]:
     """Train a new model, or go on where `out` stopped; returns the log, one dict a record.
 
     `out` gets log.jsonl, a checkpoint folder step-NNNNNN (the newest only), and at the end
     `model/`, the trained model in `settings.format`. With `resume=False` a former run in `out` is
     deleted. `on_step(record)` is called after each step. `tokens` holds the id streams of the
     shipped tokenizer, {split: ids}; by default those that `settings.data` names. `device`: by
-    default the accelerator, if there is one. For the records see `minids.pretrain.records`.
+    default the accelerator, if there is one. `model` is the model to train, in place; by default a
+    new one with random weights from the seed. For the records see `minids.pretrain.records`.
 
     Under torchrun each process calls this; the first one writes, and its log alone has the losses
     on validation and held-out text. Raises `MinidsError` for what cannot be trained or written,
@@ -52,13 +53,14 @@ def train(config: Config, settings: TrainConfig, out, resume: bool = True, on_st
     device = torch.device(device or distributed.device())
     tokens = streams(settings) if tokens is None else tokens
     check(config, settings, tokens)
+    if model is not None and model.config != config:
+        raise MinidsError("model: expected a model of the configuration to train, found another")
     description = {"config": config.to_json(), "settings": dataclasses.asdict(settings),
                    "tokens": len(tokens["train"])}
 
     with open_run(out, description, settings, "training", resume, device) as run:
         # 2. The float32 weights that learn, a copy that computes in bfloat16 if wanted, Muon
-        torch.manual_seed(settings.seed)
-        masters = Model(config).to(device).train()
+        masters = (new_model(config, settings.seed) if model is None else model).to(device).train()
         model = computing_copy(masters) if in_bfloat16(settings, device) else masters
         optimiser, anticipation = make_optimiser(masters, settings), Anticipation(settings)
 
@@ -103,6 +105,12 @@ def train(config: Config, settings: TrainConfig, out, resume: bool = True, on_st
             if settings.format == "v4" and not run.has_logged("rounded_loss"):
                 run.log(rounded_loss(run.out / "model", tokens, settings, device))
     return run.records
+
+
+def new_model(config: Config, seed: int) -> Model:
+    """The model that a run with this seed starts from."""
+    torch.manual_seed(seed)
+    return Model(config)
 
 
 def in_bfloat16(settings: TrainConfig, device: torch.device) -> bool:
