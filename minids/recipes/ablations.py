@@ -27,6 +27,7 @@ from minids.model import mhc
 from minids.pretrain.losses import stream_loss
 from minids.pretrain.settings import TrainConfig
 from minids.pretrain.train import new_model, train
+from minids.system.files import check_writable
 from minids.system.paths import DATA
 from minids.weights.checkpoint import load
 
@@ -138,6 +139,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS,
                         help="file of the results (default: %(default)s)")
     args = parser.parse_args()
+    check_writable(args.out.parent, folder=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     done = set()
     if args.out.exists():

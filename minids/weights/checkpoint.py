@@ -226,7 +226,7 @@ class Checkpoint:
         for place in places.values():
             by_file.setdefault(place.file, {})[place.name] = place.entry
         data = {file: self.files.read(file, entries, device) for file, entries in by_file.items()}
-        return {name: as_stored(data[file][stored], entry)
+        return {name: view_bytes(data[file][stored], entry)
                 for name, (file, stored, entry) in places.items()}
 
     def _fetch(self, places: dict[str, Place], progress: bool = False) -> None:
@@ -320,7 +320,7 @@ def _find_tensors(index: dict[str, str], config: Config, where: str):
     return config, stored
 
 
-def as_stored(data: torch.Tensor, entry: Entry) -> torch.Tensor:
+def view_bytes(data: torch.Tensor, entry: Entry) -> torch.Tensor:
     """Bytes, uint8, as a tensor of the entry's type and shape."""
     dtype = DTYPES[entry.dtype].torch_dtype
     aligned = data.clone() if data.storage_offset() % dtype.itemsize else data
@@ -331,9 +331,8 @@ def decode(stored_as: str, raw: torch.Tensor, scale, dtype: torch.dtype, device,
            where: str) -> torch.Tensor:
     """The numbers of a tensor of safetensors' type `stored_as`, in memory of its own."""
     if stored_as in CODES:
-        decoder = numerics.fp8_decode if stored_as == "F8_E4M3" else numerics.fp4_decode
         try:
-            return decoder(raw.to(device), scale.to(device), dtype)
+            return numerics.decode(raw.to(device), scale.to(device), dtype)
         except MinidsError as error:
             raise MinidsError(f"{where}: {error}") from None
     if stored_as not in FLOATS + INTEGERS:
