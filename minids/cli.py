@@ -253,19 +253,19 @@ def train_command(args) -> None:
     print(f"a trigram model of the tokens that this run read: {same.loss(text['heldout']):.3f} "
           f"nats per token; of all training text: {complete.loss(text['heldout']):.3f}")
     if args.data == "mix":
-        report_exam(out / "model", complete)
+        report_exam(out / "model", complete, device)
     print(f"the model is in {out / 'model'}; try: minids generate --model {out} "
           f"--prompt \"In the beginning\"")
 
 
-def report_exam(folder: Path, trigram) -> None:
+def report_exam(folder: Path, trigram, device) -> None:
     """Print how the saved model, and a trigram model, answer questions about stories they have
     not read."""
     from minids.data.tokenizer import Tokenizer
     from minids.inference.evaluate import answered, answered_by_trigram, exam, interval
     from minids.weights.checkpoint import load
 
-    model, tokenizer, items = load(folder), Tokenizer.load(folder), exam(210)
+    model, tokenizer, items = load(folder, device), Tokenizer.load(folder), exam(210)
     for name, correct in (("the model as saved", answered(model, tokenizer, items)),
                           ("the trigram model", answered_by_trigram(trigram, tokenizer, items))):
         share, low, high = interval(correct)

@@ -6,7 +6,7 @@ nothing is built. For tensors and bytes on disk see `minids.weights.layout`.
 
 import math
 
-from minids.config import CSA_RATE
+from minids.config import CSA_RATE, Config
 from minids.weights.layout import tensors
 
 # ---- parameters ----
@@ -19,7 +19,7 @@ PARTS = {
 }
 
 
-def parts(config) -> dict[str, int]:
+def parts(config: Config) -> dict[str, int]:
     """Parameters of the model without its MTP blocks, part by part.
 
     The hash layers' tables are not parameters.
@@ -37,7 +37,7 @@ def _part(name: str) -> str:
     return next(part for mark, part in PARTS.items() if mark in name)
 
 
-def params(config) -> dict[str, int]:
+def params(config: Config) -> dict[str, int]:
     """Parameters: "total" without MTP, "mtp", and "active".
 
     "active" is what one token uses of the total, without the embedding's table.
@@ -56,12 +56,12 @@ def params(config) -> dict[str, int]:
 # FP4 x FP4 1/2. The report does not give its factors; these reproduce its 27 and 10 percent of
 # operations.
 
-def flops(config, n: int) -> dict[str, float]:
+def flops(config: Config, n: int) -> dict[str, float]:
     """FP8-equivalent operations of one token decoded after `n` tokens of context.
 
     Term by term, and their "total".
     """
-    low = high = 0    # active matrices in FP8 and FP4, and in BF16 and float32
+    low = high = 0.0    # active matrices in FP8 and FP4, and in BF16 and float32
     share = config.n_activated_experts / config.n_routed_experts
     for name, (format, shape) in tensors(config).items():
         is_matrix = len(shape) == 2 and format != "I64" and not name.endswith(".ape")
@@ -88,7 +88,7 @@ def flops(config, n: int) -> dict[str, float]:
     })
 
 
-def kv_bytes(config, n: int) -> dict[str, float]:
+def kv_bytes(config: Config, n: int) -> dict[str, float]:
     """Bytes of cache after `n` tokens of one sequence, term by term, and their "total".
 
     An entry holds its rotary channels in BF16 and the others in FP8, an index key is FP4. Scales,
@@ -126,7 +126,7 @@ def kv_bytes_v32(n: int) -> dict[str, float]:
     return _with_total({"latents": 61 * 640 * n, "index keys": 61 * 128 * n})
 
 
-def _layers(config) -> tuple[list[int], list[int], list[int]]:
+def _layers(config: Config) -> tuple[list[int], list[int], list[int]]:
     """The layers with CSA, with HCA, and with a window only."""
     ratios = list(enumerate(config.compress_ratios[: config.n_layers]))
     csa = [i for i, ratio in ratios if ratio == CSA_RATE]
@@ -135,5 +135,5 @@ def _layers(config) -> tuple[list[int], list[int], list[int]]:
     return csa, hca, window
 
 
-def _with_total(terms: dict) -> dict:
+def _with_total(terms: dict[str, float]) -> dict[str, float]:
     return {**terms, "total": sum(terms.values())}

@@ -108,6 +108,13 @@ def fp4_decode(packed: torch.Tensor, scale: torch.Tensor,
     return out
 
 
+def decode(codes: torch.Tensor, scale: torch.Tensor,
+           dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The numbers of a matrix in FP4, whose codes are int8, or in FP8."""
+    decoder = fp4_decode if codes.dtype == torch.int8 else fp8_decode
+    return decoder(codes, scale, dtype)
+
+
 def fake_quant(x: torch.Tensor, kind: str) -> torch.Tensor:
     """`x` rounded to the numbers that a format can hold; the gradient passes straight through.
 

@@ -54,6 +54,7 @@ def test_rounded_numbers_stay(encode, decode, shape):
     w = torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))) * 0.02
     once = decode(*encode(w))
     assert torch.equal(decode(*encode(once)), once)
+    assert torch.equal(numerics.decode(*encode(w)), once)       # finds the format
     assert torch.equal(decode(*encode(once * 2.0**9)), once * 2.0**9)  # scales are powers of two
     assert decode(*encode(w.bfloat16()), dtype=torch.bfloat16).dtype == torch.bfloat16
 

@@ -6,14 +6,19 @@ position 0 (docs/specification.md, section 8, point 7). For drafts with multi-to
 `minids.inference.speculate`, for text see `minids.data.tokenizer`.
 """
 
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import torch
 
 from minids.inference.sampling import check, enough_threads, sample
 from minids.inference.speculate import speculate
+from minids.model import Model
 
 
-def generate(model, ids, max_new_tokens: int = 100, temperature: float = 1.0, top_p: float = 1.0,
-             seed: int | None = None, stop: tuple[int, ...] | None = None, drafts: int = 0):
+def generate(model: Model, ids: Any, max_new_tokens: int = 100, temperature: float = 1.0,
+             top_p: float = 1.0, seed: int | None = None, stop: tuple[int, ...] | None = None,
+             drafts: int = 0) -> Any:
     """The new ids with which the model continues `ids`, without the prompt.
 
     `ids` is one prompt (a list of ids) and gives a list; or several (a list of lists of any
@@ -31,10 +36,10 @@ def generate(model, ids, max_new_tokens: int = 100, temperature: float = 1.0, to
     if drafts:
         seeds = [None if seed is None else (seed + i) % 2**63 for i in range(len(prompts))]
         options = max_new_tokens, temperature, top_p
-        rows = [speculate(model, prompt, *options, row_seed, stop, drafts).ids
-                for prompt, row_seed in zip(prompts, seeds)]
-        return rows[0] if single else rows
-    rows = [[] for _ in prompts]
+        written = [speculate(model, prompt, *options, row_seed, stop, drafts).ids
+                   for prompt, row_seed in zip(prompts, seeds)]
+        return written[0] if single else written
+    rows: list[list[int]] = [[] for _ in prompts]
     for new in stream(model, prompts, max_new_tokens, temperature, top_p, seed, stop):
         for row, token in zip(rows, new):
             if token is not None:
@@ -43,8 +48,9 @@ def generate(model, ids, max_new_tokens: int = 100, temperature: float = 1.0, to
 
 
 @torch.inference_mode()
-def stream(model, prompts, max_new_tokens: int = 100, temperature: float = 1.0, top_p: float = 1.0,
-           seed: int | None = None, stop: tuple[int, ...] | None = None):
+def stream(model: Model, prompts: Sequence[Sequence[int]], max_new_tokens: int = 100,
+           temperature: float = 1.0, top_p: float = 1.0, seed: int | None = None,
+           stop: tuple[int, ...] | None = None) -> Iterator[list[int | None]]:
     """As `generate`, token by token: yields a list with the next new id of each row.
 
     None stands for a row that is still inside its prompt, or has ended.
@@ -65,7 +71,7 @@ def stream(model, prompts, max_new_tokens: int = 100, temperature: float = 1.0, 
         logits = model(ids, state)[:, -1]                                                # B vocab
         while True:
             sampled = sample(logits, temperature, top_p, generator).tolist()
-            new = [None] * B
+            new: list[int | None] = [None] * B
             for i in range(B):
                 if pos < lengths[i]:
                     sampled[i] = prompts[i][pos]  # still inside the prompt: its token, not a sample

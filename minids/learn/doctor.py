@@ -4,12 +4,13 @@ It checks versions, device, threads, free space, and the files that data/ ships.
 """
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import shutil
 import sys
 from pathlib import Path
+
+import psutil
 
 from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
@@ -123,13 +124,11 @@ def _space() -> list[str]:
     _line("free disk", f"{disk:.1f} GB")
     if disk < DISK_GB:
         problems.append(f"{disk:.1f} GB of disk space are free: free at least {DISK_GB:.0f} GB")
-    if importlib.util.find_spec("psutil"):
-        import psutil
-        memory = psutil.virtual_memory().available / 1e9
-        _line("free memory", f"{memory:.1f} GB")
-        if memory < MEMORY_GB:
-            problems.append(f"{memory:.1f} GB of memory are free: close other programs until "
-                            f"{MEMORY_GB:.0f} GB are")
+    memory = psutil.virtual_memory().available / 1e9
+    _line("free memory", f"{memory:.1f} GB")
+    if memory < MEMORY_GB:
+        problems.append(f"{memory:.1f} GB of memory are free: close other programs until "
+                        f"{MEMORY_GB:.0f} GB are")
     try:
         probe = paths.home() / ".probe"
         probe.write_text("")

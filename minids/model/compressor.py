@@ -48,8 +48,8 @@ class Compressor(nn.Module):
         current = current or Pass(self.config, x.shape[1], x.device)
         m = self.ratio
         x32 = x.float()                              # a float32 product, in a model of any type
-        kv = F.linear(x32, self.wkv.weight.float())                              # B T fc
-        z = F.linear(x32, self.wgate.weight.float())                             # B T fc
+        kv = F.linear(x32, self.wkv.matrix().float())                            # B T fc
+        z = F.linear(x32, self.wgate.matrix().float())                           # B T fc
         if current.packing:
             return self.packed(kv, z, current).to(x.dtype)
         first, before = 0, None

@@ -36,9 +36,7 @@ class Linear(nn.Linear):
             return self.weight
         if self.scale is None:
             return self.codes.to(self.dtype)
-        fp4 = self.codes.dtype == torch.int8
-        decode = numerics.fp4_decode if fp4 else numerics.fp8_decode
-        return decode(self.codes, self.scale, self.dtype)
+        return numerics.decode(self.codes, self.scale, self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.round_input:

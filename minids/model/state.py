@@ -60,6 +60,11 @@ class CompressorState:
         """The entries so far: B S width."""
         return self.entries[:, :self.count]
 
+    def nbytes(self) -> tuple[int, int, int]:
+        """Bytes of the entries so far, of `before` and of `tail`."""
+        size = lambda pair: sum(t.nbytes for t in pair or ())
+        return self.all().nbytes, size(self.before), size(self.tail)
+
     def rewind(self, n: int) -> None:
         """Forget the last n tokens of the last call."""
         assert self.read is not None        # `State.rewind` has checked that
@@ -185,6 +190,27 @@ class State:
         self.pos, marks = mark
         for layer, layer_mark in zip(self.layers, marks):
             layer.restore(layer_mark)
+
+    def nbytes(self) -> dict[str, int]:
+        """Bytes of the state's tensors, by what they hold; room for later entries does not count.
+
+        "overlap": the a-half of the window before the next one; "waiting": the tokens whose window
+        is not complete. The other names are those of `minids.cost.kv_bytes`.
+        """
+        counts = dict.fromkeys(("window", "CSA entries", "CSA index keys", "HCA entries", "overlap",
+                                "waiting"), 0)
+        for layer in self.layers:
+            counts["window"] += layer.window.nbytes
+            for part in layer.compressors:
+                if layer.indexer is None:
+                    name = "HCA entries"
+                else:
+                    name = "CSA entries" if part is layer.compressor else "CSA index keys"
+                entries, overlap, waiting = part.nbytes()
+                counts[name] += entries
+                counts["overlap"] += overlap
+                counts["waiting"] += waiting
+        return counts
 
     def select(self, rows: Tensor) -> None:
         """Hold only some of the sequences, or some more than once; rows: numbers, or a mask."""

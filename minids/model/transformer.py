@@ -80,7 +80,7 @@ class Model(nn.Module):
 
     def project(self, y: Tensor) -> Tensor:
         """The output matrix, a float32 product in a model of any type: ... d -> ... vocab."""
-        return F.linear(y.float(), self.head.weight.float())
+        return F.linear(y.float(), self.head.matrix().float())
 
     def mtp_logits(self, X: Tensor, next_ids: Tensor, depth: int = 0,
                    options: Options = Options()) -> Tensor:

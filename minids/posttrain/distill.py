@@ -23,6 +23,7 @@ from minids.errors import MinidsError
 from minids.inference.answers import LIMITS, is_correct, prompt_ids
 from minids.inference.generate import generate
 from minids.posttrain.loop import optimiser_step, post_training_run, validate
+from minids.posttrain.records import DistillStep, Validation
 from minids.posttrain.settings import PostTrainConfig
 from minids.posttrain.sft import worked
 from minids.posttrain.teachers import Teachers, Texts
@@ -95,7 +96,7 @@ def family_order(families, weights, count: int) -> list[str]:
 
 
 def distill(student, teachers: dict, settings: DistillConfig, out, resume: bool = True,
-            on_step=None, device=None) -> list[dict]:
+            on_step=None, device=None) -> list[DistillStep | Validation]:
     """Train the model in the folder `student` with the teachers {family: folder}, in the folder
     `out`; returns the log.
 
@@ -132,7 +133,7 @@ def distill(student, teachers: dict, settings: DistillConfig, out, resume: bool 
                                     seed=settings.seed * 1_000_003 + step)
 
                 # 4. The teachers read them; the loss and its gradient
-                record = {"mode": mode} | add_gradients(model, school, texts, settings)
+                record: DistillStep = {"mode": mode} | add_gradients(model, school, texts, settings)
                 if settings.method != "sft":
                     record |= describe_replies(texts, tokenizer, mode)
 
@@ -146,7 +147,7 @@ def distill(student, teachers: dict, settings: DistillConfig, out, resume: bool 
     return run.records
 
 
-def validate_families(model, tokenizer: Tokenizer, settings: DistillConfig) -> list[dict]:
+def validate_families(model, tokenizer: Tokenizer, settings: DistillConfig) -> list[Validation]:
     """The records of `minids.posttrain.loop.validate`, for each family by itself."""
     records = []
     for family in settings.families:
@@ -184,7 +185,7 @@ def write_texts(model, school: Teachers, problems, mode: str, settings: DistillC
             for family, rows in rows_of.items()}
 
 
-def describe_replies(texts: dict[str, Texts], tokenizer: Tokenizer, mode: str) -> dict:
+def describe_replies(texts: dict[str, Texts], tokenizer: Tokenizer, mode: str) -> DistillStep:
     """The mean length of the replies, and the share of correct ones."""
     written = [(problem, reply) for part in texts.values()
                for problem, reply in zip(part.problems, part.replies)]
@@ -196,7 +197,7 @@ def describe_replies(texts: dict[str, Texts], tokenizer: Tokenizer, mode: str) -
 # ---- losses ----
 
 def add_gradients(model, school: Teachers, texts: dict[str, Texts],
-                  settings: DistillConfig) -> dict:
+                  settings: DistillConfig) -> DistillStep:
     """Add the gradient of sum_i w_i times the mean loss over the reply tokens of family i.
 
     Returns the log record. First all teachers read; then the student, family by family, so that one
@@ -311,7 +312,7 @@ def average(models):
 
 
 def average_run(school: Teachers, settings: DistillConfig, out: Path, digests: dict, resume: bool,
-                tokenizer: Tokenizer) -> list[dict]:
+                tokenizer: Tokenizer) -> list[Validation]:
     """The method "average" as a run: a model and a log, no steps."""
     model = average([school.model(family) for family in settings.families])
     prepare(out, {"config": model.config.to_json(), "settings": dataclasses.asdict(settings),

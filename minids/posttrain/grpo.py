@@ -22,6 +22,7 @@ from minids.errors import MinidsError
 from minids.inference.answers import LIMITS, is_correct, prompt_ids
 from minids.model.passes import Options
 from minids.posttrain.loop import optimiser_step, post_training_run, validate
+from minids.posttrain.records import GRPOStep, Validation
 from minids.posttrain.rollouts import Rollouts, by_length, log_distribution, rollouts, shared
 from minids.posttrain.settings import PostTrainConfig
 from minids.pretrain.settings import require_least
@@ -65,7 +66,7 @@ class GRPOConfig(PostTrainConfig):
 
 
 def grpo(base, settings: GRPOConfig, out, resume: bool = True, on_step=None,
-         device=None) -> list[dict]:
+         device=None) -> list[GRPOStep | Validation]:
     """Train the model in the folder `base` by its rewards, in the folder `out`; returns the log.
 
     For the records of the log see `minids.posttrain.records`, for the other arguments, the files
@@ -100,10 +101,11 @@ def grpo(base, settings: GRPOConfig, out, resume: bool = True, on_step=None,
 
             # 5. Loss and updates
             stats = update_policy(model, reference, optimiser, r, scores, settings, step)
-            run.log_step({"mode": mode, "reward": rewards.mean().item(),
-                          "accuracy": sum(verdicts) / len(verdicts),
-                          "length": r.mask.sum(1).float().mean().item(),
-                          "tokens": int(r.mask.sum())} | stats)
+            record: GRPOStep = {"mode": mode, "reward": rewards.mean().item(),
+                                "accuracy": sum(verdicts) / len(verdicts),
+                                "length": r.mask.sum(1).float().mean().item(),
+                                "tokens": int(r.mask.sum())}
+            run.log_step(record | stats)
             if run.is_due(settings.eval_every):
                 run.log(*validate(model, tokenizer, settings))
     return run.records
@@ -131,7 +133,7 @@ def advantages(rewards, settings: GRPOConfig):
 # ---- loss and updates ----
 
 def update_policy(model, reference, optimiser, r: Rollouts, scores, settings: GRPOConfig,
-                  step: int) -> dict:
+                  step: int) -> GRPOStep:
     """The updates on one batch of replies; scores: B, their advantages.
 
     Returns the log record, means over the updates. Without a KL, a reply as good as the mean of its

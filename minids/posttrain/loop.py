@@ -17,6 +17,7 @@ from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
 from minids.inference.answers import solve
 from minids.model.passes import Options
+from minids.posttrain.records import Update, Validation
 from minids.posttrain.settings import PostTrainConfig
 from minids.pretrain.batches import Part, batch_of
 from minids.pretrain.losses import cross_entropy, mean
@@ -45,13 +46,13 @@ def post_training_run(model, settings: PostTrainConfig, out, name: str, resume: 
 
 
 def optimiser_step(model, optimiser, settings: PostTrainConfig, step: int,
-                   number: int | None = None) -> dict:
+                   number: int | None = None) -> Update:
     """One update with the gradients that are there, plus that of replay; returns its log record.
 
     `number` picks the replayed rows; by default it is `step`. The gates' biases stay as
     pre-training left them.
     """
-    record = {}
+    record: Update = {}
     if settings.replay:
         record["replay_loss"] = replay_loss(model, settings, step if number is None else number)
     lr = learning_rate(settings, step)
@@ -89,13 +90,13 @@ def replayed_corpus():
     return mixture.stream("train", REPLAY_TOKENS, Tokenizer.load())
 
 
-def validate(model, tokenizer: Tokenizer, settings: PostTrainConfig) -> list[dict]:
+def validate(model, tokenizer: Tokenizer, settings: PostTrainConfig) -> list[Validation]:
     """Greedy answers to problems of the validation split, one record for each mode.
 
     {"mode", "valid_accuracy": share of correct answers, "valid_length": mean length in tokens}.
     """
     problems = [settings.problem("valid", i) for i in range(settings.eval_problems)]
-    records = []
+    records: list[Validation] = []
     for mode in settings.modes if problems else ():
         verdicts, lengths = solve(model, tokenizer, problems, mode)
         records.append({"mode": mode, "valid_accuracy": sum(verdicts) / len(problems),

@@ -1,7 +1,8 @@
 """The records of post-training logs: one JSON object a line of log.jsonl.
 
 Losses and KLs are in nats per token, lengths in tokens. A key is left out where there is no such
-thing. Names are those of TRL where it logs the same.
+thing. Names are those of TRL where it logs the same. What makes a record leaves out `step` and
+`seconds`: the run adds them when it logs the record (`minids.pretrain.run`).
 """
 
 from typing import TypedDict

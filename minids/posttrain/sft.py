@@ -17,6 +17,7 @@ from minids.errors import MinidsError
 from minids.model.packing import Packing
 from minids.model.passes import Options
 from minids.posttrain.loop import optimiser_step, post_training_run, validate
+from minids.posttrain.records import SFTStep, Validation
 from minids.posttrain.settings import PostTrainConfig
 from minids.pretrain.batches import IGNORED
 from minids.pretrain.losses import cross_entropy, mean, mtp_loss
@@ -55,7 +56,7 @@ class SFTConfig(PostTrainConfig):
 
 
 def sft(base, settings: SFTConfig, out, resume: bool = True, on_step=None,
-        device=None) -> list[dict]:
+        device=None) -> list[SFTStep | Validation]:
     """Fine-tune the model in the folder `base`, in the folder `out`; returns the log.
 
     For the records of the log see `minids.posttrain.records`, for the other arguments, the files
@@ -69,7 +70,7 @@ def sft(base, settings: SFTConfig, out, resume: bool = True, on_step=None,
         raise MinidsError(f"seq_len: expected at most the model's context of {longest}, found "
                           f"{settings.seq_len}")
 
-    def evaluate() -> list[dict]:
+    def evaluate() -> list[Validation]:
         return valid_loss(model, tokenizer, settings) + validate(model, tokenizer, settings)
 
     with post_training_run(model, settings, out, "SFT", resume) as (run, optimiser):
@@ -87,7 +88,7 @@ def sft(base, settings: SFTConfig, out, resume: bool = True, on_step=None,
             loss.backward()
 
             # 4. The update
-            record = {name: part.item() for name, part in parts.items()}
+            record: SFTStep = {name: part.item() for name, part in parts.items()}
             record["tokens"] = int(rows[1].sum())
             run.log_step(record | optimiser_step(model, optimiser, settings, step))
             if run.is_due(settings.eval_every):
@@ -95,7 +96,7 @@ def sft(base, settings: SFTConfig, out, resume: bool = True, on_step=None,
     return run.records
 
 
-def valid_loss(model, tokenizer: Tokenizer, settings: SFTConfig) -> list[dict]:
+def valid_loss(model, tokenizer: Tokenizer, settings: SFTConfig) -> list[Validation]:
     """The loss on conversations of the validation split, as a record; none without problems."""
     conversations = [conversation(settings, "valid", i) for i in range(settings.eval_problems)]
     if not conversations:

@@ -21,6 +21,8 @@ def computing_copy(masters: Model, dtype: torch.dtype = torch.bfloat16) -> Model
     dtypes = {name: t.dtype for name, t in copy.state_dict().items()}
     state = {name: t.to(dtypes[name]) for name, t in masters.state_dict().items()}
     copy.load_state_dict(state, assign=True)
+    for block, master in zip((*copy.layers, *copy.mtp), (*masters.layers, *masters.mtp)):
+        block.maps = master.maps
 
     def hand_over(p, master):
         master.grad = p.grad.float() if master.grad is None else master.grad.add_(p.grad)

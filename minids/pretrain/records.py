@@ -1,6 +1,7 @@
 """The records of a pre-training log: one JSON object a line of log.jsonl.
 
-Losses are in nats per token. A key is left out where there is no such thing.
+Losses are in nats per token. A key is left out where there is no such thing. What makes a record
+leaves out `step` and `seconds`: the run adds them when it logs the record (`minids.pretrain.run`).
 """
 
 from typing import TypedDict
@@ -36,7 +37,7 @@ class TextLoss(TypedDict, total=False):
     rounded_bits_per_byte: float
 
 
-class Spike(TypedDict):
+class Spike(TypedDict, total=False):
     """A spike of the loss, which sent the run back to a checkpoint: later steps come again."""
 
     step: int

@@ -14,6 +14,7 @@ For the files in the folder see `minids.pretrain.run_folder`, for the records of
 """
 
 import time
+from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -127,7 +128,7 @@ class Run:
         """Whether something that happens every so many steps, and at the end, happens now."""
         return self.step % every == 0 or self.step == self.settings.steps
 
-    def log_step(self, record: dict, progress: str = "") -> None:
+    def log_step(self, record: Mapping, progress: str = "") -> None:
         """Count a step, and log its record with the seconds of training so far."""
         self.step, self.trained = self.step + 1, True
         seconds = round(self.earlier + self.elapsed, 3)
@@ -138,7 +139,7 @@ class Run:
         self.bar.set_postfix_str(progress or shown, refresh=False)
         self.bar.update(self.step - self.bar.n)
 
-    def log(self, *records: dict) -> None:
+    def log(self, *records: Mapping) -> None:
         """Log further records of the current step: what was measured after it."""
         for record in records:
             self._append({"step": self.step} | record)
@@ -165,7 +166,7 @@ class Run:
         if self.writes and (self.trained or not folder.is_dir()):
             save(self.model, folder, format=self.settings.format, tokenizer=Tokenizer.load())
 
-    def _append(self, record: dict) -> None:
+    def _append(self, record: Mapping) -> None:
         self.records.append(record)
         if self.writes:
             append_record(self.out, record)

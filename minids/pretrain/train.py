@@ -27,6 +27,7 @@ from minids.pretrain.batches import batch_at, parts_of, streams
 from minids.pretrain.losses import choices, counts, loss_weights, losses, stream_loss
 from minids.pretrain.mixed_precision import computing_copy, refresh
 from minids.pretrain.optim import learning_rate, make_optimiser
+from minids.pretrain.records import Spike, TextLoss, TrainStep
 from minids.pretrain.run import open_run
 from minids.pretrain.run_folder import read_routes, step_of
 from minids.pretrain.settings import TrainConfig
@@ -35,14 +36,16 @@ from minids.weights.checkpoint import load
 
 
 def train(config: Config, settings: TrainConfig, out, resume: bool = True, on_step=None,
-          tokens=None, device=None) -> list[dict]:
+          tokens=None, device=None,
+          model: Model | None = None) -> list[TrainStep | TextLoss | Spike]:
     """Train a new model, or go on where `out` stopped; returns the log, one dict a record.
 
     `out` gets log.jsonl, a checkpoint folder step-NNNNNN (the newest only), and at the end
     `model/`, the trained model in `settings.format`. With `resume=False` a former run in `out` is
     deleted. `on_step(record)` is called after each step. `tokens` holds the id streams of the
     shipped tokenizer, {split: ids}; by default those that `settings.data` names. `device`: by
-    default the accelerator, if there is one. For the records see `minids.pretrain.records`.
+    default the accelerator, if there is one. `model` is the model to train, in place; by default a
+    new one with random weights from the seed. For the records see `minids.pretrain.records`.
 
     Under torchrun each process calls this; the first one writes, and its log alone has the losses
     on validation and held-out text. Raises `MinidsError` for what cannot be trained or written,
@@ -52,13 +55,14 @@ def train(config: Config, settings: TrainConfig, out, resume: bool = True, on_st
     device = torch.device(device or distributed.device())
     tokens = streams(settings) if tokens is None else tokens
     check(config, settings, tokens)
+    if model is not None and model.config != config:
+        raise MinidsError("model: expected a model of the configuration to train, found another")
     description = {"config": config.to_json(), "settings": dataclasses.asdict(settings),
                    "tokens": len(tokens["train"])}
 
     with open_run(out, description, settings, "training", resume, device) as run:
         # 2. The float32 weights that learn, a copy that computes in bfloat16 if wanted, Muon
-        torch.manual_seed(settings.seed)
-        masters = Model(config).to(device).train()
+        masters = (new_model(config, settings.seed) if model is None else model).to(device).train()
         model = computing_copy(masters) if in_bfloat16(settings, device) else masters
         optimiser, anticipation = make_optimiser(masters, settings), Anticipation(settings)
 
@@ -87,7 +91,8 @@ def train(config: Config, settings: TrainConfig, out, resume: bool = True, on_st
             speed = f"{read / run.elapsed:,.0f} tokens/s"
             run.log_step(record, f"loss {record['loss']:.3f}, {speed}")
             if spiked:
-                run.log({"spike": record["loss"], "back_to": step_of(run.checkpoint)})
+                spike: Spike = {"spike": record["loss"], "back_to": step_of(run.checkpoint)}
+                run.log(spike)
                 run.go_back()
                 refresh(model, masters)
             elif run.step % settings.eval_every == 0 and run.step < settings.steps and run.writes:
@@ -105,13 +110,19 @@ def train(config: Config, settings: TrainConfig, out, resume: bool = True, on_st
     return run.records
 
 
+def new_model(config: Config, seed: int) -> Model:
+    """The model that a run with this seed starts from."""
+    torch.manual_seed(seed)
+    return Model(config)
+
+
 def in_bfloat16(settings: TrainConfig, device: torch.device) -> bool:
     """Whether the model computes in bfloat16; see `TrainConfig.dtype`."""
     supported = device.type == "cuda" and torch.cuda.is_bf16_supported()
     return settings.dtype == "bfloat16" or settings.dtype == "auto" and supported
 
 
-def text_loss(model, split: str, tokens, settings: TrainConfig, step: int) -> dict:
+def text_loss(model, split: str, tokens, settings: TrainConfig, step: int) -> TextLoss:
     """The loss on a split as the stage of `step` reads it: an eighth of "valid", all others whole.
 
     {"<split>_loss": nats per token, "<split>_bits_per_byte"}.
@@ -122,7 +133,7 @@ def text_loss(model, split: str, tokens, settings: TrainConfig, step: int) -> di
     return {f"{split}_loss": loss, f"{split}_bits_per_byte": per_byte}
 
 
-def rounded_loss(folder, tokens, settings: TrainConfig, device) -> dict:
+def rounded_loss(folder, tokens, settings: TrainConfig, device) -> TextLoss:
     """The loss on held-out text of the model as its file holds it, rounded to FP8 and FP4."""
     model, stage = load(folder, dtype=torch.float32).to(device), settings.at(settings.steps - 1)[0]
     loss, per_byte = stream_loss(model, tokens["heldout"], stage.seq_len, Tokenizer.load(),
@@ -131,7 +142,7 @@ def rounded_loss(folder, tokens, settings: TrainConfig, device) -> dict:
 
 
 def train_step(model, optimiser, ids, settings: TrainConfig, step: int, masters=None,
-               experts=None) -> dict:
+               experts=None) -> TrainStep:
     """One update from `ids`, B x T+1, the batch of all processes; returns its log record.
 
     Each loss is the mean over the whole batch, whatever parts it is computed in. `masters` are the

@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,7 +26,8 @@ from minids.inference.evaluate import answer_nats, exam
 from minids.model import mhc
 from minids.pretrain.losses import stream_loss
 from minids.pretrain.settings import TrainConfig
-from minids.pretrain.train import train
+from minids.pretrain.train import new_model, train
+from minids.system.files import check_writable
 from minids.system.paths import DATA
 from minids.weights.checkpoint import load
 
@@ -79,15 +79,11 @@ VARIANTS = {
 }
 
 
-@contextmanager
-def replaced(maps):
-    """Inside, `maps` takes the place of `mhc.maps`; None changes nothing."""
-    original = mhc.maps
-    mhc.maps = maps or original
-    try:
-        yield
-    finally:
-        mhc.maps = original
+def with_maps(model, maps):
+    """The model, with `maps` in place of `mhc.maps` in all of its blocks; None changes nothing."""
+    for block in (*model.layers, *model.mtp):
+        block.maps = maps
+    return model
 
 
 def run(name: str, seed: int, tokens=None) -> dict:
@@ -108,11 +104,12 @@ def run(name: str, seed: int, tokens=None) -> dict:
     def answer_loss(model, words):
         return sum(answer_nats(model, tokenizer, exam(QUESTIONS, words))) / QUESTIONS
 
-    with replaced(maps), TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder:
         begin = time.monotonic()
-        train(config, settings, Path(folder) / "run", tokens=tokens)
+        model = with_maps(new_model(config, seed), maps)
+        train(config, settings, Path(folder) / "run", tokens=tokens, model=model)
         seconds = time.monotonic() - begin
-        model = load(Path(folder) / "run" / "model", dtype=torch.float32)
+        model = with_maps(load(Path(folder) / "run" / "model", dtype=torch.float32), maps)
         return {"variant": name, "seed": seed,
                 "parameters": sum(p.numel() for p in model.parameters()),
                 "tokens": settings.tokens, "seconds": round(seconds, 1),
@@ -142,6 +139,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS,
                         help="file of the results (default: %(default)s)")
     args = parser.parse_args()
+    check_writable(args.out.parent, folder=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     done = set()
     if args.out.exists():

@@ -17,7 +17,7 @@ import tarfile
 from pathlib import Path
 
 from minids.errors import MinidsError
-from minids.system.files import atomic_write
+from minids.system.files import atomic_write, check_writable
 from minids.system.paths import DATA
 
 BOOKS = (
@@ -109,6 +109,7 @@ def title_case(line: str) -> str:
 def build(archive: Path, out: Path) -> None:
     """Write the documents, a JSON object a line: name, source, split ("train", "valid", "heldout")
     and text."""
+    check_writable(out)
     documents = [("King James Bible", *book) for book in bible()] + plays_and_poems(archive)
     missing = (HELDOUT | VALID) - {title for _, title, _ in documents}
     if missing:

@@ -16,7 +16,8 @@ import os
 import sys
 from pathlib import Path
 
-DATA = Path(__file__).resolve().parents[2] / "data"
+from minids.system.paths import DATA
+
 NOT_LISTED = {"README.md", "manifest.json", ".DS_Store"}
 
 

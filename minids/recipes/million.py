@@ -25,7 +25,6 @@ import platform
 import random
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -41,7 +40,7 @@ from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
 from minids.inference.sampling import enough_threads
 from minids.system import paths
-from minids.system.files import write_text
+from minids.system.files import check_writable, write_text
 from minids.weights import checkpoint
 
 try:
@@ -96,21 +95,8 @@ def prefill(model, ids, state, done=lambda n: None) -> None:
 # ---- measurements ----
 
 def state_bytes(state) -> dict[str, int]:
-    """Bytes of the tensors of a state, by what they hold; room for later entries does not count."""
-    held = dict.fromkeys(("window", "CSA entries", "CSA index keys", "HCA entries", "overlap",
-                          "waiting"), 0)
-    size = lambda tensors: sum(t.numel() * t.element_size() for t in tensors or ())
-    for layer in state.layers:
-        held["window"] += size([layer.window])
-        for part in layer.compressors:
-            if layer.indexer is None:
-                name = "HCA entries"
-            else:
-                name = "CSA entries" if part is layer.compressor else "CSA index keys"
-            held[name] += size([part.all()])
-            held["overlap"] += size(part.before)
-            held["waiting"] += size(part.tail)
-    return held
+    """Bytes of the tensors of a state, by what they hold; see `State.nbytes`."""
+    return state.nbytes()
 
 
 def formula_bytes(config, n: int, width: int = 4) -> dict[str, int]:
@@ -224,7 +210,8 @@ def run(tokens: int, out: Path, threads: int = 1, show=print) -> dict:
     """
     if tokens < FIRST or tokens & (tokens - 1):
         raise MinidsError(f"tokens: expected a power of two of at least {FIRST}, found {tokens}")
-    check_writable(out.parent)
+    check_writable(out.parent, folder=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(threads)
     tokenizer, model = Tokenizer.load(), long_model(tokens)
     ids, state = stream(tokens + NEXT, tokenizer), model.new_state(1, tokens + ROOM)
@@ -261,17 +248,6 @@ def run(tokens: int, out: Path, threads: int = 1, show=print) -> dict:
 def recall_at_distances(model, state, tokenizer) -> dict[str, int]:
     """`recall` at each of DISTANCES."""
     return {str(distance): recall(model, state, tokenizer, distance) for distance in DISTANCES}
-
-
-def check_writable(folder: Path) -> None:
-    """Make the folder; `MinidsError` where no file can be written there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise MinidsError(f"cannot write to the folder {folder}: {error.strerror}; choose another "
-                          f"file (--out)") from None
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from minids.config import HF_KEYS, Config
-from minids.system.files import atomic_write
+from minids.system.files import atomic_write, check_writable
 from minids.system.paths import DATA, data
 from minids.weights import layout
 from minids.weights.checkpoint import empty_model
@@ -75,6 +75,7 @@ def cut_tokenizer(vocab_size: int) -> dict:
 
 def build(folder: Path) -> None:
     """Write the sample to `folder`; each file appears when it is complete."""
+    check_writable(folder, folder=True)
     rng = np.random.default_rng(SEED)
     model = empty_model(CONFIG, torch.float32)
     tensors = {name: torch.from_numpy(numbers(name, shape, rng))

@@ -22,11 +22,13 @@ for local files `minids.weights.folder`, for the Hub and its cache `minids.weigh
 
 import json
 import os
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
+from torch import nn
 from tqdm.auto import tqdm
 
 from minids import numerics
@@ -37,8 +39,12 @@ from minids.weights import layout
 from minids.weights.folder import LocalFiles
 from minids.weights.header import DTYPES, Entry
 from minids.weights.hub import HubFiles
-from minids.weights.layout import CODES, FLOATS, INDEX, INTEGERS, count_and_names, scale_name
+from minids.weights.layout import CODES, FLOATS, INDEX, INTEGERS, Spec, count_and_names, scale_name
 from minids.weights.names import to_v4
+
+Files = LocalFiles | HubFiles
+Device = str | torch.device
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class Price(NamedTuple):
@@ -77,22 +83,22 @@ class Checkpoint:
     source in messages, `revision` is the commit that is read (None for a folder).
     """
 
-    def __init__(self, source, revision: str | None = None):
+    def __init__(self, source: str | Path, revision: str | None = None) -> None:
         local = isinstance(source, Path) or os.path.isdir(source)
-        self.files = LocalFiles(source) if local else HubFiles(str(source), revision)
+        self.files: Files = LocalFiles(source) if local else HubFiles(str(source), revision)
         self.where, self.revision = self.files.where, self.files.revision
         try:
             config = _read_config(self.files)
             self.config, self._stored = _find_tensors(self.files.index(), config, self.where)
-            self._layout = layout.expected(self.config, self._stored, self.where)
+            self._layout: dict[str, Spec] = layout.expected(self.config, self._stored, self.where)
         except MinidsError:
             self.close()
             raise
 
-    def __enter__(self):
+    def __enter__(self) -> "Checkpoint":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -113,7 +119,7 @@ class Checkpoint:
 
         `MinidsError` for a pattern that matches no tensor of this model.
         """
-        names = {}
+        names: dict[str, None] = {}
         for pattern in patterns:
             matching = [n for n in self._stored if n in self._layout and fnmatchcase(n, pattern)]
             if not matching:
@@ -137,7 +143,7 @@ class Checkpoint:
         entry = self._place(name).entry
         return entry.dtype, entry.shape
 
-    def inventory(self, names=None) -> dict[str, tuple[str, tuple[int, ...]]]:
+    def inventory(self, names: Iterable[str] | None = None) -> dict[str, Spec]:
         """{name: `info(name)`} of `names` (default: all), to compare with `layout.inventory`.
 
         Reads the headers of the files in question, no tensor.
@@ -151,7 +157,7 @@ class Checkpoint:
 
         Reads headers only.
         """
-        by_file = {}
+        by_file: dict[str, set[str]] = {}
         for file, stored in self._stored.values():
             by_file.setdefault(file, set()).add(stored)
         for file in sorted(by_file):
@@ -176,7 +182,7 @@ class Checkpoint:
 
     # ---- reading ----
 
-    def price(self, names) -> Price:
+    def price(self, names: Iterable[str]) -> Price:
         """What `read_all(names)` would cost. Reads headers only."""
         places = self._compare(names).values()
         sizes = [(place.entry.end - place.entry.start, self.files.has(*place)) for place in places]
@@ -184,11 +190,12 @@ class Checkpoint:
         files = {place.file for place in places}
         return Price(len(sizes), len(files), sum(size for size, _ in sizes) - here, here)
 
-    def fetch(self, names, progress: bool = False) -> None:
+    def fetch(self, names: Iterable[str], progress: bool = False) -> None:
         """Bring tensors to this machine. An interrupted fetch can be resumed."""
         self._fetch(self._compare(names), progress)
 
-    def read(self, name: str, dtype: torch.dtype = torch.float32, device="cpu") -> torch.Tensor:
+    def read(self, name: str, dtype: torch.dtype = torch.float32,
+             device: Device = "cpu") -> torch.Tensor:
         """The numbers of one tensor as `dtype`, FP8 and FP4 decoded with their scale.
 
         Tables of integers come as int64. What is not on this machine is fetched first.
@@ -200,8 +207,8 @@ class Checkpoint:
         scale = raw.get(scale_name(name))
         return decode(stored_as, raw[name], scale, dtype, device, f"{self.where}: {name}")
 
-    def read_all(self, names, dtype: torch.dtype = torch.float32, device="cpu",
-                 progress: bool = False) -> dict[str, torch.Tensor]:
+    def read_all(self, names: Iterable[str], dtype: torch.dtype = torch.float32,
+                 device: Device = "cpu", progress: bool = False) -> dict[str, torch.Tensor]:
         """{name: `read(name)`}. Missing tensors are fetched first, several files at a time."""
         names = list(names)
         self.fetch(names, progress)
@@ -211,7 +218,7 @@ class Checkpoint:
         """One tensor as it is stored: FP8 codes, packed FP4 bytes, or a scale."""
         return self.raw_all([name])[name]
 
-    def raw_all(self, names, device="cpu") -> dict[str, torch.Tensor]:
+    def raw_all(self, names: Iterable[str], device: Device = "cpu") -> dict[str, torch.Tensor]:
         """{name: `raw(name)`}. Neighbours in a file are read together and share memory."""
         names = list(names)
         places = self._compare(dict.fromkeys(self._weight_of(name) for name in names))
@@ -221,16 +228,18 @@ class Checkpoint:
         self._fetch(places)
         return self._read({name: places[name] for name in names}, device)
 
-    def _read(self, places: dict[str, Place], device="cpu") -> dict[str, torch.Tensor]:
-        by_file = {}
+    def _read(self, places: dict[str, Place],
+              device: Device = "cpu") -> dict[str, torch.Tensor]:
+        by_file: dict[str, dict[str, Entry]] = {}
         for place in places.values():
             by_file.setdefault(place.file, {})[place.name] = place.entry
         data = {file: self.files.read(file, entries, device) for file, entries in by_file.items()}
-        return {name: as_stored(data[file][stored], entry)
+        return {name: view_bytes(data[file][stored], entry)
                 for name, (file, stored, entry) in places.items()}
 
     def _fetch(self, places: dict[str, Place], progress: bool = False) -> None:
-        missing, size = {}, 0
+        missing: dict[str, dict[str, Entry]] = {}
+        size = 0
         for file, stored, entry in places.values():
             if not self.files.has(file, stored, entry):
                 missing.setdefault(file, {})[stored] = entry
@@ -239,7 +248,7 @@ class Checkpoint:
             with tqdm(total=size, unit="B", unit_scale=True, disable=not progress) as bar:
                 self.files.fetch(missing, bar.update)
 
-    def _compare(self, names) -> dict[str, Place]:
+    def _compare(self, names: Iterable[str]) -> dict[str, Place]:
         """{name: place} of tensors and their scales, each compared with the configuration."""
         names = list(names)
         for name in names:
@@ -283,11 +292,11 @@ class Checkpoint:
                               "index. Fetch both again.")
         return Place(file, stored, entries[stored])
 
-    def _read_headers(self, names) -> None:
+    def _read_headers(self, names: Iterable[str]) -> None:
         self.files.read_headers({self._stored[name][0] for name in names if name in self._stored})
 
 
-def _read_config(files) -> Config:
+def _read_config(files: Files) -> Config:
     text = files.text("config.json", MAX_BYTES)
     if text is None:
         raise MinidsError(f"no configuration at {files.where}: expected DeepSeek-V4's config.json")
@@ -302,12 +311,13 @@ def _read_config(files) -> Config:
     return Config.from_json(values)
 
 
-def _find_tensors(index: dict[str, str], config: Config, where: str):
+def _find_tensors(index: dict[str, str], config: Config,
+                  where: str) -> tuple[Config, dict[str, tuple[str, str]]]:
     """(config, {V4's name: (file, name in that file)}).
 
     The configuration is that without MTP blocks if the files have none.
     """
-    stored = {}
+    stored: dict[str, tuple[str, str]] = {}
     for name_in_file, file in index.items():
         name = to_v4(name_in_file)
         if name in stored:
@@ -320,20 +330,21 @@ def _find_tensors(index: dict[str, str], config: Config, where: str):
     return config, stored
 
 
-def as_stored(data: torch.Tensor, entry: Entry) -> torch.Tensor:
+def view_bytes(data: torch.Tensor, entry: Entry) -> torch.Tensor:
     """Bytes, uint8, as a tensor of the entry's type and shape."""
     dtype = DTYPES[entry.dtype].torch_dtype
+    assert dtype is not None        # `Checkpoint._compare` refuses types that torch does not have
     aligned = data.clone() if data.storage_offset() % dtype.itemsize else data
     return aligned.view(dtype).view(entry.shape)
 
 
-def decode(stored_as: str, raw: torch.Tensor, scale, dtype: torch.dtype, device,
-           where: str) -> torch.Tensor:
+def decode(stored_as: str, raw: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype,
+           device: Device, where: str) -> torch.Tensor:
     """The numbers of a tensor of safetensors' type `stored_as`, in memory of its own."""
     if stored_as in CODES:
-        decoder = numerics.fp8_decode if stored_as == "F8_E4M3" else numerics.fp4_decode
+        assert scale is not None        # `Checkpoint._compare` has checked that
         try:
-            return decoder(raw.to(device), scale.to(device), dtype)
+            return numerics.decode(raw.to(device), scale.to(device), dtype)
         except MinidsError as error:
             raise MinidsError(f"{where}: {error}") from None
     if stored_as not in FLOATS + INTEGERS:
@@ -344,7 +355,8 @@ def decode(stored_as: str, raw: torch.Tensor, scale, dtype: torch.dtype, device,
 
 # ---- a whole model ----
 
-def load(path, device="cpu", dtype: torch.dtype = torch.float32) -> Model:
+def load(path: str | Path, device: Device = "cpu",
+         dtype: torch.dtype = torch.float32) -> Model:
     """The model of a checkpoint folder, ready to use (in eval mode), on `device`.
 
     Any mixture of BF16, F32, FP8 and FP4 tensors is read. Matrices become `dtype`; what the model
@@ -368,12 +380,12 @@ def load(path, device="cpu", dtype: torch.dtype = torch.float32) -> Model:
     return model.eval()
 
 
-def empty_model(config, dtype: torch.dtype) -> Model:
+def empty_model(config: Config, dtype: torch.dtype) -> Model:
     """A model that takes no memory: its tensors have shapes and types only."""
     return empty(lambda: Model(config), dtype)
 
 
-def empty(make, dtype: torch.dtype):
+def empty(make: Callable[[], Module], dtype: torch.dtype) -> Module:
     """The module that `make()` gives, with tensors that take no memory."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -384,7 +396,7 @@ def empty(make, dtype: torch.dtype):
         torch.set_default_dtype(before)
 
 
-def check_table(table: torch.Tensor, config, where: str) -> None:
+def check_table(table: torch.Tensor, config: Config, where: str) -> None:
     """Raise `MinidsError` unless all numbers of a hash layer's table are experts."""
     if table.min() < 0 or table.max() >= config.n_routed_experts:
         raise MinidsError(f"{where}: expected experts 0 to {config.n_routed_experts - 1}, "

@@ -8,11 +8,13 @@ import torch
 from safetensors.torch import save_file
 
 from minids import numerics
+from minids.config import Config
+from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
 from minids.model import Model
 from minids.weights import layout
 from minids.weights.folder import whole_folder
-from minids.weights.layout import INDEX, SINGLE, count_and_names, scale_name
+from minids.weights.layout import INDEX, SINGLE, Spec, count_and_names, scale_name
 
 FORMATS = ("bf16", "fp32", "v4")
 # as in config.json of the released models
@@ -20,7 +22,8 @@ QUANTISATION = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "
                 "scale_fmt": "ue8m0", "weight_block_size": [128, 128]}
 
 
-def save(model: Model, path, format: str = "bf16", tokenizer=None) -> None:
+def save(model: Model, path: str | Path, format: str = "bf16",
+         tokenizer: Tokenizer | str | Path | None = None) -> None:
     """Write a checkpoint folder, whole or not at all.
 
     An existing checkpoint stays as it is until the new one is complete. `format` says how the
@@ -54,7 +57,7 @@ def save(model: Model, path, format: str = "bf16", tokenizer=None) -> None:
             plain = {name: _plain(t, tensors[name][0], format) for name, t in state.items()}
             save_file(plain, folder / SINGLE, {"format": "pt"})
         _write_json(folder / "config.json", config)
-        if hasattr(tokenizer, "save"):
+        if tokenizer is not None and hasattr(tokenizer, "save"):
             tokenizer.save(folder / "tokenizer.json")
         elif tokenizer is not None:
             shutil.copyfile(tokenizer, folder / "tokenizer.json")
@@ -69,10 +72,11 @@ def _plain(t: torch.Tensor, number_format: str, format: str) -> torch.Tensor:
     return t.detach().to("cpu", dtype).contiguous()
 
 
-def _write_shards(folder: Path, config, state: dict, tensors: dict) -> None:
-    weight_map = {}
+def _write_shards(folder: Path, config: Config, state: dict[str, torch.Tensor],
+                  tensors: dict[str, Spec]) -> None:
+    weight_map: dict[str, str] = {}
     for file, names in layout.shards(config).items():
-        shard = {}
+        shard: dict[str, torch.Tensor] = {}
         for name in names:
             if name in state:       # the others are scales
                 shard |= _released(name, state[name].detach(), tensors[name][0])

@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from tiny import SMALL
 from twin import lively
 
-from minids import Config, Model
+from minids import Config, Model, numerics
 from minids.config import ConfigError
 from minids.model import mhc
+from minids.model.linear import Linear
 from minids.model.moe import balance, sqrt_softplus
 from minids.model.norm import Normalise, rms
 
@@ -232,3 +233,17 @@ def test_other_devices_ways(name, monkeypatch):
     """What a GPU computes with, batched products of many tokens, taken on the CPU."""
     monkeypatch.setattr(mhc, "few", lambda X: True)
     test_gradients_by_hand_are_autograd(name)
+
+
+def test_every_matrix_of_attention_may_be_stored():
+    """Codes that are decoded for each product give what their numbers as parameters give."""
+    model, ids = lively(SMALL, 0).eval(), torch.randint(0, SMALL.vocab_size, (2, 20))
+    matrices = [m for m in model.layers[1].attn.modules() if isinstance(m, Linear)]
+    stored = [numerics.fp8_encode(m.weight) for m in matrices]
+    with torch.no_grad():
+        for matrix, (codes, scale) in zip(matrices, stored):
+            matrix.weight.copy_(numerics.decode(codes, scale))
+        expected = model(ids)
+        for matrix, (codes, scale) in zip(matrices, stored):
+            matrix.store(codes, scale, torch.float32)
+        assert torch.equal(model(ids), expected)

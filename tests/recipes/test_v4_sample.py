@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
-from minids import load
+from minids import MinidsError, load
 from minids.config import CSA_RATE, Config
 from minids.data.tokenizer import Tokenizer
 from minids.model.moe import Gate
-from minids.recipes import v4_sample
+from minids.recipes import books, v4_sample
 from minids.system.paths import DATA, data
 from minids.weights import layout
 from minids.weights.checkpoint import Checkpoint
@@ -76,3 +76,11 @@ def test_a_cut_tokenizer_is_one(tmp_path, vocab_size):
     tokenizer = Tokenizer.load(tmp_path)
     assert tokenizer.vocab_size == vocab_size and tokenizer.eos_id == 1
     assert tokenizer.decode(tokenizer.encode("Über 7 miles\n")) == "Über 7 miles\n"
+
+
+def test_a_recipe_refuses_an_output_that_cannot_be_written_before_it_works(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MinidsError, match="cannot use the folder"):
+        v4_sample.build(tmp_path / "file" / "sample")
+    with pytest.raises(MinidsError, match="cannot write"):
+        books.build(tmp_path / "no such archive", tmp_path / "no" / "documents.jsonl.xz")

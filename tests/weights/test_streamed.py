@@ -12,7 +12,7 @@ from minids.config import Config
 from minids.errors import MinidsError
 from minids.model import Model
 from minids.system.paths import DATA
-from minids.weights.checkpoint import Checkpoint, as_stored
+from minids.weights.checkpoint import Checkpoint, view_bytes
 from minids.weights.folder import LocalFiles
 from minids.weights.header import Entry
 from minids.weights.streamed import Layers, bytes_of_a_pass, report, streamed
@@ -134,9 +134,9 @@ def test_tensors_that_are_not_aligned(tmp_path):
                "first": Entry("I8", (3,), 0, 3)}
     data = LocalFiles(tmp_path).read("file", entries)
     assert data["first"].untyped_storage().data_ptr() == data["odd"].untyped_storage().data_ptr()
-    assert torch.equal(as_stored(data["odd"], entries["odd"]), numbers.view(2, 2))
-    assert as_stored(data["first"], entries["first"]).tolist() == [1, 2, 3]
-    assert as_stored(data["last"], entries["last"]).tolist() == [4]
+    assert torch.equal(view_bytes(data["odd"], entries["odd"]), numbers.view(2, 2))
+    assert view_bytes(data["first"], entries["first"]).tolist() == [1, 2, 3]
+    assert view_bytes(data["last"], entries["last"]).tolist() == [4]
 
 
 def test_a_table_with_an_expert_that_does_not_exist(tmp_path):
