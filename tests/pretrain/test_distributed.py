@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import without_time
 from safetensors.torch import load_file, save_file
-from test_train_features import SETTINGS, change, plain, tokens  # noqa: F401
+from test_train_features import SETTINGS, change, tokens  # noqa: F401
 from tiny import CHOOSING
 
 from minids.pretrain import train as module
@@ -54,7 +55,7 @@ def test_two_processes_train_what_one_trains(tokens, tmp_path):  # noqa: F811
                                    msg=lambda message: f"{name}: {message}")
     assert all(torch.equal(t, load(newest(tmp_path / "two")).state_dict()[name])
                for name, t in zero.items())
-    for record, wanted in zip(plain(read_log(tmp_path / "two")), plain(expected), strict=True):
+    for record, wanted in zip(without_time(read_log(tmp_path / "two")), without_time(expected), strict=True):
         assert record.keys() == wanted.keys()
         assert all(abs(record[key] - wanted[key]) < 1e-4 * abs(wanted[key]) for key in record)
 
