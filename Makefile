@@ -43,7 +43,7 @@ test: $(if $(LESSON),$(READY),lint) ## lint, all tests, all notebooks; one lesso
 	@test -n "$(BOOKS)" || { echo "No lesson $(LESSON): expected two digits, as in LESSON=04"; exit 2; }
 	@$(PYTEST) $(NBVAL) $(if $(LESSON),tests/checks/test_checks_$(LESSON).py,tests) $(BOOKS)
 
-test-fast: $(READY) ## the quick unit tests, without notebooks: under two minutes
+test-fast: $(READY) ## the quick unit tests, without notebooks: two to four minutes
 	@$(PYTEST) -m "not slow" tests
 
 test-all: test ## the same as test, then the teacher's edition: every solution must pass its check
