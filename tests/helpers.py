@@ -27,3 +27,8 @@ def interrupt_at(step):
 def without_time(log):
     """The records of a log without the time they took."""
     return [{key: value for key, value in record.items() if key != "seconds"} for record in log]
+
+
+def said(capsys) -> str:
+    """What was printed since the last time, on one line: messages are wrapped."""
+    return " ".join(capsys.readouterr().out.split())

@@ -47,8 +47,10 @@ def _set_aside(path: Path) -> Path:
     return aside
 
 
-def record(name: str) -> None:
+def record(name: str, verdict: str = "passed", message: str = "") -> None:
     """Record that a check was passed. If that is impossible, print why; the lesson continues."""
+    if verdict != "passed":
+        return
     try:
         passed = read()
         if name not in passed:

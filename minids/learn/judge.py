@@ -4,227 +4,436 @@
 
 A check has the usual mistakes as wrong versions of the function. If an attempt agrees with one of
 them on every random input, the learner made that mistake, and the message names it. The reference's
-code is never shown.
+code is never shown. For how results are compared see `minids.learn.compare`, for the time limit and
+restored state `minids.learn.attempt`.
 """
 
 import copy
+import difflib
+import dis
+import inspect
+import linecache
 import os
+import textwrap
 import traceback
+from dataclasses import dataclass
+from types import CodeType
 
 import torch
 
-from minids.learn import journal
-from minids.learn.checks import find
+from minids import plain
+from minids.learn import journal, mine
+from minids.learn.attempt import TimeIsUp, call
+from minids.learn.checks import PARTS, find
+from minids.learn.compare import Difference, difference, probe
 from minids.learn.exercise import Check, CheckFailed, NotAttempted
 
-_hints_shown: dict[str, int] = {}   # {name of a check: hints that this kernel has shown}
+WIDTH = 90      # columns of a message
+SIZES = ("must match the size", "must match the existing size", "not broadcastable",
+         "is invalid for input of size", "cannot be broadcast")
+EMPTY = {"RESUME", "NOP", "LOAD_CONST", "LOAD_CONST_IMMORTAL", "RETURN_CONST", "RETURN_VALUE",
+         "PRECALL", "COPY_FREE_VARS"}
+
+_attempts: dict[str, object] = {}       # {name of a check: what the learner last handed to it}
+_hints_shown: dict[str, int] = {}       # {name of a check: hints that this kernel has shown}
 
 
 def check(name: str, attempt):
     """Compare `attempt` with the reference of the check `name`, and print the result.
 
     Returns the function to continue with and prints which one it is: the attempt if it passed,
-    otherwise the reference. With MINIDS_STRICT=1, anything but a pass raises `CheckFailed`. Torch's
-    random state does not change.
+    otherwise the reference. If it is handed the reference back, it judges what the learner handed
+    in before. With MINIDS_STRICT=1, anything but a pass raises `CheckFailed`. Global state, such as
+    torch's random state, does not change.
     """
     exercise = find(name)
+    if _is_reference(exercise, attempt):
+        if name not in _attempts:
+            return _fail(exercise, "not attempted", "This is the reference, not your own version. "
+                         "Run the cell with your function first, then this one")
+        attempt = _attempts[name]
+    _attempts[name] = attempt
+    verdict, text = judge(exercise, attempt)
+    if verdict != "passed":
+        return _fail(exercise, verdict, text)
+    journal.record(name, "passed")
+    if name in PARTS:
+        mine.keep(name, attempt)
+    _say(f"[passed] {name}. The notebook goes on with your version.")
+    return attempt
+
+
+def judge(exercise: Check, attempt) -> tuple[str, str]:
+    """(verdict, text): "passed", "not yet" with what is wrong, or "not attempted"."""
     try:
         complaint = _complaint(exercise, attempt)
     except NotAttempted:
-        _hints_shown[name] = max(_hints_shown.get(name, 0), 1)
-        hints = exercise.hints
-        text = f"Hint 1 of {len(hints)}: {hints[0]}" if hints else ""
-        return _fail(exercise, "not attempted", text)
-    if complaint:
-        return _fail(exercise, "not yet", complaint)
-    journal.record(name)
-    print(f"[passed] {name}. The notebook goes on with your version.")
-    return attempt
+        help = f'. Stuck? hint("{exercise.name}") gives the first of {len(exercise.hints)} hints'
+        return "not attempted", help[2:] if exercise.hints else ""
+    return ("not yet", complaint) if complaint else ("passed", "")
 
 
 def hint(name: str) -> None:
     """Print the next hint of an exercise; after the last one it starts again."""
     hints = find(name).hints
     if not hints:
-        print(f"[hint] {name} has no hints.")
+        _say(f"[hint] {name} has no hints.")
         return
     number = _hints_shown.get(name, 0) % len(hints)
     _hints_shown[name] = number + 1
-    print(f"[hint {number + 1} of {len(hints)}] {hints[number]}")
+    journal.record(name, "hint", f"{number + 1} of {len(hints)}")
+    _say(f"[hint {number + 1} of {len(hints)}] {hints[number]}")
 
 
 def demonstrate(name: str, attempt) -> None:
-    """Print what `check` says about an attempt that is not the learner's.
-
-    It does not raise, even with MINIDS_STRICT=1.
-    """
-    strict = os.environ.pop("MINIDS_STRICT", None)
-    try:
-        check(name, attempt)
-    finally:
-        if strict is not None:
-            os.environ["MINIDS_STRICT"] = strict
+    """Print what `check` says about an attempt that is not the learner's; nothing is recorded."""
+    exercise = find(name)
+    verdict, text = judge(exercise, attempt)
+    _say(f"[{verdict}] {name}. {_sentence(text)}".rstrip())
 
 
 def _fail(exercise: Check, verdict: str, text: str):
-    message = f"[{verdict}] {exercise.name}. {text}".rstrip()
+    journal.record(exercise.name, verdict, text)
+    message = f"[{verdict}] {exercise.name}. {_sentence(text)}".rstrip()
     if os.environ.get("MINIDS_STRICT") == "1":
         raise CheckFailed(message)
-    print(f"{message}\nThe notebook goes on with the reference.")
+    _say(message)
+    _say("The notebook goes on with the reference.")
     return exercise.reference
 
 
+def _sentence(text: str) -> str:
+    return text if not text or text[-1] in ".?!" else f"{text}."
+
+
+def _say(text: str) -> None:
+    print(textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False))
+
+
+# ---- is there an attempt, and whose is it? ----
+
+def _is_reference(exercise: Check, attempt) -> bool:
+    """Whether this is the reference, or a function of minids.plain, instead of the learner's."""
+    if not callable(attempt):
+        return False
+    function = inspect.unwrap(attempt)
+    ours = [inspect.unwrap(exercise.reference), *plain.FUNCTIONS.values()]
+    return any(function is one for one in ours)
+
+
+def _codes(attempt) -> set[CodeType]:
+    """The code objects of an attempt: of a function, or of a class with its methods."""
+    function = inspect.unwrap(attempt)
+    owners = vars(function).values() if isinstance(function, type) else [function]
+    codes, todo = set(), [code for owner in owners
+                          if isinstance(code := getattr(owner, "__code__", None), CodeType)]
+    while todo:
+        code = todo.pop()
+        codes.add(code)
+        todo += [const for const in code.co_consts if isinstance(const, CodeType)]
+    return codes
+
+
+def _is_empty(attempt) -> bool:
+    """Whether the function has no more than a docstring, `pass`, or a constant to return."""
+    code = getattr(inspect.unwrap(attempt), "__code__", None)
+    return code is not None and all(step.opname in EMPTY for step in dis.get_instructions(code))
+
+
+def _calls_reference(exercise: Check, attempt) -> str | None:
+    """The name under which an attempt uses the reference that `check` handed back, if it does."""
+    reference = inspect.unwrap(exercise.reference)
+    space = getattr(inspect.unwrap(attempt), "__globals__", {})
+    if space.get("__name__", "").startswith("minids."):
+        return None         # a known mistake, not a learner's function
+    for code in _codes(attempt):
+        for name in code.co_names:
+            if callable(space.get(name)) and inspect.unwrap(space[name]) is reference:
+                return name
+    return None
+
+
+# ---- judging ----
+
+@dataclass
+class Outcome:
+    """What an attempt did in one case, and what is wrong with it (None if nothing is)."""
+
+    label: str
+    args: tuple
+    expected: object
+    result: object
+    used: tuple             # the arguments after the call
+    problem: str | None = None
+    difference: Difference | None = None
+
+
 def _complaint(exercise: Check, attempt) -> str | None:
-    """None if every case agrees, otherwise one line that says what is wrong."""
+    """None if every case agrees, otherwise what is wrong."""
     if attempt is None or attempt is ...:
         raise NotAttempted
     if not callable(attempt):
         return (f"Expected a function, found {type(attempt).__name__}: pass the function itself, "
-                "without calling it.")
-    complaint, outcomes = None, []
-    for label, args in _cases(exercise):
-        expected = _call(exercise.reference, args)
-        args_used = copy.deepcopy(args)
-        result = _outcome(attempt, args_used)
-        if (result is None or result is ...) and not outcomes:
-            raise NotAttempted
-        outcomes.append((args, result))
-        if complaint is None:
-            problem = _problem(result, expected, args_used, args, exercise)
-            complaint = f"In the case \"{label}\"{problem}" if problem else None
-    if complaint is None:
-        return None
-    for message, version in exercise.mistakes.items():
-        if all(_same(version, args, result, exercise) for args, result in outcomes):
-            return f"Likely: {message}."
-    return complaint
+                "without calling it")
+    if name := _calls_reference(exercise, attempt):
+        return f"It calls the reference (as `{name}`): write the function yourself"
+    outcomes = []
+    for label, args in cases(exercise):
+        outcome = _try(exercise, attempt, label, args, first=not outcomes)
+        outcomes.append(outcome)
+        if isinstance(outcome.result, TimeIsUp):
+            return outcome.problem
+    wrong = [outcome for outcome in outcomes if outcome.problem]
+    if wrong:
+        return _named(exercise, outcomes) or _described(exercise, attempt, wrong)
+    return _gradient_complaint(exercise, attempt) if exercise.gradient else None
 
 
-def _outcome(attempt, args):
+def cases(exercise: Check) -> list:
+    """The cases with fresh arguments, the same ones on every call: (label, arguments)."""
+    return call(lambda: list(exercise.cases(torch.Generator().manual_seed(0))), ())
+
+
+def _try(exercise: Check, attempt, label: str, args, first: bool) -> Outcome:
+    """Run one case. Raises `NotAttempted` if it is the first and shows that nothing is written."""
+    expected = call(exercise.reference, copy.deepcopy(args))
+    used = copy.deepcopy(args)
+    result = _result(attempt, used)
+    outcome = Outcome(label, args, expected, result, used)
+    if first and _shows_a_stub(attempt, result):
+        raise NotAttempted
+    case = f'In the case "{label}"'
+    if isinstance(result, TimeIsUp):
+        outcome.problem = f"{case} it did not finish in time: is there a loop that never ends?"
+    elif isinstance(result, BaseException):
+        outcome.problem = f"{case} it raised {_error(exercise, attempt, args, result)}"
+    elif result is None and expected is not None:
+        outcome.problem = f"{case} it returned None: is a `return` missing?"
+    elif found := _differ(exercise, result, expected):
+        outcome.problem, outcome.difference = f"{case}: {found}", found
+    elif _differ(exercise, used, args):
+        outcome.problem = (f"{case} it changes its own input: work on a copy, without in-place "
+                           "operations")
+    return outcome
+
+
+def _result(attempt, args):
     """What the attempt returns, or the exception that it raises."""
     try:
-        return _call(attempt, args)
-    except NotImplementedError as error:
-        if _raised_by_torch(error):
-            return error
-        raise NotAttempted from None
-    except Exception as error:  # whatever a learner's code raises is an outcome here
+        return call(attempt, args)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a learner's code raises is a result here
         return error
 
 
-def _problem(result, expected, args_used, args, exercise: Check) -> str | None:
-    """What is wrong in one case: an error, a different result, or changed arguments."""
-    if isinstance(result, Exception):
-        return f" it raised {type(result).__name__}: {_first_line(result)}"
-    if difference := _difference(result, expected, exercise):
-        return f": {difference}"
-    if _difference(args_used, args, exercise):
-        return " it changes its own input: work on a copy, without in-place operations."
+def _shows_a_stub(attempt, result) -> bool:
+    if isinstance(result, NotImplementedError):
+        *_, (frame, _) = traceback.walk_tb(result.__traceback__)
+        return frame.f_code in _codes(attempt)
+    return result is ... or result is None and _is_empty(attempt)
+
+
+def _differ(exercise: Check, actual, expected) -> Difference | None:
+    return difference(actual, expected, exercise.atol, exercise.rtol)
+
+
+# ---- errors in words ----
+
+def _error(exercise: Check, attempt, args, error: BaseException) -> str:
+    """The error's name and message, its line, and what may have caused it."""
+    text = f"{type(error).__name__}: {_message(error)}"
+    if isinstance(error, TypeError) and (advice := _signature_advice(exercise, attempt, args)):
+        return f"{text}. {advice}"
+    if line := _line(attempt, error):
+        text += f", in the line `{line}`"
+    if suggestion := _nearest(attempt, error):
+        return f"{text}. Did you mean `{suggestion}`?"
+    if any(words in text for words in SIZES):
+        return f"{text}. Is keepdim=True, or `[:, None]`, missing?"
+    return text
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return (str(error).strip().splitlines() or ["(no message)"])[0][:160].rstrip(".")
+    except Exception:
+        return "(its message cannot be shown)"
+
+
+def _line(attempt, error: BaseException) -> str:
+    """The last line of the learner's own code that the error passed through."""
+    codes = _codes(attempt)
+    for frame, number in reversed(list(traceback.walk_tb(error.__traceback__))):
+        if frame.f_code in codes:
+            return linecache.getline(frame.f_code.co_filename, number).strip()[:70]
+    return ""
+
+
+def _nearest(attempt, error: BaseException) -> str | None:
+    """A name that exists and looks like the one that does not."""
+    name = getattr(error, "name", None)
+    if isinstance(error, NameError) and name:
+        names = [*getattr(inspect.unwrap(attempt), "__globals__", {})]
+        for code in _codes(attempt):
+            names += [*code.co_varnames, *code.co_freevars]
+    elif isinstance(error, AttributeError) and name:
+        names = dir(error.obj)
+    else:
+        return None
+    return next(iter(difflib.get_close_matches(name, set(names) - {name}, 1, 0.7)), None)
+
+
+def _signature_advice(exercise: Check, attempt, args) -> str | None:
+    """What is wrong with the parameters, if the arguments do not fit them or their order."""
+    try:
+        signature = inspect.signature(attempt)
+        wanted = [*inspect.signature(exercise.reference).parameters][:len(args)]
+    except (TypeError, ValueError):
+        return None
+    try:
+        signature.bind(*args)
+    except TypeError:
+        return f"The check calls it with ({', '.join(wanted)}); yours takes {signature}"
+    return _exchanged(signature, wanted)
+
+
+def _exchanged(signature: inspect.Signature, wanted: list[str]) -> str | None:
+    """What to say of parameters that stand in another order."""
+    have = [*signature.parameters][:len(wanted)]
+    if have != wanted and sorted(have) == sorted(wanted):
+        return f"It should take ({', '.join(wanted)}), in this order; yours takes {signature}"
     return None
 
 
-def _raised_by_torch(error: Exception) -> bool:
-    """Whether the error comes from torch, as when a module without forward is called."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return frame.f_globals.get("__name__", "").partition(".")[0] == "torch"
+# ---- values in words ----
 
-
-def _cases(exercise: Check):
-    """The cases with fresh arguments, the same ones on every call."""
-    return list(exercise.cases(torch.Generator().manual_seed(0)))
-
-
-def _call(function, args):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return function(*args)
-
-
-def _same(version, args, result, exercise: Check) -> bool:
-    """Whether a wrong version and the attempt agree: equal results, or errors of the same type."""
+def _described(exercise: Check, attempt, wrong: list[Outcome]) -> str:
+    """A sentence on the first wrong case, with what all the wrong values have in common."""
+    first = wrong[0]
+    if first.difference is None:
+        return first.problem
     try:
-        wrong = _call(version, copy.deepcopy(args))
-    except Exception as error:
-        return type(result) is type(error)
-    return not isinstance(result, Exception) and not _difference(result, wrong, exercise)
+        wanted = [*inspect.signature(exercise.reference).parameters][:len(first.args)]
+        if advice := _exchanged(inspect.signature(attempt), wanted):
+            return advice
+    except (TypeError, ValueError):
+        pass
+    pairs = [outcome.difference.pair for outcome in wrong
+             if outcome.difference and outcome.difference.place == first.difference.place]
+    if len(pairs) == len(wrong) and all(pairs) and (text := probe(pairs)):
+        return f'In the case "{first.label}"{_at(first.difference)}: {text}'
+    return first.problem
 
 
-def _difference(actual, expected, exercise: Check) -> str | None:
-    """The first difference: of type, length, shape, dtype, then values. None if there is none."""
-    if isinstance(expected, dict):
-        if not isinstance(actual, dict) or set(actual) != set(expected):
-            return f"expected a dict with the keys {sorted(expected)}, found {_kind(actual)}."
-        return _first_difference(((f"[{key!r}]", actual[key], expected[key]) for key in expected),
-                                 exercise)
-    if isinstance(expected, (tuple, list)):
-        if not isinstance(actual, (tuple, list)) or len(actual) != len(expected):
-            return f"expected {len(expected)} results, found {_kind(actual)}."
-        return _first_difference(((f"result {i + 1}: ", a, b)
-                                  for i, (a, b) in enumerate(zip(actual, expected))), exercise)
-    if isinstance(expected, torch.Tensor):
-        return _tensor_difference(actual, expected, exercise)
-    if isinstance(expected, (int, float)) and isinstance(actual, (int, float, torch.Tensor)):
-        if isinstance(actual, torch.Tensor) and actual.numel() != 1:
-            return f"expected one number, found {_kind(actual)}."
-        if isinstance(actual, int) and isinstance(expected, int):
-            # Counts are exact, and may be too large for float32.
-            return None if actual == expected else f"the number is off by {actual - expected:+,}."
-        a, b = torch.tensor(float(actual)), torch.tensor(float(expected))
-        return _value_difference(a, b, exercise)
-    if isinstance(expected, torch.nn.Module):
-        if not isinstance(actual, torch.nn.Module):
-            return f"expected a module, found {_kind(actual)}."
-        return _difference(dict(actual.state_dict()), dict(expected.state_dict()), exercise)
-    try:
-        same = bool(actual == expected)
-    except (RuntimeError, TypeError, ValueError):
-        return None     # objects that cannot be compared
-    if same:
+def _at(found: Difference) -> str:
+    return f", {found.place}" if found.place else ""
+
+
+def _named(exercise: Check, outcomes: list[Outcome]) -> str | None:
+    """The known mistake that the attempt makes in all cases, or in most of its wrong ones."""
+    wrong = [outcome for outcome in outcomes if outcome.problem]
+    right = [outcome for outcome in outcomes if not outcome.problem]
+    best, most = None, 0.5
+    for message, version in exercise.mistakes.items():
+        agreed = [_agreement(exercise, version, outcome) for outcome in wrong]
+        if not all(_agreement(exercise, version, outcome) for outcome in right):
+            continue        # the attempt is right where this mistake is wrong
+        evidence = "finite" in agreed or len(right) >= len(wrong)
+        if all(agreed) and evidence:
+            return f"Likely: {message}"
+        share = agreed.count("finite") / len(wrong)
+        if share > most:
+            best, most = message, share
+    return f"Perhaps: {best}" if best else None
+
+
+def _agreement(exercise: Check, version, outcome: Outcome) -> str | None:
+    """How a wrong version agrees with the attempt in one case: not at all if None.
+
+    "finite": results with finite values, or errors, that are the same. "nan": results whose only
+    values are nan or inf; they are weak evidence, for many mistakes lead there.
+    """
+    used = copy.deepcopy(outcome.args)
+    result = _result(version, used)
+    if isinstance(result, BaseException):
+        same_error = type(result) is type(outcome.result)
+        return "finite" if same_error and _message(result) == _message(outcome.result) else None
+    if isinstance(outcome.result, BaseException) or _differ(
+            exercise, (outcome.result, outcome.used), (result, used)):
         return None
-    return f"expected what the reference gives, found a different {_kind(actual)}."
+    return "finite" if _has_finite(result) else "nan"
 
 
-def _first_difference(items, exercise: Check) -> str | None:
-    """The first difference of some (name, actual, expected)."""
-    for name, actual, expected in items:
-        if text := _difference(actual, expected, exercise):
-            return f"{name}{text}"
-    return None
+def _has_finite(value) -> bool:
+    """Whether a result has a value that is not nan or inf."""
+    tensors = list(_tensors(value))
+    return not tensors or any(t.isfinite().any() for t in tensors if t.numel()) or not any(
+        t.numel() for t in tensors)
 
 
-def _tensor_difference(actual, expected: torch.Tensor, exercise: Check) -> str | None:
-    if not isinstance(actual, torch.Tensor):
-        return f"expected a tensor of shape {tuple(expected.shape)}, found {_kind(actual)}."
-    if actual.shape != expected.shape:
-        return f"expected shape {tuple(expected.shape)}, found {tuple(actual.shape)}."
-    if actual.dtype != expected.dtype:
-        return f"expected dtype {expected.dtype}, found {actual.dtype}."
-    return _value_difference(actual, expected, exercise)
+# ---- gradients ----
 
-
-def _value_difference(actual: torch.Tensor, expected: torch.Tensor, exercise: Check) -> str | None:
-    if not expected.is_floating_point():
-        wrong = int((actual != expected).sum())
-        return f"{wrong} of {expected.numel()} values differ." if wrong else None
-    a, b = actual.detach().double(), expected.detach().double()
-    # In bfloat16 another order of operations may round differently.
-    rtol = max(exercise.rtol, 2 * torch.finfo(expected.dtype).eps)
-    if torch.allclose(a, b, rtol=rtol, atol=exercise.atol, equal_nan=True):
-        return None
-    if not torch.isfinite(a[torch.isfinite(b)]).all():
-        return "the result has inf or nan where the reference is finite."
-    largest = (a - b).abs().nan_to_num().max()
-    return ("shape and dtype are right, the values are not: "
-            f"the largest difference is {largest:.3g}.")
-
-
-def _kind(value) -> str:
+def _tensors(value):
+    """All floating-point tensors in a result or in arguments, in order."""
     if isinstance(value, torch.Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
-    if isinstance(value, (tuple, list)):
-        return f"{len(value)} values in a {type(value).__name__}"
-    return type(value).__name__
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["(no message)"])[0][:160]
+def _gradient_complaint(exercise: Check, attempt) -> str | None:
+    """What is wrong with gradients in the first case where something is; the values are right."""
+    for label, args in cases(exercise):
+        try:
+            wanted = _gradients(exercise.reference, args)
+        except Exception:
+            continue        # the reference cannot be differentiated in this case
+        if wanted is None or not all(grad.isfinite().all() for grad in wanted):
+            continue
+        if not any(grad.any() for grad in wanted):
+            continue        # nothing to find
+        case = f'The values are right, but in the case "{label}"'
+        found = _result(lambda: _gradients(attempt, args), ())
+        if isinstance(found, BaseException):
+            return f"{case}, with inputs that require gradients, it raised " \
+                   f"{_error(exercise, attempt, args, found)}"
+        if found is None:
+            return (f"{case} no gradient passes through your function: is a result detached, or "
+                    "computed by .item(), NumPy, or under no_grad?")
+        if not all(_same_gradient(a, b) for a, b in zip(found, wanted)):
+            return (f"{case} its gradient is wrong: is a part detached that should not be, or the "
+                    "other way round?")
+    return None
+
+
+def _gradients(function, args) -> list[torch.Tensor] | None:
+    """Gradients of a weighted sum of all results with respect to the floating-point inputs.
+
+    None if no result requires grad.
+    """
+    used = copy.deepcopy(args)
+    inputs = [tensor.requires_grad_() for tensor in _tensors(used)]
+    results = call(function, used)
+    results = [tensor for tensor in _tensors(results) if tensor.requires_grad and tensor.numel()]
+    if not inputs or not results:
+        return None
+    generator = torch.Generator().manual_seed(1)
+    total = sum((result.float() * torch.randn(result.shape, generator=generator)).sum()
+                for result in results)
+    grads = torch.autograd.grad(total, inputs, allow_unused=True)
+    return [torch.zeros_like(x) if grad is None else grad for x, grad in zip(inputs, grads)]
+
+
+def _same_gradient(actual, expected) -> bool:
+    """Whether two gradients agree, up to rounding in another order of operations."""
+    if not expected.numel():
+        return True
+    eps = max(1e-3, 4 * torch.finfo(expected.dtype).eps)
+    largest = expected.abs().max().item()
+    return torch.allclose(actual, expected, rtol=2 * eps, atol=1e-5 + eps * largest)

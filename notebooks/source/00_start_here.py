@@ -381,7 +381,7 @@ active_share = check("start.active_share", active_share)
 # | --- | --- | --- |
 # | `[passed]` | all cases agree | the notebook goes on with *your* function |
 # | `[not yet]` | something differs; the usual mistakes are named | the notebook goes on with the reference |
-# | `[not attempted]` | the exercise is empty; here is the first hint | the notebook goes on with the reference |
+# | `[not attempted]` | the exercise is empty | the notebook goes on with the reference |
 #
 # So you never get stuck. This is what two wrong attempts hear:
 

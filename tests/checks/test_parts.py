@@ -11,7 +11,7 @@ from twin import lively
 from minids import plain
 from minids.learn import checks, course
 from minids.learn.checks import PARTS, attention, csa, find, hca, mhc, moe, whole
-from minids.learn.judge import _cases, _difference
+from minids.learn.judge import _differ, cases
 from minids.system import paths
 
 LESSON_OF = {name: lesson for lesson, names in checks.lessons().items() for name in names}
@@ -48,8 +48,8 @@ def test_the_reference_is_the_function_of_plain(name):
 ])
 def test_a_version_that_makes_mistakes_makes_none_by_itself(name, version):
     exercise = find(name)
-    for label, args in _cases(exercise):
-        assert _difference(version(*args), exercise.reference(*args), exercise) is None, label
+    for label, args in cases(exercise):
+        assert _differ(exercise, version(*args), exercise.reference(*args)) is None, label
 
 
 @cache
