@@ -316,9 +316,8 @@ def _order(pairs) -> str | None:
 def _rows(pairs) -> str | None:
     """Whether only the first, or all but the first (or last), along some axis are right."""
     for axis in range(-1, -min(a.ndim for a, _ in pairs) - 1, -1):
-        right = [torch.isclose(a, b, rtol=1e-4, atol=1e-5).movedim(axis, 0).reshape(a.shape[axis], -1)
-                 .all(1)
-                 for a, b in pairs]
+        right = [torch.isclose(a, b, rtol=1e-4, atol=1e-5).transpose(axis, 0).flatten(1).all(1)
+                 if a.ndim > 1 else torch.isclose(a, b, rtol=1e-4, atol=1e-5) for a, b in pairs]
         if not all(len(r) >= 3 and r.any() for r in right):
             continue
         which = f"along axis {axis}"

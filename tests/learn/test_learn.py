@@ -16,6 +16,7 @@ from minids.learn.judge import check
 from minids.show import style
 from minids.system import paths, process
 
+
 def solved(name):
     """A right answer that is not the reference itself."""
     reference = find(name).reference
