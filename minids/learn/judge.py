@@ -336,7 +336,9 @@ def _named(exercise: Check, outcomes: list[Outcome]) -> str | None:
     right = [outcome for outcome in outcomes if not outcome.problem]
     best, most = None, 0.5
     for message, version in exercise.mistakes.items():
-        agreed = [_agreement(exercise, version, outcome) for outcome in wrong]
+        agreed = _agreements(exercise, version, wrong)
+        if agreed.count(None) * 2 >= len(wrong):
+            continue
         if not all(_agreement(exercise, version, outcome) for outcome in right):
             continue        # the attempt is right where this mistake is wrong
         evidence = "finite" in agreed or len(right) >= len(wrong)
@@ -346,6 +348,16 @@ def _named(exercise: Check, outcomes: list[Outcome]) -> str | None:
         if share > most:
             best, most = message, share
     return f"Perhaps: {best}" if best else None
+
+
+def _agreements(exercise: Check, version, wrong: list[Outcome]) -> list[str | None]:
+    """How a wrong version agrees in each wrong case; it stops when half of them disagree."""
+    agreed = []
+    for outcome in wrong:
+        agreed.append(_agreement(exercise, version, outcome))
+        if agreed.count(None) * 2 >= len(wrong):
+            break
+    return agreed
 
 
 def _agreement(exercise: Check, version, outcome: Outcome) -> str | None:

@@ -51,7 +51,7 @@ def test_every_known_mistake_is_named(name, message, capsys):
     exercise = find(name)
     assert check(name, exercise.mistakes[message]) is exercise.reference
     out = said(capsys)
-    assert out.startswith(f"[not yet] {name}. Likely: {message}.")
+    assert out.startswith(f"[not yet] {name}. Likely: {message.rstrip('.')}.")
     assert "goes on with the reference" in out
     assert journal.read() == {}
 
