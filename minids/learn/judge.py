@@ -37,7 +37,7 @@ def check(name: str, attempt):
         return _fail(exercise, "not attempted", text)
     if complaint:
         return _fail(exercise, "not yet", complaint)
-    journal.record(name)
+    journal.record(name, "passed")
     print(f"[passed] {name}. The notebook goes on with your version.")
     return attempt
 
