@@ -4,8 +4,8 @@ Each subcommand is a function that adds its flags (`train_flags`) and one that r
 (`train_command`). Only the flags of the chosen subcommand are added, and a function imports only
 what its job needs: beyond the package itself, which imports torch, `minids --help` loads nothing.
 
-Exit status: 0 done; 1 done, but problems were found (`doctor`, `course lint`, `mine --check`); 2 bad input,
-reported in one line on stderr; 130 interrupted; 141 the output pipe was closed.
+Exit status: 0 done; 1 done, but problems were found (`doctor`, `course lint`, `mine --check`); 2
+bad input, reported in one line on stderr; 130 interrupted; 141 the output pipe was closed.
 """
 
 import argparse
@@ -214,8 +214,9 @@ def course_lint(args) -> int:
 def progress_flags(command) -> None:
     command.add_argument("--json", action="store_true", help="print it for programs")
     command.add_argument("--all", type=Path, metavar="DIR",
-                         help="for a teacher: a folder that holds a folder for each learner, their "
-                              "MINIDS_HOME or a home with .minids in it; who needs help comes first")
+                         help="for a teacher: a folder that holds a folder for each learner "
+                              "(MINIDS_HOME, or a home with .minids in it); who is stuck comes "
+                              "first")
 
 
 def progress_command(args) -> None:
@@ -223,8 +224,10 @@ def progress_command(args) -> None:
 
     from minids.learn import report
 
-    found = report.classroom(args.all) if args.all else report.learner()
-    show = report.show_classroom if args.all else report.show
+    if args.all is not None:
+        found, show = report.classroom(args.all), report.show_classroom
+    else:
+        found, show = report.learner(), report.show
     print(json.dumps(found, indent=1) if args.json else show(found))
 
 
@@ -651,7 +654,7 @@ COMMANDS = {        # the function that runs it, the function that adds its flag
     "doctor": (doctor_command, None, "check that this machine is ready for the course"),
     "lab": (lab_command, None, "open the course in JupyterLab"),
     "progress": (progress_command, progress_flags, "show which exercises are passed"),
-    "mine": (mine_command, mine_flags, "write my_v4.py, the model made of the functions that you wrote"),
+    "mine": (mine_command, mine_flags, "write my_v4.py, the model with the functions you wrote"),
     "train": (train_command, train_flags, "pre-train a model, or resume a run that was stopped"),
     "sft": (sft_command, sft_flags, "fine-tune a model on worked answers, in three thinking modes"),
     "grpo": (grpo_command, grpo_flags, "train a fine-tuned model on the rewards of its answers"),

@@ -144,7 +144,7 @@ def train(module, seconds: float = 60) -> list[float]:
             batch = torch.from_numpy(batch_of(tokens, BATCH, LENGTH, 0, len(losses)))
             losses.append(_step(model, adamw, batch))
             bar.update(min(passed, seconds) - bar.n)
-            bar.set_postfix_str(f", step {len(losses)}, loss {losses[-1]:.2f}")
+            bar.set_postfix_str(f"step {len(losses)}, loss {losses[-1]:.2f}")
     print(f"{len(losses)} steps of {BATCH * LENGTH} tokens: the loss has gone from {losses[0]:.2f} "
           f"to {sum(losses[-10:]) / len(losses[-10:]):.2f} nats per token")
     print(f"A text that it writes:\n{write(model.eval(), 'And the ')}")
@@ -181,4 +181,4 @@ def write(model, prompt: str, tokens: int = 80) -> str:
     for _ in range(tokens):
         logits = model(torch.tensor([ids]))[:, -1]
         ids.append(int(sample(logits, temperature=0.7, top_p=0.9, generator=rng)))
-    return tokenizer.decode(ids)
+    return tokenizer.decode(ids[1:])

@@ -12,7 +12,7 @@ import torch
 from tiny import SMALL
 from twin import lively, twin
 
-from minids import MinidsError, plain
+from minids import MinidsError, cli, plain
 from minids.learn import course, mine, trial
 from minids.learn.checks import PARTS
 from minids.system import paths
@@ -554,3 +554,26 @@ def test_training_with_a_fault_ends_in_one_line(own_home):
     keep("attention.angles", "def angles(positions):\n    return positions")
     with pytest.raises(MinidsError, match="my_v4 raised TypeError.*minids mine --check"):
         trial.train(mine.load(), seconds=1)
+
+
+# ---- the command ----
+
+
+def test_the_command_writes_the_file_and_the_table(own_home, tmp_path, monkeypatch, capsys):
+    keep("attention.angles", ANGLES.format(""))
+    monkeypatch.setenv("MINIDS_WORK", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["mine"]) == 0
+    out = capsys.readouterr().out
+    assert f"1 of {len(mine.FUNCTIONS)} functions are yours" in out
+    assert f"your model is in {tmp_path / 'my_v4.py'}" in out
+    assert max(map(len, out.splitlines()[:-1])) <= 90
+    assert (tmp_path / "my_v4.py").read_text() == mine.assemble().text
+    assert cli.main(["mine", "--out", str(tmp_path / "missing" / "x.py")]) == 2
+    assert "cannot write" in capsys.readouterr().err
+
+
+def test_the_status_of_check(own_home, tmp_path, monkeypatch):
+    for equal, status in ((True, 0), (False, 1)):
+        monkeypatch.setattr(trial, "check", lambda model: equal)
+        assert cli.main(["mine", "--check", "--out", str(tmp_path / "my_v4.py")]) == status
