@@ -13,7 +13,7 @@ from tiny import SMALL
 from twin import lively, twin
 
 from minids import MinidsError, cli, plain
-from minids.learn import course, mine, trial
+from minids.learn import course, mine, sources, trial
 from minids.learn.checks import PARTS
 from minids.system import paths
 
@@ -256,6 +256,37 @@ def test_a_passed_function_is_called_where_a_later_one_uses_it(own_home):
     model = mine.assemble()
     assert model.text.count("def sinkhorn") == 1 and "_maps__" not in model.text
     assert_is_the_model(mine.as_module(model.text))
+
+
+def test_rename_leaves_local_names_and_text_alone():
+    text = """
+K = 3
+
+
+@same
+def h(x, y: K = K):
+    a = [h(i) for i in range(K)]        # h and K stay: \N{SNOWMAN}
+    \N{LATIN SMALL LETTER E WITH ACUTE} = K; b = {K: h for K in a}
+    g = lambda h: h + K
+    return f"{K} and {h(x)!r:>{K}}" if x else (g, x.h, dict(K=K,
+        h=h(
+            K)))
+"""
+    renamed = """
+LIMIT = 3
+
+
+@same
+def one(x, y: LIMIT = LIMIT):
+    a = [one(i) for i in range(LIMIT)]        # h and K stay: \N{SNOWMAN}
+    \N{LATIN SMALL LETTER E WITH ACUTE} = LIMIT; b = {K: one for K in a}
+    g = lambda h: h + LIMIT
+    return f"{LIMIT} and {one(x)!r:>{LIMIT}}" if x else (g, x.h, dict(K=LIMIT,
+        h=one(
+            LIMIT)))
+"""
+    assert sources.rename(text, {"h": "one", "K": "LIMIT"}) == renamed
+    assert sources.global_names(text) == ["same", "K", "range", "h", "dict"]
 
 
 def test_a_lambda_and_a_function_of_another_name(own_home):
