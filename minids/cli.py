@@ -4,8 +4,8 @@ Each subcommand is a function that adds its flags (`train_flags`) and one that r
 (`train_command`). Only the flags of the chosen subcommand are added, and a function imports only
 what its job needs: beyond the package itself, which imports torch, `minids --help` loads nothing.
 
-Exit status: 0 done; 1 done, but problems were found (`doctor`, `course lint`); 2 bad input,
-reported in one line on stderr; 130 interrupted; 141 the output pipe was closed.
+Exit status: 0 done; 1 done, but problems were found (`doctor`, `course lint`, `mine --check`); 2
+bad input, reported in one line on stderr; 130 interrupted; 141 the output pipe was closed.
 """
 
 import argparse
@@ -209,6 +209,47 @@ def course_lint(args) -> int:
     findings = lint()
     print("\n".join(findings) if findings else "all notebooks follow the rules")
     return 1 if findings else 0
+
+
+def progress_flags(command) -> None:
+    command.add_argument("--json", action="store_true", help="print it for programs")
+    command.add_argument("--all", type=Path, metavar="DIR",
+                         help="for a teacher: a folder that holds a folder for each learner "
+                              "(MINIDS_HOME, or a home with .minids in it); who is stuck comes "
+                              "first")
+
+
+def progress_command(args) -> None:
+    import json
+
+    from minids.learn import report
+
+    if args.all is not None:
+        found, show = report.classroom(args.all), report.show_classroom
+    else:
+        found, show = report.learner(), report.show
+    print(json.dumps(found, indent=1) if args.json else show(found))
+
+
+def mine_flags(command) -> None:
+    add = command.add_argument
+    add("--out", type=Path, metavar="FILE",
+        help="file to write (default: my_v4.py in the folder of your lessons)")
+    add("--check", action="store_true",
+        help="compare its logits with minids and transformers, and name the functions at fault")
+    add("--train", action="store_true", help="train it for a minute on the shipped text")
+
+
+def mine_command(args) -> int:
+    from minids.learn import mine, trial
+
+    model = mine.assemble()
+    path = mine.write(model, args.out)
+    print(f"{mine.table(model)}\nyour model is in {path}", flush=True)
+    equal = trial.check(model) if args.check else True
+    if args.train:
+        trial.train(mine.as_module(model.text))
+    return 0 if equal else 1
 
 
 # ---- pre-training ----
@@ -612,6 +653,8 @@ def gpu_or_cpu(args):
 COMMANDS = {        # the function that runs it, the function that adds its flags or jobs, its help
     "doctor": (doctor_command, None, "check that this machine is ready for the course"),
     "lab": (lab_command, None, "open the course in JupyterLab"),
+    "progress": (progress_command, progress_flags, "show which exercises are passed"),
+    "mine": (mine_command, mine_flags, "write my_v4.py, the model with the functions you wrote"),
     "train": (train_command, train_flags, "pre-train a model, or resume a run that was stopped"),
     "sft": (sft_command, sft_flags, "fine-tune a model on worked answers, in three thinking modes"),
     "grpo": (grpo_command, grpo_flags, "train a fine-tuned model on the rewards of its answers"),

@@ -500,9 +500,10 @@ def with_parts(parts):
     """The functions above, with `parts` in place of those of the same names.
 
     The functions call each other by name. So that `maps` calls the `sinkhorn` among the parts,
-    each function is copied, and the copies look names up in a dictionary that holds the parts.
-    The effect is that of replacing the text of `sinkhorn` in this file, but the originals stay
-    as they are. The code of a part itself calls what is defined where that part was written.
+    each function of this file is copied, and the copies look names up in a dictionary that
+    holds the parts. The effect is that of replacing the text of `sinkhorn` in this file, but the
+    originals stay as they are. The code of a part itself calls what is defined where that part
+    was written.
     """
     for name, part in parts.items():
         if name not in FUNCTIONS:
@@ -512,8 +513,10 @@ def with_parts(parts):
     if not parts:
         return SimpleNamespace(**FUNCTIONS)
     names = dict(globals())
-    for name, f in FUNCTIONS.items():
-        names[name] = FunctionType(f.__code__, names, name, f.__defaults__, f.__closure__)
+    for name, f in globals().items():
+        if isinstance(f, FunctionType) and f.__globals__ is globals():
+            names[name] = FunctionType(f.__code__, names, name, f.__defaults__, f.__closure__)
+            names[name].__kwdefaults__ = f.__kwdefaults__
     names.update(parts)
     return SimpleNamespace(**{name: names[name] for name in FUNCTIONS})
 

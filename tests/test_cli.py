@@ -47,7 +47,8 @@ def refused(capsys, *argv) -> str:
 
 
 @pytest.mark.parametrize("command", [
-    "", "doctor", "lab", "train", "sft", "grpo", "distill", "lifecycle", "generate", "eval",
+    "", "doctor", "lab", "progress", "mine", "train", "sft", "grpo", "distill", "lifecycle",
+    "generate", "eval",
     "course", "course build", "course lint", "real", "real info", "real fetch", "real layer",
     "real run"])
 def test_each_command_has_help(command, capsys):

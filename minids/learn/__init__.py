@@ -1,7 +1,9 @@
-"""For lessons: exercise checks with hints, progress, the doctor, building and linting notebooks."""
+"""For lessons: exercise checks with hints, progress, a model of the learner's own functions, the
+doctor, building and linting notebooks."""
 
+from minids.learn import mine
 from minids.learn.doctor import versions
 from minids.learn.journal import progress
 from minids.learn.judge import check, hint
 
-__all__ = ["check", "hint", "progress", "versions"]
+__all__ = ["check", "hint", "mine", "progress", "versions"]

@@ -41,7 +41,11 @@ def notebooks() -> Path:
 
 def home() -> Path:
     """The learner's own folder, made when it is missing; progress is kept here."""
-    path = Path(os.environ.get("MINIDS_HOME") or Path.home() / ".minids")
+    try:
+        path = Path(os.environ.get("MINIDS_HOME") or Path.home() / ".minids")
+    except RuntimeError:                # HOME is not set, and the system does not know this user
+        raise MinidsError("no home folder is known for this user: set MINIDS_HOME to a folder you "
+                          "can write to") from None
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

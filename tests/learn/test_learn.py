@@ -1,6 +1,5 @@
-"""Progress, the doctor, threads, and the descriptions of figures."""
+"""The doctor, threads, and the descriptions of figures."""
 
-import json
 import os
 import subprocess
 import sys
@@ -8,58 +7,9 @@ import sys
 import pytest
 
 from minids.errors import MinidsError
-from minids.learn import checks, journal
-from minids.learn.checks import find
 from minids.learn.doctor import doctor
-from minids.learn.journal import progress
-from minids.learn.judge import check
 from minids.show import style
 from minids.system import paths, process
-
-
-def solved(name):
-    """A right answer that is not the reference itself."""
-    reference = find(name).reference
-    return lambda *args: reference(*args)
-
-
-def test_progress_counts_and_keeps_the_first_date(own_home, capsys):
-    file = own_home / "progress.json"
-    old = {"whole.rms_norm": "2020-01-01", "of.another.version": "2020-01-01"}
-    file.write_text(json.dumps({"passed": old}))
-    check("whole.rms_norm", solved("whole.rms_norm"))
-    check("whole.sqrtsoftplus", solved("whole.sqrtsoftplus"))
-    passed = json.loads(file.read_text())["passed"]
-    assert passed["whole.rms_norm"] == passed["of.another.version"] == "2020-01-01"
-    assert passed["whole.sqrtsoftplus"] > "2020-01-01"
-    total = len(checks.lessons()["08_whole_model"])
-    assert journal.summary()["08_whole_model"] == (2, total)
-    progress()
-    assert f"2 of {total}" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("damage", ["", "{", "[]", "null", '{"passed": 3}',
-                                    '{"passed": {"a": {}}}', "\udcff"])
-def test_damaged_progress_is_set_aside_and_never_lost(own_home, damage, capsys):
-    file = own_home / "progress.json"
-    raw = damage.encode("utf-8", "surrogateescape")
-    file.write_bytes(raw)
-    check("whole.rms_norm", solved("whole.rms_norm"))
-    message = "was not readable. It is kept as progress.damaged-1.json"
-    assert message in capsys.readouterr().out
-    assert (own_home / "progress.damaged-1.json").read_bytes() == raw
-    assert list(journal.read()) == ["whole.rms_norm"]
-    file.write_bytes(raw)
-    assert journal.read() == {}
-    assert (own_home / "progress.damaged-2.json").read_bytes() == raw
-
-
-def test_a_home_that_cannot_be_written_does_not_stop_the_lesson(tmp_path, monkeypatch, capsys):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("MINIDS_HOME", str(tmp_path / "file" / "below"))
-    attempt = solved("whole.rms_norm")
-    assert check("whole.rms_norm", attempt) is attempt
-    assert "[progress] not saved: cannot make the folder" in capsys.readouterr().out
 
 
 def test_the_doctor_names_each_problem_and_its_remedy(tmp_path, monkeypatch, capsys):
