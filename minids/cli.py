@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import importlib.util
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -205,7 +204,7 @@ def course_jobs(command) -> None:
     build.add_argument("--keep", action="store_true",
                        help="keep the outputs of lessons in which only text has changed")
     add_command(jobs, "lint", course_lint, "check that the notebooks follow the rules")
-    update = add_command(jobs, "update", course_update, "bring newer lessons, and keep your answers",
+    update = add_command(jobs, "update", course_update, "bring newer lessons",
                          "Bring newer lessons into your copies, and keep your answers.")
     update.add_argument("names", nargs="*", metavar="LESSON",
                         help="lessons, such as 07 (default: all)")
@@ -665,6 +664,6 @@ COMMANDS = {        # the function that runs it, the function that adds its flag
                   "pre-train, train specialists, distil them into one model, and evaluate"),
     "generate": (generate_command, generate_flags, "continue a prompt"),
     "eval": (eval_command, eval_flags, "evaluate a model: problems, stories, plain text, drafts"),
-    "course": (None, course_jobs, "update your copies of the lessons; build or check the shipped ones"),
+    "course": (None, course_jobs, "update your copies of the lessons; build and check lessons"),
     "real": (None, real_jobs, "read the released weights, on the Hub or in a folder"),
 }
