@@ -30,12 +30,22 @@ def lab(lesson: str | None = None, options=()) -> int:
         folder = work.prepare()
         name = work.lessons([lesson or "00"])[0]
         print(f"Your copies of the lessons are in {folder}", flush=True)
-        # As jupyterlab's own handler asks before it stops, Ctrl-C must not end this process first.
-        before = signal.signal(signal.SIGINT, lambda *_: None)
-        try:
-            return subprocess.call(command(folder, name, options), env=env)
-        finally:
-            signal.signal(signal.SIGINT, before)
+        return wait_for(subprocess.Popen(command(folder, name, options), env=env))
+
+
+def wait_for(server: subprocess.Popen) -> int:
+    """Wait for the end of JupyterLab; returns its exit status.
+
+    It asks before it ends on Ctrl-C, so this process must not end first. A request to terminate is
+    passed on.
+    """
+    handlers = {signal.SIGINT: lambda *_: None, signal.SIGTERM: lambda *_: server.terminate()}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        return server.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def command(folder: Path, lesson: str, options=()) -> list[str]:
