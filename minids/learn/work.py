@@ -245,7 +245,8 @@ def parse(raw: bytes):
     try:
         notebook = nbformat.reads(raw.decode("utf-8"), as_version=4)
         return notebook if texts(notebook) else None
-    except Exception:       # nbformat raises whatever it stumbles over
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError,
+            nbformat.ValidationError):      # nbformat raises whatever it stumbles over
         return None
 
 
