@@ -25,10 +25,10 @@ SETTINGS = Path(__file__).with_name("lab_config")
 def lab(lesson: str | None = None, options=()) -> int:
     """Open JupyterLab at the learner's copy of a lesson, and wait for its end. Returns its exit
     status. `options` are passed on to JupyterLab."""
+    name = work.lessons([lesson or "00"])[0]
+    folder = work.prepare()
     with ExitStack() as stack:
         env = environment(stack)
-        folder = work.prepare()
-        name = work.lessons([lesson or "00"])[0]
         print(f"Your copies of the lessons are in {folder}", flush=True)
         return wait_for(subprocess.Popen(command(folder, name, options), env=env))
 

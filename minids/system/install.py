@@ -148,12 +148,12 @@ def make_venv(venv: Path) -> None:
         print("It was made in another folder: it is adapted to this one.", flush=True)
     elif venv.exists():
         print("An earlier set-up did not finish or is damaged: it starts again.", flush=True)
-    clear = ["--clear"] if not works or WINDOWS else []
-    # A moved one keeps its packages, so it needs the Python that they were installed for.
-    maker = os.path.realpath(python) if moved and not WINDOWS else sys._base_executable
-    run([maker, "-m", "venv", *clear, str(venv)], venv.parent)
-    if moved and not WINDOWS:
+    if moved and not WINDOWS:       # keep the packages, and the Python they were installed for
+        maker = os.path.realpath(python)
+        run([maker, "-m", "venv", "--without-pip", str(venv)], venv.parent)
         repair_scripts(venv)
+    else:
+        run([sys._base_executable, "-m", "venv", "--clear", str(venv)], venv.parent)
 
 
 def belongs(venv: Path) -> bool:
