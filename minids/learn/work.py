@@ -140,15 +140,32 @@ class Copy:
             say(f"{self.name}: your copy could not be read. It is kept as {kept.name}, and the "
                 f"lesson starts again.")
         self.write(self.shipped)
+        if before := self.under_another_number():
+            kept = keep(before.read_bytes(), before, "old")
+            self.carry(read(self.records / before.name), read(before), say)
+            before.unlink()
+            say(f"{before.stem} is now {self.name}, with your answers. Your old copy is kept as "
+                f"{kept.name}.")
+
+    def under_another_number(self):
+        """The path of a copy from when the lesson had another number; None if there is none."""
+        subject, known = self.name.partition("_")[2], lessons()
+        found = [path for path in self.path.parent.glob(f"[0-9][0-9]_{subject}.ipynb")
+                 if path.stem not in known and read(path)]
+        return found[0] if found else None
 
     def update(self, say) -> None:
         """Bring the shipped lesson, with the learner's answers."""
         with atomic_write(self.records / f"{self.name}.before-update.ipynb") as part:
             part.write_bytes(self.path.read_bytes())
-        notebook, unplaced = carry.merge(self.base, self.mine, self.shipped)
+        self.carry(self.base, self.mine, say)
+        say(f"{self.name}: updated, with your answers. {RELOAD}")
+
+    def carry(self, base, mine, say) -> None:
+        """Write the shipped lesson with the answers in `mine`, which came from `base`."""
+        notebook, unplaced = carry.merge(base, mine, self.shipped)
         kept = self.keep_unplaced(unplaced)
         self.write(notebook)
-        say(f"{self.name}: updated, with your answers. {RELOAD}")
         if kept:
             say(f"{self.name}: {len(unplaced)} of your cells had no place in it, see {kept.name}")
 

@@ -355,6 +355,20 @@ def test_outputs_and_folds_are_the_learners_where_they_changed_them():
     assert merged.metadata["widgets"]["state"]["state"] == {"mine": 1, "new": 1}
 
 
+def test_a_lesson_with_another_number_takes_the_answers_along(course, capsys):
+    work.prepare()
+    edit(course, answer)
+    git(course, "mv", "notebooks/07_double.ipynb", "notebooks/09_double.ipynb")
+    release(course, "09_double")
+    work.prepare()
+    assert cell(copy_of(course, "09_double"), "a-double").source == ANSWER
+    assert not (course / "work" / "07_double.ipynb").exists()
+    assert cell(copy_of(course, "07_double.old-1"), "a-double").source == ANSWER
+    assert "07_double is now 09_double, with your answers" in capsys.readouterr().out
+    work.update()
+    assert "09_double: up to date" in capsys.readouterr().out
+
+
 # ---- reset, status, names ----
 
 def test_a_reset_keeps_the_old_copy_beside(course, capsys):
