@@ -139,10 +139,12 @@ class Copy:
             kept = keep(self.path.read_bytes(), self.path, "unreadable")
             say(f"{self.name}: your copy could not be read. It is kept as {kept.name}, and the "
                 f"lesson starts again.")
-        self.write(self.shipped)
-        if before := self.under_another_number():
+        before = self.under_another_number()
+        if before is None:
+            self.write(self.shipped)
+        else:
             kept = keep(before.read_bytes(), before, "old")
-            self.carry(read(self.records / before.name), read(before), say)
+            self.bring(read(self.records / before.name), read(before), say)
             before.unlink()
             say(f"{before.stem} is now {self.name}, with your answers. Your old copy is kept as "
                 f"{kept.name}.")
@@ -158,10 +160,10 @@ class Copy:
         """Bring the shipped lesson, with the learner's answers."""
         with atomic_write(self.records / f"{self.name}.before-update.ipynb") as part:
             part.write_bytes(self.path.read_bytes())
-        self.carry(self.base, self.mine, say)
+        self.bring(self.base, self.mine, say)
         say(f"{self.name}: updated, with your answers. {RELOAD}")
 
-    def carry(self, base, mine, say) -> None:
+    def bring(self, base, mine, say) -> None:
         """Write the shipped lesson with the answers in `mine`, which came from `base`."""
         notebook, unplaced = carry.merge(base, mine, self.shipped)
         kept = self.keep_unplaced(unplaced)

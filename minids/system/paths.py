@@ -57,10 +57,15 @@ def work() -> Path:
     the clone is read-only or belongs to someone else.
     """
     if named := os.environ.get("MINIDS_WORK"):
-        return _made(Path(named).absolute(), "MINIDS_WORK")
-    if NOTEBOOKS.is_dir() and _own(ROOT):
-        return _made(ROOT / "work", "MINIDS_WORK")
-    return _made(home() / "work", "MINIDS_WORK")
+        path = Path(named).absolute()
+    elif NOTEBOOKS.is_dir() and _own(ROOT):
+        path = ROOT / "work"
+    else:
+        path = home() / "work"
+    path = _made(path, "MINIDS_WORK")
+    if not os.access(path, os.W_OK):
+        raise MinidsError(f"cannot write to {path}. Set MINIDS_WORK to a folder you can write to")
+    return path
 
 
 def _own(folder: Path) -> bool:

@@ -479,7 +479,8 @@ def test_without_git_the_file_is_the_lesson(course, monkeypatch):
 def test_copies_of_a_course_that_cannot_be_written_to_are_in_the_home(course, own_home,
                                                                        monkeypatch):
     real = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and real(path, mode))
+    monkeypatch.setattr(os, "access", lambda path, mode: real(path, mode) and (
+        mode != os.W_OK or not Path(path).is_relative_to(course)))
     assert work.prepare() == own_home / "work"
     assert nbformat.read(own_home / "work" / "07_double.ipynb", as_version=4) == lesson()
     assert not (course / "work").exists()
@@ -495,7 +496,11 @@ def test_the_environment_names_another_folder(course, tmp_path, monkeypatch):
     monkeypatch.setenv("MINIDS_WORK", str(tmp_path / "here" / "deep"))
     assert work.prepare() == tmp_path / "here" / "deep"
     monkeypatch.setenv("MINIDS_WORK", str(course / ".gitignore"))
-    with pytest.raises(MinidsError, match="Set MINIDS_WORK to a folder"):
+    with pytest.raises(MinidsError, match="cannot make .* Set MINIDS_WORK to a folder"):
+        paths.work()
+    monkeypatch.setenv("MINIDS_WORK", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(MinidsError, match="cannot write to .* Set MINIDS_WORK to a folder"):
         paths.work()
 
 
