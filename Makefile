@@ -53,7 +53,7 @@ lint: setup ## check style (ruff), types (mypy, if it is configured) and lessons
 bench: setup ## benchmarks: run them on an otherwise idle machine
 	@$(PY) -m pytest -s --override-ini addopts= tests/benchmarks
 
-clean: ## remove .venv and caches; notebooks, data and runs/ stay
+clean: ## remove .venv and caches; notebooks, data, work and runs stay
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 	find notebooks -name .ipynb_checkpoints -prune -exec rm -rf {} +
