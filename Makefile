@@ -3,12 +3,13 @@
 
 VENV   := .venv
 PY     := $(VENV)/bin/python
-READY  := $(VENV)/.ready
 # The first Python of a supported version; to use another: `make lab PYTHON=/path/to/python`.
-PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11 python; do \
+PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11 python $(PY); do \
             "$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && { echo "$$p"; break; }; done)
 # `make lab CPU=1`: torch without CUDA, a tenth of the download on Linux.
-PIP_OPTIONS := $(if $(CPU),--extra-index-url https://download.pytorch.org/whl/cpu)
+# `make setup WHEELS=wheelhouse`: without a network, from a folder made by `pip download`.
+# PIP_OPTIONS: anything else that pip should be told, such as "--index-url https://mirror.example/simple".
+SETUP   = $(if $(CPU),--cpu) $(if $(WHEELS),--wheels "$(WHEELS)") $(PIP_OPTIONS)
 # nbval runs each notebook and compares its outputs with the stored ones, character by character.
 NBVAL  := --nbval --nbval-current-env --nbval-cell-timeout 300 --nbval-sanitize-with tests/nbval.cfg
 # `make test LESSON=04` tests one lesson. The names of its notebooks begin with its number.
@@ -20,49 +21,39 @@ PYTEST  = home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && MINIDS_HOME="$$ho
 .PHONY: help setup lab test test-fast test-all lessons lint bench clean
 
 help: ## print this list
-	@grep -E '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 12
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' Makefile
 
-setup: $(READY) ## create .venv and install the pinned packages
-
-$(READY): requirements.txt pyproject.toml
+setup: ## create .venv and install the pinned packages, or repair what is there
 	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 found. Install one, or name one: make lab PYTHON=/path/to/python"; exit 2; }
-	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments (no ensurepip)."; \
-	  echo "On Debian and Ubuntu: sudo apt install python3-venv. Or name another Python: make lab PYTHON=/path/to/python"; exit 2; }
-	@echo "Setting up $(VENV) with $$($(PYTHON) --version), once: the download of torch takes minutes on a slow line ..."
-	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	@start=$$(date +%s); \
-	  $(PY) -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -r requirements.txt && \
-	  $(PY) -m pip install --quiet --disable-pip-version-check --no-deps -e . && \
-	  echo "Ready after $$(( $$(date +%s) - start )) s; $(VENV) takes $$(du -sh $(VENV) | cut -f1)."
-	@touch $@
+	@"$(PYTHON)" minids/system/install.py $(SETUP)
 
-lab: $(READY) ## open the course in JupyterLab (ARGS="--no-browser" and the like are passed on)
-	@$(PY) -m jupyterlab --ServerApp.root_dir=. notebooks/00_start_here.ipynb $(ARGS)
+lab: setup ## open the course in JupyterLab: make lab LESSON=07 ARGS="--no-browser"
+	@$(PY) -m minids lab $(LESSON) $(ARGS)
 
-test: $(if $(LESSON),$(READY),lint) ## lint, all tests, all notebooks; one lesson: make test LESSON=04
+test: $(if $(LESSON),setup,lint) ## lint, all tests, all notebooks; one lesson: make test LESSON=04
 	@test -n "$(BOOKS)" || { echo "No lesson $(LESSON): expected two digits, as in LESSON=04"; exit 2; }
 	@$(PYTEST) $(NBVAL) $(if $(LESSON),tests/checks/test_checks_$(LESSON).py,tests) $(BOOKS)
 
-test-fast: $(READY) ## the quick unit tests, without notebooks: two to four minutes
+test-fast: setup ## the quick unit tests, without notebooks: two to four minutes
 	@$(PYTEST) -m "not slow" tests
 
 test-all: test ## the same as test, then the teacher's edition: every solution must pass its check
 	@export MINIDS_STRICT=1; $(PYTEST) $(NBVAL) $(call BOOKS,solutions/)
 
-lessons: $(READY) ## build both editions of all lessons, or of some: make lessons LESSONS="00 08"
+lessons: setup ## build both editions of all lessons, or of some: make lessons LESSONS="00 08"
 	@$(PY) -m minids course build $(LESSONS)
 	@$(PY) -m minids course lint
 
-lint: $(READY) ## check style (ruff), types (mypy, if it is configured) and lessons
-	@$(VENV)/bin/ruff check .
-	@$(VENV)/bin/ruff check --select F --ignore F401,F811 --config 'exclude=[]' notebooks/source
-	@! grep -q '^\[tool\.mypy\]' pyproject.toml || $(VENV)/bin/mypy
+lint: setup ## check style (ruff), types (mypy, if it is configured) and lessons
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff check --select F --ignore F401,F811 --config 'exclude=[]' notebooks/source
+	@! grep -q '^\[tool\.mypy\]' pyproject.toml || $(PY) -m mypy
 	@$(PY) -m minids course lint
 
-bench: $(READY) ## benchmarks: run them on an otherwise idle machine
+bench: setup ## benchmarks: run them on an otherwise idle machine
 	@$(PY) -m pytest -s --override-ini addopts= tests/benchmarks
 
-clean: ## remove .venv and caches; notebooks, data and runs/ stay
+clean: ## remove .venv and caches; notebooks, data, work and runs stay
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 	find notebooks -name .ipynb_checkpoints -prune -exec rm -rf {} +

@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import importlib.util
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -51,9 +50,11 @@ def main(argv=None) -> int:
     try:
         try:
             argv = sys.argv[1:] if argv is None else argv
+            argv, options = options_of_lab(list(argv))
             args, unknown = parser(argv).parse_known_args(argv)
             if unknown:
                 args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+            args.options = options
             return args.run(args) or 0
         finally:
             sys.stdout.flush()
@@ -170,13 +171,26 @@ def doctor_command(args) -> int:
     return 0 if doctor() else 1
 
 
-def lab_command(args) -> int:
-    from minids.system.paths import notebooks
+def lab_flags(command) -> None:
+    command.usage = "minids lab [-h] [LESSON] [OPTION OF JUPYTERLAB ...]"
+    command.add_argument("lesson", nargs="?", metavar="LESSON",
+                         help="the lesson to open, such as 07 (default: 00)")
+    command.epilog = "JupyterLab gets all other options, such as --no-browser or --port 8890."
 
-    need_packages("jupyterlab")
-    first = notebooks() / "00_start_here.ipynb"
-    root = f"--ServerApp.root_dir={first.parent.parent}"
-    return subprocess.call([sys.executable, "-m", "jupyterlab", root, str(first)])
+
+def lab_command(args) -> int:
+    need_packages("jupyterlab", "jupytext", "nbclient", "nbformat")
+    from minids.learn.lab import lab
+
+    return lab(args.lesson, args.options)
+
+
+def options_of_lab(argv: list[str]) -> tuple[list[str], list[str]]:
+    """(the arguments for minids, those that `minids lab` passes on to JupyterLab)."""
+    if argv[:1] != ["lab"] or {"-h", "--help"} & set(argv[1:2]):
+        return argv, []
+    own = 2 if argv[1:] and not argv[1].startswith("-") else 1
+    return argv[:own], argv[own:]
 
 
 def course_jobs(command) -> None:
@@ -190,6 +204,14 @@ def course_jobs(command) -> None:
     build.add_argument("--keep", action="store_true",
                        help="keep the outputs of lessons in which only text has changed")
     add_command(jobs, "lint", course_lint, "check that the notebooks follow the rules")
+    update = add_command(jobs, "update", course_update, "bring newer lessons",
+                         "Bring newer lessons into your copies, and keep your answers.")
+    update.add_argument("names", nargs="*", metavar="LESSON",
+                        help="lessons, such as 07 (default: all)")
+    reset = add_command(jobs, "reset", course_reset, "start a lesson again",
+                        "Start a lesson again. Your old copy is kept beside the new one.")
+    reset.add_argument("name", metavar="LESSON", help="the lesson, such as 07")
+    add_command(jobs, "status", course_status, "say which lessons you changed, and which are old")
 
 
 def course_build(args) -> None:
@@ -250,6 +272,27 @@ def mine_command(args) -> int:
     if args.train:
         trial.train(mine.as_module(model.text))
     return 0 if equal else 1
+
+
+def course_update(args) -> None:
+    need_packages("jupytext", "nbclient", "nbformat")
+    from minids.learn.work import update
+
+    update(args.names)
+
+
+def course_reset(args) -> None:
+    need_packages("jupytext", "nbclient", "nbformat")
+    from minids.learn.work import reset
+
+    reset(args.name)
+
+
+def course_status(args) -> None:
+    need_packages("jupytext", "nbclient", "nbformat")
+    from minids.learn.work import status
+
+    status()
 
 
 # ---- pre-training ----
@@ -652,7 +695,7 @@ def gpu_or_cpu(args):
 
 COMMANDS = {        # the function that runs it, the function that adds its flags or jobs, its help
     "doctor": (doctor_command, None, "check that this machine is ready for the course"),
-    "lab": (lab_command, None, "open the course in JupyterLab"),
+    "lab": (lab_command, lab_flags, "open your copies of the lessons in JupyterLab"),
     "progress": (progress_command, progress_flags, "show which exercises are passed"),
     "mine": (mine_command, mine_flags, "write my_v4.py, the model with the functions you wrote"),
     "train": (train_command, train_flags, "pre-train a model, or resume a run that was stopped"),
@@ -664,6 +707,6 @@ COMMANDS = {        # the function that runs it, the function that adds its flag
                   "pre-train, train specialists, distil them into one model, and evaluate"),
     "generate": (generate_command, generate_flags, "continue a prompt"),
     "eval": (eval_command, eval_flags, "evaluate a model: problems, stories, plain text, drafts"),
-    "course": (None, course_jobs, "build or check the notebooks"),
+    "course": (None, course_jobs, "update your copies of the lessons; build and check lessons"),
     "real": (None, real_jobs, "read the released weights, on the Hub or in a folder"),
 }

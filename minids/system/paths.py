@@ -1,9 +1,10 @@
-"""Where things are: the clone's folders and the learner's own folder.
+"""Where things are: the clone's folders and the learner's own.
 
 The course lives in a clone of the repository and the package is installed from there
-(`pip install -e .`), so corpus, tokenizer and checkpoints are in `data/` beside the package. Two
+(`pip install -e .`), so corpus, tokenizer and checkpoints are in `data/` beside the package. Three
 environment variables override this: `MINIDS_DATA` names another data folder, `MINIDS_HOME` another
-place for progress (otherwise `~/.minids`).
+place for progress (otherwise `~/.minids`), and `MINIDS_WORK` another place for the learner's copies
+of the lessons (otherwise `work/` in the clone).
 """
 
 import os
@@ -43,12 +44,41 @@ def home() -> Path:
     """The learner's own folder, made when it is missing; progress is kept here."""
     try:
         path = Path(os.environ.get("MINIDS_HOME") or Path.home() / ".minids")
-    except RuntimeError:                # HOME is not set, and the system does not know this user
-        raise MinidsError("no home folder is known for this user: set MINIDS_HOME to a folder you "
-                          "can write to") from None
+    except RuntimeError:        # no HOME, and no entry in the list of users
+        raise MinidsError("this user has no home folder. Set MINIDS_HOME to a folder you can "
+                          "write to") from None
+    return _made(path, "MINIDS_HOME")
+
+
+def work() -> Path:
+    """The folder of the learner's copies of the lessons, made when it is missing.
+
+    It is `MINIDS_WORK`, or `work/` in a clone of the learner's own, or `work/` in `home()` where
+    the clone is read-only or belongs to someone else.
+    """
+    if named := os.environ.get("MINIDS_WORK"):
+        path = Path(named).absolute()
+    elif NOTEBOOKS.is_dir() and _own(ROOT):
+        path = ROOT / "work"
+    else:
+        path = home() / "work"
+    path = _made(path, "MINIDS_WORK")
+    if not os.access(path, os.W_OK):
+        raise MinidsError(f"cannot write to {path}. Set MINIDS_WORK to a folder you can write to")
+    return path
+
+
+def _own(folder: Path) -> bool:
+    """Whether a folder can be written to and is this user's. The superuser owns everything."""
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    return os.access(folder, os.W_OK) and user in (0, folder.stat().st_uid)
+
+
+def _made(path: Path, variable: str) -> Path:
+    """`path`, made when it is missing. The message of a failure names the variable to set."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MinidsError(f"cannot make the folder {path}: {error.strerror}. "
-                          f"Set MINIDS_HOME to a folder you can write to") from error
+                          f"Set {variable} to a folder you can write to") from error
     return path

@@ -284,10 +284,16 @@ def test_the_environments_have_the_same_pins():
     lines = (paths.ROOT / "requirements.txt").read_text().split()
     pins = dict(line.split("==") for line in lines if "==" in line)
     environment = (paths.ROOT / "environment.yml").read_text()
+    binder = (paths.ROOT / ".binder" / "requirements.txt").read_text()
     assert "- -r requirements.txt" in environment and "- -e ." in environment
-    assert "==" not in environment
-    project = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
-    texts = sum(project["optional-dependencies"].values(), project["dependencies"])
+    assert "\n-r ../requirements.txt\n-e .\n" in binder
+    assert "==" not in environment + binder
+    for text in (environment, binder):          # torch without CUDA: five gigabytes less
+        assert "--extra-index-url https://download.pytorch.org/whl/cpu" in text
+    settings = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())
+    project = settings["project"]
+    texts = sum(project["optional-dependencies"].values(),
+                project["dependencies"] + settings["build-system"]["requires"])
     bounds = [Requirement(text) for text in texts if not text.startswith("minids[")]
     assert {bound.name for bound in bounds} == set(pins)
     assert [str(bound) for bound in bounds if not bound.specifier.contains(pins[bound.name])] == []
