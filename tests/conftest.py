@@ -12,9 +12,10 @@ import minids  # noqa: F401
 
 @pytest.fixture(autouse=True)
 def own_home(tmp_path_factory, monkeypatch):
-    """Keep tests away from the progress of the person who runs them, and from strict mode."""
+    """Keep tests away from progress and lessons of the person who runs them, and from strict mode."""
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("MINIDS_HOME", str(home))
+    monkeypatch.setenv("MINIDS_WORK", str(home / "work"))
     monkeypatch.delenv("MINIDS_STRICT", raising=False)
     return home
 

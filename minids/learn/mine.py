@@ -305,7 +305,7 @@ def write(model: Model, out: Path | None = None) -> Path:
 
     A file there that `write` did not make, or that was edited since, is kept beside it.
     """
-    path = Path(out) if out else _folder() / "my_v4.py"
+    path = Path(out) if out else paths.work() / "my_v4.py"
     check_writable(path)
     try:
         before = path.read_text(encoding="utf-8")
@@ -322,13 +322,6 @@ def write(model: Model, out: Path | None = None) -> Path:
         print(f"{path} had been edited: it is kept as {aside.name}")
     write_text(path, model.text)
     return path
-
-
-def _folder() -> Path:
-    """The folder of the learner's lessons; the current one where there is none."""
-    work = getattr(paths, "work", Path.cwd)()
-    work.mkdir(parents=True, exist_ok=True)
-    return work
 
 
 def _digest(text: str) -> str:
