@@ -14,6 +14,7 @@ import torch
 
 from minids.errors import MinidsError
 from minids.inference.sampling import check, enough_threads, nucleus
+from minids.system.devices import has_all_types
 
 
 @dataclass
@@ -83,8 +84,8 @@ def rollouts(model, prompts, max_new: int, temperature: float = 1.0, top_p: floa
     training = model.training
     model.eval()
     try:
-        fields = _sample(model, prompts, noise.to(model.embed.weight.device).double(), temperature,
-                         top_p, record)
+        fields = _sample(model, prompts, noise.to(model.embed.weight.device), temperature, top_p,
+                         record)
     finally:
         model.train(training)
     return Rollouts(**{name: _outside_inference(value) for name, value in fields.items()})
@@ -131,8 +132,7 @@ def _sample(model, prompts, noise, temperature, top_p, record) -> dict:
     for t in range(max_new):
         allowed = allowed_ids(logits, temperature, top_p)
         logp = log_distribution(logits, temperature, allowed)                       # b vocab
-        cdf = logp.double().exp().cumsum(-1)
-        token = torch.searchsorted(cdf, cdf[:, -1:] * noise[rows, t, None], right=True)     # b 1
+        token = inverse_cdf(logp, noise[rows, t, None])                             # b 1
         here = rows[alive]
         ids[here, P + t] = token[alive, 0]
         logprobs[here, t] = logp.gather(1, token)[alive, 0]
@@ -157,6 +157,17 @@ def _sample(model, prompts, noise, temperature, top_p, record) -> dict:
                 temperature=temperature,
                 experts=[e[:, : T - 1].flatten(0, 1) for e in experts] if record else None,
                 allowed=None if masks is None else masks[:, : T - P])
+
+
+def inverse_cdf(logp, noise):
+    """The token of each row at which the cumulated probabilities exceed its noise: b 1.
+
+    logp: b vocab; noise: b 1, uniform. Summed in float64, on the CPU where the device has none.
+    """
+    where = logp.device if has_all_types(logp.device) else "cpu"
+    cdf = logp.to(where).double().exp().cumsum(-1)
+    token = torch.searchsorted(cdf, cdf[:, -1:] * noise.to(where).double(), right=True)
+    return token.to(logp.device)
 
 
 def log_distribution(logits, temperature: float, allowed=None):
