@@ -29,7 +29,7 @@ from minids.posttrain.sft import worked
 from minids.posttrain.teachers import Teachers, Texts
 from minids.pretrain.batches import IGNORED
 from minids.pretrain.losses import mean, mtp_loss
-from minids.pretrain.run_folder import prepare, read_log, write_log
+from minids.pretrain.run_folder import locked, prepare, read_log, write_log
 from minids.system import distributed
 from minids.weights.checkpoint import load
 from minids.weights.digest import digest
@@ -315,11 +315,12 @@ def average_run(school: Teachers, settings: DistillConfig, out: Path, digests: d
                 tokenizer: Tokenizer) -> list[Validation]:
     """The method "average" as a run: a model and a log, no steps."""
     model = average([school.model(family) for family in settings.families])
-    prepare(out, {"config": model.config.to_json(), "settings": dataclasses.asdict(settings),
-                  "teachers": digests}, resume)
-    if (out / "model").is_dir():
-        return read_log(out)
-    log = [{"step": 0} | record for record in validate_families(model, tokenizer, settings)]
-    write_log(out, log)
-    save(model, out / "model", format=settings.format, tokenizer=tokenizer)
-    return log
+    with locked(out):
+        prepare(out, {"config": model.config.to_json(), "settings": dataclasses.asdict(settings),
+                      "teachers": digests}, resume)
+        if (out / "model").is_dir():
+            return read_log(out)
+        log = [{"step": 0} | record for record in validate_families(model, tokenizer, settings)]
+        write_log(out, log)
+        save(model, out / "model", format=settings.format, tokenizer=tokenizer)
+        return log

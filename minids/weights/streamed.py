@@ -5,9 +5,10 @@
 
 At most two layers are in memory. A file is read from its first byte to its last. Routed experts
 stay as they are stored, in FP4 or FP8, and are decoded one by one as they are used: a layer of
-V4-Flash takes 3.6 GB. On a device without float8 they are decoded as they are read. The results are those of `minids.load`, bit for bit. Generation works too,
-but reads the whole model for each token. The path to a GPU has not been tested on one. To fetch
-files from the Hub see `minids.weights.checkpoint`.
+V4-Flash takes 3.6 GB. On a device without float8 they are decoded as they are read. The results are
+those of `minids.load`, bit for bit. Generation works too, but reads the whole model for each token.
+The path to a GPU has not been tested on one. To fetch files from the Hub see
+`minids.weights.checkpoint`.
 """
 
 from concurrent.futures import ThreadPoolExecutor

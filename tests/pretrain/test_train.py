@@ -72,7 +72,7 @@ def test_interrupt_saves_and_goes_on_exactly(tokens, tmp_path, whole):
 
 def test_what_a_run_leaves(tokens, whole):
     out, log = whole
-    assert sorted(p.name for p in out.iterdir()) == ["log.jsonl", "model", "run.json",
+    assert sorted(p.name for p in out.iterdir()) == [".lock", "log.jsonl", "model", "run.json",
                                                      "step-000007"]
     assert [r["step"] for r in log if "loss" in r] == list(range(1, 8))
     assert [r["step"] for r in log if "valid_loss" in r] == [3, 6, 7]
