@@ -14,6 +14,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from errno import EINVAL
 from pathlib import Path
 
 from minids.errors import MinidsError
@@ -63,7 +64,10 @@ def main(argv=None) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"minids: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 130
-    except BrokenPipeError:         # as in `minids ... | head`
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError) and (os.name != "nt" or error.errno != EINVAL):
+            raise
+        # a closed pipe, as in `minids ... | head`; Windows calls it an invalid argument
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # for the flush at exit
         return 141
 
@@ -472,8 +476,8 @@ def eval_command(args) -> None:
     tokenizer, model = Tokenizer.load(folder), load(folder, device)
     card = report(model, tokenizer, modes=tuple(args.modes), count=args.problems,
                   samples=args.samples, difficulties=tuple(args.difficulties), seed=args.seed)
-    write_text(out, json.dumps({"model": str(args.model or SHIPPED)} | card, indent=2) + "\n")
     print(table(card))
+    write_text(out, json.dumps({"model": str(args.model or SHIPPED)} | card, indent=2) + "\n")
     print(f"the report is in {out}")
 
 

@@ -27,7 +27,8 @@ SPELLINGS = {
     "as we write it": spelled(),
     "as released": old(),
     "lists of another model's layers": spelled(
-        num_hidden_layers=2, layer_types=[HCA, CSA] * 20, mlp_layer_types=["hash_moe"] + ["moe"] * 39),
+        num_hidden_layers=2, layer_types=[HCA, CSA] * 20,
+        mlp_layer_types=["hash_moe"] + ["moe"] * 39),
     "ratios of another model's layers": old(
         num_hidden_layers=3, compress_ratios=list(FLASH.compress_ratios)),
     "ratios without MTP": old(compress_ratios=[128, 4, 128, 4]),
@@ -72,8 +73,9 @@ def test_spellings_are_read_as_transformers_reads_them(name):
     (old(num_hash_layers=-1), "num_hash_layers must be a whole number of at least 0, found -1"),
     (spelled(compress_rate_csa=8), "compress_rate_csa: expected 4"),
     (spelled(compress_rate_hca=2), "compress_rate_hca: expected more than 4"),
-    (spelled(compress_rates={CSA: 8}), r"compress_rates\[compressed_sparse_attention\]: expected 4"),
-    (old(compress_ratios=[0, 4, 16, 4], compress_rate_hca=8), "compress_ratios: expected at most 8"),
+    (spelled(compress_rates={CSA: 8}), rf"compress_rates\[{CSA}\]: expected 4"),
+    (old(compress_ratios=[0, 4, 16, 4], compress_rate_hca=8),
+     "compress_ratios: expected at most 8"),
     (spelled(hidden_size=0), "^hidden_size: expected above 0"),
     (spelled(hidden_size="64"), "^hidden_size must be a whole number"),
     (spelled(o_groups=3), "o_groups: expected a divisor of num_attention_heads = 4"),

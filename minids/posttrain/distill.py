@@ -31,6 +31,7 @@ from minids.pretrain.batches import IGNORED
 from minids.pretrain.losses import mean, mtp_loss
 from minids.pretrain.run_folder import locked, prepare, read_log, write_log
 from minids.system import distributed
+from minids.system.files import check_writable
 from minids.weights.checkpoint import load
 from minids.weights.digest import digest
 from minids.weights.save import save
@@ -105,6 +106,7 @@ def distill(student, teachers: dict, settings: DistillConfig, out, resume: bool 
     read the student.
     """
     # 1. The teachers
+    check_writable(out, folder=True)
     out, tokenizer, device = Path(out), Tokenizer.load(), device or distributed.device()
     if settings.method != "sft" and set(teachers) != set(settings.families):
         raise MinidsError(f"teachers: expected one for each of {', '.join(settings.families)}; "

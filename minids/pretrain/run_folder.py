@@ -112,7 +112,7 @@ def append_record(out: Path, record: dict) -> None:
     """Add a line to the log."""
     path = out / "log.jsonl"
     try:
-        with open(path, "a", encoding="utf-8") as file:
+        with open(path, "a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(record) + "\n")
     except OSError as error:
         raise MinidsError(f"could not write {path}: {error.strerror}; the last checkpoint is "

@@ -239,6 +239,9 @@ class Checkpoint:
         for place in places.values():
             by_file.setdefault(place.file, {})[place.name] = place.entry
         data = {file: self.files.read(file, entries, device) for file, entries in by_file.items()}
+        for name, (file, stored, entry) in places.items():
+            if entry.dtype == "F8_E8M0" and (data[file][stored] == 255).any():
+                raise MinidsError(f"{self.where}: {name} holds NaN; expected powers of two")
         return {name: view_bytes(data[file][stored], entry)
                 for name, (file, stored, entry) in places.items()}
 
@@ -383,9 +386,12 @@ def load(path: str | Path, device: Device = "cpu",
         model = empty_model(checkpoint.config, dtype)
         state = {name: checkpoint.read(name, t.dtype, device)
                  for name, t in model.state_dict().items()}
-    for name, table in state.items():
+    for name, t in state.items():
         if name.endswith("tid2eid"):
-            check_table(table, checkpoint.config, f"{path}: {name}")
+            check_table(t, checkpoint.config, f"{path}: {name}")
+        elif not t.isfinite().all():
+            raise MinidsError(f"{path}: {name} holds NaN or infinity as {t.dtype}; expected "
+                              f"finite numbers")
     model.load_state_dict(state, assign=True)
     return model.eval()
 

@@ -101,4 +101,4 @@ def _released(name: str, t: torch.Tensor, number_format: str) -> dict[str, torch
 
 
 def _write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8", newline="\n")
