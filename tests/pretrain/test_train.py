@@ -235,6 +235,13 @@ def test_foreign_folder_is_left_alone(tokens, tmp_path):
         train(THREE_KINDS, SETTINGS, tmp_path / "thesis.txt", tokens=tokens)
 
 
+def test_a_folder_that_cannot_be_used_is_found_before_the_text_is_read(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("minids.pretrain.train.streams", lambda settings: pytest.fail("read"))
+    with pytest.raises(MinidsError, match="cannot use the folder"):
+        train(THREE_KINDS, SETTINGS, tmp_path / "file")
+
+
 @pytest.mark.slow
 def test_full_disk_keeps_the_checkpoint_before(tokens, tmp_path, monkeypatch, whole):
     out = tmp_path / "run"
