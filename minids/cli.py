@@ -96,7 +96,8 @@ def add_command(commands, name: str, run, help: str, description: str | None = N
 def machine_flags(command) -> None:
     add = command.add_argument
     add("--device", metavar="NAME",
-        help="cpu, cuda, cuda:1 or mps (default: the accelerator, if there is one)")
+        help="cpu, cuda, cuda:1 or mps (default: the environment's MINIDS_DEVICE, or the "
+             "accelerator, if there is one)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
 
 
@@ -604,11 +605,12 @@ def real_run(args) -> None:
 
 
 def gpu_or_cpu(args):
-    """The device that --device names, by default a CUDA GPU or else the CPU, and the type to
-    compute in."""
+    """The device that --device or MINIDS_DEVICE names, by default a CUDA GPU or else the CPU, and
+    the type to compute in."""
     import torch
 
-    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    args.device = (args.device or os.environ.get("MINIDS_DEVICE")
+                   or ("cuda" if torch.cuda.is_available() else "cpu"))
     device = find_device(args)
     return device, torch.bfloat16 if device.type == "cuda" else torch.float32
 

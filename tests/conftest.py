@@ -12,10 +12,11 @@ import minids  # noqa: F401
 
 @pytest.fixture(autouse=True)
 def own_home(tmp_path_factory, monkeypatch):
-    """Keep tests away from the progress of the person who runs them, and from strict mode."""
+    """Keep tests away from the progress and the settings of the person who runs them."""
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("MINIDS_HOME", str(home))
-    monkeypatch.delenv("MINIDS_STRICT", raising=False)
+    for name in ("MINIDS_STRICT", "MINIDS_DEVICE"):
+        monkeypatch.delenv(name, raising=False)
     return home
 
 

@@ -233,15 +233,14 @@ def test_a_code_that_is_nan(copy, name, code):
     def change(tensors):
         tensors[name].view(torch.uint8)[0, 0] = code
     edit_tensors(path / file, change)
-    refused(path, f"{name} holds NaN or infinity")
+    refused(path, f"{name} holds NaN")
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("name", ["embed.weight", "layers.1.attn_norm.weight", "hc_head_base"])
-def test_a_number_that_is_not_finite(copy, name, bad):
+def test_a_number_that_is_nan(copy, name):
     path = copy("single")
-    edit_tensors(path / SINGLE, lambda tensors: tensors[name].view(-1)[-1:].fill_(bad))
-    refused(path, f"{name} holds NaN or infinity as torch.float32")
+    edit_tensors(path / SINGLE, lambda tensors: tensors[name].view(-1)[-1:].fill_(float("nan")))
+    refused(path, f"{name} holds NaN; expected numbers")
 
 
 def test_a_header_that_promises_too_much(copy):
