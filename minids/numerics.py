@@ -17,6 +17,7 @@ float8 exist on devices that have the type (`minids.system.devices`).
 """
 
 import math
+import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -166,7 +167,7 @@ def _divide(w: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
         raise MinidsError(f"numbers to be rounded to {kind} must be finite, found NaN or infinity")
     # float32 has 8 bits of exponent and 23 of mantissa: compared so, the ceiling of log2 is exact
     amax = amax.clamp(min=least)
-    bits, code = amax.view(torch.int32), torch.tensor(largest).view(torch.int32).item()
+    bits, (code,) = amax.view(torch.int32), struct.unpack("<i", struct.pack("<f", largest))
     exponent = (bits >> 23) - (code >> 23) + ((bits & MANTISSA) > (code & MANTISSA))
     exponent = torch.where(amax == 0, 0, exponent.clamp(-127, 127))   # a block of zeros: scale 1
     scale = _power_of_two(exponent)
