@@ -13,6 +13,7 @@ import dataclasses
 import importlib.util
 import os
 import sys
+from errno import EINVAL
 from pathlib import Path
 
 from minids.errors import MinidsError
@@ -64,7 +65,10 @@ def main(argv=None) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"minids: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 130
-    except BrokenPipeError:         # as in `minids ... | head`
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError) and (os.name != "nt" or error.errno != EINVAL):
+            raise
+        # a closed pipe, as in `minids ... | head`; Windows calls it an invalid argument
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # for the flush at exit
         return 141
 
@@ -93,7 +97,8 @@ def add_command(commands, name: str, run, help: str, description: str | None = N
 def machine_flags(command) -> None:
     add = command.add_argument
     add("--device", metavar="NAME",
-        help="cpu, cuda, cuda:1 or mps (default: the accelerator, if there is one)")
+        help="cpu, cuda, cuda:1 or mps (default: the environment's MINIDS_DEVICE, or the "
+             "accelerator, if there is one)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
 
 
@@ -556,8 +561,8 @@ def eval_command(args) -> None:
     tokenizer, model = Tokenizer.load(folder), load(folder, device)
     card = report(model, tokenizer, modes=tuple(args.modes), count=args.problems,
                   samples=args.samples, difficulties=tuple(args.difficulties), seed=args.seed)
-    write_text(out, json.dumps({"model": str(args.model or SHIPPED)} | card, indent=2) + "\n")
     print(table(card))
+    write_text(out, json.dumps({"model": str(args.model or SHIPPED)} | card, indent=2) + "\n")
     print(f"the report is in {out}")
 
 
@@ -684,11 +689,12 @@ def real_run(args) -> None:
 
 
 def gpu_or_cpu(args):
-    """The device that --device names, by default a CUDA GPU or else the CPU, and the type to
-    compute in."""
+    """The device that --device or MINIDS_DEVICE names, by default a CUDA GPU or else the CPU, and
+    the type to compute in."""
     import torch
 
-    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    args.device = (args.device or os.environ.get("MINIDS_DEVICE")
+                   or ("cuda" if torch.cuda.is_available() else "cpu"))
     device = find_device(args)
     return device, torch.bfloat16 if device.type == "cuda" else torch.float32
 

@@ -7,6 +7,7 @@ computes with these numbers see `minids.model`, for what it costs `minids.cost`.
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -236,9 +237,10 @@ class Config:
     def from_json(cls, source: str | Path | dict) -> "Config":
         """Read a checkpoint's configuration: `source` is a config.json, its folder, or a dict.
 
-        Both spellings are understood: `compress_ratios` and `num_hash_layers`, or `layer_types`,
-        `compress_rates` and `mlp_layer_types`. Raises `ConfigError` for what is not a V4
-        configuration.
+        All spellings are understood that `transformers` reads: `compress_ratios` and
+        `num_hash_layers`, or `layer_types` and `mlp_layer_types`; `compress_rates`, or
+        `compress_rate_csa` and `compress_rate_hca`. Lists that are longer than the model has layers
+        are cut. Raises `ConfigError` for what is not a V4 configuration.
         """
         d = source if isinstance(source, dict) else _read_json(Path(source))
         try:
@@ -273,8 +275,12 @@ class Config:
             n = fields[key]
             _require(isinstance(n, int) and 0 <= n <= 4096, HF_KEYS[key],
                      "a whole number up to 4096", n)
-        ratios = _ratios_of(d, fields["n_layers"], fields["n_mtp_layers"])
-        return cls(compress_ratios=ratios, n_hash_layers=_hash_layers_of(d), **fields | _rope_of(d))
+        fields |= {"compress_ratios": _ratios_of(d, fields["n_layers"], fields["n_mtp_layers"]),
+                   "n_hash_layers": _hash_layers_of(d, fields["n_layers"])}
+        try:
+            return cls(**fields | _rope_of(d))
+        except ConfigError as error:
+            raise ConfigError(_in_words_of_file(str(error), d)) from None
 
     def to_json(self, path: str | Path | None = None) -> dict:
         """The configuration as in `config.json`, written to `path` (a file) unless that is None.
@@ -330,29 +336,55 @@ def _read_json(path: Path) -> dict:
 
 
 def _ratios_of(d: dict, n_layers: int, n_mtp: int) -> tuple[int, ...]:
-    """`compress_ratios`, from either spelling."""
+    """`compress_ratios`, from any spelling; those of MTP blocks are 0, whatever the file says."""
+    rates = _rates_of(d)
     if d.get("layer_types") is not None:
-        types = d["layer_types"]
-        rates = {SLIDING: 0, CSA: CSA_RATE, HCA: 128, **(d.get("compress_rates") or {})}
+        types = _layers_of(d, "layer_types", n_layers)
         unknown = set(types) - {SLIDING, CSA, HCA}
         _require(not unknown, "layer_types", f"{SLIDING}, {CSA} or {HCA}", sorted(unknown))
-        _require(rates[CSA] == CSA_RATE, f"compress_rates[{CSA}]",
-                 f"{CSA_RATE}, the rate with overlap", rates[CSA])
-        _require(rates[HCA] > CSA_RATE, f"compress_rates[{HCA}]", f"more than {CSA_RATE}",
-                 rates[HCA])
-        return (*(rates[t] for t in types), *[0] * n_mtp)
-    if d.get("compress_ratios") is None:
+        rates = {SLIDING: 0, CSA: CSA_RATE, HCA: 128} | rates
+        ratios = [rates[t] for t in types]
+    elif d.get("compress_ratios") is not None:
+        ratios = _layers_of(d, "compress_ratios", n_layers)
+        hca = rates.get(HCA)        # `transformers` takes 128 for the name of HCA, not for its rate
+        ratios = [hca if hca and r == 128 else r for r in ratios]
+        _require(not hca or max(ratios, default=0) <= hca, "compress_ratios",
+                 f"at most {hca}, the rate of HCA layers in this file", max(ratios, default=0))
+    else:
         raise ConfigError("not a DeepSeek-V4 configuration: "
                           "neither compress_ratios nor layer_types")
-    ratios = tuple(d["compress_ratios"])
-    return (*ratios, *[0] * n_mtp) if len(ratios) == n_layers else ratios   # some list layers only
+    return (*ratios, *[0] * n_mtp)
 
 
-def _hash_layers_of(d: dict) -> int:
+def _rates_of(d: dict) -> dict[str, int]:
+    """{kind of layer: its compression ratio}, as far as the file gives them."""
+    rates, keys = dict(d.get("compress_rates") or {}), {}
+    for kind, key in ((CSA, "compress_rate_csa"), (HCA, "compress_rate_hca")):
+        keys[kind] = f"compress_rates[{kind}]"
+        if d.get(key) is not None:
+            rates[kind], keys[kind] = d[key], key
+    _require(rates.get(CSA, CSA_RATE) == CSA_RATE, keys[CSA],
+             f"{CSA_RATE}, the rate with overlap", rates.get(CSA))
+    _require(rates.get(HCA, 128) > CSA_RATE, keys[HCA], f"more than {CSA_RATE}", rates.get(HCA))
+    return rates
+
+
+def _layers_of(d: dict, key: str, n_layers: int) -> list:
+    """The entries of a list for the layers. A longer list also covers MTP blocks, or layers that
+    this file's model does not have."""
+    entries = list(d[key])
+    _require(len(entries) >= n_layers, key,
+             f"an entry for each of {n_layers} layers (num_hidden_layers)", len(entries))
+    return entries[:n_layers]
+
+
+def _hash_layers_of(d: dict, n_layers: int) -> int:
     """`n_hash_layers`, from either spelling."""
     if d.get("mlp_layer_types") is None:
-        return d.get("num_hash_layers", 3)
-    types = d["mlp_layer_types"]
+        n_hash = d.get("num_hash_layers")
+        _require(n_hash is None or type(n_hash) is int, "num_hash_layers", "a whole number", n_hash)
+        return min(n_layers, 3 if n_hash is None else n_hash)
+    types = _layers_of(d, "mlp_layer_types", n_layers)
     is_hash = [t == "hash_moe" for t in types]
     hash_first = is_hash == sorted(is_hash, reverse=True)
     _require(hash_first and set(types) <= {"hash_moe", "moe"}, "mlp_layer_types",
@@ -376,6 +408,17 @@ def _rope_of(d: dict) -> dict[str, Any]:
                    "beta_fast": scaling.get("beta_fast") or 32.0,
                    "beta_slow": scaling.get("beta_slow") or 1.0}
     return fields
+
+
+def _in_words_of_file(message: str, d: dict) -> str:
+    """An error message of `Config` with the keys of the file in place of the names of fields."""
+    keys = HF_KEYS | {
+        "compress_ratios": "layer_types" if d.get("layer_types") else "compress_ratios",
+        "n_hash_layers": "mlp_layer_types" if d.get("mlp_layer_types") else "num_hash_layers",
+        "original_seq_len": "original_max_position_embeddings", "rope_factor": "factor"}
+    if d.get("qk_rope_head_dim") is None:
+        keys["rope_head_dim"] = "partial_rotary_factor x head_dim"
+    return re.sub(r"\w+", lambda word: keys.get(word[0], word[0]), message)
 
 
 # ---- checks ----

@@ -11,9 +11,13 @@ is a small code times the scale of its block, and every scale is a power of two 
 The scale is 2^ceil(log2(amax / largest code)), so nothing ever saturates; codes round to nearest,
 ties to even. For the format of each tensor of a checkpoint see `minids.weights.layout`, for files
 `minids.weights.checkpoint`.
+
+`fake_quant` works on any device: it needs no type beyond float32 and int32. Codes and scales in
+float8 exist on devices that have the type (`minids.system.devices`).
 """
 
 import math
+import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,6 +32,7 @@ FP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0,
               -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 # both numbers of every byte: the low nibble is the even column
 FP4_PAIRS = torch.tensor([(FP4_VALUES[byte & 15], FP4_VALUES[byte >> 4]) for byte in range(256)])
+MANTISSA = (1 << 23) - 1    # the bits of float32's mantissa
 STRIPE = 1 << 24  # numbers that are coded at a time, so that scratch memory stays small
 
 # kind: (rows of a block, columns of a block, largest code, least amax)
@@ -55,7 +60,7 @@ def fp8_encode(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     scale = torch.empty(blocks, dtype=torch.float8_e8m0fnu, device=w.device)
     for part, stripe in _stripes(w.shape, rows):
         x, s = _divide(w[part], "fp8")
-        codes[part], scale[stripe] = x.to(torch.float8_e4m3fn), s
+        codes[part], scale[stripe] = x.to(torch.float8_e4m3fn), s.to(torch.float8_e8m0fnu)
     return codes, scale
 
 
@@ -88,7 +93,8 @@ def fp4_encode(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     for part, blocks in _stripes(w.shape, rows):
         x, s = _divide(w[part], "fp4")
         codes = _fp4_codes(x)
-        packed[part], scale[blocks] = codes[:, 0::2] | codes[:, 1::2] << 4, s
+        packed[part] = codes[:, 0::2] | codes[:, 1::2] << 4
+        scale[blocks] = s.to(torch.float8_e8m0fnu)
     return packed.view(torch.int8), scale
 
 
@@ -136,11 +142,11 @@ class _StraightThrough(torch.autograd.Function):
         flat = x.unsqueeze(0) if x.dim() < 2 else x
         y, scale = _divide(flat, kind)
         if largest == 448.0:
-            y = y.to(torch.float8_e4m3fn).float()
+            y = _round_fp8(y)
         else:
             values = torch.tensor(FP4_VALUES, device=x.device)
             y = F.embedding(_fp4_codes(y).int(), values.unsqueeze(1)).squeeze(-1)
-        return (y * _spread(scale.float(), y.shape, rows, columns)).view(x.shape).to(x.dtype)
+        return (y * _spread(scale, y.shape, rows, columns)).view(x.shape).to(x.dtype)
 
     @staticmethod
     @once_differentiable
@@ -149,7 +155,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def _divide(w: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """`w` in float32 divided by its blocks' scales, and the scales (E8M0)."""
+    """`w` in float32 divided by its blocks' scales, and the scales, powers of two in float32."""
     rows, columns, largest, least = KINDS[kind]
     w = w.float()
     o, i = w.shape[-2:]
@@ -159,13 +165,26 @@ def _divide(w: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
     amax = a.amax((-3, -1))
     if not amax.isfinite().all():
         raise MinidsError(f"numbers to be rounded to {kind} must be finite, found NaN or infinity")
-    # with amax and the largest code as m 2^e, 1/2 <= m < 1, the ceiling of log2 is exact
-    m, e = torch.frexp(amax.clamp(min=least))
-    largest_m, largest_e = math.frexp(largest)
-    exponent = (e - largest_e + (m > largest_m)).clamp(-127, 127)
-    exponent = torch.where(m == 0, 0, exponent)   # a block of zeros: scale 1
-    scale = (exponent + 127).to(torch.uint8).view(torch.float8_e8m0fnu)
-    return w / _spread(scale.float(), w.shape, rows, columns), scale
+    # float32 has 8 bits of exponent and 23 of mantissa: compared so, the ceiling of log2 is exact
+    amax = amax.clamp(min=least)
+    bits, (code,) = amax.view(torch.int32), struct.unpack("<i", struct.pack("<f", largest))
+    exponent = (bits >> 23) - (code >> 23) + ((bits & MANTISSA) > (code & MANTISSA))
+    exponent = torch.where(amax == 0, 0, exponent.clamp(-127, 127))   # a block of zeros: scale 1
+    scale = _power_of_two(exponent)
+    return w / _spread(scale, w.shape, rows, columns), scale
+
+
+def _power_of_two(exponent: torch.Tensor) -> torch.Tensor:
+    """2^exponent in float32, exactly, for int32 from -127 to 127."""
+    bits = torch.where(exponent == -127, 1 << 22, (exponent + 127) << 23)   # 2^-127 is subnormal
+    return bits.to(torch.int32).view(torch.float32)
+
+
+def _round_fp8(x: torch.Tensor) -> torch.Tensor:
+    """The nearest FP8 number, ties to even, of float32 numbers up to 448 in size."""
+    exponent = (x.contiguous().view(torch.int32) >> 23 & 255) - 127
+    step = _power_of_two(exponent.clamp(min=-6) - 3)        # three bits of mantissa
+    return (x / step).round() * step
 
 
 def _fp4_codes(x: torch.Tensor) -> torch.Tensor:

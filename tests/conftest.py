@@ -12,11 +12,12 @@ import minids  # noqa: F401
 
 @pytest.fixture(autouse=True)
 def own_home(tmp_path_factory, monkeypatch):
-    """Keep tests away from progress and lessons of the person who runs them, and from strict mode."""
+    """Keep tests away from the progress, lessons and settings of the person who runs them."""
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("MINIDS_HOME", str(home))
     monkeypatch.setenv("MINIDS_WORK", str(home / "work"))
-    monkeypatch.delenv("MINIDS_STRICT", raising=False)
+    for name in ("MINIDS_STRICT", "MINIDS_DEVICE"):
+        monkeypatch.delenv(name, raising=False)
     return home
 
 

@@ -1,6 +1,5 @@
 """What tests of training runs share: a run that is killed or interrupted, and logs to compare."""
 
-import os
 import signal
 
 
@@ -20,7 +19,7 @@ def interrupt_at(step):
     """For `on_step`: presses Ctrl-C after this step."""
     def interrupt(record):
         if record["step"] == step:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)      # os.kill would end the process on Windows
     return interrupt
 
 

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from minids.data import mixture, tasks
 from minids.data.chat import END_THINK, THINK
+from minids.data.tasks import reasoning
 from minids.data.tinyworld import stories
 from minids.errors import MinidsError
 from minids.inference.answers import LIMITS, is_correct, prompt_ids, replies
@@ -192,6 +193,7 @@ def report(model, tokenizer, families=tasks.FAMILIES, modes=("think-high",), cou
 
     With `everything`, also "bits_per_byte", "questions", "recall" and "drafts". Shares are [share,
     low, high]. "greedy" is the share of correct greedy answers; pass@k is of sampled answers.
+    "guessed", of reasoning, is what guesses would earn (`minids.data.tasks.reasoning.chance`).
     """
     jobs = [(family, mode) for family in families for mode in modes]
     card, texts = {"problems": []}, []
@@ -208,7 +210,8 @@ def report(model, tokenizer, families=tasks.FAMILIES, modes=("think-high",), cou
                 "problems": len(sampled.correct), "samples": samples,
                 "pass@1": sampled.pass_at(1), f"pass@{samples}": sampled.pass_at(samples),
                 "greedy": greedy.pass_at(1),
-                "tokens": round(sampled.tokens, 1), "ended": round(sampled.ended, 4)})
+                "tokens": round(sampled.tokens, 1), "ended": round(sampled.ended, 4)}
+                | ({"guessed": guessed(count, difficulties)} if family == "reasoning" else {}))
             bar.update()
         if not everything:
             return card
@@ -223,6 +226,17 @@ def report(model, tokenizer, families=tasks.FAMILIES, modes=("think-high",), cou
         card["drafts"] = drafts(model, texts, tokenizer, seed) if model.mtp else None
         bar.update()
     return card
+
+
+def guessed(count: int, difficulties) -> dict[str, float]:
+    """The share of the reasoning problems of an exam that guesses solve on average: of "all", and
+    of "tracking" if there are any."""
+    chances = {"all": [], "tracking": []}
+    for problem in tasks.distinct_problems("reasoning", "test", count, difficulties):
+        chances["all"].append(reasoning.chance(problem))
+        if problem.kind == "tracking":
+            chances["tracking"].append(chances["all"][-1])
+    return {kind: round(float(np.mean(values)), 4) for kind, values in chances.items() if values}
 
 
 def bits_per_byte(model, tokenizer, tokens: int = 20_000) -> dict[str, float]:
@@ -269,6 +283,10 @@ def table(report: dict) -> str:
         pass_k = f"{share(row[f'pass@{k}'])} k={k}" if k > 1 else ""
         lines.append(f"{row['family']:<12} {row['mode']:<11} {share(row['pass@1']):<22} "
                      f"{pass_k:<28} {row['tokens']:6.1f} {row['ended']:6.1%}")
+    guesses = [row["guessed"] for row in report["problems"] if "guessed" in row]
+    if guesses:
+        kinds = ", ".join(f"{kind} {value:.0%}" for kind, value in guesses[0].items())
+        lines.append(f"reasoning, by guessing one of the names or places in a problem: {kinds}")
     for name, bits in report.get("bits_per_byte", {}).items():
         lines.append(f"bits per byte, {name}: {bits:.3f}")
     if "questions" in report:

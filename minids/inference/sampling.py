@@ -20,9 +20,23 @@ def enough_threads(model, batch: int):
         torch.set_num_threads(threads)
 
 
+def is_greedy(temperature: float) -> bool:
+    """Whether a temperature is 0 in float32, or so near that a device may round it to 0."""
+    return temperature < torch.finfo(torch.float32).tiny
+
+
+def cooled(logits, temperature: float):
+    """Logits divided by a temperature above 0, in float32, up to a number that is added to each row
+    and that softmax does not see."""
+    logits = logits.float()
+    if temperature < 1e-3:      # the quotient may overflow, that of the differences may not
+        logits = logits - logits.detach().amax(-1, keepdim=True)
+    return logits / temperature
+
+
 def sample(logits, temperature: float, top_p: float, generator=None):
     """One id for each row of logits: B vocab -> B."""
-    if temperature == 0:
+    if is_greedy(temperature):
         return logits.argmax(-1)
     p = distribution(logits, temperature, top_p)
     return torch.multinomial(p, 1, generator=generator).squeeze(-1)
@@ -33,9 +47,9 @@ def distribution(logits, temperature: float, top_p: float):
 
     At temperature 0 the most likely id has probability 1.
     """
-    if temperature == 0:
+    if is_greedy(temperature):
         return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
-    p = torch.softmax(logits.float() / temperature, dim=-1)
+    p = torch.softmax(cooled(logits, temperature), dim=-1)
     if top_p < 1:
         p = p.masked_fill(~nucleus(p, top_p), 0)
         p = p / p.sum(-1, keepdim=True)

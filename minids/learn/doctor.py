@@ -1,6 +1,7 @@
 """The doctor: whether this machine is ready for the course.
 
-It checks versions, device, threads, free space, and the files that data/ ships.
+It checks versions, device, threads, free space, and the files that data/ ships. An accelerator has
+to compute a little, with the result that the CPU has, before all is well.
 """
 
 import importlib.metadata
@@ -11,11 +12,14 @@ import sys
 from pathlib import Path
 
 import psutil
+import torch
+from torch.nn.functional import cross_entropy
 
 from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
+from minids.inference.generate import generate
 from minids.learn import journal
-from minids.system import paths
+from minids.system import distributed, paths
 from minids.weights.checkpoint import load
 
 PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "matplotlib", "jupyterlab", "ipykernel",
@@ -39,10 +43,7 @@ def versions() -> None:
 
 def doctor() -> bool:
     """Print what is found and, for each problem, a line with its remedy. True if all is well."""
-    problems = _python() + _packages()
-    if _version("torch"):
-        problems += _torch()
-    problems += _space() + _shipped_data()
+    problems = _python() + _packages() + _torch() + _space() + _shipped_data()
     for problem in problems:
         print(f"PROBLEM      {problem}")
     if problems:
@@ -98,23 +99,51 @@ def _pins() -> dict[str, str]:
 def _torch() -> list[str]:
     """Problems with torch, its device and its threads."""
     try:
-        import torch
-    except Exception as error:  # a broken installation fails in many ways
-        reason = str(error).splitlines()[0] if str(error) else ""
-        return [f"torch does not load ({type(error).__name__}: {reason}): "
-                "reinstall it with `pip install --force-reinstall torch`"]
-    device = None
-    if torch.accelerator.is_available():
-        device = torch.accelerator.current_accelerator()
-    _line("device", str(device) if device else "CPU (all lessons run on it)")
+        device = distributed.device()
+    except Exception as error:  # a name in MINIDS_DEVICE, or a driver
+        return [f"no device can be used ({error}): set MINIDS_DEVICE to cpu"]
+    is_cpu = device.type == "cpu"
+    _line("device", "CPU (all lessons run on it)" if is_cpu else str(device))
+    problems = [] if is_cpu else _accelerator(device)
     threads, cores = torch.get_num_threads(), os.cpu_count()
     settings = [f"{name}={os.environ[name]}" for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
                 if name in os.environ]
     _line("threads", ", ".join([f"torch uses {threads} of {cores} cores", *settings]))
     if cores and threads > cores:
-        return [f"torch uses {threads} threads on {cores} cores, which slows it down: "
-                "unset OMP_NUM_THREADS"]
-    return []
+        problems.append(f"torch uses {threads} threads on {cores} cores, which slows it down: "
+                        "unset OMP_NUM_THREADS")
+    return problems
+
+
+def _accelerator(device) -> list[str]:
+    """Whether a small model, loaded to the device, gives there the loss that it gives on the CPU,
+    and a gradient."""
+    try:
+        load(paths.DATA / "checkpoints" / "nano")
+    except MinidsError:
+        return []           # `_shipped_data` says why
+    try:
+        expected, _ = _loss_and_gradient("cpu")
+        loss, norm = _loss_and_gradient(device)
+        problem = ""
+        if not abs(loss - expected) < 0.05 or not 0 < norm < float("inf"):
+            problem = (f"a loss of {loss:.3f} and a gradient of {norm:.3g}, expected a loss of "
+                       f"{expected:.3f}")
+    except Exception as error:      # what a device cannot do, it refuses in many ways
+        problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return [f"{device} does not compute as the CPU does ({problem}): use the CPU, by `--device "
+            "cpu` in commands and MINIDS_DEVICE=cpu in the environment of lessons"] * bool(problem)
+
+
+def _loss_and_gradient(device) -> tuple[float, float]:
+    """The loss of the shipped model on a few ids, and the norm of its gradient, on a device."""
+    model = load(paths.DATA / "checkpoints" / "nano", device).train()
+    ids = torch.arange(300, 334, device=device)[None]                               # 1 T+1
+    loss = cross_entropy(model(ids[:, :-1])[0], ids[0, 1:])
+    loss.backward()
+    generate(model, ids[:, :8], 2, seed=0)
+    squares = [p.grad.square().sum() for p in model.parameters() if p.grad is not None]
+    return loss.item(), torch.stack(squares).sum().sqrt().item()
 
 
 def _space() -> list[str]:
@@ -131,10 +160,10 @@ def _space() -> list[str]:
                         f"{MEMORY_GB:.0f} GB are")
     try:
         probe = paths.home() / ".probe"
-        probe.write_text("")
+        probe.write_text("", encoding="utf-8")
         probe.unlink()
         _line("progress", f"{len(journal.read())} exercises passed")
-    except (MinidsError, OSError) as error:
+    except (MinidsError, OSError, RuntimeError) as error:       # the last: no home folder
         problems.append(f"progress cannot be saved ({error}): set MINIDS_HOME to a folder that you "
                         "can write to")
     return problems

@@ -131,8 +131,15 @@ class Model(nn.Module):
         return State(self.config, ratios, batch, max_len, weight.dtype, weight.device)
 
     def check(self, ids: Tensor) -> None:
-        """Raise `MinidsError` unless `ids` is a B x T tensor of token ids that fits the context."""
+        """Raise `MinidsError` unless `ids` is a B x T tensor of token ids that fits the context,
+        and what V4 keeps in float32 is float32."""
         vocab, longest = self.config.vocab_size, self.config.max_seq_len
+        kept = self.hc_head_fn.dtype
+        if kept != torch.float32:
+            raise MinidsError(f"the whole model was made {kept}; expected norms, sinks and "
+                              f"hyper-connections in float32. minids.load(path, dtype={kept}) "
+                              f"gives the other matrices that type; model.float() makes all "
+                              f"float32")
         if ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32) or ids.numel() == 0:
             raise MinidsError(f"ids: expected a non-empty B x T tensor of integers, "
                               f"found {tuple(ids.shape)} of {ids.dtype}")

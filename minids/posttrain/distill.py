@@ -29,8 +29,9 @@ from minids.posttrain.sft import worked
 from minids.posttrain.teachers import Teachers, Texts
 from minids.pretrain.batches import IGNORED
 from minids.pretrain.losses import mean, mtp_loss
-from minids.pretrain.run_folder import prepare, read_log, write_log
+from minids.pretrain.run_folder import locked, prepare, read_log, write_log
 from minids.system import distributed
+from minids.system.files import check_writable
 from minids.weights.checkpoint import load
 from minids.weights.digest import digest
 from minids.weights.save import save
@@ -105,6 +106,7 @@ def distill(student, teachers: dict, settings: DistillConfig, out, resume: bool 
     read the student.
     """
     # 1. The teachers
+    check_writable(out, folder=True)
     out, tokenizer, device = Path(out), Tokenizer.load(), device or distributed.device()
     if settings.method != "sft" and set(teachers) != set(settings.families):
         raise MinidsError(f"teachers: expected one for each of {', '.join(settings.families)}; "
@@ -315,11 +317,12 @@ def average_run(school: Teachers, settings: DistillConfig, out: Path, digests: d
                 tokenizer: Tokenizer) -> list[Validation]:
     """The method "average" as a run: a model and a log, no steps."""
     model = average([school.model(family) for family in settings.families])
-    prepare(out, {"config": model.config.to_json(), "settings": dataclasses.asdict(settings),
-                  "teachers": digests}, resume)
-    if (out / "model").is_dir():
-        return read_log(out)
-    log = [{"step": 0} | record for record in validate_families(model, tokenizer, settings)]
-    write_log(out, log)
-    save(model, out / "model", format=settings.format, tokenizer=tokenizer)
-    return log
+    with locked(out):
+        prepare(out, {"config": model.config.to_json(), "settings": dataclasses.asdict(settings),
+                      "teachers": digests}, resume)
+        if (out / "model").is_dir():
+            return read_log(out)
+        log = [{"step": 0} | record for record in validate_families(model, tokenizer, settings)]
+        write_log(out, log)
+        save(model, out / "model", format=settings.format, tokenizer=tokenizer)
+        return log

@@ -20,6 +20,7 @@ import torch
 from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
 from minids.inference.answers import LIMITS, is_correct, prompt_ids
+from minids.inference.sampling import is_greedy
 from minids.model.passes import Options
 from minids.posttrain.loop import optimiser_step, post_training_run, validate
 from minids.posttrain.records import GRPOStep, Validation
@@ -27,6 +28,7 @@ from minids.posttrain.rollouts import Rollouts, by_length, log_distribution, rol
 from minids.posttrain.settings import PostTrainConfig
 from minids.pretrain.settings import require_least
 from minids.system import distributed
+from minids.system.files import check_writable
 from minids.weights.checkpoint import load
 
 
@@ -57,8 +59,9 @@ class GRPOConfig(PostTrainConfig):
         require_least(self, 1, "num_prompts", "steps_per_generation")
         require_least(self, 2, "num_generations")
         require_least(self, self.num_prompts, "pool_size")
-        if self.temperature <= 0:
-            raise MinidsError(f"temperature: expected above 0, found {self.temperature}")
+        if is_greedy(self.temperature):
+            raise MinidsError(f"temperature: expected above 0 (in float32), found "
+                              f"{self.temperature}")
         if self.num_prompts * self.num_generations % self.steps_per_generation:
             raise MinidsError(
                 f"steps_per_generation: expected a divisor of num_prompts x num_generations = "
@@ -73,6 +76,7 @@ def grpo(base, settings: GRPOConfig, out, resume: bool = True, on_step=None,
     and the errors `minids.pretrain.train.train`.
     """
     # 1. The policy, and the model that it must not move far away from
+    check_writable(out, folder=True)
     device = device or distributed.device()
     model, tokenizer = load(base, device, torch.float32), Tokenizer.load()
     reference = load(base, device, torch.float32) if settings.beta else None

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from minids.errors import MinidsError
-from minids.inference.sampling import check, enough_threads, nucleus
+from minids.inference.sampling import check, cooled, enough_threads, is_greedy, nucleus
+from minids.system.devices import has_all_types
 
 
 @dataclass
@@ -83,8 +84,8 @@ def rollouts(model, prompts, max_new: int, temperature: float = 1.0, top_p: floa
     training = model.training
     model.eval()
     try:
-        fields = _sample(model, prompts, noise.to(model.embed.weight.device).double(), temperature,
-                         top_p, record)
+        fields = _sample(model, prompts, noise.to(model.embed.weight.device), temperature, top_p,
+                         record)
     finally:
         model.train(training)
     return Rollouts(**{name: _outside_inference(value) for name, value in fields.items()})
@@ -107,8 +108,8 @@ def _sample(model, prompts, noise, temperature, top_p, record) -> dict:
     ids[:, :P] = torch.tensor(prompts, device=device)
     length = torch.full((B,), T, device=device)
     logprobs = torch.zeros(B, max_new, device=device)
-    masks = None
-    if record and (top_p < 1 or temperature == 0):      # after the end, all tokens are allowed
+    masks = None                                        # after the end, all tokens are allowed
+    if record and (top_p < 1 or is_greedy(temperature)):
         masks = torch.full((B, max_new, -(-config.vocab_size // 8)), 255, dtype=torch.uint8,
                            device=device)
 
@@ -131,8 +132,7 @@ def _sample(model, prompts, noise, temperature, top_p, record) -> dict:
     for t in range(max_new):
         allowed = allowed_ids(logits, temperature, top_p)
         logp = log_distribution(logits, temperature, allowed)                       # b vocab
-        cdf = logp.double().exp().cumsum(-1)
-        token = torch.searchsorted(cdf, cdf[:, -1:] * noise[rows, t, None], right=True)     # b 1
+        token = inverse_cdf(logp, noise[rows, t, None])                             # b 1
         here = rows[alive]
         ids[here, P + t] = token[alive, 0]
         logprobs[here, t] = logp.gather(1, token)[alive, 0]
@@ -159,23 +159,33 @@ def _sample(model, prompts, noise, temperature, top_p, record) -> dict:
                 allowed=None if masks is None else masks[:, : T - P])
 
 
+def inverse_cdf(logp, noise):
+    """The token of each row at which the cumulated probabilities exceed its noise: b 1.
+
+    logp: b vocab; noise: b 1, uniform. Summed in float64, on the CPU where the device has none.
+    """
+    where = logp.device if has_all_types(logp.device) else "cpu"
+    cdf = logp.to(where).double().exp().cumsum(-1)
+    token = torch.searchsorted(cdf, cdf[:, -1:] * noise.to(where).double(), right=True)
+    return token.to(logp.device)
+
+
 def log_distribution(logits, temperature: float, allowed=None):
     """The log-probabilities of sampling: ... vocab, float32. allowed: ... vocab, which tokens there
     are; None: all."""
-    logits = logits.float() / (temperature or 1.0)
     if allowed is not None:
         logits = logits.masked_fill(~allowed, -float("inf"))
-    return logits.log_softmax(-1)
+    return cooled(logits, 1.0 if is_greedy(temperature) else temperature).log_softmax(-1)
 
 
 def allowed_ids(logits, temperature: float, top_p: float):
     """B vocab: the ids that top-p allows, at temperature 0 the most likely one; None: all."""
-    if temperature == 0:
+    if is_greedy(temperature):
         best = logits.argmax(1, keepdim=True)
         return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, best, True)
     if top_p == 1:
         return None
-    return nucleus(torch.softmax(logits.float() / temperature, dim=-1), top_p)
+    return nucleus(torch.softmax(cooled(logits, temperature), dim=-1), top_p)
 
 
 def shared(prompts) -> tuple[torch.Tensor, torch.Tensor]:

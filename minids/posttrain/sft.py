@@ -23,6 +23,7 @@ from minids.pretrain.batches import IGNORED
 from minids.pretrain.losses import cross_entropy, mean, mtp_loss
 from minids.pretrain.settings import require_least
 from minids.system import distributed
+from minids.system.files import check_writable
 from minids.weights.checkpoint import load
 
 
@@ -63,6 +64,7 @@ def sft(base, settings: SFTConfig, out, resume: bool = True, on_step=None,
     and the errors `minids.pretrain.train.train`.
     """
     # 1. The model
+    check_writable(out, folder=True)
     device = device or distributed.device()
     model, tokenizer = load(base, device, torch.float32), Tokenizer.load()
     longest = model.config.max_seq_len

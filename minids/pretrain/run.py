@@ -15,7 +15,7 @@ For the files in the folder see `minids.pretrain.run_folder`, for the records of
 
 import time
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -24,6 +24,7 @@ from minids.data.tokenizer import Tokenizer
 from minids.pretrain.run_folder import (
     append_record,
     deferred_interrupt,
+    locked,
     newest,
     prepare,
     read_log,
@@ -47,12 +48,13 @@ def open_run(out, description: dict, settings, name: str, resume: bool, device):
 
     `description` goes into run.json: a folder with another description is refused. With
     `resume=False` a former run in `out` is deleted. `settings` are `RunSettings`; `name` labels
-    the progress bar. Under torchrun each process opens the run, and the first one writes.
-    Raises `MinidsError` where the folder cannot be used.
+    the progress bar. Under torchrun each process opens the run, and the first one locks and writes.
+    Raises `MinidsError` where the folder cannot be used, or is in use.
     """
-    out = Path(out)
-    with distributed.joined(device), deferred_interrupt() as interrupted:
-        if distributed.rank() == 0:
+    out, first = Path(out), distributed.rank() == 0
+    with (distributed.joined(device), locked(out) if first else nullcontext(),
+          deferred_interrupt() as interrupted):
+        if first:
             prepare(out, description, resume)
         distributed.wait()
         run = Run(out, settings, name, device, interrupted)

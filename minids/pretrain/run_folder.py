@@ -1,7 +1,8 @@
 """The files of a training run: run.json, the log, the checkpoints; and an interrupt that waits.
 
 A run's folder holds run.json (what is trained, and how), log.jsonl, a checkpoint step-NNNNNN (the
-newest only), and at the end `model/`. For the run itself see `minids.pretrain.run`.
+newest only), and at the end `model/`. One process at a time uses it: the file `.lock` is locked
+meanwhile. For the run itself see `minids.pretrain.run`.
 """
 
 import json
@@ -13,6 +14,7 @@ import threading
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
@@ -21,21 +23,43 @@ from minids.system.files import write_text
 from minids.weights.save import save
 
 RESTART = "start afresh (--fresh), or choose another folder (--out)"
+LOCK = ".lock"
 
 
 # ---- the folder ----
 
-def prepare(out: Path, description: dict, resume: bool) -> None:
-    """Make the folder and write run.json. A run that is there must have the same description.
+@contextmanager
+def locked(out: Path, mark: str = "run.json", what: str = "training run"):
+    """Make the folder; inside, no other process can use it for a run.
 
-    Without `resume` it is deleted instead. A folder with other files in it is refused.
+    The system drops the lock of a process that ends, however it ends. Raises `MinidsError` where
+    another process uses the folder, and where it holds other files, and no file called `mark`.
+    """
+    lock = FileLock(out / LOCK)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not (out / mark).exists() and any(path.name != LOCK for path in out.iterdir()):
+            raise MinidsError(f"{out} is not empty and holds no {what}: choose another folder")
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise MinidsError(f"{out} is in use by another process: wait until it has ended, or "
+                          f"choose another folder (--out)") from None
+    except OSError as error:
+        raise MinidsError(
+            f"cannot use the folder {out}: {error.strerror}; choose another one") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def prepare(out: Path, description: dict, resume: bool) -> None:
+    """Write run.json into a `locked` folder. A run that is there must have the same description.
+
+    Without `resume` it is deleted instead.
     """
     path, description = out / "run.json", json.loads(json.dumps(description))
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not path.exists() and any(out.iterdir()):
-            raise MinidsError(
-                f"{out} is not empty and holds no training run: choose another folder")
         if not resume:
             for old in [*out.glob("step-*"), *out.glob("model"), *out.glob("*.part")]:
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
@@ -88,7 +112,7 @@ def append_record(out: Path, record: dict) -> None:
     """Add a line to the log."""
     path = out / "log.jsonl"
     try:
-        with open(path, "a", encoding="utf-8") as file:
+        with open(path, "a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(record) + "\n")
     except OSError as error:
         raise MinidsError(f"could not write {path}: {error.strerror}; the last checkpoint is "

@@ -32,6 +32,7 @@ from minids.pretrain.run import open_run
 from minids.pretrain.run_folder import read_routes, step_of
 from minids.pretrain.settings import TrainConfig
 from minids.system import distributed
+from minids.system.files import check_writable
 from minids.weights.checkpoint import load
 
 
@@ -52,6 +53,7 @@ def train(config: Config, settings: TrainConfig, out, resume: bool = True, on_st
     `Interrupted` on Ctrl-C, when all is saved.
     """
     # 1. The text, checked against the sizes of the model before anything is written
+    check_writable(out, folder=True)
     device = torch.device(device or distributed.device())
     tokens = streams(settings) if tokens is None else tokens
     check(config, settings, tokens)

@@ -26,7 +26,7 @@ from minids.inference.evaluate import report, table
 from minids.posttrain.distill import DistillConfig, distill
 from minids.posttrain.grpo import GRPOConfig, grpo
 from minids.posttrain.sft import SFTConfig, sft
-from minids.pretrain.run_folder import read_log
+from minids.pretrain.run_folder import locked, read_log
 from minids.pretrain.settings import TrainConfig
 from minids.pretrain.train import train
 from minids.system import distributed
@@ -108,7 +108,13 @@ def lifecycle(plan: Plan, out, base=None, resume: bool = True, device=None) -> d
     again. `device`: by default the accelerator, if there is one. Raises `Interrupted` and
     `MinidsError` as the stages do; the same command then continues.
     """
-    out, families = Path(out), plan.distill.families
+    with locked(Path(out), "life.json", "life cycle"):
+        return carry_out(plan, Path(out), base, resume, device)
+
+
+def carry_out(plan: Plan, out: Path, base, resume: bool, device) -> dict:
+    """The stages of `lifecycle`, and its report."""
+    families = plan.distill.families
     specialists = [f"{kind}-{family}" for kind in ("sft", "grpo") for family in families]
     stages = ["average", "mixed", "distilled", *specialists, *([] if base else ["base"])]
     prepare(out, {"base": base and str(base), "families": families}, resume, [*stages, "cards"])
@@ -153,21 +159,17 @@ def lifecycle(plan: Plan, out, base=None, resume: bool = True, device=None) -> d
 
 
 def prepare(out: Path, description: dict, resume: bool, stages) -> None:
-    """Make the folder, and life.json, which says what it holds; another life cycle is refused.
+    """Write life.json, which says what the folder holds; another life cycle is refused.
 
     Without `resume` the stages are deleted.
     """
     text = json.dumps(description, indent=2) + "\n"
     try:
-        if out.is_dir() and any(out.iterdir()) and not (out / "life.json").exists():
-            raise MinidsError(
-                f"{out} is not empty and holds no life cycle: choose another folder")
         if resume and (out / "life.json").exists() \
                 and (out / "life.json").read_text(encoding="utf-8") != text:
             raise MinidsError(
                 f"{out} holds a life cycle with another base model or other families: start afresh "
                 f"(--fresh), or choose another folder (--out)")
-        out.mkdir(parents=True, exist_ok=True)
         for folder in [] if resume else [out / name for name in stages]:
             if folder.exists():
                 shutil.rmtree(folder)

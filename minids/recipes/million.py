@@ -185,7 +185,7 @@ def resident() -> dict[str, int]:
     """Bytes of memory of this process: the most so far, and now."""
     memory = psutil.Process().memory_info()
     if resource is None:
-        most = memory.peak_wset             # Windows
+        most = getattr(memory, "peak_wset", memory.rss)     # Windows
     else:
         unit = 1 if sys.platform == "darwin" else 1024
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
@@ -195,7 +195,7 @@ def resident() -> dict[str, int]:
 def cpu_kind() -> str:
     """The system's name for its processor."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 

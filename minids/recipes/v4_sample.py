@@ -86,9 +86,10 @@ def build(folder: Path) -> None:
         scratch = Path(scratch, "sample")
         save(model, scratch, format="v4")
         config = json.dumps(released_json(CONFIG), indent=2)
-        (scratch / "config.json").write_text(config + "\n", encoding="utf-8")
+        (scratch / "config.json").write_text(config + "\n", encoding="utf-8", newline="\n")
         tokenizer = json.dumps(cut_tokenizer(CONFIG.vocab_size), ensure_ascii=False, indent=0)
-        (scratch / "tokenizer.json").write_text(tokenizer + "\n", encoding="utf-8")
+        (scratch / "tokenizer.json").write_text(tokenizer + "\n", encoding="utf-8",
+                                                newline="\n")
         for file in scratch.iterdir():
             with atomic_write(folder / file.name) as part:
                 part.write_bytes(file.read_bytes())

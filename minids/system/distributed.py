@@ -27,12 +27,13 @@ def rank() -> int:
 
 
 def device(name: str | None = None) -> torch.device:
-    """The device called `name`; by default this process's accelerator, or the CPU.
+    """The device called `name`, by default as the environment's MINIDS_DEVICE says, and without
+    that this process's accelerator, or the CPU.
 
     Names are "cpu", "cuda", "cuda:1", "mps"; one without a number means the process's own device of
     that kind. Raises `MinidsError` for a device that this machine does not have.
     """
-    kind, count = None, 0
+    name, kind, count = name or os.environ.get("MINIDS_DEVICE") or name, None, 0
     if torch.accelerator.is_available():
         kind, count = torch.accelerator.current_accelerator().type, torch.accelerator.device_count()
     numbered = [f"{kind}:{i}" for i in range(count)]

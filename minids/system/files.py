@@ -36,9 +36,9 @@ def atomic_write(path):
 
 
 def write_text(path, text: str) -> None:
-    """Write `text` as UTF-8, atomically."""
+    """Write `text` as UTF-8, atomically; the same bytes on every system."""
     with atomic_write(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", newline="\n")
 
 
 def read_small(path, limit: int) -> bytes:

@@ -35,6 +35,7 @@ from minids import numerics
 from minids.config import MAX_BYTES, Config
 from minids.errors import MinidsError
 from minids.model import Model
+from minids.system.devices import has_all_types
 from minids.weights import layout
 from minids.weights.folder import LocalFiles
 from minids.weights.header import DTYPES, Entry
@@ -219,13 +220,17 @@ class Checkpoint:
         return self.raw_all([name])[name]
 
     def raw_all(self, names: Iterable[str], device: Device = "cpu") -> dict[str, torch.Tensor]:
-        """{name: `raw(name)`}. Neighbours in a file are read together and share memory."""
+        """{name: `raw(name)`}, on `device` if it has all of torch's types, else on the CPU.
+
+        Neighbours in a file are read together and share memory.
+        """
         names = list(names)
         places = self._compare(dict.fromkeys(self._weight_of(name) for name in names))
         for name in names:
             if name not in places:
                 raise MinidsError(f"{self.where}: {name} is not read: the model has no such scale")
         self._fetch(places)
+        device = device if has_all_types(device) else "cpu"
         return self._read({name: places[name] for name in names}, device)
 
     def _read(self, places: dict[str, Place],
@@ -234,6 +239,9 @@ class Checkpoint:
         for place in places.values():
             by_file.setdefault(place.file, {})[place.name] = place.entry
         data = {file: self.files.read(file, entries, device) for file, entries in by_file.items()}
+        for name, (file, stored, entry) in places.items():
+            if entry.dtype == "F8_E8M0" and (data[file][stored] == 255).any():
+                raise MinidsError(f"{self.where}: {name} holds NaN; expected powers of two")
         return {name: view_bytes(data[file][stored], entry)
                 for name, (file, stored, entry) in places.items()}
 
@@ -340,11 +348,14 @@ def view_bytes(data: torch.Tensor, entry: Entry) -> torch.Tensor:
 
 def decode(stored_as: str, raw: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype,
            device: Device, where: str) -> torch.Tensor:
-    """The numbers of a tensor of safetensors' type `stored_as`, in memory of its own."""
+    """The numbers of a tensor of safetensors' type `stored_as`, on `device`, in memory of its own.
+
+    Codes are decoded where they are: not every device has float8.
+    """
     if stored_as in CODES:
         assert scale is not None        # `Checkpoint._compare` has checked that
         try:
-            return numerics.decode(raw.to(device), scale.to(device), dtype)
+            return numerics.decode(raw, scale, dtype).to(device)    # float8 is not moved
         except MinidsError as error:
             raise MinidsError(f"{where}: {error}") from None
     if stored_as not in FLOATS + INTEGERS:
@@ -368,14 +379,18 @@ def load(path: str | Path, device: Device = "cpu",
     if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         raise MinidsError(f"dtype: expected a floating-point type such as torch.float32 or "
                           f"torch.bfloat16, found {dtype}")
+    if dtype == torch.float64 and not has_all_types(device):
+        raise MinidsError(f"dtype: {device} has no float64; expected torch.float32, or the CPU")
     with Checkpoint(Path(path)) as checkpoint:
         checkpoint.check()
         model = empty_model(checkpoint.config, dtype)
         state = {name: checkpoint.read(name, t.dtype, device)
                  for name, t in model.state_dict().items()}
-    for name, table in state.items():
+    for name, t in state.items():
         if name.endswith("tid2eid"):
-            check_table(table, checkpoint.config, f"{path}: {name}")
+            check_table(t, checkpoint.config, f"{path}: {name}")
+        elif t.isnan().any():
+            raise MinidsError(f"{path}: {name} holds NaN; expected numbers")
     model.load_state_dict(state, assign=True)
     return model.eval()
 

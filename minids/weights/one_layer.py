@@ -22,6 +22,7 @@ import torch
 
 from minids.errors import MinidsError
 from minids.model.block import Block
+from minids.system.devices import has_all_types
 from minids.weights import layout
 from minids.weights.checkpoint import Checkpoint, empty
 from minids.weights.layout import scale_name
@@ -64,14 +65,16 @@ def layer_names(checkpoint: Checkpoint, i: int) -> list[str]:
 
 def read_layer(checkpoint: Checkpoint, i: int, device="cpu",
                dtype: torch.dtype = torch.float32) -> Block:
-    """Layer `i`, ready to use, its routed experts as they are stored.
+    """Layer `i`, ready to use, its routed experts as they are stored, or decoded on a device
+    without float8.
 
     What is not on this machine is fetched first. `MinidsError` where the memory of `device` is too
     small, before the layer is read.
     """
     config, prefix = checkpoint.config, f"layers.{i}."
     checkpoint.fetch(layer_names(checkpoint, i))
-    need, available = estimate_memory(checkpoint, i, dtype), free(device)
+    packed = has_all_types(device)
+    need, available = estimate_memory(checkpoint, i, dtype, packed), free(device)
     if need > available:
         raise MinidsError(f"layer {i} takes {need:,} bytes of memory, {available:,} are free "
                           f"on {device}")
@@ -81,6 +84,8 @@ def read_layer(checkpoint: Checkpoint, i: int, device="cpu",
         return checkpoint.read(name, dtype, device)
 
     def stored(name):
+        if not packed:
+            return read(name, dtype), None
         codes = checkpoint.raw(name).to(device)
         if checkpoint.info(name)[0] not in layout.CODES:
             return codes, None
@@ -129,14 +134,14 @@ def random_input(config, T: int, device="cpu", dtype: torch.dtype = torch.float3
 @torch.inference_mode()
 def measure(run, device, seconds: float):
     """(output, `Timing`) of `run()`, called as often as fits in the time, at least once."""
-    cuda = torch.device(device).type == "cuda"
+    queued = torch.device(device).type in ("cuda", "mps")
     fastest, spent = float("inf"), 0.0
     with PeakMemory(device) as memory:
         while fastest == float("inf") or spent < seconds:
             begin = time.perf_counter()
             y = run()
-            if cuda:
-                torch.cuda.synchronize(device)
+            if queued:
+                torch.accelerator.synchronize(device)
             took = time.perf_counter() - begin
             fastest, spent = min(fastest, took), spent + took
     return y, Timing(fastest, memory.peak)

@@ -79,7 +79,7 @@ def _write_shards(folder: Path, config: Config, state: dict[str, torch.Tensor],
         shard: dict[str, torch.Tensor] = {}
         for name in names:
             if name in state:       # the others are scales
-                shard |= _released(name, state[name].detach(), tensors[name][0])
+                shard |= _released(name, state[name].detach().cpu(), tensors[name][0])
         save_file(shard, folder / file, {"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
     index = {"metadata": {"total_size": layout.disk_bytes(config)}, "weight_map": weight_map}
@@ -87,7 +87,8 @@ def _write_shards(folder: Path, config: Config, state: dict[str, torch.Tensor],
 
 
 def _released(name: str, t: torch.Tensor, number_format: str) -> dict[str, torch.Tensor]:
-    """{name: tensor} as the released files store one tensor, with its scale if it has one."""
+    """{name: tensor} as the released files store one tensor of the CPU, with its scale if it has
+    one."""
     if number_format not in ("FP8", "FP4"):
         return {name: _plain(t, number_format, "bf16")}
     encode = numerics.fp8_encode if number_format == "FP8" else numerics.fp4_encode
@@ -96,8 +97,8 @@ def _released(name: str, t: torch.Tensor, number_format: str) -> dict[str, torch
     except MinidsError as error:
         raise MinidsError(f"{name} cannot be stored as {number_format}: {error}. "
                           f"Nothing was changed.") from None
-    return {name: codes.cpu(), scale_name(name): scale.cpu()}
+    return {name: codes, scale_name(name): scale}
 
 
 def _write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8", newline="\n")

@@ -5,9 +5,10 @@
 
 At most two layers are in memory. A file is read from its first byte to its last. Routed experts
 stay as they are stored, in FP4 or FP8, and are decoded one by one as they are used: a layer of
-V4-Flash takes 3.6 GB. The results are those of `minids.load`, bit for bit. Generation works too,
-but reads the whole model for each token. The path to a GPU has not been tested on one. To fetch
-files from the Hub see `minids.weights.checkpoint`.
+V4-Flash takes 3.6 GB. On a device without float8 they are decoded as they are read. The results are
+those of `minids.load`, bit for bit. Generation works too, but reads the whole model for each token.
+The path to a GPU has not been tested on one. To fetch files from the Hub see
+`minids.weights.checkpoint`.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from torch import nn
 from minids.errors import MinidsError
 from minids.model import Model
 from minids.model.block import Block
+from minids.system.devices import has_all_types
 from minids.weights.checkpoint import Checkpoint, check_table, decode, empty
 from minids.weights.layout import nbytes, scale_name
 
@@ -78,7 +80,9 @@ class Layers:
                 return decode(kinds[name], raw[name], scale, dtype, self.device, f"{where}: {name}")
 
             def stored(name):
-                return raw[name], raw.get(scale_name(name))
+                if has_all_types(self.device):
+                    return raw[name], raw.get(scale_name(name))
+                return read(name, self.dtype), None
 
             fill(block, f"layers.{i}.", read, stored, self.dtype, where)
             if self.queue:

@@ -551,7 +551,7 @@ print("told just before, nothing else read: most are found. What is left of that
 
 # %%
 path = paths.DATA / "records" / "million.json"
-record = json.loads(path.read_text()) if path.exists() else None
+record = json.loads(path.read_bytes()) if path.exists() else None
 print(context.summary(record) if record else "The record of the long run is not here yet. `python -m minids.recipes.million` makes it.")
 
 # %% jupyter={"source_hidden": true}

@@ -974,7 +974,7 @@ print("the temperature must fall as well. It never changes the order of the toke
 # **Predict before you run:** which change costs most? And which will not matter here, although it does in the real V4?
 
 # %%
-records = [json.loads(line) for line in (paths.DATA / "ablations" / "results.jsonl").read_text().splitlines()]
+records = [json.loads(line) for line in (paths.DATA / "ablations" / "results.jsonl").read_bytes().splitlines()]
 runs = {name: [r for r in records if r["variant"] == name] for name in dict.fromkeys(r["variant"] for r in records)}
 
 def spread(name, key):

@@ -158,7 +158,7 @@ style.show(real.plot_anatomy(shard.name, header.read(shard), len(data)),
 # A large model is cut into **shards**. `model.safetensors.index.json` says which tensor is in which:
 
 # %%
-index = json.loads((SAMPLE / INDEX).read_text())
+index = json.loads((SAMPLE / INDEX).read_bytes())
 print("keys:", list(index), "  metadata:", index["metadata"])
 for file in sorted(set(index["weight_map"].values())):
     names = [name for name, where in index["weight_map"].items() if where == file]
@@ -368,7 +368,7 @@ def short(folder):
 
 def elsewhere(folder, file="model-00003-of-00007.safetensors"):
     """The index says that layer 0's sinks are in another file."""
-    changed = json.loads((folder / INDEX).read_text())
+    changed = json.loads((folder / INDEX).read_bytes())
     changed["weight_map"]["layers.0.attn.attn_sink"] = file
     (folder / INDEX).write_text(json.dumps(changed))
 
@@ -397,13 +397,13 @@ def overlapping(folder):
 
 def other_config(folder):
     """config.json of a model with wider heads."""
-    spelled = json.loads((folder / "config.json").read_text())
+    spelled = json.loads((folder / "config.json").read_bytes())
     (folder / "config.json").write_text(json.dumps(spelled | {"head_dim": 256}))
 
 # %%
 def naive(folder):
     """What the eight lines make of three tensors of layer 0."""
-    where = json.loads((folder / INDEX).read_text())["weight_map"]
+    where = json.loads((folder / INDEX).read_bytes())["weight_map"]
     for name in ("attn.attn_sink", "ffn.experts.1.w1.weight", "ffn.experts.3.w3.weight"):
         bytes_of(folder / where[f"layers.0.{name}"], f"layers.0.{name}")
     return "no complaint"

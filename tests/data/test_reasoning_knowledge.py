@@ -1,3 +1,4 @@
+import random
 import re
 from collections import Counter, defaultdict
 
@@ -15,6 +16,21 @@ FAMILIES = ("reasoning", "knowledge")
 
 def sample(family, count=400, split="train"):
     return tasks.problems(family, split, count)
+
+
+def test_a_guess_among_what_the_problem_names_earns_its_chance():
+    """Guesses are judged by the verifier; the words come from the problem's text."""
+    rng, chances, verdicts = random.Random(0), [], []
+    for p in sample("reasoning", 1500):
+        words = [[name for name in names if re.search(rf"\b{name}\b", p.prompt)]
+                 for names in (facts.PEOPLE, stories.PLACES)]
+        options = next((found for found in words if p.facts[0] in found),
+                       ["Yes", "No", "It is not known"])
+        verdicts.append(tasks.verify(p, f"{rng.choice(options)}."))
+        chances.append(reasoning.chance(p))
+    assert abs(sum(verdicts) - sum(chances)) < 60       # three standard deviations
+    tracking = [reasoning.chance(p) for p in sample("reasoning", 1500) if p.kind == "tracking"]
+    assert 0.53 < sum(tracking) / len(tracking) < 0.61
 
 
 @pytest.mark.parametrize("family", FAMILIES)

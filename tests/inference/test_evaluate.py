@@ -140,6 +140,17 @@ def test_replies_are_in_the_order_of_their_prompts():
     assert len(reply) <= 4                              # what the context leaves
 
 
+def test_what_guesses_earn_is_told_beside_the_score():
+    row = {"family": "reasoning", "mode": "think-high", "samples": 1, "pass@1": (0.5, 0.4, 0.6),
+           "tokens": 20.0, "ended": 1.0}
+    guessed = evaluate.guessed(100, (1, 2))
+    assert 0.55 < guessed["tracking"] < 0.7 and 0.35 < guessed["all"] < 0.5
+    text = evaluate.table({"problems": [row | {"guessed": guessed}]})
+    shares = f"all {guessed['all']:.0%}, tracking {guessed['tracking']:.0%}"
+    assert f"guessing one of the names or places in a problem: {shares}" in text
+    assert "guessing" not in evaluate.table({"problems": [row]})     # of an older file
+
+
 @pytest.mark.slow
 def test_a_report_has_all_parts_and_a_table(tokenizer, monkeypatch):
     torch.manual_seed(0)
@@ -148,12 +159,13 @@ def test_a_report_has_all_parts_and_a_table(tokenizer, monkeypatch):
     monkeypatch.setattr(evaluate, "exam", lambda count, seed: exam(3, 60, seed))
     monkeypatch.setattr(evaluate, "recall",
                         lambda count, words, seed: recall(2, words, seed=seed))
-    options = dict(families=("mathematics",), modes=("non-think",), count=2, samples=2)
+    options = dict(families=("mathematics", "reasoning"), modes=("non-think",), count=2, samples=2)
     card = evaluate.report(model, tokenizer, **options)
     problems = evaluate.report(model, tokenizer, **options, everything=False)
     assert problems == {"problems": card["problems"]}
     assert json.loads(json.dumps(card))["problems"][0]["family"] == "mathematics"
-    (row,) = card["problems"]
+    row, second = card["problems"]
+    assert "guessed" in second and "guessed" not in row
     assert len(row["pass@1"]) == len(row["pass@2"]) == 3
     assert set(card["recall"]) == {"25", "100", "400"}
     assert 3 < card["bits_per_byte"]["text"] < 6                    # the model knows nothing

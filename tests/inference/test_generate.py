@@ -7,7 +7,7 @@ from tiny import SPEAKER
 from minids import Model
 from minids.errors import MinidsError
 from minids.inference.generate import generate, stream
-from minids.inference.sampling import nucleus, sample
+from minids.inference.sampling import distribution, nucleus, sample
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,30 @@ def test_sampling_follows_temperature_and_top_p():
     assert torch.allclose(shares(1.0, 0.75), torch.tensor([5 / 8, 3 / 8, 0, 0]), atol=0.015)
     assert shares(1.0, 0.81)[3] == 0 < shares(1.0, 0.81)[2]
     assert shares(1.0, 1e-6)[0] == shares(0, 1.0)[0] == 1
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-10, 1e-30, 1e-37, 1e-38, 1e-45, 1e-46, 5e-324])
+def test_tiny_temperatures_are_greedy(model, temperature):
+    """Down to those that a float32 cannot hold, whatever the size of the logits."""
+    for scale in (1.0, 1e4, 1e30):
+        logits = scale * torch.randn(50, 30, generator=torch.Generator().manual_seed(0))
+        logits[:, 3] = 4.5 * scale
+        for top_p in (1.0, 0.9):
+            p = distribution(logits, temperature, top_p)
+            assert (p.sum(-1) - 1).abs().max() < 1e-6
+            assert torch.equal(p.argmax(-1), logits.argmax(-1))
+            assert torch.equal(sample(logits, temperature, top_p), logits.argmax(-1))
+    for options in ({}, {"drafts": 2}):
+        written = generate(model, [5, 6, 7], 12, temperature, stop=(), seed=0, **options)
+        assert written == generate(model, [5, 6, 7], 12, temperature=0, stop=())
+
+
+def test_usual_temperatures_divide_the_logits():
+    """Bit for bit: texts that were sampled once are sampled again."""
+    logits = 5 * torch.randn(20, 300, generator=torch.Generator().manual_seed(0))
+    for temperature in (0.3, 0.8, 1.0, 1.7):
+        expected = (logits / temperature).softmax(-1)
+        assert torch.equal(distribution(logits, temperature, 1.0), expected)
 
 
 def test_the_nucleus_is_the_shortest_prefix_that_reaches_top_p():

@@ -8,6 +8,7 @@ from twin import lively
 
 from minids import Config, Model, numerics
 from minids.config import ConfigError
+from minids.errors import MinidsError
 from minids.model import mhc
 from minids.model.linear import Linear
 from minids.model.moe import balance, sqrt_softplus
@@ -152,6 +153,24 @@ def test_hyper_connections_are_their_equations(B, T):
             torch.testing.assert_close(u[b, t], A @ X[b, t], atol=1e-5, rtol=1e-5)
             written = C[:, None] * f[b, t] + M.T @ X[b, t]
             torch.testing.assert_close(Y[b, t], written, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("convert", [
+    lambda model: model.bfloat16(), lambda model: model.half(), lambda model: model.double(),
+    lambda model: model.to(torch.bfloat16)])
+def test_a_model_whose_type_was_changed_as_a_whole(convert):
+    """Norms and hyper-connections have to stay float32, or nothing fits together."""
+    model, ids = lively(SMALL, 0), torch.arange(12)[None]
+    with torch.no_grad():
+        expected = model(ids)
+        X = model.features(ids)
+        convert(model)
+        for call in (lambda: model(ids), lambda: model(ids, model.new_state()),
+                     lambda: model.mtp_logits(X, ids)):
+            with pytest.raises(MinidsError, match=r"minids\.load\(path, dtype=torch\.(bfloat16|"
+                                                  r"float16|float64)\) .*model\.float\(\)"):
+                call()
+        torch.testing.assert_close(model.float()(ids), expected, atol=0.5, rtol=0)
 
 
 def test_balance_moves_bias_against_load():

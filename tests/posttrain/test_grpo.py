@@ -405,6 +405,7 @@ def test_the_log_of_a_run(whole):
 @pytest.mark.parametrize("changes, message", [
     ({"num_generations": 1}, "num_generations: expected at least 2"),
     ({"temperature": 0.0}, "temperature: expected above 0"),
+    ({"temperature": 1e-40}, "temperature: expected above 0"),
     ({"steps_per_generation": 3}, "a divisor of num_prompts x num_generations = 8 x 8, found 3"),
     ({"pool_size": 4}, "pool_size: expected at least 8"), ({"families": ("x",)}, "families")])
 def test_bad_settings_are_refused(changes, message):

@@ -36,7 +36,8 @@ def seeded(seed=0):
 PROMPTS = [[0, 9, 33, 2, 17]] * 4 + [[0, 9, 33, 2, 18]] * 3 + [[0, 40, 41, 42, 43]]
 
 
-@pytest.mark.parametrize("temperature, top_p", [(1.0, 1.0), (0.7, 0.8), (0, 1.0)])
+@pytest.mark.parametrize("temperature, top_p", [(1.0, 1.0), (0.7, 0.8), (0, 1.0), (1e-9, 1.0),
+                                                (1e-37, 0.9), (1e-38, 1.0)])
 def test_logprobs_are_those_of_a_full_pass_that_replays_the_routing(model, temperature, top_p):
     r = rollouts(model, PROMPTS, 40, temperature, top_p, seeded(), record=True)
     assert r.length.min() < r.length.max()          # some rows left the batch before others

@@ -135,7 +135,7 @@ def test_interrupt_saves_and_a_finished_run_is_left_alone(base, whole, tmp_path)
 
 def test_what_a_run_leaves(whole):
     out, log = whole
-    assert sorted(p.name for p in out.iterdir()) == ["log.jsonl", "model", "run.json",
+    assert sorted(p.name for p in out.iterdir()) == [".lock", "log.jsonl", "model", "run.json",
                                                      "step-000004"]
     assert [r["step"] for r in log if "loss" in r] == [1, 2, 3, 4]
     assert [r["step"] for r in log if "valid_loss" in r] == [0, 2, 4]

@@ -72,7 +72,7 @@ def test_interrupt_saves_and_goes_on_exactly(tokens, tmp_path, whole):
 
 def test_what_a_run_leaves(tokens, whole):
     out, log = whole
-    assert sorted(p.name for p in out.iterdir()) == ["log.jsonl", "model", "run.json",
+    assert sorted(p.name for p in out.iterdir()) == [".lock", "log.jsonl", "model", "run.json",
                                                      "step-000007"]
     assert [r["step"] for r in log if "loss" in r] == list(range(1, 8))
     assert [r["step"] for r in log if "valid_loss" in r] == [3, 6, 7]
@@ -233,6 +233,13 @@ def test_foreign_folder_is_left_alone(tokens, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
     with pytest.raises(MinidsError, match="cannot use the folder"):
         train(THREE_KINDS, SETTINGS, tmp_path / "thesis.txt", tokens=tokens)
+
+
+def test_a_folder_that_cannot_be_used_is_found_before_the_text_is_read(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("minids.pretrain.train.streams", lambda settings: pytest.fail("read"))
+    with pytest.raises(MinidsError, match="cannot use the folder"):
+        train(THREE_KINDS, SETTINGS, tmp_path / "file")
 
 
 @pytest.mark.slow

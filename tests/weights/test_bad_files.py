@@ -18,6 +18,7 @@ from minids.weights import checkpoint
 from minids.weights.checkpoint import Checkpoint, load
 from minids.weights.layout import INDEX, SINGLE
 from minids.weights.save import save
+from minids.weights.streamed import streamed
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +203,44 @@ def test_truncated_files(copy, keep):
         data = (path / file).read_bytes()
         (path / file).write_bytes(data[:keep])
         refused(path, "not a whole safetensors file")
+
+
+@pytest.mark.parametrize("name", ["layers.0.attn.wq_a.scale", "layers.1.ffn.experts.0.w1.scale"])
+def test_a_scale_that_is_nan(copy, name):
+    path = copy("sharded")
+    file = json.loads((path / INDEX).read_text())["weight_map"][name]
+
+    def change(tensors):
+        tensors[name].view(torch.uint8)[-1, -1] = 255
+    edit_tensors(path / file, change)
+    refused(path, f"{name} holds NaN; expected powers of two")
+    weight = name.replace("scale", "weight")
+    with Checkpoint(path) as files:
+        for read in (lambda: files.read(weight), lambda: files.raw(name),
+                     lambda: files.read_all([weight])):
+            with pytest.raises(MinidsError, match=f"{name} holds NaN"):
+                read()
+    with pytest.raises(MinidsError, match=f"{name} holds NaN"), torch.inference_mode():
+        streamed(path)(torch.arange(9)[None])
+
+
+@pytest.mark.parametrize("name, code", [("layers.0.attn.wq_a.weight", 0x7F),
+                                        ("layers.1.attn.wq_a.weight", 0xFF)])
+def test_a_code_that_is_nan(copy, name, code):
+    path = copy("sharded")
+    file = json.loads((path / INDEX).read_text())["weight_map"][name]
+
+    def change(tensors):
+        tensors[name].view(torch.uint8)[0, 0] = code
+    edit_tensors(path / file, change)
+    refused(path, f"{name} holds NaN")
+
+
+@pytest.mark.parametrize("name", ["embed.weight", "layers.1.attn_norm.weight", "hc_head_base"])
+def test_a_number_that_is_nan(copy, name):
+    path = copy("single")
+    edit_tensors(path / SINGLE, lambda tensors: tensors[name].view(-1)[-1:].fill_(float("nan")))
+    refused(path, f"{name} holds NaN; expected numbers")
 
 
 def test_a_header_that_promises_too_much(copy):
