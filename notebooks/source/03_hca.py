@@ -569,8 +569,8 @@ def learn(task, gate, ape, steps=250, tokens=12, m=8, d=24, c=32):
         p[name] = p[name] if used else torch.zeros(3, *shapes[name])
     optimiser = torch.optim.AdamW([t for t in p.values() if t.requires_grad], lr=1e-2,
                                   weight_decay=0)
-    pooled = torch.vmap(lambda x, wkv, wgate, ape: compress(x, wkv, wgate, ape, torch.ones(c),
-                                                            1e-6))
+    pooled = torch.vmap(
+        lambda x, wkv, wgate, ape: compress(x, wkv, wgate, ape, torch.ones(c), 1e-6))
 
     def answer(n):
         ids, importance, right = questions(task, rng, n)

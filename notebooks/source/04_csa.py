@@ -34,7 +34,8 @@ from minids.model.attention import Attention
 from minids.model.compressor import Compressor
 from minids.model.indexer import Indexer
 from minids.model.passes import Options
-from minids.plain import angles, attend, frequencies, grouped_output, place, queries, query_latent, rotate
+from minids.plain import angles, attend, frequencies, grouped_output, place, queries
+from minids.plain import query_latent, rotate
 from minids.plain import keys as token_keys, sees as in_window
 from minids.show import csa, hca, style
 from minids.system import paths
@@ -225,8 +226,8 @@ def learn_pairs(compress, steps=200, kinds=12, c=32):
     p = {name: (0.3 * torch.randn(3, *shape, generator=rng)).requires_grad_()
          for name, shape in shapes.items()}
     optimiser = torch.optim.AdamW(p.values(), lr=1e-2, weight_decay=0)
-    pooled = torch.vmap(lambda x, wkv, wgate, ape: compress(x, wkv, wgate, ape, torch.ones(c),
-                                                            1e-6))
+    pooled = torch.vmap(
+        lambda x, wkv, wgate, ape: compress(x, wkv, wgate, ape, torch.ones(c), 1e-6))
     for step in range(steps + 1):
         ids, answer, place, window = pairs(rng, 32 if step < steps else 400)
         e = pooled(torch.eye(25)[ids], p["wkv"], p["wgate"], p["ape"])     # 3 n 9 c
@@ -897,9 +898,10 @@ def loss_with(k, order=None):
     layers = [block.attn for block in nano.layers if block.attn.ratio == M]
     for layer in layers:
         layer.config = cfg.replace(index_topk=k)
-    by = mock.patch.object(Indexer, "forward",
-                           lambda self, x, qr, keys, current=None: order(len(x), x.shape[1],
-                                                                         keys.shape[1]))
+    def by_order(self, x, qr, keys, current=None):
+        return order(len(x), x.shape[1], keys.shape[1])
+
+    by = mock.patch.object(Indexer, "forward", by_order)
     with by if order else contextlib.nullcontext():
         logits = nano(tests)[:, 256:-1]
     for layer in layers:

@@ -616,7 +616,8 @@ def worst_load(run):
 print(f"{'':38}largest / mean load    idle experts   held-out loss")
 for name, group in runs.items():
     worst, idle = zip(*map(worst_load, group))
-    print(f"{name:38}{'  '.join(f'{w:4.1f}' for w in worst):>19}{'  '.join(f'{i:2}' for i in idle):>16}"
+    peaks, idles = "  ".join(f"{w:4.1f}" for w in worst), "  ".join(f"{i:2}" for i in idle)
+    print(f"{name:38}{peaks:>19}{idles:>16}"
           f"    {'  '.join(f'{run.loss:.2f}' for run in group)}")
 
 # %%
@@ -1028,7 +1029,8 @@ print(f"{'':7}{'E':>4}{'K':>3}{'total':>20}{'active':>17}{'share':>8}   width of
 for name in ("nano", "mini", "flash", "pro"):
     c = Config.preset(name)
     n = cost.params(c)
-    print(f"{name:7}{c.n_routed_experts:4}{c.n_activated_experts:3}{n['total']:20,}{n['active']:17,}{n['active'] / n['total']:8.1%}"
+    active = f"{n['active']:17,}{n['active'] / n['total']:8.1%}"
+    print(f"{name:7}{c.n_routed_experts:4}{c.n_activated_experts:3}{n['total']:20,}{active}"
           f"   {(c.n_activated_experts + 1) * c.moe_inter_dim:,}")
 flash, pro = cost.params(Config.flash()), cost.params(Config.pro())
 assert (flash["total"], flash["active"]) == (284_332_240_471, 13_270_101_591)

@@ -258,8 +258,8 @@ for iters in (1, 2, 20):
 raw = (2 * torch.randn(500, 4, 4, generator=torch.Generator().manual_seed(0))).requires_grad_()
 weights = torch.randn(500, 4, 4, generator=torch.Generator().manual_seed(1))
 mine = sinkhorn(raw, 20, 1e-6)
-theirs = mhc.Sinkhorn.apply((raw.softmax(-1) + 1e-6).permute(1, 2, 0), 20, 1e-6).permute(2, 0,
-                                                                                         1)
+theirs = mhc.Sinkhorn.apply((raw.softmax(-1) + 1e-6).permute(1, 2, 0), 20, 1e-6)
+theirs = theirs.permute(2, 0, 1)
 grads = [torch.autograd.grad((M * weights).sum(), raw)[0] for M in (mine, theirs)]
 torch.testing.assert_close(mine, theirs)
 torch.testing.assert_close(*grads, atol=1e-4, rtol=1e-4)
@@ -594,8 +594,8 @@ def start():
     rng = torch.Generator().manual_seed(0)
 
     def normal(*shape, std):
-        return (std * torch.randn(SEEDS, *shape, generator=rng)).repeat(len(KINDS),
-                                                                        *[1] * len(shape))
+        numbers = std * torch.randn(SEEDS, *shape, generator=rng)
+        return numbers.repeat(len(KINDS), *[1] * len(shape))
     p = {"embed": normal(128, D, std=1.0), "head": normal(D, 128, std=0.06),
          "w1": normal(LAYERS, 2 * D, 2 * D, std=(2 * D) ** -0.5),
          "w2": normal(LAYERS, 2 * D, D, std=(2 * D * LAYERS) ** -0.5)}
@@ -654,9 +654,8 @@ def train(lr, steps=50, batch=4):
                          for at in rng.integers(len(book) - T - 1, size=batch)])
         ids = torch.from_numpy(rows.astype(np.int64)).clamp(max=127)  # B T+1
         out = logits(p, ids[:, :-1])  # R BT 128
-        # R
-        loss = F.cross_entropy(out.mT, ids[:, 1:].flatten().expand(RUNS, -1),
-                               reduction="none").mean(1)
+        target = ids[:, 1:].flatten().expand(RUNS, -1)  # R BT
+        loss = F.cross_entropy(out.mT, target, reduction="none").mean(1)  # R
         adam.zero_grad()
         loss.sum().backward()  # the runs do not touch each other
         norm = sum(t.grad.flatten(1).square().sum(1) for t in p.values()).sqrt()  # R
@@ -679,22 +678,24 @@ def facts(p, losses, norms):
                sizes)
         both = torch.stack([torch.stack(gain(c)) for c in combs])                   # R 2 L
     found = {"forward": both[:, 0, -1], "backward": both[:, 1, -1], "size": sizes[-1],
-             "loss": losses[-10:].mean(0),
-             "norm": norms[5:].max(0).values}
+             "loss": losses[-10:].mean(0), "norm": norms[5:].max(0).values}
     split = {k: {name: v[i * SEEDS:(i + 1) * SEEDS].tolist() for name, v in found.items()}
              for i, k in enumerate(KINDS)}
     return split, {k: both[i * SEEDS:(i + 1) * SEEDS, 0].T for i, k in enumerate(KINDS)}
 
 
+DIGITS = {"loss": 3, "forward": 2, "backward": 2, "size": 1}
+
+
 def table(split):
-    print(f"{'3 seeds each':13}{'loss':>18}{'forward gain':>21}{'backward gain':>21}{'RMS of streams':>21}")
+    print(f"{'3 seeds each':13}{'loss':>18}{'forward gain':>21}{'backward gain':>21}"
+          f"{'RMS of streams':>21}")
     for kind, row in split.items():
         cells = [" ".join(f"{v:.{digits}f}" if v < 1000 else f"{v:.0e}" for v in row[name])
-                 for name, digits
-                 in (("loss", 3), ("forward", 2), ("backward", 2), ("size", 1))]
+                 for name, digits in DIGITS.items()]
         print(f"{kind:13}{cells[0]:>18}{cells[1]:>21}{cells[2]:>21}{cells[3]:>21}")
 
-
+# %%
 none = torch.zeros(20, RUNS)
 before, _ = facts(start(), none, none)
 print("before training: forward gain",

@@ -634,8 +634,8 @@ def colleagues_block(block, X, ids):
 X = torch.randn(2, 40, 4, 128, generator=torch.Generator().manual_seed(3))
 for name, m in (("fresh", model), ("lively", living)):
     start = m.embed(some)[:, :, None].repeat(1, 1, 4, 1) if name == "fresh" else X
-    apart = (colleagues_block(m.layers[2], start, some) - block_forward(m.layers[2], start,
-                                                                        some)).abs().max()
+    theirs = colleagues_block(m.layers[2], start, some)
+    apart = (theirs - block_forward(m.layers[2], start, some)).abs().max()
     print(f"{name:7} the two blocks differ by more than 0.0001: {bool(apart > 1e-4)}")
 
 

@@ -259,8 +259,8 @@ for begin in range(0, len(valid) - 1 - 64, 8 * 192):
     looked_at[begin + (64 if begin else 0) : begin + 256] = True
 looked_at &= valid[1:] != tokenizer.bos_id
 baselines = yardsticks(tokens["valid"], looked_at)
-table = {"looks": baselines} | {split: yardsticks(tokens[split]) for split in ("valid",
-                                                                               "heldout")}
+table = {"looks": baselines}
+table |= {split: yardsticks(tokens[split]) for split in ("valid", "heldout")}
 for where, losses in table.items():
     print(f"{where:8}", "  ".join(f"{name} {loss:.3f}" for name, loss in losses.items()))
 

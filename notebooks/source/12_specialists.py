@@ -1125,8 +1125,8 @@ for name, recipe_ in RECIPES.items():
     logs = [practise_table(beginner(), strict, 50, seed=seed, wrong_verdicts=0.3, **recipe_)[1]
             for seed in range(3)]
     lines[name] = [[row[1] for row in log] for log in logs]
-    far[name], ends[name] = max(log[0][2] for log in logs), [share(line[-10:])
-                                                             for line in lines[name]]
+    far[name] = max(log[0][2] for log in logs)
+    ends[name] = [share(line[-10:]) for line in lines[name]]
     print(f"{name:25} right at the end {', '.join(f'{end:.0%}' for end in ends[name])};  "
           f"largest ratio after the first batch {far[name]:.1f}")
 style.show(specialists.plot_seeds(lines, "share of right replies",

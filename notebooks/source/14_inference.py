@@ -520,10 +520,9 @@ for name, (rule, instead) in judges.items():
 tiny, prompt = inference.tiny_model(), [0, 2, 1, 1, 0]
 exact = inference.text_chances(tiny, prompt, 3)  # {text: probability}, from full passes
 texts = {"right, 1 draft": inference.text_chances_with_drafts(tiny, prompt, 3, 1)}
-wrong = {"all stand": inference.text_chances_with_drafts(tiny, prompt, 3, 1,
-                                                         inference.accept_all),
-         "resample from p": inference.text_chances_with_drafts(tiny, prompt, 3, 1,
-                                                               inference.resample_from_p)}
+wrong = {"all stand": inference.accept_all, "resample from p": inference.resample_from_p}
+wrong = {name: inference.text_chances_with_drafts(tiny, prompt, 3, 1, fault)
+         for name, fault in wrong.items()}
 for name, other in (texts | wrong).items():
     apart = inference.total_variation(exact, other)
     print(f"{name:16} probabilities sum to {sum(other.values()):.3f}, total variation "

@@ -869,7 +869,8 @@ layers = sum(layer_bytes(flash, i) for i in range(flash.n_layers))
 active = cost.params(flash)["active"]
 print(f"43 layers: {layers:,} bytes; a token needs {active:,} active parameters, "
       f"{2 * active / 1e9:.1f} GFLOP\n")
-print(f"{'read at':>10}{'one pass':>14}{'generate 100 tokens':>22}{'4,096 tokens in one pass':>28}")
+print(f"{'read at':>10}{'one pass':>14}{'generate 100 tokens':>22}"
+      f"{'4,096 tokens in one pass':>28}")
 for bandwidth in (0.15, 0.5, 3, 7):
     seconds = layers / (bandwidth * 1e9)
     print(f"{bandwidth:5} GB/s{real.duration(seconds):>14}{real.duration(100 * seconds):>22}"
