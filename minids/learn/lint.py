@@ -12,8 +12,10 @@ import nbformat
 
 from minids.learn import course, shipped
 
-MAX_LINES = 25          # of a code cell that is not folded
+MAX_LINES = 30          # of a code cell that is not folded
 MAX_IMPORT_LINES = 40   # of a cell that only imports and calls SETUP functions
+MAX_COLUMNS = 96        # of a line of code: at 1366 pixels it needs no sideways scrolling
+MAX_PRINTED = 90        # of a printed line: a longer one breaks inside a word
 SETUP = {"use", "versions"}     # style.use(), versions()
 MAX_OUTPUT = 1_500_000  # bytes of outputs in one notebook
 TEXT_MIMES = ("text/plain", "text/html", "text/markdown", "text/latex", "application/json")
@@ -32,6 +34,8 @@ BANNED_NAMES = {"interact": SLIDER, "interactive": SLIDER, "Output": SLIDER,
                 "clear_output": UPDATES, "update_display": UPDATES}
 SECTIONS = {"After this": r"^#{1,3} .*After this|^\*{0,2}After this",
             "Key points": r"^#{1,3} .*Key points|^\*{0,2}Key points"}
+PREDICTION = re.compile(r"\*Predict\b")     # **Predict before you run:** ...
+WITHIN = 3      # code cells with outputs: among these after a prediction is its answer
 EXERCISE = re.compile(r"^#{2,4} Exercise\b", re.MULTILINE)
 
 
@@ -73,9 +77,11 @@ def drift(source: Path, which: str, built) -> list[str]:
     return []
 
 
-def check_notebook(notebook) -> list[str]:
-    """The findings in one built notebook."""
-    findings = _metadata(notebook) + _text(notebook)
+def check_notebook(notebook, which="learner") -> list[str]:
+    """The findings in one built notebook, of the edition `which`."""
+    findings = _metadata(notebook) + _text(notebook) + _predictions(notebook)
+    if which == "learner":
+        findings += _printed(notebook)
     order = 0
     for number, cell in enumerate(notebook.cells, 1):
         if cell.cell_type != "code":
@@ -128,6 +134,40 @@ def _text(notebook) -> list[str]:
     return findings
 
 
+def _predictions(notebook) -> list[str]:
+    """Predictions whose answer is on screen, since no cell after them hides its outputs."""
+    findings = []
+    for number, cell in enumerate(notebook.cells, 1):
+        if cell.cell_type == "markdown" and PREDICTION.search(cell.source):
+            after = [other for other in notebook.cells[number:] if other.get("outputs")]
+            if after and not any(_hides(other, "outputs") for other in after[:WITHIN]):
+                findings.append(f"cell {number}: a prediction, but the cell that answers it has "
+                                'no jupyter={"outputs_hidden": true}')
+    return findings
+
+
+def _hides(cell, what: str) -> bool:
+    """Whether a cell is stored with its source, or its outputs, folded."""
+    return bool(cell.metadata.get("jupyter", {}).get(f"{what}_hidden"))
+
+
+def _printed(notebook) -> list[str]:
+    """Printed sentences that are too long for one line; tables, with their columns, may be."""
+    findings = []
+    for number, cell in enumerate(notebook.cells, 1):
+        texts = [out.text for out in cell.get("outputs", []) if out.output_type == "stream"]
+        for line in "".join(texts).splitlines():
+            if len(line) > MAX_PRINTED and not _is_row(line):
+                findings.append(f"cell {number}: a printed line of {len(line)} characters, at "
+                                f"most {MAX_PRINTED}: use style.say: {line[:40]!r} ...")
+    return findings
+
+
+def _is_row(line: str) -> bool:
+    """Whether a printed line is a row of a table: with two spaces or more between columns."""
+    return "  " in line.strip()
+
+
 def _code(cell) -> list[str]:
     """What a code cell's source may not contain."""
     findings = []
@@ -141,8 +181,10 @@ def _code(cell) -> list[str]:
         tree = ast.parse(cell.source)
     except SyntaxError as error:
         return findings + [f"does not parse: {error.msg}, line {error.lineno}"]
-    if not cell.metadata.get("jupyter", {}).get("source_hidden"):
+    if not _hides(cell, "source"):
         findings += _length(cell.source, tree)
+    if (columns := max(map(len, cell.source.splitlines()), default=0)) > MAX_COLUMNS:
+        findings.append(f"a line of {columns} columns, at most {MAX_COLUMNS}: wrap it")
     for node in ast.walk(tree):
         name = getattr(node, "id", getattr(node, "attr", None))
         if name in BANNED_NAMES:

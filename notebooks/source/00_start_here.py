@@ -65,7 +65,7 @@ config = model.config
 size = sum(p.numel() for p in model.parameters())
 print(f"{size:,} parameters, {config.n_layers} layers, {config.vocab_size} token ids")
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 def go_on(prompt, n, temperature):
     """Print the prompt in brackets, and n tokens that the model writes after it, or fewer if
     it ends the text."""
@@ -109,12 +109,12 @@ kinds = {"one person": (1, 0), "two, asked for the first": (2, 0),
 right = {name: np.mean(evaluate.answered(model, tokenizer, scenes(60, *kind)))
          for name, kind in kinds.items()}
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 print("right, word for word         model   the trick")
 for name, share in right.items():
     print(f"{name:26} {100 * share:5.0f} % {100 / kinds[name][0]:9.0f} %")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert (right["one person"] > 0.9
         and right["four, asked for the second"] < right["one person"] + 0.05)
 print("One person: more than 90 % right. But one person cannot tell the model from the trick; "
@@ -190,7 +190,7 @@ print("If a line above begins with PROBLEM, it says what to mend.")
 # the work of Flash does Pro do
 # for the next token? (a) 5.5, (b) about 2.6, (c) 1, since the context decides.
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 nano = config
 flash = minids.Config.from_json(data("v4", "flash.config.json"))
 pro = minids.Config.from_json(data("v4", "pro.config.json"))
@@ -279,7 +279,7 @@ style.show(start.plot_context_cost(flash, pro),
 # Let every layer of Flash look at every token: no CSA, no HCA, only a window as long as the context. **Predict**: how many times the work
 # is that at a million tokens? Does compression help at 100 tokens too?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 full = flash.replace(compress_ratios=(0,) * len(flash.compress_ratios), window_size=million)
 print("  tokens   work, full : Flash   cache, full : Flash")
 for n in (100, 1_000, 10_000, 100_000, million):
@@ -531,14 +531,14 @@ print(textwrap.fill(", ".join(last), 96))
 # **Predict before you run**: Flash in mode Max against Pro in mode Non-think, 18 benchmarks that have both figures. On how
 # many is Flash ahead?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 style.show(start.plot_modes(),
            "Scores of V4-Flash and V4-Pro in the modes Non-think, High and Max. Thinking buys "
            "most in mathematics, code contests and the two tests of long contexts (top rows), "
            "little in software engineering and general knowledge (bottom). Two benchmarks have "
            "no figure for Non-think.")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 both = [row
         for row in start.published("benchmarks_modes") if row["V4-Pro Non-think"] is not None]
 ahead = [row for row in both if row["V4-Flash Max"] > row["V4-Pro Non-think"]]

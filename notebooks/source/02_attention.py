@@ -77,7 +77,7 @@ whole = losses(shipped, rows)
 with mock.patch.object(attention, "rotate", forwards_only):
     cut = losses(shipped, rows)
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 print(f"loss, mean over 256 positions: with the line {whole.mean():.2f}, without "
       f"{cut.mean():.2f}")
 print(f"added at position 0: {(cut - whole)[0].abs():.5f}; from position 1 on: "
@@ -87,7 +87,7 @@ style.show(figures.plot_by_position({"as shipped": whole.tolist(),
            "Without the inverse turn the first position is as before, later ones are worse, "
            "all through the text")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert (cut - whole)[0].abs() < 1e-4 and (cut - whole)[1:].mean() > 0.1
 print("Without the line the model is clearly worse, except at position 0, where nothing "
       "changes at all.")
@@ -139,7 +139,7 @@ print("weights", [round(v, 3) for v in p.tolist()], "output",
 # **Is that not too little?** 64 heads and one vector. **Predict before you run:** take 4 heads that each have a key matrix $K_h$ and a value matrix $V_h$ of their own, working on a shared vector x of a
 # token. Can heads *without* such matrices, which share x itself, give the same result?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 rng = torch.Generator().manual_seed(0)
 x = torch.randn(6, 8, generator=rng)  # S c: a shared vector for each of 6 tokens
 K, V, q = (torch.randn(4, *shape, generator=rng) for shape in ((8, 8), (8, 8), (8,)))
@@ -191,7 +191,7 @@ style.show(figures.plot_cache(sizes), "Bytes of cache for one token in one layer
 #
 # **Predict before you run:** four pairs of positions (t, s): (3, 1), (10, 8), (1000, 998), (3, 0). Which give the same product?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 for t, s in ((3, 1), (10, 8), (1000, 998), (3, 0)):
     a, b = math.radians(30 * t), math.radians(30 * s)
     product = math.cos(a) * math.cos(b) + math.sin(a) * math.sin(b)
@@ -322,7 +322,7 @@ queries = check("attention.queries", queries)
 # **Each head by itself: why?** A sabotage. We make head 0 a hundred times louder, by its rows of `wq_b`. **Predict before you run:** what becomes of the lengths of head 1's queries, with an RMS for each head, and with one RMS over all
 # heads?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 loud = Attention(WINDOW_ONLY, 0).requires_grad_(False)
 loud.load_state_dict(attn.state_dict())
 loud.wq_b.weight[:32] *= 100                                             # the rows of head 0
@@ -426,13 +426,13 @@ SHIFTS = [0, 1, 2, 5, 40, 1000]
 KINDS = ("turned back", "not turned back", "values not turned")
 results = {kind: [experiment(kind, seed, SHIFTS) for seed in range(3)] for kind in KINDS}
 
-# %% tags=["nbval-ignore-output"] jupyter={"source_hidden": true}
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true, "source_hidden": true}
 style.show(figures.plot_distance(results, SHIFTS, 1 / 16),
            "Share of right answers by shift, three seeds each: turned back is right "
            "everywhere; not turned back is right where it was trained and fails after a small "
            "shift; values not turned is the same at all shifts, but learns more slowly")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 lowest = {kind: [min(run[i] for run in runs) for i in range(6)]
           for kind, runs in results.items()}
 highest = {kind: [max(run[i] for run in runs) for i in range(6)]
@@ -496,7 +496,7 @@ def influence(layers, window, T=40):
         x = x + layer(rms(x))
     return (x[:-1] - x[-1]).norm(dim=-1).T  # output, changed input
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 maps = {layers: influence(layers, 8) for layers in (1, 2, 4)}
 for layers, moved in maps.items():
     t, s = (moved > 1e-4).nonzero().T
@@ -554,7 +554,7 @@ def sink_weights(scores, sink):
     ### END SOLUTION
 
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 sink_weights = check("attention.sink", sink_weights)
 nothing, something = torch.full((1, 1, 1, 8), -3.0), torch.full((1, 1, 1, 8), -3.0)
 something[..., 5] = 8.0
@@ -640,14 +640,14 @@ steps = {"none": -1e9, **{step: step for step in (-4, -2, -1, 0, 1, 2, 4)}}
 moved = {name: with_sinks(shipped, some, lambda i, sinks, step=step: sinks + step)
          for name, step in steps.items()}
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 print(f"loss {as_it_is:.2f}, without any sink {moved['none']:.2f}")
 print("sinks of layer 0:", [round(v, 1) for v in shipped.layers[0].attn.attn_sink.tolist()])
 style.show(figures.plot_sinks(mass, price, moved), "Left: sum of the weights of each head, "
            "some well below 1. Middle: the loss that the removal of one head's sink adds. "
            "Right: the loss with all sinks moved, lowest about where they are")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert min(min(line) for line in mass) < 0.9 and moved["none"] > as_it_is
 assert moved[4] > moved[-4] > as_it_is
 print("Some heads spend less than 90 % of their attention on tokens. Moved by 4 either way, or "
@@ -695,7 +695,7 @@ torch.testing.assert_close(grouped_output(o, attn.wo_a.weight, attn.wo_b.weight,
                            atol=1e-4, rtol=1e-4)
 print("equal to two plain matrices, the first of which is zero outside its blocks")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 def output_parameters(c):
     """Numbers in a plain output matrix, and in wo_a and wo_b, of one layer."""
     ranks = c.o_groups * c.o_lora_rank
@@ -824,7 +824,7 @@ def tested(layer):
 table = {"none (control)": tested(window_attention),
          **{name: tested(layer) for name, layer in FAULTS.items()}}
 
-# %% tags=["nbval-ignore-output"] jupyter={"source_hidden": true}
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true, "source_hidden": true}
 names = ["fresh, short\n(relative)", "lively, long\n(relative)", "shift by 1000\n(relative)",
          "trained, layer 0\n(added loss)"]
 style.show(figures.plot_faults(list(table), names, list(table.values()),
@@ -833,7 +833,7 @@ style.show(figures.plot_faults(list(table), names, list(table.values()),
            "test misses windows off by one and the fixed sink; the shift finds the two faults "
            "of the inverse turn and no other")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 seen = {name: [line[0] > 1e-4, line[1] > 1e-4, line[2] > 1e-3] for name, line in table.items()}
 assert seen.pop("none (control)") == [False] * 3 and abs(table["none (control)"][3]) < 1e-4
 assert all(line[1] for line in seen.values())

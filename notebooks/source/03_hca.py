@@ -51,7 +51,7 @@ versions()
 #
 # **Predict before you run:** which of the three vectors differ between the two sentences?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 rng = torch.Generator().manual_seed(0)
 words = {word: torch.randn(16, generator=rng)
          for word in ("the", "dog", "bites", "man", "today")}
@@ -117,7 +117,7 @@ style.show(hca.plot_reading(21, 6, 5, 25), "The query at 21 reads four complete 
 #
 # **Predict before you run:** the wrong softmax runs over the channels instead of the tokens. Does the result look wrong?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 kv = torch.tensor([[1.0, 10], [3, 30]])                                             # m c
 z = torch.tensor([[0.0, math.log(3)], [0, 0]])                                      # m c
 print("over the tokens:  ", [round(v, 2) for v in (z.softmax(0) * kv).sum(0).tolist()])
@@ -193,7 +193,7 @@ print(f"{x.shape[1]} tokens give {entries.shape[1]} entries: equal to minids in 
 # Rotary embedding turns a pair of channels by position times frequency, query and key alike, so that their product depends on the **distance** only. Count positions in tokens, also for entries:
 # query and keys share the scale. **Predict before you run:** the query at t = 1000, m = 16, and its newest complete entry. How far away is that entry if its position is i m? And if somebody takes i?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 t, m = 1000, 16
 i = (t + 1) // m - 1
 print(f"entry {i} covers tokens {i * m} to {i * m + m - 1}")
@@ -243,7 +243,7 @@ print("equal to minids, for Flash and for nano")
 # %% [markdown]
 # **Predict before you run:** how often does the slowest pair of base 10,000 go round in 1,048,576 tokens? More or less than once?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 plain = flash.replace(original_seq_len=0)
 clocks = {"base 10,000": frequencies(flash, 0), "base 160,000": frequencies(plain, 128),
           "base 160,000 and YaRN": frequencies(flash, 128)}
@@ -256,7 +256,7 @@ for name, line in periods.items():
 print("turns of the slowest pair in 1,048,576 tokens: "
       f"{', '.join(f'{2**20 / line[-1]:.2f}' for line in periods.values())}")
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 style.show(
     hca.plot_periods(periods, 15, 25, flash.original_seq_len, flash.max_seq_len),
     "Tokens in a full turn over pairs of channels: base 10,000 never reaches a million tokens; "
@@ -305,7 +305,7 @@ def visible(T, S, m):
     ### END SOLUTION
 
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 visible = check("hca.visible", visible)
 print("query:       ", list(range(9)))
 print("entries seen:", visible(9, 2, 4).sum(1).tolist())
@@ -451,7 +451,7 @@ def perturbed(layer, T):
     y = layer(batch)                                     # T+1 T d
     return ((y[:-1] - y[-1]).norm(dim=-1) / y[-1].norm(dim=-1)).T
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 small = lively(Attention(NANO.replace(window_size=3), 8), seed=4)
 maps = {}
 for name, rule in (("right: complete windows only", passes.incomplete),
@@ -461,7 +461,7 @@ for name, rule in (("right: complete windows only", passes.incomplete),
     above = (maps[name].triu(1) > 1e-4).sum().item()
     print(f"{name:31} cells above the diagonal that change: {above}")
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 style.show(hca.plot_changes(maps, 8),
            "Left: a band along the diagonal and a staircase of windows below it, nothing above "
            "the diagonal. Right: triangles above the diagonal, one for each window")
@@ -506,14 +506,14 @@ def copy_run(rule, steps=120):
     return losses
 
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 runs = {"right": copy_run(passes.incomplete), "sabotage: too early": copy_run(early),
         "control: too late": copy_run(late)}
 style.show(hca.plot_halves(runs, math.log(16)), "Loss over training steps. On the random half "
            "only the sabotaged run falls below guessing; the right run (pale, thick) and the "
            "control (thin, dashed) lie on each other. On the copied half all runs learn")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 end = {name: [sum(step[i] for step in line[-10:]) / 10 for i in (0, 1)]
        for name, line in runs.items()}
 assert (end["right"][0] > 2.65 and end["control: too late"][0] > 2.65
@@ -587,7 +587,7 @@ def learn(task, gate, ape, steps=250, tokens=12, m=8, d=24, c=32):
     logits, right = answer(2000)
     return (logits.argmax(-1) == right).float().mean((1, 2)).tolist()
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 VERSIONS = {"mean": (False, False), "gate": (True, False), "ape": (False, True),
             "both": (True, True)}
 scores = {task: {name: learn(task, *used) for name, used in VERSIONS.items()}
@@ -603,7 +603,7 @@ for task, rows in scores.items():
     print(f"{task:10}",
           "   ".join(f"{name} {min(v):.2f} to {max(v):.2f}" for name, v in rows.items()))
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 worst = {task: {name: min(values) for name, values in rows.items()}
          for task, rows in scores.items()}
 best = {task: {name: max(values) for name, values in rows.items()}
@@ -776,12 +776,12 @@ with mock.patch.object(passes, "incomplete", no_entries):
 changes = {name: ((loss - base).mean().item(), ((loss - base).std() / len(few) ** 0.5).item())
            for name, loss in after.items()}
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 style.show(hca.plot_damage(changes), "Change of the held-out loss for each damage, with its "
            "spread over rows; the control changes nothing")
 print(f"loss before: {base.mean():.3f} nats per token")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert abs(changes["control: ape + 3"][0]) < 1e-4
 assert all(abs(mean) < 0.01 * base.mean() for mean, _ in changes.values())
 print("the control changes nothing: a softmax does not see what is added to all its inputs")
@@ -892,7 +892,7 @@ print("one pass, odd cuts, small pieces and single tokens: equal")
 #
 # **Predict before you run:** at which context does an HCA layer keep twice as much as a sliding window alone?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 lengths = [2**k for k in range(10, 21)]
 curves = {"full attention": lengths, "HCA, m = 128": [min(n, 128) + n // 128 for n in lengths],
           "sliding window only": [min(n, 128) for n in lengths]}
@@ -901,7 +901,7 @@ for n in (2**10, 2**14, 2**17, 2**20):
     print(f"context {n:9,}: "
           + ", ".join(f"{name} {line[lengths.index(n)]:,}" for name, line in curves.items()))
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 style.show(hca.plot_cache(lengths, curves, entry), "Keys in a layer over the context, both "
            "axes logarithmic: full attention rises in proportion, HCA stays near the sliding "
            "window up to some 16 thousand tokens and then rises 128 times lower")

@@ -50,7 +50,7 @@ versions()
 # V4-Flash has read 1,048,576 tokens and decodes one more. **Predict before you run:** which takes the most operations? The weights of its 43 layers (13 billion of them work for a token)? The attention over everything it has read?
 # Or the lightning indexer, a helper whose values never enter the output?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 flash = Config.from_json(paths.data("v4", "flash.config.json"))
 terms = cost.flops(flash, 2**20)
 total = terms.pop("total")
@@ -126,7 +126,7 @@ style.show(csa.plot_overlap(4, 3, 1), "Entry 1 pools eight slots: the a-halves o
 #
 # **Predict before you run:** somebody fills the missing a-half of window 0 with zeros, value *and* gate. What becomes of entry 0?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 for name, gate in (("-inf", -math.inf), ("0", 0.0)):
     # 2m slots: a, a, b, b
     kv, z = torch.tensor([0.0, 0, 2, 6]), torch.tensor([gate, gate, 0.0, 0])
@@ -254,7 +254,7 @@ def compress_alone(x, wkv, wgate, ape, weight, eps):
 found = {"with overlap": learn_pairs(compress_overlapped),
          "without": learn_pairs(compress_alone)}
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 style.show(csa.plot_places(found, 1 / 12),
            "Shares of right answers by the key's place. With overlap all are right. Without, "
            "the torn key is at the level of guessing, all else is right")
@@ -263,7 +263,7 @@ for version, scores_of in found.items():
                                      f"least {min(map(min, s[:3])):.2f}"
                                      for name, s in scores_of.items()))
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert (min(map(min, found["with overlap"]["key"])) > 0.95
         and max(found["without"]["key"][3]) < 0.2)
 assert (min(map(min, found["without"]["key"][:3])) > 0.95
@@ -299,7 +299,7 @@ print("torn keys: above 0.95 with overlap, below 0.2 without. Keys in one piece,
 #
 # **Predict before you run:** without the ReLU, how many heads would do the work of 64?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 rng = torch.Generator().manual_seed(2)
 # Hi ci; Hi; S ci
 q, w, keys = (torch.randn(*shape, generator=rng) for shape in ((64, 128), (64,), (1000, 128)))
@@ -358,7 +358,7 @@ print("equal to minids.Indexer:", tuple(mine.shape))
 #
 # Where all heads keep quiet, the score is exactly 0. With random directions, each head is quiet half of the time. **Predict before you run:** which share of scores is 0 with 1, 2, 4, 16 heads?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 rng = torch.Generator().manual_seed(4)
 for Hi in (1, 2, 4, 16):
     q, w, keys = (torch.randn(*shape, generator=rng)
@@ -400,12 +400,12 @@ for name, size in (("control", 1.0), ("large channels", 20.0)):
     large[::32] = size
     share[name] = survivors(q, keys * large), survivors(q @ R, keys * large @ R)
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 for name, (plain, spread) in share.items():
     print(f"{name:15} of the best 32 survive: {plain:.2f} as they are, {spread:.2f} after the "
           "Hadamard turn")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert (abs(share["control"][0] - share["control"][1]) < 0.03 < 0.04
         < share["large channels"][1] - share["large channels"][0])
 print("without large channels the turn changes nothing to speak of; with them it saves some "
@@ -446,7 +446,7 @@ pick = check("csa.pick", pick)
 # %% [markdown]
 # How bad is the silent fault? **Predict before you run:** 256 tokens, 64 entries, k = 8, random scores. How many entries does a query between 32 and 63 read, and one of the last 32?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 scores = torch.randn(4, 256, 64, generator=torch.Generator().manual_seed(6))
 late = (torch.zeros(4, 256, 64).bool().scatter(2, scores.topk(8).indices, True)
         & visible(256, 64, 4))
@@ -499,7 +499,7 @@ def perturbed(layer, T):
     return ((y[:-1] - y[-1]).norm(dim=-1) / y[-1].norm(dim=-1)).T
 
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 def everything(pos, T, S, m, device):
     """The sabotage: minids' mask of entries, but all are allowed."""
     return torch.zeros(T, S)
@@ -514,7 +514,7 @@ for name, rule in (("right: 3 complete entries", passes.incomplete),
     print(f"{name:27} cells above the diagonal that change: "
           f"{'none' if above == 0 else 'more than 300' if above > 300 else above}")
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 style.show(hca.plot_changes(maps, 4), "Left: the band of the sliding window, below "
            "it a staircase with gaps where entries are not picked, nothing above the diagonal. "
            "Right: scattered cells above the diagonal")
@@ -562,13 +562,13 @@ def guess_run(rule, steps=120):
     return losses
 
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 runs = {"right": guess_run(passes.incomplete),
         "sabotage: the best 3 of all entries": guess_run(everything)}
 style.show(csa.plot_leak(runs, math.log(16)), "Loss over training steps on random symbols: the "
            "right model stays at guessing, the sabotaged one falls far below")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 end = {name: sum(line[-10:]) / 10 for name, line in runs.items()}
 assert end["right"] > 2.7 and end["sabotage: the best 3 of all entries"] < 2.5
 print("right: stays at ln 16. sabotage: below 2.5, which no honest model can")
@@ -580,7 +580,7 @@ print("right: stays at ln 16. sabotage: below 2.5, which no honest model can")
 #
 # Train the layer on anything, and look at the gradients. **Predict before you run:** four matrices: the compressor's `wkv`, the attention's `wq_b`, and the same two of the indexer. Which get one?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 torch.manual_seed(0)
 trained = Attention(NANO.replace(index_topk=K), M)
 trained(x).square().mean().backward()
@@ -825,7 +825,7 @@ found |= {"warmed up": measured(order_by(indexer), p_test), "fresh": before,
           "random": measured(torch.rand(4, T, S, generator=torch.Generator().manual_seed(10)),
                              p_test)}
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 style.show(csa.plot_coverage(KS, found), "Attention mass and recall over k: the shipped "
            "indexer and the one just warmed up run close below the oracle in mass; fresh, "
            "latest and random picks lie together far below")
@@ -835,7 +835,7 @@ for name, shares in found.items():
     print(f"{name:10} mass  " + "  ".join(f"k={k}: {v:.2f}" for k, v in zip(KS, shares["mass"]))
           + f"   recall at 16: {shares['recall'][2]:.2f}")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 at16 = {name: (shares["mass"][2], shares["recall"][2]) for name, shares in found.items()}
 assert abs(at16["fresh"][1] - at16["random"][1]) < 0.1 and at16["random"][1] < 0.2
 assert (at16["warmed up"][1] > 0.4
@@ -872,11 +872,11 @@ for name, heads, scores_by in zip(names, (16, 16, 1),
         warm_up(variant, steps=50, seed=seed, scores_by=scores_by)
         rows[name].append(measured(order_by(variant, scores_by), p_test)["recall"][1])
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 style.show(csa.plot_variants(rows, 8), "Recall for three variants, a dot for each seed: 16 "
            "heads with the ReLU, 16 heads without it, one head with it")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert (sum(rows[names[0]]) / 3 > sum(rows[names[2]]) / 3 - 0.02
         and min(min(line) for line in rows.values()) > 0.3)
 print("on average 16 heads find no less than one, within 0.02; all variants find over 30 % of "
@@ -918,14 +918,14 @@ rise = {f"k = {k:2}, {name}": loss_with(k, order) - dense for k in (16, 4)
         for name, order in pickers.items()}
 rise = {"control: k = 256, random": loss_with(S, pickers["random"]) - dense} | rise
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 style.show(hca.plot_damage({name: (r.mean().item(), r.std().item() / len(r) ** 0.5)
                             for name, r in rise.items()}),
            "Change of the loss when only k entries are read, by who picks them, with its "
            "spread over stories; the control changes nothing, and all changes are small")
 print(f"loss when all entries are read: {dense.mean():.3f} nats per token")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 mean = {name: r.mean().item() for name, r in rise.items()}
 assert abs(mean["control: k = 256, random"]) < 1e-4 and max(mean.values()) < 0.3
 assert mean["k = 16, indexer"] < mean["k = 16, random"] + 0.005
@@ -1016,7 +1016,7 @@ operations = check("csa.operations", operations)
 # %% [markdown]
 # **Predict before you run:** from which context on does searching (the indexer) cost Flash more than reading 512 entries (the CSA core, sliding window included)? Start with one entry: Hi ci multiply-adds in FP4 to score it, H (c + c) in BF16 to read it.
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 pro = Config.from_json(paths.data("v4", "pro.config.json"))
 per_entry = [flash.index_n_heads * flash.index_head_dim * 0.5,
              flash.n_heads * 2 * flash.head_dim * 2]
@@ -1030,7 +1030,7 @@ for name, config in (("Flash", flash), ("Pro", pro)):
               for n in (2**14, 2**17, 2**20)]
     print(f"{name:5} share of the indexer in a decoded token at", ", ".join(shares))
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 lengths = [2**j for j in range(10, 21)]
 csa_core = csa_layers * 2 * flash.n_heads * 2 * flash.head_dim * 2
 curves = {

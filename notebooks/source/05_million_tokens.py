@@ -41,7 +41,7 @@ versions()
 #
 # **Predict before you run:** what does V4-Pro take, with as many layers?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 flash, pro = (Config.from_json(paths.data("v4", f"{name}.config.json"))
               for name in ("flash", "pro"))
 MILLION = 2**20
@@ -95,7 +95,7 @@ style.show(context.plot_state(14, 6, 4, 20),
 #
 # The order is lost: 3, 4, 2. **Predict before you run:** does the attention mind?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 rng = torch.Generator().manual_seed(0)
 keys = torch.randn(6, 8, generator=rng)  # w c: vectors of a window, turned already
 query, mixed = torch.randn(8, generator=rng), torch.tensor([3, 4, 5, 0, 1, 2])
@@ -225,7 +225,7 @@ def errors(cut, part):
 PARTS = "nothing", "the ring", "waiting tokens", "a-halves"
 lost = {cut: {part: errors(cut, part) for part in PARTS} for cut in (83, 96)}
 
-# %% tags=["nbval-ignore-output"] jupyter={"source_hidden": true}
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true, "source_hidden": true}
 style.show(
     context.plot_errors({"cut at token 83": (83, lost[83]),
                          "cut at token 96, where no token waits": (96, lost[96])}),
@@ -233,7 +233,7 @@ style.show(
     "(white: below 0.001); each lost part spoils all that follows, an empty ring most just "
     "behind the cut. At 96 nobody waits, so forgetting waiting tokens does no harm")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 for cut in lost:
     assert (lost[cut]["nothing"].max() < 1e-3
             and all(lost[cut][part][:cut].max() < 1e-3 for part in PARTS))
@@ -447,7 +447,7 @@ for n in (MILLION, 1000):
 #
 # `cost.flops` has the same four terms, and the weights (exactly counted in lesson 08). V3.2 has 61 layers. In each an indexer (64 heads of 128 channels, FP8) scores every token, and 128 heads read the 2,048 best. **Predict before you run:** on which single term does it spend 88 percent?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 sides = {"V3.2": (cost.flops_v32(MILLION), cost.kv_bytes_v32(MILLION)),
          "V4-Pro": (cost.flops(pro, MILLION), cost.kv_bytes(pro, MILLION)),
          "V4-Flash": (cost.flops(flash, MILLION), cost.kv_bytes(flash, MILLION))}
@@ -461,7 +461,7 @@ for i, what in enumerate(("10^9 operations of one token", "10^9 bytes of cache")
             print(f"    {name:9} {term:26} {number / 1e9:9.3f}"
                   + (f"   {number / old:7.2%} of V3.2" if term == "total" else ""))
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 share = {name: [side[i]["total"] / sides["V3.2"][i]["total"] for i in (0, 1)]
          for name, side in sides.items()}
 assert ([round(100 * x) for x in share["V4-Pro"]] == [27, 11]
@@ -499,7 +499,7 @@ style.show(context.plot_shares({f"{name}, {style.length(n)}": pair[0](n) for n i
 # %% [markdown]
 # **Predict before you run:** V4-Pro has 49 billion active parameters, V3.2 has 37. From which context on is a token of V4-Pro the cheaper one?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 curves = {measure: {name: [point["total"] / old["total"]
                            for point, old in zip(points, by_model["DeepSeek-V3.2"])]
                     for name, points in by_model.items() if name != "DeepSeek-V3.2"}

@@ -51,7 +51,7 @@ versions()
 #
 # **Predict before you run:** what is left of the prediction?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 folder = paths.data("checkpoints", CHECKPOINT)
 model = minids.load(folder, dtype=torch.float32).eval().requires_grad_(False)
 tokenizer, config = Tokenizer.load(), model.config
@@ -113,7 +113,7 @@ style.show(pictures.plot_layer(), "A token goes to the router, which picks two o
 #
 # **Predict before you run:** which two experts work? And what are their weights?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 s = F.softplus(torch.tensor([2.0, 1.0, 0.0, -1.0])).sqrt()
 b = torch.tensor([0.0, 0.0, 0.4, 0.0])
 chosen = (s + b).topk(2).indices
@@ -170,7 +170,7 @@ style.show(pictures.plot_affinities(),
 #
 # The slope of sqrt(softplus) by the rules: $\frac{ds}{dx} = \frac{\sigma(x)}{2 s}$. For very negative x this is $e^{x/2} / 2$, tiny and harmless. **Predict before you run:** what does autograd say at -120?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 x = torch.tensor([-20.0, -80.0, -120.0], requires_grad=True)
 F.softplus(x).sqrt().sum().backward()
 plain, x.grad = x.grad, None
@@ -191,7 +191,7 @@ print("guarded:", x.grad.tolist()[2], "at -120;", x.grad.isfinite().tolist())
 #
 # **Predict before you run:** why is $w_1 x$ not clamped from *below*?
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 style.show(pictures.plot_clamps(), "Left: the SiLU of the gate levels off at 10 when clamped; "
            "on the negative side it is almost 0 by itself. Right: the product grows like a "
            "square without clamps, and stays below 100 with them")
@@ -201,7 +201,7 @@ style.show(pictures.plot_clamps(), "Left: the SiLU of the gate levels off at 10 
 #
 # The weight $g$ multiplies the hidden numbers, before $w_2$. **Predict:** does it matter, before or after $w_2$? And before or after the SiLU?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 expert, x = model.layers[1].ffn.experts[0], torch.randn(6, config.dim, generator=rng)  # N d
 w1, w2, w3 = (getattr(expert, name).weight for name in ("w1", "w2", "w3"))
 g = torch.rand(6, 1, generator=rng) + 0.2  # N 1
@@ -388,14 +388,14 @@ heldout = torch.from_numpy(mixture.stream("heldout", 6145, tokenizer).astype("in
 ids = heldout[:6144].view(24, 256)                                          # B T
 seen = watch(model, ids)
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 word = tokenizer.encode(" the")[0]
 g, chosen = (part[ids.flatten() == word] for part in seen[0])  # of all places with " the"
 print(f"' the' comes {len(g)} times; experts {chosen.unique(dim=0).tolist()}")
 print(f"weight of the first one: {g[:, 0].min():.3f} to {g[:, 0].max():.3f}, deviation "
       f"{g[:, 0].std():.3f}; uniform would be {config.route_scale / 2:.3f}")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert len(chosen.unique(dim=0)) == 1 and g[:, 0].std() > 0.002
 print("the experts are always the same two; their weights differ from place to place")
 
@@ -410,7 +410,7 @@ print("the experts are always the same two; their weights differ from place to p
 # By hand: if one token made up half of all text and the others were rare, the sum is about 0.25; with E = 8, K = 2 the deviation is $\sqrt{0.25 \cdot 3} = 0.87$: the two experts of that token have far more
 # than their share. **Predict:** 300 random tables for our text. Where will most of them be, in largest load over mean load?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 def loads_of(table, p, E):
     """Load of each expert over the mean load, if tokens come with the shares p. table: V K,
     p: V -> E."""
@@ -432,7 +432,7 @@ print(f"deviation of a load: by formula {deviation:.3f}, over 300 tables {measur
 print(f"largest load, median of the tables: {worst['text'].median():.2f}; all tokens equally "
       f"often: {worst['even'].median():.2f}")
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 style.show(pictures.plot_zipf(p.tolist(), worst["text"].tolist(), worst["even"].tolist(),
                               1 + deviation),
            "Left: frequencies of tokens fall along a straight line on logarithmic axes, as "
@@ -605,7 +605,7 @@ runs = {name: [train_small(seed, **changes,
                            probes=PROBES if name in FOLLOWED and seed == 0 else ())
                for seed in range(3)] for name, changes in SETTINGS.items()}
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 def worst_load(run):
     """Largest over mean load, and the experts with less than a tenth of the mean, in the
     last 20 steps."""
@@ -620,7 +620,7 @@ for name, group in runs.items():
     print(f"{name:38}{peaks:>19}{idles:>16}"
           f"    {'  '.join(f'{run.loss:.2f}' for run in group)}")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 end = {name: [worst_load(run)[0] for run in group] for name, group in runs.items()}
 losses = {name: [run.loss for run in group] for name, group in runs.items()}
 assert min(end["no balancing"]) > 5 and max(end["bias, u = 0.01"]) < 4.5
@@ -631,7 +631,7 @@ print("Without balancing, the busiest expert has more than 5 times the mean; the
       "it down, for every seed.")
 print("The losses of the two differ by less than 0.4.")
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 alone = {name: torch.stack([run.loads for run in group], 1)
          for name, group in runs.items() if "dense" not in name}
 style.show(pictures.plot_load_curves(alone),
@@ -640,7 +640,7 @@ style.show(pictures.plot_load_curves(alone),
            "has hardly begun; without a common direction there is no collapse. Lines are means "
            "of three seeds, bands reach from the lowest to the highest")
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 style.show(pictures.plot_load_maps({name: runs[name][0].loads for name in FOLLOWED}),
            "Loads of 16 experts over training. Left, no balancing: soon three bright rows do "
            "most of the work. Right, with the bias: one expert after the other wakes up, until "
@@ -716,7 +716,7 @@ def with_gradient(function):
     return both
 
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 loss_and_gradient = check("moe.sequence_balance", with_gradient(sequence_balance))
 s = (torch.rand(3, 20, 8, generator=rng) + 0.1) * torch.linspace(0.5, 1.5, 8)  # B T E
 experts = s.topk(2).indices  # B T K
@@ -977,7 +977,7 @@ def renumbered(model, generator):
             gate.bias.copy_(gate.bias[new])
     return model
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 def loss_with(fault=None, change=None):
     victim = (minids.load(folder, dtype=torch.float32).eval().requires_grad_(False) if change
               else model)
@@ -1004,7 +1004,7 @@ style.show(pictures.plot_losses(changes),
            "Change of the held-out loss for each fault, on a logarithmic scale: the control is "
            "at zero, random experts cost by far the most, a bias that weighs far less")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert abs(changes["experts renumbered (control)"]) < 1e-3
 assert (changes["random experts"] > 1
         + max(loss for fault, loss in changes.items() if fault != "random experts"))

@@ -46,7 +46,7 @@ versions()
 #
 # **Predict before you run:** how large can four numbers between -1 and 1 become?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 def noisy(seed, layers=64):
     """Raw noise for the matrices of one stack: L 4 4."""
     return 0.2 * torch.randn(layers, 4, 4, generator=torch.Generator().manual_seed(seed))
@@ -164,7 +164,7 @@ for L in (1, 8, 64):
 #
 # **Predict before you run:** and after 64 of them?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 B = torch.tensor([[0.8, 0.2], [0.2, 0.8]], dtype=torch.float64)
 X = torch.tensor([10.0, 0.0], dtype=torch.float64)
 for L in (1, 2, 3, 10, 64):
@@ -275,7 +275,7 @@ print("equal to minids.model.mhc.Sinkhorn, values and gradients, for 500 matrice
 #
 # **Predict before you run:** which of them are done, say to 0.1 percent, after V4's 20 iterations?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 def row_errors(raw, iterations):
     """The largest error of a row sum after 1, 2, ... iterations, eps = 0, in double
     precision. raw: n n."""
@@ -298,7 +298,7 @@ for name, line in errors.items():
     print(f"{name:18} sigma_2 {sigma[name]:.3f}, rate {sigma[name] ** 2:.3f}, error after 20: "
           f"{line[19]:.1e}")
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 rates = {name: value**2 for name, value in sigma.items() if name != "corner case"}
 style.show(figures.plot_convergence(errors, rates), "Error of the row sums against iterations "
            "on a log scale: mild falls steeply, firm less, harsh and the corner case are not "
@@ -328,7 +328,7 @@ print(*[f"1/{1 / e:.0f}" for e in slow[:4]],
 #
 # Does it average out over 64 sites? **Predict before you run** for harsh matrices: (a) 64 different ones, (b) 64 alike.
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 rng = torch.Generator().manual_seed(1)
 raws = 6 * torch.randn(512, 4, 4, generator=rng)  # N n n
 # a bad one of 512, not the worst
@@ -345,7 +345,7 @@ curves = {
 for name, line in curves.items():
     print(f"{name:28} {line[-1]:.2f}")
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 style.show(
     figures.plot_backward({name: line.tolist() for name, line in curves.items()}),
     "Backward gain over depth: different sites stay near 1, nearly equal sites and equal sites "
@@ -695,7 +695,7 @@ def table(split):
                  for name, digits in DIGITS.items()]
         print(f"{kind:13}{cells[0]:>18}{cells[1]:>21}{cells[2]:>21}{cells[3]:>21}")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 none = torch.zeros(20, RUNS)
 before, _ = facts(start(), none, none)
 print("before training: forward gain",
@@ -703,20 +703,20 @@ print("before training: forward gain",
 print("                backward gain",
       {kind: round(max(row["backward"]), 3) for kind, row in before.items()})
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 brisk = train(1e-2)
 after, lines = facts(*brisk)
 print("after 50 steps at learning rate 0.01:")
 table(after)
 
-# %% tags=["nbval-ignore-output"] jupyter={"source_hidden": true}
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true, "source_hidden": true}
 by_kind = {kind: tuple(t[:, i * SEEDS:(i + 1) * SEEDS] for t in brisk[1:])
            for i, kind in enumerate(KINDS)}
 style.show(figures.plot_training(by_kind, lines), "Loss, gradient norm and gain over depth for "
            "three kinds and three seeds: residual and constrained lie on each other, the "
            "unconstrained runs have a higher loss and gains far from 1")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 worst = max(max(g, 1 / g) if g > 0 else math.inf for g in after["unconstrained"]["forward"])
 kept = [g for way in ("forward", "backward") for g in after["constrained"][way]]
 mean = {kind: sum(row["loss"]) / SEEDS for kind, row in after.items()}
@@ -877,12 +877,12 @@ changes = {
 }
 rise = {name: value - usual for name, value in changes.items()}
 
-# %% tags=["nbval-ignore-output"] jupyter={"source_hidden": true}
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true, "source_hidden": true}
 style.show(figures.plot_losses(rise, control=["your functions (control)"]),
            "Change of the nano's loss for each altered map: the control changes nothing; "
            "static maps, comb all 1/4 and post without the 2 are dear, other faults cheaper")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert abs(rise["your functions (control)"]) < 1e-3
 dear = min(rise[name]
            for name in ("maps static: means over tokens", "comb all 1/4", "post without the 2"))

@@ -48,7 +48,7 @@ versions()
 #
 # **Predict before you run:** by how much does the loss change?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 def loss_of(logits):
     """The mean loss of predicting each next token of `ids` (below), in nats."""
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).item()
@@ -134,7 +134,7 @@ style.show(whole.plot_pipeline(),
 #
 # **Predict before you run:** what becomes of (300, 400)?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 norm = nn.RMSNorm(2, eps=1e-6)
 for x in ([3.0, 4.0], [300.0, 400.0], [0.003, 0.004]):
     print(x, "->", [round(v, 3) for v in norm(torch.tensor(x)).tolist()])
@@ -168,7 +168,7 @@ print("equal to the last norm of minids.Model")
 # A gate says how well an expert suits a token: $s = \sqrt{\mathrm{softplus}(x)} = \sqrt{\ln(1 + e^x)}$, where x is a product of the token with the
 # expert's row (report 2.1; V3 had a sigmoid). **Predict before you run:** which of these inputs has a gradient that is not a number?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 x = torch.tensor([2.0, 0.0, -20.0, -80.0, -120.0], requires_grad=True)
 s = F.softplus(x).sqrt()
 s.sum().backward()
@@ -235,7 +235,7 @@ print("slope at -120:", value_and_gradient(torch.tensor([-120.0]))[1].item())
 #
 # **Predict before you run:** what are the three streams afterwards? And what would the transposed comb give?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 X = torch.tensor([2.0, 5.0, 11.0])
 comb = torch.tensor([[0.0, 1, 0],      # stream 0 goes to 1
                      [0.0, 0, 1],      # stream 1 goes to 2
@@ -526,7 +526,7 @@ def walk(model, X, ids, change=None):
     return sizes, spreads
 
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 CHANGES = {"as initialised": None, "post without the 2": "post / 2", "comb base 0": "comb 0",
            "scales 1": "scale 1",
            "comb transposed": "transposed"}
@@ -546,14 +546,14 @@ for name, values in ends.items():
     print(f"{name:20} RMS after 43 blocks: {min(values):.2f} to {max(values):.2f} (three "
           "seeds)")
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 eigenvalue = (math.exp(4) - 1) / (math.exp(4) + 3)
 style.show(whole.plot_depth(sizes, spreads, [eigenvalue ** (2 * i) for i in range(1, 44)]),
            "Left: the streams' size over 43 blocks; only the line without the factor 2 "
            "is apart. Right: differences between streams fall along the line computed by hand; "
            "with comb base 0 they vanish in the first block; with scales 1 they stay")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 half, control = (max(abs(a - b) / a for a, b in zip(sizes["as initialised"], sizes[name]))
                  for name in ("post without the 2", "comb transposed"))
 assert half > 0.4 and control < 1e-3
@@ -676,7 +676,7 @@ style.show(whole.plot_mtp_alignment(),
 # **Predict before you run.** We change the token at position 5 of 8. Rows are positions t. Which is the first row of the *model's* logits that changes, and which is the first of
 # the *MTP block's*?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 eight, changed = ids[:1, :8], ids[:1, :8].clone()                   # 1 T
 changed[0, 5] = (changed[0, 5] + 1) % 2048
 
@@ -751,7 +751,7 @@ def train_mtp(given, target, steps=40):
     return losses
 
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 runs = {"given t + 1, target t + 2 (right)": train_mtp(1, 2),
         "given t + 1, target t + 1": train_mtp(1, 1),
         "given t, target t + 2": train_mtp(0, 2)}
@@ -760,7 +760,7 @@ style.show(whole.plot_leak(runs, math.log(64)),
            "token that was given; the other two lines lie on each other, one pale and thick, "
            "one thin and dashed")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 end = [sum(losses[-5:]) / 5 for losses in runs.values()]
 assert end[0] > math.log(64) - 0.1 and end[1] < 2.0 and end[2] > math.log(64) - 0.1
 print("ln 64 = 4.16. Right alignment: stays there. Target t + 1: falls below 2. Given t: stays "
@@ -901,7 +901,7 @@ style.show(
 # The released files keep routed experts in FP4 (4 bits, and an 8-bit scale for each 32), most other matrices in FP8, the rest in BF16 or float32 (lesson 11).
 # **Predict before you run:** how many bits does Flash take per parameter?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 for name, config in (("Flash", flash), ("Pro", pro)):
     size, numbers = layout.disk_bytes(config), cost.params(config)
     print(f"{name:6}{len(layout.inventory(config)):8,} tensors {size:16,} "

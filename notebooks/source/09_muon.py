@@ -61,7 +61,7 @@ updates = {"gradient": G,
 # 64, descending
 strengths = {name: torch.linalg.svdvals(update) for name, update in updates.items()}
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 def directions(s, share=0.9):
     """How many of the singular values s, strongest first, make up this share of the squared
     norm."""
@@ -75,7 +75,7 @@ style.show(muon.plot_spectra(strengths), "The gradient's singular values fall of
            "a few directions hold most of its norm; AdamW's update is less lopsided; in Muon's "
            "all directions are equally strong")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 few, some, all_ = (directions(s) for s in strengths.values())
 assert few <= 22 < some < 48 and all_ == 58
 print("90 %: less than a third of the directions in the gradient, about half of them in "
@@ -149,7 +149,7 @@ style.show(muon.plot_circles(G2, Q2), "A circle of inputs, the ellipse that G ma
 #
 # **Predict before you run:** all three updates of our $G$ below are scaled so that no input is stretched by more than 1. Which gains most?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 for name, O in (("G", G2), ("sign(G)", G2.sign()), ("U V^T", Q2)):
     O = O / torch.linalg.matrix_norm(O, ord=2)  # divide by the largest singular value
     print(f"{name:8} gain {(G2 * O).sum():.2f}")
@@ -175,7 +175,7 @@ for name, O in (("G", G2), ("sign(G)", G2.sign()), ("U V^T", Q2)):
 #
 # **Predict before you run:** 0.316 becomes 0.945. What becomes of 0.949: larger than 1, about 1, or less than 0.945?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 STEEP, FLAT = (3.4445, -4.7750, 2.0315), (2.0, -1.5, 0.5)
 HYBRID = [STEEP] * 8 + [FLAT] * 2                          # V4's ten steps
 X = G2 / G2.norm()                                         # the Frobenius norm
@@ -211,7 +211,7 @@ style.show(muon.plot_polynomials(),
 #
 # **Predict before you run:** the shaded range reaches down to 0.68, an error of 0.32. How large is the worst error after one flat step, and after two?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 # where eight steep steps leave those above 2e-4
 v = torch.linspace(0.6818, 1.1344, 1001, dtype=torch.float64)
 for steps in (0, 1, 2):
@@ -239,7 +239,7 @@ flat = check("muon.flat", flat)
 # %% [markdown]
 # Now the choice of $a$. **Predict before you run:** which slope leaves the smallest error after two steps: small, so that nothing overshoots, or large?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 for a in (1.5, 1.7, 1.875, 1.9, 2.0, 2.1, 2.3, 2.5):
     p = (a, *flat(a))
     worst = [(muon.apply_steps(v, [p] * steps) - 1).abs().max() for steps in (1, 2)]
@@ -316,7 +316,7 @@ style.show(muon.plot_paths(normed),
 #
 # **Predict before you run:** Flash's `wq_b` is 32,768 x 1,024. How many times as much would the iteration cost, if you forgot to turn it?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 def operations(rows, columns, steps=10):
     """Of the whole iteration, without turning: r is what X X^T is made of."""
     r, s = rows, columns
@@ -372,7 +372,7 @@ for shape in ((64, 128), (128, 64), (96, 96)):
 # The Frobenius norm is never smaller than the largest singular value, and usually larger than needed. **Predict before you run:** what if we divide by a smaller number, so that we start closer to 1?
 # And what if we divide by one that is far too large?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 def iterate(X):
     for a, b, c in HYBRID:
         A = X @ X.mT
@@ -487,7 +487,7 @@ print("The cosine with PyTorch's Muon is above 0.9; with AdamW's sign it is belo
 #
 # **Predict before you run:** by what factor do the unscaled updates of the first and the last matrix differ?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 for rows, columns in ((16, 16), (16, 64), (256, 64), (24, 512), (1024, 256), (2048, 1024)):
     O = optim.orthogonalise(torch.randn(1, rows, columns, generator=rng))[0]
     rms = O.square().mean().sqrt()
@@ -530,7 +530,7 @@ louder[0] *= 3
 change = {name: ((make(louder) - make(E))[1:].norm() / make(E)[1:].norm()).item()
           for name, make in (("stacked", in_a_stack), ("each by itself", optim.orthogonalise))}
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 print("the other seven change by", {name: f"{c:.1%}" for name, c in change.items()})
 together, apart = (make(E).flatten(1).norm(dim=1).tolist()
                    for make in (in_a_stack, optim.orthogonalise))
@@ -541,7 +541,7 @@ style.show(muon.plot_experts(share.tolist(), together, apart),
            "Left: experts are chosen unequally often. Right: taken each by itself, all experts "
            "with enough tokens move equally far; in the stack all but the busiest move less")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert change["stacked"] > 0.05 and change["each by itself"] < 1e-6
 assert (max(together) > 1.3 * min(together) and max(apart) < 8.01
         and within[-1] < 0.5 * within[0])
@@ -670,7 +670,7 @@ def race(kind, lr, seed, steps=100):
 #
 # **Predict before you run:** the factor 0.18 makes Muon's updates as large as AdamW's. Do both have the same best rate?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 style.show(muon.plot_sweep(), "Validation loss after 100 steps over the learning rate, both "
            "optimisers, with a mark for each seed")
 best = {kind: min(losses, key=lambda rate: sum(losses[rate]))
@@ -693,7 +693,7 @@ for kind, rate in best.items():
 # %%
 runs = {kind: race(kind, best[kind], seed=0) for kind in ("AdamW", "Muon")}
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 curves = {kind: torch.tensor(losses) for kind, (_, losses, _, _) in runs.items()}   # steps
 style.show(muon.plot_race(curves),
            "Training loss over steps: Muon's line lies below AdamW's from early on")
@@ -704,7 +704,7 @@ goal = curves["AdamW"][-10:].mean()  # the last ten steps
 early = 10 + int((curves["Muon"].unfold(0, 10, 1).mean(-1) <= goal).nonzero()[0])
 print(f"Muon reaches AdamW's final training loss after {early} steps")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 stored = {kind: muon.SWEEP[kind][best[kind]] for kind in runs}
 assert (runs["Muon"][2] < runs["AdamW"][2] - 0.05
         and max(stored["Muon"]) < min(stored["AdamW"]) - 0.05 and early < 85)
@@ -774,7 +774,7 @@ print("Muon's matrices use more of their directions than AdamW's.")
 # The same race with the orthogonalisation replaced, three seeds each (`minids.show.muon` keeps the losses). "Not orthogonalised" divides $\mu M + G$ by its norm and scales it to the same RMS: updates of Muon's
 # size, with the singular values in the proportions that they had. **Predict before you run:** who loses more at the rate 0.016, five rough steps or no orthogonalisation?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 for name, losses in muon.VARIANTS.items():
     print(f"{name:44} {sum(losses) / len(losses):.3f}   seeds from {min(losses):.3f} to "
           f"{max(losses):.3f}")
@@ -797,7 +797,7 @@ for name, losses in muon.VARIANTS.items():
 # **What it costs.** The iteration's work depends on the matrices only, not on the batch. The model's own work is about six operations for each active parameter and token (lesson 10 counts them). **Predict before you run:** what does Muon add to a step of Flash,
 # 10 %, 1 % or 0.1 %? And to a step of our nano model with 2,048 tokens?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 def iteration(config):
     """Operations of the ten steps for all of a model's matrices, without the MTP block."""
     shapes = parameters(config)
@@ -818,7 +818,7 @@ adds = {name: 100 * iteration(config) / model_step(config, tokens)
 print("added to a step:", {name: f"{share:.1f} %" for name, share in adds.items()})
 assert max(adds["Flash"], adds["Pro"]) < 1 and adds["nano"] > 20
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 sizes = [2**k for k in range(9, 29)]
 lines = {name: [100 * iteration(config) / model_step(config, n) for n in sizes]
          for name, (config, _) in batches.items()}

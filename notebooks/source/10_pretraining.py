@@ -69,7 +69,7 @@ for name, model in (("untrained", untrained), ("trained", shipped)):
     new = generate(model, ids, max_new_tokens=90, temperature=0.8, top_p=0.9, seed=4)
     samples[name] = prompt + tokenizer.decode(new)
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 pretraining.columns(samples)
 
 # %% [markdown]
@@ -147,7 +147,7 @@ for t in range(len(x)):
 # cut is easy to see. *Predict before you run*: each row below has five numbers although $T = 4$. What will be the last number of a
 # row, compared with the first number of the window that follows it in the stream?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 toy = TrainConfig(steps=3, batch=3, seq_len=4)
 for step in range(3):
     print(f"step {step}:", batch_at(np.arange(41), toy, step).tolist())    # B T+1
@@ -170,7 +170,7 @@ assert len(set(rows[:, 0])) == 9 and all(np.diff(row).tolist() == [1] * 4 for ro
 #
 # *Predict before you run*: the untrained model's logits are random, not equal. Is its loss below, at, or above $\log 2048$?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 even = math.log(2048)
 # B T+1
 batch = torch.from_numpy(batch_of(tokens["valid"], rows=8, seq_len=256, seed=0, step=0))
@@ -227,7 +227,7 @@ print(f"P(b) = {p[1]:.3f}   P(b | a) = {bigram(p, pairs, a=2)[0, 1]:.3f}")
 # Now on the training text. How many imagined counts $a$ are best is chosen on validation text, never on the text that is reported.
 # *Predict before you run*: of 1, 10, 100 and 1,000, which is best, and what goes wrong on either side?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 p, pairs = counts(tokens["train"], V=2048)
 trigram = Trigram(tokens["train"], 2048)
 
@@ -275,7 +275,7 @@ for where, losses in table.items():
 # *Predict before you run*: a unigram over the 256 single **bytes** of the same text, and the unigram over our 2,048 tokens. Which has the lower
 # loss per symbol? Which is the better model of the text?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 p_byte, _ = counts(raw["train"], V=256)
 per_byte = -np.log(p_byte[raw["valid"]]).mean()
 per_token = yardsticks(tokens["valid"])["unigram"]
@@ -383,7 +383,7 @@ total_loss = check("pretrain.total_loss", total_loss)
 # *Predict before you run*: two numbers start at 1.0. One has the gradient 0.5, the other a thousandth of that. How far does each go in the
 # first step, with $\eta = 0.1$ and no decay?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 def adamw(p, g, state, lr, decay, betas=(0.9, 0.95), eps=1e-8):
     """One step for a tensor p with gradient g; the dict `state` keeps m, v and the number of
     steps. Changes p."""
@@ -552,12 +552,12 @@ for step in tqdm(range(settings.steps), desc="training", unit="step"):
     if step + 1 == settings.steps // 4:
         early = continued(live)
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 style.show(picture.figure(),
            "The training loss falls from near 7.6, quickly at first; dots on validation text "
            "stay close to it; three lines mark unigram, bigram and trigram")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 final = picture.validation[-1][1]
 assert final < baselines["unigram"] - 0.3
 assert abs(final - np.mean(picture.losses[-10:])) < 0.7
@@ -677,7 +677,7 @@ while sum(peer_seconds) < limit:
     peer_losses.append(loss.item())
     peer_seconds.append(process_time() - began)
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 judged = tokens["heldout"][:10_000]
 n_judged, bytes_judged = len(judged) - 1, len(raw_bytes(judged))
 scores = {name: bits_per_byte(loss, n_judged, bytes_judged)
@@ -690,13 +690,13 @@ for name, score in sorted(scores.items(), key=lambda item: item[1]):
 print(f"in {limit:.0f} processor seconds each: the nano model read {1024 * len(seconds):,} "
       f"tokens, the peer {768 * len(peer_losses):,}")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 style.show(pretraining.plot_loss_over_time({"nano": (seconds, picture.losses),
                                             "peer": (peer_seconds, peer_losses)}, baselines),
            "Training losses of the nano model and the peer over seconds of training, with the "
            "three yardsticks")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert (max(scores["nano"], scores["peer"]) < scores["unigram"]
         and len(peer_losses) > len(seconds))
 print("Both beat the unigram, and the peer took more steps in the same time.")
@@ -781,7 +781,7 @@ print("The shipped run passes the yardsticks in the order of their strength, and
 # That race was not quite fair: the trigram had read a million tokens before the start. So a second question, of equal data: fit a trigram to only as many tokens of the mixture as the run had read by then.
 # *Predict before you run*: who leads after the first 50,000 tokens? Who after 700,000?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 looks, race = [r for r in log if "valid_loss" in r], {}
 for count in (25_000, 50_000, 100_000, 200_000, 400_000, 700_000, 1_000_000):
     race[count] = yardsticks(tokens["valid"], looked_at,
@@ -790,7 +790,7 @@ begin = [i for i in range(9, len(read)) if read[i] < 1_050_000]
 style.show(pretraining.plot_race([read[i] for i in begin], [losses[i] for i in begin], race),
            "Loss over tokens read, for the network and for a trigram fitted to as many tokens")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 early_read, late_read = 50_000, 700_000
 assert (np.interp(early_read, read, losses) > race[early_read]
         and np.interp(late_read, read, losses) < race[late_read])
@@ -835,7 +835,7 @@ def short_run(seed, leak=False, pile_up=False, lr=8e-3, warmup=8, steps=40):
         losses.append(loss.item())
     return losses, stream_loss(model, tokens["valid"], 64, every=100)[0]
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 recipes = {"as it is": {}, "answer leaks": {"leak": True},
            "gradients pile up": {"pile_up": True},
            "10 x rate, no warm-up": {"lr": 8e-2, "warmup": 0}}
@@ -847,12 +847,12 @@ for name, change in recipes.items():
     print(f"{name:22} last losses {ends}   validation "
           f"{', '.join(f'{loss:.2f}' for loss in honest[name])}")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 style.show(pretraining.plot_sabotage(curves, baselines["trigram"]),
            "Losses over 40 steps, for each recipe the mean of two seeds, and their range as a "
            "band: the leaking recipe falls far below all others")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert max(np.mean(curve[-5:]) for curve in curves["answer leaks"]) < baselines["trigram"]
 assert min(honest["answer leaks"]) > even and max(honest["as it is"]) < even - 1
 print("The leaking recipe passes the trigram in training; asked the honest question, it is "
@@ -932,7 +932,7 @@ with TemporaryDirectory() as folder:
     resumed = train.train(SMALL, settings, Path(folder, "cut"), tokens=little,
                           on_step=lambda r: done.append(r["step"]))
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 a, b = ([(r["loss"], r["mtp_loss"], r["grad_norm"]) for r in run if "loss" in r]
         for run in (whole, resumed))
 assert a == b                                # equal floats, not merely close
@@ -948,7 +948,7 @@ print(len(a), "steps, every loss and norm bit for bit the same")
 # **Memory.** In float32 each parameter needs 4 bytes for itself, 4 for its gradient, and 8 for AdamW's $m$ and $v$: 16 bytes. *Predict*: how many of these does
 # *using* the model need?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 P = sum(p_.numel() for p_ in live.parameters())
 kept = sum(v.numel() * v.element_size() for s in optimiser.state.values()
            for k, v in s.items() if k != "step")
@@ -1051,7 +1051,7 @@ print("the temperature must fall as well. It never changes the order of the toke
 #
 # **Predict before you run:** which change costs most? And which will not matter here, although it does in the real V4?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 records = [json.loads(line)
            for line in (paths.DATA / "ablations" / "results.jsonl").read_text().splitlines()]
 runs = {name: [r for r in records if r["variant"] == name]
@@ -1078,12 +1078,12 @@ for name in runs:
           f"to {high:.3f}) {told['loss']:8} {spread(name, 'near')[0]:5.2f} {told['near']:9} "
           f"{spread(name, 'far')[0]:5.2f} {told['far']}")
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 style.show(pretraining.plot_ablations(records, "V4 nano"),
            "Nine rows of dots, one dot for each seed: the loss on held-out scenes, and the "
            "nats of answers about near and far; a grey band is the range of V4 nano")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 free = "unconstrained hyper-connections"
 assert verdict(free, "loss") == "better" and min(r["far"] for r in records) > 9
 print("Beyond the spread:", ", ".join(f"{name} ({verdict(name, 'loss')})"

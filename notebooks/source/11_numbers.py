@@ -64,7 +64,7 @@ print(f"divided by {scale}: {(w[0, :32] / scale).tolist()}")
 # **Predict before you run:** we divide *all* expert weights of the model by the scales of their blocks of 32. How many different numbers are left? And by how much did the loss rise when
 # the trained model was rounded for its file (experts to these, other matrices to FP8 and BF16)?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 experts, codes = [name for name in shipped.state_dict() if ".experts." in name], []
 with Checkpoint(folder) as file:
     for name in experts:
@@ -134,13 +134,13 @@ style.show(numbers.plot_fp4_line(), "All numbers of FP4 on a line with their cod
 # %% [markdown]
 # **Predict before you run:** FP8 (E4M3) has 126 numbers above 0. How many of them are below 1?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 positive = {"E4M3": numbers.positive_numbers(torch.float8_e4m3fn),
             "E5M2": numbers.positive_numbers(torch.float8_e5m2)}
 print("E4M3:", sum(positive["E4M3"] < 1), "of", len(positive["E4M3"]),
       "positive numbers are below 1")
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 style.show(numbers.plot_density(positive), "Left: E4M3 has 8 numbers in each octave from "
            "2^-6 to 2^7, E5M2 has 4 over a wider range. Right: the distance to the next number "
            "stays between 6 and 12 percent for E4M3 until it grows among subnormals")
@@ -162,7 +162,7 @@ style.show(numbers.plot_density(positive), "Left: E4M3 has 8 numbers in each oct
 #
 # **Predict before you run:** a block's largest number is 6.0. Now it becomes 6.1. What happens to the scale, and what to a 0.5 in the same block?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 for largest in (6.0, 6.1):
     block = torch.zeros(32)
     block[:4] = torch.tensor([largest, 0.5, 2.9, 0.2])
@@ -225,13 +225,13 @@ rules = {"rounded up": torch.ceil, "rounded down": torch.floor, "not rounded": l
 errors = {name: [error_with(rule, blocks * size) for size in largest]
           for name, rule in rules.items()}
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 style.show(numbers.plot_scale_rules(largest, errors, [0.75, 1.5, 3, 6]),
            "Error of normally distributed blocks over their largest number, the same in each "
            "octave. Rounding down is slightly better just above 1.5 and 3, and much worse just "
            "below 3 and 6; scales that are not rounded give a flat line")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 mean = {name: sum(values) / len(values) for name, values in errors.items()}
 for name, value in mean.items():
     print(f"{name:13} mean error {value:.1%}, worst {max(errors[name]):.1%}")
@@ -256,7 +256,7 @@ assert mean["not rounded"] < mean["rounded up"] < mean["rounded down"]
 #
 # And FP8: the bytes `38 7E B8 01` with the scale byte `75`, $2^{117 - 127} = 2^{-10}$. **Predict before you run:** `38` is `0 0111 000`. Which number is that? And the four with the scale?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 codes8 = torch.tensor([[0x38, 0x7E, 0xB8, 0x01]], dtype=torch.uint8).view(torch.float8_e4m3fn)
 scale8 = torch.tensor([[0x75]], dtype=torch.uint8).view(torch.float8_e8m0fnu)
 print("codes:  ", codes8.float().tolist()[0])
@@ -353,16 +353,16 @@ for fault, change in FAULTS.items():
     damaged = rounding.released(shipped, lambda w, format: change(w) if format == "FP4" else w)
     damage[fault] = against(nats(damaged), base)
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 for fault, (difference, error) in damage.items():
     print(f"{fault:24} loss {difference:+.4f} +- {error:.4f} nats per token")
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 style.show(numbers.plot_changes(damage, "the same model, its experts written or read wrongly"),
            "The control changes nothing at all; scales rounded down and wrong scales change "
            "little; swapped halves cost by far most")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert damage["rounded twice (control)"] == (0.0, 0.0)
 assert (damage["halves swapped"][0] > 10 * damage["scales down"][0]
         and damage["halves swapped"][0] > 0.2)
@@ -427,7 +427,7 @@ style.show(numbers.plot_format_errors(errors),
 # The indexer's queries and keys are *activations*: they are rounded to FP4 as they come (report 3.4), in blocks of 32. Activations have **outliers**, single channels that are far larger than the rest.
 # **Predict before you run:** 128 channels like V4's index keys, 127 of them with RMS 1 and one at 24. What becomes of the other channels in its block?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 x = torch.randn(128, generator=torch.Generator().manual_seed(4))
 x[5] = 24.0
 y = fake_quant(x, "fp4_act")
@@ -477,7 +477,7 @@ style.show(numbers.plot_outlier(x[:32], y[:32], turned[:32],
 # %% [markdown]
 # **Predict before you run:** does this work for an outlier of any size? We measure what is lost of the *other* channels: the error, in percent of their RMS.
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 def loss_of_others(size, change, back):
     """RMS error of 200 vectors of 128 channels with one outlier, as a share of the RMS of
     the others."""
@@ -494,7 +494,7 @@ after_turn = [loss_of_others(size, hadamard_transform, hadamard_transform) for s
 for size, a, b in zip(sizes, as_it_is, after_turn):
     print(f"outlier {size:4}: as it is {a:6.1%}, turned {b:6.1%}")
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 style.show(numbers.plot_outlier_sweep(sizes, as_it_is, after_turn), "Over the size of the "
            "outlier: as it is, the error climbs to half of the others' RMS and stays there; "
            "turned, it is lower up to an outlier of about 50, and higher beyond")
@@ -561,7 +561,7 @@ print("With either more than 70 % of the picks stay; random picks would keep 64 
 #
 # And those between? Each FP4 number has at most two significant bits, and E4M3 keeps four: in FP8's normal range it is exact. In the subnormal range every multiple of $2^{-9}$ is there. **Predict before you run:** at $d = 15$, what becomes of the 0.5?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 def through_fp8(d):
     """A block with an FP4 number 6 at scale 2^d and 0.5, 1, 1.5 at scale 1: the last three,
     written as FP8 and read again."""
@@ -654,16 +654,16 @@ everything = rounding.released(shipped,
                                lambda w, format: fake_quant(w, "fp4") if w.dim() == 3 else w)
 served["all matrices FP4"] = against(nats(everything), base)
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 for name, (difference, error) in served.items():
     print(f"{name:17} loss {difference:+.4f} +- {error:.4f} nats per token")
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 style.show(numbers.plot_changes(served, "what rounding costs the shipped model"),
            "Rounded activations change the loss by hardly anything; FP4 for all matrices, "
            "embedding and head included, costs clearly more")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert max(abs(served[name][0]) for name in PARTS) < 0.01
 assert served["all matrices FP4"][0] > max(served["all three"][0], 0.004)
 print("Activations: less than 0.01 nats, all three together. All matrices in FP4: more than "
@@ -723,7 +723,7 @@ print("value and gradient equal minids.numerics.fake_quant, which has the straig
 # 1. if each step is added to the rounded weight, and the result is rounded again,
 # 2. if steps are added to a float32 *master*, and the model computes with its rounded copy?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 def nearest(w):
     return GRID[(w - GRID).abs().argmin()].item()
 
@@ -735,7 +735,7 @@ for _ in range(12):
     copies.append(nearest(torch.tensor(master[-1])))
 print("rounded weight alone:", alone[-1], "   copy of a master:", copies[-1])
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 style.show(numbers.plot_masters({"without a master": (alone, alone),
                                  "with a master": (master, copies)}),
            "Left: a flat line at 1, every step is lost. Right: the master rises in a straight "
@@ -795,7 +795,7 @@ def trained(stored):
     return masters.eval()
 
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 arms = {"only rounded": shipped, "float": trained(None),
         "QAT, FP4": trained(rounding.as_stored),
         "QAT, three": trained(three)}
@@ -810,14 +810,14 @@ for name, row in table.items():
     print(f"{name:14}" + "".join(f"{row[key].mean():9.4f}" if key in row else f"{'':9}"
                                  for key in ("masters", "FP4", "three")))
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 rows = {f"{name}, served in {key}": against(row[key], base)
         for key in ("FP4", "three") for name, row in table.items() if key in row}
 style.show(numbers.plot_changes(rows, "against the shipped model in float32"),
            "In FP4 all arms lie within hundredths of a nat of each other; in three numbers the "
            "arm trained with rounding has lost clearly less than the other two")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 only, late, aware = (table[name]["three"].mean()
                      for name in ("only rounded", "float", "QAT, three"))
 assert aware < min(only, late) - 0.01

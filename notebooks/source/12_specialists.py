@@ -65,13 +65,13 @@ as_chats = [prompt_ids(p, tokenizer, "non-think") for p in asked]
 texts, chats = (generate(base, prompts, 48, temperature=0.0)
                 for prompts in (as_texts, as_chats))
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 for p, text, chat in list(zip(asked, texts, chats))[:3]:
     print(f"asked:           {p.prompt}")
     print(f"as a text:       {tokens.plain(tokenizer.decode(text))[:100]!r}")
     print(f"as conversation: {tokens.plain(tokenizer.decode(chat))[:100]!r}\n")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 answers = sum("\nAnswer:" in tokenizer.decode(text) for text in texts)
 ends = sum(tokenizer.eos_id in chat for chat in chats)
 assert answers >= 4 and ends <= 1
@@ -217,11 +217,11 @@ for step in tqdm(range(recipe.steps), desc="SFT", unit="step"):
     optimiser_step(sft_model, optimiser, recipe, step)
     sft_losses.append(loss.item())
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 style.show(specialists.plot_sft_loss(sft_losses),
            "The loss on replies falls steeply within ten steps, then slowly")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert 1.2 < sft_losses[0] < 6 and sum(sft_losses[-5:]) / 5 < 0.3
 print("It starts below 7.6: digits and plus signs are no news to it. It ends below 0.3 nats "
       "for each reply token.")
@@ -237,7 +237,7 @@ print("It starts below 7.6: digits and plus signs are no news to it. It ends bel
 #
 # **Predict before you run:** which of these five replies to $2 + 3 + 1 + 4$ are right?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 p = tasks.Problem("mathematics", "terms", 1, "2 + 3 + 1 + 4 = ?", "", "10")
 THINK_END, END = "</think>", tokenizer.decode([tokenizer.eos_id])
 for reply in ("2 + 3 = 5" + THINK_END + "10" + END, THINK_END + "10" + END, "10" + END,
@@ -338,7 +338,7 @@ print("It thinks about half of the time, as the examples did. Replies with thoug
 #
 # **Predict before you run:** does `minids.posttrain.grpo.objective` agree to the last digit? (In the shapes B counts rollouts and R the tokens of the longest reply. In formulas R is a reward.)
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 PAD = 1.0           # stands where rollouts 1 to 3 have no third token; the mask leaves it out
 # B R
 old = torch.tensor([[0.4, 0.5, PAD], [0.3, 0.5, PAD], [0.16, 0.5, PAD], [0.1, 0.5, 0.5]]).log()
@@ -404,7 +404,7 @@ print([round(a, 2) for a in advantages(torch.tensor([1.0, 0, 0, 0, 1, 1, 1, 0]),
 #
 # **Predict before you run:** rank these baselines by noise, the deviation of one prompt's gradient estimate from batch to batch: none; the mean of the whole batch; the group's mean; a perfect value network.
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 rng = torch.Generator().manual_seed(0)
 solved = torch.tensor([0.05, 0.2, 0.4, 0.6, 0.8, 0.95])                # prompts
 R = (torch.rand(4000, 6, 8, generator=rng) < solved[:, None]).float()  # batches prompts group
@@ -421,7 +421,7 @@ for name, b in BASELINES.items():
     print(f"{name:22} gradient by being right: {useful.mean():.2f} of the exact one;  noise "
           f"{sum(noise[name]) / 6:.3f}")
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 figure, ax = specialists.plot_baselines(noise)
 ax.set_xticks(range(6), [f"{p:.0%}" for p in solved.tolist()])
 ax.set_xlabel("how often the policy solves the prompt")
@@ -525,7 +525,7 @@ print("Without the clip both would be pushed on and on by the same few answers."
 #
 # **Predict before you run:** which of the three is right for tokens from $\pi$? Which for tokens from $\pi_{old}$?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 # three times V
 POLICY, REFERENCE, OLDER = torch.tensor([[0.6, 0.3, 0.1], [0.3, 0.3, 0.4], [0.4, 0.4, 0.2]])
 ESTIMATES = {"k1": lambda ratio, r: -r.log(), "k2": lambda ratio, r: r.log() ** 2 / 2,
@@ -552,7 +552,7 @@ for name in ESTIMATES:
     print(f"{name:9} from the policy {here[0]:6.3f} +- {here[1]:.3f}     from the older one "
           f"{there[0]:6.3f} +- {there[1]:.3f}")
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 style.show(specialists.plot_estimators(kl_exact, on, off), "Means (blue where exact, red "
            "crosses where not) and deviations of five estimates. From the policy itself only "
            "k2 is off; from an older policy only the two with the ratio are exact")
@@ -823,7 +823,7 @@ def practise_live(penalty, steps):
 cheap, cheap_log = practise_live(0.1, 14)
 dear, dear_log = practise_live(5.0, 7)
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 style.show(specialists.plot_grpo_run(
     {"penalty 0.1": cheap_log, "penalty 5": dear_log},
     {"reward": "mean reward", "right": "share of right replies", "thinks": "share that thinks",
@@ -928,19 +928,19 @@ print("GRPO lifts pass@1. (That pass@k rises with k is no finding: it can never 
 #
 # **Predict before you run:** four families. In how many does GRPO lift the exam's pass@1 by more than ten points?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 recorded = life.reports()
 print(life.table(recorded, "pass@1", ("after SFT", "specialists")))
 print(life.table(recorded, "greedy", ("after SFT", "specialists")))
 print(life.table(recorded, "pass@4", ("after SFT", "specialists")))
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 style.show(life.plot_grpo_gains(recorded),
            "Arrows from SFT to GRPO for four families and two seeds. At pass@1 mathematics, "
            "coding and reasoning rise by 9 to 41 points, past the greedy answers before GRPO "
            "(red marks), knowledge hardly; at pass@4 coding rises, reasoning falls")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 style.show(life.plot_grpo_logs(recorded),
            "Share of right replies in the batches of practice, and entropy of the policy, "
            "for four families and two seeds: mathematics, coding and reasoning rise slowly and "
@@ -1070,7 +1070,7 @@ def beginner():
 #
 # **Predict before you run:** what can it earn from the strict judge at best? And from the obvious one?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 def obvious(said, mask, digit):
     return ((said == digit[:, None]) & mask).any(1).float()
 
@@ -1086,7 +1086,7 @@ style.show(specialists.plot_hacking(runs, sayings),
            "Left, strict judge: reward and share of right replies are one curve, around 10 %. "
            "Right, obvious judge: the reward rises far above, while no reply is right any more")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 (control, fooled) = (torch.tensor(log)[-20:, :2].mean(0).tolist() for log in runs.values())
 assert control[0] == control[1] < 0.15 and fooled[0] > 0.5 and fooled[1] < 0.02
 print("strict: earns what is right, about one in ten;  obvious: earns more than half, right "
@@ -1117,7 +1117,7 @@ print("group of 8: changed:", bool((taught - beginner()).abs().max() > 0.1))
 # ### No clip, many updates
 # Sixteen updates on each batch of answers. To make it harder, 30 % of all verdicts are wrong, as with a shaky judge. **Predict before you run:** without the clip, does it learn faster, slower, or not at all? Three seeds each; the control takes one update a batch.
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 RECIPES = {"1 update, clip (control)": dict(updates=1), "16 updates, clip": dict(updates=16),
            "16 updates, no clip": dict(updates=16, clip=None)}
 lines, far, ends = {}, {}, {}
@@ -1134,7 +1134,7 @@ style.show(specialists.plot_seeds(lines, "share of right replies",
            "Share of right replies over batches: 16 updates with the clip climb highest; "
            "without the clip the curves stay below")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert min(ends["16 updates, clip"]) > max(ends["16 updates, no clip"]) + 0.05
 assert far["16 updates, no clip"] > 5 > far["16 updates, clip"]
 print("Without the clip one batch moves single tokens many times as far, and the end is worse, "
@@ -1149,7 +1149,7 @@ print("Without the clip one batch moves single tokens many times as far, and the
 # ### KL off
 # Digit and word are equally right, and the beginner says both equally often. The reward does not care. **Predict before you run:** what becomes of the habit of saying either, with and without the charge for distance?
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 def words_share(table):
     """For each problem: how often a right answer is the word."""
     p = table.softmax(-1)[torch.arange(PROBLEMS), 0]  # PROBLEMS 21
@@ -1170,7 +1170,7 @@ style.show(specialists.plot_shares(ends),
            "the start, the same 32 in two seeds afterwards. At the start all are at 50 %; with "
            "KL off most are near 0 or 100 %; with KL most stay in between")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 off_extreme, on_extreme = (share(s < 0.2 or s > 0.8 for s in ends[name])
                            for name in ("KL off", "KL, beta = 0.1"))
 assert off_extreme > 0.6 and on_extreme < 0.3 and min(final.values()) > 0.7

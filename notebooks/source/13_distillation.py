@@ -51,7 +51,7 @@ versions()
 #
 # **Predict before you run:** what does the network with the *mean* of their weights compute?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 def network(x, w_in, w_out):
     """x: N, w_in: 2, w_out: 2 -> N. Two hidden units."""
     return (x[:, None] * w_in).relu() @ w_out
@@ -106,7 +106,7 @@ for name, p in (("even", torch.full((3,), 1 / 3)), ("sure", torch.tensor([0.90, 
 # %% [markdown]
 # The same on a line of 21 tokens. The teacher has two humps; the student can only be one hump, wide or narrow. **Predict before you run:** where will the best student of each KL be?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 style.show(distillation.plot_two_fits(),
            "The best student by forward KL is one wide hump over both of the teacher's, the "
            "one by reverse KL sits on the larger of the two")
@@ -219,7 +219,7 @@ loss_and_gradient = check("distillation.token_loss", with_gradient(token_loss))
 # %% [markdown]
 # (The next cells use what `check` gave back, with its gradient.) All three tokens, each as often as it is drawn. The variance of a vector is the mean of its squared length less the squared length of its mean; here $0.7 \cdot 0.220 + 0.2 \cdot 0.957 + 0.1 \cdot 1.617 = 0.507$, less 0.338 is 0.169:
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 p, q = torch.tensor([[0.7, 0.2, 0.1]]), torch.tensor([[0.2, 0.5, 0.3]])
 student, teacher = p.log(), q.log()                     # 1 V: log-probabilities are logits too
 # V V
@@ -239,7 +239,7 @@ print(f"squared length of the whole gradient {signal.item():.3f}, variance of th
 #
 # **A trap.** One might take the estimate of the *value*, $\ln p_x - \ln q_x$, and call `backward` on it. Its mean is the KL, after all. **Predict before you run:** what is the mean of its gradient?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 value = with_gradient(lambda s, t, x: s.log_softmax(-1)[0, x] - t.log_softmax(-1)[0, x])
 means = [sum(p[0, x] * value(student, teacher, torch.tensor([x]))[i] for x in range(3))
          for i in (0, 1)]
@@ -352,7 +352,7 @@ for name, p in students.items():
 # Judged on the teacher's walks both are good. The second is even a little better there, though it was not trained on them: it comes to the places beside the path more often and is done with them sooner. (With 2,000 steps the two scores are 0.009 and
 # 0.0085.) **Predict before you run:** now they walk by themselves. How often is each more than 2 places off the path after 49 steps?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 lost = {name: visits(p)[:, place.abs() > 2].sum(1)
         for name, p in (students | {"the teacher": guide}).items()}
 for name, share in lost.items():
@@ -365,7 +365,7 @@ style.show(distillation.plot_lost(lost),
            "The share of walks more than 2 places off the path grows step by step for the "
            "student trained on the teacher's walks, and stays near 0 for the others")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 first, second = lost["trained on the teacher's walks"][-1], lost["trained on its own walks"][-1]
 assert first > 10 * second
 print("Both are good on the teacher's walks; by itself the first is lost more than ten times "
@@ -383,7 +383,7 @@ print("Both are good on the teacher's walks; by itself the first is lost more th
 # The whole vocabulary at each position: how much must be stored between "the teachers read" and "the student learns"? A teacher's logits are a product of its **last hidden state**, d numbers, with its head, V x d numbers. So keep the
 # hidden state, and apply the head when the logits are needed (report, section 5.2.2). **Predict before you run:** how much smaller is that, for V4-Flash?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 flash, pro = (Config.from_json(paths.data("v4", f"{name}.config.json"))
               for name in ("flash", "pro"))
 print("for a million tokens of text, 2 bytes a number:")
@@ -626,7 +626,7 @@ def train_student(method, limit=None, steps=16):
     return model.eval(), seconds, kls
 
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 models, curves = {"mean weights": start.eval()}, {}
 for name, method in (("on-policy", "on-policy"), ("off-policy", "off-policy"),
                      ("mixed SFT", "sft")):
@@ -635,7 +635,7 @@ for name, method in (("on-policy", "on-policy"), ("off-policy", "off-policy"),
     curves[name] = seconds, kls
     print(f"{name:12} {len(seconds):3} steps in {sum(seconds):.0f} processor seconds")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 style.show(distillation.plot_kl({name: curves[name] for name in ("on-policy", "off-policy")}),
            "The student's KL to its teachers falls while it learns, on its own texts and on "
            "the teachers'")
@@ -708,11 +708,11 @@ print("and nearer than either teacher is to the other's domain.")
 #
 # **Predict before you run:** will the one distilled model come near the four specialists?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 recorded = life.reports()
 print(life.table(recorded))
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 style.show(life.plot_combined(recorded),
            "Right answers in four families and on the mean, two seeds: the distilled model "
            "is level with the specialists in reasoning, a little below them in mathematics and "
@@ -779,7 +779,7 @@ def broken(steps=5, first=10_000, change=lambda parts: parts, **fault):
     return opd_backward(model, judged)
 
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 other = dict(zip(FAMILIES, FAMILIES[::-1]))
 recipes = {"no step": dict(steps=0), "as it is": {},
            "as it is, other problems": dict(first=20_000),
@@ -790,7 +790,7 @@ after = {name: broken(**recipe) for name, recipe in recipes.items()}
 for name, kl in after.items():
     print(f"{name:26} {kl:6.2f} nats from the right teachers")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 right = max(after["as it is"], after["as it is, other problems"])
 assert right < 0.7 * after["no step"]
 print("The right recipe comes nearer on both sets of problems.")
@@ -808,7 +808,7 @@ print("The right recipe comes nearer on both sets of problems.")
 # - The number of positions must be the number of tokens in the replies.
 # - On random logits, the loss must equal a second implementation's (exercise 1).
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 def zero_test(change=lambda parts: parts, **fault):
     """The loss of the knowledge teacher as a student of itself, and the number of positions."""
     part = change({"knowledge": parts["knowledge"]})
@@ -823,7 +823,7 @@ tests = {name: zero_test(**recipe)
 for name, (loss, positions) in tests.items():
     print(f"{name:18} loss of the teacher itself {abs(loss):.3f}, at {positions} positions")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert [abs(loss) < 1e-4 for loss, _ in tests.values()] == [True, True, False, True]
 assert [positions == written for _, positions in tests.values()] == [True, True, True, False]
 print("The zero test finds the wrong head; the count finds the prompt.")

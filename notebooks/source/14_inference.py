@@ -59,14 +59,14 @@ ids = tokenizer.encode(scene, bos=True)
 plain = generate(model, ids, 40, temperature=0)
 fast, marks = inference.speculate_marked(model, ids, 40, temperature=0)
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 print(f"without guesses: {len(plain)} tokens in {len(plain)} passes")
 print(f"with guesses:    {len(fast.ids)} tokens in {fast.passes} passes; guesses that stood "
       "are in brackets:\n")
 print(scene + inference.mark_guesses(tokenizer, [i for i in fast.ids if i != tokenizer.eos_id],
                                      marks))
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert fast.ids == plain and fast.passes < 0.9 * len(plain)
 print("The same tokens, all of them, in fewer passes of the model.")
 
@@ -92,7 +92,7 @@ print("The same tokens, all of them, in fewer passes of the model.")
 #
 # **Predict before you run:** and temperature 2? Which of the two, temperature or top-p, will in general bring the *second* token nearer to the first?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 hand = torch.tensor([0.5, 0.3, 0.15, 0.05])
 rows = {"as it is": hand, "temperature 0.5": distribution(hand.log(), 0.5, 1.0),
         "temperature 2": distribution(hand.log(), 2.0, 1.0),
@@ -101,7 +101,7 @@ for name, p in rows.items():
     print(f"{name:16}", " ".join(f"{v:.3f}" for v in p.tolist()),
           f"  first : second = {p[0] / p[1]:.2f}")
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 style.show(
     inference.plot_distributions(rows, ["a", "b", "c", "d"]),
     "Four tokens: temperature 0.5 makes the first bar taller and the others lower, temperature "
@@ -234,12 +234,12 @@ for name, options in settings.items():
         ways[name] = generate(model, [begin] * 16, 32, *options, seed=1, stop=())
 verdicts = {name: judged(new, begin) for name, new in ways.items()}
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 for name, (surprise, expected) in verdicts.items():
     print(f"{name:16} surprise {surprise:5.2f} bits, expected {expected:5.2f}   "
           f"...{tokenizer.decode(ways[name][0][:14])!r}")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 gap = {name: surprise - expected for name, (surprise, expected) in verdicts.items()}
 assert (abs(gap["as it is"]) < 0.6 and gap["top-p 0.9"] < -0.1 and gap["temperature 0.5"] < -0.3
         and gap["wrong half"] > 2)
@@ -273,7 +273,7 @@ style.show(inference.plot_padding(),
 #
 # **Predict before you run:** three prompts of 3, 9 and 6 tokens, five new tokens each. How many steps until all are done, and who idles?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 prompts = [ids[:3], ids[:9], ids[:6]]
 wrote, left = [], [5, 5, 5]
 # a token of each row, None while it reads or has ended
@@ -284,7 +284,7 @@ style.show(inference.plot_batch_steps(wrote),
            "Three rows over eleven steps: the row with the shortest prompt writes at once and "
            "then idles, the longest prompt is read for six steps, and its row ends last")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 together = generate(model, prompts, 5, temperature=0, stop=())
 alone = [generate(model, prompt, 5, temperature=0, stop=()) for prompt in prompts]
 assert together == alone
@@ -314,7 +314,7 @@ torch.set_num_threads(1)                              # processor seconds of one
 spent = {rows: min(seconds_a_step(rows) for _ in range(3)) for rows in batches}
 torch.set_num_threads(threads)
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 print(f"1 row: {1 / spent[1]:,.0f} tokens a second; 32 rows: {32 / spent[32]:,.0f}, "
       f"and a step takes {spent[32] / spent[1]:.1f} times as long")
 style.show(inference.plot_throughput(batches, [rows / spent[rows] for rows in batches],
@@ -322,7 +322,7 @@ style.show(inference.plot_throughput(batches, [rows / spent[rows] for rows in ba
            "Left: tokens a second rise with the batch, less than in proportion. Right: the "
            "time of a step rises too, far less than the batch")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert 2 / spent[1] < 32 / spent[32] < 32 / spent[1]
 print("In between: 32 rows write more than twice as much as one, and less than 32 times.")
 
@@ -364,7 +364,7 @@ def weights_read(name, tokens):
     return whole - idle * experts, mtp - idle * mtp_experts
 
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 sizes = [1, 4, 16, 64, 256]
 lines = {name: (sizes, [weights_read(name, n)[0] / n / 1e9 for n in sizes]) for name in real}
 for name, (_, gigabytes) in lines.items():
@@ -372,7 +372,7 @@ for name, (_, gigabytes) in lines.items():
           ", ".join(f"{n} tokens {g:.2f}" for n, g in zip(sizes, gigabytes)))
 print(f"64 tokens touch {1 - (1 - 6 / 256) ** 64:.0%} of Flash's routed experts")
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 style.show(inference.plot_weights_read(lines),
            "Gigabytes of weights read per token against the tokens in one pass: they fall "
            "for both models, slowest in the middle, where more tokens touch more experts, and "
@@ -500,7 +500,7 @@ print(f"200 random tokens: equal as well, though only {torch.minimum(*wide).sum(
 #
 # **Predict before you run:** which tokens come too often in the second case, those that the helper likes or those that the model likes? Compute it for the table above first.
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 judges = {"right": (accept, residual), "all stand": (lambda p, q, guess: 1.0, residual),
           "resample from p": (accept, lambda p, q: p)}
 print("                     sea   mill   king   total variation from p")
@@ -566,7 +566,7 @@ for name, text in kinds.items():
     written[name] = torch.tensor([start_ids + run.ids for run in runs]), len(start_ids)
 overlaps = {name: expected_acceptance(model, full, n) for name, (full, n) in written.items()}
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 for name in kinds:
     print(
         f"{name:10} drafts that stood:", " ".join(f"{r:4.0%}" for r in rates[name]),
@@ -575,7 +575,7 @@ style.show(inference.plot_acceptance(rates),
            "Share of judged drafts that stood, for three kinds of text: most of the first "
            "drafts stand, fewer of the second and the third")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 first, second = (np.mean([r[i] for r in rates.values()]) for i in (0, 1))
 assert all(abs(rates[name][0] - overlaps[name]) < 0.25 for name in kinds)
 assert first > 0.4 and second < first and min(per_pass.values()) > 1.3
@@ -644,7 +644,7 @@ with torch.inference_mode(), enough_threads(model, 1):
 whole = processor_seconds(3, plain=lambda: generate(model, ids, 64, seed=0, stop=()),
                           drafts=lambda: generate(model, ids, 64, seed=0, stop=(), drafts=1))
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 verify = parts["two"] / parts["one"]
 draft = parts["guess"] / parts["one"]
 rate = overlaps["a scene"]
@@ -652,7 +652,7 @@ print(f"reading 2 tokens costs {verify:.2f} passes, a draft {draft:.2f}; accepta
 print(f"speed-up: predicted {speed_up(rate, 1, verify, draft):.2f}, measured "
       f"{whole['plain'] / whole['drafts']:.2f}")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert verify + draft > 1 and whole["plain"] / whole["drafts"] < 1.9
 print("A pass with a draft costs more than a plain one; so drafts give less than the two-fold "
       "of a perfect, free helper.")
@@ -670,7 +670,7 @@ print("A pass with a draft costs more than a plain one; so drafts give less than
 #
 # **Predict before you run:** for which batch are drafts worth least: 1, 16, or 256?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 table = {}
 for name in real:
     for n in sizes:
@@ -682,7 +682,7 @@ for name in real:
 print(f"Flash, batch 16: verifying reads {table['V4-Flash', 16][0]:.2f} times the bytes, "
       f"drafting {table['V4-Flash', 16][1]:.2f}")
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 marked = {"nano here, 1 row": (verify, draft, rate)}
 marked |= {f"V4-Flash, batch {n}, bytes": (*table["V4-Flash", n], 0.85) for n in (1, 16, 256)}
 style.show(inference.plot_speedup(marked),
@@ -833,7 +833,7 @@ def by_family(right):
 
 results = {name: by_family(of) for name, of in right.items()}
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 for name, of in results.items():
     tokens = np.mean(replies[name][1]) + (np.mean(thought) if name == "own thoughts" else 0)
     share, low, high = of["all"]
@@ -844,7 +844,7 @@ style.show(inference.plot_conditions(results),
            "on the whole, most of all in knowledge; the right thoughts beat all; another's "
            "thoughts help in no family")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 worked_out = np.array([p.family != "knowledge" for p in problems])
 share = {name: of[worked_out].mean() for name, of in right.items()}
 assert right["own thoughts"].mean() > right["at once"].mean() + 0.05
@@ -872,7 +872,7 @@ print("Mathematics, coding, reasoning: the right thoughts are better still, anot
 #
 # First talk to it. It knows problems like those of lesson 01, and nothing else; each family's first exam problem stands below. **One question to answer by playing:** find a question that the two modes answer differently. Read the thoughts: at which step does it go wrong?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 trained = minids.load(data("checkpoints", "mini-distilled"))
 
 
@@ -889,7 +889,7 @@ firsts = [tasks.distinct_problems(family, "test", 1, (1, 2))[0] for family in ta
 taught = inference.Talk(chat, MODES[:2], firsts[0].prompt)
 taught
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 in_every_mode(taught, [p.prompt for p in firsts])
 print("Expected:", *(p.answer for p in firsts), sep="   ")
 
@@ -942,7 +942,7 @@ print("Thoughts: more right answers in mathematics, fewer in coding.")
 #
 # **Predict before you run:** what does the textbook say when *none* is right?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 for right_ones in (0, 3, 12):
     p, low, high = evaluate.interval([True] * right_ones + [False] * (24 - right_ones))
     half = 1.96 * (p * (1 - p) / 24) ** 0.5
@@ -994,7 +994,7 @@ print("by hand: {:.3f}, from {:.3f} to {:.3f}".format(*difference(at_once, with_
 # %% [markdown]
 # **Predict before you run:** which of the four differences between the modes of section 6 are more than luck?
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 for family in asked:
     won = [of[family][0] for of in taken.values()]
     (mean, low, high), (_, wide_low, wide_high) = difference(*won), colleagues_difference(*won)
@@ -1002,7 +1002,7 @@ for family in asked:
           f"{100 * high:+6.1f}   (as if of different problems: from {100 * wide_low:+6.1f} to "
           f"{100 * wide_high:+6.1f})")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 for family in asked:
     won = [of[family][0] for of in taken.values()]
     (_, low, high), (_, wide_low, wide_high) = difference(*won), colleagues_difference(*won)
@@ -1025,13 +1025,13 @@ print("Compared on the same problems, the interval is narrower in every family."
 #
 # **Predict before you run:** answers are right with probability 0.2. Which of the two hits the truth on the mean, for k = 1, and for k = 8?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 for k in (1, 2, 4, 8):
     naive, unbiased, truth = inference.expected_estimates(0.2, 8, k)
     print(f"k = {k}: truth {truth:.3f}, mean of the right estimate {unbiased:.3f}, of the "
           f"tempting one {naive:.3f}")
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 style.show(inference.plot_bias(0.2, 8),
            "The mean of both estimators over everything that can happen, eight answers: the "
            "unbiased one lies on the truth, the other one falls below it as k grows")
@@ -1058,14 +1058,14 @@ curves = {f"temperature {t}": {k: evaluate.interval([evaluate.pass_at_k(tries, c
                                                      for c in found]) for k in (1, 2, 4, 8)}
           for t, found in solved.items()}
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 style.show(inference.plot_pass_at_k(curves),
            "pass@k against k at two temperatures with intervals: both rise with k, and the "
            "intervals overlap everywhere")
 for name, points in curves.items():
     print(name, " ".join(f"pass@{k} {share:.0%}" for k, (share, *_) in points.items()))
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 cold, warm = (points[8][0] - points[1][0] for points in curves.values())
 assert cold > 0.02 and warm > 0.05
 assert all(points[1][0] <= points[2][0] <= points[4][0] <= points[8][0]
@@ -1117,7 +1117,7 @@ print("The mixture costs fewer bits than its real English. Each interval is wide
 #
 # **Predict before you run:** the base's card stands above. Problems will be answered better. What has suffered, and what not: real English, the mixture, facts, drafts?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 recorded = life.reports()[0]
 end = recorded["models"]["distilled"]
 print(evaluate.table(end))
@@ -1126,12 +1126,12 @@ print(f"\nthis life took {sum(minutes.values()):.0f} minutes of training; the lo
 for name, spent in sorted(minutes.items(), key=lambda item: -item[1])[:5]:
     print(f"    {name:18} {spent:4.1f} minutes")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 style.show(life.plot_combined([recorded]),
            "Right answers of one life's models in four families and on the mean: after SFT, "
            "specialists, mean weights, mixed SFT and the distilled model")
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 for kind, name in (("text", "real English"), ("mixture", "the whole mixture")):
     print(f"bits per byte of {name}: {bits[kind]:.2f} before, {end['bits_per_byte'][kind]:.2f} "
           "after")
@@ -1148,7 +1148,7 @@ for kind, name in (("text", "real English"), ("mixture", "the whole mixture")):
 #
 # **Predict before you run:** mini has five times the parameters of nano. Will its distilled model end above nano's, whose mean in Think High is 62 %?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 for mode in MODES[:2]:
     print(mode)
     print(life.table(life.reports("mini"), mode=mode), "\n")

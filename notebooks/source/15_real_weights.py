@@ -80,7 +80,7 @@ else:
 #
 # **Predict before you run:** all attention sinks of the 284-billion-parameter model, 64 heads in each of 43 layers: how many bytes? And `base` and `scale` of the hyper-connections, at 86 sites? (All float32; a site has 24 numbers of `base`, its static part, and 3 of `scale`.)
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 rows = {aspect: real.size(*patterns) for aspect, patterns in real.ASPECTS.items()}
 middle = [f"layers.21.{part}.weight"
           for part in (*real.SPECTRA, "ffn.experts.0.w2", "ffn.experts.1.w1")]
@@ -181,7 +181,7 @@ for file in sorted(set(index["weight_map"].values())):
 # The same cut as the release: the embedding, one layer a file, the head, the MTP block. In Flash that makes 1 + 43 + 1 + 1 = 46 files. **Predict before you run:** how large are Flash's tables of contents, if they are
 # spelled like the sample's? (Its index has 22,192 bytes for 307 tensors, the header above 5,120 for 53.)
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 index_size, header_size = real.json_sizes("flash")
 print(f"Flash: the index takes {index_size / 1e6:.1f} MB, the largest header "
       f"{header_size / 1e6:.2f} MB")
@@ -363,12 +363,12 @@ for way, reader in READERS.items():
         results[way] = (W.std().item(), ((W - right).norm() / right.norm()).item(),
                         nats(minids.load(NANO), ids))
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 print(f"{'':26}{'deviation':>12}{'error':>10}{'loss of nano':>15}")
 for way, (deviation, error, loss) in results.items():
     print(f"{way:26}{deviation:12.4g}{error:10.0%}{loss:15.3f}")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 base = results["right"][2]
 assert (results["rounded again (control)"][1] == 0
         and abs(results["rounded again (control)"][2] - base) < 1e-5)
@@ -432,7 +432,7 @@ def other_config(folder):
     spelled = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(spelled | {"head_dim": 256}))
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 def naive(folder):
     """What the eight lines make of three tensors of layer 0."""
     where = json.loads((folder / INDEX).read_text())["weight_map"]
@@ -678,13 +678,13 @@ print(f"{len(shapes)} tensors without the scales, {numbers:,} numbers, names as 
 # A sink $s$ joins the softmax's denominator: with 32 keys that all score 0, a share $e^s / (e^s + 32)$ of the attention goes nowhere (lesson 02). **Predict before you run:** which sink takes half of it? (By hand: $e^s = 32$, so $s = \ln 32 = 3.47$.)
 # All sinks of nano began at 0. Where are they now?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 models = {NAME: far, "nano": Checkpoint(NANO), "mini": Checkpoint(MINI)}
 style.show(real.plot_sinks(models),
            "The sink of each head, layer by layer: within about 1 of 0 in the sample; after "
            "training mostly above 0, in nano all more than 1.5 away from it")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 found = torch.cat(list(real.sinks_of(NANO).values()))
 share = found.exp() / (found.exp() + 32)                            # with 32 scores of 0
 assert (share > 0.25).float().mean() > 0.5 and (share > 0.5).sum() >= 3
@@ -830,7 +830,7 @@ style.show(real.plot_loads(walks), "Loads of experts on a story, by layer, and h
 #
 # What would the model say if it stopped after layer $l$? Give the streams behind that layer to the head (nostalgebraist, 2020). **Predict before you run:** behind which of nano's four layers is the lens better than guessing? (Guessing means all ids alike: $\ln V$, 7.62 nats for nano's 2,048 ids, 6.24 for the sample's 512.)
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 chances = {name: math.log(Checkpoint(folder).config.vocab_size) for name, folder in
            (("sample", SAMPLE), ("nano", NANO), ("mini", MINI))}
 style.show(real.plot_lens(walks, chances),
@@ -845,7 +845,7 @@ print("nano's lens beats guessing by more than 3 nats behind every layer; behind
 print("The sample, all of it random, is worse than guessing everywhere: it is sure of "
       "nonsense.")
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 def word(i):
     return tokenizer.decode([i]).replace("\n", "\\n").encode("ascii", "replace").decode()
 
@@ -864,7 +864,7 @@ style.show(real.plot_lens_table(cut, [word(i) for i in ids[:end]], word),
 #
 # Arithmetic, not measurement. A pass reads 43 layers; their bytes, over what your disk gives, are the time, as long as computing is faster. **Predict before you run:** how long does one token take from a disk of 3 GB/s? And 4,096 tokens?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 layers = sum(layer_bytes(flash, i) for i in range(flash.n_layers))
 active = cost.params(flash)["active"]
 print(f"43 layers: {layers:,} bytes; a token needs {active:,} active parameters, "
