@@ -117,8 +117,8 @@ for name, share in right.items():
 # %% jupyter={"outputs_hidden": true}
 assert (right["one person"] > 0.9
         and right["four, asked for the second"] < right["one person"] + 0.05)
-print("One person: more than 90 % right. But one person cannot tell the model from the trick; "
-      "two and four can.")
+style.say("One person: more than 90 % right. But one person cannot tell the model from the "
+          "trick; two and four can.")
 
 # %% [markdown]
 # With one person it finds the place, among twenty places that it knows: that is a skill, and no table of word pairs has it. Whether it looks for *whose* place it
@@ -153,8 +153,8 @@ for name, (before, after) in bits.items():
 # %%
 story, book = bits.values()
 assert story[1] < 2 and book[1] < 6.5 < 10.5 < min(story[0], book[0])
-print("On a story that the model never saw, training saves more than four fifths of the bits, "
-      "on a book of the Bible more than two fifths.")
+style.say("On a story that the model never saw, training saves more than four fifths of the "
+          "bits, on a book of the Bible more than two fifths.")
 print("The untrained control saves nothing.")
 
 # %% [markdown]

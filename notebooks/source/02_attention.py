@@ -89,8 +89,8 @@ style.show(figures.plot_by_position({"as shipped": whole.tolist(),
 
 # %% jupyter={"outputs_hidden": true}
 assert (cut - whole)[0].abs() < 1e-4 and (cut - whole)[1:].mean() > 0.1
-print("Without the line the model is clearly worse, except at position 0, where nothing "
-      "changes at all.")
+style.say("Without the line the model is clearly worse, except at position 0, where nothing "
+          "changes at all.")
 
 # %% [markdown]
 # That a model suffers without a part that it was trained with is no surprise. The surprise is the shape: **nothing** at position 0, harm behind it. The output carries something that
@@ -581,7 +581,7 @@ torch.testing.assert_close(sink_weights(scores + 3, sink + 3), sink_weights(scor
 moved = sink_weights(scores + 3, sink).sum(-1) - sink_weights(scores, sink).sum(-1)
 print("3 added to scores and sinks: nothing changes; to scores alone: the sums of weights rise "
       "by", end=" ")
-print(f"{moved.min():.2f} to {moved.max():.2f}")
+style.say(f"{moved.min():.2f} to {moved.max():.2f}")
 
 # %% [markdown]
 # Models without sinks make one of their own: they park attention on the first token of the text, whatever it is (Xiao et al., arXiv 2309.17453). In a window that first token is soon out of sight; a learned sink stays.
@@ -650,8 +650,8 @@ style.show(figures.plot_sinks(mass, price, moved), "Left: sum of the weights of 
 # %% jupyter={"outputs_hidden": true}
 assert min(min(line) for line in mass) < 0.9 and moved["none"] > as_it_is
 assert moved[4] > moved[-4] > as_it_is
-print("Some heads spend less than 90 % of their attention on tokens. Moved by 4 either way, or "
-      "removed, the sinks raise the loss.")
+style.say("Some heads spend less than 90 % of their attention on tokens. Moved by 4 either "
+          "way, or removed, the sinks raise the loss.")
 
 # %% [markdown]
 # The trained sinks are about where they should be: far off on both sides it goes uphill (the control). Up is steeper: heads fall silent. Compare the left panel with the middle one: a head whose weights sum to nearly 1 has no use for its

@@ -519,8 +519,8 @@ end = {name: [sum(step[i] for step in line[-10:]) / 10 for i in (0, 1)]
 assert (end["right"][0] > 2.65 and end["control: too late"][0] > 2.65
         and end["sabotage: too early"][0] < 2.0)
 assert end["right"][1] < 2.2
-print("random half: right and late stay at ln 16; early falls below 2.0, which no honest model "
-      "can")
+style.say("random half: right and late stay at ln 16; early falls below 2.0, which no honest "
+          "model can")
 print("copied half: the right run falls below 2.2")
 
 # %% [markdown]
@@ -614,8 +614,8 @@ assert (max(best["important"][n] for n in ("mean", "ape")) < 0.5 < 0.85
         < min(worst["important"][n] for n in ("gate", "both")))
 assert (max(best["count"].values()) - min(worst["count"].values()) < 0.1
         and min(worst["count"].values()) > 0.85)
-print("order: without ape below 0.4, with ape above 0.5. important: without the gate below "
-      "0.5, with it above 0.85.")
+style.say("order: without ape below 0.4, with ape above 0.5. important: without the gate below "
+          "0.5, with it above 0.85.")
 print("count, the control: all four above 0.85, and within 0.1 of each other")
 
 # %% [markdown]
@@ -731,8 +731,8 @@ print("mean over the places:",
 assert (mean_share["one token's own kv"] > 1.3 * mean_share["nano's entry"]
         and mean_share["nano's entry"] > 0.08)
 assert mean_share["another window's entry"] < min(0.12, mean_share["nano's entry"] - 0.01)
-print("an entry tells more than the control about its tokens, and clearly less than a token's "
-      "own kv tells")
+style.say("an entry tells more than the control about its tokens, and clearly less than a "
+          "token's own kv tells")
 
 # %% [markdown]
 # So an entry of this small model is a *gist*: it says something about each of its tokens and pins down none. Compare the order task: 32 channels held most of 8 tokens once the loss asked for exactly that.
@@ -926,9 +926,9 @@ pro = Config.from_json(paths.data("v4", "pro.config.json"))
 for name, config in (("Flash", flash), ("Pro", pro)):
     heavy = [i for i, ratio in enumerate(config.compress_ratios) if ratio == 128]
     held = cost.kv_bytes(config, 2**20)
-    print(f"{name:5} HCA in {len(heavy)} of {config.n_layers} layers, the first: {heavy[:3]}; "
-          f"cache at 2^20 tokens: HCA entries {held['HCA entries'] / 1e6:.0f} MB of "
-          f"{held['total'] / 1e9:.2f} GB")
+    style.say(f"{name:5} HCA in {len(heavy)} of {config.n_layers} layers, the first: "
+              f"{heavy[:3]}; cache at 2^20 tokens: HCA entries {held['HCA entries'] / 1e6:.0f} "
+              f"MB of {held['total'] / 1e9:.2f} GB")
 gqa8 = 2 * 8 * 128 * 2 * pro.n_layers * 2**20  # keys and values, 8 heads of 128, BF16
 print(f"Pro's cache is {cost.kv_bytes(pro, 2**20)['total'] / gqa8:.1%} of BF16 GQA with 8 "
       "heads of 128 in as many layers")

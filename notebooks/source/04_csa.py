@@ -268,8 +268,8 @@ assert (min(map(min, found["with overlap"]["key"])) > 0.95
         and max(found["without"]["key"][3]) < 0.2)
 assert (min(map(min, found["without"]["key"][:3])) > 0.95
         and min(map(min, found["without"]["value"])) > 0.95)
-print("torn keys: above 0.95 with overlap, below 0.2 without. Keys in one piece, and all "
-      "values: above 0.95 both ways")
+style.say("torn keys: above 0.95 with overlap, below 0.2 without. Keys in one piece, and all "
+          "values: above 0.95 both ways")
 
 # %% [markdown]
 # The control is everything else: whatever lies in one window is read both ways. Only the torn key is lost, and no training brings it back, since it is not there. With m = 4, one pair of neighbours in four is torn.
@@ -841,8 +841,8 @@ assert abs(at16["fresh"][1] - at16["random"][1]) < 0.1 and at16["random"][1] < 0
 assert (at16["warmed up"][1] > 0.4
         and at16["warmed up"][0] > 0.75 * at16["oracle"][0] > at16["random"][0] + 0.04)
 assert losses[0] > 2 * sum(losses[-10:]) / 10
-print("k = 16: a fresh indexer finds no more than chance; warmed up it finds over 40 % of the "
-      "oracle's picks")
+style.say("k = 16: a fresh indexer finds no more than chance; warmed up it finds over 40 % of "
+          "the oracle's picks")
 print("and more than three quarters of the attention that 16 entries can hold")
 
 # %% [markdown]
@@ -879,8 +879,8 @@ style.show(csa.plot_variants(rows, 8), "Recall for three variants, a dot for eac
 # %% jupyter={"outputs_hidden": true}
 assert (sum(rows[names[0]]) / 3 > sum(rows[names[2]]) / 3 - 0.02
         and min(min(line) for line in rows.values()) > 0.3)
-print("on average 16 heads find no less than one, within 0.02; all variants find over 30 % of "
-      "the oracle's picks")
+style.say("on average 16 heads find no less than one, within 0.02; all variants find over 30 % "
+          "of the oracle's picks")
 
 # %% [markdown]
 # When this lesson was written, one head found less. And the ReLU, which is what makes 16 heads more than one? Hold the gap between the first two rows against the spread of the dots: **here the ReLU buys some 0.04 of recall**, and all three seeds with it lie above all three without. (16 heads without it still have weights $w^I$ for each query, so their one effective query can be almost anything.) Three seeds of a small model: whether V4
@@ -1020,8 +1020,9 @@ operations = check("csa.operations", operations)
 pro = Config.from_json(paths.data("v4", "pro.config.json"))
 per_entry = [flash.index_n_heads * flash.index_head_dim * 0.5,
              flash.n_heads * 2 * flash.head_dim * 2]
-print(f"one entry in Flash, FP8 equivalents: {2 * per_entry[0]:,.0f} to score it, "
-      f"{2 * per_entry[1]:,.0f} to read it, {per_entry[1] / per_entry[0]:.0f} times as much")
+style.say(f"one entry in Flash, FP8 equivalents: {2 * per_entry[0]:,.0f} to score "
+          f"it, {2 * per_entry[1]:,.0f} to read it, {per_entry[1] / per_entry[0]:.0f} times as "
+          "much")
 # flat from 2,048 on
 crossing = next(n for n in range(2048, 2**20, 4) if operations(flash, n) > terms["CSA core"])
 print(f"from {crossing:,} tokens on, searching costs Flash more than reading")
@@ -1059,9 +1060,10 @@ style.show(csa.plot_operations(lengths, curves), "Operations of one decoded toke
 # %%
 for name, config in (("Flash", flash), ("Pro", pro)):
     held, n_params = cost.kv_bytes(config, 2**20), cost.parts(config)
-    print(f"{name:5} cache at 2^20 tokens: CSA entries {held['CSA entries'] / 1e9:.2f} GB, "
-          f"index keys {held['CSA index keys'] / 1e9:.2f} GB, of {held['total'] / 1e9:.2f} GB; "
-          f"indexers' weights: {n_params['indexers'] / sum(n_params.values()):.2%} of all")
+    style.say(f"{name:5} cache at 2^20 tokens: CSA entries {held['CSA entries'] / 1e9:.2f} GB, "
+              f"index keys {held['CSA index keys'] / 1e9:.2f} GB, of {held['total'] / 1e9:.2f} "
+              f"GB; indexers' weights: {n_params['indexers'] / sum(n_params.values()):.2%} of "
+              "all")
 
 # %% [markdown]
 # **The report claims** that the smaller k (V3.2 had 2,048 single tokens) makes short and medium texts cheaper, and that all measures together bring a token at 1M to 27 % (Pro) and 10 % (Flash) of V3.2's operations (2.3.4 and figure 1); lesson 05 recomputes these. It shows no ablation of overlap, indexer or k, and no

@@ -590,8 +590,8 @@ for d, (alone, behind) in found.items():
 
 # %%
 assert found[8][0] >= 8
-print("told just before, nothing else read: most are found. What is left of that behind 16,384 "
-      "tokens, see above")
+style.say("told just before, nothing else read: most are found. What is left of that behind "
+          "16,384 tokens, see above")
 
 # %% [markdown]
 # **Long is not the same as good.** The machinery reads on without a fault, in little memory, at a cost that grows slowly. But the model has never seen a position beyond 1,024, nor an indexer's choice among 4,096 entries. Nor has it ever seen other documents in front of its own: training kept them apart (lesson 01). It finds fewer of the near facts than on an empty state. Those told 128 tokens before it hardly finds in either case: both are near chance. V4 was trained in stages of 4K, 16K, 64K
@@ -623,8 +623,8 @@ if record:
     if MILLION in done:
         slower = done[MILLION]["cpu_ms"] / done[2**14]["cpu_ms"]
         assert slower <= 5
-        print(f"a token behind 1,048,576 tokens takes {slower:.1f} times as long as behind "
-              "16,384. In proportion it would be 64 times")
+        style.say(f"a token behind 1,048,576 tokens takes {slower:.1f} times as long as behind "
+                  "16,384. In proportion it would be 64 times")
 
 # %% [markdown]
 # By count the indexer's work grows in a straight line: V4 too is linear in the context, only with a small factor. The measured times follow that roughly: 5.6 ms at 64K, 10.3 at 256K, 17.6 at 512K, but only 19.0 at 1M. Single times scatter (other programs ran on the other core). Reading shows it better:

@@ -535,8 +535,8 @@ print("gates of the shipped model:", [f"{share:.0%}" for share in at_gates],
 
 # %%
 assert 0.02 < min(at_gates) and max(at_gates) < in_toy
-print("Every gate of the shipped model sees a common direction, with more than 2 % of the "
-      "squared length.")
+style.say("Every gate of the shipped model sees a common direction, with more than 2 % of the "
+          "squared length.")
 print("In our small network it is stronger: we want to see the collapse within 120 steps.")
 
 # %%
@@ -627,8 +627,8 @@ assert min(end["no balancing"]) > 5 and max(end["bias, u = 0.01"]) < 4.5
 assert max(end["no balancing, no common direction"]) < 3.5
 assert sum(end["sequence-wise loss, 0.01"]) > sum(end["bias, u = 0.01"])
 assert all(abs(a - b) < 0.4 for a, b in zip(losses["no balancing"], losses["bias, u = 0.01"]))
-print("Without balancing, the busiest expert has more than 5 times the mean; the bias brings "
-      "it down, for every seed.")
+style.say("Without balancing, the busiest expert has more than 5 times the mean; the bias "
+          "brings it down, for every seed.")
 print("The losses of the two differ by less than 0.4.")
 
 # %% jupyter={"outputs_hidden": true, "source_hidden": true}
@@ -810,13 +810,13 @@ def hit(run):
 
 moved = [hit(run) for run in runs["bias, u = 0.01"]]
 for seed, (share, loss, after, replayed) in enumerate(moved):
-    print(f"seed {seed}: {100 * share:.0f} % of the choices moved; loss {loss:.2f} before, "
-          f"then {after:.2f} with new choices, {replayed:.2f} with the old ones")
+    style.say(f"seed {seed}: {100 * share:.0f} % of the choices moved; loss {loss:.2f} before, "
+              f"then {after:.2f} with new choices, {replayed:.2f} with the old ones")
 
 # %%
 assert all(share > 0.1 and after > loss + 0.1 for share, loss, after, _ in moved)
-print("In every seed one bad update moves more than a tenth of all choices at once, and raises "
-      "the loss.")
+style.say("In every seed one bad update moves more than a tenth of all choices at once, and "
+          "raises the loss.")
 
 # %% [markdown]
 # The first half of the story is real, even here: one bad update reroutes much of the text at once. For the second half, compare the last two numbers of each line. When this lesson was built, the old choices were a little better, by far less than the damage: the experts and
@@ -932,8 +932,8 @@ for name, group in tables.items():
 mean = {name: sum(map(strength, group)) / len(group) for name, group in tables.items()}
 assert (mean["trained"] > 3 * mean["shuffled classes"]
         and mean["fresh"] > 3 * mean["shuffled classes"])
-print("Trained and fresh routers both prefer classes more than three times as strongly as "
-      "chance would.")
+style.say("Trained and fresh routers both prefer classes more than three times as strongly as "
+          "chance would.")
 
 # %% [markdown]
 # Read the lines of numbers before you tell a story. The shuffled control is lowest by far, so the preferences are real. But the *fresh* router has clear ones as well: equal tokens get equal experts, trained or not. What training adds is
@@ -1009,8 +1009,8 @@ assert abs(changes["experts renumbered (control)"]) < 1e-3
 assert (changes["random experts"] > 1
         + max(loss for fault, loss in changes.items() if fault != "random experts"))
 assert abs(changes["the bias weighs"]) < 0.5 * changes["random experts"]
-print("The control changes nothing. Random experts cost most by far: more than a nat above any "
-      "other fault.")
+style.say("The control changes nothing. Random experts cost most by far: more than a nat above "
+          "any other fault.")
 print("A bias that weighs costs less than half of that.")
 
 # %% [markdown]

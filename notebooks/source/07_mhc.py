@@ -413,8 +413,8 @@ by_sharpness = {i: [(sinkhorn(s * RAW, i, 1e-6).sum(-1) - 1).abs().max().item() 
                 for i in (1, 5, 20, 60)}
 first = next(s for s, e in zip(SHARP, by_sharpness[20]) if e > 0.01)
 assert by_sharpness[20][0] < 1e-4
-print(f"20 iterations first leave more than 1 percent at sharpness {first}; at sharpness 1 "
-      "less than 0.01 percent")
+style.say(f"20 iterations first leave more than 1 percent at sharpness {first}; at sharpness 1 "
+          "less than 0.01 percent")
 
 # %% jupyter={"source_hidden": true}
 style.show(figures.plot_errors_by_sharpness(SHARP, by_sharpness),
@@ -727,8 +727,8 @@ assert (not mean["unconstrained"] < mean["constrained"] + 0.02
 print("Before: all three have gain 1.")
 print("After: unconstrained off by more than a factor 3; constrained 1 forward, below 2 "
       "backward.")
-print("Loss: unconstrained is behind by more than 0.02; constrained and residual are less than "
-      "0.1 apart.")
+style.say("Loss: unconstrained is behind by more than 0.02; constrained and residual are less "
+          "than 0.1 apart.")
 
 # %% [markdown]
 # All three begin as the same function. Then the free matrices drift: each step moves an entry a little, in 64 sites at once, and the gain is that of the product of them all. In the right panel the free lines drift away from 1 site by site:
@@ -756,8 +756,8 @@ assert drift[0] < drift[1] and max(gentle["constrained"]["forward"]) < 1.001
 close = [abs(sum(gentle[k]["loss"]) / SEEDS - sum(gentle["residual"]["loss"]) / SEEDS)
          for k in KINDS]
 assert max(close) < 0.15
-print("With a gentle rate the free gains stay closer to 1 than with the brisk one, and the "
-      "three losses are within 0.15.")
+style.say("With a gentle rate the free gains stay closer to 1 than with the brisk one, and the "
+          "three losses are within 0.15.")
 
 # %% [markdown]
 # So the constraint is no magic: free mixing works as long as it moves little. It takes away a *limit on how far the matrices may move* (here we varied rate and steps, not depth). A large run cannot afford to find out where that limit lies.
@@ -889,10 +889,10 @@ dear = min(rise[name]
 assert dear > 0.02 and rise["comb transposed"] < rise["comb all 1/4"]
 assert (rise["Sinkhorn, t_max = 1"] > abs(rise["Sinkhorn, t_max = 10"])
         and rise["Sinkhorn, t_max = 100"] > -0.01)
-print("The control changes nothing. Static maps, comb all 1/4, post without the 2 cost more "
-      "than 0.02 nats each.")
-print("comb transposed costs less than comb all 1/4. 1 iteration costs more than 10; 100 bring "
-      "nothing over 20.")
+style.say("The control changes nothing. Static maps, comb all 1/4, post without the 2 cost "
+          "more than 0.02 nats each.")
+style.say("comb transposed costs less than comb all 1/4. 1 iteration costs more than 10; 100 "
+          "bring nothing over 20.")
 
 # %% [markdown]
 # Two surprises.

@@ -763,8 +763,8 @@ style.show(whole.plot_leak(runs, math.log(64)),
 # %% jupyter={"outputs_hidden": true}
 end = [sum(losses[-5:]) / 5 for losses in runs.values()]
 assert end[0] > math.log(64) - 0.1 and end[1] < 2.0 and end[2] > math.log(64) - 0.1
-print("ln 64 = 4.16. Right alignment: stays there. Target t + 1: falls below 2. Given t: stays "
-      "there.")
+style.say("ln 64 = 4.16. Right alignment: stays there. Target t + 1: falls below 2. Given t: "
+          "stays there.")
 
 # %% [markdown]
 # The second line copies. A loss that falls too well is a warning, not a success. The third line shows the limit of this test: an alignment that gives *less* than it should leaks nothing, and
@@ -876,8 +876,8 @@ assert (totals == [284_332_240_471, 1_572_997_201_763]
 assert [cost.params(c) for c in (flash, pro)] == [
     {"total": total, "active": part,
      "mtp": mtp} for total, part, mtp in zip(totals, used, (6_610_048_891, 25_840_145_979))]
-print("to the last digit, and equal to minids.cost. The report says 284B / 13B and 1.6T / 49B "
-      "(section 4.2.1).")
+style.say("to the last digit, and equal to minids.cost. The report says 284B / 13B and 1.6T / "
+          "49B (section 4.2.1).")
 
 # %% jupyter={"source_hidden": true}
 def working(config, counts):

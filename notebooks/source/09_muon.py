@@ -78,8 +78,8 @@ style.show(muon.plot_spectra(strengths), "The gradient's singular values fall of
 # %% jupyter={"outputs_hidden": true}
 few, some, all_ = (directions(s) for s in strengths.values())
 assert few <= 22 < some < 48 and all_ == 58
-print("90 %: less than a third of the directions in the gradient, about half of them in "
-      "AdamW's update, 58 of 64 in Muon's.")
+style.say("90 %: less than a third of the directions in the gradient, about half of them in "
+          "AdamW's update, 58 of 64 in Muon's.")
 
 # %% [markdown]
 # AdamW looks at each *number* by itself: every entry of its first update is +1 or -1. Yet as a matrix this update is still lopsided: numbers of equal size can conspire to one strong direction.
@@ -100,8 +100,8 @@ for kind, make in (("gradient", lambda g: g), ("its sign", torch.sign)):
 
 # %%
 assert needed["gradient"].median() < 0.3 < needed["its sign"].median() < 0.8
-print("No exception: half of the matrices need fewer than 30 % of their directions; the signs "
-      "need more, but not 90 %.")
+style.say("No exception: half of the matrices need fewer than 30 % of their directions; the "
+          "signs need more, but not 90 %.")
 
 # %% [markdown]
 # ## 1. What the directions are: a circle, an ellipse, a circle
@@ -297,8 +297,8 @@ assert 3 <= first <= 8
 print("The histogram becomes narrow in step 9, the first flat one.")
 
 # %% tags=["nbval-ignore-output"]
-print(f"The weakest direction starts at {normed.min():.4f} and passes 0.5 in step {first}: "
-      "each step multiplies it by 3.4.")
+style.say(f"The weakest direction starts at {normed.min():.4f} and passes 0.5 in step {first}: "
+          "each step multiplies it by 3.4.")
 
 # %% [markdown]
 # The same as a figure, each direction a line:
@@ -545,8 +545,8 @@ style.show(muon.plot_experts(share.tolist(), together, apart),
 assert change["stacked"] > 0.05 and change["each by itself"] < 1e-6
 assert (max(together) > 1.3 * min(together) and max(apart) < 8.01
         and within[-1] < 0.5 * within[0])
-print("In the stack, experts disturb each other: the loudest takes most of the directions. "
-      "Each by itself, the others stay.")
+style.say("In the stack, experts disturb each other: the loudest takes most of the directions. "
+          "Each by itself, the others stay.")
 
 # %% [markdown]
 # If a blue bar is short, look at its share: the gradient of an expert that saw only $k$ tokens is a sum of $k$ products of one column and one row. It has at most $k$ directions, and its update has the norm $\sqrt{k}$ instead of
@@ -708,8 +708,8 @@ print(f"Muon reaches AdamW's final training loss after {early} steps")
 stored = {kind: muon.SWEEP[kind][best[kind]] for kind in runs}
 assert (runs["Muon"][2] < runs["AdamW"][2] - 0.05
         and max(stored["Muon"]) < min(stored["AdamW"]) - 0.05 and early < 85)
-print("Muon is ahead, here and with the three stored seeds, by more than those differ; it "
-      "needs fewer than 85 of the 100 steps.")
+style.say("Muon is ahead, here and with the three stored seeds, by more than those differ; it "
+          "needs fewer than 85 of the 100 steps.")
 
 # %% [markdown]
 # ### Are AdamW's updates of the size that was promised?
@@ -731,8 +731,8 @@ print(f"RMS of AdamW's last update over {len(sizes)} matrices: median {sizes.med
 
 # %%
 assert 0.12 < sizes.median() < 0.45
-print("Of the size that Liu et al. report, 0.2 to 0.4, or slightly below: Muon's 0.18 is a "
-      "fair match.")
+style.say("Of the size that Liu et al. report, 0.2 to 0.4, or slightly below: Muon's 0.18 is a "
+          "fair match.")
 
 # %% [markdown]
 # ### What the weights look like afterwards

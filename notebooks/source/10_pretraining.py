@@ -188,8 +188,8 @@ print(f"even bet {even:.2f}, untrained model {loss:.2f}, deviation of its logits
 # %%
 surplus = loss.item() - even
 assert abs(surplus - logits.var().item() / 2) < 0.03
-print("The surplus over the even bet agrees with half the variance of the logits, within 0.03 "
-      "nats.")
+style.say("The surplus over the even bet agrees with half the variance of the logits, within "
+          "0.03 nats.")
 
 # %% [markdown]
 # This is the first check of any training run. A first loss of 7.6 is right for 2,048 tokens. A first loss of 20 means an initialisation that is
@@ -561,8 +561,8 @@ style.show(picture.figure(),
 final = picture.validation[-1][1]
 assert final < baselines["unigram"] - 0.3
 assert abs(final - np.mean(picture.losses[-10:])) < 0.7
-print("It beats the unigram clearly, and does about as well on unseen documents as on its "
-      "batches.")
+style.say("It beats the unigram clearly, and does about as well on unseen documents as on its "
+          "batches.")
 
 # %% [markdown]
 # Three things to see in the figure:
@@ -774,8 +774,8 @@ print(f"heldout text: {heldout:.3f} nats per token; the trigram of a million tok
 passed = [tokens_to_beat(read, losses, baselines[name])
           for name in ("unigram", "bigram", "trigram")]
 assert passed == sorted(passed) and heldout < yardsticks(tokens["heldout"])["trigram"] - 0.5
-print("The shipped run passes the yardsticks in the order of their strength, and beats the "
-      "trigram on held-out text by far.")
+style.say("The shipped run passes the yardsticks in the order of their strength, and beats the "
+          "trigram on held-out text by far.")
 
 # %% [markdown]
 # That race was not quite fair: the trigram had read a million tokens before the start. So a second question, of equal data: fit a trigram to only as many tokens of the mixture as the run had read by then.
@@ -855,8 +855,8 @@ style.show(pretraining.plot_sabotage(curves, baselines["trigram"]),
 # %% jupyter={"outputs_hidden": true}
 assert max(np.mean(curve[-5:]) for curve in curves["answer leaks"]) < baselines["trigram"]
 assert min(honest["answer leaks"]) > even and max(honest["as it is"]) < even - 1
-print("The leaking recipe passes the trigram in training; asked the honest question, it is "
-      "worse than an even bet.")
+style.say("The leaking recipe passes the trigram in training; asked the honest question, it is "
+          "worse than an even bet.")
 
 # %% [markdown]
 # - **The answer leaks.** The most dangerous one, since its curve is the best. A loss that falls below a strong yardstick within a few steps is
@@ -954,8 +954,8 @@ kept = sum(v.numel() * v.element_size() for s in optimiser.state.values()
            for k, v in s.items() if k != "step")
 got = sum(p_.numel() for p_ in live.parameters() if p_.grad is not None)
 assert kept == 8 * got
-print(f"{P:,} parameters, {got:,} of them with a gradient: 8 bytes of AdamW for each = "
-      f"{kept / 1e6:.1f} MB")
+style.say(f"{P:,} parameters, {got:,} of them with a gradient: 8 bytes of AdamW for each = "
+          f"{kept / 1e6:.1f} MB")
 print(f"weights {4 * P / 1e6:.1f} MB + gradients {4 * got / 1e6:.1f} MB + AdamW "
       f"{kept / 1e6:.1f} MB")
 flash = minids.cost.params(Config.flash())
@@ -993,8 +993,8 @@ print(f"Flash's pre-training at this speed: {years:,.0f} years")
 
 # %%
 assert useful < peak and years > 1000
-print("The model uses a part of what the machine could do; "
-      "and Flash's pre-training would take it thousands of years at least.")
+style.say("The model uses a part of what the machine could do; and Flash's pre-training would "
+          "take it thousands of years at least.")
 
 # %% [markdown]
 # At 3,000 tokens a second, say, it is five million years. MTP, the scores of attention and the hyper-connections are left out of $6N$ and keep the processor busy too; at
@@ -1032,10 +1032,10 @@ flat, sharp = (torch.softmax(last / t, -1).max() for t in (4.0, 0.25))
 # top-p keeps a single token only if that one has the probability p by itself
 assert flat < 0.1 < sharp
 box.sliders["temperature"].value, box.sliders["top_p"].value = 1.0, 0.9
-print("Temperature 4, top-p 1: all 2048 tokens. There the first token has less than 10 %, so "
-      "top-p 0.1 leaves several:")
-print("the temperature must fall as well. It never changes the order of the tokens, only how "
-      "far they are apart.")
+style.say("Temperature 4, top-p 1: all 2048 tokens. There the first token has less than 10 %, "
+          "so top-p 0.1 leaves several:")
+style.say("the temperature must fall as well. It never changes the order of the tokens, only "
+          "how far they are apart.")
 
 # %% [markdown]
 # Greedy drawing (temperature 0) always takes the first bar. Small models then fall into loops. Too hot, and the long tail of unlikely tokens gets a large share together, although
@@ -1088,9 +1088,9 @@ free = "unconstrained hyper-connections"
 assert verdict(free, "loss") == "better" and min(r["far"] for r in records) > 9
 print("Beyond the spread:", ", ".join(f"{name} ({verdict(name, 'loss')})"
                                       for name in runs if verdict(name, "loss") != "same"))
-print(f"A far answer costs at least {min(r['far'] for r in records):.1f} nats in every run; "
-      f"the busiest expert has {spread('no balancing', 'load')[0]:.1f} times the mean without "
-      f"balancing, {spread('V4 nano', 'load')[0]:.1f} with it")
+style.say(f"A far answer costs at least {min(r['far'] for r in records):.1f} nats in every "
+          f"run; the busiest expert has {spread('no balancing', 'load')[0]:.1f} times the mean "
+          f"without balancing, {spread('V4 nano', 'load')[0]:.1f} with it")
 
 # %% [markdown]
 # **What to read from it.** First the grey bands: V4 nano's own seeds lie a tenth of a nat apart. That is much, and it has a reason. Learning to look something up is a *jump*: a run sits on a plateau of some 0.87 nats (so their logs said, which are not kept), then within a few dozen steps it finds out that a name told before helps, and falls. The seed

@@ -58,7 +58,7 @@ shipped = minids.load(folder)
 w = shipped.layers[1].ffn.experts[0].w1.weight.detach()             # 64 128
 scale = 2.0 ** math.ceil(math.log2(w[0, :32].abs().max() / 6))
 print(f"first weights: {[round(v, 4) for v in w[0, :8].tolist()]}")
-print(f"divided by {scale}: {(w[0, :32] / scale).tolist()}")
+style.say(f"divided by {scale}: {(w[0, :32] / scale).tolist()}")
 
 # %% [markdown]
 # **Predict before you run:** we divide *all* expert weights of the model by the scales of their blocks of 32. How many different numbers are left? And by how much did the loss rise when
@@ -74,10 +74,10 @@ codes = torch.cat([c.flatten() for c in codes])
 log = read_log(folder)
 before, after = (next(r[key] for r in log if key in r)
                  for key in ("heldout_loss", "rounded_loss"))
-print(f"{len(codes):,} weights, {len(codes.unique())} different numbers: "
-      f"{codes.unique().tolist()}")
-print(f"held-out loss of the trained model: {before:.4f} nats; after rounding: {after:.4f} "
-      "(from the run's log)")
+style.say(f"{len(codes):,} weights, {len(codes.unique())} different numbers: "
+          f"{codes.unique().tolist()}")
+style.say(f"held-out loss of the trained model: {before:.4f} nats; after rounding: {after:.4f} "
+          "(from the run's log)")
 
 # %% [markdown]
 # Fifteen (+0 and -0 count as one number: 16 codes). Nearly a million weights hold fifteen different numbers between them, and the loss rose in the third digit after the point. Real V4 stores 97 % of its weights this way (lesson 08).
@@ -366,8 +366,8 @@ style.show(numbers.plot_changes(damage, "the same model, its experts written or 
 assert damage["rounded twice (control)"] == (0.0, 0.0)
 assert (damage["halves swapped"][0] > 10 * damage["scales down"][0]
         and damage["halves swapped"][0] > 0.2)
-print("control: exactly 0. Swapped halves cost more than 0.2 nats and more than ten times what "
-      "scales rounded down cost.")
+style.say("control: exactly 0. Swapped halves cost more than 0.2 nats and more than ten times "
+          "what scales rounded down cost.")
 
 # %% [markdown]
 # - **The control is exactly 0**: rounding what is rounded changes nothing.
@@ -666,8 +666,8 @@ style.show(numbers.plot_changes(served, "what rounding costs the shipped model")
 # %% jupyter={"outputs_hidden": true}
 assert max(abs(served[name][0]) for name in PARTS) < 0.01
 assert served["all matrices FP4"][0] > max(served["all three"][0], 0.004)
-print("Activations: less than 0.01 nats, all three together. All matrices in FP4: more than "
-      "0.004 nats, and more than all activations.")
+style.say("Activations: less than 0.01 nats, all three together. All matrices in FP4: more "
+          "than 0.004 nats, and more than all activations.")
 
 # %% [markdown]
 # So which costs most? None: all are a few ten-thousandths of a nat, of either sign, and do not even add up. No order can be read from them, and a model is not better for rounding its index. The last line is a format that V4 does *not* use, for comparison: attention, embedding and head in FP4 as well. Even that costs little here.
@@ -713,8 +713,8 @@ mine = value_and_gradient(x, lambda x: fake_quant(x, "fp4"), weights)
 theirs = with_gradient(lambda x, rounding: rounding(x))(x, lambda x: fake_quant(x, "fp4"),
                                                         weights)
 torch.testing.assert_close(mine, theirs)
-print("value and gradient equal minids.numerics.fake_quant, which has the straight-through "
-      "gradient built in")
+style.say("value and gradient equal minids.numerics.fake_quant, which has the straight-through "
+          "gradient built in")
 
 # %% [markdown]
 # ### Why masters?
@@ -822,8 +822,8 @@ only, late, aware = (table[name]["three"].mean()
                      for name in ("only rounded", "float", "QAT, three"))
 assert aware < min(only, late) - 0.01
 assert abs(table["QAT, FP4"]["FP4"].mean() - table["float"]["FP4"].mean()) < 0.02
-print("In three numbers QAT is better than rounding afterwards, by more than 0.01 nats; in FP4 "
-      "the two are within 0.02.")
+style.say("In three numbers QAT is better than rounding afterwards, by more than 0.01 nats; in "
+          "FP4 the two are within 0.02.")
 
 # %% [markdown]
 # - **In three numbers** the model loses much when it is rounded, and training in float before does not help. QAT repairs a good part of the damage with the same 16 steps (about half, on the server that built this page):
@@ -840,8 +840,8 @@ with tempfile.TemporaryDirectory() as scratch:
     loaded = minids.load(Path(scratch) / "model").state_dict()
 for name, t in qat.rounded_copy(masters).state_dict().items():
     assert torch.equal(loaded[name], t)
-print(f"{len(loaded)} tensors: the saved file gives exactly the numbers that a further step, "
-      "or serving, would compute with")
+style.say(f"{len(loaded)} tensors: the saved file gives exactly the numbers that a further "
+          "step, or serving, would compute with")
 
 # %% [markdown]
 # ## 9. Play: where does a number land?

@@ -69,14 +69,14 @@ texts, chats = (generate(base, prompts, 48, temperature=0.0)
 for p, text, chat in list(zip(asked, texts, chats))[:3]:
     print(f"asked:           {p.prompt}")
     print(f"as a text:       {tokens.plain(tokenizer.decode(text))[:100]!r}")
-    print(f"as conversation: {tokens.plain(tokenizer.decode(chat))[:100]!r}\n")
+    style.say(f"as conversation: {tokens.plain(tokenizer.decode(chat))[:100]!r}\n")
 
 # %% jupyter={"outputs_hidden": true}
 answers = sum("\nAnswer:" in tokenizer.decode(text) for text in texts)
 ends = sum(tokenizer.eos_id in chat for chat in chats)
 assert answers >= 4 and ends <= 1
-print("As a text nearly every question is taken up and gets some answer. As a conversation "
-      "hardly one reply ends.")
+style.say("As a text nearly every question is taken up and gets some answer. As a conversation "
+          "hardly one reply ends.")
 
 # %% [markdown]
 # The weights are the same. As a text the question is taken up and answered in the old form. (The sums are mostly wrong: that comes later.) As a conversation the model goes on with the *user's* words, and answers something that nobody asked. (The text does not stop either: it goes on with the next question.) What is missing is a *role*: the base model has never seen the tokens `<|User|>` and `<|Assistant|>`, and nobody has told it that it is the one who answers, or when to stop.
@@ -223,8 +223,8 @@ style.show(specialists.plot_sft_loss(sft_losses),
 
 # %% jupyter={"outputs_hidden": true}
 assert 1.2 < sft_losses[0] < 6 and sum(sft_losses[-5:]) / 5 < 0.3
-print("It starts below 7.6: digits and plus signs are no news to it. It ends below 0.3 nats "
-      "for each reply token.")
+style.say("It starts below 7.6: digits and plus signs are no news to it. It ends below 0.3 "
+          "nats for each reply token.")
 
 # %% [markdown]
 # In our run it goes from 3.9 to 0.06 nats. Most of the tokens that count are thoughts, in the wording of pre-training; that is why it starts well below 7.6. At the end the *worked* sums are known by heart; that says little about others. A small rest cannot go: whether thoughts come is a coin toss,
@@ -285,8 +285,8 @@ thinks_sft = share(thought for *_, thought in sample_sft)
 with_thoughts, without = (share(ok for ok, _, thought in sample_sft if thought == t)
                           for t in (True, False))
 assert 0.2 < thinks_sft < 0.8 and with_thoughts > without + 0.1
-print("It thinks about half of the time, as the examples did. Replies with thoughts are right "
-      "clearly more often.")
+style.say("It thinks about half of the time, as the examples did. Replies with thoughts are "
+          "right clearly more often.")
 
 # %% [markdown]
 # To compare: whoever says 12 to every exam problem is right in 19 %. So without thoughts the model does little better than a good guess.
@@ -709,8 +709,8 @@ def log_ratios(model, routing=True, masks=True):
 largest = {name: log_ratios(sft_model, *flags).abs().max().item()
            for name, flags in (("both", (True, True)), ("experts only", (True, False)))}
 assert largest["both"] < 1e-3 < 0.02 < largest["experts only"]
-print("Before any update, with both replays: every ratio is 1, within 0.001. Without the masks "
-      "some are off by more than 2 %.")
+style.say("Before any update, with both replays: every ratio is 1, within 0.001. Without the "
+          "masks some are off by more than 2 %.")
 
 # %%
 moved = copy.deepcopy(sft_model)
@@ -758,8 +758,8 @@ style.show(specialists.plot_replay(free.numpy(), replayed.numpy(), changed),
 
 # %%
 assert unmoved < changed / 10 and changed < 0.6 and (free - replayed).abs().max() > 1e-3
-print("One update changes experts of some tokens; without it (nearly) none change. What is off "
-      "the diagonal is not learning, but a jump of the path.")
+style.say("One update changes experts of some tokens; without it (nearly) none change. What is "
+          "off the diagonal is not learning, but a jump of the path.")
 
 # %% [markdown]
 # In the left picture all points seem to lie on the diagonal: the largest jump is about a tenth of a nat, while a few log ratios moved by one to three nats (0.08 on average). The right picture shows the jumps by themselves; its tall bar holds all tokens without a visible one. At our size they are mild: eight experts, two of them used, and the shared one beside. At 384 experts and 61 layers some race is close for nearly every token, and V4 samples rollouts with FP4 weights (5.2.1). What *instability* that causes without replay is not
@@ -860,8 +860,8 @@ assert (habit["GRPO, cheap"] > habit["after SFT"] + 0.2
         and habit["GRPO, dear"] < habit["after SFT"] - 0.2)
 assert (accuracy["GRPO, cheap"] > accuracy["after SFT"] + 0.04
         and accuracy["GRPO, cheap"] > accuracy["GRPO, dear"])
-print("Cheap tokens: it thinks more, and is right more often. Dear tokens: it hardly thinks, "
-      "and is right less often.")
+style.say("Cheap tokens: it thinks more, and is right more often. Dear tokens: it hardly "
+          "thinks, and is right less often.")
 
 # %% [markdown]
 # **What has GRPO taught?** Two things, and only one of them carries over. It moved the *choice* between two ways that the SFT model already knew: in 14 steps, with little more than one bit for each reply, nearly all replies came to think. On the 18 sets that it
@@ -1137,8 +1137,8 @@ style.show(specialists.plot_seeds(lines, "share of right replies",
 # %% jupyter={"outputs_hidden": true}
 assert min(ends["16 updates, clip"]) > max(ends["16 updates, no clip"]) + 0.05
 assert far["16 updates, no clip"] > 5 > far["16 updates, clip"]
-print("Without the clip one batch moves single tokens many times as far, and the end is worse, "
-      "in each of three seeds.")
+style.say("Without the clip one batch moves single tokens many times as far, and the end is "
+          "worse, in each of three seeds.")
 
 # %% [markdown]
 # Faster at first, then stuck: in the picture the unclipped curves lead for some batches and then stay where they are. (The control is lowest because it takes a sixteenth of the updates. It still rises. The fair comparison is 16 updates with and without the clip.)
@@ -1174,8 +1174,8 @@ style.show(specialists.plot_shares(ends),
 off_extreme, on_extreme = (share(s < 0.2 or s > 0.8 for s in ends[name])
                            for name in ("KL off", "KL, beta = 0.1"))
 assert off_extreme > 0.6 and on_extreme < 0.3 and min(final.values()) > 0.7
-print("Without KL luck decides which of two right answers survives. With KL both stay, at a "
-      "small price in reward.")
+style.say("Without KL luck decides which of two right answers survives. With KL both stay, at "
+          "a small price in reward.")
 
 # %% [markdown]
 # Whichever of the two was right *first* was sampled more, so rewarded more, so sampled more. Nobody wanted that. What a reward does not speak of is free to drift: variety, style, other skills. The KL term holds it. Its price is visible too: with a charge for distance the policy stays a little less right.

@@ -368,8 +368,8 @@ style.show(distillation.plot_lost(lost),
 # %% jupyter={"outputs_hidden": true}
 first, second = lost["trained on the teacher's walks"][-1], lost["trained on its own walks"][-1]
 assert first > 10 * second
-print("Both are good on the teacher's walks; by itself the first is lost more than ten times "
-      "as often.")
+style.say("Both are good on the teacher's walks; by itself the first is lost more than ten "
+          "times as often.")
 
 # %% [markdown]
 # The lines before the figure say why. Two places off the path the first student steps at random (0.33 is one of three moves): its teacher goes there once in 10,000 steps, so it was told next to nothing about what to do. The second student goes there
@@ -686,8 +686,8 @@ style.show(
 total = {row: sum(one[1] for one in found.values()) for row, found in results.items()}
 assert total["on-policy"] < total["mean weights"] / 2
 assert total["on-policy"] < min(total[f"teacher of {name}"] for name in FAMILIES)
-print("Summed over both families, the distilled student is nearer to the right teachers than "
-      "the mean weights are,")
+style.say("Summed over both families, the distilled student is nearer to the right teachers "
+          "than the mean weights are,")
 print("and nearer than either teacher is to the other's domain.")
 
 # %% [markdown]
@@ -827,8 +827,8 @@ for name, (loss, positions) in tests.items():
 assert [abs(loss) < 1e-4 for loss, _ in tests.values()] == [True, True, False, True]
 assert [positions == written for _, positions in tests.values()] == [True, True, True, False]
 print("The zero test finds the wrong head; the count finds the prompt.")
-print("Neither finds the KL that was turned round: for that one, compare random logits with a "
-      "second implementation.")
+style.say("Neither finds the KL that was turned round: for that one, compare random logits "
+          "with a second implementation.")
 shelf.cleanup()
 
 # %% [markdown]

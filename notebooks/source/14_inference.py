@@ -172,8 +172,8 @@ assert box.shown == {"temperature": 2.0, "top_p": 0.99}
 sure, unsure = ([int((distribution(z, t, 0.9) > 0).sum()) for t in (0.5, 1.0, 2.0)]
                 for z in contexts.values())
 assert sure[1] < 5 and unsure[1] > 20 and sure == sorted(sure) and unsure == sorted(unsure)
-print("At temperature 1, top-p 0.9 leaves fewer than 5 tokens where the model is sure, more "
-      "than 20 where it is not.")
+style.say("At temperature 1, top-p 0.9 leaves fewer than 5 tokens where the model is sure, "
+          "more than 20 where it is not.")
 print("The hotter, the more are left.")
 
 # %% tags=["nbval-ignore-output"]
@@ -244,10 +244,10 @@ gap = {name: surprise - expected for name, (surprise, expected) in verdicts.item
 assert (abs(gap["as it is"]) < 0.6 and gap["top-p 0.9"] < -0.1 and gap["temperature 0.5"] < -0.3
         and gap["wrong half"] > 2)
 assert gap["wrong order"] > gap["top-p 0.9"]
-print("As it is: surprise is what was expected, the control. Top-p and a low temperature: less "
-      "than expected.")
-print("Wrong half: several bits a token above it, on the mean. Wrong order: more than with "
-      "top-p, and nothing to see at a glance.")
+style.say("As it is: surprise is what was expected, the control. Top-p and a low temperature: "
+          "less than expected.")
+style.say("Wrong half: several bits a token above it, on the mean. Wrong order: more than with "
+          "top-p, and nothing to see at a glance.")
 
 # %% [markdown]
 # Plain sampling is the control: its surprise must equal the entropy, up to chance. Both tools make the text *more* predictable than the model's own idea of text. The wrong half gives
@@ -579,10 +579,10 @@ style.show(inference.plot_acceptance(rates),
 first, second = (np.mean([r[i] for r in rates.values()]) for i in (0, 1))
 assert all(abs(rates[name][0] - overlaps[name]) < 0.25 for name in kinds)
 assert first > 0.4 and second < first and min(per_pass.values()) > 1.3
-print("First drafts: more than 40 % stand, close to the sum of min(p, q), which is computed "
-      "without drawing anything.")
-print("Second drafts do worse. A pass with three drafts gives more than 1.3 tokens on each "
-      "kind of text.")
+style.say("First drafts: more than 40 % stand, close to the sum of min(p, q), which is "
+          "computed without drawing anything.")
+style.say("Second drafts do worse. A pass with three drafts gives more than 1.3 tokens on each "
+          "kind of text.")
 
 # %% [markdown]
 # The scene has the best first drafts, but its second ones fall most often, and in tokens a pass little is left of its lead. Three texts of 64 tokens have luck.
@@ -654,8 +654,8 @@ print(f"speed-up: predicted {speed_up(rate, 1, verify, draft):.2f}, measured "
 
 # %% jupyter={"outputs_hidden": true}
 assert verify + draft > 1 and whole["plain"] / whole["drafts"] < 1.9
-print("A pass with a draft costs more than a plain one; so drafts give less than the two-fold "
-      "of a perfect, free helper.")
+style.say("A pass with a draft costs more than a plain one; so drafts give less than the "
+          "two-fold of a perfect, free helper.")
 
 # %% [markdown]
 # Count and clock disagree: most guesses stand, and yet little time is saved, if any. At this size a pass is bound by the number of small operations, not by reading weights: the draft, with its block, its
@@ -850,8 +850,8 @@ share = {name: of[worked_out].mean() for name, of in right.items()}
 assert right["own thoughts"].mean() > right["at once"].mean() + 0.05
 assert share["the right thoughts"] > share["own thoughts"] > share["another's thoughts"] + 0.03
 print("All families: own thoughts are more than 5 points better than an answer at once.")
-print("Mathematics, coding, reasoning: the right thoughts are better still, another's thoughts "
-      "worse than own ones.")
+style.say("Mathematics, coding, reasoning: the right thoughts are better still, another's "
+          "thoughts worse than own ones.")
 
 # %% [markdown]
 # Own thoughts help, at three times the tokens. Another's thoughts in the same perfect form harm (5 % right in all, 19 % at once): it is the content that pays. Knowledge gains most (from 27 % to 83 % for us), although nothing is to be worked out there: the fact lies in the weights, and the thought is the sentence in which training told it.
@@ -1070,8 +1070,8 @@ cold, warm = (points[8][0] - points[1][0] for points in curves.values())
 assert cold > 0.02 and warm > 0.05
 assert all(points[1][0] <= points[2][0] <= points[4][0] <= points[8][0]
            for points in curves.values())
-print("pass@k rises with k, as it must: from 1 to 8 by more than 2 points at 0.4, by more than "
-      "5 at temperature 1.")
+style.say("pass@k rises with k, as it must: from 1 to 8 by more than 2 points at 0.4, by more "
+          "than 5 at temperature 1.")
 
 # %% [markdown]
 # A sharp distribution repeats itself: its eighth answer is often its first. A warm one is more often wrong, and more different. So *the best temperature may depend on k* (in ours the cold one stays ahead up to eight tries, by less and less; 20 problems cannot prove it); and a table that says pass@8 beside one that says pass@1
@@ -1105,8 +1105,8 @@ assert bits["mixture"] < bits["text"] < 3
 assert all(0.1 < high - low < 0.45 for _, low, high in shares.values())
 assert (shares["questions about stories of 30 words"][0]
         > shares["questions about stories of 250 words"][0])
-print("The mixture costs fewer bits than its real English. Each interval is wider than 10 "
-      "points: so small are these samples.")
+style.say("The mixture costs fewer bits than its real English. Each interval is wider than 10 "
+          "points: so small are these samples.")
 
 # %% [markdown]
 # Read it as a teacher would. Where a bar is at 0, look at the whisker. Compare near and far: of a short story it answers more than of a long one. A secret word is the hardest, a few rare tokens that were

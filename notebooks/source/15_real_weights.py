@@ -62,8 +62,8 @@ NAME = REPO.split("/")[1] if REPO else "sample"
 if REPO:
     print(f"Section 5 reads {far.where}; all other sections run on data/v4_sample.")
 else:
-    print("This lesson runs on data/v4_sample: 2.5 million random weights in exactly the "
-          "format of the released files.")
+    style.say("This lesson runs on data/v4_sample: 2.5 million random weights in exactly the "
+              "format of the released files.")
     print("With a network and REPO set, section 5 shows the real model: 0.16 GB to fetch, of "
           "160.")
 
@@ -305,8 +305,8 @@ mine = fp4_matrix(bytes_of(shard, f"{name}.weight"), bytes_of(shard, f"{name}.sc
                   2 * half)
 loaded = minids.load(SAMPLE).requires_grad_(False)
 torch.testing.assert_close(mine, loaded.layers[0].ffn.experts[0].w1.weight, rtol=0, atol=0)
-print(f"{name}: {o} x {half} bytes are {o} x {2 * half} numbers, equal to minids.load, bit for "
-      "bit")
+style.say(f"{name}: {o} x {half} bytes are {o} x {2 * half} numbers, equal to minids.load, bit "
+          "for bit")
 
 # %% [markdown]
 # ### Sabotage: three ways to read it wrongly, and a control
@@ -378,8 +378,8 @@ for way in ("halves swapped", "neighbour's scale"):
 assert (results["E8M0 as E4M3"][0] > 1000 * results["right"][0]
         and results["halves swapped"][1] > 1)
 print("E8M0 as E4M3 is loud: the deviation is more than a thousand times too large.")
-print("The other two keep it within a third, although swapped halves are off by more than the "
-      "weights are large.")
+style.say("The other two keep it within a third, although swapped halves are off by more than "
+          "the weights are large.")
 print("The control changes nothing.")
 
 # %% [markdown]
@@ -454,7 +454,7 @@ for fault in (short, elsewhere, outside, overlapping, other_config):
         folder = Path(scratch) / "copy"
         shutil.copytree(SAMPLE, folder)
         fault(folder)
-        print(f"{fault.__doc__}\n  eight lines: {attempt(naive, folder)}")
+        style.say(f"{fault.__doc__}\n  eight lines: {attempt(naive, folder)}")
         print(textwrap.fill(attempt(minids.load, folder), 108, initial_indent="  minids: ",
                             subsequent_indent="    ") + "\n")
 
@@ -664,8 +664,8 @@ shapes = {f"layers.4.{name}": tuple(t.shape) for name, t in block.state_dict().i
 assert (shapes == {name: shape for name, (_, shape) in layout.tensors(flash).items()
                    if name.startswith("layers.4.")})
 numbers = sum(math.prod(shape) for shape in shapes.values())
-print(f"{len(shapes)} tensors without the scales, {numbers:,} numbers, names as in the "
-      "released files, shapes as there once unpacked")
+style.say(f"{len(shapes)} tensors without the scales, {numbers:,} numbers, names as in the "
+          "released files, shapes as there once unpacked")
 
 # %% [markdown]
 # ## 5. Large beside small: single tensors
@@ -795,8 +795,8 @@ for folder in (SAMPLE, NANO):
                for one in real.rounding_of(folder).values() if one["format"] == "FP4"]
     bits = [one["bits"] for one in real.rounding_of(folder).values() if one["format"] == "FP4"]
     assert max(spreads) <= 14 and 3 < min(bits) and max(bits) < 4
-print("scale exponents within a block of 128 x 128 differ by far less than 14: FP4 to FP8 "
-      "would be exact.")
+style.say("scale exponents within a block of 128 x 128 differ by far less than 14: FP4 to FP8 "
+          "would be exact.")
 print("The codes are used well: their entropy is above 3 of 4 bits.")
 
 # %% [markdown]
@@ -840,8 +840,8 @@ lens, random = walks["nano"]["loss"], walks["sample"]["loss"]
 assert torch.allclose(lens[-1], torch.tensor(nats(minids.load(NANO), ids)), atol=1e-4)
 assert (lens[-1] < lens[0] - 0.5 and lens.max() < chances["nano"] - 3
         and random.min() > chances["sample"])
-print("nano's lens beats guessing by more than 3 nats behind every layer; behind the last it "
-      "is the model itself.")
+style.say("nano's lens beats guessing by more than 3 nats behind every layer; behind the last "
+          "it is the model itself.")
 print("The sample, all of it random, is worse than guessing everywhere: it is sure of "
       "nonsense.")
 
@@ -867,8 +867,8 @@ style.show(real.plot_lens_table(cut, [word(i) for i in ids[:end]], word),
 # %% jupyter={"outputs_hidden": true}
 layers = sum(layer_bytes(flash, i) for i in range(flash.n_layers))
 active = cost.params(flash)["active"]
-print(f"43 layers: {layers:,} bytes; a token needs {active:,} active parameters, "
-      f"{2 * active / 1e9:.1f} GFLOP\n")
+style.say(f"43 layers: {layers:,} bytes; a token needs {active:,} active parameters, "
+          f"{2 * active / 1e9:.1f} GFLOP\n")
 print(f"{'read at':>10}{'one pass':>14}{'generate 100 tokens':>22}"
       f"{'4,096 tokens in one pass':>28}")
 for bandwidth in (0.15, 0.5, 3, 7):
