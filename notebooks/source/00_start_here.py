@@ -18,7 +18,6 @@
 # %%
 import math
 import random
-import textwrap
 
 import minids
 import numpy as np
@@ -71,7 +70,7 @@ def go_on(prompt, n, temperature):
     it ends the text."""
     new = minids.generate(model, tokenizer.encode(prompt, bos=True), max_new_tokens=n,
                           temperature=temperature, top_p=0.9, seed=1)
-    print(f"[{prompt}]{tokenizer.decode(new)}", end="\n\n" + 72 * "-" + "\n")
+    style.say(f"[{prompt}]{tokenizer.decode(new)}\n\n" + 72 * "-")
 
 
 go_on("The robot said unto the king,", 60, 0.7)
@@ -510,14 +509,14 @@ for benchmark, row in start.scores().items():
         missing = [name for name in row if name not in known]
         print(f"V4-Pro is first on {benchmark}; without a figure: "
               f"{', '.join(missing) or 'nobody'}")
-print("first on:", {name: wins.get(name, 0) for name in start.MODELS})
+style.say("first on: " + ", ".join(f"{name} {wins.get(name, 0)}" for name in start.MODELS))
 
 # %%
 last = [benchmark for benchmark, row in start.scores().items()
         if row[start.FLASH] == min(score for score in row.values() if score is not None)]
 print(f"V4-Flash, the cheapest, is last or level with the last of six on {len(last)} of "
       f"{len(start.scores())}:")
-print(textwrap.fill(", ".join(last), 96))
+style.say(", ".join(last))
 
 # %% [markdown]
 # V4-Pro has the highest of these scores three times in 22, and on two of the three a rival has no figure. The picture that

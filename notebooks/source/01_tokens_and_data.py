@@ -19,7 +19,6 @@
 import math
 import random
 import re
-import textwrap
 from collections import Counter
 from itertools import islice
 
@@ -473,14 +472,14 @@ style.show(tokens.plot_shares(found, lengths),
 # ### A scene
 
 # %%
-print(next(words for words in held["scenes"] if words.count("Question") == 3))
+style.say(next(words for words in held["scenes"] if words.count("Question") == 3))
 
 # %% [markdown]
 # A small simulation tells the story, so a program knows the truth. A longer story can be asked about near and far: for each question the program knows how far back the needed sentence is.
 
 # %%
 told = stories.story(random.Random(8), 110)
-print("\n".join(textwrap.fill(line, 100) for line in told.text.splitlines()))
+style.say(told.text.strip())
 asked = sorted(told.askable(), key=lambda q: q.back)
 for q in (asked[0], asked[len(asked) // 2], asked[-1]):
     print(f"{q.back:4} characters back: {q.text}  ->  {q.answer}")
@@ -494,7 +493,7 @@ for between in (0, 50, 200, 1000):
     back = len(tokenizer.encode(item.context))
     print(f"{between:5} words between: {back:5} tokens to look back over. "
           f"{item.question.splitlines()[0]}")
-print(stories.recall(random.Random(3), 0).context.strip().splitlines()[-1])
+style.say(stories.recall(random.Random(3), 0).context.strip().splitlines()[-1])
 
 # %% [markdown]
 # ### How words are spread
@@ -560,7 +559,7 @@ draws, ids = np.random.default_rng(1), tokenizer.encode("Mira went to", bos=True
 while len(ids) < 60 and ids[-1] != tokenizer.eos_id:
     p = trigram.prob(ids[-2], ids[-1], np.arange(V))
     ids.append(int(draws.choice(V, p=p / p.sum())))
-print(tokens.plain(tokenizer.decode(ids[1:])))
+style.say(tokens.plain(tokenizer.decode(ids[1:])))
 
 # %% [markdown]
 # Fluent nonsense. Now ask it questions: an *exam* of 60, each about a new story of some 120 words, and 30 of *recall*, where the fact stands right above the question. An answer counts when the likeliest
@@ -582,7 +581,8 @@ for name, items in (("exam", exam), ("recall", near)):
 item = near[1]
 prompt, answer = tokenizer.encode(item.prompt, bos=True), tokenizer.encode(item.answer)
 bits = trigram.nll(prompt + answer)[-len(answer):] / math.log(2)
-print(item.prompt.strip().splitlines()[2], "...", *item.prompt.splitlines()[-2:])
+style.say(" ".join([item.prompt.strip().splitlines()[2], "...",
+                    *item.prompt.splitlines()[-2:]]))
 labels = [tokens.label(tokenizer, i) for i in answer]
 style.show(tokens.plot_surprise(labels, bits, "What the trigram pays for the right answer"),
            "The words of the phrase are cheap; the name and above all the secret word itself "
@@ -803,7 +803,7 @@ tokens.ribbon(ids, tokenizer, tokens.roles(ids, tokenizer), chat.reply_mask(ids,
 
 # %%
 ids = chat.encode_chat(messages[:1], real_v4, "think-high")
-print([tokens.label(real_v4, i) for i in ids])
+style.say(str([tokens.label(real_v4, i) for i in ids]))
 print(ids)
 assert ids[0] == 0 and ids[1] == 128803 and ids[-2:] == [128804, 128821]
 
@@ -828,8 +828,8 @@ def colleagues_mask(ids, eos, assistant):
 ids = chat.encode_chat(messages, tokenizer, "think-high")
 wrong = colleagues_mask(ids, tokenizer.eos_id, tokenizer.id(ASSISTANT))
 right = chat.reply_mask(ids, tokenizer)
-print("differs at:",
-      [tokens.label(tokenizer, i) for i, a, b in zip(ids, wrong, right) if a != b])
+differs = [tokens.label(tokenizer, i) for i, a, b in zip(ids, wrong, right) if a != b]
+style.say(f"differs at: {differs}")
 
 
 # %%

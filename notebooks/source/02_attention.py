@@ -579,9 +579,8 @@ torch.testing.assert_close(sink_weights(scores, sink) @ v, more)
 # the control
 torch.testing.assert_close(sink_weights(scores + 3, sink + 3), sink_weights(scores, sink))
 moved = sink_weights(scores + 3, sink).sum(-1) - sink_weights(scores, sink).sum(-1)
-print("3 added to scores and sinks: nothing changes; to scores alone: the sums of weights rise "
-      "by", end=" ")
-style.say(f"{moved.min():.2f} to {moved.max():.2f}")
+style.say("3 added to scores and sinks: nothing changes; to scores alone: the sums of weights "
+          f"rise by {moved.min():.2f} to {moved.max():.2f}")
 
 # %% [markdown]
 # Models without sinks make one of their own: they park attention on the first token of the text, whatever it is (Xiao et al., arXiv 2309.17453). In a window that first token is soon out of sight; a learned sink stays.
@@ -937,9 +936,8 @@ def frequencies(config, ratio):
 frequencies = check("attention.yarn", frequencies)
 stretched = frequencies(flash, 4)
 torch.testing.assert_close(stretched, rotary.frequencies(flash, ratio=4))
-print("equal to minids' frequencies of Flash's layers with compression; slowest pair: one turn "
-      "in",
-      f"{2 * math.pi / stretched[-1] / 1e6:.2f} million positions")
+style.say("equal to minids' frequencies of Flash's layers with compression; slowest pair: one "
+          f"turn in {2 * math.pi / stretched[-1] / 1e6:.2f} million positions")
 lines = {"base 10,000: window-only layers": rope_frequencies(64, 10000.0),
          "base 160,000": rope_frequencies(64, 160000.0),
          "base 160,000 with YaRN: layers with compression": stretched}

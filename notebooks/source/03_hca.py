@@ -724,8 +724,8 @@ mean_share = {name: sum(line) / m for name, line in shares.items()}
 style.show(hca.plot_recovery(shares, 1 / 16),
            "Share of right picks by place in the window: a token's own kv far above, entries "
            "between it and guessing, another window's entry at the level of guessing")
-print("mean over the places:",
-      ", ".join(f"{name} {value:.2f}" for name, value in mean_share.items()))
+style.say("mean over the places: "
+          + ", ".join(f"{name} {value:.2f}" for name, value in mean_share.items()))
 
 # %%
 assert (mean_share["one token's own kv"] > 1.3 * mean_share["nano's entry"]

@@ -1029,7 +1029,7 @@ print(f"from {crossing:,} tokens on, searching costs Flash more than reading")
 for name, config in (("Flash", flash), ("Pro", pro)):
     shares = [f"{n:,}: {operations(config, n) / cost.flops(config, n)['total']:.1%}"
               for n in (2**14, 2**17, 2**20)]
-    print(f"{name:5} share of the indexer in a decoded token at", ", ".join(shares))
+    style.say(f"{name:5} share of the indexer in a decoded token at {', '.join(shares)}")
 
 # %% jupyter={"outputs_hidden": true, "source_hidden": true}
 lengths = [2**j for j in range(10, 21)]

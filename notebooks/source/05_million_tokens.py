@@ -439,8 +439,9 @@ def operations(config, n):
 operations = check("context.operations", operations)
 for n in (MILLION, 1000):
     for name, version in (("the colleague", colleagues_operations), ("mended", operations)):
-        print(f"{n:9,} {name:13}", ", ".join(f"{term} {number / 1e9:.2f}" for term, number
-                                             in version(flash, n).items()), "(10^9)")
+        terms = ", ".join(f"{term} {number / 1e9:.2f}"
+                          for term, number in version(flash, n).items())
+        print(f"{n:9,} {name:13}  {terms} (10^9)")
 
 # %% [markdown]
 # ## 6. Every term of the published figure

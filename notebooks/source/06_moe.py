@@ -842,7 +842,7 @@ def favourites(ids, chosen, E, top=7):
 # the first layer that scores
 at = next(i for i in range(config.n_layers) if not config.is_hash(i))
 for e, tokens in enumerate(favourites(ids.flatten(), seen[at][1], E)[:12]):
-    print(f"layer {at}, expert {e}:", ascii(tokens)[1:-1])
+    style.say(f"layer {at}, expert {e}: {ascii(tokens)[1:-1]}")
 
 # %% [markdown]
 # Such lists are easily read as professions: names here, commas there. Now be careful. Three ways to fool oneself:
@@ -886,7 +886,8 @@ of_token = torch.tensor([BY_TOKEN.index(name) for name in names])[ids.flatten()]
 inside = torch.stack([*(of_token == c for c in range(6)),
                       *(kind == kinds.index(k) for k in ("code", "stories", "text"))])
 # inside: C N
-print("tokens in each class:", {name: int(n) for name, n in zip(CLASSES, inside.sum(1))})
+sizes = {name: int(n) for name, n in zip(CLASSES, inside.sum(1))}
+style.say(f"tokens in each class: {sizes}")
 
 
 def lift(chosen, inside, E):

@@ -362,9 +362,8 @@ for shape in ((64, 128), (128, 64), (96, 96)):
     mine = torch.stack([orthogonalise(m) for m in M])
     torch.testing.assert_close(mine, optim.orthogonalise(M), atol=1e-4, rtol=1e-3)
     U, s, Vt = torch.linalg.svd(M, full_matrices=False)
-    print(f"{shape[0]:3} x {shape[1]:3}: equal to minids; largest difference from U V^T below "
-          "0.001:",
-          bool((mine - U @ Vt).abs().max() < 1e-3),
+    near = bool((mine - U @ Vt).abs().max() < 1e-3)
+    print(f"{shape[0]:3} x {shape[1]:3}: equal to minids; within 0.001 of U V^T: {near} "
           f"(weakest / strongest was {s[:, -1].min() / s.max():.4f})")
 
 # %% [markdown]

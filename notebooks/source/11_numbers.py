@@ -431,8 +431,8 @@ style.show(numbers.plot_format_errors(errors),
 x = torch.randn(128, generator=torch.Generator().manual_seed(4))
 x[5] = 24.0
 y = fake_quant(x, "fp4_act")
-print("scale of the block: 24 / 6 =", 24 / 6,
-      "-> numbers below 1 (half of the smallest code: 0.25 x 4) become 0")
+style.say(f"scale of the block: 24 / 6 = {24 / 6} -> numbers below 1 (half of the smallest "
+          "code: 0.25 x 4) become 0")
 inside, elsewhere = ((part == 0).sum().item() for part in (y[:32], y[32:]))
 print(f"zeros in the block of the outlier: {inside} of 32;  in the other blocks: {elsewhere} "
       "of 96")

@@ -194,7 +194,7 @@ def conversation(i):
 
 
 for i in range(4):
-    print(tokens.plain(tokenizer.decode(conversation(i))))
+    style.say(tokens.plain(tokenizer.decode(conversation(i))))
 
 # %% [markdown]
 # Whole conversations share a row, each read by itself (`Packing`, lesson 01). `packed_rows` gives the rows and says who wrote what. The optimiser is Muon, as in pre-training (lesson 09).

@@ -772,7 +772,7 @@ QUESTIONS = ("Where is wine made?", "What is 8 + 5 - 3?",
 def in_every_mode(talk, questions):
     """Ask all questions in all modes of a talk, and print what came."""
     for question in questions:
-        print("Question:", question)
+        style.say(f"Question: {question}")
         for mode in talk.mode.options:
             talk.question.value, talk.mode.value = question, mode
             thoughts = f"({talk.shown['thoughts']}) " if talk.shown["thoughts"] else ""
@@ -1206,8 +1206,8 @@ bill = {name: (read_ * price["input_usd_per_mtok"] + wrote_ * price["output_usd_
         / 1e6
         for name, read_, wrote_
         in (("retrieval", 10_453, 1_308), ("agentic search", 13_649, 1_526))}
-print({name: f"{1000 * usd:.2f} dollars for 1000 answers" for name, usd in bill.items()},
-      f"(prices of {price['as_of']})")
+for name, usd in bill.items():
+    print(f"{name:15} {1000 * usd:.2f} dollars for 1000 answers (prices of {price['as_of']})")
 print(f"agentic search: {bill['agentic search'] / bill['retrieval'] - 1:+.0%}")
 
 # %% [markdown]

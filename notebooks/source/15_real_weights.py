@@ -22,7 +22,6 @@ import math
 import os
 import shutil
 import tempfile
-import textwrap
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
@@ -455,8 +454,7 @@ for fault in (short, elsewhere, outside, overlapping, other_config):
         shutil.copytree(SAMPLE, folder)
         fault(folder)
         style.say(f"{fault.__doc__}\n  eight lines: {attempt(naive, folder)}")
-        print(textwrap.fill(attempt(minids.load, folder), 108, initial_indent="  minids: ",
-                            subsequent_indent="    ") + "\n")
+        style.say(f"  minids: {attempt(minids.load, folder)}\n")
 
 # %% [markdown]
 # Only one of five stops the eight-line reader, and with a message that names neither the file nor the cure. The short file gives fewer bytes than promised (a later `view` to the right shape would notice that one, and none of the others); the index that leads outside *opens a file that is none of its business*; two experts become one.
