@@ -8,8 +8,6 @@ import ast
 import re
 from pathlib import Path
 
-import nbformat
-
 from minids.learn import course, shipped
 
 MAX_LINES = 30          # of a code cell that is not folded
