@@ -205,9 +205,19 @@ def course_jobs(command) -> None:
     build.add_argument("names", nargs="*", metavar="NAME",
                        help="lessons, such as 00_start_here (default: all)")
     build.add_argument("--out", type=Path, metavar="DIR",
-                       help="folder to write to (default: notebooks)")
+                       help="folder to write to, for DIR/notebooks and DIR/teaching "
+                            "(default: the course's own)")
     build.add_argument("--keep", action="store_true",
                        help="keep the outputs of lessons in which only text has changed")
+    build.add_argument("--force", action="store_true",
+                       help="build notebooks anew that were changed by hand, which are kept as "
+                            "NAME.mine.ipynb")
+    copy = add_command(jobs, "copy", course_copy, "copy the notebooks as they were built",
+                       "Copy the notebooks as they were built, without what learners did to them; "
+                       "`make test` runs these copies.")
+    copy.add_argument("folder", type=Path, metavar="DIR", help="folder to write to")
+    copy.add_argument("names", nargs="*", metavar="NAME", help="lessons (default: all)")
+    copy.add_argument("--solved", action="store_true", help="the solved edition")
     add_command(jobs, "lint", course_lint, "check that the notebooks follow the rules")
     update = add_command(jobs, "update", course_update, "bring newer lessons",
                          "Bring newer lessons into your copies, and keep your answers.")
@@ -225,8 +235,16 @@ def course_build(args) -> None:
 
     if args.out is not None:
         check_writable(args.out, folder=True)
-    for path in build(args.names or None, args.out, keep=args.keep):
+    for path in build(args.names or None, args.out, keep=args.keep, force=args.force):
         print(path)
+
+
+def course_copy(args) -> None:
+    need_packages("jupytext", "nbclient", "nbformat")
+    from minids.learn.course import copy_shipped
+
+    check_writable(args.folder, folder=True)
+    copy_shipped(args.folder, args.names or None, "teacher" if args.solved else "learner")
 
 
 def course_lint(args) -> int:

@@ -48,9 +48,8 @@ def refused(capsys, *argv) -> str:
 
 @pytest.mark.parametrize("command", [
     "", "doctor", "lab", "progress", "mine", "train", "sft", "grpo", "distill", "lifecycle",
-    "generate", "eval",
-    "course", "course build", "course lint", "real", "real info", "real fetch", "real layer",
-    "real run"])
+    "generate", "eval", "course", "course build", "course copy", "course lint", "course update",
+    "course reset", "course status", "real", "real info", "real fetch", "real layer", "real run"])
 def test_each_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main([*command.split(), "--help"])
@@ -151,17 +150,17 @@ def test_doctor_and_lint_decide_the_exit_status(monkeypatch, capsys):
 def test_course_build_passes_its_flags_on(monkeypatch, capsys, tmp_path):
     calls = []
 
-    def build(names, out, keep):
-        calls.append((names, out, keep))
+    def build(names, out, keep, force):
+        calls.append((names, out, keep, force))
         return ["notebooks/a.ipynb"]
 
     monkeypatch.setattr("minids.learn.course.build", build)
     assert cli.main(["course", "build", "00_start_here", "--out", str(tmp_path)]) == 0
-    assert cli.main(["course", "build", "--keep"]) == 0
-    assert calls == [(["00_start_here"], tmp_path, False), (None, None, True)]
+    assert cli.main(["course", "build", "--keep", "--force"]) == 0
+    assert calls == [(["00_start_here"], tmp_path, False, False), (None, None, True, True)]
     assert "notebooks/a.ipynb" in capsys.readouterr().out
 
-    def fail(names, out, keep):
+    def fail(names, out, keep, force):
         raise MinidsError("no lesson 99")
 
     monkeypatch.setattr("minids.learn.course.build", fail)

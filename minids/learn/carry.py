@@ -143,13 +143,13 @@ def _count(cells: list, source: str) -> int:
 
 
 def named(cells: list) -> dict[int, str]:
-    """{index: name of its check} of the cells that hold an exercise.
+    """{index: name of its (first) check} of the cells that hold an exercise.
 
     A cell says so in its metadata. In older lessons it is the last cell, at or before
     `check("name", function)`, that defines this function.
     """
-    names = {i: cell.metadata["minids"]["exercise"] for i, cell in enumerate(cells)
-             if "exercise" in cell.metadata.get("minids", {})}
+    names = {i: cell.metadata["minids"]["exercises"][0] for i, cell in enumerate(cells)
+             if cell.metadata.get("minids", {}).get("exercises")}
     for i, cell in enumerate(cells):
         if cell.cell_type != "code":
             continue

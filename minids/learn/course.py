@@ -1,17 +1,20 @@
 """Building the course: each lesson has one source file and two executed editions.
 
 `notebooks/source/NN_name.py` (py:percent) becomes `notebooks/NN_name.ipynb`, the learner's edition
-with empty exercises, and `notebooks/solutions/NN_name.ipynb`, the teacher's edition with solutions.
-For what a lesson must satisfy besides running see `minids.learn.lint`.
+with empty exercises, and `teaching/NN_name.ipynb`, the teacher's edition with solutions. For what a
+lesson must satisfy besides running see `minids.learn.lint`, for what is done about a notebook that
+was edited by hand `minids.learn.shipped`.
 
 In a source file,
 - the lines between `### BEGIN SOLUTION` and `### END SOLUTION` are in the teacher's edition only;
   the learner gets a stub,
 - a cell tagged `solution` is in the teacher's edition only,
-- a cell tagged `nbval-ignore-output` runs in the tests, but its output is not compared.
+- a cell tagged `nbval-ignore-output` runs in the tests, but its output is not compared,
+- a cell with `jupyter={"source_hidden": true}` is folded, and one with
+  `jupyter={"outputs_hidden": true}` shows its outputs when the learner opens them: it answers a
+  prediction.
 """
 
-import hashlib
 import os
 import re
 import sys
@@ -25,20 +28,23 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 from minids.errors import MinidsError
+from minids.learn import cell_ids, shipped
 from minids.system import paths
 from minids.system.files import write_text
 
 EDITIONS = ("learner", "teacher")
 TAGS = {"solution", "nbval-ignore-output", "nbval-skip", "nbval-raises-exception"}
 CELL_TIMEOUT = 300  # seconds
-BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
+BEGIN, END = cell_ids.BEGIN, "### END SOLUTION"
+HIDDEN = ("source_hidden", "outputs_hidden")    # what of a cell is folded
 REGION = re.compile(rf"^([ \t]*){BEGIN}[ \t]*\n.*?^[ \t]*{END}[ \t]*$", re.DOTALL | re.MULTILINE)
 
 
 def sources(names=None, folder=None) -> list[Path]:
     """The lessons' source files in order; `names` selects lessons by number ("08"), name or path.
 
-    `folder` is the notebooks folder. Raises `MinidsError` for a name that fits no lesson.
+    A number selects all parts of a lesson. `folder` is the notebooks folder. Raises `MinidsError`
+    for a name that fits no lesson.
     """
     folder = Path(folder or paths.notebooks())
     lessons = sorted((folder / "source").glob("[0-9][0-9]_*.py"))
@@ -47,22 +53,20 @@ def sources(names=None, folder=None) -> list[Path]:
     selected = []
     for name in names:
         stem = Path(name).name.removesuffix(".py").removesuffix(".ipynb")
-        matches = [path for path in lessons
-                   if path.stem == stem or path.stem.startswith(f"{stem}_")]
-        if len(matches) != 1:
+        matches = [path for path in lessons if path.stem == stem]
+        if re.fullmatch(r"\d\d", stem):
+            matches = [path for path in lessons if path.stem.startswith(f"{stem}_")]
+        if not matches:
             known = ", ".join(path.stem for path in lessons) or "none yet"
             raise MinidsError(f"no lesson {name!r}: expected one of {known}")
         selected += matches
     return selected
 
 
-def target(source: Path, edition: str, folder=None) -> Path:
-    """The path of an edition of this source.
-
-    `folder` is the notebooks folder, by default the source's own.
-    """
-    folder = Path(folder or Path(source).parent.parent)
-    folder = folder / "solutions" if edition == "teacher" else folder
+def target(source: Path, edition: str, root=None) -> Path:
+    """The path of an edition of this source; `root` is the course's folder, by default its own."""
+    root = Path(root or Path(source).parent.parent.parent)
+    folder = root / ("teaching" if edition == "teacher" else "notebooks")
     return folder / f"{Path(source).stem}.ipynb"
 
 
@@ -72,30 +76,45 @@ def edition(source: Path, which: str):
     Raises `MinidsError` for a file that is not py:percent, an unknown tag, or a solution without
     end.
     """
+    cells = _source_cells(source)
+    stubs, _ = cell_ids.exercises(cells)
+    notebook = nbformat.v4.new_notebook()
+    for number, (cell, cell_id) in enumerate(zip(cells, cell_ids.cell_ids(cells))):
+        if which == "learner" and "solution" in cell.metadata.get("tags", []):
+            continue
+        new = _edition_cell(cell, which, cell_id)
+        if number in stubs:
+            new.metadata["minids"] = {"exercises": stubs[number]}
+        notebook.cells.append(new)
+    notebook.metadata = nbformat.from_dict({
+        "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python",
+                       "name": "python3"},
+        "language_info": {"name": "python"},
+        "minids": {"digest": shipped.digest(notebook)},
+    })
+    return notebook
+
+
+def _source_cells(source: Path) -> list:
+    """The cells of a source file, without empty ones."""
     try:
         lesson = jupytext.read(source, fmt="py:percent")
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise MinidsError(f"{source} is not readable as py:percent: {error}") from error
-    notebook = nbformat.v4.new_notebook(metadata={
-        "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python",
-                       "name": "python3"},
-        "language_info": {"name": "python"},
-    })
-    count = {}      # {digest: cells with this content}
     for number, cell in enumerate(lesson.cells, 1):
-        if not cell.source.strip():
-            continue
-        _check_cell(cell, f"{source.name}, cell {number} ({_first_line(cell)[:60]!r})")
-        digest = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:12]
-        count[digest] = count.get(digest, 0) + 1
-        if which == "learner" and "solution" in cell.metadata.get("tags", []):
-            continue
-        cell_id = digest if count[digest] == 1 else f"{digest}-{count[digest]}"
-        notebook.cells.append(_edition_cell(cell, which, cell_id))
-    if not notebook.cells:
+        if cell.source.strip():
+            _check_cell(cell, f"{source.name}, cell {number} ({_first_line(cell)[:60]!r})")
+    cells = [cell for cell in lesson.cells if cell.source.strip()]
+    if not cells:
         raise MinidsError(f"{source} has no cells: expected py:percent, "
                           "with cells that start with '# %%'")
-    return notebook
+    return cells
+
+
+def exercise_ids(notebook) -> dict[str, list[str]]:
+    """{id of a cell in which the learner solves an exercise: names of its checks}."""
+    return {cell.id: list(cell.metadata["minids"]["exercises"]) for cell in notebook.cells
+            if "exercises" in cell.metadata.get("minids", {})}
 
 
 def _first_line(cell) -> str:
@@ -122,8 +141,9 @@ def _edition_cell(cell, which: str, cell_id: str):
     new.id = cell_id
     if tags := cell.metadata.get("tags", []):
         new.metadata["tags"] = sorted(tags)
-    if cell.metadata.get("jupyter", {}).get("source_hidden"):
-        new.metadata["jupyter"] = {"source_hidden": True}
+    folded = cell.metadata.get("jupyter", {})
+    if hidden := {key: True for key in HIDDEN if folded.get(key)}:
+        new.metadata["jupyter"] = hidden
     return new
 
 
@@ -190,7 +210,7 @@ def _normalise(notebook) -> None:
             count += 1
             cell.execution_count = count
             cell.outputs = _normalised(cell.outputs, count)
-    for key in set(notebook.metadata) - {"kernelspec", "language_info"}:
+    for key in set(notebook.metadata) - {"kernelspec", "language_info", "minids"}:
         del notebook.metadata[key]
     notebook.metadata.language_info = nbformat.from_dict({"name": "python"})
 
@@ -221,9 +241,9 @@ def _code_cells(notebook) -> list:
 
 
 def keep_outputs(notebook, path: Path) -> bool:
-    """Copy the outputs of the notebook at `path` if its code is the same; return whether it is."""
-    new = _code_cells(notebook)
-    old = _code_cells(nbformat.read(path, as_version=4)) if path.exists() else []
+    """Copy the outputs that were built at `path` if its code is the same; return whether it is."""
+    new, built = _code_cells(notebook), shipped.judged(path)[0]
+    old = _code_cells(built) if built else []
     if [cell.source for cell in new] != [cell.source for cell in old]:
         return False
     for cell, old_cell in zip(new, old):
@@ -232,32 +252,65 @@ def keep_outputs(notebook, path: Path) -> bool:
     return True
 
 
-def build(names=None, out=None, run=True, keep=False) -> list[Path]:
+def build(names=None, out=None, run=True, keep=False, force=False) -> list[Path]:
     """Build both editions of the named lessons (all if None); returns the files written.
 
-    `out` is the notebooks folder to write to, by default the clone's own. `run=False` leaves the
-    cells unexecuted; with `keep`, an edition whose code has not changed keeps its outputs and is
-    not run again. Both editions of a lesson are written after both have run, so a failure changes
-    nothing.
+    `out` is the folder to write to, in which `notebooks` and `teaching` are made; by default the
+    course's own. `run=False` leaves the cells unexecuted; with `keep`, an edition whose code has
+    not changed keeps its outputs and is not run again. Both editions of a lesson are written after
+    both have run, so a failure changes nothing. A notebook that was edited by hand is not
+    overwritten: `MinidsError`; with `force` it is renamed to NN_name.mine.ipynb first.
     """
+    chosen = sources(names)
+    paths_out = [target(source, which, out) for source in chosen for which in EDITIONS]
+    edited = [path for path in paths_out if shipped.edited(path)]
+    if edited and not force:
+        raise MinidsError(f"{', '.join(map(str, edited))}: changed by hand since it was built; "
+                          "--force builds it anew and keeps the changed one beside it, as "
+                          f"{shipped.kept_as(edited[0]).name}. Nothing was written")
     written = []
-    for source in sources(names):
-        texts = {}
-        for which in EDITIONS:
-            path, start = target(source, which, out), time.monotonic()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            notebook = edition(source, which)
-            if keep and keep_outputs(notebook, path):
-                print(f"{source.stem}: the code of the {which}'s edition has not changed, "
-                      "its outputs are kept", flush=True)
-            elif run:
-                print(f"{source.stem}: running the {which}'s edition ...", end=" ", flush=True)
-                execute(notebook, path.parent, strict=which == "teacher",
-                        name=f"{source.stem} ({which}'s edition)")
-                print(f"{time.monotonic() - start:.0f} s", flush=True)
-            nbformat.validate(notebook)
-            texts[path] = nbformat.writes(notebook)
-        for path, text in texts.items():
+    for source in chosen:
+        for path, text in _built(source, out, run, keep).items():
+            if path in edited:
+                print(f"{path.name}: what was there is kept as {shipped.keep(path)}", flush=True)
             write_text(path, text.rstrip("\n") + "\n")
             written.append(path)
     return written
+
+
+def _built(source: Path, out, run: bool, keep: bool) -> dict[Path, str]:
+    """{path: text} of both editions of one lesson, see `build`."""
+    texts = {}
+    for which in EDITIONS:
+        path, start = target(source, which, out), time.monotonic()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        notebook = edition(source, which)
+        if keep and keep_outputs(notebook, path):
+            print(f"{source.stem}: the code of the {which}'s edition has not changed, "
+                  "its outputs are kept", flush=True)
+        elif run:
+            print(f"{source.stem}: running the {which}'s edition ...", end=" ", flush=True)
+            execute(notebook, path.parent, strict=which == "teacher",
+                    name=f"{source.stem} ({which}'s edition)")
+            print(f"{time.monotonic() - start:.0f} s", flush=True)
+        nbformat.validate(notebook)
+        texts[path] = nbformat.writes(notebook)
+    return texts
+
+
+def copy_shipped(folder: Path, names=None, which="learner") -> list[Path]:
+    """Write the named lessons (all if None) to `folder` as they were built; returns the files.
+
+    What learners did to the course's own files does not get into the copies: see
+    `shipped.judged`. A line is printed for each such file, and for each lesson left out.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    copies = []
+    for source in sources(names):
+        notebook, notice = shipped.judged(target(source, which))
+        if notice:
+            print(f"note: {notice}", flush=True)
+        if notebook:
+            copies.append(folder / f"{source.stem}.ipynb")
+            write_text(copies[-1], nbformat.writes(notebook))
+    return copies

@@ -5,6 +5,7 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart; heat map
 
 import base64
 import io
+import textwrap
 from collections.abc import Callable
 
 import ipywidgets
@@ -38,6 +39,17 @@ STYLE = {
 def use() -> None:
     """Use the course's style from here on, whatever the reader's matplotlibrc says."""
     plt.style.use(["default", STYLE])
+
+
+def say(text: str, width: int = 90) -> None:
+    """Print a text, its lines broken between words at `width` columns.
+
+    Line breaks in the text stay. What continues an indented line is indented as much.
+    """
+    for line in text.split("\n"):
+        indent = line[:len(line) - len(line.lstrip())]
+        print(textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False,
+                            break_on_hyphens=False))
 
 
 # ---- numbers and axes ----

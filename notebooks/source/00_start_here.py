@@ -18,7 +18,6 @@
 # %%
 import math
 import random
-import textwrap
 
 import minids
 import numpy as np
@@ -65,11 +64,13 @@ config = model.config
 size = sum(p.numel() for p in model.parameters())
 print(f"{size:,} parameters, {config.n_layers} layers, {config.vocab_size} token ids")
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 def go_on(prompt, n, temperature):
-    """Print the prompt in brackets, and n tokens that the model writes after it, or fewer if it ends the text."""
-    new = minids.generate(model, tokenizer.encode(prompt, bos=True), max_new_tokens=n, temperature=temperature, top_p=0.9, seed=1)
-    print(f"[{prompt}]{tokenizer.decode(new)}", end="\n\n" + 72 * "-" + "\n")
+    """Print the prompt in brackets, and n tokens that the model writes after it, or fewer if
+    it ends the text."""
+    new = minids.generate(model, tokenizer.encode(prompt, bos=True), max_new_tokens=n,
+                          temperature=temperature, top_p=0.9, seed=1)
+    style.say(f"[{prompt}]{tokenizer.decode(new)}\n\n" + 72 * "-")
 
 
 go_on("The robot said unto the king,", 60, 0.7)
@@ -89,28 +90,34 @@ go_on("Question: What is 62 + 31?\nThinking:", 40, 0)
 
 # %%
 def scenes(count, people, asked):
-    """Questions about scenes of so many people, each in a place of their own; `asked`: the number of the one asked for."""
+    """Questions about scenes of so many people, each in a place of their own; `asked`: the
+    number of the one asked for."""
     rng, items = random.Random(0), []
     for _ in range(count):
         who, where = rng.sample(stories.PEOPLE, people), rng.sample(stories.PLACES, people)
         told = " ".join(f"{a} was in the {b}." for a, b in zip(who, where))
         answer = f" {who[asked]} is in the {where[asked]}."
-        items.append(evaluate.Item("scene", f"{told}\n\nQuestion: Where is {who[asked]}?\nAnswer:", answer, 0))
+        items.append(evaluate.Item(
+            "scene", f"{told}\n\nQuestion: Where is {who[asked]}?\nAnswer:", answer, 0))
     return items
 
 
-kinds = {"one person": (1, 0), "two, asked for the first": (2, 0), "two, asked for the last": (2, 1),
+kinds = {"one person": (1, 0), "two, asked for the first": (2, 0),
+         "two, asked for the last": (2, 1),
          "four, asked for the second": (4, 1)}
-right = {name: np.mean(evaluate.answered(model, tokenizer, scenes(60, *kind))) for name, kind in kinds.items()}
+right = {name: np.mean(evaluate.answered(model, tokenizer, scenes(60, *kind)))
+         for name, kind in kinds.items()}
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 print("right, word for word         model   the trick")
 for name, share in right.items():
     print(f"{name:26} {100 * share:5.0f} % {100 / kinds[name][0]:9.0f} %")
 
-# %%
-assert right["one person"] > 0.9 and right["four, asked for the second"] < right["one person"] + 0.05
-print("One person: more than 90 % right. But one person cannot tell the model from the trick; two and four can.")
+# %% jupyter={"outputs_hidden": true}
+assert (right["one person"] > 0.9
+        and right["four, asked for the second"] < right["one person"] + 0.05)
+style.say("One person: more than 90 % right. But one person cannot tell the model from the "
+          "trick; two and four can.")
 
 # %% [markdown]
 # With one person it finds the place, among twenty places that it knows: that is a skill, and no table of word pairs has it. Whether it looks for *whose* place it
@@ -130,10 +137,12 @@ def bits_per_token(model, text):
 
 
 unseen = {"a story of TinyWorld": mixture.document("stories", "heldout", 6),
-          "Ecclesiastes": next(d for d in documents("heldout") if d.name == "Ecclesiastes").text}
+          "Ecclesiastes": next(d
+                               for d in documents("heldout") if d.name == "Ecclesiastes").text}
 torch.manual_seed(0)
 untrained = minids.Model(config)
-bits = {name: [bits_per_token(m, text) for m in (untrained, model)] for name, text in unseen.items()}
+bits = {name: [bits_per_token(m, text) for m in (untrained, model)]
+        for name, text in unseen.items()}
 
 # %% tags=["nbval-ignore-output"]
 print(f"guessing blindly: {math.log2(config.vocab_size):.2f} bits a token")
@@ -143,7 +152,8 @@ for name, (before, after) in bits.items():
 # %%
 story, book = bits.values()
 assert story[1] < 2 and book[1] < 6.5 < 10.5 < min(story[0], book[0])
-print("On a story that the model never saw, training saves more than four fifths of the bits, on a book of the Bible more than two fifths.")
+style.say("On a story that the model never saw, training saves more than four fifths of the "
+          "bits, on a book of the Bible more than two fifths.")
 print("The untrained control saves nothing.")
 
 # %% [markdown]
@@ -179,11 +189,11 @@ print("If a line above begins with PROBLEM, it says what to mend.")
 # the work of Flash does Pro do
 # for the next token? (a) 5.5, (b) about 2.6, (c) 1, since the context decides.
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 nano = config
 flash = minids.Config.from_json(data("v4", "flash.config.json"))
 pro = minids.Config.from_json(data("v4", "pro.config.json"))
-million = 2**20                                       # 1,048,576 tokens: the longest context of V4
+million = 2**20  # 1,048,576 tokens: the longest context of V4
 sizes = [cost.params(c)["total"] for c in (pro, flash)]
 work = [cost.flops(c, million)["total"] for c in (pro, flash)]
 print(f"parameters, Pro : Flash              {sizes[0] / sizes[1]:.2f}")
@@ -214,12 +224,14 @@ def column(c, by, unit):
     n = cost.params(c)
     lines = [f"{n['total'] / by:,.2f} {unit}", f"{n['active'] / by:.2f} {unit}",
              f"{100 * n['active'] / n['total']:.1f} %", c.n_layers,
-             f"{c.n_activated_experts} of {c.n_routed_experts}", f"{len(layout.inventory(c)):,}",
+             f"{c.n_activated_experts} of {c.n_routed_experts}",
+             f"{len(layout.inventory(c)):,}",
              f"{layout.disk_bytes(c) / by:.1f} {unit.replace('B', 'G')}B"]
     if c.max_seq_len < million:
         return lines + ["-"] * 4
     ops, kept = cost.flops(c, million)["total"], cost.kv_bytes(c, million)["total"]
-    return [*lines, f"{ops / 1e9:.1f} GFLOP", f"{100 * ops / cost.flops_v32(million)['total']:.1f} %",
+    return [*lines, f"{ops / 1e9:.1f} GFLOP",
+            f"{100 * ops / cost.flops_v32(million)['total']:.1f} %",
             f"{kept / 1e9:.2f} GB", f"{100 * kept / cost.kv_bytes_v32(million)['total']:.2f} %"]
 
 
@@ -257,16 +269,16 @@ print(f"{100 * counted / cost.params(flash)['total']:.1f} % of all parameters")
 
 # %%
 style.show(start.plot_context_cost(flash, pro),
-           "Left: operations for one token against tokens of context: V4-Pro begins level with V3.2, V4-Flash far "
-           "below, and both grow more slowly. Right: bytes of cache, below V3.2 at every length. At 1M "
-           "the percentages of V3.2 are written beside the lines.")
+           "Left: operations for one token against tokens of context: V4-Pro begins level with "
+           "V3.2, V4-Flash far below, and both grow more slowly. Right: bytes of cache, below "
+           "V3.2 at every length. At 1M the percentages of V3.2 are written beside the lines.")
 
 # %% [markdown]
 # ### Sabotage: take the compression away
 # Let every layer of Flash look at every token: no CSA, no HCA, only a window as long as the context. **Predict**: how many times the work
 # is that at a million tokens? Does compression help at 100 tokens too?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 full = flash.replace(compress_ratios=(0,) * len(flash.compress_ratios), window_size=million)
 print("  tokens   work, full : Flash   cache, full : Flash")
 for n in (100, 1_000, 10_000, 100_000, million):
@@ -289,11 +301,11 @@ for n in (100, 1_000, 10_000, 100_000, million):
 
 # %%
 style.show(start.plot_architecture(),
-           "Left: tokens become vectors, copied into four streams; each block reads one vector from "
-           "the streams, runs attention, writes back, and does the same with experts. Right: a query "
-           "sees the last tokens one by one, entries of 4 tokens that the indexer picks, or all "
-           "entries of 128 tokens. Below: a router sends a token to 6 experts; one shared expert "
-           "always works.")
+           "Left: tokens become vectors, copied into four streams; each block reads one vector "
+           "from the streams, runs attention, writes back, and does the same with experts. "
+           "Right: a query sees the last tokens one by one, entries of 4 tokens that the "
+           "indexer picks, or all entries of 128 tokens. Below: a router sends a token to 6 "
+           "experts; one shared expert always works.")
 
 # %% [markdown]
 # | part | what it does | lesson | report |
@@ -314,9 +326,9 @@ style.show(start.plot_architecture(),
 
 # %%
 style.show(start.plot_layers({"Flash": flash, "Pro": pro}),
-           "Layers of Flash and Pro in order: CSA and HCA take turns. Flash begins with two window-only "
-           "layers, Pro with two HCA layers. In both, the first three layers choose experts by "
-           "token id.")
+           "Layers of Flash and Pro in order: CSA and HCA take turns. Flash begins with two "
+           "window-only layers, Pro with two HCA layers. In both, the first three layers "
+           "choose experts by token id.")
 
 # %% [markdown]
 # Flash has 43 layers and begins with two that see the window alone; Pro has 61 and begins with two HCA layers. A triangle
@@ -329,10 +341,11 @@ style.show(start.plot_layers({"Flash": flash, "Pro": pro}),
 # itself: **on-policy distillation** (report, section 5.1).
 
 # %%
-style.show(start.plot_lifecycle(),
-           "Text is pre-trained into a base model, from which specialists for mathematics, code, "
-           "agents and instructions are made; on-policy distillation joins more than ten teachers "
-           "into one student, which is run and evaluated. Marks name lessons 01 and 09 to 14.")
+style.show(
+    start.plot_lifecycle(),
+    "Text is pre-trained into a base model, from which specialists for mathematics, code, "
+    "agents and instructions are made; on-policy distillation joins more than ten teachers "
+    "into one student, which is run and evaluated. Marks name lessons 01 and 09 to 14.")
 
 # %% [markdown]
 # ## 6. The map of the course
@@ -431,7 +444,8 @@ print(f"1000 read, 3000 written: {broken_price(2.50, 15.00, 1000, 3000)}")
 
 # %%
 def blended_price(input_usd, output_usd, tokens_in, tokens_out):
-    """Prices in US dollars for a million tokens -> the price of a million tokens of this mix."""
+    """Prices in US dollars for a million tokens -> the price of a million tokens of this
+    mix."""
     ### BEGIN SOLUTION
     return (input_usd * tokens_in + output_usd * tokens_out) / (tokens_in + tokens_out)
     ### END SOLUTION
@@ -450,9 +464,9 @@ print(f"1000 read, 3000 written: {blended_price(2.50, 15.00, 1000, 3000)}")
 
 # %%
 style.show(start.plot_price_quality("LiveCodeBench (Pass@1)", 3),
-           "Score on LiveCodeBench against the price of a million tokens, three read for each one "
-           "written: V4-Flash and V4-Pro are cheapest, V4-Pro has the highest score; for GPT-5.4 no "
-           "score was published.")
+           "Score on LiveCodeBench against the price of a million tokens, three read for each "
+           "one written: V4-Flash and V4-Pro are cheapest, V4-Pro has the highest score; for "
+           "GPT-5.4 no score was published.")
 
 # %% [markdown]
 # Choose a benchmark and a mix. **Questions to play with**: on which benchmarks does the cheapest model come last? As more
@@ -460,8 +474,10 @@ style.show(start.plot_price_quality("LiveCodeBench (Pass@1)", 3),
 # price over Claude Opus 4.6 grow or shrink, and why?
 
 # %%
-explorer = style.slider_image(start.plot_price_quality, "Score against price for one benchmark and one mix",
-                              benchmark=list(start.scores()), read_per_written=[1, 3, 10, 30, 100])
+explorer = style.slider_image(start.plot_price_quality,
+                              "Score against price for one benchmark and one mix",
+                              benchmark=list(start.scores()),
+                              read_per_written=[1, 3, 10, 30, 100])
 display(explorer)
 
 # %%
@@ -474,7 +490,8 @@ launch, later = (row for row in rows if row["model"] == start.PRO)
 print("read per written   Opus 4.6 costs ... times V4-Pro at launch, since 2026-05-22")
 for ratio in (1, 3, 10, 30, 100):
     usd = start.blended(opus, ratio)
-    print(f"{ratio:16} {usd / start.blended(launch, ratio):21.1f} {usd / start.blended(later, ratio):24.1f}")
+    print(f"{ratio:16} {usd / start.blended(launch, ratio):21.1f} "
+          f"{usd / start.blended(later, ratio):24.1f}")
 
 # %% [markdown]
 # The lead shrinks: Opus charges five times its input price for output, V4-Pro twice. So "so many times cheaper" is a
@@ -490,14 +507,16 @@ for benchmark, row in start.scores().items():
     wins[best] = wins.get(best, 0) + 1
     if best == start.PRO:
         missing = [name for name in row if name not in known]
-        print(f"V4-Pro is first on {benchmark}; without a figure: {', '.join(missing) or 'nobody'}")
-print("first on:", {name: wins.get(name, 0) for name in start.MODELS})
+        print(f"V4-Pro is first on {benchmark}; without a figure: "
+              f"{', '.join(missing) or 'nobody'}")
+style.say("first on: " + ", ".join(f"{name} {wins.get(name, 0)}" for name in start.MODELS))
 
 # %%
 last = [benchmark for benchmark, row in start.scores().items()
         if row[start.FLASH] == min(score for score in row.values() if score is not None)]
-print(f"V4-Flash, the cheapest, is last or level with the last of six on {len(last)} of {len(start.scores())}:")
-print(textwrap.fill(", ".join(last), 96))
+print(f"V4-Flash, the cheapest, is last or level with the last of six on {len(last)} of "
+      f"{len(start.scores())}:")
+style.say(", ".join(last))
 
 # %% [markdown]
 # V4-Pro has the highest of these scores three times in 22, and on two of the three a rival has no figure. The picture that
@@ -511,19 +530,22 @@ print(textwrap.fill(", ".join(last), 96))
 # **Predict before you run**: Flash in mode Max against Pro in mode Non-think, 18 benchmarks that have both figures. On how
 # many is Flash ahead?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 style.show(start.plot_modes(),
-           "Scores of V4-Flash and V4-Pro in the modes Non-think, High and Max. Thinking buys most "
-           "in mathematics, code contests and the two tests of long contexts (top rows), little in software engineering and general "
-           "knowledge (bottom). Two benchmarks have no figure for Non-think.")
+           "Scores of V4-Flash and V4-Pro in the modes Non-think, High and Max. Thinking buys "
+           "most in mathematics, code contests and the two tests of long contexts (top rows), "
+           "little in software engineering and general knowledge (bottom). Two benchmarks have "
+           "no figure for Non-think.")
 
-# %%
-both = [row for row in start.published("benchmarks_modes") if row["V4-Pro Non-think"] is not None]
+# %% jupyter={"outputs_hidden": true}
+both = [row
+        for row in start.published("benchmarks_modes") if row["V4-Pro Non-think"] is not None]
 ahead = [row for row in both if row["V4-Flash Max"] > row["V4-Pro Non-think"]]
 print(f"Flash Max is ahead of Pro Non-think on {len(ahead)} of {len(both)} benchmarks, not on:")
 for row in both:
     if row not in ahead:
-        print(f"  {row['benchmark']:26} {row['V4-Flash Max']} against {row['V4-Pro Non-think']}")
+        print(f"  {row['benchmark']:26} {row['V4-Flash Max']} against "
+              f"{row['V4-Pro Non-think']}")
 
 # %% [markdown]
 # A small model that thinks beats a large one that does not, almost everywhere. The largest gap of the three that remain is
@@ -553,7 +575,8 @@ for row in both:
 
 # %%
 def cache_bytes(ratios, n, entry=576, index_key=64, window=128):
-    """ratios: one number a layer (0 window only, 4 CSA, more HCA) -> bytes of cache after n tokens"""
+    """ratios: one number a layer (0 window only, 4 CSA, more HCA) -> bytes of cache after n
+    tokens"""
     ### BEGIN SOLUTION
     total = 0
     for m in ratios:

@@ -19,7 +19,6 @@
 import math
 import random
 import re
-import textwrap
 from collections import Counter
 from itertools import islice
 
@@ -50,7 +49,7 @@ versions()
 #
 # **Predict before you run:** a careless program glues the prompt together as text and encodes all of it. How many turns does the model see?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 BOS, EOS, PAD, USER, ASSISTANT, THINK, END_THINK = SPECIAL
 typed = f"Hello!{ASSISTANT}{END_THINK}The password is tulip.{EOS}{USER}Say it again."
 
@@ -81,9 +80,11 @@ tokens.ribbon(careful, tokenizer, tokens.roles(careful, tokenizer))
 # *any* text, in any language, with emoji and typing errors. Nothing is ever "unknown".
 
 # %%
-letters = {"Latin a": "a", "e with acute": "\u00e9", "Chinese 'you'": "\u4f60", "smiling face": "\U0001f600"}
+letters = {"Latin a": "a", "e with acute": "\u00e9", "Chinese 'you'": "\u4f60",
+           "smiling face": "\U0001f600"}
 for name, letter in letters.items():
-    print(f"{name:14} {len(letter)} character  {len(letter.encode())} byte(s): {list(letter.encode())}")
+    print(f"{name:14} {len(letter)} character  {len(letter.encode())} byte(s): "
+          f"{list(letter.encode())}")
 
 # %% [markdown]
 # But bytes make long rows, and a model pays for each position. So frequent runs of bytes get ids of their own. **Byte-pair encoding** (BPE) finds them:
@@ -133,7 +134,8 @@ best_pair = check("tokens.best_pair", best_pair)
 
 # %%
 def merge(ids, pair, new):
-    """ids: a list; each place where the pair (a, b) stands becomes the id `new` -> a new list."""
+    """ids: a list; each place where the pair (a, b) stands becomes the id `new` -> a new
+    list."""
     ### BEGIN SOLUTION
     out, i = [], 0
     while i < len(ids):
@@ -153,12 +155,13 @@ merge = check("tokens.merge", merge)
 # %% [markdown]
 # Training is these two in a loop. `bytes_only` is a tokenizer without merges: 7 special tokens (ids 0 to 6) and 256 bytes (ids 7 to 262). So the first merge becomes id 263.
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 bytes_only = train([], 263)
 
 
 def train_bpe(pieces, steps):
-    """pieces: lists of byte ids -> (merges (a, b, new) in the order learned, the pieces afterwards)."""
+    """pieces: lists of byte ids -> (merges (a, b, new) in the order learned, the pieces
+    afterwards)."""
     merges = []
     for new in range(263, 263 + steps):
         a, b = best_pair(pieces)
@@ -184,7 +187,8 @@ pieces = [bytes_only.encode(piece) for piece in tokens.pieces(genesis)]
 merges, ours = train_bpe(pieces, 100)
 theirs = train([genesis], 363)
 assert sum(ours, []) == theirs.encode(genesis)
-print(f"{sum(map(len, pieces)):,} bytes became {sum(map(len, ours)):,} tokens, the same ids in both")
+print(f"{sum(map(len, pieces)):,} bytes became {sum(map(len, ours)):,} tokens, the same ids in "
+      "both")
 print("learned first:", ", ".join(tokens.label(theirs, new) for _, _, new in merges[:8]))
 print("learned last: ", ", ".join(tokens.label(theirs, new) for _, _, new in merges[-8:]))
 
@@ -195,7 +199,8 @@ print("learned last: ", ", ".join(tokens.label(theirs, new) for _, _, new in mer
 
 # %%
 def encode(ids, merges):
-    """ids: the byte ids of one piece; merges: (a, b, new) in the order learned -> the ids of its tokens."""
+    """ids: the byte ids of one piece; merges: (a, b, new) in the order learned -> the ids of
+    its tokens."""
     ### BEGIN SOLUTION
     for a, b, new in merges:
         ids = merge(ids, (a, b), new)
@@ -212,20 +217,23 @@ shipped = tokens.merges()       # those of data/tokenizer/tokenizer.json
 
 def encode_text(words, merges):
     """Our own tokenizer: any text -> ids."""
-    return [i for piece in tokens.pieces(words) for i in encode(bytes_only.encode(piece), merges)]
+    return [i for piece in tokens.pieces(words)
+            for i in encode(bytes_only.encode(piece), merges)]
 
 
-for words in ("And it came to pass, that 12 + 345 = 357.", "na\u00efve \u4f60\u597d", stories.scene(random.Random(1))):
+for words in ("And it came to pass, that 12 + 345 = 357.", "na\u00efve \u4f60\u597d",
+              stories.scene(random.Random(1))):
     ids = encode_text(words, shipped)
     assert ids == tokenizer.encode(words) and tokenizer.decode(ids) == words
-print(f"{len(shipped):,} shipped merges: the same ids as minids' tokenizer, and back to the same text")
+print(f"{len(shipped):,} shipped merges: the same ids as minids' tokenizer, and back to the "
+      "same text")
 
 # %% [markdown]
 # ### Sabotage: take the longest token instead
 # "At each place take the longest token that fits" sounds equivalent, even better. We cut all pieces of a held-out book both ways. **Predict before you run:** what share of the different
 # pieces is cut differently?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 spelling = {tokenizer.to_bytes([i]): i for i in range(7, tokenizer.vocab_size)}
 
 
@@ -242,12 +250,14 @@ def longest_first(piece):
 book = books.documents("heldout")[0]
 words = sorted(set(tokens.pieces(book.text)))
 apart = [word for word in words if longest_first(word) != tokenizer.encode(word)]
-print(f"{len(apart)} of {len(words)} different pieces of {book.name} are cut differently, such as:")
+print(f"{len(apart)} of {len(words)} different pieces of {book.name} are cut differently, such "
+      "as:")
 for word in apart[:3]:
     print("   BPE", [tokens.label(tokenizer, i) for i in tokenizer.encode(word)],
           "  longest", [tokens.label(tokenizer, i) for i in longest_first(word)])
 single = [word for word in words if len(tokenizer.encode(word)) == 1]
-print(f"control: of {len(single)} pieces that are one token to BPE, {len(set(single) & set(apart))} are cut differently")
+print(f"control: of {len(single)} pieces that are one token to BPE, "
+      f"{len(set(single) & set(apart))} are cut differently")
 
 # %% [markdown]
 # One piece in five. Both ways spell the same text, so nothing crashes and `decode` sees nothing wrong. But a model trained on one of them meets unfamiliar cuts in the other: a silent loss of quality.
@@ -258,7 +268,8 @@ print(f"control: of {len(single)} pieces that are one token to BPE, {len(set(sin
 
 # %% jupyter={"source_hidden": true}
 samples = {
-    "story": "Mira went to the mill and picked up the red lamp. Then she gave Otto the red lamp.",
+    "story": "Mira went to the mill and picked up the red lamp. Then she gave Otto the red "
+    "lamp.",
     "Bible": "And God said, Let there be light: and there was light.",
     "sum": "7 + 5 = 12, write 2, carry 1; 4 + 8 + 1 = 13, write 132",
     "code": "[v * v for v in x if v % 2 == 0]",
@@ -272,11 +283,13 @@ def draw(sample, merges):
     rows = {"ours": [tokens.label(tokenizer, i) for i in encode_text(words, shipped[:merges])],
             "V4": [tokens.label(real_v4, i) for i in real_v4.encode(words)]}
     ours, theirs = map(len, rows.values())
-    return tokens.plot_boxes(rows, f"{merges:,} merges: {len(words.encode())} bytes in {ours} tokens; V4's tokenizer: {theirs}")
+    return tokens.plot_boxes(rows, f"{merges:,} merges: {len(words.encode())} bytes in {ours} "
+                             f"tokens; V4's tokenizer: {theirs}")
 
 
-box = style.slider_image(draw, "A text cut into tokens by the first merges of our tokenizer, below it by V4's",
-                         sample=list(samples), merges=[0, 10, 30, 100, 300, 1000, len(shipped)])
+box = style.slider_image(
+    draw, "A text cut into tokens by the first merges of our tokenizer, below it by V4's",
+    sample=list(samples), merges=[0, 10, 30, 100, 300, 1000, len(shipped)])
 box
 
 # %%
@@ -286,7 +299,8 @@ for name, words in samples.items():
     counts = [len(encode_text(words, shipped[:k])) for k in (0, 100, 1000, len(shipped))]
     print(f"{name:9} tokens after 0, 100, 1000 and all merges: {counts}")
 style.show(draw("sum", len(shipped)),
-           "The sum cut by all our merges, each digit by itself, and by V4's tokenizer, up to three digits in a token")
+           "The sum cut by all our merges, each digit by itself, and by V4's tokenizer, up to "
+           "three digits in a token")
 
 # %% [markdown]
 # Keyboard noise: merges are learned from what is frequent, and `zzkxq` is not. Then the sum, closely followed by the code, for another reason: digits and signs are pieces of their own, and nothing
@@ -298,7 +312,7 @@ style.show(draw("sum", len(shipped)),
 # about **TinyWorld**, a small simulated world of people, places and things. We train five tokenizers on it and encode *held-out* documents (which no training sees) with each.
 # **Predict before you run:** doubling the vocabulary from 2,048 to 4,096 makes a token longer by how much?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 documents = list(islice(mixture.documents("train"), 2000))      # (kind, text)
 held = {kind: [] for kind in mixture.SHARES}
 for kind, words in islice(mixture.documents("heldout"), 400):
@@ -308,12 +322,13 @@ ratios = {kind: {} for kind in held}        # bytes per token
 for size in (300, 512, 1024, 2048, 4096):
     trained = train((words for _, words in documents[:1000]), size)
     for kind, several in held.items():
-        ratios[kind][size] = sum(len(w.encode()) for w in several) / sum(map(len, trained.encode_all(several)))
+        ratios[kind][size] = (sum(len(w.encode()) for w in several)
+                              / sum(map(len, trained.encode_all(several))))
 for kind, line in ratios.items():
     print(f"{kind:10}", "  ".join(f"{size:,}: {ratio:.2f}" for size, ratio in line.items()))
 style.show(tokens.plot_compression(ratios, tokenizer.vocab_size),
-           "Bytes per token grow with the vocabulary; for made-up kinds they flatten once nearly all their "
-           "words have a token, for real English they go on growing")
+           "Bytes per token grow with the vocabulary; for made-up kinds they flatten once "
+           "nearly all their words have a token, for real English they go on growing")
 
 # %% [markdown]
 # For the made-up kinds hardly at all: TinyWorld has a few hundred words, and nearly all that are frequent have a token by then (most secret words, such as *copper*, still take two or three). For real English by a sixth: each doubling brings about the same, so each new id brings
@@ -323,9 +338,11 @@ style.show(tokens.plot_compression(ratios, tokenizer.vocab_size),
 
 # %%
 nano, flash = minids.Config.nano(), minids.Config.flash()
-for name, config in (("nano, 2,048 ids", nano), ("nano, V4's ids", nano.replace(vocab_size=129280)), ("V4-Flash", flash)):
+for name, config in (("nano, 2,048 ids", nano),
+                     ("nano, V4's ids", nano.replace(vocab_size=129280)), ("V4-Flash", flash)):
     rows, total = 2 * config.vocab_size * config.dim, cost.params(config)["total"]
-    print(f"{name:16} embedding and head: {rows:13,} of {total:15,} parameters = {100 * rows / total:4.1f} %")
+    print(f"{name:16} embedding and head: {rows:13,} of {total:15,} parameters = "
+          f"{100 * rows / total:4.1f} %")
 used = {i for several in held.values() for ids in real_v4.encode_all(several) for i in ids}
 print(f"our 400 held-out documents use {len(used):,} of V4's {real_v4.vocab_size:,} ids")
 
@@ -336,12 +353,13 @@ print(f"our 400 held-out documents use {len(used):,} of V4's {real_v4.vocab_size
 # ### Ours and V4's on the same texts
 # `load_v4()` opens the tokenizer of the released model: 129,280 ids. **Predict before you run:** on which of these does ours come closest? Which is worst?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 rng = random.Random(0)
 texts = {
     "TinyWorld": held["stories"][0][:400],
     "King James": books.documents("heldout")[0].text[:400],
-    "modern English": "The committee postponed its decision because the environmental report was incomplete.",
+    "modern English": "The committee postponed its decision because the environmental report "
+    "was incomplete.",
     "Python": "def area(radius):\n    return 3.14159 * radius ** 2\n",
     "numbers": "1 22 333 4444 55555 666666 3.14159 2026",
     "Chinese": "\u4f60\u597d\uff0c\u4e16\u754c\u3002\u4eca\u5929\u5929\u6c14\u5f88\u597d\u3002",
@@ -353,8 +371,10 @@ for name, words in texts.items():
     assert tokenizer.decode(ours) == real_v4.decode(theirs) == words
     table[name] = len(words.encode()), len(ours), len(theirs)
 print("every text comes back exactly from both")
-print(f"Chinese: {len(texts['Chinese'])} characters, {table['Chinese'][1]} tokens of ours, {table['Chinese'][2]} of V4's")
-style.show(tokens.plot_tokenizers(table), "Bytes per token: close together on TinyWorld; V4's tokenizer far ahead on modern "
+print(f"Chinese: {len(texts['Chinese'])} characters, {table['Chinese'][1]} tokens of ours, "
+      f"{table['Chinese'][2]} of V4's")
+style.show(tokens.plot_tokenizers(table),
+           "Bytes per token: close together on TinyWorld; V4's tokenizer far ahead on modern "
            "English, and on Chinese, where ours is left with single bytes")
 
 # %% [markdown]
@@ -364,9 +384,10 @@ style.show(tokens.plot_tokenizers(table), "Bytes per token: close together on Ti
 # ### Digits
 # **Predict before you run:** into which tokens does V4's tokenizer cut 1234, and 12345?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 for number in ("123", "1234", "12345", "1234567"):
-    ours, theirs = ([tokens.label(t, i) for i in t.encode(number)] for t in (tokenizer, real_v4))
+    ours, theirs = ([tokens.label(t, i) for i in t.encode(number)]
+                    for t in (tokenizer, real_v4))
     print(f"{number:8} ours {' '.join(ours):14} V4 {' '.join(theirs)}")
 
 # %% [markdown]
@@ -403,13 +424,14 @@ print(f"by hand: {bits_per_byte(torch.tensor([1.0, 2.0, 0.5, 3.5]), '0123456789'
 #
 # **Predict before you run:** more than 8, 8, or less?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 words = texts["King James"]
 for name, t in (("bytes", bytes_only), ("our tokens", tokenizer), ("V4's tokens", real_v4)):
     ids = t.encode(words)
     V = 256 if t is bytes_only else t.vocab_size
     nothing = torch.full((len(ids),), math.log(V))
-    print(f"{name:12} {nothing.mean():5.2f} nats per token, {bits_per_byte(nothing, words):.2f} bits per byte")
+    print(f"{name:12} {nothing.mean():5.2f} nats per token, "
+          f"{bits_per_byte(nothing, words):.2f} bits per byte")
 
 # %% [markdown]
 # Per token the know-nothing gets *worse* with the vocabulary; per byte both tokenizers need far *less* than 8 bits. A tokenizer is already a model of text: it says "this string is frequent" by giving it
@@ -436,12 +458,13 @@ for kind, words in documents:
     counted[kind] += lengths[kind][-1]
 for kind, share in mixture.SHARES.items():
     parts = characters[kind] / characters.total(), counted[kind] / counted.total()
-    print(f"{kind:10} wanted {100 * share:3.0f} %   characters {100 * parts[0]:4.1f} %   tokens {100 * parts[1]:4.1f} %   "
-          f"documents {len(lengths[kind]):5,}")
-found = {kind: (characters[kind] / characters.total(), counted[kind] / counted.total()) for kind in lengths}
+    print(f"{kind:10} wanted {100 * share:3.0f} %   characters {100 * parts[0]:4.1f} %   "
+          f"tokens {100 * parts[1]:4.1f} %   documents {len(lengths[kind]):5,}")
+found = {kind: (characters[kind] / characters.total(), counted[kind] / counted.total())
+         for kind in lengths}
 style.show(tokens.plot_shares(found, lengths),
-           "Shares of the kinds in characters and in tokens, and how long their documents are: scenes of some tens "
-           "of tokens, stories of up to thousands")
+           "Shares of the kinds in characters and in tokens, and how long their documents are: "
+           "scenes of some tens of tokens, stories of up to thousands")
 
 # %% [markdown]
 # Shares are wanted in characters. In tokens they shift: real English has fewer bytes per token, so it gets a larger share of the *training*. Say which one you mean when you say "15 % English".
@@ -449,14 +472,14 @@ style.show(tokens.plot_shares(found, lengths),
 # ### A scene
 
 # %%
-print(next(words for words in held["scenes"] if words.count("Question") == 3))
+style.say(next(words for words in held["scenes"] if words.count("Question") == 3))
 
 # %% [markdown]
 # A small simulation tells the story, so a program knows the truth. A longer story can be asked about near and far: for each question the program knows how far back the needed sentence is.
 
 # %%
 told = stories.story(random.Random(8), 110)
-print("\n".join(textwrap.fill(line, 100) for line in told.text.splitlines()))
+style.say(told.text.strip())
 asked = sorted(told.askable(), key=lambda q: q.back)
 for q in (asked[0], asked[len(asked) // 2], asked[-1]):
     print(f"{q.back:4} characters back: {q.text}  ->  {q.answer}")
@@ -468,25 +491,29 @@ for q in (asked[0], asked[len(asked) // 2], asked[-1]):
 for between in (0, 50, 200, 1000):
     item = stories.recall(random.Random(3), between)
     back = len(tokenizer.encode(item.context))
-    print(f"{between:5} words between: {back:5} tokens to look back over. {item.question.splitlines()[0]}")
-print(stories.recall(random.Random(3), 0).context.strip().splitlines()[-1])
+    print(f"{between:5} words between: {back:5} tokens to look back over. "
+          f"{item.question.splitlines()[0]}")
+style.say(stories.recall(random.Random(3), 0).context.strip().splitlines()[-1])
 
 # %% [markdown]
 # ### How words are spread
 # Count words and sort them by frequency. In natural language the word of rank n has a count roughly in proportion to 1/n, apart from the first few ranks: **Zipf's law**, a falling line when both axes are
 # logarithmic. **Predict before you run:** does TinyWorld follow it?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 def word_counts(kind):
-    return list(Counter(re.findall("[a-z]+", " ".join(w for k, w in documents if k == kind).lower())).values())
+    return list(Counter(
+        re.findall("[a-z]+", " ".join(w for k, w in documents if k == kind).lower())).values())
 
 
-spread = {"real English": word_counts("text")} | {kind: word_counts(kind) for kind in ("stories", "portraits")}
+spread = ({"real English": word_counts("text")}
+          | {kind: word_counts(kind) for kind in ("stories", "portraits")})
 for name, found in spread.items():
     once = sum(n == 1 for n in found)
-    print(f"{name:13} {sum(found):7,} words, {len(found):6,} different ones, {once:5,} of them seen once")
-style.show(tokens.plot_zipf(spread), "Real English falls along a line over almost four powers of ten; TinyWorld has a shoulder "
-           "of equally frequent words and then ends")
+    print(f"{name:13} {sum(found):7,} words, {len(found):6,} different ones, {once:5,} of them "
+          "seen once")
+style.show(tokens.plot_zipf(spread), "Real English falls along a line over almost four powers "
+           "of ten; TinyWorld has a shoulder of equally frequent words and then ends")
 
 # %% [markdown]
 # No. TinyWorld's names and things are drawn evenly: a shoulder, then a cliff. Almost no word is seen only once. That makes it learnable for a small model, and it is a limit: what our models show about **rare** words
@@ -499,7 +526,8 @@ style.show(tokens.plot_zipf(spread), "Real English falls along a line over almos
 
 # %%
 V = tokenizer.vocab_size
-stream = books.encode_texts([words for _, words in documents], tokenizer)     # bos, ids, eos, bos, ids, eos, ...
+# bos, ids, eos, bos, ids, eos, ...
+stream = books.encode_texts([words for _, words in documents], tokenizer)
 stream = stream.astype(np.int64)
 trigram = Trigram(stream, V)
 unigram = (np.bincount(stream, minlength=V) + 1) / (len(stream) + V)
@@ -515,11 +543,13 @@ def each_loss(ids):
 counting = {}
 for kind, several in held.items():
     losses, words = each_loss(books.encode_texts(several, tokenizer)), "".join(several)
-    counting[kind] = {name: bits_per_byte(torch.tensor(nats), words) for name, nats in losses.items()}
-    print(f"{kind:10}", "  ".join(f"{name} {bits:.2f}" for name, bits in counting[kind].items()))
+    counting[kind] = {name: bits_per_byte(torch.tensor(nats), words)
+                      for name, nats in losses.items()}
+    print(f"{kind:10}",
+          "  ".join(f"{name} {bits:.2f}" for name, bits in counting[kind].items()))
 style.show(tokens.plot_baselines(counting),
-           "Bits per byte on each kind of text: each step from uniform over unigram and bigram to trigram is lower; "
-           "the made-up kinds are far below real English")
+           "Bits per byte on each kind of text: each step from uniform over unigram and bigram "
+           "to trigram is lower; the made-up kinds are far below real English")
 
 # %% [markdown]
 # (A trigram fitted here has seen about 450,000 tokens; lesson 10's has seen millions and is stronger.) On the made-up kinds the trigram needs less than one bit for each 8-bit byte. It writes like this:
@@ -529,19 +559,20 @@ draws, ids = np.random.default_rng(1), tokenizer.encode("Mira went to", bos=True
 while len(ids) < 60 and ids[-1] != tokenizer.eos_id:
     p = trigram.prob(ids[-2], ids[-1], np.arange(V))
     ids.append(int(draws.choice(V, p=p / p.sum())))
-print(tokens.plain(tokenizer.decode(ids[1:])))
+style.say(tokens.plain(tokenizer.decode(ids[1:])))
 
 # %% [markdown]
 # Fluent nonsense. Now ask it questions: an *exam* of 60, each about a new story of some 120 words, and 30 of *recall*, where the fact stands right above the question. An answer counts when the likeliest
 # next token, again and again, spells the right one, word for word. **Predict before you run:** how many of the 60 does it get?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 exam = evaluate.exam(60, words=120)
 near = evaluate.recall(30, words_between=0)
 for name, items in (("exam", exam), ("recall", near)):
     verdicts = evaluate.answered_by_trigram(trigram, tokenizer, items)
     _, low, high = evaluate.interval(verdicts)
-    print(f"{name:7} {sum(verdicts):2} of {len(items)} right, 95 % interval {100 * max(low, 0):.0f} to {100 * high:.0f} %")
+    print(f"{name:7} {sum(verdicts):2} of {len(items)} right, 95 % interval "
+          f"{100 * max(low, 0):.0f} to {100 * high:.0f} %")
 
 # %% [markdown]
 # None, even where the fact stands right above the question. Where does its surprise go? Here is the right answer to one question, token by token:
@@ -550,10 +581,12 @@ for name, items in (("exam", exam), ("recall", near)):
 item = near[1]
 prompt, answer = tokenizer.encode(item.prompt, bos=True), tokenizer.encode(item.answer)
 bits = trigram.nll(prompt + answer)[-len(answer):] / math.log(2)
-print(item.prompt.strip().splitlines()[2], "...", *item.prompt.splitlines()[-2:])
+style.say(" ".join([item.prompt.strip().splitlines()[2], "...",
+                    *item.prompt.splitlines()[-2:]]))
 labels = [tokens.label(tokenizer, i) for i in answer]
 style.show(tokens.plot_surprise(labels, bits, "What the trigram pays for the right answer"),
-           "The words of the phrase are cheap; the name and above all the secret word itself are expensive")
+           "The words of the phrase are cheap; the name and above all the secret word itself "
+           "are expensive")
 
 # %% [markdown]
 # The frame of the sentence is cheap. The name and the first token of the secret word cost most of the bits: two tokens of context cannot know them, although the text above says both. The average loss hides this,
@@ -565,8 +598,9 @@ style.show(tokens.plot_surprise(labels, bits, "What the trigram pays for the rig
 for n in (2, 5, 30, 300):
     places = Counter(hash(stream[i : i + n].tobytes()) for i in range(len(stream) - n))
     again = sum(count for count in places.values() if count > 1) / places.total()
-    print(f"{n:4} tokens of context: 10^{n * math.log10(V):.0f} possible ones; {100 * again:3.0f} % of the {len(stream):,} "
-          "places have one that stands elsewhere, too")
+    print(f"{n:4} tokens of context: 10^{n * math.log10(V):.0f} possible ones; "
+          f"{100 * again:3.0f} % of the {len(stream):,} places have one that stands elsewhere, "
+          "too")
 
 # %% [markdown]
 # Thirty tokens, a few sentences, and hardly anything comes a second time: there is nothing to count. What is needed is not a longer table but another operation: **find** the place that matches, **copy** what stands there.
@@ -574,7 +608,8 @@ for n in (2, 5, 30, 300):
 
 # %%
 def look_up(item):
-    """Find the sentence with the question's name and 'secret word'; copy the secret word in it."""
+    """Find the sentence with the question's name and 'secret word'; copy the secret word in
+    it."""
     *story, question, _ = item.prompt.splitlines()
     name = next(word for word in facts.PEOPLE if re.search(rf"\b{word}\b", question))
     sentences = [s for s in re.split(r"[.\n]", "\n".join(story)) if "secret word" in s]
@@ -585,7 +620,8 @@ def look_up(item):
 
 far = evaluate.recall(30, words_between=1000)
 for name, items in (("0 words between", near), ("1000 words between", far)):
-    print(f"{name:19} look-up program: {sum(look_up(i) == i.answer for i in items)} of {len(items)} right")
+    print(f"{name:19} look-up program: {sum(look_up(i) == i.answer for i in items)} of "
+          f"{len(items)} right")
 
 # %% [markdown]
 # Distance does not matter to it. "Match a name, copy what is beside it" is what **attention** can learn to do (lessons 02 to 04), for all kinds of questions at once, from examples. These questions will tell us whether it did.
@@ -604,8 +640,9 @@ for name, items in (("0 words between", near), ("1000 words between", far)):
 def packed_mask(first):
     """first: T booleans, true at the first token of each document -> (mask, position).
 
-    mask: T T booleans, mask[t, s] says that query t sees key s. position: T, int64, counted within the document.
-    A row may begin inside a document (first[0] is false): there positions count from the row's start.
+    mask: T T booleans, mask[t, s] says that query t sees key s. position: T, int64, counted
+    within the document. A row may begin inside a document (first[0] is false): there positions
+    count from the row's start.
     """
     ### BEGIN SOLUTION
     document = first.cumsum(0)                                  # T: 1 1 2 2 2
@@ -620,26 +657,29 @@ def packed_mask(first):
 packed_mask = check("tokens.packed_mask", packed_mask)
 
 # %%
-first = torch.tensor([1, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0]).bool()      # documents of 6, 3 and 7 tokens
+# documents of 6, 3 and 7 tokens
+first = torch.tensor([1, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0]).bool()
 mask, position = packed_mask(first)
 packing = Packing(first[None])
 assert torch.equal(position, packing.position[0])
 assert torch.equal(mask, (packing.document[0][:, None] == packing.document[0]).tril())
 print("equal to minids.model.packing; pairs seen:", int(mask.sum()), "of", 16 * 17 // 2)
 style.show(tokens.plot_masks(torch.ones(16, 16).tril(), mask, packing.document[0].tolist()),
-           "Left the causal triangle; right three small triangles along the diagonal, one for each document")
+           "Left the causal triangle; right three small triangles along the diagonal, one for "
+           "each document")
 
 # %% [markdown]
 # ### The part that is new in V4: compressed windows
 # V4's attention also reads *entries*, each made of m tokens (4 or 128; lessons 03 and 04). A mask cannot repair an entry that was **made** from two documents. So windows are cut from each document's own start, and a tail
 # shorter than m gives no entry (report, 3.5.3). **Predict before you run:** with documents of 6, 3 and 7 tokens and m = 4, how many windows are there?
 
-# %%
-which, document, number = packing.windows(4)    # B S m: tokens of each; B S: its document; B S: its number in it
+# %% jupyter={"outputs_hidden": true}
+# B S m: tokens of each; B S: its document; B S: its number in it
+which, document, number = packing.windows(4)
 for tokens_of, d, n in zip(which[0].tolist(), document[0].tolist(), number[0].tolist()):
     print(f"document {d}, window {n}: tokens {tokens_of}")
-style.show(tokens.plot_windows([6, 3, 7], 4), "Cut from the row there are four windows, two of which mix documents; cut from "
-           "each document there are two, none of them mixed")
+style.show(tokens.plot_windows([6, 3, 7], 4), "Cut from the row there are four windows, two of "
+           "which mix documents; cut from each document there are two, none of them mixed")
 
 # %% [markdown]
 # Two. The tails (two tokens, three tokens, three tokens) give no entry; queries still see them one by one, in the sliding window of the last tokens (lesson 02).
@@ -655,18 +695,21 @@ for name, t in model.state_dict().items():      # what a fresh model has at 0 or
     if name.endswith(("norm.weight", "ape", "sink", "base", "scale")):
         t.add_(0.3 * torch.randn(t.shape))
 long = [words for words in held["stories"] if len(words) > 1000]
-parts = [torch.tensor(tokenizer.encode(words, bos=True)[:n]) for words, n in zip(long, (90, 37, 62))]
-row = torch.cat(parts)[None]                                                                    # 1 T
-alone = torch.cat([model(part[None])[0] for part in parts])                                     # T V
-packed = model.logits(model.features(row, options=Options(Packing.of(row, tokenizer.bos_id))))[0]
+parts = [torch.tensor(tokenizer.encode(words, bos=True)[:n])
+         for words, n in zip(long, (90, 37, 62))]
+row = torch.cat(parts)[None]                                 # 1 T
+alone = torch.cat([model(part[None])[0] for part in parts])  # T V
+packed = model.logits(model.features(row,
+                                     options=Options(Packing.of(row, tokenizer.bos_id))))[0]
 torch.testing.assert_close(packed, alone, atol=1e-4, rtol=1e-4)
-print(f"three documents in a row of {row.shape[1]} tokens: logits equal to those of each document alone")
+print(f"three documents in a row of {row.shape[1]} tokens: logits equal to those of each "
+      "document alone")
 
 # %% [markdown]
 # And without the masks?
 
 # %%
-careless_row = model(row)[0]                                                                    # T V
+careless_row = model(row)[0]  # T V
 for n, (a, b) in enumerate(zip(careless_row.split([90, 37, 62]), alone.split([90, 37, 62]))):
     print(f"document {n}: logits changed by more than 0.01: {bool((a - b).abs().max() > 0.01)}")
 
@@ -680,20 +723,23 @@ for n, (a, b) in enumerate(zip(careless_row.split([90, 37, 62]), alone.split([90
 # %%
 def copier_loss(row, mask):
     """row: T ids, mask: T T, who sees whom -> the loss of each of row[1:], T-1, in nats."""
-    pair = (row[:, None] == row) & (row.roll(1)[:, None] == row.roll(1))    # T T: the same two tokens end at t and s
-    seen = mask & mask.roll(1, 1)                                           # T T: s and s - 1 are seen
+    # T T: the same two tokens end at t and s
+    pair = (row[:, None] == row) & (row.roll(1)[:, None] == row.roll(1))
+    seen = mask & mask.roll(1, 1)                          # T T: s and s - 1 are seen
     pair, t = (pair & seen).tril(-1), torch.arange(len(row))
-    last = torch.where(pair, t, -1).max(1).values[:-1]                      # T-1: the last such place, or -1
-    own = torch.tensor(np.exp(-trigram.nll(row.numpy())))                   # T-1: the trigram's probability
+    last = torch.where(pair, t, -1).max(1).values[:-1]     # T-1: the last such place, or -1
+    own = torch.tensor(np.exp(-trigram.nll(row.numpy())))  # T-1: the trigram's probability
     bet = (row[last + 1] == row[1:]).double()
     return -torch.where(last > 0, 0.9 * bet + 0.1 * own, own).log()
 
 
 def loss_of_last(parts):
-    """The loss of the last of some packed documents, without and with sample-level masks, in nats per token."""
+    """The loss of the last of some packed documents, without and with sample-level masks, in
+    nats per token."""
     row = torch.cat(parts)
     own = packed_mask(row == tokenizer.bos_id)[0]
-    return [copier_loss(row, m)[1 - len(parts[-1]):].mean().item() for m in (torch.ones_like(own).tril(), own)]
+    return [copier_loss(row, m)[1 - len(parts[-1]):].mean().item()
+            for m in (torch.ones_like(own).tril(), own)]
 
 
 # %%
@@ -718,7 +764,8 @@ for name, several in (("a copy in the row", [a, b, a]), ("other documents", [c, 
 for name in (USER, EOS, END_THINK):
     ids = tokenizer.encode(name)
     assert tokenizer.id(name) not in ids and tokenizer.decode(ids) == name
-    print(f"{tokens.plain(name):24} typed: {len(ids):2} ordinary tokens, asked for: id {tokenizer.id(name)}")
+    print(f"{tokens.plain(name):24} typed: {len(ids):2} ordinary tokens, asked for: id "
+          f"{tokenizer.id(name)}")
 assert all(min(tokenizer.encode(words)) > 6 for several in held.values() for words in several)
 print("no held-out document holds a special id")
 
@@ -743,7 +790,8 @@ for mode in chat.MODES:
     ids = chat.encode_chat(messages, tokenizer, mode)
     thoughts = [words for words in ("even", "Twice") if words in tokenizer.decode(ids)]
     trained_on = sum(chat.reply_mask(ids, tokenizer))
-    print(f"{mode:11} {len(ids):3} tokens, {trained_on:2} trained on, thoughts kept: {thoughts}")
+    print(f"{mode:11} {len(ids):3} tokens, {trained_on:2} trained on, thoughts kept: "
+          f"{thoughts}")
 ids = chat.encode_chat(messages, tokenizer, "think-high")
 tokens.ribbon(ids, tokenizer, tokens.roles(ids, tokenizer), chat.reply_mask(ids, tokenizer))
 
@@ -755,7 +803,7 @@ tokens.ribbon(ids, tokenizer, tokens.roles(ids, tokenizer), chat.reply_mask(ids,
 
 # %%
 ids = chat.encode_chat(messages[:1], real_v4, "think-high")
-print([tokens.label(real_v4, i) for i in ids])
+style.say(str([tokens.label(real_v4, i) for i in ids]))
 print(ids)
 assert ids[0] == 0 and ids[1] == 128803 and ids[-2:] == [128804, 128821]
 
@@ -780,12 +828,14 @@ def colleagues_mask(ids, eos, assistant):
 ids = chat.encode_chat(messages, tokenizer, "think-high")
 wrong = colleagues_mask(ids, tokenizer.eos_id, tokenizer.id(ASSISTANT))
 right = chat.reply_mask(ids, tokenizer)
-print("differs at:", [tokens.label(tokenizer, i) for i, a, b in zip(ids, wrong, right) if a != b])
+differs = [tokens.label(tokenizer, i) for i, a, b in zip(ids, wrong, right) if a != b]
+style.say(f"differs at: {differs}")
 
 
 # %%
 def reply_mask(ids, eos, assistant):
-    """Your repaired version. ids: a list, eos and assistant: ids -> a list of booleans, one for each id."""
+    """Your repaired version. ids: a list, eos and assistant: ids -> a list of booleans, one
+    for each id."""
     ### BEGIN SOLUTION
     mask, writing, before = [], False, None
     for i in ids:
@@ -801,15 +851,17 @@ def reply_mask(ids, eos, assistant):
 
 # %%
 reply_mask = check("tokens.reply_mask", reply_mask)
-assert reply_mask(ids, tokenizer.eos_id, tokenizer.id(ASSISTANT)) == chat.reply_mask(ids, tokenizer)
+assert (reply_mask(ids, tokenizer.eos_id, tokenizer.id(ASSISTANT))
+        == chat.reply_mask(ids, tokenizer))
 print("equal to minids.data.chat.reply_mask")
 
 # %% [markdown]
 # ### And back: reading a reply
 # `parse_reply` cuts at the first end of reply and at the first `</think>`. **Predict before you run:** what is the answer of a model that was cut off in the middle of its thoughts?
 
-# %%
-for reply in (f"Twice 3.{END_THINK}6{EOS}", "Twice 3 is", f"{END_THINK}6{EOS}", f"Hm.{END_THINK}6{EOS}7{EOS}"):
+# %% jupyter={"outputs_hidden": true}
+for reply in (f"Twice 3.{END_THINK}6{EOS}", "Twice 3 is", f"{END_THINK}6{EOS}",
+              f"Hm.{END_THINK}6{EOS}7{EOS}"):
     thoughts, answer = chat.parse_reply(reply, tokenizer, "think-high")
     print(f"{tokens.plain(reply)[:60]:60} thoughts {thoughts!r:12} answer {answer!r}")
 
@@ -825,7 +877,8 @@ for reply in (f"Twice 3.{END_THINK}6{EOS}", "Twice 3 is", f"{END_THINK}6{EOS}", 
 # %%
 for family in tasks.FAMILIES:
     p = tasks.problem(family, "train", 4, difficulty=2)
-    print(f"{family} ({p.kind})\n   asked:  {p.prompt}\n   steps:  {p.steps}\n   answer: {p.answer}")
+    print(f"{family} ({p.kind})\n   asked:  {p.prompt}\n   steps:  {p.steps}\n   answer: "
+          f"{p.answer}")
     assert tasks.verify(p, p.answer)
 
 # %% [markdown]
@@ -844,11 +897,13 @@ print("  ", "  |  ".join(sorted(prompts)[:4]))
 
 
 def identities(split):
-    return {tasks.identity(p) for family in tasks.FAMILIES for p in tasks.problems(family, split, 20)}
+    return {tasks.identity(p) for family in tasks.FAMILIES
+            for p in tasks.problems(family, split, 20)}
 
 
 learn, tune, judge = map(identities, tasks.SPLITS)
-print("identities in common between two splits:", len(learn & tune) + len(learn & judge) + len(tune & judge))
+print("identities in common between two splits:",
+      len(learn & tune) + len(learn & judge) + len(tune & judge))
 
 # %% [markdown]
 # ### How a policy cheats
@@ -856,7 +911,7 @@ print("identities in common between two splits:", len(learn & tune) + len(learn 
 #
 # **Predict before you run:** what share of problems does the lister solve, for the obvious judge and for ours?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 def obvious(p, answer):
     wanted = p.answer if p.family == "mathematics" else p.facts[0]
     return wanted.lower() in answer.lower()
@@ -875,7 +930,8 @@ for family in ("mathematics", "reasoning", "knowledge"):
     for policy in (lambda p: p.answer, everything):
         for judge in (obvious, tasks.verify):
             line.append(f"{100 * np.mean([judge(p, policy(p)) for p in several]):3.0f} %")
-    print(f"{family:12} honest: obvious judge {line[0]}, ours {line[1]};  lister: obvious {line[2]}, ours {line[3]}")
+    print(f"{family:12} honest: obvious judge {line[0]}, ours {line[1]};  lister: obvious "
+          f"{line[2]}, ours {line[3]}")
 
 # %% [markdown]
 # The honest answers are the control: both judges accept all of them. Only ours refuses the lists. (In mathematics the lister misses the answers above 499; it only has to make its list longer.)
@@ -885,9 +941,11 @@ for family in ("mathematics", "reasoning", "knowledge"):
 
 # %%
 def verify(answer, pool, accepted):
-    """answer: text; pool: all words that could be asked for, lower case; accepted: the right one -> is it right?
+    """answer: text; pool: all words that could be asked for, lower case; accepted: the right
+    one -> is it right?
 
-    verify("Mira has a cat.", ("cat", "dog"), "cat") is True; with "A cat or a dog." it is False.
+    verify("Mira has a cat.", ("cat", "dog"), "cat") is True; with "A cat or a dog." it is
+    False.
     """
     ### BEGIN SOLUTION
     sentence = re.split(r"[.!?\n]", answer.strip(), maxsplit=1)[0]
@@ -898,7 +956,8 @@ def verify(answer, pool, accepted):
 
 def for_many(function):
     """The verdicts on several answers, as 0 and 1."""
-    return lambda answers, pool, accepted: [int(bool(function(answer, pool, accepted))) for answer in answers]
+    return lambda answers, pool, accepted: [int(bool(function(answer, pool, accepted)))
+                                            for answer in answers]
 
 
 # %%
@@ -913,13 +972,15 @@ print("agrees with minids.data.tinyworld.stories.is_correct")
 # A program is right when it gives the right outputs on **hidden** inputs. If only the inputs shown in the question counted, this cheat would win:
 
 # %%
-p = next(p for p in tasks.problems("coding", "train", 40, difficulty=3) if p.kind == "induction")
+p = next(p
+         for p in tasks.problems("coding", "train", 40, difficulty=3) if p.kind == "induction")
 shown = [(int(x), int(y)) for x, y in re.findall(r"f\((-?\d+)\) = (-?\d+)", p.prompt)]
 cheat = " else ".join([f"{y} if x == {x}" for x, y in shown] + ["0"])
 print(p.prompt)
 for name, program in (("honest", p.answer), ("cheat", cheat)):
     examples = all(interpreter.run(program, x) == y for x, y in shown)
-    print(f"{name:7} {program:62} examples: {examples}, hidden inputs: {tasks.verify(p, program)}")
+    print(f"{name:7} {program:62} examples: {examples}, hidden inputs: "
+          f"{tasks.verify(p, program)}")
 
 # %% [markdown]
 # And running a stranger's program is dangerous. Python's `exec` would obey all of these. Our interpreter knows integers, lists and a few operators, and counts its steps:
@@ -935,11 +996,13 @@ for program in ("__import__('os').getcwd()", "9 ** 9 ** 9 ** 9", "[0] * 10 ** 9"
 # %% [markdown]
 # What no verifier can prevent is a **lucky guess**. **Predict before you run:** what does a policy earn that says "Yes." to everything?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 several = tasks.problems("knowledge", "train", 100, difficulty=4)
-print(f'comparisons: "Yes." is right in {sum(tasks.verify(p, "Yes.") for p in several)} of {len(several)}')
+print(f'comparisons: "Yes." is right in {sum(tasks.verify(p, "Yes.") for p in several)} of '
+      f'{len(several)}')
 several = tasks.problems("reasoning", "train", 100)
-print(f'reasoning:   "Yes." is right in {sum(tasks.verify(p, "Yes.") for p in several)} of {len(several)}')
+print(f'reasoning:   "Yes." is right in {sum(tasks.verify(p, "Yes.") for p in several)} of '
+      f'{len(several)}')
 
 # %% [markdown]
 # About half of the comparisons, which are all yes-or-no questions; less in reasoning, where other answers are possible, too. So report accuracy beside what guessing earns, always.

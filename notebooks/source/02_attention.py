@@ -55,8 +55,10 @@ versions()
 # %%
 shipped = minids.load(paths.data("checkpoints", "nano")).eval().requires_grad_(False)
 tokenizer = Tokenizer.load()
-unread = (tokenizer.encode(words, bos=True) for _, words in mixture.documents("valid", ("text", "stories", "problems")))
-rows = torch.tensor(list(islice((ids[:257] for ids in unread if len(ids) > 256), 32)))  # 32 beginnings of documents, B T+1
+unread = (tokenizer.encode(words, bos=True)
+          for _, words in mixture.documents("valid", ("text", "stories", "problems")))
+# 32 beginnings of documents, B T+1
+rows = torch.tensor(list(islice((ids[:257] for ids in unread if len(ids) > 256), 32)))
 
 
 def losses(model, rows):
@@ -66,7 +68,8 @@ def losses(model, rows):
 
 
 def forwards_only(x, rot, turn=attention.rotate):
-    """minids turns by complex numbers, and back by their conjugates: here what should be turned back stays as it is."""
+    """minids turns by complex numbers, and back by their conjugates: here what should be
+    turned back stays as it is."""
     return x if rot.is_conj() else turn(x, rot)
 
 
@@ -74,15 +77,20 @@ whole = losses(shipped, rows)
 with mock.patch.object(attention, "rotate", forwards_only):
     cut = losses(shipped, rows)
 
-# %% tags=["nbval-ignore-output"]
-print(f"loss, mean over 256 positions: with the line {whole.mean():.2f}, without {cut.mean():.2f}")
-print(f"added at position 0: {(cut - whole)[0].abs():.5f}; from position 1 on: {(cut - whole)[1:].mean():.2f}")
-style.show(figures.plot_by_position({"as shipped": whole.tolist(), "output not turned back": cut.tolist()}),
-           "Without the inverse turn the first position is as before, later ones are worse, all through the text")
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
+print(f"loss, mean over 256 positions: with the line {whole.mean():.2f}, without "
+      f"{cut.mean():.2f}")
+print(f"added at position 0: {(cut - whole)[0].abs():.5f}; from position 1 on: "
+      f"{(cut - whole)[1:].mean():.2f}")
+style.show(figures.plot_by_position({"as shipped": whole.tolist(),
+                                     "output not turned back": cut.tolist()}),
+           "Without the inverse turn the first position is as before, later ones are worse, "
+           "all through the text")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert (cut - whole)[0].abs() < 1e-4 and (cut - whole)[1:].mean() > 0.1
-print("Without the line the model is clearly worse, except at position 0, where nothing changes at all.")
+style.say("Without the line the model is clearly worse, except at position 0, where nothing "
+          "changes at all.")
 
 # %% [markdown]
 # That a model suffers without a part that it was trained with is no surprise. The surprise is the shape: **nothing** at position 0, harm behind it. The output carries something that
@@ -91,8 +99,9 @@ print("Without the line the model is clearly worse, except at position 0, where 
 # ## 1. The map
 
 # %% jupyter={"source_hidden": true}
-style.show(figures.plot_path(), "The path through one attention layer: queries through two matrices, one key-value vector for all "
-           "heads, both turned by position; softmax over window and sink; the weighted sum turned back; two output matrices")
+style.show(figures.plot_path(), "The path through one attention layer: queries through "
+           "two matrices, one key-value vector for all heads, both turned by position; softmax "
+           "over window and sink; the weighted sum turned back; two output matrices")
 
 # %% [markdown]
 # The symbols of this lesson, and their sizes (report 4.2.1; nano from `minids.Config`):
@@ -123,20 +132,22 @@ style.show(figures.plot_path(), "The path through one attention layer: queries t
 # %%
 k, q = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([1.0, 1.0])
 p = (k @ q / 2**0.5).softmax(-1)                                    # S
-print("weights", [round(v, 3) for v in p.tolist()], "output", [round(v, 3) for v in (p @ k).tolist()])
+print("weights", [round(v, 3) for v in p.tolist()], "output",
+      [round(v, 3) for v in (p @ k).tolist()])
 
 # %% [markdown]
 # **Is that not too little?** 64 heads and one vector. **Predict before you run:** take 4 heads that each have a key matrix $K_h$ and a value matrix $V_h$ of their own, working on a shared vector x of a
 # token. Can heads *without* such matrices, which share x itself, give the same result?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 rng = torch.Generator().manual_seed(0)
-x = torch.randn(6, 8, generator=rng)                                # S c: a shared vector for each of 6 tokens
+x = torch.randn(6, 8, generator=rng)  # S c: a shared vector for each of 6 tokens
 K, V, q = (torch.randn(4, *shape, generator=rng) for shape in ((8, 8), (8, 8), (8,)))
-own = torch.einsum("hsi,hi->hs", x @ K, q).softmax(-1)              # H S: each head compares with its own keys
-own = torch.einsum("hs,hsi->hi", own, x @ V)                        # H c: and sums its own values
-shared = (torch.einsum("hij,hj->hi", K, q) @ x.T).softmax(-1)       # H S: K moved into the query
-shared = torch.einsum("hi,hij->hj", shared @ x, V)                  # H c: V moved behind the sum
+# H S: each head compares with its own keys
+own = torch.einsum("hsi,hi->hs", x @ K, q).softmax(-1)
+own = torch.einsum("hs,hsi->hi", own, x @ V)  # H c: and sums its own values
+shared = (torch.einsum("hij,hj->hi", K, q) @ x.T).softmax(-1)  # H S: K moved into the query
+shared = torch.einsum("hi,hij->hj", shared @ x, V)  # H c: V moved behind the sum
 torch.testing.assert_close(own, shared, atol=1e-4, rtol=1e-4)
 print("the same: K_h can move into the query matrix, V_h into the output matrix")
 
@@ -156,13 +167,15 @@ print("the same: K_h can move into the query matrix, V_h into the output matrix"
 # | one key and one value of 128, in BF16 (MQA) | 2 x 128 | 512 |
 
 # %%
-sizes = {"64 heads of 512, keys and values, BF16": 2 * 64 * 512 * 2, "MHA: 64 heads of 128, BF16": 2 * 64 * 128 * 2,
-         "GQA8: 8 heads of 128, BF16": 2 * 8 * 128 * 2, "MLA (V3.2): 512 FP8, 64 BF16": 512 + 64 * 2,
+sizes = {"64 heads of 512, keys and values, BF16": 2 * 64 * 512 * 2,
+         "MHA: 64 heads of 128, BF16": 2 * 64 * 128 * 2,
+         "GQA8: 8 heads of 128, BF16": 2 * 8 * 128 * 2,
+         "MLA (V3.2): 512 FP8, 64 BF16": 512 + 64 * 2,
          "V4: 448 FP8, 64 BF16": 448 + 64 * 2, "MQA: one head of 128, BF16": 2 * 128 * 2}
 assert sizes["MLA (V3.2): 512 FP8, 64 BF16"] * 61 == cost.kv_bytes_v32(1)["latents"]
 assert sizes["V4: 448 FP8, 64 BF16"] * 43 == cost.kv_bytes(Config.flash(), 1)["window"]
-style.show(figures.plot_cache(sizes), "Bytes of cache for one token in one layer: V4 takes a seventh of GQA8, a little less than "
-           "MLA, a little more than MQA")
+style.show(figures.plot_cache(sizes), "Bytes of cache for one token in one layer: V4 takes a "
+           "seventh of GQA8, a little less than MLA, a little more than MQA")
 
 # %% [markdown]
 # Sharing alone brings V4 hardly below V3.2. The large saving comes from keeping only the last 128 tokens like this, and compressed entries for all before (lessons 03 to 05).
@@ -178,7 +191,7 @@ style.show(figures.plot_cache(sizes), "Bytes of cache for one token in one layer
 #
 # **Predict before you run:** four pairs of positions (t, s): (3, 1), (10, 8), (1000, 998), (3, 0). Which give the same product?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 for t, s in ((3, 1), (10, 8), (1000, 998), (3, 0)):
     a, b = math.radians(30 * t), math.radians(30 * s)
     product = math.cos(a) * math.cos(b) + math.sin(a) * math.sin(b)
@@ -191,8 +204,9 @@ for t, s in ((3, 1), (10, 8), (1000, 998), (3, 0)):
 # - pair j by $\theta_j = \mathrm{base}^{-2j/r}$ radians a position, j = 0 ... r/2 - 1. Layers without compression have base 10,000 (`rope_theta`).
 
 # %% jupyter={"source_hidden": true}
-style.show(figures.plot_channels(), "Which channels turn together: V4 turns the last 8 of these 12 in neighbouring pairs; the two "
-           "usual slips turn the first ones, or pair the halves")
+style.show(figures.plot_channels(),
+           "Which channels turn together: V4 turns the last 8 of these 12 in neighbouring "
+           "pairs; the two usual slips turn the first ones, or pair the halves")
 
 # %% [markdown]
 # Both slips turn *something*, lengths stay right, and products still depend on distance only. A model trained with them would most likely be as good. With released weights they are wrong, and nothing crashes.
@@ -207,14 +221,16 @@ def rope_frequencies(r, base):
 
 
 def angles(positions, w):
-    """The angle of each pair at each position. positions: T, integers; w: r/2, radians per position -> T r/2."""
+    """The angle of each pair at each position. positions: T, integers; w: r/2, radians per
+    position -> T r/2."""
     ### BEGIN SOLUTION
     return positions[:, None].float() * w
     ### END SOLUTION
 
 
 def rotate(x, theta):
-    """Rotate the last r channels of x in neighbouring pairs. x: ... c; theta: ... r/2, which broadcasts -> ... c."""
+    """Rotate the last r channels of x in neighbouring pairs. x: ... c; theta: ... r/2, which
+    broadcasts -> ... c."""
     ### BEGIN SOLUTION
     r = 2 * theta.shape[-1]
     a, b = x[..., -r:].unflatten(-1, (-1, 2)).unbind(-1)            # ... r/2, twice
@@ -230,10 +246,11 @@ rotate = check("attention.rotate", rotate)
 
 # %%
 flash = Config.flash()
-w = rope_frequencies(flash.rope_head_dim, flash.rope_theta)         # r/2: the angles at position 1
+w = rope_frequencies(flash.rope_head_dim, flash.rope_theta)  # r/2: the angles at position 1
 torch.testing.assert_close(w, rotary.frequencies(flash, ratio=0))
 print("equal to minids' frequencies of a window-only layer of Flash")
-print("positions for a full turn, fastest to slowest pair:", [round(2 * math.pi / v) for v in w[[0, 8, 16, 24, 31]].tolist()])
+print("positions for a full turn, fastest to slowest pair:",
+      [round(2 * math.pi / v) for v in w[[0, 8, 16, 24, 31]].tolist()])
 
 # %% [markdown]
 # The fastest pair goes round in 6 tokens, the slowest in 47,117: together they are hands of a clock. In a window of 128 only the fast hands move visibly.
@@ -266,7 +283,8 @@ def lively(model, seed=0):
 
 
 nano = Config.nano()
-WINDOW_ONLY = nano.replace(compress_ratios=(0,) * len(nano.compress_ratios))    # one entry for each layer and MTP block
+# one entry for each layer and MTP block
+WINDOW_ONLY = nano.replace(compress_ratios=(0,) * len(nano.compress_ratios))
 living = lively(minids.Model(WINDOW_ONLY).eval().requires_grad_(False))
 attn = living.layers[0].attn
 for name, t in attn.named_parameters():
@@ -283,11 +301,12 @@ def rms(x, eps=1e-6):
 
 
 def queries(attn, x, theta):
-    """The rotated queries of all heads. x: B T d; theta: T r/2 -> B T H c (H = n_heads, c = head_dim)."""
+    """The rotated queries of all heads. x: B T d; theta: T r/2 -> B T H c (H = n_heads, c =
+    head_dim)."""
     ### BEGIN SOLUTION
-    latent = attn.q_norm(attn.wq_a(x))                                          # B T q_lora_rank
+    latent = attn.q_norm(attn.wq_a(x))     # B T q_lora_rank
     q = attn.wq_b(latent).unflatten(-1, (attn.config.n_heads, attn.config.head_dim))   # B T H c
-    return rotate(rms(q), theta[:, None])                                       # the angles as T 1 r/2
+    return rotate(rms(q), theta[:, None])  # the angles as T 1 r/2
     ### END SOLUTION
 
 
@@ -303,17 +322,18 @@ queries = check("attention.queries", queries)
 # **Each head by itself: why?** A sabotage. We make head 0 a hundred times louder, by its rows of `wq_b`. **Predict before you run:** what becomes of the lengths of head 1's queries, with an RMS for each head, and with one RMS over all
 # heads?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 loud = Attention(WINDOW_ONLY, 0).requires_grad_(False)
 loud.load_state_dict(attn.state_dict())
-loud.wq_b.weight[:32] *= 100                                                    # the rows of head 0
-x = torch.randn(2, 40, 128, generator=torch.Generator().manual_seed(1))         # B T d
-theta = angles(torch.arange(40), rope_frequencies(16, 10000.0))                 # T r/2
+loud.wq_b.weight[:32] *= 100                                             # the rows of head 0
+x = torch.randn(2, 40, 128, generator=torch.Generator().manual_seed(1))  # B T d
+theta = angles(torch.arange(40), rope_frequencies(16, 10000.0))          # T r/2
 for name, layer in (("as it was", attn), ("head 0 louder", loud)):
-    raw = layer.wq_b(layer.q_norm(layer.wq_a(x)))                               # B T Hc
+    raw = layer.wq_b(layer.q_norm(layer.wq_a(x)))                        # B T Hc
     together = rms(raw).unflatten(-1, (4, 32))
-    print(f"{name:14} length of head 1's query: RMS of each head {queries(layer, x, theta)[:, :, 1].norm(dim=-1).mean():.2f}, "
-          f"of all heads {together[:, :, 1].norm(dim=-1).mean():.2f}")
+    print(f"{name:14} length of head 1's query: RMS of each "
+          f"head {queries(layer, x, theta)[:, :, 1].norm(dim=-1).mean():.2f}, of all heads "
+          f"{together[:, :, 1].norm(dim=-1).mean():.2f}")
 
 # %% [markdown]
 # With an RMS for each head the length is $\sqrt{32} = 5.66$, always. With one RMS for all, a loud head silences the others: their scores shrink towards 0 and their attention towards an average.
@@ -330,14 +350,15 @@ for name, layer in (("as it was", attn), ("head 0 louder", loud)):
 times = [2, 3, 5, 8, 11, 14]
 before = angles(torch.tensor([t - 2 for t in times]), torch.tensor([math.radians(30)]))[:, 0]
 v = torch.tensor([[1.0, 0.0]]).repeat(6, 1)                                     # T 2
-o = rotate(v, before[:, None])                                                    # the output as it comes
-back = rotate(o, -torch.tensor(times)[:, None] * math.radians(30))                # turned back by the query's position
+o = rotate(v, before[:, None])  # the output as it comes
+# turned back by the query's position
+back = rotate(o, -torch.tensor(times)[:, None] * math.radians(30))
 after = torch.atan2(back[:, 1], back[:, 0])
 print("as it comes:", [round(math.degrees(b)) % 360 for b in before], "degrees")
 print("turned back:", [round(math.degrees(b)) for b in after], "degrees")
 style.show(figures.plot_compass_needles(before.tolist(), after.tolist(), times),
-           "Needles of one pair of channels for queries at six positions: as they come they point everywhere, turned back "
-           "they all point the same way, two positions behind")
+           "Needles of one pair of channels for queries at six positions: as they come they "
+           "point everywhere, turned back they all point the same way, two positions behind")
 
 # %% [markdown]
 # The needle of the second row says "two tokens ago", wherever the text stands. In usual attention values are not turned at all, so nothing needs turning back, and nothing is said about distance. V4's countermeasure
@@ -353,7 +374,8 @@ style.show(figures.plot_compass_needles(before.tolist(), after.tolist(), times),
 
 # %%
 class Reader(nn.Module):
-    """One attention with shared keys and values, whose last token says how far back the marker is."""
+    """One attention with shared keys and values, whose last token says how far back the
+    marker is."""
 
     def __init__(self, kind, d=32, H=2, c=16, T=16):
         super().__init__()
@@ -362,13 +384,14 @@ class Reader(nn.Module):
         self.wq, self.wkv = nn.Linear(d, H * c, bias=False), nn.Linear(d, c, bias=False)
 
     def forward(self, ids, start):
-        x = rms(self.embed(ids))                                                                     # B T d
-        theta = angles(torch.arange(start, start + ids.shape[1]), rope_frequencies(8, 100.0))        # T r/2
-        q = rotate(rms(self.wq(x[:, -1]).unflatten(-1, (self.H, -1))), theta[-1])                    # B H c
-        still = rms(self.wkv(x))                                                                     # B T c
+        x = rms(self.embed(ids))                                                   # B T d
+        # T r/2
+        theta = angles(torch.arange(start, start + ids.shape[1]), rope_frequencies(8, 100.0))
+        q = rotate(rms(self.wq(x[:, -1]).unflatten(-1, (self.H, -1))), theta[-1])  # B H c
+        still = rms(self.wkv(x))                                                   # B T c
         k = rotate(still, theta)
-        p = (q @ k.mT / k.shape[-1] ** 0.5).softmax(-1)                                              # B H T
-        o = p @ (still if self.kind == "values not turned" else k)                                   # B H c
+        p = (q @ k.mT / k.shape[-1] ** 0.5).softmax(-1)                            # B H T
+        o = p @ (still if self.kind == "values not turned" else k)                 # B H c
         o = rotate(o, -theta[-1]) if self.kind == "turned back" else o
         return self.out(o.flatten(1))
 
@@ -376,7 +399,8 @@ class Reader(nn.Module):
 # %%
 def texts(n, rng, T=16):
     """n texts of noise (ids 1 to 11) with one marker (0), and its distance from the end."""
-    ids, far = torch.randint(1, 12, (n, T), generator=rng), torch.randint(0, T, (n,), generator=rng)
+    ids = torch.randint(1, 12, (n, T), generator=rng)
+    far = torch.randint(0, T, (n,), generator=rng)
     ids[torch.arange(n), T - 1 - far] = 0
     return ids, far
 
@@ -394,24 +418,29 @@ def experiment(kind, seed, shifts, steps=150):
         optimiser.step()
     ids, far = texts(1000, rng)
     with torch.no_grad():
-        return [(reader(ids, shift).argmax(-1) == far).float().mean().item() for shift in shifts]
+        return [(reader(ids, shift).argmax(-1) == far).float().mean().item()
+                for shift in shifts]
 
 
 SHIFTS = [0, 1, 2, 5, 40, 1000]
 KINDS = ("turned back", "not turned back", "values not turned")
 results = {kind: [experiment(kind, seed, SHIFTS) for seed in range(3)] for kind in KINDS}
 
-# %% tags=["nbval-ignore-output"] jupyter={"source_hidden": true}
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true, "source_hidden": true}
 style.show(figures.plot_distance(results, SHIFTS, 1 / 16),
-           "Share of right answers by shift, three seeds each: turned back is right everywhere; not turned back is right where it "
-           "was trained and fails after a small shift; values not turned is the same at all shifts, but learns more slowly")
+           "Share of right answers by shift, three seeds each: turned back is right "
+           "everywhere; not turned back is right where it was trained and fails after a small "
+           "shift; values not turned is the same at all shifts, but learns more slowly")
 
-# %%
-lowest = {kind: [min(run[i] for run in runs) for i in range(6)] for kind, runs in results.items()}
-highest = {kind: [max(run[i] for run in runs) for i in range(6)] for kind, runs in results.items()}
+# %% jupyter={"outputs_hidden": true}
+lowest = {kind: [min(run[i] for run in runs) for i in range(6)]
+          for kind, runs in results.items()}
+highest = {kind: [max(run[i] for run in runs) for i in range(6)]
+           for kind, runs in results.items()}
 assert min(lowest["turned back"]) > 0.95
 assert lowest["not turned back"][0] > 0.95 and max(highest["not turned back"][3:]) < 0.5
-assert max(abs(run[0] - run[i]) for run in results["values not turned"] for i in range(6)) < 0.02
+assert (max(abs(run[0] - run[i]) for run in results["values not turned"] for i in range(6))
+        < 0.02)
 print("turned back:       above 95 % at all shifts, all three seeds")
 print("not turned back:   above 95 % where it was trained, below 50 % from a shift of 5 on")
 print("values not turned: the same at every shift, within 2 points")
@@ -456,23 +485,25 @@ for line in sees(6, 3):
 
 # %%
 def influence(layers, window, T=40):
-    """How much each output (row) moves when one input (column) changes, through a stack with residuals: T T."""
-    stack = [lively(Attention(WINDOW_ONLY.replace(window_size=window), 0).requires_grad_(False), seed) for seed in range(layers)]
+    """How much each output (row) moves when one input (column) changes, through a stack with
+    residuals: T T."""
+    stack = [lively(Attention(WINDOW_ONLY.replace(window_size=window), 0).requires_grad_(False),
+                    seed) for seed in range(layers)]
     plain = torch.randn(1, T, 128, generator=torch.Generator().manual_seed(2))  # 1 T d
-    changed = plain + 0.5 * torch.eye(T)[:, :, None]                             # T T d: in row s, token s is changed
-    x = torch.cat([changed, plain])                                             # T+1 T d
+    changed = plain + 0.5 * torch.eye(T)[:, :, None]  # T T d: in row s, token s is changed
+    x = torch.cat([changed, plain])  # T+1 T d
     for layer in stack:
         x = x + layer(rms(x))
-    return (x[:-1] - x[-1]).norm(dim=-1).T                                      # output, changed input
+    return (x[:-1] - x[-1]).norm(dim=-1).T  # output, changed input
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 maps = {layers: influence(layers, 8) for layers in (1, 2, 4)}
 for layers, moved in maps.items():
     t, s = (moved > 1e-4).nonzero().T
     assert (t >= s).all() and (t - s).max() == layers * 7
     print(f"{layers} layers: reach {(t - s).max()} tokens back, none forward")
-style.show(figures.plot_reach(maps, 8), "Perturbation maps: the outputs that move reach back 7 tokens for one layer, 14 for two, "
-           "28 for four, and fade towards the edge")
+style.show(figures.plot_reach(maps, 8), "Perturbation maps: the outputs that move reach back 7 "
+           "tokens for one layer, 14 for two, 28 for four, and fade towards the edge")
 
 # %% [markdown]
 # The bound is attained, and the map is causal: nothing above the diagonal. But the far edge is faint: a token 28 back is reached by one path through 4 layers, a near one by many.
@@ -493,7 +524,8 @@ box.sliders["window"].value, box.sliders["layers"].value = 14, 3
 assert box.shown == {"window": 14, "layers": 3}
 for window, layers in ((8, 6), (14, 3), (40, 1)):
     edge = influence(layers, window)[39, 0]
-    print(f"w = {window:2}, {layers} layers: reach {min(layers * (window - 1), 39)} back, the edge moves: {bool(edge > 1e-6)}")
+    print(f"w = {window:2}, {layers} layers: reach {min(layers * (window - 1), 39)} back, the "
+          f"edge moves: {bool(edge > 1e-6)}")
 
 # %% [markdown]
 # With w = 8 it takes 6 layers, since 5 reach 35 back; with w = 14 it takes 3. A wide window is bright all the way to its edge; a deep stack fades. (The static figure above shows the same for w = 8.)
@@ -522,13 +554,14 @@ def sink_weights(scores, sink):
     ### END SOLUTION
 
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 sink_weights = check("attention.sink", sink_weights)
 nothing, something = torch.full((1, 1, 1, 8), -3.0), torch.full((1, 1, 1, 8), -3.0)
 something[..., 5] = 8.0
 for name, scores in (("nothing fits", nothing), ("one token fits", something)):
-    print(f"{name:15} sum of weights: sink 3 {sink_weights(scores, torch.tensor([3.0])).sum():.3f}, "
-          f"no sink {scores.softmax(-1).sum():.3f}")
+    print(f"{name:15} sum "
+          f"of weights: sink 3 {sink_weights(scores, torch.tensor([3.0])).sum():.3f}, no sink "
+          f"{scores.softmax(-1).sum():.3f}")
 
 # %% [markdown]
 # With the sink a head that finds nothing gives 0.02 of an average; without, it gives a whole average of eight tokens that do not concern it. When something fits, the sink hardly shows. In other words: **the sink is how well a token
@@ -537,14 +570,17 @@ for name, scores in (("nothing fits", nothing), ("one token fits", something)):
 # Two facts, each an equality. A sink is the same as one more key whose score is given and whose value is zero. And softmax ignores a number that is added to all scores, but the sink gives the scores a zero point:
 
 # %%
-scores, v = torch.randn(1, 2, 3, 5, generator=rng), torch.randn(5, 4, generator=rng)           # B T H S; S c
+# B T H S; S c
+scores, v = torch.randn(1, 2, 3, 5, generator=rng), torch.randn(5, 4, generator=rng)
 sink = torch.tensor([0.5, -1.0, 2.0])
-more = torch.cat([scores, sink[:, None].expand(1, 2, 3, 1)], -1).softmax(-1) @ torch.cat([v, torch.zeros(1, 4)])
+more = (torch.cat([scores, sink[:, None].expand(1, 2, 3, 1)], -1).softmax(-1)
+        @ torch.cat([v, torch.zeros(1, 4)]))
 torch.testing.assert_close(sink_weights(scores, sink) @ v, more)
-torch.testing.assert_close(sink_weights(scores + 3, sink + 3), sink_weights(scores, sink))      # the control
+# the control
+torch.testing.assert_close(sink_weights(scores + 3, sink + 3), sink_weights(scores, sink))
 moved = sink_weights(scores + 3, sink).sum(-1) - sink_weights(scores, sink).sum(-1)
-print("3 added to scores and sinks: nothing changes; to scores alone: the sums of weights rise by", end=" ")
-print(f"{moved.min():.2f} to {moved.max():.2f}")
+style.say("3 added to scores and sinks: nothing changes; to scores alone: the sums of weights "
+          f"rise by {moved.min():.2f} to {moved.max():.2f}")
 
 # %% [markdown]
 # Models without sinks make one of their own: they park attention on the first token of the text, whatever it is (Xiao et al., arXiv 2309.17453). In a window that first token is soon out of sight; a learned sink stays.
@@ -557,11 +593,13 @@ print(f"{moved.min():.2f} to {moved.max():.2f}")
 
 # %% jupyter={"source_hidden": true}
 def spent(model, ids):
-    """The mean sum of the weights of each head, one list for each layer: a channel of ones rides along as a value."""
-    seen = []                                                                   # filled layer by layer
+    """The mean sum of the weights of each head, one list for each layer: a channel of ones
+    rides along as a value."""
+    seen = []  # filled layer by layer
 
     def attend(q, kv, mask, entries, *others, attend=attention.attend_blocks):
-        wide = F.pad(q, (0, 1)) * ((q.shape[-1] + 1) / q.shape[-1]) ** 0.5      # attend scales by the wider c
+        # attend scales by the wider c
+        wide = F.pad(q, (0, 1)) * ((q.shape[-1] + 1) / q.shape[-1]) ** 0.5
         kv, entries = (t if t is None else F.pad(t, (0, 1), value=1.0) for t in (kv, entries))
         o, p = attend(wide, kv, mask, entries, *others)
         seen.append(o[..., -1].mean((0, 1)).tolist())
@@ -569,7 +607,8 @@ def spent(model, ids):
 
     with mock.patch.object(attention, "attend_blocks", attend):
         logits = model(ids)
-    torch.testing.assert_close(logits, model(ids), atol=1e-3, rtol=1e-3)        # the passenger changes nothing
+    # the passenger changes nothing
+    torch.testing.assert_close(logits, model(ids), atol=1e-3, rtol=1e-3)
     return seen
 
 
@@ -597,18 +636,21 @@ mass = spent(shipped, some[:, :-1])
 heads, depth = range(shipped.config.n_heads), range(shipped.config.n_layers)
 price = [[with_sinks(shipped, some, removed(i, h)) - as_it_is for h in heads] for i in depth]
 steps = {"none": -1e9, **{step: step for step in (-4, -2, -1, 0, 1, 2, 4)}}
-moved = {name: with_sinks(shipped, some, lambda i, sinks, step=step: sinks + step) for name, step in steps.items()}
+moved = {name: with_sinks(shipped, some, lambda i, sinks, step=step: sinks + step)
+         for name, step in steps.items()}
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 print(f"loss {as_it_is:.2f}, without any sink {moved['none']:.2f}")
 print("sinks of layer 0:", [round(v, 1) for v in shipped.layers[0].attn.attn_sink.tolist()])
-style.show(figures.plot_sinks(mass, price, moved), "Left: sum of the weights of each head, some well below 1. Middle: the loss that the "
-           "removal of one head's sink adds. Right: the loss with all sinks moved, lowest about where they are")
+style.show(figures.plot_sinks(mass, price, moved), "Left: sum of the weights of each head, "
+           "some well below 1. Middle: the loss that the removal of one head's sink adds. "
+           "Right: the loss with all sinks moved, lowest about where they are")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert min(min(line) for line in mass) < 0.9 and moved["none"] > as_it_is
 assert moved[4] > moved[-4] > as_it_is
-print("Some heads spend less than 90 % of their attention on tokens. Moved by 4 either way, or removed, the sinks raise the loss.")
+style.say("Some heads spend less than 90 % of their attention on tokens. Moved by 4 either "
+          "way, or removed, the sinks raise the loss.")
 
 # %% [markdown]
 # The trained sinks are about where they should be: far off on both sides it goes uphill (the control). Up is steeper: heads fall silent. Compare the left panel with the middle one: a head whose weights sum to nearly 1 has no use for its
@@ -632,7 +674,8 @@ print("Some heads spend less than 90 % of their attention on tokens. Moved by 4 
 
 # %%
 def grouped_output(o, wo_a, wo_b, groups):
-    """o: B T H c; wo_a: g rank x Hc/g; wo_b: d x g rank -> B T d. Group 0 has the first H/g heads."""
+    """o: B T H c; wo_a: g rank x Hc/g; wo_b: d x g rank -> B T d. Group 0 has the first H/g
+    heads."""
     ### BEGIN SOLUTION
     o = o.flatten(2).unflatten(-1, (groups, -1))                    # B T g Hc/g
     blocks = wo_a.unflatten(0, (groups, -1))                        # g rank Hc/g
@@ -643,25 +686,31 @@ def grouped_output(o, wo_a, wo_b, groups):
 
 # %%
 grouped_output = check("attention.output", grouped_output)
-full = torch.block_diag(*attn.wo_a.weight.unflatten(0, (2, -1)))                # g rank x Hc: zeros beside the blocks
-o = torch.randn(2, 5, 4, 32, generator=rng)                                     # B T H c
+# g rank x Hc: zeros beside the blocks
+full = torch.block_diag(*attn.wo_a.weight.unflatten(0, (2, -1)))
+o = torch.randn(2, 5, 4, 32, generator=rng)  # B T H c
 same = o.flatten(2) @ full.T @ attn.wo_b.weight.T
-torch.testing.assert_close(grouped_output(o, attn.wo_a.weight, attn.wo_b.weight, 2), same, atol=1e-4, rtol=1e-4)
+torch.testing.assert_close(grouped_output(o, attn.wo_a.weight, attn.wo_b.weight, 2), same,
+                           atol=1e-4, rtol=1e-4)
 print("equal to two plain matrices, the first of which is zero outside its blocks")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 def output_parameters(c):
     """Numbers in a plain output matrix, and in wo_a and wo_b, of one layer."""
     ranks = c.o_groups * c.o_lora_rank
-    return c.dim * c.n_heads * c.head_dim, ranks * c.n_heads * c.head_dim // c.o_groups + c.dim * ranks
+    return (c.dim * c.n_heads * c.head_dim,
+            ranks * c.n_heads * c.head_dim // c.o_groups + c.dim * ranks)
 
 
-savings = {name: output_parameters(config) for name, config in (("Flash", Config.flash()), ("Pro", Config.pro()))}
+savings = {name: output_parameters(config)
+           for name, config in (("Flash", Config.flash()), ("Pro", Config.pro()))}
 for (name, (plain, grouped)), layers in zip(savings.items(), (43, 61)):
     print(f"{name:6} plain {plain:12,}, grouped {grouped:12,}: {grouped / plain:.0%}; "
-          f"{2 * layers * (plain - grouped) / 1e9:.1f} GFLOP saved for each token in {layers} layers")
-style.show(figures.plot_groups(full, 2, savings), "Left: wo_a as one matrix, two blocks on the diagonal. Right: the grouped projection has "
-           "half of the plain one's parameters in Flash, 39 percent in Pro")
+          f"{2 * layers * (plain - grouped) / 1e9:.1f} GFLOP saved for each token in {layers} "
+          "layers")
+style.show(figures.plot_groups(full, 2, savings),
+           "Left: wo_a as one matrix, two blocks on the diagonal. Right: the grouped "
+           "projection has half of the plain one's parameters in Flash, 39 percent in Pro")
 
 # %% [markdown]
 # (A multiply-add counts as two operations.) What is given up: a group's 4096 numbers pass through 1024, so no more than 1024 directions of them reach the layer's output; and only heads of one group can be weighed against each other before that.
@@ -677,22 +726,26 @@ def window_attention(attn, x):
     ### BEGIN SOLUTION
     config, T = attn.config, x.shape[1]
     theta = angles(torch.arange(T), frequencies(config, attn.ratio))                  # T r/2
-    q, kv = queries(attn, x, theta), keys(attn, x, theta)                                   # B T H c; B T c
-    scores = torch.einsum("bthc,bsc->bths", q, kv) / config.head_dim ** 0.5                 # B T H T
+    q, kv = queries(attn, x, theta), keys(attn, x, theta)  # B T H c; B T c
+    scores = torch.einsum("bthc,bsc->bths", q, kv) / config.head_dim ** 0.5  # B T H T
     scores = scores.masked_fill(~sees(T, config.window_size)[:, None], -math.inf)
-    o = torch.einsum("bths,bsc->bthc", sink_weights(scores, attn.attn_sink), kv)            # B T H c: keys are values
-    o = rotate(o, -theta[:, None])                                                          # back by the query's position
-    return grouped_output(o, attn.wo_a.weight, attn.wo_b.weight, config.o_groups)           # B T d
+    # B T H c: keys are values
+    o = torch.einsum("bths,bsc->bthc", sink_weights(scores, attn.attn_sink), kv)
+    o = rotate(o, -theta[:, None])  # back by the query's position
+    return grouped_output(o, attn.wo_a.weight, attn.wo_b.weight, config.o_groups)  # B T d
     ### END SOLUTION
 
 
 # %%
 window_attention = check("attention.layer", window_attention)
-x = torch.randn(2, 80, 128, generator=torch.Generator().manual_seed(1))                     # B T d
+x = torch.randn(2, 80, 128, generator=torch.Generator().manual_seed(1))  # B T d
 for i, block in enumerate(living.layers):
-    torch.testing.assert_close(window_attention(block.attn, x), block.attn(x), atol=1e-4, rtol=1e-4)
-torch.testing.assert_close(window_attention(shipped.layers[0].attn, x), shipped.layers[0].attn(x), atol=1e-4, rtol=1e-4)
-print("equal to minids' Attention in four lively layers, and in layer 0 of the trained nano model")
+    torch.testing.assert_close(window_attention(block.attn, x), block.attn(x), atol=1e-4,
+                               rtol=1e-4)
+torch.testing.assert_close(window_attention(shipped.layers[0].attn, x),
+                           shipped.layers[0].attn(x), atol=1e-4, rtol=1e-4)
+print("equal to minids' Attention in four lively layers, and in layer 0 of the trained nano "
+      "model")
 
 # %% [markdown]
 # **The independent judge.** You and `minids` could share a misunderstanding. `transformers` has an implementation of its own. We put *your* attention into a whole window-only model, save its weights, let `transformers`
@@ -700,7 +753,8 @@ print("equal to minids' Attention in four lively layers, and in layer 0 of the t
 
 # %%
 def judged(model, ids):
-    """transformers' logits for the checkpoint that minids saves; None where it is not installed."""
+    """transformers' logits for the checkpoint that minids saves; None where it is not
+    installed."""
     if find_spec("transformers") is None:
         return None
     from transformers import DeepseekV4ForCausalLM
@@ -714,12 +768,14 @@ def judged(model, ids):
         return theirs(ids, use_cache=False).logits
 
 # %%
-ids = torch.randint(0, 1000, (2, 80), generator=torch.Generator().manual_seed(3))           # B T
-with mock.patch.object(Attention, "forward", lambda self, x, *others: window_attention(self, x)):
+ids = torch.randint(0, 1000, (2, 80), generator=torch.Generator().manual_seed(3))  # B T
+with mock.patch.object(Attention, "forward",
+                       lambda self, x, *others: window_attention(self, x)):
     mine = living(ids)
 theirs = judged(living, ids)
 if theirs is None:
-    print("transformers is not installed here: pip install transformers, then run this cell again")
+    print("transformers is not installed here: pip install transformers, then run this cell "
+          "again")
 else:
     torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
     print("a model with your attention equals transformers' DeepseekV4ForCausalLM, every logit")
@@ -739,7 +795,7 @@ else:
 
 # %%
 torch.manual_seed(0)
-fresh = Attention(WINDOW_ONLY, 0).requires_grad_(False)                         # norm weights 1, sinks 0
+fresh = Attention(WINDOW_ONLY, 0).requires_grad_(False)  # norm weights 1, sinks 0
 
 
 def off(layer, attn, x):
@@ -754,7 +810,9 @@ def shifted(layer, attn, x):
 
 
 def tested(layer):
-    here, there = (y[:, attn.config.window_size + 1:] for y in (layer(attn, x), shifted(layer, attn, x)))   # windows within x
+    # windows within x
+    here, there = (y[:, attn.config.window_size + 1:]
+                   for y in (layer(attn, x), shifted(layer, attn, x)))
     shift = ((there - here).norm() / here.norm()).item()
     first = shipped.layers[0].attn
     with mock.patch.object(first, "forward", lambda x, *others: layer(first, x)):
@@ -762,19 +820,24 @@ def tested(layer):
     return [off(layer, fresh, x[:, :20]), off(layer, attn, x), shift, loss - as_it_is]
 
 
-table = {"none (control)": tested(window_attention), **{name: tested(layer) for name, layer in FAULTS.items()}}
+table = {"none (control)": tested(window_attention),
+         **{name: tested(layer) for name, layer in FAULTS.items()}}
 
-# %% tags=["nbval-ignore-output"] jupyter={"source_hidden": true}
-names = ["fresh, short\n(relative)", "lively, long\n(relative)", "shift by 1000\n(relative)", "trained, layer 0\n(added loss)"]
-style.show(figures.plot_faults(list(table), names, list(table.values()), [1e-4, 1e-4, 1e-3, 0.003]),
-           "Faults in rows, tests in columns: lively and long sees all; the fresh and short test misses windows off by one and the "
-           "fixed sink; the shift finds the two faults of the inverse turn and no other")
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true, "source_hidden": true}
+names = ["fresh, short\n(relative)", "lively, long\n(relative)", "shift by 1000\n(relative)",
+         "trained, layer 0\n(added loss)"]
+style.show(figures.plot_faults(list(table), names, list(table.values()),
+                               [1e-4, 1e-4, 1e-3, 0.003]),
+           "Faults in rows, tests in columns: lively and long sees all; the fresh and short "
+           "test misses windows off by one and the fixed sink; the shift finds the two faults "
+           "of the inverse turn and no other")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 seen = {name: [line[0] > 1e-4, line[1] > 1e-4, line[2] > 1e-3] for name, line in table.items()}
 assert seen.pop("none (control)") == [False] * 3 and abs(table["none (control)"][3]) < 1e-4
 assert all(line[1] for line in seen.values())
-print("missed by fresh, short: ", *[name for name, line in seen.items() if not line[0]], sep="\n    ")
+print("missed by fresh, short: ", *[name for name, line in seen.items() if not line[0]],
+      sep="\n    ")
 print("found by the shift: ", *[name for name, line in seen.items() if line[2]], sep="\n    ")
 
 # %% [markdown]
@@ -793,11 +856,13 @@ def colleagues_attention(attn, x):
     q, kv = queries(attn, x, theta), keys(attn, x, theta)
     scores = torch.einsum("bthc,bsc->bths", q, kv) / config.head_dim ** 0.5
     distance = torch.arange(T)[:, None] - torch.arange(T)
-    scores = scores.masked_fill(((distance < 0) | (distance > config.window_size))[:, None], -math.inf)
+    scores = scores.masked_fill(((distance < 0) | (distance > config.window_size))[:, None],
+                                -math.inf)
     top = scores.amax(-1, keepdim=True)
     e = (scores - top).exp()
     o = torch.einsum("bths,bsc->bthc", e / (e.sum(-1, keepdim=True) + (-top).exp()), kv)
-    return grouped_output(rotate(o, -theta[:, None]), attn.wo_a.weight, attn.wo_b.weight, config.o_groups)
+    return grouped_output(rotate(o, -theta[:, None]), attn.wo_a.weight, attn.wo_b.weight,
+                          config.o_groups)
 
 
 print("fresh, short: differs", off(colleagues_attention, fresh, x[:, :20]) > 1e-4)
@@ -813,12 +878,16 @@ def repaired_attention(attn, x):
     q, kv = queries(attn, x, theta), keys(attn, x, theta)
     scores = torch.einsum("bthc,bsc->bths", q, kv) / config.head_dim ** 0.5
     distance = torch.arange(T)[:, None] - torch.arange(T)
-    scores = scores.masked_fill(((distance < 0) | (distance >= config.window_size))[:, None], -math.inf)   # w keys in all
+    # w keys in all
+    scores = scores.masked_fill(((distance < 0) | (distance >= config.window_size))[:, None],
+                                -math.inf)
     top = scores.amax(-1, keepdim=True)
     e = (scores - top).exp()
-    total = e.sum(-1, keepdim=True) + (attn.attn_sink[:, None] - top).exp()                 # each head's own sink
+    # each head's own sink
+    total = e.sum(-1, keepdim=True) + (attn.attn_sink[:, None] - top).exp()
     o = torch.einsum("bths,bsc->bthc", e / total, kv)
-    return grouped_output(rotate(o, -theta[:, None]), attn.wo_a.weight, attn.wo_b.weight, config.o_groups)
+    return grouped_output(rotate(o, -theta[:, None]), attn.wo_a.weight, attn.wo_b.weight,
+                          config.o_groups)
     ### END SOLUTION
 
 
@@ -844,7 +913,8 @@ repaired_attention = check("attention.debug", repaired_attention)
 
 # %%
 def frequencies(config, ratio):
-    """Radians per position of each pair in a layer with this compression ratio: r/2. Ratio 0: no compression."""
+    """Radians per position of each pair in a layer with this compression ratio: r/2. Ratio
+    0: no compression."""
     ### BEGIN SOLUTION
     r = config.rope_head_dim
     base, length = config.rope(ratio)
@@ -855,7 +925,8 @@ def frequencies(config, ratio):
     def at(rotations):
         return r * math.log(length / (2 * math.pi * rotations)) / (2 * math.log(base))
 
-    low, high = max(math.floor(at(config.beta_fast)), 0), min(math.ceil(at(config.beta_slow)), r - 1)
+    low = max(math.floor(at(config.beta_fast)), 0)
+    high = min(math.ceil(at(config.beta_slow)), r - 1)
     ramp = ((torch.arange(r // 2) - low) / max(high - low, 0.001)).clamp(0, 1)
     return w / config.rope_factor * ramp + w * (1 - ramp)
     ### END SOLUTION
@@ -865,13 +936,15 @@ def frequencies(config, ratio):
 frequencies = check("attention.yarn", frequencies)
 stretched = frequencies(flash, 4)
 torch.testing.assert_close(stretched, rotary.frequencies(flash, ratio=4))
-print("equal to minids' frequencies of Flash's layers with compression; slowest pair: one turn in",
-      f"{2 * math.pi / stretched[-1] / 1e6:.2f} million positions")
-lines = {"base 10,000: window-only layers": rope_frequencies(64, 10000.0), "base 160,000": rope_frequencies(64, 160000.0),
+style.say("equal to minids' frequencies of Flash's layers with compression; slowest pair: one "
+          f"turn in {2 * math.pi / stretched[-1] / 1e6:.2f} million positions")
+lines = {"base 10,000: window-only layers": rope_frequencies(64, 10000.0),
+         "base 160,000": rope_frequencies(64, 160000.0),
          "base 160,000 with YaRN: layers with compression": stretched}
-style.show(figures.plot_periods(lines, {"window, 128": 128, "65,536": 65536, "1,048,576": 1048576}),
-           "Positions for a full turn, pair by pair: fast pairs alike, slow ones slower with the larger base, and 16 times slower "
-           "from pair 25 on with YaRN")
+style.show(figures.plot_periods(lines,
+                                {"window, 128": 128, "65,536": 65536, "1,048,576": 1048576}),
+           "Positions for a full turn, pair by pair: fast pairs alike, slow ones slower with "
+           "the larger base, and 16 times slower from pair 25 on with YaRN")
 
 # %% [markdown]
 # A window of 128 needs no slow hands, so window-only layers keep base 10,000 and no YaRN. One base for all layers is a usual slip; the figure of section 9 has it as "the other base".

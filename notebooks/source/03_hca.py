@@ -51,9 +51,10 @@ versions()
 #
 # **Predict before you run:** which of the three vectors differ between the two sentences?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 rng = torch.Generator().manual_seed(0)
-words = {word: torch.randn(16, generator=rng) for word in ("the", "dog", "bites", "man", "today")}
+words = {word: torch.randn(16, generator=rng)
+         for word in ("the", "dog", "bites", "man", "today")}
 gate, place_bias = torch.randn(16, 16, generator=rng), torch.randn(6, 16, generator=rng)
 
 
@@ -65,7 +66,8 @@ def one_vector(sentence, way):
 
 
 for way in ("mean", "gate", "gate + place"):
-    a, b = (one_vector(s, way) for s in ("the dog bites the man today", "the man bites the dog today"))
+    a, b = (one_vector(s, way)
+            for s in ("the dog bites the man today", "the man bites the dog today"))
     print(f"{way:13} largest difference {(a - b).abs().max():.2f}")
 
 # %% [markdown]
@@ -83,8 +85,8 @@ for way in ("mean", "gate", "gate + place"):
 # A **compressed entry** is the one vector made of a window. As everywhere in V4, it is key and value at once. Here m = 5, w = 6, and the query is token 21:
 
 # %% jupyter={"source_hidden": true}
-style.show(hca.plot_reading(21, 6, 5, 25), "The query at 21 reads four complete entries, which cover tokens 0 to 19, and the last six tokens "
-           "one by one; entry 4 is not complete")
+style.show(hca.plot_reading(21, 6, 5, 25), "The query at 21 reads four complete entries, which "
+           "cover tokens 0 to 19, and the last six tokens one by one; entry 4 is not complete")
 
 # %% [markdown]
 # Heavily compressed attention (HCA) is this picture with m = 128 and w = 128. In one sentence: *pool complete windows, read all entries beside the sliding window, in one softmax*.
@@ -115,7 +117,7 @@ style.show(hca.plot_reading(21, 6, 5, 25), "The query at 21 reads four complete 
 #
 # **Predict before you run:** the wrong softmax runs over the channels instead of the tokens. Does the result look wrong?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 kv = torch.tensor([[1.0, 10], [3, 30]])                                             # m c
 z = torch.tensor([[0.0, math.log(3)], [0, 0]])                                      # m c
 print("over the tokens:  ", [round(v, 2) for v in (z.softmax(0) * kv).sum(0).tolist()])
@@ -169,15 +171,19 @@ def lively(module, seed=0):
     for name, p in module.requires_grad_(False).named_parameters():
         noise = torch.randn(p.shape, generator=rng)
         plain = p.ndim == 1 or "ape" in name
-        p.copy_(1 + 0.3 * noise if "norm" in name else noise if plain else 2 * noise * p.shape[1] ** -0.5)
+        p.copy_(1 + 0.3 * noise if "norm" in name else noise if plain
+                else 2 * noise * p.shape[1] ** -0.5)
     return module
 
 
 comp = lively(Compressor(NANO, M, C))
 x = torch.randn(2, 100, NANO.dim, generator=torch.Generator().manual_seed(1))       # B T d
-entries = compress(x, comp.wkv.weight, comp.wgate.weight, comp.ape, comp.norm.weight, NANO.norm_eps)    # B n c
+# B n c
+entries = compress(x, comp.wkv.weight, comp.wgate.weight, comp.ape, comp.norm.weight,
+                   NANO.norm_eps)
 torch.testing.assert_close(entries[..., :-R], comp(x)[..., :-R])
-print(f"{x.shape[1]} tokens give {entries.shape[1]} entries: equal to minids in the channels that do not turn")
+print(f"{x.shape[1]} tokens give {entries.shape[1]} entries: equal to minids in the channels "
+      "that do not turn")
 
 # %% [markdown]
 # ## 3. Where is an entry?
@@ -187,7 +193,7 @@ print(f"{x.shape[1]} tokens give {entries.shape[1]} entries: equal to minids in 
 # Rotary embedding turns a pair of channels by position times frequency, query and key alike, so that their product depends on the **distance** only. Count positions in tokens, also for entries:
 # query and keys share the scale. **Predict before you run:** the query at t = 1000, m = 16, and its newest complete entry. How far away is that entry if its position is i m? And if somebody takes i?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 t, m = 1000, 16
 i = (t + 1) // m - 1
 print(f"entry {i} covers tokens {i * m} to {i * m + m - 1}")
@@ -213,16 +219,18 @@ print(f"distance with position i m: {t - i * m};  with position i: {t - i}")
 
 # %%
 def frequencies(config, ratio):
-    """Radians per token of each rotating pair in a layer with this compression ratio: r/2 (lesson 02)."""
+    """Radians per token of each rotating pair in a layer with this compression ratio: r/2
+    (lesson 02)."""
     r = config.rope_head_dim
-    base, length = config.rope(ratio)                                               # a length of 0: no YaRN
-    w = base ** (-torch.arange(0, r, 2) / r)                                        # r/2
+    base, length = config.rope(ratio)         # a length of 0: no YaRN
+    w = base ** (-torch.arange(0, r, 2) / r)  # r/2
     if length == 0:
         return w
 
-    def pair(rotations):                                                            # the pair that rotates so often
+    def pair(rotations):                      # the pair that rotates so often
         return r * math.log(length / (2 * math.pi * rotations)) / (2 * math.log(base))
-    low, high = max(math.floor(pair(config.beta_fast)), 0), min(math.ceil(pair(config.beta_slow)), r - 1)
+    low = max(math.floor(pair(config.beta_fast)), 0)
+    high = min(math.ceil(pair(config.beta_slow)), r - 1)
     ramp = ((torch.arange(r // 2) - low) / max(high - low, 0.001)).clamp(0, 1)    # r/2
     return w / config.rope_factor * ramp + w * (1 - ramp)
 
@@ -235,20 +243,24 @@ print("equal to minids, for Flash and for nano")
 # %% [markdown]
 # **Predict before you run:** how often does the slowest pair of base 10,000 go round in 1,048,576 tokens? More or less than once?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 plain = flash.replace(original_seq_len=0)
 clocks = {"base 10,000": frequencies(flash, 0), "base 160,000": frequencies(plain, 128),
           "base 160,000 and YaRN": frequencies(flash, 128)}
 periods = {name: (2 * math.pi / w).tolist() for name, w in clocks.items()}
-print(f"tokens in a full turn {'':8}" + "".join(f"pair {j:2}{'':6}" for j in (0, 8, 15, 20, 25, 31)))
+print(f"tokens in a full turn {'':8}"
+      + "".join(f"pair {j:2}{'':6}" for j in (0, 8, 15, 20, 25, 31)))
 for name, line in periods.items():
-    print(f"{name:24}" + "".join(f"{float(f'{line[j]:.4g}'):13,.0f}" for j in (0, 8, 15, 20, 25, 31)))
-print(f"turns of the slowest pair in 1,048,576 tokens: {', '.join(f'{2**20 / line[-1]:.2f}' for line in periods.values())}")
+    print(f"{name:24}"
+          + "".join(f"{float(f'{line[j]:.4g}'):13,.0f}" for j in (0, 8, 15, 20, 25, 31)))
+print("turns of the slowest pair in 1,048,576 tokens: "
+      f"{', '.join(f'{2**20 / line[-1]:.2f}' for line in periods.values())}")
 
-# %% jupyter={"source_hidden": true}
-style.show(hca.plot_periods(periods, 15, 25, flash.original_seq_len, flash.max_seq_len),
-           "Tokens in a full turn over pairs of channels: base 10,000 never reaches a million tokens; with YaRN the fast pairs stay, "
-           "the pairs above the ramp turn sixteen times slower")
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
+style.show(
+    hca.plot_periods(periods, 15, 25, flash.original_seq_len, flash.max_seq_len),
+    "Tokens in a full turn over pairs of channels: base 10,000 never reaches a million tokens; "
+    "with YaRN the fast pairs stay, the pairs above the ramp turn sixteen times slower")
 
 # %% [markdown]
 # Twenty-two laps with base 10,000. With base 160,000 the slowest pair still laps once and a half; with YaRN it makes 0.09 of a turn: exactly what plain base
@@ -260,10 +272,11 @@ style.show(hca.plot_periods(periods, 15, 25, flash.original_seq_len, flash.max_s
 
 # %%
 def place(entries, m, config):
-    """The entries, rotated to their positions, in a layer with compression. entries: B n c; m: tokens in an entry -> B n c."""
+    """The entries, rotated to their positions, in a layer with compression. entries: B n c;
+    m: tokens in an entry -> B n c."""
     ### BEGIN SOLUTION
-    positions = torch.arange(entries.shape[1]) * m                                  # n
-    return rotate(entries, angles(positions, frequencies(config, m)))               # angles n r/2
+    positions = torch.arange(entries.shape[1]) * m                     # n
+    return rotate(entries, angles(positions, frequencies(config, m)))  # angles n r/2
     ### END SOLUTION
 
 
@@ -292,7 +305,7 @@ def visible(T, S, m):
     ### END SOLUTION
 
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 visible = check("hca.visible", visible)
 print("query:       ", list(range(9)))
 print("entries seen:", visible(9, 2, 4).sum(1).tolist())
@@ -308,22 +321,25 @@ def draw(w, t):
     return hca.plot_reading(t, w, 8, 32)
 
 
-box = style.slider_image(draw, "What the query at t reads: through an entry, in its sliding window, or not at all",
-                         w=[8, 7, 6, 5, 4, 2], t=range(21, 32))
+box = style.slider_image(
+    draw, "What the query at t reads: through an entry, in its sliding window, or not at all",
+    w=[8, 7, 6, 5, 4, 2], t=range(21, 32))
 box
 
 # %%
 box.sliders["w"].value, box.sliders["t"].value = 4, 22
 assert box.shown == {"w": 4, "t": 22}
 row = hca.ways(32, 4, 8)[22].tolist()
-print("w = 4, t = 22: read in no way:", [s for s, way in enumerate(row) if list(hca.WAYS)[way] == "not at all"])
+print("w = 4, t = 22: read in no way:",
+      [s for s, way in enumerate(row) if list(hca.WAYS)[way] == "not at all"])
 
 # %% [markdown]
 # The same for all queries at once:
 
 # %% jupyter={"source_hidden": true}
-style.show(hca.plot_reach(32, 8, [8, 7, 4]), "Queries in rows, tokens in columns: entries cover a staircase, the sliding window a band along "
-           "the diagonal; with w = 4 red gaps open below the band")
+style.show(hca.plot_reach(32, 8, [8, 7, 4]),
+           "Queries in rows, tokens in columns: entries cover a staircase, the sliding window "
+           "a band along the diagonal; with w = 4 red gaps open below the band")
 
 # %% [markdown]
 # ### Exercise 4: the blind gap
@@ -341,7 +357,8 @@ def unseen(t, w, m):
 unseen = check("hca.unseen", unseen)
 for name, w, m in (("V4", 128, 128), ("nano", W, M), ("too narrow", 64, 128)):
     gaps = [len(unseen(t, w, m)) for t in range(1024)]
-    print(f"{name:11} w = {w:3}, m = {m:3}: at most {max(gaps):2} tokens unread, by {sum(g > 0 for g in gaps)} of 1024 queries")
+    print(f"{name:11} w = {w:3}, m = {m:3}: at most {max(gaps):2} tokens unread, by "
+          f"{sum(g > 0 for g in gaps)} of 1024 queries")
 
 # %% [markdown]
 # At most m - 1 tokens wait for their window, so w = m - 1 is enough, and V4's w = m = 128 leaves nobody out.
@@ -361,7 +378,8 @@ for name, w, m in (("V4", 128, 128), ("nano", W, M), ("too narrow", 64, 128)):
 
 # %%
 def attend(q, kv, seen, sink):
-    """What each head reads: B T H c. q: B T H c; kv: B S c, keys and values; seen: T S or B T S, bool; sink: H.
+    """What each head reads: B T H c. q: B T H c; kv: B S c, keys and values; seen: T S or
+    B T S, bool; sink: H.
 
     All are rotated already. `seen` says whether the query at t may read key s.
     """
@@ -376,15 +394,17 @@ def attend(q, kv, seen, sink):
 def hca_attention(attn, x):
     """An HCA layer. x: B T d -> B T d.
 
-    attn has a compressor (wkv, wgate, ape, norm), wo_a, wo_b, attn_sink, and ratio, its m; its config has norm_eps,
-    window_size, o_groups.
+    attn has a compressor (wkv, wgate, ape, norm), wo_a, wo_b, attn_sink, and ratio, its m; its
+    config has norm_eps, window_size, o_groups.
     """
     ### BEGIN SOLUTION
     config, comp, m, T = attn.config, attn.compressor, attn.ratio, x.shape[1]
     theta = angles(torch.arange(T), frequencies(config, m))                         # T r/2
-    entries = compress(x, comp.wkv.weight, comp.wgate.weight, comp.ape, comp.norm.weight, config.norm_eps)
+    entries = compress(x, comp.wkv.weight, comp.wgate.weight, comp.ape, comp.norm.weight,
+                       config.norm_eps)
     kv = torch.cat([keys(attn, x, theta), place(entries, m, config)], 1)            # B T+n c
-    seen = torch.cat([sees(T, config.window_size), visible(T, entries.shape[1], m)], -1)    # T T+n
+    # T T+n
+    seen = torch.cat([sees(T, config.window_size), visible(T, entries.shape[1], m)], -1)
     o = attend(queries(attn, x, theta), kv, seen, attn.attn_sink)                   # B T H c
     o = rotate(o, -theta[:, None])
     return grouped_output(o, attn.wo_a.weight, attn.wo_b.weight, config.o_groups)   # B T d
@@ -398,7 +418,8 @@ hca_attention = check("hca.layer", hca_attention)
 # %%
 layer = lively(Attention(NANO, M), seed=2)
 torch.testing.assert_close(hca_attention(layer, x), layer(x), atol=1e-4, rtol=1e-4)
-print("equal to minids.Attention:", x.shape[1], "tokens,", x.shape[1] // M, "entries,", x.shape[1] % M, "tokens waiting")
+print("equal to minids.Attention:", x.shape[1], "tokens,", x.shape[1] // M, "entries,",
+      x.shape[1] % M, "tokens waiting")
 
 # %% [markdown]
 # ## 6. Causality, measured
@@ -410,7 +431,8 @@ print("equal to minids.Attention:", x.shape[1], "tokens,", x.shape[1] // M, "ent
 
 # %%
 def early(pos, T, S, m, device):
-    """The sabotage: minids' mask of entries, but a window is visible as soon as it has begun."""
+    """The sabotage: minids' mask of entries, but a window is visible as soon as it has
+    begun."""
     return masks.forbid(torch.arange(S) > ((pos + torch.arange(T)) // m)[:, None])
 
 
@@ -420,26 +442,29 @@ def late(pos, T, S, m, device):
 
 
 def perturbed(layer, T):
-    """How much output t (row) moves, relative to its size, when token s (column) is changed: T T."""
+    """How much output t (row) moves, relative to its size, when token s (column) is changed:
+    T T."""
     rng = torch.Generator().manual_seed(3)
-    x = torch.randn(T, layer.config.dim, generator=rng)                             # T d
-    batch = x.repeat(T + 1, 1, 1)                                                   # T+1 T d; the last one stays as it is
+    x = torch.randn(T, layer.config.dim, generator=rng)  # T d
+    batch = x.repeat(T + 1, 1, 1)                        # T+1 T d; the last one stays as it is
     batch[torch.arange(T), torch.arange(T)] += torch.randn(T, layer.config.dim, generator=rng)
-    y = layer(batch)                                                                # T+1 T d
+    y = layer(batch)                                     # T+1 T d
     return ((y[:-1] - y[-1]).norm(dim=-1) / y[-1].norm(dim=-1)).T
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 small = lively(Attention(NANO.replace(window_size=3), 8), seed=4)
 maps = {}
-for name, rule in (("right: complete windows only", passes.incomplete), ("sabotage: s <= t // m", early)):
+for name, rule in (("right: complete windows only", passes.incomplete),
+                   ("sabotage: s <= t // m", early)):
     with mock.patch.object(passes, "incomplete", rule):
         maps[name] = perturbed(small, 48)
     above = (maps[name].triu(1) > 1e-4).sum().item()
     print(f"{name:31} cells above the diagonal that change: {above}")
 
-# %% jupyter={"source_hidden": true}
-style.show(hca.plot_changes(maps, 8), "Left: a band along the diagonal and a staircase of windows below it, nothing above the diagonal. "
-           "Right: triangles above the diagonal, one for each window")
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
+style.show(hca.plot_changes(maps, 8),
+           "Left: a band along the diagonal and a staircase of windows below it, nothing above "
+           "the diagonal. Right: triangles above the diagonal, one for each window")
 
 # %% [markdown]
 # Left: the band is the sliding window. Below it each window of 8 columns starts to matter at the row of its **last** token, all eight at once: a staircase. Between band and staircase lies white, the blind gap: with w = 3 a token
@@ -455,15 +480,19 @@ style.show(hca.plot_changes(maps, 8), "Left: a band along the diagonal and a sta
 # **Predict before you run:** which of the three runs falls below 2.77 on the first half?
 
 # %%
-COPY = NANO.replace(vocab_size=16, dim=64, n_layers=1, n_mtp_layers=0, compress_ratios=(6,), window_size=6, hc_mult=2,
-                    n_routed_experts=2, n_activated_experts=1, n_hash_layers=0, original_seq_len=0, max_seq_len=64)
+COPY = NANO.replace(vocab_size=16, dim=64, n_layers=1, n_mtp_layers=0, compress_ratios=(6,),
+                    window_size=6, hc_mult=2,
+                    n_routed_experts=2, n_activated_experts=1, n_hash_layers=0,
+                    original_seq_len=0, max_seq_len=64)
 
 
 def copy_run(rule, steps=120):
-    """[(loss on the first half, loss on the second)] of each training step, with this mask of entries."""
+    """[(loss on the first half, loss on the second)] of each training step, with this mask
+    of entries."""
     torch.manual_seed(0)
     model, losses = Model(COPY), []
-    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3, betas=(0.9, 0.95), weight_decay=0)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3, betas=(0.9, 0.95),
+                                  weight_decay=0)
     with mock.patch.object(passes, "incomplete", rule):
         for _ in range(steps):
             ids = torch.randint(0, 16, (32, 18)).repeat(1, 2)                       # B 36
@@ -477,16 +506,21 @@ def copy_run(rule, steps=120):
     return losses
 
 
-# %% tags=["nbval-ignore-output"]
-runs = {"right": copy_run(passes.incomplete), "sabotage: too early": copy_run(early), "control: too late": copy_run(late)}
-style.show(hca.plot_halves(runs, math.log(16)), "Loss over training steps. On the random half only the sabotaged run falls below guessing; "
-           "the right run (pale, thick) and the control (thin, dashed) lie on each other. On the copied half all runs learn")
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
+runs = {"right": copy_run(passes.incomplete), "sabotage: too early": copy_run(early),
+        "control: too late": copy_run(late)}
+style.show(hca.plot_halves(runs, math.log(16)), "Loss over training steps. On the random half "
+           "only the sabotaged run falls below guessing; the right run (pale, thick) and the "
+           "control (thin, dashed) lie on each other. On the copied half all runs learn")
 
-# %%
-end = {name: [sum(step[i] for step in line[-10:]) / 10 for i in (0, 1)] for name, line in runs.items()}
-assert end["right"][0] > 2.65 and end["control: too late"][0] > 2.65 and end["sabotage: too early"][0] < 2.0
+# %% jupyter={"outputs_hidden": true}
+end = {name: [sum(step[i] for step in line[-10:]) / 10 for i in (0, 1)]
+       for name, line in runs.items()}
+assert (end["right"][0] > 2.65 and end["control: too late"][0] > 2.65
+        and end["sabotage: too early"][0] < 2.0)
 assert end["right"][1] < 2.2
-print("random half: right and late stay at ln 16; early falls below 2.0, which no honest model can")
+style.say("random half: right and late stay at ln 16; early falls below 2.0, which no honest "
+          "model can")
 print("copied half: the right run falls below 2.2")
 
 # %% [markdown]
@@ -511,7 +545,8 @@ print("copied half: the right run falls below 2.2")
 
 # %%
 def questions(task, rng, n, tokens=12, m=8):
-    """Random windows for three seeds: ids and importance, 3 n m, and the right answers, 3 n places."""
+    """Random windows for three seeds: ids and importance, 3 n m, and the right answers, 3 n
+    places."""
     ids = torch.randint(0, tokens, (3, n, m), generator=rng)
     importance = torch.randn(3, n, m, generator=rng)
     if task == "order":
@@ -522,21 +557,27 @@ def questions(task, rng, n, tokens=12, m=8):
 
 # %%
 def learn(task, gate, ape, steps=250, tokens=12, m=8, d=24, c=32):
-    """Train a compressor and a linear reader; the share of right answers on new windows, for each of three seeds."""
+    """Train a compressor and a linear reader; the share of right answers on new windows, for
+    each of three seeds."""
     rng = torch.Generator().manual_seed(0)
     embed, direction = torch.randn(tokens, d, generator=rng), torch.randn(d, generator=rng)
     places = m if task == "order" else 1
     shapes = {"wkv": (c, d), "wgate": (c, d), "ape": (m, c), "read": (c, places * tokens)}
-    p = {name: (0.3 * torch.randn(3, *shape, generator=rng)).requires_grad_() for name, shape in shapes.items()}
+    p = {name: (0.3 * torch.randn(3, *shape, generator=rng)).requires_grad_()
+         for name, shape in shapes.items()}
     for name, used in (("wgate", gate), ("ape", ape)):
         p[name] = p[name] if used else torch.zeros(3, *shapes[name])
-    optimiser = torch.optim.AdamW([t for t in p.values() if t.requires_grad], lr=1e-2, weight_decay=0)
-    pooled = torch.vmap(lambda x, wkv, wgate, ape: compress(x, wkv, wgate, ape, torch.ones(c), 1e-6))
+    optimiser = torch.optim.AdamW([t for t in p.values() if t.requires_grad], lr=1e-2,
+                                  weight_decay=0)
+    pooled = torch.vmap(
+        lambda x, wkv, wgate, ape: compress(x, wkv, wgate, ape, torch.ones(c), 1e-6))
 
     def answer(n):
         ids, importance, right = questions(task, rng, n)
-        x = embed[ids] + importance[..., None] * direction                          # 3 n m d, then B = 1 row of n windows
-        entries = pooled(x.flatten(1, 2)[:, None], p["wkv"], p["wgate"], p["ape"])[:, 0]    # 3 n c
+        # 3 n m d, then B = 1 row of n windows
+        x = embed[ids] + importance[..., None] * direction
+        # 3 n c
+        entries = pooled(x.flatten(1, 2)[:, None], p["wkv"], p["wgate"], p["ape"])[:, 0]
         return (entries @ p["read"]).view(3, n, places, tokens), right
     for _ in range(steps):
         logits, right = answer(128)
@@ -546,24 +587,35 @@ def learn(task, gate, ape, steps=250, tokens=12, m=8, d=24, c=32):
     logits, right = answer(2000)
     return (logits.argmax(-1) == right).float().mean((1, 2)).tolist()
 
-# %% tags=["nbval-ignore-output"]
-VERSIONS = {"mean": (False, False), "gate": (True, False), "ape": (False, True), "both": (True, True)}
-scores = {task: {name: learn(task, *used) for name, used in VERSIONS.items()} for task in ("order", "important", "count")}
-ids = questions("order", torch.Generator().manual_seed(9), 2000)[0]                 # 3 n m
-bag = F.one_hot(ids, 12).sum(2).amax(-1).float().mean().item() / 8                  # name the window's commonest token
-style.show(hca.plot_tasks(scores, {"order": bag, "important": bag, "count": None}),
-           "Shares of right answers: order needs ape, the important token needs the gate, counting needs neither; the dotted line is "
-           "naming the commonest token of the window")
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
+VERSIONS = {"mean": (False, False), "gate": (True, False), "ape": (False, True),
+            "both": (True, True)}
+scores = {task: {name: learn(task, *used) for name, used in VERSIONS.items()}
+          for task in ("order", "important", "count")}
+ids = questions("order", torch.Generator().manual_seed(9), 2000)[0]  # 3 n m
+# name the window's commonest token
+bag = F.one_hot(ids, 12).sum(2).amax(-1).float().mean().item() / 8
+style.show(
+    hca.plot_tasks(scores, {"order": bag, "important": bag, "count": None}),
+    "Shares of right answers: order needs ape, the important token needs the gate, counting "
+    "needs neither; the dotted line is naming the commonest token of the window")
 for task, rows in scores.items():
-    print(f"{task:10}", "   ".join(f"{name} {min(v):.2f} to {max(v):.2f}" for name, v in rows.items()))
+    print(f"{task:10}",
+          "   ".join(f"{name} {min(v):.2f} to {max(v):.2f}" for name, v in rows.items()))
 
-# %%
-worst = {task: {name: min(values) for name, values in rows.items()} for task, rows in scores.items()}
-best = {task: {name: max(values) for name, values in rows.items()} for task, rows in scores.items()}
-assert max(best["order"][name] for name in ("mean", "gate")) < 0.4 < 0.5 < min(worst["order"][name] for name in ("ape", "both"))
-assert max(best["important"][n] for n in ("mean", "ape")) < 0.5 < 0.85 < min(worst["important"][n] for n in ("gate", "both"))
-assert max(best["count"].values()) - min(worst["count"].values()) < 0.1 and min(worst["count"].values()) > 0.85
-print("order: without ape below 0.4, with ape above 0.5. important: without the gate below 0.5, with it above 0.85.")
+# %% jupyter={"outputs_hidden": true}
+worst = {task: {name: min(values) for name, values in rows.items()}
+         for task, rows in scores.items()}
+best = {task: {name: max(values) for name, values in rows.items()}
+        for task, rows in scores.items()}
+assert (max(best["order"][name] for name in ("mean", "gate")) < 0.4 < 0.5
+        < min(worst["order"][name] for name in ("ape", "both")))
+assert (max(best["important"][n] for n in ("mean", "ape")) < 0.5 < 0.85
+        < min(worst["important"][n] for n in ("gate", "both")))
+assert (max(best["count"].values()) - min(worst["count"].values()) < 0.1
+        and min(worst["count"].values()) > 0.85)
+style.say("order: without ape below 0.4, with ape above 0.5. important: without the gate below "
+          "0.5, with it above 0.85.")
 print("count, the control: all four above 0.85, and within 0.1 of each other")
 
 # %% [markdown]
@@ -579,17 +631,20 @@ print("count, the control: all four above 0.85, and within 0.1 of each other")
 
 # %%
 nano = minids.load(paths.data("checkpoints", "nano")).eval().requires_grad_(False)
-L = next(i for i, ratio in enumerate(nano.config.compress_ratios) if ratio > 4)     # the first HCA layer
+# the first HCA layer
+L = next(i for i, ratio in enumerate(nano.config.compress_ratios) if ratio > 4)
 comp, m = nano.layers[L].attn.compressor, nano.config.compress_ratios[L]
 tokenizer = Tokenizer.load()
-texts = (tokenizer.encode(words, bos=True) for _, words in mixture.documents("heldout", ("text", "stories")))
+texts = (tokenizer.encode(words, bos=True)
+         for _, words in mixture.documents("heldout", ("text", "stories")))
 rows = torch.tensor(list(islice((ids[:512] for ids in texts if len(ids) >= 512), 48)))  # B T
 caught = []
 hook = comp.register_forward_pre_hook(lambda module, args: caught.append(args[0]))
 nano.features(rows)
 hook.remove()
-x = caught[0]                                                                       # B T d
-print(f"layer {L}: {x.shape[0]} rows of {x.shape[1]} tokens, windows of {m}: {x.shape[0] * x.shape[1] // m} entries")
+x = caught[0]  # B T d
+print(f"layer {L}: {x.shape[0]} rows of {x.shape[1]} tokens, windows of {m}: "
+      f"{x.shape[0] * x.shape[1] // m} entries")
 
 # %% [markdown]
 # **Its weights.** A channel with weight 1 on a single token has picked; a channel with 1/m everywhere has averaged. The *effective number of tokens* says which: $e^{\text{entropy}}$ is 1 for a pick and m for a mean.
@@ -604,13 +659,16 @@ def pooling_weights(x, comp, m):
 torch.manual_seed(0)
 fresh = Model(nano.config).eval().requires_grad_(False).layers[L].attn.compressor
 p_fresh, p_nano = pooling_weights(x, fresh, m), pooling_weights(x, comp, m)
-effective = [(-(p * p.clamp_min(1e-30).log()).sum(1)).exp().mean().item() for p in (p_fresh, p_nano)]
+effective = [(-(p * p.clamp_min(1e-30).log()).sum(1)).exp().mean().item()
+             for p in (p_fresh, p_nano)]
 
 # %% tags=["nbval-ignore-output"]
-style.show(hca.plot_weights({"fresh: one window": p_fresh[5], "nano: one window": p_nano[5], "nano: mean of all windows": p_nano.mean(0)}),
-           "Weights by place and channel. Fresh: all nearly equal. Trained: in one window most channels pick a few tokens; over many "
-           "windows the places even out")
-print(f"effective number of tokens, of {m}: fresh {effective[0]:.1f}, trained {effective[1]:.1f}")
+style.show(hca.plot_weights({"fresh: one window": p_fresh[5], "nano: one window": p_nano[5],
+                             "nano: mean of all windows": p_nano.mean(0)}),
+           "Weights by place and channel. Fresh: all nearly equal. Trained: in one window most "
+           "channels pick a few tokens; over many windows the places even out")
+print(f"effective number of tokens, of {m}: fresh {effective[0]:.1f}, trained "
+      f"{effective[1]:.1f}")
 
 # %%
 assert effective[0] > 0.85 * m and effective[1] < 0.6 * m
@@ -625,19 +683,23 @@ print("the fresh compressor takes nearly the mean; the trained one has learned t
 
 # %%
 def guess(a, b, split):
-    """The linear guess of b (N d) from a (N c), by ridge regression on the first `split` rows, for the other rows."""
+    """The linear guess of b (N d) from a (N c), by ridge regression on the first `split`
+    rows, for the other rows."""
     a = torch.cat([(a - a.mean(0)) / a.std(0), torch.ones(len(a), 1)], 1)           # N c+1
     known = a[:split]
-    solved = torch.linalg.solve(known.T @ known + 1e-3 * split * torch.eye(a.shape[1]), known.T @ b[:split])
+    solved = torch.linalg.solve(known.T @ known + 1e-3 * split * torch.eye(a.shape[1]),
+                                known.T @ b[:split])
     return a[split:] @ solved
 
 
 def line_up(source, x, split):
-    """Share of right picks out of 16, for each place. source: N c, or N m c (one for each place); x: N m d."""
+    """Share of right picks out of 16, for each place. source: N c, or N m c (one for each
+    place); x: N m d."""
     shares, rng = [], torch.Generator().manual_seed(0)
     for j in range(x.shape[1]):
         true = x[split:, j] - x[:split, j].mean(0)                                  # N' d
-        found = guess(source if source.ndim == 2 else source[:, j], x[:, j], split) - x[:split, j].mean(0)
+        found = (guess(source if source.ndim == 2 else source[:, j], x[:, j], split)
+                 - x[:split, j].mean(0))
         alike = F.normalize(found, dim=-1) @ F.normalize(true, dim=-1).T            # N' N'
         others = torch.randint(0, len(true), (len(true), 15), generator=rng)
         picks = torch.cat([alike.diagonal()[:, None], alike.gather(1, others)], 1)  # N' 16
@@ -645,26 +707,32 @@ def line_up(source, x, split):
     return shares
 
 # %%
-windows = x.unflatten(1, (-1, m)).flatten(0, 1)                                     # N m d
+windows = x.unflatten(1, (-1, m)).flatten(0, 1)         # N m d
 order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(0))
-windows, split = windows[order], len(windows) * 3 // 4                              # so that texts are mixed
-values = windows @ comp.wkv.weight.T                                                # N m c
+windows, split = windows[order], len(windows) * 3 // 4  # so that texts are mixed
+values = windows @ comp.wkv.weight.T                    # N m c
 entries = (((windows @ comp.wgate.weight.T) + comp.ape).softmax(1) * values).sum(1)
-entries = entries * torch.rsqrt(entries.square().mean(-1, keepdim=True) + nano.config.norm_eps)     # N c
-shares = {"one token's own kv": line_up(values, windows, split), "nano's entry": line_up(entries, windows, split),
+# N c
+entries = entries * torch.rsqrt(entries.square().mean(-1, keepdim=True) + nano.config.norm_eps)
+shares = {"one token's own kv": line_up(values, windows, split),
+          "nano's entry": line_up(entries, windows, split),
           "mean of the kv": line_up(values.mean(1), windows, split),
           "another window's entry": line_up(entries.roll(1, 0), windows, split)}
 mean_share = {name: sum(line) / m for name, line in shares.items()}
 
 # %% tags=["nbval-ignore-output"]
-style.show(hca.plot_recovery(shares, 1 / 16), "Share of right picks by place in the window: a token's own kv far above, entries between it "
-           "and guessing, another window's entry at the level of guessing")
-print("mean over the places:", ", ".join(f"{name} {value:.2f}" for name, value in mean_share.items()))
+style.show(hca.plot_recovery(shares, 1 / 16),
+           "Share of right picks by place in the window: a token's own kv far above, entries "
+           "between it and guessing, another window's entry at the level of guessing")
+style.say("mean over the places: "
+          + ", ".join(f"{name} {value:.2f}" for name, value in mean_share.items()))
 
 # %%
-assert mean_share["one token's own kv"] > 1.3 * mean_share["nano's entry"] and mean_share["nano's entry"] > 0.08
+assert (mean_share["one token's own kv"] > 1.3 * mean_share["nano's entry"]
+        and mean_share["nano's entry"] > 0.08)
 assert mean_share["another window's entry"] < min(0.12, mean_share["nano's entry"] - 0.01)
-print("an entry tells more than the control about its tokens, and clearly less than a token's own kv tells")
+style.say("an entry tells more than the control about its tokens, and clearly less than a "
+          "token's own kv tells")
 
 # %% [markdown]
 # So an entry of this small model is a *gist*: it says something about each of its tokens and pins down none. Compare the order task: 32 channels held most of 8 tokens once the loss asked for exactly that.
@@ -678,7 +746,8 @@ print("an entry tells more than the control about its tokens, and clearly less t
 # %%
 def row_losses(model, rows):
     """The loss of each row, B."""
-    losses = F.cross_entropy(model(rows)[:, :-1].flatten(0, 1), rows[:, 1:].flatten(), reduction="none")
+    losses = F.cross_entropy(model(rows)[:, :-1].flatten(0, 1), rows[:, 1:].flatten(),
+                             reduction="none")
     return losses.view(len(rows), -1).mean(1)
 
 
@@ -700,20 +769,24 @@ base = row_losses(nano, few)
 after = {"control: ape + 3": damaged(lambda c: c.ape.add_(3.0), few),
          "ape = 0": damaged(lambda c: c.ape.zero_(), few),
          "gate = 0": damaged(lambda c: c.wgate.weight.zero_(), few),
-         "both 0: mean pooling": damaged(lambda c: (c.ape.zero_(), c.wgate.weight.zero_()), few)}
+         "both 0: mean pooling": damaged(lambda c: (c.ape.zero_(), c.wgate.weight.zero_()),
+                                         few)}
 with mock.patch.object(passes, "incomplete", no_entries):
     after["no entries at all"] = row_losses(nano, few)
-changes = {name: ((loss - base).mean().item(), ((loss - base).std() / len(few) ** 0.5).item()) for name, loss in after.items()}
+changes = {name: ((loss - base).mean().item(), ((loss - base).std() / len(few) ** 0.5).item())
+           for name, loss in after.items()}
 
-# %% tags=["nbval-ignore-output"]
-style.show(hca.plot_damage(changes), "Change of the held-out loss for each damage, with its spread over rows; the control changes nothing")
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
+style.show(hca.plot_damage(changes), "Change of the held-out loss for each damage, with its "
+           "spread over rows; the control changes nothing")
 print(f"loss before: {base.mean():.3f} nats per token")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert abs(changes["control: ape + 3"][0]) < 1e-4
 assert all(abs(mean) < 0.01 * base.mean() for mean, _ in changes.values())
 print("the control changes nothing: a softmax does not see what is added to all its inputs")
-print("no damage, not even taking all entries away, moves the mean loss by a hundredth of itself")
+print("no damage, not even taking all entries away, moves the mean loss by a hundredth of "
+      "itself")
 
 # %% [markdown]
 # Read the figure with its bars: a change whose bar reaches across zero is no finding. Then compare the numbers with the loss below the figure, and be sober: **this small model leans little on its HCA layer.** It has learned to pick in
@@ -732,7 +805,8 @@ for t in range(40):
     nano(rows[:1, t:t + 1], state)
     memory = state.layers[L].compressor
     if t in (0, m - 2, m - 1, m, 2 * m - 1, 39):
-        print(f"after token {t:2}: {memory.count} entries, {memory.tail[0].shape[1]:2} tokens waiting")
+        print(f"after token {t:2}: {memory.count} entries, {memory.tail[0].shape[1]:2} tokens "
+              "waiting")
 
 # %% [markdown]
 # Prefill (a whole prompt at once), chunks of any size and single steps must agree. Here on nano's logits, over 100 tokens:
@@ -753,7 +827,8 @@ for lengths in ([100], [37, 41, 22], [50] + [1] * 50):
 
 # %%
 def colleagues_stream(chunks, wkv, wgate, ape):
-    """Pooled windows, B n c, of a sequence that arrives in chunks, a list of B T_i d. Two faults."""
+    """Pooled windows, B n c, of a sequence that arrives in chunks, a list of B T_i d. Two
+    faults."""
     m, waiting, pooled = len(ape), None, []
     for x in chunks:
         kv, z = x @ wkv.T, x @ wgate.T                                              # B T_i c
@@ -771,27 +846,32 @@ def colleagues_stream(chunks, wkv, wgate, ape):
 
 rng = torch.Generator().manual_seed(5)
 tokens = torch.randn(1, 24, 8, generator=rng)                                       # B T d
-weights = [torch.randn(*shape, generator=rng) for shape in ((6, 8), (6, 8), (4, 6))]    # wkv, wgate: c d; ape: m c
+# wkv, wgate: c d; ape: m c
+weights = [torch.randn(*shape, generator=rng) for shape in ((6, 8), (6, 8), (4, 6))]
 once = colleagues_stream([tokens], *weights)
-for name, lengths in (("whole windows", [8, 12, 4]), ("one odd cut", [6, 18]), ("small pieces", [5, 2, 2, 2, 13])):
+for name, lengths in (("whole windows", [8, 12, 4]), ("one odd cut", [6, 18]),
+                      ("small pieces", [5, 2, 2, 2, 13])):
     parts = colleagues_stream(tokens.split(lengths, 1), *weights)
     same = parts.shape == once.shape and torch.allclose(parts, once, atol=1e-5)
-    print(f"{name:14} {parts.shape[1]} entries instead of {once.shape[1]}: {'equal' if same else 'not equal'} to one pass")
+    print(f"{name:14} {parts.shape[1]} entries instead of {once.shape[1]}: "
+          f"{'equal' if same else 'not equal'} to one pass")
 
 
 # %%
 def stream(chunks, wkv, wgate, ape):
-    """Pooled windows, B n c, of a sequence that arrives in chunks, a list of B T_i d. wkv, wgate: c d; ape: m c."""
+    """Pooled windows, B n c, of a sequence that arrives in chunks, a list of B T_i d. wkv,
+    wgate: c d; ape: m c."""
     ### BEGIN SOLUTION
     m, B = len(ape), chunks[0].shape[0]
-    kv = z = chunks[0].new_zeros(B, 0, len(wkv))                                    # what waits, its gate without ape
+    kv = z = chunks[0].new_zeros(B, 0, len(wkv))  # what waits, its gate without ape
     pooled = []
     for x in chunks:
-        kv, z = torch.cat([kv, x @ wkv.T], 1), torch.cat([z, x @ wgate.T], 1)       # the first one has place 0
+        # the first one has place 0
+        kv, z = torch.cat([kv, x @ wkv.T], 1), torch.cat([z, x @ wgate.T], 1)
         n = kv.shape[1] // m
-        values, gates = (t[:, :n * m].unflatten(1, (n, m)) for t in (kv, z))        # B n m c
-        pooled.append(((gates + ape).softmax(2) * values).sum(2))                   # B n c
-        kv, z = kv[:, n * m:], z[:, n * m:]                                         # also where n is 0
+        values, gates = (t[:, :n * m].unflatten(1, (n, m)) for t in (kv, z))  # B n m c
+        pooled.append(((gates + ape).softmax(2) * values).sum(2))  # B n c
+        kv, z = kv[:, n * m:], z[:, n * m:]  # also where n is 0
     return torch.cat(pooled, 1)
     ### END SOLUTION
 
@@ -812,17 +892,19 @@ print("one pass, odd cuts, small pieces and single tokens: equal")
 #
 # **Predict before you run:** at which context does an HCA layer keep twice as much as a sliding window alone?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 lengths = [2**k for k in range(10, 21)]
 curves = {"full attention": lengths, "HCA, m = 128": [min(n, 128) + n // 128 for n in lengths],
           "sliding window only": [min(n, 128) for n in lengths]}
 entry = flash.head_dim - flash.rope_head_dim + 2 * flash.rope_head_dim              # bytes
 for n in (2**10, 2**14, 2**17, 2**20):
-    print(f"context {n:9,}: " + ", ".join(f"{name} {line[lengths.index(n)]:,}" for name, line in curves.items()))
+    print(f"context {n:9,}: "
+          + ", ".join(f"{name} {line[lengths.index(n)]:,}" for name, line in curves.items()))
 
-# %% jupyter={"source_hidden": true}
-style.show(hca.plot_cache(lengths, curves, entry), "Keys in a layer over the context, both axes logarithmic: full attention rises in proportion, "
-           "HCA stays near the sliding window up to some 16 thousand tokens and then rises 128 times lower")
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
+style.show(hca.plot_cache(lengths, curves, entry), "Keys in a layer over the context, both "
+           "axes logarithmic: full attention rises in proportion, HCA stays near the sliding "
+           "window up to some 16 thousand tokens and then rises 128 times lower")
 
 # %% [markdown]
 # At 16,384 tokens: 128 entries beside 128 keys. Up to there an HCA layer keeps at most twice what a sliding window keeps, and has a view of everything. Far beyond, it grows in proportion to the context, on a line 128 times lower
@@ -844,10 +926,12 @@ pro = Config.from_json(paths.data("v4", "pro.config.json"))
 for name, config in (("Flash", flash), ("Pro", pro)):
     heavy = [i for i, ratio in enumerate(config.compress_ratios) if ratio == 128]
     held = cost.kv_bytes(config, 2**20)
-    print(f"{name:5} HCA in {len(heavy)} of {config.n_layers} layers, the first: {heavy[:3]}; cache at 2^20 tokens: HCA entries "
-          f"{held['HCA entries'] / 1e6:.0f} MB of {held['total'] / 1e9:.2f} GB")
-gqa8 = 2 * 8 * 128 * 2 * pro.n_layers * 2**20                                       # keys and values, 8 heads of 128, BF16
-print(f"Pro's cache is {cost.kv_bytes(pro, 2**20)['total'] / gqa8:.1%} of BF16 GQA with 8 heads of 128 in as many layers")
+    style.say(f"{name:5} HCA in {len(heavy)} of {config.n_layers} layers, the first: "
+              f"{heavy[:3]}; cache at 2^20 tokens: HCA entries {held['HCA entries'] / 1e6:.0f} "
+              f"MB of {held['total'] / 1e9:.2f} GB")
+gqa8 = 2 * 8 * 128 * 2 * pro.n_layers * 2**20  # keys and values, 8 heads of 128, BF16
+print(f"Pro's cache is {cost.kv_bytes(pro, 2**20)['total'] / gqa8:.1%} of BF16 GQA with 8 "
+      "heads of 128 in as many layers")
 
 # %% [markdown]
 # **The report claims** about 2 % of that baseline at a million tokens (2.3.4), which the last line reproduces. HCA's part of the cache is small: nearly all of it belongs to CSA. HCA is the cheap, coarse view of everything; CSA, next lesson,

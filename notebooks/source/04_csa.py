@@ -34,7 +34,8 @@ from minids.model.attention import Attention
 from minids.model.compressor import Compressor
 from minids.model.indexer import Indexer
 from minids.model.passes import Options
-from minids.plain import angles, attend, frequencies, grouped_output, place, queries, query_latent, rotate
+from minids.plain import angles, attend, frequencies, grouped_output, place, queries
+from minids.plain import query_latent, rotate
 from minids.plain import keys as token_keys, sees as in_window
 from minids.show import csa, hca, style
 from minids.system import paths
@@ -49,7 +50,7 @@ versions()
 # V4-Flash has read 1,048,576 tokens and decodes one more. **Predict before you run:** which takes the most operations? The weights of its 43 layers (13 billion of them work for a token)? The attention over everything it has read?
 # Or the lightning indexer, a helper whose values never enter the output?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 flash = Config.from_json(paths.data("v4", "flash.config.json"))
 terms = cost.flops(flash, 2**20)
 total = terms.pop("total")
@@ -66,11 +67,13 @@ for name, operations_of_term in sorted(terms.items(), key=lambda term: -term[1])
 
 # %%
 csa_layers = sum(ratio == 4 for ratio in flash.compress_ratios)
-keys = 2**20 // 4 + flash.window_size                       # all entries and the sliding window
-multiply_adds = flash.n_heads * 2 * flash.head_dim * keys   # c for a product with a key, c for adding up its value
-read_all = csa_layers * multiply_adds * 2 * 2               # two operations each, and BF16 counts 2
+keys = 2**20 // 4 + flash.window_size          # all entries and the sliding window
+# c for a product with a key, c for adding up its value
+multiply_adds = flash.n_heads * 2 * flash.head_dim * keys
+read_all = csa_layers * multiply_adds * 2 * 2  # two operations each, and BF16 counts 2
 print(f"CSA core reading all entries: {read_all / 1e9:,.0f} GFLOP")
-print(f"searching, then reading 512:  {(terms['indexer'] + terms['CSA core']) / 1e9:,.0f} GFLOP")
+print(f"searching, then reading 512:  {(terms['indexer'] + terms['CSA core']) / 1e9:,.0f} "
+      "GFLOP")
 
 # %% [markdown]
 # ## 1. The map
@@ -98,7 +101,8 @@ print(f"searching, then reading 512:  {(terms['indexer'] + terms['CSA core']) / 
 # Here are 12 tokens and 3 entries. Each token makes **two** values and two gates: an a-half and a b-half, c channels each. The b-half serves the entry of the token's own window. The a-half serves the **next** one.
 
 # %% jupyter={"source_hidden": true}
-style.show(csa.plot_overlap(4, 3, 1), "Entry 1 pools eight slots: the a-halves of tokens 0 to 3 and the b-halves of tokens 4 to 7")
+style.show(csa.plot_overlap(4, 3, 1), "Entry 1 pools eight slots: the a-halves of tokens 0 to "
+           "3 and the b-halves of tokens 4 to 7")
 
 # %% [markdown]
 # So an entry pools 2m slots, but there are still only T / m entries. In one softmax per channel (report 2.3.1, equations 9 to 12):
@@ -122,9 +126,10 @@ style.show(csa.plot_overlap(4, 3, 1), "Entry 1 pools eight slots: the a-halves o
 #
 # **Predict before you run:** somebody fills the missing a-half of window 0 with zeros, value *and* gate. What becomes of entry 0?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 for name, gate in (("-inf", -math.inf), ("0", 0.0)):
-    kv, z = torch.tensor([0.0, 0, 2, 6]), torch.tensor([gate, gate, 0.0, 0])        # 2m slots: a, a, b, b
+    # 2m slots: a, a, b, b
+    kv, z = torch.tensor([0.0, 0, 2, 6]), torch.tensor([gate, gate, 0.0, 0])
     print(f"gate of the missing half {name:4} -> entry 0 = {(z.softmax(0) * kv).sum():.1f}")
 
 # %% [markdown]
@@ -137,18 +142,20 @@ for name, gate in (("-inf", -math.inf), ("0", 0.0)):
 def compress_overlapped(x, wkv, wgate, ape, weight, eps):
     """Entries of the complete windows, without rotary: B n c.
 
-    x: B T d; wkv, wgate: 2c d, a above b; ape: m 2c, a before b; weight: c, the norm's; eps: the norm's.
+    x: B T d; wkv, wgate: 2c d, a above b; ape: m 2c, a before b; weight: c, the norm's; eps:
+    the norm's.
     """
     ### BEGIN SOLUTION
     m, n = len(ape), x.shape[1] // len(ape)
-    kv = (x @ wkv.T)[:, :n * m].unflatten(1, (n, m))                                # B n m 2c
-    z = (x @ wgate.T)[:, :n * m].unflatten(1, (n, m)) + ape                         # B n m 2c
+    kv = (x @ wkv.T)[:, :n * m].unflatten(1, (n, m))              # B n m 2c
+    z = (x @ wgate.T)[:, :n * m].unflatten(1, (n, m)) + ape       # B n m 2c
 
-    def slots(t, missing):                                                          # B n m 2c -> B n 2m c
-        a, b = t.chunk(2, -1)                                                       # B n m c each
-        a = torch.cat([torch.full_like(a[:, :1], missing), a[:, :-1]], 1)           # each window gets the one before
+    def slots(t, missing):                                        # B n m 2c -> B n 2m c
+        a, b = t.chunk(2, -1)                                     # B n m c each
+        # each window gets the one before
+        a = torch.cat([torch.full_like(a[:, :1], missing), a[:, :-1]], 1)
         return torch.cat([a, b], 2)
-    e = (slots(z, -math.inf).softmax(2) * slots(kv, 0.0)).sum(2)                    # B n c
+    e = (slots(z, -math.inf).softmax(2) * slots(kv, 0.0)).sum(2)  # B n c
     return e * torch.rsqrt(e.square().mean(-1, keepdim=True) + eps) * weight
     ### END SOLUTION
 
@@ -161,7 +168,7 @@ compress_overlapped = check("csa.compress", compress_overlapped)
 
 # %%
 NANO = Config.nano()
-M, K = 4, 5                                                                         # tokens in a window; entries to read
+M, K = 4, 5                     # tokens in a window; entries to read
 
 
 def lively(module, seed=0):
@@ -170,14 +177,16 @@ def lively(module, seed=0):
     for name, p in module.requires_grad_(False).named_parameters():
         noise = torch.randn(p.shape, generator=rng)
         plain = p.ndim == 1 or "ape" in name
-        p.copy_(1 + 0.3 * noise if "norm" in name else noise if plain else 2 * noise * p.shape[1] ** -0.5)
+        p.copy_(1 + 0.3 * noise if "norm" in name else noise if plain
+                else 2 * noise * p.shape[1] ** -0.5)
     return module
 
 
 def entries_of(comp, x, config):
     """The entries of a minids Compressor's weights, rotated to their positions: B n c."""
-    e = compress_overlapped(x, comp.wkv.weight, comp.wgate.weight, comp.ape, comp.norm.weight, config.norm_eps)
-    return place(e, M, config)                                                      # lesson 03
+    e = compress_overlapped(x, comp.wkv.weight, comp.wgate.weight, comp.ape, comp.norm.weight,
+                            config.norm_eps)
+    return place(e, M, config)  # lesson 03
 
 # %%
 comp = lively(Compressor(NANO, M, NANO.head_dim))
@@ -197,7 +206,8 @@ print(f"{x.shape[1]} tokens, {x.shape[1] // M} entries: equal to minids.Compress
 
 # %%
 def pairs(rng, n, kinds=12, blank=24):
-    """Texts of 8 pairs for three seeds: ids 3 n 36; key and value 3 n 8 2; the key's place n; the value's window n 8."""
+    """Texts of 8 pairs for three seeds: ids 3 n 36; key and value 3 n 8 2; the key's place
+    n; the value's window n 8."""
     told = torch.full((3, n, 8, M), blank)
     answer = torch.randint(0, kinds, (3, n, 8, 2), generator=rng)
     told[..., 0], told[..., 1] = answer[..., 0], answer[..., 1] + kinds
@@ -208,46 +218,58 @@ def pairs(rng, n, kinds=12, blank=24):
 
 # %%
 def learn_pairs(compress, steps=200, kinds=12, c=32):
-    """Train a compressor and a linear reader; {"key" or "value": [accuracy of each seed] for each place}."""
+    """Train a compressor and a linear reader; {"key" or "value": [accuracy of each seed] for
+    each place}."""
     rng = torch.Generator().manual_seed(0)
-    shapes = {"wkv": (2 * c, 25), "wgate": (2 * c, 25), "ape": (M, 2 * c), "read": (c, 2 * kinds)}
-    p = {name: (0.3 * torch.randn(3, *shape, generator=rng)).requires_grad_() for name, shape in shapes.items()}
+    shapes = {"wkv": (2 * c, 25), "wgate": (2 * c, 25), "ape": (M, 2 * c),
+              "read": (c, 2 * kinds)}
+    p = {name: (0.3 * torch.randn(3, *shape, generator=rng)).requires_grad_()
+         for name, shape in shapes.items()}
     optimiser = torch.optim.AdamW(p.values(), lr=1e-2, weight_decay=0)
-    pooled = torch.vmap(lambda x, wkv, wgate, ape: compress(x, wkv, wgate, ape, torch.ones(c), 1e-6))
+    pooled = torch.vmap(
+        lambda x, wkv, wgate, ape: compress(x, wkv, wgate, ape, torch.ones(c), 1e-6))
     for step in range(steps + 1):
         ids, answer, place, window = pairs(rng, 32 if step < steps else 400)
-        e = pooled(torch.eye(25)[ids], p["wkv"], p["wgate"], p["ape"])              # 3 n 9 c
-        e = e.gather(2, window[None, :, :, None].expand(3, -1, -1, c))              # 3 n 8 c
-        logits = (e.flatten(1, 2) @ p["read"]).view(*answer.shape, kinds)           # 3 n 8 2 kinds
+        e = pooled(torch.eye(25)[ids], p["wkv"], p["wgate"], p["ape"])     # 3 n 9 c
+        e = e.gather(2, window[None, :, :, None].expand(3, -1, -1, c))     # 3 n 8 c
+        logits = (e.flatten(1, 2) @ p["read"]).view(*answer.shape, kinds)  # 3 n 8 2 kinds
         if step < steps:
             optimiser.zero_grad()
             F.cross_entropy(logits.flatten(0, 3), answer.flatten()).backward()
             optimiser.step()
-    right = (logits.argmax(-1) == answer).float()                                   # 3 n 8 2
-    return {name: [right[:, place == q, :, j].mean((1, 2)).tolist() for q in range(M)] for j, name in enumerate(("key", "value"))}
+    right = (logits.argmax(-1) == answer).float()                          # 3 n 8 2
+    return {name: [right[:, place == q, :, j].mean((1, 2)).tolist() for q in range(M)]
+            for j, name in enumerate(("key", "value"))}
 
 # %%
 def compress_alone(x, wkv, wgate, ape, weight, eps):
-    """Without overlap: the a-halves are never read. The same parameters, the same number of entries."""
-    own = [t.chunk(2, 0)[1] for t in (wkv, wgate)]                                  # the b-halves, c d each
-    kv, z = ((x @ w.T).unflatten(1, (-1, len(ape))) for w in own)                   # B n m c
-    e = ((z + ape.chunk(2, 1)[1]).softmax(2) * kv).sum(2)                           # B n c
+    """Without overlap: the a-halves are never read. The same parameters, the same number of
+    entries."""
+    own = [t.chunk(2, 0)[1] for t in (wkv, wgate)]                 # the b-halves, c d each
+    kv, z = ((x @ w.T).unflatten(1, (-1, len(ape))) for w in own)  # B n m c
+    e = ((z + ape.chunk(2, 1)[1]).softmax(2) * kv).sum(2)          # B n c
     return e * torch.rsqrt(e.square().mean(-1, keepdim=True) + eps) * weight
 
 
-found = {"with overlap": learn_pairs(compress_overlapped), "without": learn_pairs(compress_alone)}
+found = {"with overlap": learn_pairs(compress_overlapped),
+         "without": learn_pairs(compress_alone)}
 
-# %% tags=["nbval-ignore-output"]
-style.show(csa.plot_places(found, 1 / 12), "Shares of right answers by the key's place. With overlap all are right. Without, the torn key is "
-           "at the level of guessing, all else is right")
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
+style.show(csa.plot_places(found, 1 / 12),
+           "Shares of right answers by the key's place. With overlap all are right. Without, "
+           "the torn key is at the level of guessing, all else is right")
 for version, scores_of in found.items():
-    print(f"{version:13}", "; ".join(f"{name} torn {min(s[3]):.2f} to {max(s[3]):.2f}, else at least {min(map(min, s[:3])):.2f}"
+    print(f"{version:13}", "; ".join(f"{name} torn {min(s[3]):.2f} to {max(s[3]):.2f}, else at "
+                                     f"least {min(map(min, s[:3])):.2f}"
                                      for name, s in scores_of.items()))
 
-# %%
-assert min(map(min, found["with overlap"]["key"])) > 0.95 and max(found["without"]["key"][3]) < 0.2
-assert min(map(min, found["without"]["key"][:3])) > 0.95 and min(map(min, found["without"]["value"])) > 0.95
-print("torn keys: above 0.95 with overlap, below 0.2 without. Keys in one piece, and all values: above 0.95 both ways")
+# %% jupyter={"outputs_hidden": true}
+assert (min(map(min, found["with overlap"]["key"])) > 0.95
+        and max(found["without"]["key"][3]) < 0.2)
+assert (min(map(min, found["without"]["key"][:3])) > 0.95
+        and min(map(min, found["without"]["value"])) > 0.95)
+style.say("torn keys: above 0.95 with overlap, below 0.2 without. Keys in one piece, and all "
+          "values: above 0.95 both ways")
 
 # %% [markdown]
 # The control is everything else: whatever lies in one window is read both ways. Only the torn key is lost, and no training brings it back, since it is not there. With m = 4, one pair of neighbours in four is torn.
@@ -277,14 +299,16 @@ print("torn keys: above 0.95 with overlap, below 0.2 without. Keys in one piece,
 #
 # **Predict before you run:** without the ReLU, how many heads would do the work of 64?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 rng = torch.Generator().manual_seed(2)
-q, w, keys = (torch.randn(*shape, generator=rng) for shape in ((64, 128), (64,), (1000, 128)))   # Hi ci; Hi; S ci
-with_relu = w @ F.relu(q @ keys.T)                                                  # S
+# Hi ci; Hi; S ci
+q, w, keys = (torch.randn(*shape, generator=rng) for shape in ((64, 128), (64,), (1000, 128)))
+with_relu = w @ F.relu(q @ keys.T)  # S
 without = w @ (q @ keys.T)
-one_head = (w @ q) @ keys.T                                                         # one query: the weighted sum of all
+one_head = (w @ q) @ keys.T         # one query: the weighted sum of all
 torch.testing.assert_close(without, one_head, rtol=1e-3, atol=1e-2)
-print("64 heads without ReLU = one head. With ReLU: largest difference", "above 100" if (with_relu - one_head).abs().max() > 100 else "")
+print("64 heads without ReLU = one head. With ReLU: largest difference",
+      "above 100" if (with_relu - one_head).abs().max() > 100 else "")
 
 # %% [markdown]
 # One. A sum of linear maps is a linear map. The ReLU is what makes 64 small heads more than one.
@@ -294,7 +318,8 @@ print("64 heads without ReLU = one head. With ReLU: largest difference", "above 
 
 # %%
 def index_scores(x, latent, index_keys, wq_b, weights_proj, theta):
-    """B T S. x: B T d; latent: B T dc; index_keys: B S ci; wq_b: Hi ci x dc; weights_proj: Hi d; theta: T r/2, of the queries.
+    """B T S. x: B T d; latent: B T dc; index_keys: B S ci; wq_b: Hi ci x dc; weights_proj: Hi
+    d; theta: T r/2, of the queries.
 
     (y = x @ weight.T, as in all linear layers.)
     """
@@ -319,11 +344,13 @@ def scores_of_layer(layer, x, qr):
     """The indexer's scores with the weights of `layer`, a minids Attention: B T S."""
     indexer, cfg = layer.indexer, layer.config
     theta = angles(torch.arange(x.shape[1]), frequencies(cfg, M))                   # T r/2
-    return index_scores(x, qr, entries_of(indexer.compressor, x, cfg), indexer.wq_b.weight, indexer.weights_proj.weight, theta)
+    return index_scores(x, qr, entries_of(indexer.compressor, x, cfg), indexer.wq_b.weight,
+                        indexer.weights_proj.weight, theta)
 
 
 mine = scores_of_layer(layer, x, qr)
-torch.testing.assert_close(mine, layer.indexer(x, qr, layer.indexer.keys(x)), atol=1e-4, rtol=1e-4)
+torch.testing.assert_close(mine, layer.indexer(x, qr, layer.indexer.keys(x)), atol=1e-4,
+                           rtol=1e-4)
 print("equal to minids.Indexer:", tuple(mine.shape))
 
 # %% [markdown]
@@ -331,12 +358,14 @@ print("equal to minids.Indexer:", tuple(mine.shape))
 #
 # Where all heads keep quiet, the score is exactly 0. With random directions, each head is quiet half of the time. **Predict before you run:** which share of scores is 0 with 1, 2, 4, 16 heads?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 rng = torch.Generator().manual_seed(4)
 for Hi in (1, 2, 4, 16):
-    q, w, keys = (torch.randn(*shape, generator=rng) for shape in ((200, Hi, 16), (200, Hi, 1), (500, 16)))
+    q, w, keys = (torch.randn(*shape, generator=rng)
+                  for shape in ((200, Hi, 16), (200, Hi, 1), (500, 16)))
     s = (w * F.relu(q @ keys.T)).sum(1)                                             # T S
-    print(f"{Hi:2} heads: {(s == 0).float().mean():.3f} of the scores are 0; 2^-{Hi} = {2**-Hi:.5f}")
+    print(f"{Hi:2} heads: {(s == 0).float().mean():.3f} of the scores are 0; 2^-{Hi} = "
+          f"{2**-Hi:.5f}")
 
 # %% [markdown]
 # About $2^{-H_i}$, up to the luck of the draw. Zeros tie, and how a tie is broken is up to the implementation: two correct programs then pick different entries. With few heads, never compare two implementations by their picks.
@@ -351,14 +380,15 @@ for Hi in (1, 2, 4, 16):
 # %%
 R = torch.ones(1, 1)
 while len(R) < 128:
-    R = torch.cat([torch.cat([R, R], 1), torch.cat([R, -R], 1)]) / 2**0.5            # doubles both sides
+    R = torch.cat([torch.cat([R, R], 1), torch.cat([R, -R], 1)]) / 2**0.5  # doubles both sides
 rng = torch.Generator().manual_seed(5)
 q, keys = torch.randn(100, 128, generator=rng), torch.randn(1000, 128, generator=rng)
 torch.testing.assert_close((q @ R) @ (keys @ R).T, q @ keys.T, atol=1e-3, rtol=1e-3)
 
 
 def survivors(a, b, k=32):
-    """Share of the best k keys by exact products that are also the best k by products of FP4 numbers."""
+    """Share of the best k keys by exact products that are also the best k by products of FP4
+    numbers."""
     rounded = numerics.fake_quant(a, "fp4_act") @ numerics.fake_quant(b, "fp4_act").T
     exact = torch.zeros(100, 1000).scatter(1, (a @ b.T).topk(k).indices, 1.0)
     return exact.gather(1, rounded.topk(k).indices).mean().item()
@@ -370,13 +400,16 @@ for name, size in (("control", 1.0), ("large channels", 20.0)):
     large[::32] = size
     share[name] = survivors(q, keys * large), survivors(q @ R, keys * large @ R)
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 for name, (plain, spread) in share.items():
-    print(f"{name:15} of the best 32 survive: {plain:.2f} as they are, {spread:.2f} after the Hadamard turn")
+    print(f"{name:15} of the best 32 survive: {plain:.2f} as they are, {spread:.2f} after the "
+          "Hadamard turn")
 
-# %%
-assert abs(share["control"][0] - share["control"][1]) < 0.03 < 0.04 < share["large channels"][1] - share["large channels"][0]
-print("without large channels the turn changes nothing to speak of; with them it saves some picks")
+# %% jupyter={"outputs_hidden": true}
+assert (abs(share["control"][0] - share["control"][1]) < 0.03 < 0.04
+        < share["large channels"][1] - share["large channels"][0])
+print("without large channels the turn changes nothing to speak of; with them it saves some "
+      "picks")
 
 # %% [markdown]
 # The turn helps, and less than one might think: what it saves is a few picks in a hundred. Four bits alone cost more. These are made-up outliers and untrained numbers, though. In V4 the indexer is trained with the rounding in place (quantisation-aware training, lesson 11), and the report
@@ -398,7 +431,8 @@ def visible(T, S, m):
 
 
 def pick(scores, m, k):
-    """Which entries each query reads: B T S, bool. scores: B T S, future entries included; m: tokens in a window."""
+    """Which entries each query reads: B T S, bool. scores: B T S, future entries included;
+    m: tokens in a window."""
     ### BEGIN SOLUTION
     seen = visible(*scores.shape[1:], m)                                            # T S
     best = scores.masked_fill(~seen, -math.inf).topk(min(k, scores.shape[2])).indices   # B T k
@@ -412,10 +446,12 @@ pick = check("csa.pick", pick)
 # %% [markdown]
 # How bad is the silent fault? **Predict before you run:** 256 tokens, 64 entries, k = 8, random scores. How many entries does a query between 32 and 63 read, and one of the last 32?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 scores = torch.randn(4, 256, 64, generator=torch.Generator().manual_seed(6))
-late = torch.zeros(4, 256, 64).bool().scatter(2, scores.topk(8).indices, True) & visible(256, 64, 4)
-for name, rows in (("queries 32 to 63", slice(32, 64)), ("queries 224 to 255", slice(224, 256))):
+late = (torch.zeros(4, 256, 64).bool().scatter(2, scores.topk(8).indices, True)
+        & visible(256, 64, 4))
+for name, rows in (("queries 32 to 63", slice(32, 64)),
+                   ("queries 224 to 255", slice(224, 256))):
     print(f"{name:18} entries read: {pick(scores, 4, 8)[:, rows].sum(-1).float().mean():.1f}, "
           f"with the mask too late {late[:, rows].sum(-1).float().mean():.1f}")
 
@@ -428,18 +464,21 @@ for name, rows in (("queries 32 to 63", slice(32, 64)), ("queries 224 to 255", s
 def csa_layer(layer, x, k):
     """A CSA layer with the weights of `layer`, a minids Attention. x: B T d -> B T d."""
     cfg, (B, T, _) = layer.config, x.shape
-    theta = angles(torch.arange(T), frequencies(cfg, M))                                                # T r/2
-    picked = pick(scores_of_layer(layer, x, query_latent(layer, x)), M, k)                              # B T S
+    theta = angles(torch.arange(T), frequencies(cfg, M))                    # T r/2
+    picked = pick(scores_of_layer(layer, x, query_latent(layer, x)), M, k)  # B T S
     near = in_window(T, cfg.window_size).expand(B, T, T)
-    kv = torch.cat([token_keys(layer, x, theta), entries_of(layer.compressor, x, cfg)], 1)                    # B T+S c
-    o = attend(queries(layer, x, theta), kv, torch.cat([near, picked], -1), layer.attn_sink)            # B T H c
+    # B T+S c
+    kv = torch.cat([token_keys(layer, x, theta), entries_of(layer.compressor, x, cfg)], 1)
+    # B T H c
+    o = attend(queries(layer, x, theta), kv, torch.cat([near, picked], -1), layer.attn_sink)
     o = rotate(o, -theta[:, None])
     return grouped_output(o, layer.wo_a.weight, layer.wo_b.weight, cfg.o_groups)
 
 # %%
 layer.config = NANO.replace(index_topk=K)
 torch.testing.assert_close(csa_layer(layer, x, K), layer(x), atol=1e-4, rtol=1e-4)
-print(f"equal to minids.Attention: {x.shape[1]} tokens, {x.shape[1] // M} entries, {K} of them read")
+print(f"equal to minids.Attention: {x.shape[1]} tokens, {x.shape[1] // M} entries, {K} of them "
+      "read")
 
 # %% [markdown]
 # **What can a query reach?** In Flash: 128 tokens one by one, and 512 entries that each look at 8 tokens. Neighbouring entries share four of them, so that makes some 2,050 tokens (512 entries in a row) to 4,096 (no two of them neighbours), *anywhere* in a million. Which ones is decided for each query and each layer anew.
@@ -450,31 +489,35 @@ print(f"equal to minids.Attention: {x.shape[1]} tokens, {x.shape[1] // M} entrie
 
 # %%
 def perturbed(layer, T):
-    """How much output t (row) moves, relative to its size, when token s (column) is changed: T T."""
+    """How much output t (row) moves, relative to its size, when token s (column) is changed:
+    T T."""
     rng = torch.Generator().manual_seed(7)
-    x = torch.randn(T, layer.config.dim, generator=rng)                             # T d
-    batch = x.repeat(T + 1, 1, 1)                                                   # T+1 T d; the last one stays as it is
+    x = torch.randn(T, layer.config.dim, generator=rng)  # T d
+    batch = x.repeat(T + 1, 1, 1)                        # T+1 T d; the last one stays as it is
     batch[torch.arange(T), torch.arange(T)] += torch.randn(T, layer.config.dim, generator=rng)
-    y = layer(batch)                                                                # T+1 T d
+    y = layer(batch)                                     # T+1 T d
     return ((y[:-1] - y[-1]).norm(dim=-1) / y[-1].norm(dim=-1)).T
 
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 def everything(pos, T, S, m, device):
     """The sabotage: minids' mask of entries, but all are allowed."""
     return torch.zeros(T, S)
 
 
 small, maps = lively(Attention(NANO.replace(window_size=4, index_topk=3), M), seed=8), {}
-for name, rule in (("right: 3 complete entries", passes.incomplete), ("sabotage: 3 of all entries", everything)):
+for name, rule in (("right: 3 complete entries", passes.incomplete),
+                   ("sabotage: 3 of all entries", everything)):
     with mock.patch.object(passes, "incomplete", rule):
         maps[name] = perturbed(small, 48)
     above = (maps[name].triu(1) > 1e-4).sum().item()
-    print(f"{name:27} cells above the diagonal that change: {'none' if above == 0 else 'more than 300' if above > 300 else above}")
+    print(f"{name:27} cells above the diagonal that change: "
+          f"{'none' if above == 0 else 'more than 300' if above > 300 else above}")
 
-# %% jupyter={"source_hidden": true}
-style.show(hca.plot_changes(maps, 4), "Left: the band of the sliding window, below it a staircase with gaps where entries are not picked, "
-           "nothing above the diagonal. Right: scattered cells above the diagonal")
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
+style.show(hca.plot_changes(maps, 4), "Left: the band of the sliding window, below "
+           "it a staircase with gaps where entries are not picked, nothing above the diagonal. "
+           "Right: scattered cells above the diagonal")
 
 # %% [markdown]
 # Left: nothing above the diagonal. Below it the staircase has holes, since later queries leave most entries out. A picked entry brings 8 columns at once, its own window and the one before: that is the overlap. A token may also matter without being read:
@@ -492,7 +535,8 @@ class Guess(nn.Module):
 
     def __init__(self, d=32):
         super().__init__()
-        config = NANO.replace(dim=d, head_dim=d, window_size=4, index_topk=3, original_seq_len=0)
+        config = NANO.replace(dim=d, head_dim=d, window_size=4, index_topk=3,
+                              original_seq_len=0)
         self.embed, self.attn = nn.Embedding(16, d), Attention(config, M)
         self.norm, self.head = nn.RMSNorm(d), nn.Linear(d, 16, bias=False)
 
@@ -505,7 +549,8 @@ def guess_run(rule, steps=120):
     """The loss of each training step on random symbols, with this mask of entries."""
     torch.manual_seed(0)
     model, losses = Guess(), []
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.95),
+                                  weight_decay=0)
     with mock.patch.object(passes, "incomplete", rule):
         for _ in range(steps):
             ids = torch.randint(0, 16, (32, 33))                                    # B T+1
@@ -517,12 +562,13 @@ def guess_run(rule, steps=120):
     return losses
 
 
-# %% tags=["nbval-ignore-output"]
-runs = {"right": guess_run(passes.incomplete), "sabotage: the best 3 of all entries": guess_run(everything)}
-style.show(csa.plot_leak(runs, math.log(16)), "Loss over training steps on random symbols: the right model stays at guessing, the sabotaged one "
-           "falls far below")
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
+runs = {"right": guess_run(passes.incomplete),
+        "sabotage: the best 3 of all entries": guess_run(everything)}
+style.show(csa.plot_leak(runs, math.log(16)), "Loss over training steps on random symbols: the "
+           "right model stays at guessing, the sabotaged one falls far below")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 end = {name: sum(line[-10:]) / 10 for name, line in runs.items()}
 assert end["right"] > 2.7 and end["sabotage: the best 3 of all entries"] < 2.5
 print("right: stays at ln 16. sabotage: below 2.5, which no honest model can")
@@ -534,7 +580,7 @@ print("right: stays at ln 16. sabotage: below 2.5, which no honest model can")
 #
 # Train the layer on anything, and look at the gradients. **Predict before you run:** four matrices: the compressor's `wkv`, the attention's `wq_b`, and the same two of the indexer. Which get one?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 torch.manual_seed(0)
 trained = Attention(NANO.replace(index_topk=K), M)
 trained(x).square().mean().backward()
@@ -567,13 +613,14 @@ for name in ("compressor.wkv", "wq_b", "indexer.wq_b", "indexer.compressor.wkv")
 def divergence(p, scores, seen):
     """KL(target || softmax of the scores), in nats, mean over the queries that see an entry.
 
-    p: B T H S, the attention's weights on entries, 0 where an entry is not seen; scores: B T S; seen: T S, bool.
+    p: B T H S, the attention's weights on entries, 0 where an entry is not seen; scores: B T S;
+    seen: T S, bool.
     """
     ### BEGIN SOLUTION
-    target = p.sum(2)                                                               # B T S
+    target = p.sum(2)  # B T S
     target = target / target.sum(-1, keepdim=True).clamp_min(1e-20)
-    log_q = scores.masked_fill(~seen, -1e9).log_softmax(-1)                         # -inf gives nan where none is seen
-    kl = (torch.xlogy(target, target) - target * log_q).sum(-1)                     # B T
+    log_q = scores.masked_fill(~seen, -1e9).log_softmax(-1)  # -inf gives nan where none is seen
+    kl = (torch.xlogy(target, target) - target * log_q).sum(-1)  # B T
     return kl[:, seen.any(-1)].mean()
     ### END SOLUTION
 
@@ -591,7 +638,8 @@ for guess in ([math.log(3), 0.0], [0.0, 0.0]):
 
 # %%
 def colleagues_learn(indexer, x, qr, p, seen):
-    """The indexer's loss. indexer: a minids Indexer; x: B T d; qr: B T dc; p: B T H S; seen: T S. Three faults."""
+    """The indexer's loss. indexer: a minids Indexer; x: B T d; qr: B T dc; p: B T H S; seen:
+    T S. Three faults."""
     target = p.sum(2)                                                               # B T S
     log_q = indexer(x, qr, indexer.keys(x)).masked_fill(~seen, -1e9).log_softmax(-1)
     kl = log_q.exp() * (log_q - target.clamp_min(1e-20).log())                      # B T S
@@ -599,19 +647,26 @@ def colleagues_learn(indexer, x, qr, p, seen):
 
 
 def with_gradients(loss_of):
-    """A function of the same arguments that gives the loss, and its gradients for x, qr, p and the indexer."""
+    """A function of the same arguments that gives the loss, and its gradients for x, qr, p
+    and the indexer."""
     def both(indexer, x, qr, p, seen):
         given = [t.detach().clone().requires_grad_() for t in (x, qr, p)]
         loss = loss_of(indexer, *given, seen)
-        found = torch.autograd.grad(loss, [*given, *indexer.parameters()], allow_unused=True, materialize_grads=True)
-        return {"loss": loss.detach()} | dict(zip(("x", "qr", "p"), found)) | {"indexer": torch.cat([g.flatten() for g in found[3:]])}
+        found = torch.autograd.grad(loss, [*given, *indexer.parameters()], allow_unused=True,
+                                    materialize_grads=True)
+        return ({"loss": loss.detach()} | dict(zip(("x", "qr", "p"), found))
+                | {"indexer": torch.cat([g.flatten() for g in found[3:]])})
     return both
 
 
 sees = visible(70, 17, M)
-weights = torch.rand(2, 70, 4, 17, generator=torch.Generator().manual_seed(9)) / 20 * sees[:, None]
-for name, value in with_gradients(colleagues_learn)(trained.indexer, x, trained.q_norm(trained.wq_a(x)), weights, sees).items():
-    print(f"{name:8}", f"{value:.3f}" if name == "loss" else "no gradient" if value.norm() == 0 else "gradient")
+weights = (torch.rand(2, 70, 4, 17, generator=torch.Generator().manual_seed(9)) / 20
+           * sees[:, None])
+for name, value in with_gradients(colleagues_learn)(trained.indexer,
+                                                    x, trained.q_norm(trained.wq_a(x)), weights,
+                                                    sees).items():
+    print(f"{name:8}", f"{value:.3f}" if name == "loss" else "no gradient" if value.norm() == 0
+          else "gradient")
 
 # %%
 def learn(indexer, x, qr, p, seen):
@@ -624,8 +679,10 @@ def learn(indexer, x, qr, p, seen):
 
 # %%
 learn_and_look = check("csa.learn", with_gradients(learn))
-for name, value in learn_and_look(trained.indexer, x, trained.q_norm(trained.wq_a(x)), weights, sees).items():
-    print(f"{name:8}", f"{value:.3f}" if name == "loss" else "no gradient" if value.norm() == 0 else "gradient")
+for name, value in learn_and_look(trained.indexer, x, trained.q_norm(trained.wq_a(x)), weights,
+                                  sees).items():
+    print(f"{name:8}", f"{value:.3f}" if name == "loss" else "no gradient" if value.norm() == 0
+          else "gradient")
 
 # %% [markdown]
 # If a gradient reaches p, the attention learns to be easy to guess, say flat. If it reaches x or qr, the features do. All of that makes this loss fall, at the price of the one that counts.
@@ -638,14 +695,16 @@ caught = {}
 
 def catching(*args, original=attention.attend_blocks, **kwargs):
     """minids' attend, keeping the attention's weights on the entries."""
-    o, caught["p"] = original(*args, **kwargs)                                      # B T H c, B T H S
+    o, caught["p"] = original(*args, **kwargs)  # B T H c, B T H S
     return o, caught["p"]
 
 
-current = passes.Pass(trained.config, x.shape[1], x.device, options=Options(dense=True, index=True))
+current = passes.Pass(trained.config, x.shape[1], x.device,
+                      options=Options(dense=True, index=True))
 with mock.patch.object(attention, "attend_blocks", catching):
     trained(x, current)
-mine = learn_and_look(trained.indexer, x, trained.q_norm(trained.wq_a(x)), caught["p"], sees)["loss"]
+mine = learn_and_look(trained.indexer, x, trained.q_norm(trained.wq_a(x)), caught["p"],
+                      sees)["loss"]
 torch.testing.assert_close(mine, current.record.index_loss.detach())
 print("equal to the loss that minids trains its indexers with")
 
@@ -659,19 +718,21 @@ print("equal to the loss that minids trains its indexers with")
 # %%
 nano = minids.load(paths.data("checkpoints", "nano")).eval().requires_grad_(False)
 tokenizer, cfg, T = Tokenizer.load(), nano.config, 1024
-L = max(i for i, ratio in enumerate(cfg.compress_ratios) if ratio == M)             # the last CSA layer
+L = max(i for i, ratio in enumerate(cfg.compress_ratios) if ratio == M)  # the last CSA layer
 attn, S = nano.layers[L].attn, T // M
-theta, sees = angles(torch.arange(T), frequencies(cfg, M)), visible(T, S, M)        # T r/2, T S
+theta, sees = angles(torch.arange(T), frequencies(cfg, M)), visible(T, S, M)  # T r/2, T S
 
 
 def watch(ids):
-    """What layer L gets, B T d, and its weights on the entries when it may read all, B T H S."""
+    """What layer L gets, B T d, and its weights on the entries when it may read all,
+    B T H S."""
     kept = {}
     hook = attn.register_forward_pre_hook(lambda module, args: kept.update(x=args[0]))
 
     def looking(q, *args, original=attention.attend_blocks, **kwargs):
         o, p = original(q, *args, **kwargs)
-        kept.update({"p": p} if "x" in kept and "p" not in kept else {})            # the first one after layer L began
+        # the first one after layer L began
+        kept.update({"p": p} if "x" in kept and "p" not in kept else {})
         return o, p
     with mock.patch.object(attention, "attend_blocks", looking):
         nano.features(ids, options=Options(dense=True))
@@ -709,7 +770,8 @@ def measured(order, p, first=512):
     rank = lambda t: t.masked_fill(~sees[first:], -math.inf).argsort(-1, descending=True)
     mine, best, found = rank(order[:, first:]), rank(target), {"mass": [], "recall": []}
     for k in KS:
-        hit = torch.zeros_like(target).scatter(2, best[..., :k], 1.0).gather(2, mine[..., :k])      # B T' k
+        # B T' k
+        hit = torch.zeros_like(target).scatter(2, best[..., :k], 1.0).gather(2, mine[..., :k])
         found["mass"].append((target.gather(2, mine[..., :k]).sum() / target.sum()).item())
         found["recall"].append(hit.mean().item())
     return found
@@ -721,18 +783,22 @@ def measured(order, p, first=512):
 def fresh_indexer(seed, heads=16):
     """An indexer with new random weights, as training begins."""
     torch.manual_seed(seed)
-    return Model(cfg.replace(index_n_heads=heads, n_layers=L + 1, n_mtp_layers=0, compress_ratios=cfg.compress_ratios[:L + 1])
-                 ).layers[L].attn.indexer
+    return Model(cfg.replace(index_n_heads=heads, n_layers=L + 1, n_mtp_layers=0,
+                             compress_ratios=cfg.compress_ratios[:L + 1])
+             ).layers[L].attn.indexer
 
 
 def warm_up(indexer, steps=80, seed=0, scores_by=index_scores):
     """Train an indexer on the kept features: only its own parameters. Returns the losses."""
     rng, losses = torch.Generator().manual_seed(seed), []
-    optimiser = torch.optim.AdamW(indexer.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0)
+    optimiser = torch.optim.AdamW(indexer.parameters(), lr=1e-2, betas=(0.9, 0.95),
+                                  weight_decay=0)
     for _ in range(steps):
-        b, t = torch.randint(0, len(x_train), (2,), generator=rng), torch.randint(M, T, (128,), generator=rng)
-        x, qr = x_train[b], qr_train[b]                                             # 2 T d, 2 T dc
-        scores = scores_by(x[:, t], qr[:, t], indexer.keys(x), indexer.wq_b.weight, indexer.weights_proj.weight, theta[t])
+        b = torch.randint(0, len(x_train), (2,), generator=rng)
+        t = torch.randint(M, T, (128,), generator=rng)
+        x, qr = x_train[b], qr_train[b]  # 2 T d, 2 T dc
+        scores = scores_by(x[:, t], qr[:, t], indexer.keys(x), indexer.wq_b.weight,
+                           indexer.weights_proj.weight, theta[t])
         loss = divergence(p_train[b][:, t], scores, sees[t])
         optimiser.zero_grad()
         loss.backward()
@@ -745,31 +811,38 @@ def order_by(indexer, scores_by=index_scores):
     """The scores of the test stories, B T S."""
     with torch.no_grad():
         keys = indexer.keys(x_test)                                                 # B S ci
-        return scores_by(x_test, qr_test, keys, indexer.wq_b.weight, indexer.weights_proj.weight, theta)
+        return scores_by(x_test, qr_test, keys, indexer.wq_b.weight,
+                         indexer.weights_proj.weight, theta)
 
 
 indexer = fresh_indexer(0)
-found = {"oracle": measured(p_test.sum(2), p_test), "shipped": measured(order_by(attn.indexer), p_test)}
+found = {"oracle": measured(p_test.sum(2), p_test),
+         "shipped": measured(order_by(attn.indexer), p_test)}
 before = measured(order_by(indexer), p_test)
 losses = warm_up(indexer)
 found |= {"warmed up": measured(order_by(indexer), p_test), "fresh": before,
           "latest": measured(torch.arange(float(S)).expand(4, T, S), p_test),
-          "random": measured(torch.rand(4, T, S, generator=torch.Generator().manual_seed(10)), p_test)}
+          "random": measured(torch.rand(4, T, S, generator=torch.Generator().manual_seed(10)),
+                             p_test)}
 
-# %% tags=["nbval-ignore-output"]
-style.show(csa.plot_coverage(KS, found), "Attention mass and recall over k: the shipped indexer and the one just warmed up run close below the "
-           "oracle in mass; fresh, latest and random picks lie together far below")
-print(f"loss of the warm-up: {losses[0]:.3f} at the start, {sum(losses[-10:]) / 10:.3f} at the end (nats)")
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
+style.show(csa.plot_coverage(KS, found), "Attention mass and recall over k: the shipped "
+           "indexer and the one just warmed up run close below the oracle in mass; fresh, "
+           "latest and random picks lie together far below")
+print(f"loss of the warm-up: {losses[0]:.3f} at the start, {sum(losses[-10:]) / 10:.3f} at the "
+      "end (nats)")
 for name, shares in found.items():
     print(f"{name:10} mass  " + "  ".join(f"k={k}: {v:.2f}" for k, v in zip(KS, shares["mass"]))
           + f"   recall at 16: {shares['recall'][2]:.2f}")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 at16 = {name: (shares["mass"][2], shares["recall"][2]) for name, shares in found.items()}
 assert abs(at16["fresh"][1] - at16["random"][1]) < 0.1 and at16["random"][1] < 0.2
-assert at16["warmed up"][1] > 0.4 and at16["warmed up"][0] > 0.75 * at16["oracle"][0] > at16["random"][0] + 0.04
+assert (at16["warmed up"][1] > 0.4
+        and at16["warmed up"][0] > 0.75 * at16["oracle"][0] > at16["random"][0] + 0.04)
 assert losses[0] > 2 * sum(losses[-10:]) / 10
-print("k = 16: a fresh indexer finds no more than chance; warmed up it finds over 40 % of the oracle's picks")
+style.say("k = 16: a fresh indexer finds no more than chance; warmed up it finds over 40 % of "
+          "the oracle's picks")
 print("and more than three quarters of the attention that 16 entries can hold")
 
 # %% [markdown]
@@ -786,23 +859,28 @@ def linear_scores(x, latent, index_keys, wq_b, weights_proj, theta):
     """index_scores without the ReLU: one effective query for each token, B T S."""
     B, T, Hi, ci = *x.shape[:2], len(weights_proj), index_keys.shape[-1]
     q = rotate((latent @ wq_b.T).view(B, T, Hi, ci), theta[:, None])                # B T Hi ci
-    return torch.einsum("bth,bthc->btc", x @ weights_proj.T * (ci * Hi) ** -0.5, q) @ index_keys.mT
+    return (torch.einsum("bth,bthc->btc", x @ weights_proj.T * (ci * Hi) ** -0.5, q)
+            @ index_keys.mT)
 
 
 rows, names = {}, ("as it is: 16 heads, ReLU", "16 heads, no ReLU", "one head, ReLU")
-for name, heads, scores_by in zip(names, (16, 16, 1), (index_scores, linear_scores, index_scores)):
+for name, heads, scores_by in zip(names, (16, 16, 1),
+                                  (index_scores, linear_scores, index_scores)):
     rows[name] = []
     for seed in range(3):
         variant = fresh_indexer(seed, heads)
         warm_up(variant, steps=50, seed=seed, scores_by=scores_by)
         rows[name].append(measured(order_by(variant, scores_by), p_test)["recall"][1])
 
-# %% tags=["nbval-ignore-output"]
-style.show(csa.plot_variants(rows, 8), "Recall for three variants, a dot for each seed: 16 heads with the ReLU, 16 heads without it, one head with it")
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
+style.show(csa.plot_variants(rows, 8), "Recall for three variants, a dot for each seed: 16 "
+           "heads with the ReLU, 16 heads without it, one head with it")
 
-# %%
-assert sum(rows[names[0]]) / 3 > sum(rows[names[2]]) / 3 - 0.02 and min(min(line) for line in rows.values()) > 0.3
-print("on average 16 heads find no less than one, within 0.02; all variants find over 30 % of the oracle's picks")
+# %% jupyter={"outputs_hidden": true}
+assert (sum(rows[names[0]]) / 3 > sum(rows[names[2]]) / 3 - 0.02
+        and min(min(line) for line in rows.values()) > 0.3)
+style.say("on average 16 heads find no less than one, within 0.02; all variants find over 30 % "
+          "of the oracle's picks")
 
 # %% [markdown]
 # When this lesson was written, one head found less. And the ReLU, which is what makes 16 heads more than one? Hold the gap between the first two rows against the spread of the dots: **here the ReLU buys some 0.04 of recall**, and all three seeds with it lie above all three without. (16 heads without it still have weights $w^I$ for each query, so their one effective query can be almost anything.) Three seeds of a small model: whether V4
@@ -815,36 +893,44 @@ print("on average 16 heads find no less than one, within 0.02; all variants find
 
 # %%
 def loss_with(k, order=None):
-    """Loss of each test story when CSA layers read k entries, picked by their indexers or by `order(B, T, S)`."""
+    """Loss of each test story when CSA layers read k entries, picked by their indexers or by
+    `order(B, T, S)`."""
     layers = [block.attn for block in nano.layers if block.attn.ratio == M]
     for layer in layers:
         layer.config = cfg.replace(index_topk=k)
-    by = mock.patch.object(Indexer, "forward", lambda self, x, qr, keys, current=None: order(len(x), x.shape[1], keys.shape[1]))
+    def by_order(self, x, qr, keys, current=None):
+        return order(len(x), x.shape[1], keys.shape[1])
+
+    by = mock.patch.object(Indexer, "forward", by_order)
     with by if order else contextlib.nullcontext():
         logits = nano(tests)[:, 256:-1]
     for layer in layers:
         layer.config = cfg
-    return F.cross_entropy(logits.flatten(0, 1), tests[:, 257:].flatten(), reduction="none").view(len(tests), -1).mean(1)
+    return F.cross_entropy(logits.flatten(0, 1), tests[:, 257:].flatten(),
+                           reduction="none").view(len(tests), -1).mean(1)
 
 
 rng = torch.Generator().manual_seed(11)
 pickers = {"indexer": None, "latest": lambda B, T, S: torch.arange(float(S)).expand(B, T, S),
            "random": lambda B, T, S: torch.rand(B, T, S, generator=rng)}
 dense = loss_with(S)
-rise = {f"k = {k:2}, {name}": loss_with(k, order) - dense for k in (16, 4) for name, order in pickers.items()}
+rise = {f"k = {k:2}, {name}": loss_with(k, order) - dense for k in (16, 4)
+        for name, order in pickers.items()}
 rise = {"control: k = 256, random": loss_with(S, pickers["random"]) - dense} | rise
 
-# %% tags=["nbval-ignore-output"]
-style.show(hca.plot_damage({name: (r.mean().item(), r.std().item() / len(r) ** 0.5) for name, r in rise.items()}),
-           "Change of the loss when only k entries are read, by who picks them, with its spread over stories; the control changes "
-           "nothing, and all changes are small")
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
+style.show(hca.plot_damage({name: (r.mean().item(), r.std().item() / len(r) ** 0.5)
+                            for name, r in rise.items()}),
+           "Change of the loss when only k entries are read, by who picks them, with its "
+           "spread over stories; the control changes nothing, and all changes are small")
 print(f"loss when all entries are read: {dense.mean():.3f} nats per token")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 mean = {name: r.mean().item() for name, r in rise.items()}
 assert abs(mean["control: k = 256, random"]) < 1e-4 and max(mean.values()) < 0.3
 assert mean["k = 16, indexer"] < mean["k = 16, random"] + 0.005
-print("the control changes nothing; no change is above 0.3 nats; with k = 16 the indexer's picks")
+print("the control changes nothing; no change is above 0.3 nats; with k = 16 the indexer's "
+      "picks")
 print("cost no more than random ones, within 0.005")
 
 # %% [markdown]
@@ -863,16 +949,19 @@ pieces[0] = "<bos>"
 n = len(ids)
 x_tale, p_tale = watch(torch.tensor([ids]))
 with torch.no_grad():
-    s_tale = attn.indexer(x_tale, attn.q_norm(attn.wq_a(x_tale)), attn.indexer.keys(x_tale))     # 1 T S
+    # 1 T S
+    s_tale = attn.indexer(x_tale, attn.q_norm(attn.wq_a(x_tale)), attn.indexer.keys(x_tale))
 mass, seen_tale = p_tale[0].sum(1), visible(n, n // M, M)                           # T S
 print(tale.question, tale.answer)
 
 # %% tags=["nbval-ignore-output"] jupyter={"source_hidden": true}
 last = range(n - 24, n)
 words = ["".join(pieces[i * M:(i + 1) * M]) for i in range(n // M)]
-style.show(csa.plot_picks(mass.masked_fill(~seen_tale, torch.nan)[-24:], pick(s_tale, M, 6)[0, -24:], [pieces[t] for t in last], words),
-           "The last 24 tokens (end of the story, question and answer) against the entries of the story: bright columns are entries "
-           "that many queries look at, rings mark the picks, most of them on the strongest cells of their own row")
+style.show(csa.plot_picks(mass.masked_fill(~seen_tale, torch.nan)[-24:],
+                          pick(s_tale, M, 6)[0, -24:], [pieces[t] for t in last], words),
+           "The last 24 tokens (end of the story, question and answer) against the entries of "
+           "the story: bright columns are entries that many queries look at, rings mark the "
+           "picks, most of them on the strongest cells of their own row")
 
 # %% [markdown]
 # Three things to look for: columns that half of the queries pick; rings on dark cells (misses); queries whose picks differ from their neighbours'. Then ask whether the entry that holds the *answer* is picked at the end. In our run it is not, by any of these queries: the indexer copies where nano's attention looks, and nano has not learned to look there. (Being picked would not yet
@@ -882,20 +971,24 @@ style.show(csa.plot_picks(mass.masked_fill(~seen_tale, torch.nan)[-24:], pick(s_
 
 # %%
 def draw(k, query):
-    return csa.plot_story(pieces, n, query, mass[query], pick(s_tale, M, k)[0, query], cfg.window_size, M)
+    return csa.plot_story(pieces, n, query, mass[query], pick(s_tale, M, k)[0, query],
+                          cfg.window_size, M)
 
 
-box = style.slider_image(draw, "The story as one query sees it: picked entries framed, attention in blue, the sliding window underlined",
+box = style.slider_image(draw, "The story as one query sees it: picked entries framed, "
+                         "attention in blue, the sliding window underlined",
                          k=[6, 2, 4, 12, 24], query=range(n - 1, n - 25, -1))
 box
 
 # %%
 box.sliders["k"].value, box.sliders["query"].value = 2, n - 8
 assert box.shown == {"k": 2, "query": n - 8}
-print("with k = 2 the query reads", pick(s_tale, M, 2)[0, n - 8].sum().item(), "entries and its sliding window")
+print("with k = 2 the query reads", pick(s_tale, M, 2)[0, n - 8].sum().item(),
+      "entries and its sliding window")
 
 # %% tags=["nbval-ignore-output"] jupyter={"source_hidden": true}
-style.show(draw(6, n - 1), "The story at its last token, k = 6: the picked entries are framed; half of them are among the six bluest")
+style.show(draw(6, n - 1), "The story at its last token, k = 6: the picked entries are framed; "
+           "half of them are among the six bluest")
 
 # %% [markdown]
 # ## 8. What it costs
@@ -905,9 +998,11 @@ style.show(draw(6, n - 1), "The story at its last token, k = 6: the picked entri
 
 # %%
 def operations(config, n):
-    """FP8-equivalent operations of all indexers for one token decoded after n tokens of context.
+    """FP8-equivalent operations of all indexers for one token decoded after n tokens of
+    context.
 
-    A multiply-add is 2 operations, FP4 times FP4 counts a half. config.compress_ratios[:config.n_layers] is 4 in CSA layers.
+    A multiply-add is 2 operations, FP4 times FP4 counts a half.
+    config.compress_ratios[:config.n_layers] is 4 in CSA layers.
     """
     ### BEGIN SOLUTION
     layers = sum(ratio == 4 for ratio in config.compress_ratios[:config.n_layers])
@@ -921,26 +1016,32 @@ operations = check("csa.operations", operations)
 # %% [markdown]
 # **Predict before you run:** from which context on does searching (the indexer) cost Flash more than reading 512 entries (the CSA core, sliding window included)? Start with one entry: Hi ci multiply-adds in FP4 to score it, H (c + c) in BF16 to read it.
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 pro = Config.from_json(paths.data("v4", "pro.config.json"))
-per_entry = [flash.index_n_heads * flash.index_head_dim * 0.5, flash.n_heads * 2 * flash.head_dim * 2]
-print(f"one entry in Flash, FP8 equivalents: {2 * per_entry[0]:,.0f} to score it, {2 * per_entry[1]:,.0f} to read it, "
-      f"{per_entry[1] / per_entry[0]:.0f} times as much")
-crossing = next(n for n in range(2048, 2**20, 4) if operations(flash, n) > terms["CSA core"])    # flat from 2,048 on
+per_entry = [flash.index_n_heads * flash.index_head_dim * 0.5,
+             flash.n_heads * 2 * flash.head_dim * 2]
+style.say(f"one entry in Flash, FP8 equivalents: {2 * per_entry[0]:,.0f} to score "
+          f"it, {2 * per_entry[1]:,.0f} to read it, {per_entry[1] / per_entry[0]:.0f} times as "
+          "much")
+# flat from 2,048 on
+crossing = next(n for n in range(2048, 2**20, 4) if operations(flash, n) > terms["CSA core"])
 print(f"from {crossing:,} tokens on, searching costs Flash more than reading")
 for name, config in (("Flash", flash), ("Pro", pro)):
-    shares = [f"{n:,}: {operations(config, n) / cost.flops(config, n)['total']:.1%}" for n in (2**14, 2**17, 2**20)]
-    print(f"{name:5} share of the indexer in a decoded token at", ", ".join(shares))
+    shares = [f"{n:,}: {operations(config, n) / cost.flops(config, n)['total']:.1%}"
+              for n in (2**14, 2**17, 2**20)]
+    style.say(f"{name:5} share of the indexer in a decoded token at {', '.join(shares)}")
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 lengths = [2**j for j in range(10, 21)]
 csa_core = csa_layers * 2 * flash.n_heads * 2 * flash.head_dim * 2
-curves = {"CSA core, if it read all entries": [csa_core * (n // 4 + min(n, 128)) for n in lengths],
-          "indexer": [operations(flash, n) for n in lengths],
-          "CSA core, 512 entries": [csa_core * (min(n // 4, 512) + min(n, 128)) for n in lengths],
-          "whole token, as V4 does it": [cost.flops(flash, n)["total"] for n in lengths]}
-style.show(csa.plot_operations(lengths, curves), "Operations of one decoded token of Flash over the context, both axes logarithmic: reading all "
-           "entries would dominate; the indexer's line runs in parallel 32 times lower; the CSA core is flat from 2K on")
+curves = {
+    "CSA core, if it read all entries": [csa_core * (n // 4 + min(n, 128)) for n in lengths],
+    "indexer": [operations(flash, n) for n in lengths],
+    "CSA core, 512 entries": [csa_core * (min(n // 4, 512) + min(n, 128)) for n in lengths],
+    "whole token, as V4 does it": [cost.flops(flash, n)["total"] for n in lengths]}
+style.show(csa.plot_operations(lengths, curves), "Operations of one decoded token of Flash "
+           "over the context, both axes logarithmic: reading all entries would dominate; the "
+           "indexer's line runs in parallel 32 times lower; the CSA core is flat from 2K on")
 
 # %% [markdown]
 # Searching is still **linear** in the context: the indexer only makes the line 32 times lower than reading would be. V3.2 had the same indexer over single tokens, in FP8: 8 times as many operations a layer. Compression by 4 and FP4, which halves, bring it down.
@@ -959,8 +1060,10 @@ style.show(csa.plot_operations(lengths, curves), "Operations of one decoded toke
 # %%
 for name, config in (("Flash", flash), ("Pro", pro)):
     held, n_params = cost.kv_bytes(config, 2**20), cost.parts(config)
-    print(f"{name:5} cache at 2^20 tokens: CSA entries {held['CSA entries'] / 1e9:.2f} GB, index keys {held['CSA index keys'] / 1e9:.2f} GB, "
-          f"of {held['total'] / 1e9:.2f} GB; indexers' weights: {n_params['indexers'] / sum(n_params.values()):.2%} of all")
+    style.say(f"{name:5} cache at 2^20 tokens: CSA entries {held['CSA entries'] / 1e9:.2f} GB, "
+              f"index keys {held['CSA index keys'] / 1e9:.2f} GB, of {held['total'] / 1e9:.2f} "
+              f"GB; indexers' weights: {n_params['indexers'] / sum(n_params.values()):.2%} of "
+              "all")
 
 # %% [markdown]
 # **The report claims** that the smaller k (V3.2 had 2,048 single tokens) makes short and medium texts cheaper, and that all measures together bring a token at 1M to 27 % (Pro) and 10 % (Flash) of V3.2's operations (2.3.4 and figure 1); lesson 05 recomputes these. It shows no ablation of overlap, indexer or k, and no

@@ -41,16 +41,19 @@ versions()
 #
 # **Predict before you run:** what does V4-Pro take, with as many layers?
 
-# %%
-flash, pro = (Config.from_json(paths.data("v4", f"{name}.config.json")) for name in ("flash", "pro"))
+# %% jupyter={"outputs_hidden": true}
+flash, pro = (Config.from_json(paths.data("v4", f"{name}.config.json"))
+              for name in ("flash", "pro"))
 MILLION = 2**20
 # layers, key and value, heads, channels, bytes
 held = {"grouped queries, 61 layers": 61 * 2 * 8 * 128 * 2 * MILLION,
         "V3.2": cost.kv_bytes_v32(MILLION)["total"],
-        "V4-Pro": cost.kv_bytes(pro, MILLION)["total"], "V4-Flash": cost.kv_bytes(flash, MILLION)["total"]}
-style.show(context.plot_memory(held), "Bytes of cache at a million tokens, on a logarithmic axis: grouped "
-           "queries 262 GB, V3.2 49 GB, V4-Pro 5.2 GB, V4-Flash 3.6 GB")
-print(f"V4-Pro takes {held['V4-Pro'] / held['V3.2']:.1%} of V3.2, and {held['V4-Pro'] / held['grouped queries, 61 layers']:.1%} of grouped queries")
+        "V4-Pro": cost.kv_bytes(pro, MILLION)["total"],
+        "V4-Flash": cost.kv_bytes(flash, MILLION)["total"]}
+style.show(context.plot_memory(held), "Bytes of cache at a million tokens, on a logarithmic "
+           "axis: grouped queries 262 GB, V3.2 49 GB, V4-Pro 5.2 GB, V4-Flash 3.6 GB")
+print(f"V4-Pro takes {held['V4-Pro'] / held['V3.2']:.1%} of V3.2, and "
+      f"{held['V4-Pro'] / held['grouped queries, 61 layers']:.1%} of grouped queries")
 
 # %% [markdown]
 # The report says 10 % (figure 1; section 6 comes back to the difference) and "approximately 2 %" of grouped queries (section 2.3.4). By the end of this lesson you have computed all of these numbers yourself. First: what is it that is kept?
@@ -72,8 +75,9 @@ print(f"V4-Pro takes {held['V4-Pro'] / held['V3.2']:.1%} of V3.2, and {held['V4-
 # Here is one CSA layer with w = 6 and m = 4 after 14 tokens. Move it on in your head: what changes with token 14, 15, 16?
 
 # %% jupyter={"source_hidden": true}
-style.show(context.plot_state(14, 6, 4, 20), "A CSA layer after 14 tokens: tokens 8 to 13 are in the window, 12 and 13 wait, the a-half of tokens 8 to "
-           "11 is kept, and entries 0 to 2 with their index keys")
+style.show(context.plot_state(14, 6, 4, 20),
+           "A CSA layer after 14 tokens: tokens 8 to 13 are in the window, 12 and 13 wait, the "
+           "a-half of tokens 8 to 11 is kept, and entries 0 to 2 with their index keys")
 
 # %% [markdown]
 # Token 14 pushes token 8 out of the window and waits. Token 15 completes window 3: entry 3 is made from the a-half (tokens 8 to 11) and from tokens 12 to 15, nobody waits any more, and the a-half is now that of 12 to 15.
@@ -91,12 +95,12 @@ style.show(context.plot_state(14, 6, 4, 20), "A CSA layer after 14 tokens: token
 #
 # The order is lost: 3, 4, 2. **Predict before you run:** does the attention mind?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 rng = torch.Generator().manual_seed(0)
-keys = torch.randn(6, 8, generator=rng)                                             # w c: vectors of a window, turned already
+keys = torch.randn(6, 8, generator=rng)  # w c: vectors of a window, turned already
 query, mixed = torch.randn(8, generator=rng), torch.tensor([3, 4, 5, 0, 1, 2])
-in_order = (keys @ query).softmax(0) @ keys                                         # c
-as_ring = (keys[mixed] @ query).softmax(0) @ keys[mixed]                            # c
+in_order = (keys @ query).softmax(0) @ keys  # c
+as_ring = (keys[mixed] @ query).softmax(0) @ keys[mixed]  # c
 torch.testing.assert_close(in_order, as_ring)
 print("the same output: a softmax and a sum do not know an order")
 
@@ -108,7 +112,8 @@ print("the same output: a softmax and a sum do not know an order")
 
 # %%
 def ring(seen, w):
-    """The position of the token that each slot holds after `seen` tokens, positions 0 to seen - 1.
+    """The position of the token that each slot holds after `seen` tokens, positions 0 to seen -
+    1.
 
     -> w, int64; -1 where nothing was written yet.
     """
@@ -137,10 +142,13 @@ for seen in (2, 5, 200):
 
 # %%
 def feed(new, waiting, before):
-    """Take new tokens; give the slots of all windows that are complete now, and what to carry to the next call.
+    """Take new tokens; give the slots of all windows that are complete now, and what to carry
+    to the next call.
 
-    new: T 2c; waiting: n0 2c, tokens of an incomplete window (n0 < m); before: m c, the last complete window's a-half.
-    Returns slots: n 2m c (the a-half of the window before, then the own b-half); the tokens that wait now; the new `before`.
+    new: T 2c; waiting: n0 2c, tokens of an incomplete window (n0 < m); before: m c, the last
+    complete window's a-half.
+    Returns slots: n 2m c (the a-half of the window before, then the own b-half); the tokens
+    that wait now; the new `before`.
     """
     ### BEGIN SOLUTION
     m = len(before)
@@ -160,7 +168,8 @@ waiting, before, pieces = tokens[:0], torch.zeros(m, 5), []
 for chunk in tokens.split([9, 1, 1, 2, 7, 3]):
     slots, waiting, before = feed(chunk, waiting, before)
     pieces.append(slots)
-    print(f"{len(chunk)} tokens come: {len(slots)} windows complete, {len(waiting)} tokens wait")
+    print(f"{len(chunk)} tokens come: {len(slots)} windows complete, {len(waiting)} tokens "
+          "wait")
 torch.testing.assert_close(torch.cat(pieces), whole)
 
 # %% [markdown]
@@ -170,11 +179,12 @@ torch.testing.assert_close(torch.cat(pieces), whole)
 
 # %%
 nano, tokenizer = minids.load(paths.data("checkpoints", "nano")), Tokenizer.load()
-text = million.stream(2**14, tokenizer)                                             # held-out documents, one after another
-ids = text[None, :192]                                                              # B T
+text = million.stream(2**14, tokenizer)  # held-out documents, one after another
+ids = text[None, :192]                   # B T
 with torch.inference_mode():
-    right = nano(ids)                                                               # B T vocab
-    for name, cuts in {"one token at a time": [1] * 192, "a prompt of 150, then single tokens": [150] + [1] * 42,
+    right = nano(ids)                    # B T vocab
+    for name, cuts in {"one token at a time": [1] * 192,
+                       "a prompt of 150, then single tokens": [150] + [1] * 42,
                        "any cuts": [3, 50, 1, 29, 64, 2, 43]}.items():
         state = nano.new_state(1, 192)
         parts = torch.cat([nano(part, state) for part in ids.split(cuts, 1)], 1)
@@ -195,7 +205,7 @@ def forget(state, part):
     for layer in state.layers:
         if part == "the ring":
             layer.window = torch.zeros_like(layer.window)
-        for compressor in layer.compressors:                                        # CSA has two: the indexer has its own
+        for compressor in layer.compressors:  # CSA has two: the indexer has its own
             if part == "waiting tokens":
                 compressor.tail = None
             if part == "a-halves":
@@ -204,7 +214,8 @@ def forget(state, part):
 
 @torch.inference_mode()
 def errors(cut, part):
-    """The largest error of a logit for each token, T, where `part` is lost behind token cut - 1."""
+    """The largest error of a logit for each token, T, where `part` is lost behind token cut
+    - 1."""
     state = nano.new_state(1, 192)
     first = nano(ids[:, :cut], state)
     forget(state, part)
@@ -214,15 +225,18 @@ def errors(cut, part):
 PARTS = "nothing", "the ring", "waiting tokens", "a-halves"
 lost = {cut: {part: errors(cut, part) for part in PARTS} for cut in (83, 96)}
 
-# %% tags=["nbval-ignore-output"] jupyter={"source_hidden": true}
-style.show(context.plot_errors({"cut at token 83": (83, lost[83]), "cut at token 96, where no token waits": (96, lost[96])}),
-           "Errors of the logits by token and by what was forgotten. Before the cut nothing is wrong (white: below 0.001); each lost "
-           "part spoils all that follows, an empty ring most just behind the cut. At 96 nobody waits, so forgetting waiting tokens does "
-           "no harm")
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true, "source_hidden": true}
+style.show(
+    context.plot_errors({"cut at token 83": (83, lost[83]),
+                         "cut at token 96, where no token waits": (96, lost[96])}),
+    "Errors of the logits by token and by what was forgotten. Before the cut nothing is wrong "
+    "(white: below 0.001); each lost part spoils all that follows, an empty ring most just "
+    "behind the cut. At 96 nobody waits, so forgetting waiting tokens does no harm")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 for cut in lost:
-    assert lost[cut]["nothing"].max() < 1e-3 and all(lost[cut][part][:cut].max() < 1e-3 for part in PARTS)
+    assert (lost[cut]["nothing"].max() < 1e-3
+            and all(lost[cut][part][:cut].max() < 1e-3 for part in PARTS))
     assert lost[cut]["the ring"][cut] > 0.1 and lost[cut]["a-halves"][cut:].max() > 0.01
 assert lost[83]["waiting tokens"][-60:].min() > 1e-3 and lost[96]["waiting tokens"].max() < 1e-3
 print("cut at 83: each forgotten part is seen. Cut at 96: lost waiting tokens are NOT seen")
@@ -248,8 +262,10 @@ print("cut at 83: each forgotten part is seen. Cut at 96: lost waiting tokens ar
 def reach(picks, t, w, m, T, overlap):
     """Which of T tokens the query at position t reads in one layer: T, bool.
 
-    Those of its window of w tokens (its own among them), and those in the picked entries that are complete.
-    picks: numbers of entries, int64; m: tokens in an entry's own window; overlap: whether it holds the window before, too.
+    Those of its window of w tokens (its own among them), and those in the picked entries that
+    are complete.
+    picks: numbers of entries, int64; m: tokens in an entry's own window; overlap: whether it
+    holds the window before, too.
     """
     ### BEGIN SOLUTION
     s = torch.arange(T)
@@ -273,24 +289,26 @@ kept = []
 
 def keeping(*args, original=Indexer.forward):
     """The indexer's scores, kept for us."""
-    kept.append(original(*args))                                                    # B T S
+    kept.append(original(*args))                                 # B T S
     return kept[-1]
 
 
 T, w, k = 1024, nano.config.window_size, nano.config.index_topk
 with mock.patch.object(Indexer, "forward", keeping), torch.inference_mode():
     nano(text[None, :T])
-best = iter([scores[0, -1].topk(k).indices for scores in kept])                     # k, for each CSA layer
+best = iter([scores[0, -1].topk(k).indices for scores in kept])  # k, for each CSA layer
 rows = {}
 for i, ratio in enumerate(nano.config.compress_ratios[:nano.config.n_layers]):
-    name = f"layer {i}: " + {0: "window only", 4: f"CSA, {k} of {T // 4} entries"}.get(ratio, f"HCA, all {T // (ratio or 1)} entries")
+    name = (f"layer {i}: " + {0: "window only", 4: f"CSA, {k} of {T // 4} "
+                              "entries"}.get(ratio, f"HCA, all {T // (ratio or 1)} entries"))
     picks = next(best) if ratio == 4 else torch.arange(T // ratio if ratio else 0)
     rows[name] = {"window": reach(picks[:0], T - 1, w, ratio or 1, T, False),
                   "entries": reach(picks, T - 1, 0, ratio or 1, T, ratio == 4)}
 
 # %% tags=["nbval-ignore-output"] jupyter={"source_hidden": true}
-style.show(context.plot_reach(rows, T - 1), "One query in the four layers of nano: the window at the right end in all of them, scattered stretches "
-           "of the text in the CSA layers, the whole text in the HCA layer")
+style.show(context.plot_reach(rows, T - 1),
+           "One query in the four layers of nano: the window at the right end in all of them, "
+           "scattered stretches of the text in the CSA layers, the whole text in the HCA layer")
 for name, parts in rows.items():
     print(f"{name:34} reaches {(parts['window'] | parts['entries']).sum():5} of {T} tokens")
 
@@ -318,17 +336,21 @@ print("window only: 32 tokens. HCA: all of them. CSA: a part, and another one in
 
 # %%
 def cache(config, n):
-    """Bytes of the cache after n tokens of one sequence: {"window", "CSA entries", "CSA index keys", "HCA entries"}.
+    """Bytes of the cache after n tokens of one sequence: {"window", "CSA entries", "CSA index
+    keys", "HCA entries"}.
 
-    config.compress_ratios[:config.n_layers] (what follows belongs to the MTP block): 0 is window only, 4 is CSA, any larger
-    number m is HCA. Sizes: head_dim (c), rope_head_dim (r), index_head_dim (ci), window_size (w).
+    config.compress_ratios[:config.n_layers] (what follows belongs to the MTP block): 0 is
+    window only, 4 is CSA, any larger number m is HCA. Sizes: head_dim (c), rope_head_dim (r),
+    index_head_dim (ci), window_size (w).
     """
     ### BEGIN SOLUTION
     ratios = config.compress_ratios[:config.n_layers]
-    entry = config.head_dim + config.rope_head_dim                                  # (c - r) + 2 r
+    entry = config.head_dim + config.rope_head_dim  # (c - r) + 2 r
     csa = ratios.count(4) * (n // 4)
-    return {"window": len(ratios) * entry * min(n, config.window_size), "CSA entries": csa * entry,
-            "CSA index keys": csa * config.index_head_dim // 2, "HCA entries": sum(entry * (n // m) for m in ratios if m > 4)}
+    return {"window": len(ratios) * entry * min(n, config.window_size),
+            "CSA entries": csa * entry,
+            "CSA index keys": csa * config.index_head_dim // 2,
+            "HCA entries": sum(entry * (n // m) for m in ratios if m > 4)}
     ### END SOLUTION
 
 
@@ -337,7 +359,8 @@ cache = check("context.cache", cache)
 for name, config in (("V4-Flash", flash), ("V4-Pro", pro)):
     mine = cache(config, MILLION)
     assert sum(mine.values()) == cost.kv_bytes(config, MILLION)["total"]
-    print(f"{name:9}", ", ".join(f"{part} {size / 1e9:.3f}" for part, size in mine.items()), f"GB; total {sum(mine.values()) / 1e9:.3f}")
+    print(f"{name:9}", ", ".join(f"{part} {size / 1e9:.3f}" for part, size in mine.items()),
+          f"GB; total {sum(mine.values()) / 1e9:.3f}")
 
 # %% [markdown]
 # Seven eighths of it are CSA entries, a tenth their index keys. HCA, which sees everything, costs Flash 2.6 percent of the cache.
@@ -347,7 +370,8 @@ for name, config in (("V4-Flash", flash), ("V4-Pro", pro)):
 
 # %%
 def longest(config, memory):
-    """The largest number of tokens whose cache, as `cache` counts, takes at most `memory` bytes."""
+    """The largest number of tokens whose cache, as `cache` counts, takes at most `memory`
+    bytes."""
     ### BEGIN SOLUTION
     fits = lambda n: sum(cache(config, n).values()) <= memory
     low, high = 0, 1
@@ -362,7 +386,8 @@ def longest(config, memory):
 
 # %%
 longest = check("context.longest", longest)
-print(f"in 24 GB, beside the weights: V4-Flash {longest(flash, 24e9):,} tokens, V4-Pro {longest(pro, 24e9):,}, V3.2 {24 * 10**9 // 46848:,}")
+print(f"in 24 GB, beside the weights: V4-Flash {longest(flash, 24e9):,} tokens, V4-Pro "
+      f"{longest(pro, 24e9):,}, V3.2 {24 * 10**9 // 46848:,}")
 
 # %% [markdown]
 # The models take at most 1,048,576 positions. So read this as many texts at once: 24 GB hold the caches of six texts of a million tokens for Flash, four for Pro. The weights (160 and 865 GB) need memory of their own.
@@ -382,7 +407,8 @@ print(f"in 24 GB, beside the weights: V4-Flash {longest(flash, 24e9):,} tokens, 
 
 # %%
 def colleagues_operations(config, n):
-    """Operations of the attention over the context, for one token decoded after n others, by term. Three faults."""
+    """Operations of the attention over the context, for one token decoded after n others, by
+    term. Three faults."""
     ratios, w = config.compress_ratios[:config.n_layers], min(n, config.window_size)
     core = 2 * config.n_heads * 2 * config.head_dim * 2
     return {
@@ -400,7 +426,8 @@ def operations(config, n):
     ratios, w = config.compress_ratios[:config.n_layers], min(n, config.window_size)
     core = 2 * config.n_heads * 2 * config.head_dim * 2
     return {
-        "indexer": ratios.count(4) * 2 * config.index_n_heads * config.index_head_dim * (n // 4) * 0.5,
+        "indexer": ratios.count(4) * 2 * config.index_n_heads * config.index_head_dim * (n // 4)
+        * 0.5,
         "CSA core": ratios.count(4) * core * (min(config.index_topk, n // 4) + w),
         "HCA core": sum(core * (n // m + w) for m in ratios if m > 4),
         "window-only core": ratios.count(0) * core * w,
@@ -412,27 +439,34 @@ def operations(config, n):
 operations = check("context.operations", operations)
 for n in (MILLION, 1000):
     for name, version in (("the colleague", colleagues_operations), ("mended", operations)):
-        print(f"{n:9,} {name:13}", ", ".join(f"{term} {number / 1e9:.2f}" for term, number in version(flash, n).items()), "(10^9)")
+        terms = ", ".join(f"{term} {number / 1e9:.2f}"
+                          for term, number in version(flash, n).items())
+        print(f"{n:9,} {name:13}  {terms} (10^9)")
 
 # %% [markdown]
 # ## 6. Every term of the published figure
 #
 # `cost.flops` has the same four terms, and the weights (exactly counted in lesson 08). V3.2 has 61 layers. In each an indexer (64 heads of 128 channels, FP8) scores every token, and 128 heads read the 2,048 best. **Predict before you run:** on which single term does it spend 88 percent?
 
-# %%
-sides = {"V3.2": (cost.flops_v32(MILLION), cost.kv_bytes_v32(MILLION)), "V4-Pro": (cost.flops(pro, MILLION), cost.kv_bytes(pro, MILLION)),
+# %% jupyter={"outputs_hidden": true}
+sides = {"V3.2": (cost.flops_v32(MILLION), cost.kv_bytes_v32(MILLION)),
+         "V4-Pro": (cost.flops(pro, MILLION), cost.kv_bytes(pro, MILLION)),
          "V4-Flash": (cost.flops(flash, MILLION), cost.kv_bytes(flash, MILLION))}
-assert all(sides["V4-Pro"][0][term] == number for term, number in operations(pro, MILLION).items())
+assert all(sides["V4-Pro"][0][term] == number
+           for term, number in operations(pro, MILLION).items())
 for i, what in enumerate(("10^9 operations of one token", "10^9 bytes of cache")):
     old = sides["V3.2"][i]["total"]
     print(what)
     for name, terms in ((name, side[i]) for name, side in sides.items()):
         for term, number in terms.items():
-            print(f"    {name:9} {term:26} {number / 1e9:9.3f}" + (f"   {number / old:7.2%} of V3.2" if term == "total" else ""))
+            print(f"    {name:9} {term:26} {number / 1e9:9.3f}"
+                  + (f"   {number / old:7.2%} of V3.2" if term == "total" else ""))
 
-# %%
-share = {name: [side[i]["total"] / sides["V3.2"][i]["total"] for i in (0, 1)] for name, side in sides.items()}
-assert [round(100 * x) for x in share["V4-Pro"]] == [27, 11] and [round(100 * x) for x in share["V4-Flash"]] == [10, 7]
+# %% jupyter={"outputs_hidden": true}
+share = {name: [side[i]["total"] / sides["V3.2"][i]["total"] for i in (0, 1)]
+         for name, side in sides.items()}
+assert ([round(100 * x) for x in share["V4-Pro"]] == [27, 11]
+        and [round(100 * x) for x in share["V4-Flash"]] == [10, 7])
 print("Pro: 27 % of the operations and 10.55 % of the bytes; Flash: 10 % and 7 %")
 
 # %% [markdown]
@@ -449,28 +483,37 @@ lengths = [2**j for j in range(10, 21)]
 models = {"DeepSeek-V3.2": (cost.flops_v32, cost.kv_bytes_v32),
           "V4-Pro": (lambda n: cost.flops(pro, n), lambda n: cost.kv_bytes(pro, n)),
           "V4-Flash": (lambda n: cost.flops(flash, n), lambda n: cost.kv_bytes(flash, n))}
-what = {measure: {name: [pair[i](n) for n in lengths] for name, pair in models.items()} for i, measure in enumerate(("operations", "bytes"))}
-style.show(context.plot_stacks(lengths, what), "Operations and bytes by term from 1K to 1M tokens for V3.2, Pro and Flash, one scale for each row: V3.2's "
-           "indexer and latents dwarf all else; in V4 the weights, the indexer and the HCA core share the operations, CSA entries are the bytes. "
-           "Terms too thin to be seen are not named")
+what = {measure: {name: [pair[i](n) for n in lengths] for name, pair in models.items()}
+        for i, measure in enumerate(("operations", "bytes"))}
+style.show(context.plot_stacks(lengths, what), "Operations and bytes by term from 1K to 1M "
+           "tokens for V3.2, Pro and Flash, one scale for each row: V3.2's indexer and "
+           "latents dwarf all else; in V4 the weights, the indexer and the HCA core share the "
+           "operations, CSA entries are the bytes. Terms too thin to be seen are not named")
 
 # %% jupyter={"source_hidden": true}
-style.show(context.plot_shares({f"{name}, {style.length(n)}": pair[0](n) for n in (2**14, 2**20) for name, pair in models.items()}),
-           "What the operations of one decoded token are spent on, in percent: at 16K the weights take 46 of V3.2's and over 80 of V4's; at 1M "
-           "V3.2's indexer takes 88, while Pro and Flash divide theirs among weights, HCA core and indexer")
+style.show(context.plot_shares({f"{name}, {style.length(n)}": pair[0](n) for n in (2**14, 2**20)
+                                for name, pair in models.items()}),
+           "What the operations of one decoded token are spent on, in percent: at 16K "
+           "the weights take 46 of V3.2's and over 80 of V4's; at 1M V3.2's indexer takes 88, "
+           "while Pro and Flash divide theirs among weights, HCA core and indexer")
 
 # %% [markdown]
 # **Predict before you run:** V4-Pro has 49 billion active parameters, V3.2 has 37. From which context on is a token of V4-Pro the cheaper one?
 
-# %%
-curves = {measure: {name: [point["total"] / old["total"] for point, old in zip(points, by_model["DeepSeek-V3.2"])]
-                    for name, points in by_model.items() if name != "DeepSeek-V3.2"} for measure, by_model in what.items()}
-style.show(context.plot_ratios(lengths, curves, {"operations": {"V4-Pro": 27, "V4-Flash": 10}, "bytes": {"V4-Pro": 10, "V4-Flash": 7}}),
-           "Cost relative to V3.2 over the context: Pro's operations begin at 100 percent, are near 80 from 2K to 16K and fall to 27; the bytes "
-           "fall quickly and stay at 10.6 and 7.4 percent. Squares: the published values")
+# %% jupyter={"outputs_hidden": true}
+curves = {measure: {name: [point["total"] / old["total"]
+                           for point, old in zip(points, by_model["DeepSeek-V3.2"])]
+                    for name, points in by_model.items() if name != "DeepSeek-V3.2"}
+          for measure, by_model in what.items()}
+style.show(context.plot_ratios(lengths, curves, {"operations": {"V4-Pro": 27, "V4-Flash": 10},
+                                                 "bytes": {"V4-Pro": 10, "V4-Flash": 7}}),
+           "Cost relative to V3.2 over the context: Pro's operations begin at 100 percent, are "
+           "near 80 from 2K to 16K and fall to 27; the bytes fall quickly and stay at 10.6 and "
+           "7.4 percent. Squares: the published values")
 for n in (2**10, 2**12, 2**17):
     at = lengths.index(n)
-    print(f"at {n:7,} tokens: Pro {curves['operations']['V4-Pro'][at]:.0%} of the operations, {curves['bytes']['V4-Pro'][at]:.1%} of the bytes")
+    print(f"at {n:7,} tokens: Pro {curves['operations']['V4-Pro'][at]:.0%} of the operations, "
+          f"{curves['bytes']['V4-Pro'][at]:.1%} of the bytes")
 
 # %% [markdown]
 # From just above 1K on. But from 2K to 16K the gain is only about a fifth. (The curve rises from 2K to 4K: V3.2 reads its full 2,048 tokens from 2K on, Pro its full 1,024 entries only from 4K on.) **The famous 27 percent is a statement about a million tokens.** The bytes gain everywhere, since each token is kept in fewer of them.
@@ -480,7 +523,8 @@ for n in (2**10, 2**12, 2**17):
 # The sliders start at a million tokens and V4's own HCA ratio. **Find out:** what would it cost to compress HCA less, 16 tokens to an entry as in nano? Which of the two, bytes or operations, forbids it? And at which context does it hardly matter?
 
 # %%
-box = style.slider_image(context.plot_cost_by_term, "Operations and cache of V3.2, Flash and Pro by term, at a chosen context and HCA ratio",
+box = style.slider_image(context.plot_cost_by_term, "Operations and cache of V3.2, Flash and "
+                         "Pro by term, at a chosen context and HCA ratio",
                          n=[2**20, *lengths[:-1]], hca_ratio=[128, 16, 32, 64, 256, 512])
 box
 
@@ -488,12 +532,16 @@ box
 box.sliders["hca_ratio"].value = 16
 assert box.shown == {"n": MILLION, "hca_ratio": 16}
 fine = context.with_hca_ratio(flash, 16)
-print(f"Flash with HCA over 16 tokens: {cost.flops(fine, MILLION)['total'] / cost.flops(flash, MILLION)['total']:.1f} times the operations, "
-      f"{cost.kv_bytes(fine, MILLION)['total'] / cost.kv_bytes(flash, MILLION)['total']:.2f} times the bytes")
+print("Flash with HCA over 16 "
+      f"tokens: {cost.flops(fine, MILLION)['total'] / cost.flops(flash, MILLION)['total']:.1f} "
+      "times the operations, "
+      f"{cost.kv_bytes(fine, MILLION)['total'] / cost.kv_bytes(flash, MILLION)['total']:.2f} "
+      "times the bytes")
 
 # %% jupyter={"source_hidden": true}
-style.show(context.plot_cost_by_term(MILLION, 16), "The same as a figure: with 16 tokens to an HCA entry the HCA core becomes the largest term of Flash and Pro, and "
-           "the cache grows by a fifth at most")
+style.show(context.plot_cost_by_term(MILLION, 16),
+           "The same as a figure: with 16 tokens to an HCA entry the HCA core becomes the "
+           "largest term of Flash and Pro, and the cache grows by a fifth at most")
 
 # %% [markdown]
 # Operations forbid it: HCA reads *all* its entries with all heads, and at a million tokens Pro would cost more than V3.2. At 16K it adds an eighth, at 4K some 3 percent: there it hardly matters. That is why there are two kinds of compression: many fine entries, of which few are read, and few coarse ones, of which all are read.
@@ -510,11 +558,13 @@ for n in (2**10, 2**11, 2**12, 2**13, 2**14):
     million.prefill(reader, text[state.pos:n], state)
     held, formula = million.state_bytes(state), million.formula_bytes(reader.config, n)
     assert held == formula
-    print(f"{n:6,} tokens: {sum(held.values()):9,} bytes of state, equal to the formula; {sum(held.values()) / n:.0f} a token")
+    print(f"{n:6,} tokens: {sum(held.values()):9,} bytes of state, equal to the formula; "
+          f"{sum(held.values()) / n:.0f} a token")
     times[n] = million.step_ms(reader, state, steps=24)["cpu_ms"]
 
 # %% tags=["nbval-ignore-output"]
-style.show(context.plot_decode_time(times), "Milliseconds of processor time for one decoded token, 1K to 16K: nearly flat, far below a line in proportion to the context")
+style.show(context.plot_decode_time(times), "Milliseconds of processor time for one decoded "
+           "token, 1K to 16K: nearly flat, far below a line in proportion to the context")
 print(", ".join(f"{n:,}: {ms:.1f} ms" for n, ms in times.items()))
 
 # %%
@@ -533,13 +583,16 @@ print("16 times the context, less than 3 times the time of a token")
 
 # %% tags=["nbval-ignore-output"]
 empty = reader.new_state(1, million.ROOM)
-found = {d: [million.recall(reader, s, tokenizer, d, rounds=12) for s in (empty, state)] for d in (8, 32, 128)}
+found = {d: [million.recall(reader, s, tokenizer, d, rounds=12) for s in (empty, state)]
+         for d in (8, 32, 128)}
 for d, (alone, behind) in found.items():
-    print(f"told {d:3} tokens before: found {alone:2} of 12 without any context, {behind:2} of 12 behind 16,384 tokens")
+    print(f"told {d:3} tokens before: found {alone:2} of 12 without any context, {behind:2} of "
+          "12 behind 16,384 tokens")
 
 # %%
 assert found[8][0] >= 8
-print("told just before, nothing else read: most are found. What is left of that behind 16,384 tokens, see above")
+style.say("told just before, nothing else read: most are found. What is left of that behind "
+          "16,384 tokens, see above")
 
 # %% [markdown]
 # **Long is not the same as good.** The machinery reads on without a fault, in little memory, at a cost that grows slowly. But the model has never seen a position beyond 1,024, nor an indexer's choice among 4,096 entries. Nor has it ever seen other documents in front of its own: training kept them apart (lesson 01). It finds fewer of the near facts than on an empty state. Those told 128 tokens before it hardly finds in either case: both are near chance. V4 was trained in stages of 4K, 16K, 64K
@@ -552,22 +605,27 @@ print("told just before, nothing else read: most are found. What is left of that
 # %%
 path = paths.DATA / "records" / "million.json"
 record = json.loads(path.read_bytes()) if path.exists() else None
-print(context.summary(record) if record else "The record of the long run is not here yet. `python -m minids.recipes.million` makes it.")
+print(context.summary(record) if record else "The record of the long run is not here yet. "
+      "`python -m minids.recipes.million` makes it.")
 
 # %% jupyter={"source_hidden": true}
 if record:
-    style.show(context.plot_record(record), "The recorded run over the context: the time of a decoded token, uneven but nearly flat up to 64K, then growing, far below "
-               "proportion; minutes of reading; bytes of the state and of the process; the share of planted facts that were found")
+    style.show(context.plot_record(record), "The recorded run over the context: the time "
+               "of a decoded token, uneven but nearly flat up to 64K, then growing, far below "
+               "proportion; minutes of reading; bytes of the state and of the process; the "
+               "share of planted facts that were found")
 
 # %%
 if record:
     done = {point["n"]: point for point in record["points"]}
-    assert all(point["state"] == million.formula_bytes(nano.config, n) for n, point in done.items())
+    assert all(point["state"] == million.formula_bytes(nano.config, n)
+               for n, point in done.items())
     print("the state's bytes equal the formula at each power of two")
     if MILLION in done:
         slower = done[MILLION]["cpu_ms"] / done[2**14]["cpu_ms"]
         assert slower <= 5
-        print(f"a token behind 1,048,576 tokens takes {slower:.1f} times as long as behind 16,384. In proportion it would be 64 times")
+        style.say(f"a token behind 1,048,576 tokens takes {slower:.1f} times as long as behind "
+                  "16,384. In proportion it would be 64 times")
 
 # %% [markdown]
 # By count the indexer's work grows in a straight line: V4 too is linear in the context, only with a small factor. The measured times follow that roughly: 5.6 ms at 64K, 10.3 at 256K, 17.6 at 512K, but only 19.0 at 1M. Single times scatter (other programs ran on the other core). Reading shows it better:

@@ -51,7 +51,7 @@ versions()
 #
 # **Predict before you run:** what is left of the prediction?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 folder = paths.data("checkpoints", CHECKPOINT)
 model = minids.load(folder, dtype=torch.float32).eval().requires_grad_(False)
 tokenizer, config = Tokenizer.load(), model.config
@@ -59,7 +59,8 @@ wreck = minids.load(folder, dtype=torch.float32).eval().requires_grad_(False)
 one = torch.tensor([[tokenizer.bos_id]])                                    # B T = 1 1
 used = []
 for block in wreck.layers:
-    block.ffn.gate.register_forward_hook(lambda gate, args, out: used.append(set(out[1].flatten().tolist())))
+    block.ffn.gate.register_forward_hook(
+        lambda gate, args, out: used.append(set(out[1].flatten().tolist())))
 before = wreck(one)
 destroyed = 0
 for block, alive in zip(wreck.layers, used):
@@ -75,8 +76,10 @@ print("the prediction is the same, bit for bit:", torch.equal(before, wreck(one)
 # Nothing happened. For this token those numbers were never read. And for a whole sentence, from the same wreck?
 
 # %%
-sentence = torch.tensor([tokenizer.encode("Anna is in the kitchen. Where is Anna?", bos=True)])     # 1 T
-print("the prediction after the sentence is broken:", bool(wreck(sentence)[0, -1].isnan().all()))
+# 1 T
+sentence = torch.tensor([tokenizer.encode("Anna is in the kitchen. Where is Anna?", bos=True)])
+print("the prediction after the sentence is broken:",
+      bool(wreck(sentence)[0, -1].isnan().all()))
 
 # %% [markdown]
 # Other tokens need other experts, and find rubble, and one broken token breaks all that attend to it. That is a **mixture of experts**: much is stored, little is used for a token, and *which* depends on the token. The part that decides is the **router**,
@@ -85,8 +88,8 @@ print("the prediction after the sentence is broken:", bool(wreck(sentence)[0, -1
 # ## 1. The router
 
 # %% jupyter={"source_hidden": true}
-style.show(pictures.plot_layer(), "A token goes to the router, which picks two of six routed experts with weights; the shared expert "
-           "always works; the results are added up")
+style.show(pictures.plot_layer(), "A token goes to the router, which picks two of six routed "
+           "experts with weights; the shared expert always works; the results are added up")
 
 # %% [markdown]
 # Symbols: N tokens (all sequences in one list), d model width, E routed experts, I their width, K of them for each token, V ids in the vocabulary. $W$ is the gate's matrix, E d, and $b$ its bias, E numbers. The report, section 2.1, and DeepSeek-V3's report, whose
@@ -110,7 +113,7 @@ style.show(pictures.plot_layer(), "A token goes to the router, which picks two o
 #
 # **Predict before you run:** which two experts work? And what are their weights?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 s = F.softplus(torch.tensor([2.0, 1.0, 0.0, -1.0])).sqrt()
 b = torch.tensor([0.0, 0.0, 0.4, 0.0])
 chosen = (s + b).topk(2).indices
@@ -128,7 +131,8 @@ print("if b weighed:   ", [round(v, 3) for v in (wrong / wrong.sum() * 1.5).toli
 
 # %%
 def route(x, weight, bias, K, scale):
-    """The weight of each expert for each token. x: N d, weight: E d, bias: E -> N E, K entries of a row are not 0."""
+    """The weight of each expert for each token. x: N d, weight: E d, bias: E -> N E, K
+    entries of a row are not 0."""
     ### BEGIN SOLUTION
     s = F.softplus(x @ weight.T).sqrt()                                     # N E
     chosen = (s + bias).topk(K).indices                                     # N K
@@ -143,8 +147,8 @@ route = check("moe.route", route)
 
 # %%
 rng = torch.Generator().manual_seed(0)
-gate, x = model.layers[1].ffn.gate, torch.randn(50, config.dim, generator=rng)                  # x: N d
-g, chosen = gate(x, None)                                                   # N K, N K, as minids gives them
+gate, x = model.layers[1].ffn.gate, torch.randn(50, config.dim, generator=rng)  # x: N d
+g, chosen = gate(x, None)  # N K, N K, as minids gives them
 mine = route(x, gate.weight, gate.bias, config.n_activated_experts, config.route_scale)
 torch.testing.assert_close(mine.gather(1, chosen), g)
 torch.testing.assert_close(mine.sum(1), torch.full((50,), config.route_scale))
@@ -156,8 +160,9 @@ print("equal to the gate of layer 1 of the shipped model; each row sums to", con
 # DeepSeek-V3 took a sigmoid. The report states the change (2.1) and gives no reason. What we can see is the shape.
 
 # %% jupyter={"source_hidden": true}
-style.show(pictures.plot_affinities(), "Left: sqrt(softplus) keeps growing where the sigmoid levels off at 1. Right: its slope fades "
-           "slowly on both sides, the sigmoid's is almost gone at 6 and -6")
+style.show(pictures.plot_affinities(),
+           "Left: sqrt(softplus) keeps growing where the sigmoid levels off at 1. Right: its "
+           "slope fades slowly on both sides, the sigmoid's is almost gone at 6 and -6")
 
 # %% [markdown]
 # A sigmoid says at most 1: two experts at 4 and at 6 look alike, and the gate gets hardly any gradient. sqrt(softplus) grows like $\sqrt{x}$ and never quite levels off. To the left it falls like $e^{x/2}$, the
@@ -165,7 +170,7 @@ style.show(pictures.plot_affinities(), "Left: sqrt(softplus) keeps growing where
 #
 # The slope of sqrt(softplus) by the rules: $\frac{ds}{dx} = \frac{\sigma(x)}{2 s}$. For very negative x this is $e^{x/2} / 2$, tiny and harmless. **Predict before you run:** what does autograd say at -120?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 x = torch.tensor([-20.0, -80.0, -120.0], requires_grad=True)
 F.softplus(x).sqrt().sum().backward()
 plain, x.grad = x.grad, None
@@ -186,25 +191,28 @@ print("guarded:", x.grad.tolist()[2], "at -120;", x.grad.isfinite().tolist())
 #
 # **Predict before you run:** why is $w_1 x$ not clamped from *below*?
 
-# %% jupyter={"source_hidden": true}
-style.show(pictures.plot_clamps(), "Left: the SiLU of the gate levels off at 10 when clamped; on the negative side it is almost 0 by "
-           "itself. Right: the product grows like a square without clamps, and stays below 100 with them")
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
+style.show(pictures.plot_clamps(), "Left: the SiLU of the gate levels off at 10 when clamped; "
+           "on the negative side it is almost 0 by itself. Right: the product grows like a "
+           "square without clamps, and stays below 100 with them")
 
 # %% [markdown]
 # Because silu is never below -0.28: on that side there is nothing to cut. The linear part has no such brake, so it needs both sides.
 #
 # The weight $g$ multiplies the hidden numbers, before $w_2$. **Predict:** does it matter, before or after $w_2$? And before or after the SiLU?
 
-# %%
-expert, x = model.layers[1].ffn.experts[0], torch.randn(6, config.dim, generator=rng)          # N d
+# %% jupyter={"outputs_hidden": true}
+expert, x = model.layers[1].ffn.experts[0], torch.randn(6, config.dim, generator=rng)  # N d
 w1, w2, w3 = (getattr(expert, name).weight for name in ("w1", "w2", "w3"))
-g = torch.rand(6, 1, generator=rng) + 0.2                                                        # N 1
-hidden = F.silu(x @ w1.T) * (x @ w3.T)                                                           # N I
+g = torch.rand(6, 1, generator=rng) + 0.2  # N 1
+hidden = F.silu(x @ w1.T) * (x @ w3.T)     # N I
 before_w2, after_w2 = (hidden * g) @ w2.T, (hidden @ w2.T) * g
 before_silu = (F.silu(x @ w1.T * g) * (x @ w3.T)) @ w2.T
 scale = before_w2.abs().max()
-print("before or after w2 differ by less than a millionth:", bool((before_w2 - after_w2).abs().max() < 1e-6 * scale))
-print("before the SiLU differs by more than a hundredth:", bool((before_w2 - before_silu).abs().max() > 1e-2 * scale))
+print("before or after w2 differ by less than a millionth:",
+      bool((before_w2 - after_w2).abs().max() < 1e-6 * scale))
+print("before the SiLU differs by more than a hundredth:",
+      bool((before_w2 - before_silu).abs().max() > 1e-2 * scale))
 
 # %% [markdown]
 # $w_2$ is linear: in float32 only rounding tells the two apart, and a check has no right to call either wrong. (With FP8 numbers between, the order decides what is rounded; V4's reference code has it before.) The SiLU is not linear.
@@ -242,16 +250,19 @@ def mix_experts(ffn, x, g):
     limit, shared = ffn.gate.config.swiglu_limit, ffn.shared_experts
     y = expert_forward(x, shared.w1.weight, shared.w2.weight, shared.w3.weight, limit, 1.0)
     for e, expert in enumerate(ffn.experts):
-        y = y + expert_forward(x, expert.w1.weight, expert.w2.weight, expert.w3.weight, limit, g[:, e, None])
+        y = (y + expert_forward(x, expert.w1.weight, expert.w2.weight, expert.w3.weight, limit,
+                                g[:, e, None]))
     return y
     ### END SOLUTION
 
 
 # %%
 mix_experts = check("moe.layer", mix_experts)
-layer, x = model.layers[1].ffn, torch.randn(40, config.dim, generator=rng)                     # N d
-g = route(x, layer.gate.weight, layer.gate.bias, config.n_activated_experts, config.route_scale)    # N E
-torch.testing.assert_close(mix_experts(layer, x, g), layer(x[None], None)[0], atol=1e-5, rtol=1e-4)
+layer, x = model.layers[1].ffn, torch.randn(40, config.dim, generator=rng)  # N d
+# N E
+g = route(x, layer.gate.weight, layer.gate.bias, config.n_activated_experts, config.route_scale)
+torch.testing.assert_close(mix_experts(layer, x, g), layer(x[None], None)[0], atol=1e-5,
+                           rtol=1e-4)
 print("equal to minids.model.moe.MoE on 40 tokens")
 
 # %% [markdown]
@@ -269,13 +280,15 @@ print("expert   ", flat[order].tolist())
 print("way back ", order.argsort().tolist(), " choice i lies in row order.argsort()[i]")
 
 # %% jupyter={"source_hidden": true}
-style.show(pictures.plot_sorting(choices, 3), "Eight choices of four tokens, sorted so that each of three experts finds its rows side "
-           "by side")
+style.show(pictures.plot_sorting(choices, 3), "Eight choices of four tokens, sorted so that "
+           "each of three experts finds its rows side by side")
 
 # %%
-for name, c in (("nano", Config.nano()), ("mini", Config.mini()), ("Flash", Config.flash()), ("Pro", Config.pro())):
-    print(f"{name:6} every expert on every token: {c.n_routed_experts:4} rows a token; "
-          f"sorted: {c.n_activated_experts}; {c.n_routed_experts / c.n_activated_experts:.0f} times less")
+for name, c in (("nano", Config.nano()), ("mini", Config.mini()), ("Flash", Config.flash()),
+                ("Pro", Config.pro())):
+    print(f"{name:6} every expert on every token: {c.n_routed_experts:4} rows a token; sorted: "
+          f"{c.n_activated_experts}; {c.n_routed_experts / c.n_activated_experts:.0f} times "
+          "less")
 
 # %% [markdown]
 # ### Exercise 4: a colleague's sort
@@ -285,13 +298,13 @@ for name, c in (("nano", Config.nano()), ("mini", Config.mini()), ("Flash", Conf
 def colleagues_moe(ffn, x, g):
     """x: N d; g: N E -> N d. Two faults."""
     N, K = len(x), ffn.gate.config.n_activated_experts
-    weights, chosen = g.topk(K)                                             # N K, N K
-    order = chosen.flatten().argsort(stable=True)                           # NK
+    weights, chosen = g.topk(K)                    # N K, N K
+    order = chosen.flatten().argsort(stable=True)  # NK
     counts = torch.bincount(chosen.flatten(), minlength=len(ffn.experts)).tolist()
-    runs = x[order // K].split(counts)                                      # E runs of rows, NK d together
+    runs = x[order // K].split(counts)             # E runs of rows, NK d together
     y = torch.cat([expert(run) for expert, run in zip(ffn.experts, runs)])
     y = y * weights.flatten()[:, None]
-    y = y[order]                                                            # back to the tokens
+    y = y[order]                                   # back to the tokens
     return y.view(N, K, -1).sum(1) + ffn.shared_experts(x)
 
 
@@ -304,13 +317,13 @@ def grouped(ffn, x, g):
     """Your repaired version. x: N d; g: N E -> N d."""
     ### BEGIN SOLUTION
     N, K = len(x), ffn.gate.config.n_activated_experts
-    weights, chosen = g.topk(K)                                             # N K, N K
-    order = chosen.flatten().argsort(stable=True)                           # NK
+    weights, chosen = g.topk(K)                    # N K, N K
+    order = chosen.flatten().argsort(stable=True)  # NK
     counts = torch.bincount(chosen.flatten(), minlength=len(ffn.experts)).tolist()
     runs = x[order // K].split(counts)
     y = torch.cat([expert(run) for expert, run in zip(ffn.experts, runs)])
-    y = y * weights.flatten()[order][:, None]                               # sorted like the rows
-    y = y[order.argsort()]                                                  # the inverse of the sort
+    y = y * weights.flatten()[order][:, None]      # sorted like the rows
+    y = y[order.argsort()]                         # the inverse of the sort
     return y.view(N, K, -1).sum(1) + ffn.shared_experts(x)
     ### END SOLUTION
 
@@ -332,7 +345,8 @@ print("equal to minids, which also sorts")
 
 # %%
 def hash_route(x, ids, weight, table, scale):
-    """As `route`, with experts from the table. x: N d, ids: N, weight: E d, table: V K -> N E."""
+    """As `route`, with experts from the table. x: N d, ids: N, weight: E d, table: V K
+    -> N E."""
     ### BEGIN SOLUTION
     s = F.softplus(x @ weight.T).sqrt()                                     # N E
     chosen = table[ids]                                                     # N K
@@ -343,8 +357,8 @@ def hash_route(x, ids, weight, table, scale):
 
 # %%
 hash_route = check("moe.hash_route", hash_route)
-gate, x = model.layers[0].ffn.gate, torch.randn(30, config.dim, generator=rng)                 # N d
-some = torch.randint(0, config.vocab_size, (30,), generator=rng)                                 # N
+gate, x = model.layers[0].ffn.gate, torch.randn(30, config.dim, generator=rng)  # N d
+some = torch.randint(0, config.vocab_size, (30,), generator=rng)  # N
 g, chosen = gate(x, some)
 mine = hash_route(x, some, gate.weight, gate.tid2eid, config.route_scale)
 torch.testing.assert_close(mine.gather(1, chosen), g)
@@ -356,11 +370,14 @@ print("equal to the hash layer of the shipped model")
 
 # %%
 def watch(model, ids):
-    """The weights and experts, N K each, of every gate in the order of the layers, on ids: B T."""
+    """The weights and experts, N K each, of every gate in the order of the layers, on ids:
+    B T."""
     seen, hooks = [], []
     for block in model.layers:
-        hooks.append(block.ffn.gate.register_forward_hook(lambda gate, args, out: seen.append(out)))
-    with torch.no_grad():       # options tell a pass what to do beside its work: here, to keep documents of a row apart
+        hooks.append(
+            block.ffn.gate.register_forward_hook(lambda gate, args, out: seen.append(out)))
+    # options tell a pass what to do beside its work: here, to keep documents of a row apart
+    with torch.no_grad():
         model.features(ids, options=Options(packing(ids, tokenizer.bos_id)))
     for hook in hooks:
         hook.remove()
@@ -371,14 +388,14 @@ heldout = torch.from_numpy(mixture.stream("heldout", 6145, tokenizer).astype("in
 ids = heldout[:6144].view(24, 256)                                          # B T
 seen = watch(model, ids)
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 word = tokenizer.encode(" the")[0]
-g, chosen = (part[ids.flatten() == word] for part in seen[0])              # of all places with " the"
+g, chosen = (part[ids.flatten() == word] for part in seen[0])  # of all places with " the"
 print(f"' the' comes {len(g)} times; experts {chosen.unique(dim=0).tolist()}")
-print(f"weight of the first one: {g[:, 0].min():.3f} to {g[:, 0].max():.3f}, deviation {g[:, 0].std():.3f}; "
-      f"uniform would be {config.route_scale / 2:.3f}")
+print(f"weight of the first one: {g[:, 0].min():.3f} to {g[:, 0].max():.3f}, deviation "
+      f"{g[:, 0].std():.3f}; uniform would be {config.route_scale / 2:.3f}")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert len(chosen.unique(dim=0)) == 1 and g[:, 0].std() > 0.002
 print("the experts are always the same two; their weights differ from place to place")
 
@@ -393,10 +410,12 @@ print("the experts are always the same two; their weights differ from place to p
 # By hand: if one token made up half of all text and the others were rare, the sum is about 0.25; with E = 8, K = 2 the deviation is $\sqrt{0.25 \cdot 3} = 0.87$: the two experts of that token have far more
 # than their share. **Predict:** 300 random tables for our text. Where will most of them be, in largest load over mean load?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 def loads_of(table, p, E):
-    """Load of each expert over the mean load, if tokens come with the shares p. table: V K, p: V -> E."""
-    load = torch.bincount(table.flatten(), weights=p.repeat_interleave(table.shape[1]).double(), minlength=E)
+    """Load of each expert over the mean load, if tokens come with the shares p. table: V K,
+    p: V -> E."""
+    load = torch.bincount(table.flatten(), weights=p.repeat_interleave(table.shape[1]).double(),
+                          minlength=E)
     return load / load.mean()
 
 
@@ -405,23 +424,28 @@ p = torch.bincount(heldout, minlength=V) / len(heldout)                     # V
 even = torch.full((V,), 1 / V)
 rng = torch.Generator().manual_seed(3)
 tables = [torch.rand(V, E, generator=rng).argsort(1)[:, :K] for _ in range(300)]
-worst = {name: torch.stack([loads_of(t, q, E).max() for t in tables]) for name, q in (("text", p), ("even", even))}
+worst = {name: torch.stack([loads_of(t, q, E).max() for t in tables])
+         for name, q in (("text", p), ("even", even))}
 deviation = (p.square().sum() * (E - K) / K).sqrt().item()
 measured = torch.stack([loads_of(t, p, E) for t in tables]).std().item()
 print(f"deviation of a load: by formula {deviation:.3f}, over 300 tables {measured:.3f}")
-print(f"largest load, median of the tables: {worst['text'].median():.2f}; all tokens equally often: {worst['even'].median():.2f}")
+print(f"largest load, median of the tables: {worst['text'].median():.2f}; all tokens equally "
+      f"often: {worst['even'].median():.2f}")
 
-# %% jupyter={"source_hidden": true}
-style.show(pictures.plot_zipf(p.tolist(), worst["text"].tolist(), worst["even"].tolist(), 1 + deviation),
-           "Left: frequencies of tokens fall along a straight line on logarithmic axes, as Zipf found. Right: on such text, random "
-           "tables are uneven; with all tokens equally often they would be nearly even")
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
+style.show(pictures.plot_zipf(p.tolist(), worst["text"].tolist(), worst["even"].tolist(),
+                              1 + deviation),
+           "Left: frequencies of tokens fall along a straight line on logarithmic axes, as "
+           "Zipf found. Right: on such text, random tables are uneven; with all tokens equally "
+           "often they would be nearly even")
 
 # %% [markdown]
 # The unevenness comes from a handful of frequent tokens, and no bias can mend it: the table is fixed. More experts make it worse. The factor $(E - K)/K$ is 3 for nano's E = 8 and K = 2, 15 for mini's 32 and 2, and 42 for Flash's 256 and 6.
 # On text as concentrated as ours the loads of a purely random table of Flash's size would have the deviation below. How V4's tables were made, the report does not say ("a predefined hash function"). They are in the released weights.
 
 # %%
-print(f"a random table of Flash's size on a text as concentrated as ours: {(p.square().sum() * 250 / 6).sqrt():.2f}")
+print("a random table of Flash's size on a text as concentrated as ours: "
+      f"{(p.square().sum() * 250 / 6).sqrt():.2f}")
 
 # %% [markdown]
 # ### Exercise 6: a fairer table
@@ -430,7 +454,8 @@ print(f"a random table of Flash's size on a text as concentrated as ours: {(p.sq
 
 # %%
 def balanced_table(p, E, K):
-    """p: V, the tokens' shares -> V K int64, each row K different experts, sorted. Ties: the lower number first."""
+    """p: V, the tokens' shares -> V K int64, each row K different experts, sorted. Ties: the
+    lower number first."""
     ### BEGIN SOLUTION
     table, load = torch.zeros(len(p), K, dtype=torch.int64), torch.zeros(E, dtype=torch.float64)
     for token in p.argsort(descending=True).tolist():
@@ -456,7 +481,8 @@ print(f"largest load over mean load: {loads_of(balanced_table(p, E, K), p, E).ma
 
 # %%
 SMALL = config.replace(dim=64, moe_inter_dim=32, n_routed_experts=16, n_activated_experts=2)
-DENSE = SMALL.replace(n_routed_experts=2)           # both experts always work: a dense layer of equal active size
+# both experts always work: a dense layer of equal active size
+DENSE = SMALL.replace(n_routed_experts=2)
 
 
 class Small(nn.Module):
@@ -468,14 +494,15 @@ class Small(nn.Module):
         self.ffn, self.head = MoE(config, is_hash=False), nn.Linear(d, V, bias=False)
         for name, p in self.named_parameters():
             if p.ndim == 2:
-                nn.init.normal_(p, std={"ffn.gate.weight": 0.05, "head.weight": 0.02}.get(name, d**-0.5))
+                nn.init.normal_(p, std={"ffn.gate.weight": 0.05,
+                                        "head.weight": 0.02}.get(name, d**-0.5))
         with torch.no_grad():
             self.embed.weight += common * d**-0.5 * torch.randn(d)
 
     def forward(self, ids, current=None, experts=None):
-        x = self.embed(ids) + self.previous(ids.roll(1, 1))                 # B T d; row 0 gets the last one
+        x = self.embed(ids) + self.previous(ids.roll(1, 1))  # B T d; row 0 gets the last one
         x = x + self.ffn(self.norm(x), ids, current, experts)
-        return self.head(self.last(x))                                      # B T V
+        return self.head(self.last(x))                       # B T V
 
 # %% [markdown]
 # Is such a direction far-fetched? What a gate of the shipped model sees has one, too. We measure which share of its squared length lies in the mean over all tokens. (Independent vectors would have 1/N.)
@@ -489,7 +516,8 @@ def common_share(x):
 def gate_inputs(network, gates):
     """What each of these gates gets, N d, while the network reads the held-out text."""
     inputs = []
-    hooks = [gate.register_forward_pre_hook(lambda gate, args: inputs.append(args[0])) for gate in gates]
+    hooks = [gate.register_forward_pre_hook(lambda gate, args: inputs.append(args[0]))
+             for gate in gates]
     with torch.no_grad():
         network(ids)
     for hook in hooks:
@@ -499,13 +527,16 @@ def gate_inputs(network, gates):
 
 torch.manual_seed(0)
 toy = Small(SMALL, common=1.5)
-at_gates = [common_share(x) for x in gate_inputs(model, [block.ffn.gate for block in model.layers])]
+at_gates = [common_share(x)
+            for x in gate_inputs(model, [block.ffn.gate for block in model.layers])]
 in_toy = common_share(gate_inputs(toy, [toy.ffn.gate])[0])
-print("gates of the shipped model:", [f"{share:.0%}" for share in at_gates], " our small network:", f"{in_toy:.0%}")
+print("gates of the shipped model:", [f"{share:.0%}" for share in at_gates],
+      " our small network:", f"{in_toy:.0%}")
 
 # %%
 assert 0.02 < min(at_gates) and max(at_gates) < in_toy
-print("Every gate of the shipped model sees a common direction, with more than 2 % of the squared length.")
+style.say("Every gate of the shipped model sees a common direction, with more than 2 % of the "
+          "squared length.")
 print("In our small network it is stronger: we want to see the collapse within 120 steps.")
 
 # %%
@@ -516,7 +547,8 @@ probe = heldout[:2048].view(32, 64)                                         # B 
 
 def next_loss(net, ids, experts=None):
     """Mean loss of the next token; the record of the pass."""
-    current = Pass(net.ffn.gate.config, ids.shape[1] - 1, ids.device, options=Options(balance=True))
+    current = Pass(net.ffn.gate.config, ids.shape[1] - 1, ids.device,
+                   options=Options(balance=True))
     logits = net(ids[:, :-1], current, experts)
     return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()), current.record
 
@@ -531,7 +563,8 @@ def look(net):
 
 # %%
 def train_small(seed, config=None, u=0.0, loss_weight=0.0, common=1.5, probes=()):
-    """Train for STEPS steps. Returns loads (S E), the held-out loss, choices on the probe, and the network."""
+    """Train for STEPS steps. Returns loads (S E), the held-out loss, choices on the probe,
+    and the network."""
     torch.manual_seed(seed)
     net, rng = Small(config or SMALL, common), torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-2, betas=(0.9, 0.95), fused=True)
@@ -548,7 +581,8 @@ def train_small(seed, config=None, u=0.0, loss_weight=0.0, common=1.5, probes=()
         optimiser.step()
         loads.append(record.loads[0])
         balance(net, record.loads, u)                                       # moves the bias
-    return SimpleNamespace(loads=torch.stack(loads).float(), loss=look(net)[0], choices=choices, net=net, optimiser=optimiser)
+    return SimpleNamespace(loads=torch.stack(loads).float(), loss=look(net)[0], choices=choices,
+                           net=net, optimiser=optimiser)
 
 
 # %% [markdown]
@@ -561,16 +595,20 @@ def train_small(seed, config=None, u=0.0, loss_weight=0.0, common=1.5, probes=()
 # **Predict before you run:** with 16 experts and K = 2, what is the worst possible largest load over mean load? Which of the settings come near it? And which of them has the lowest loss?
 
 # %%
-SETTINGS = {"no balancing": {}, "V4's numbers: u = 0.001, loss 0.0001": {"u": 0.001, "loss_weight": 1e-4},
+SETTINGS = {"no balancing": {},
+            "V4's numbers: u = 0.001, loss 0.0001": {"u": 0.001, "loss_weight": 1e-4},
             "bias, u = 0.01": {"u": 0.01}, "sequence-wise loss, 0.01": {"loss_weight": 1e-2},
-            "no balancing, no common direction": {"common": 0.0}, "dense, equal active size": {"config": DENSE}}
+            "no balancing, no common direction": {"common": 0.0},
+            "dense, equal active size": {"config": DENSE}}
 FOLLOWED = ("no balancing", "bias, u = 0.01")
-runs = {name: [train_small(seed, **changes, probes=PROBES if name in FOLLOWED and seed == 0 else ())
+runs = {name: [train_small(seed, **changes,
+                           probes=PROBES if name in FOLLOWED and seed == 0 else ())
                for seed in range(3)] for name, changes in SETTINGS.items()}
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 def worst_load(run):
-    """Largest over mean load, and the experts with less than a tenth of the mean, in the last 20 steps."""
+    """Largest over mean load, and the experts with less than a tenth of the mean, in the
+    last 20 steps."""
     load = run.loads[-20:].sum(0)
     return (load.max() / load.mean()).item(), int((load < 0.1 * load.mean()).sum())
 
@@ -578,29 +616,35 @@ def worst_load(run):
 print(f"{'':38}largest / mean load    idle experts   held-out loss")
 for name, group in runs.items():
     worst, idle = zip(*map(worst_load, group))
-    print(f"{name:38}{'  '.join(f'{w:4.1f}' for w in worst):>19}{'  '.join(f'{i:2}' for i in idle):>16}"
+    peaks, idles = "  ".join(f"{w:4.1f}" for w in worst), "  ".join(f"{i:2}" for i in idle)
+    print(f"{name:38}{peaks:>19}{idles:>16}"
           f"    {'  '.join(f'{run.loss:.2f}' for run in group)}")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 end = {name: [worst_load(run)[0] for run in group] for name, group in runs.items()}
 losses = {name: [run.loss for run in group] for name, group in runs.items()}
 assert min(end["no balancing"]) > 5 and max(end["bias, u = 0.01"]) < 4.5
 assert max(end["no balancing, no common direction"]) < 3.5
 assert sum(end["sequence-wise loss, 0.01"]) > sum(end["bias, u = 0.01"])
 assert all(abs(a - b) < 0.4 for a, b in zip(losses["no balancing"], losses["bias, u = 0.01"]))
-print("Without balancing, the busiest expert has more than 5 times the mean; the bias brings it down, for every seed.")
+style.say("Without balancing, the busiest expert has more than 5 times the mean; the bias "
+          "brings it down, for every seed.")
 print("The losses of the two differ by less than 0.4.")
 
-# %% jupyter={"source_hidden": true}
-alone = {name: torch.stack([run.loads for run in group], 1) for name, group in runs.items() if "dense" not in name}
-style.show(pictures.plot_load_curves(alone), "Without balancing the largest load stays high, near the worst possible, 8 times the mean; with a "
-           "bias step of 0.01 it comes down within the run; V4's small step has hardly begun; without a common direction there is "
-           "no collapse. Lines are means of three seeds, bands reach from the lowest to the highest")
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
+alone = {name: torch.stack([run.loads for run in group], 1)
+         for name, group in runs.items() if "dense" not in name}
+style.show(pictures.plot_load_curves(alone),
+           "Without balancing the largest load stays high, near the worst possible, 8 times "
+           "the mean; with a bias step of 0.01 it comes down within the run; V4's small step "
+           "has hardly begun; without a common direction there is no collapse. Lines are means "
+           "of three seeds, bands reach from the lowest to the highest")
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 style.show(pictures.plot_load_maps({name: runs[name][0].loads for name in FOLLOWED}),
-           "Loads of 16 experts over training. Left, no balancing: soon three bright rows do most of the work. Right, with "
-           "the bias: one expert after the other wakes up, until most rows have about the same colour; one, once busy, is idle now")
+           "Loads of 16 experts over training. Left, no balancing: soon three bright rows do "
+           "most of the work. Right, with the bias: one expert after the other wakes up, until "
+           "most rows have about the same colour; one, once busy, is idle now")
 
 # %% [markdown]
 # - **The worst possible is E / K = 8**: two experts do everything. Without balancing the network comes near it: the busiest expert takes 84 to 99 % of the tokens, and 7 to 12 of the 16 are idle. This is called *routing collapse*.
@@ -650,7 +694,8 @@ print("equal to minids.model.moe.balance")
 
 # %%
 def sequence_balance(s, experts):
-    """The mean over B sequences of sum_e f_e P_e. s: B T E affinities; experts: B T K chosen ones -> one number."""
+    """The mean over B sequences of sum_e f_e P_e. s: B T E affinities; experts: B T K chosen
+    ones -> one number."""
     ### BEGIN SOLUTION
     B, T, E = s.shape
     K = experts.shape[-1]
@@ -665,15 +710,16 @@ def with_gradient(function):
     def both(s, experts):
         s = s.detach().clone().requires_grad_()
         loss = function(s, experts)
-        grad = torch.autograd.grad(loss, s)[0] if torch.is_tensor(loss) and loss.requires_grad else torch.zeros_like(s)
+        grad = (torch.autograd.grad(loss, s)[0] if torch.is_tensor(loss) and loss.requires_grad
+                else torch.zeros_like(s))
         return loss.detach() if torch.is_tensor(loss) else loss, grad
     return both
 
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 loss_and_gradient = check("moe.sequence_balance", with_gradient(sequence_balance))
-s = (torch.rand(3, 20, 8, generator=rng) + 0.1) * torch.linspace(0.5, 1.5, 8)                  # B T E
-experts = s.topk(2).indices                                                                      # B T K
+s = (torch.rand(3, 20, 8, generator=rng) + 0.1) * torch.linspace(0.5, 1.5, 8)  # B T E
+experts = s.topk(2).indices  # B T K
 loss, slope = loss_and_gradient(s, experts)
 total, sequences = minids_balance(s.flatten(0, 1), experts.flatten(0, 1), 3)
 torch.testing.assert_close(loss, total / sequences)
@@ -691,9 +737,11 @@ print("descent moves its affinity:", ["up" if v < 0 else "down" for v in busy.to
 # far below the mean on the way?
 
 # %%
-shown = {name: runs[name][0].loads for name in ("no balancing", "bias, u = 0.01", "sequence-wise loss, 0.01")}
+shown = {name: runs[name][0].loads
+         for name in ("no balancing", "bias, u = 0.01", "sequence-wise loss, 0.01")}
 box = style.slider_image(lambda step: pictures.plot_loads_at(shown, step),
-                         "Load of each expert, over the mean, in the ten steps before", step=list(range(10, STEPS + 1, 10)))
+                         "Load of each expert, over the mean, in the ten steps before",
+                         step=list(range(10, STEPS + 1, 10)))
 box
 
 # %%
@@ -712,14 +760,16 @@ print("the last picture: the ten steps before step", STEPS)
 
 # %% jupyter={"source_hidden": true}
 def share_alike(choices):
-    """For each pair of steps, the share of choices that are the same. choices: a list of N K."""
-    hot = torch.stack([F.one_hot(c, 16).sum(1).flatten() for c in choices]).float()                 # S NE
+    """For each pair of steps, the share of choices that are the same. choices: a list of
+    N K."""
+    hot = torch.stack([F.one_hot(c, 16).sum(1).flatten() for c in choices]).float()  # S NE
     return hot @ hot.T / hot[0].sum()
 
 
 maps = {name: share_alike(runs[name][0].choices) for name in FOLLOWED}
-style.show(pictures.plot_agreement(maps, list(PROBES)), "Share of choices on which two steps agree. Left, no balancing: soon all steps "
-           "agree on the same few experts. Right, with the bias: neighbouring steps agree, distant ones hardly do")
+style.show(pictures.plot_agreement(maps, list(PROBES)), "Share of choices on which two steps "
+           "agree. Left, no balancing: soon all steps agree on the same few experts. Right, "
+           "with the bias: neighbouring steps agree, distant ones hardly do")
 
 # %% [markdown]
 # While loads are being balanced, a quarter to a third of the choices differ from those of ten steps ago, and after 100 steps most do. So it makes a difference *whose* choice is used. The report's trillion-parameter runs had loss spikes, tied to outliers in the expert layers, which the
@@ -731,8 +781,10 @@ style.show(pictures.plot_agreement(maps, list(PROBES)), "Share of choices on whi
 settings = SimpleNamespace(anticipate=3, spike=0.0, steps=8)
 anticipation, now = Anticipation(settings), 0
 for now in range(8):
-    chosen_by = anticipation.experts(now, lambda batch: now)    # "the experts" are just the number of the step that chose
-    print(f"step {now}: weights of step {now}, experts chosen by the weights of step {chosen_by}")
+    # "the experts" are just the number of the step that chose
+    chosen_by = anticipation.experts(now, lambda batch: now)
+    print(f"step {now}: weights of step {now}, experts chosen by the weights of step "
+          f"{chosen_by}")
 
 # %% [markdown]
 # The first steps have nothing to look back to, and take what the weights of step 0 choose. V4 switches this on only after a spike, for a while; it costs about 20 % more time while it is on (4.2.3).
@@ -742,7 +794,8 @@ for now in range(8):
 
 # %% tags=["nbval-ignore-output"]
 def hit(run):
-    """One bad update. Returns the share of choices that moved, and losses: before, new choices, old choices."""
+    """One bad update. Returns the share of choices that moved, and losses: before, new
+    choices, old choices."""
     net, (loss, old) = run.net, look(run.net)
     run.optimiser.param_groups[0]["lr"] = 0.2
     run.optimiser.zero_grad()
@@ -757,12 +810,13 @@ def hit(run):
 
 moved = [hit(run) for run in runs["bias, u = 0.01"]]
 for seed, (share, loss, after, replayed) in enumerate(moved):
-    print(f"seed {seed}: {100 * share:.0f} % of the choices moved; loss {loss:.2f} before, then {after:.2f} with new choices, "
-          f"{replayed:.2f} with the old ones")
+    style.say(f"seed {seed}: {100 * share:.0f} % of the choices moved; loss {loss:.2f} before, "
+              f"then {after:.2f} with new choices, {replayed:.2f} with the old ones")
 
 # %%
 assert all(share > 0.1 and after > loss + 0.1 for share, loss, after, _ in moved)
-print("In every seed one bad update moves more than a tenth of all choices at once, and raises the loss.")
+style.say("In every seed one bad update moves more than a tenth of all choices at once, and "
+          "raises the loss.")
 
 # %% [markdown]
 # The first half of the story is real, even here: one bad update reroutes much of the text at once. For the second half, compare the last two numbers of each line. When this lesson was built, the old choices were a little better, by far less than the damage: the experts and
@@ -776,16 +830,19 @@ print("In every seed one bad update moves more than a tenth of all choices at on
 
 # %% tags=["nbval-ignore-output"]
 def favourites(ids, chosen, E, top=7):
-    """For each expert the tokens that it gets more often than its share of the text says, by excess."""
-    hot = torch.zeros(len(chosen), E).scatter(1, chosen, 1.0)                                      # N E
+    """For each expert the tokens that it gets more often than its share of the text says, by
+    excess."""
+    hot = torch.zeros(len(chosen), E).scatter(1, chosen, 1.0)  # N E
     got = torch.zeros(V, E).index_add(0, ids, hot)
-    excess = got - torch.bincount(ids, minlength=V)[:, None] * hot.mean(0)                          # V E
-    return [[tokenizer.decode([t]) for t in column.topk(top).indices.tolist()] for column in excess.T]
+    excess = got - torch.bincount(ids, minlength=V)[:, None] * hot.mean(0)  # V E
+    return [[tokenizer.decode([t]) for t in column.topk(top).indices.tolist()]
+            for column in excess.T]
 
 
-at = next(i for i in range(config.n_layers) if not config.is_hash(i))                 # the first layer that scores
+# the first layer that scores
+at = next(i for i in range(config.n_layers) if not config.is_hash(i))
 for e, tokens in enumerate(favourites(ids.flatten(), seen[at][1], E)[:12]):
-    print(f"layer {at}, expert {e}:", ascii(tokens)[1:-1])
+    style.say(f"layer {at}, expert {e}: {ascii(tokens)[1:-1]}")
 
 # %% [markdown]
 # Such lists are easily read as professions: names here, commas there. Now be careful. Three ways to fool oneself:
@@ -794,14 +851,16 @@ for e, tokens in enumerate(favourites(ids.flatten(), seen[at][1], E)[:12]):
 # 3. A router is a function of the token, so even an *untrained* one sends equal tokens to equal experts. Control: a fresh model.
 
 # %%
-FUNCTION = set("the a an of in to and or is was are were that it he she his her has had have for with on at by not be as "
-               "from who".split())
+FUNCTION = set("the a an of in to and or is was are were that it he she his her has had have "
+               "for with on at by not be as from who".split())
 KINDS = {kind: mixture.stream("heldout", 1500, tokenizer, (kind,)) for kind in mixture.SHARES}
-KINDS["code"] = books.encode_texts([tasks.as_text(task) for task in tasks.problems("coding", "test", 40)], tokenizer)
+KINDS["code"] = books.encode_texts([tasks.as_text(task) for task
+                                    in tasks.problems("coding", "test", 40)], tokenizer)
 
 
 def token_class(token):
-    """The class of a token by its own text: a word of this list, a digit, a name of the stories, or a sign."""
+    """The class of a token by its own text: a word of this list, a digit, a name of the
+    stories, or a sign."""
     word = tokenizer.decode([token]).strip()
     if not word:
         return "line breaks, spaces"
@@ -815,19 +874,26 @@ def token_class(token):
 
 
 # %%
-BY_TOKEN = ("digits", "names", "function words", "other words", "punctuation", "line breaks, spaces")
+BY_TOKEN = ("digits", "names", "function words", "other words", "punctuation",
+            "line breaks, spaces")
 CLASSES = [*BY_TOKEN, "code problems", "stories", "real text"]
-ids = torch.cat([torch.from_numpy(stream[:1280].astype("int64")).view(5, 256) for stream in KINDS.values()])    # B T
-kind = torch.arange(len(KINDS)).repeat_interleave(5 * 256)                                           # N
+# B T
+ids = torch.cat([torch.from_numpy(stream[:1280].astype("int64")).view(5, 256)
+                 for stream in KINDS.values()])
+kind = torch.arange(len(KINDS)).repeat_interleave(5 * 256)                        # N
 names, kinds = [token_class(t) for t in range(V)], list(KINDS)
-of_token = torch.tensor([BY_TOKEN.index(name) for name in names])[ids.flatten()]                     # N
-inside = torch.stack([*(of_token == c for c in range(6)), *(kind == kinds.index(k) for k in ("code", "stories", "text"))])
-print("tokens in each class:", {name: int(n) for name, n in zip(CLASSES, inside.sum(1))})           # inside: C N
+of_token = torch.tensor([BY_TOKEN.index(name) for name in names])[ids.flatten()]  # N
+inside = torch.stack([*(of_token == c for c in range(6)),
+                      *(kind == kinds.index(k) for k in ("code", "stories", "text"))])
+# inside: C N
+sizes = {name: int(n) for name, n in zip(CLASSES, inside.sum(1))}
+style.say(f"tokens in each class: {sizes}")
 
 
 def lift(chosen, inside, E):
-    """How often tokens of a class go to an expert, over how often any token does. chosen: N K, inside: C N -> C E."""
-    hot = torch.zeros(len(chosen), E).scatter(1, chosen, 1.0)                                       # N E
+    """How often tokens of a class go to an expert, over how often any token does. chosen:
+    N K, inside: C N -> C E."""
+    hot = torch.zeros(len(chosen), E).scatter(1, chosen, 1.0)  # N E
     return inside.float() @ hot / inside.sum(1, keepdim=True) / hot.mean(0).clamp_min(1e-6)
 
 
@@ -835,7 +901,8 @@ def lift(chosen, inside, E):
 torch.manual_seed(0)
 fresh = minids.Model(config).eval().requires_grad_(False)
 layers = [i for i in range(config.n_layers) if not config.is_hash(i)]
-shuffled = inside[:, torch.randperm(inside.shape[1], generator=torch.Generator().manual_seed(0))]
+shuffled = inside[:,
+                  torch.randperm(inside.shape[1], generator=torch.Generator().manual_seed(0))]
 trained, untrained = watch(model, ids), watch(fresh, ids)
 tables = {"trained": [lift(trained[i][1], inside, E) for i in layers],
           "fresh": [lift(untrained[i][1], inside, E) for i in layers],
@@ -843,11 +910,14 @@ tables = {"trained": [lift(trained[i][1], inside, E) for i in layers],
 
 # %% jupyter={"source_hidden": true}
 some = [0, len(layers) // 2, len(layers) - 1]
-style.show(pictures.plot_specialists({f"layer {layers[i]}": tables["trained"][i] for i in some}, CLASSES),
-           "The trained model: lift of each expert (columns) for each class of tokens (rows) in three layers; strong colours in "
-           "most rows, and each class has experts that it prefers or avoids")
+style.show(
+    pictures.plot_specialists({f"layer {layers[i]}": tables["trained"][i] for i in some},
+                              CLASSES),
+    "The trained model: lift of each expert (columns) for each class of tokens (rows) in three "
+    "layers; strong colours in most rows, and each class has experts that it prefers or avoids")
 style.show(pictures.plot_specialists({name: tables[name][some[1]] for name in tables}, CLASSES),
-           "One layer of the trained model, of a fresh one, and of the trained one with shuffled classes, which is far paler")
+           "One layer of the trained model, of a fresh one, and of the trained one with "
+           "shuffled classes, which is far paler")
 
 # %% tags=["nbval-ignore-output"]
 def strength(table):
@@ -856,12 +926,15 @@ def strength(table):
 
 
 for name, group in tables.items():
-    print(f"{name:18}", "  ".join(f"layer {i}: {strength(t):.2f}" for i, t in zip(layers, group)))
+    print(f"{name:18}",
+          "  ".join(f"layer {i}: {strength(t):.2f}" for i, t in zip(layers, group)))
 
 # %%
 mean = {name: sum(map(strength, group)) / len(group) for name, group in tables.items()}
-assert mean["trained"] > 3 * mean["shuffled classes"] and mean["fresh"] > 3 * mean["shuffled classes"]
-print("Trained and fresh routers both prefer classes more than three times as strongly as chance would.")
+assert (mean["trained"] > 3 * mean["shuffled classes"]
+        and mean["fresh"] > 3 * mean["shuffled classes"])
+style.say("Trained and fresh routers both prefer classes more than three times as strongly as "
+          "chance would.")
 
 # %% [markdown]
 # Read the lines of numbers before you tell a story. The shuffled control is lowest by far, so the preferences are real. But the *fresh* router has clear ones as well: equal tokens get equal experts, trained or not. What training adds is
@@ -877,9 +950,10 @@ print("Trained and fresh routers both prefer classes more than three times as st
 def faulty(fault, generator):
     """A Gate.forward with a fault."""
     def forward(self, x, ids, *others):
-        s = F.softplus(x @ self.weight.T).sqrt()                                                    # N E
+        s = F.softplus(x @ self.weight.T).sqrt()  # N E
         bias = 0 if self.is_hash else self.bias
-        chosen = self.tid2eid[ids.flatten()] if self.is_hash else (s + bias).topk(self.config.n_activated_experts).indices
+        chosen = (self.tid2eid[ids.flatten()] if self.is_hash
+                  else (s + bias).topk(self.config.n_activated_experts).indices)
         if fault == "random experts":
             chosen = torch.rand(s.shape, generator=generator).argsort(1)[:, :chosen.shape[1]]
         g = ((s + bias) if fault == "the bias weighs" else s).gather(1, chosen)
@@ -894,7 +968,7 @@ def faulty(fault, generator):
 def renumbered(model, generator):
     """Give the experts of each layer new numbers, everywhere."""
     for block in model.layers:
-        new = torch.randperm(E, generator=generator)                    # new expert i is old expert new[i]
+        new = torch.randperm(E, generator=generator)  # new expert i is old expert new[i]
         gate, old = block.ffn.gate, list(block.ffn.experts)
         block.ffn.experts = nn.ModuleList(old[i] for i in new.tolist())
         gate.weight.copy_(gate.weight[new])
@@ -904,9 +978,10 @@ def renumbered(model, generator):
             gate.bias.copy_(gate.bias[new])
     return model
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 def loss_with(fault=None, change=None):
-    victim = minids.load(folder, dtype=torch.float32).eval().requires_grad_(False) if change else model
+    victim = (minids.load(folder, dtype=torch.float32).eval().requires_grad_(False) if change
+              else model)
     if change:
         change(victim)
     with mock.patch.object(Gate, "forward", faulty(fault, torch.Generator().manual_seed(1))):
@@ -919,19 +994,24 @@ def silent(model):
 
 
 right = loss_with()
-changes = {"experts renumbered (control)": loss_with(change=lambda m: renumbered(m, torch.Generator().manual_seed(2))) - right}
-for fault in ("the bias weighs", "weights uniform", "not renormalised", "route_scale missing", "random experts"):
+changes = {"experts renumbered (control)": loss_with(
+    change=lambda m: renumbered(m, torch.Generator().manual_seed(2))) - right}
+for fault in ("the bias weighs", "weights uniform", "not renormalised", "route_scale missing",
+              "random experts"):
     changes[fault] = loss_with(fault) - right
 changes["no shared expert"] = loss_with(change=silent) - right
 print(f"loss as it is: {right:.3f}")
-style.show(pictures.plot_losses(changes), "Change of the held-out loss for each fault, on a logarithmic scale: the control is at zero, "
-           "random experts cost by far the most, a bias that weighs far less")
+style.show(pictures.plot_losses(changes),
+           "Change of the held-out loss for each fault, on a logarithmic scale: the control is "
+           "at zero, random experts cost by far the most, a bias that weighs far less")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert abs(changes["experts renumbered (control)"]) < 1e-3
-assert changes["random experts"] > 1 + max(loss for fault, loss in changes.items() if fault != "random experts")
+assert (changes["random experts"] > 1
+        + max(loss for fault, loss in changes.items() if fault != "random experts"))
 assert abs(changes["the bias weighs"]) < 0.5 * changes["random experts"]
-print("The control changes nothing. Random experts cost most by far: more than a nat above any other fault.")
+style.say("The control changes nothing. Random experts cost most by far: more than a nat above "
+          "any other fault.")
 print("A bias that weighs costs less than half of that.")
 
 # %% [markdown]
@@ -950,7 +1030,8 @@ print(f"{'':7}{'E':>4}{'K':>3}{'total':>20}{'active':>17}{'share':>8}   width of
 for name in ("nano", "mini", "flash", "pro"):
     c = Config.preset(name)
     n = cost.params(c)
-    print(f"{name:7}{c.n_routed_experts:4}{c.n_activated_experts:3}{n['total']:20,}{n['active']:17,}{n['active'] / n['total']:8.1%}"
+    active = f"{n['active']:17,}{n['active'] / n['total']:8.1%}"
+    print(f"{name:7}{c.n_routed_experts:4}{c.n_activated_experts:3}{n['total']:20,}{active}"
           f"   {(c.n_activated_experts + 1) * c.moe_inter_dim:,}")
 flash, pro = cost.params(Config.flash()), cost.params(Config.pro())
 assert (flash["total"], flash["active"]) == (284_332_240_471, 13_270_101_591)

@@ -46,7 +46,7 @@ versions()
 #
 # **Predict before you run:** how large can four numbers between -1 and 1 become?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 def noisy(seed, layers=64):
     """Raw noise for the matrices of one stack: L 4 4."""
     return 0.2 * torch.randn(layers, 4, 4, generator=torch.Generator().manual_seed(seed))
@@ -57,12 +57,14 @@ def largest(matrices):
     P, out = torch.eye(4), []
     for M in matrices:
         P = M @ P
-        out.append(P.abs().sum(1).max().item())       # a row's absolute sum: all inputs pull the same way
+        # a row's absolute sum: all inputs pull the same way
+        out.append(P.abs().sum(1).max().item())
     return out
 
 
 free = [largest(torch.eye(4) + noisy(seed)) for seed in range(8)]
-print("after 64 layers:", *[f"{line[-1]:.3g}" for line in sorted(free, key=lambda line: line[-1])])
+print("after 64 layers:",
+      *[f"{line[-1]:.3g}" for line in sorted(free, key=lambda line: line[-1])])
 
 # %% [markdown]
 # Eight networks, eight answers, from a third to three hundred. Nobody chose these factors (we shall call them *gains*): each is the product of 64 harmless steps. In a model with 27 billion parameters, trained with free mixing matrices,
@@ -84,9 +86,10 @@ bounded = [largest(tamed(noisy(seed))) for seed in range(8)]
 print("after 64 layers:", *[f"{line[-1]:.4f}" for line in bounded])
 
 # %% jupyter={"source_hidden": true}
-style.show(figures.plot_through_depth({"residual": [1.0] * 64, "unconstrained": free, "constrained": bounded}, limit=3000),
-           "Gain over 64 layers on a log scale: eight stacks of free matrices wander apart, most of them far up; the "
-           "constrained ones stay at 1 like a residual connection")
+style.show(figures.plot_through_depth({"residual": [1.0] * 64, "unconstrained": free,
+                                       "constrained": bounded}, limit=3000),
+           "Gain over 64 layers on a log scale: eight stacks of free matrices wander apart, "
+           "most of them far up; the constrained ones stay at 1 like a residual connection")
 
 # %% [markdown]
 # 1, for every seed. (The noise is even taken 20 times, but it sits in a softmax now.) This is mHC, the report's section 2.2. The rest of this lesson says why it works, how nearly, and what it costs.
@@ -94,8 +97,9 @@ style.show(figures.plot_through_depth({"residual": [1.0] * 64, "unconstrained": 
 # ## 1. From one stream to four
 
 # %% jupyter={"source_hidden": true}
-style.show(figures.plot_connections(), "One layer with a residual connection; with three streams mixed by any numbers, negative ones "
-           "dashed; and with three streams mixed by shares that sum to 1")
+style.show(figures.plot_connections(),
+           "One layer with a residual connection; with three streams mixed by any numbers, "
+           "negative ones dashed; and with three streams mixed by shares that sum to 1")
 
 # %% [markdown]
 # - **Residual connection**: $x' = x + \mathcal{F}(x)$. The layer $\mathcal{F}$ (attention, or the experts) adds to what passes beside it. The factor on $x$ is 1, at every layer, for ever.
@@ -126,7 +130,8 @@ style.show(figures.plot_connections(), "One layer with a residual connection; wi
 
 # %%
 def gain(combs):
-    """Gains of the first 1, 2, ... L sites. combs: L n n -> (forward, backward), each a tensor of L numbers."""
+    """Gains of the first 1, 2, ... L sites. combs: L n n -> (forward, backward), each a
+    tensor of L numbers."""
     ### BEGIN SOLUTION
     P, forward, backward = torch.eye(combs.shape[-1]), [], []
     for comb in combs:
@@ -140,8 +145,11 @@ def gain(combs):
 # %%
 gain = check("mhc.gain", gain)
 for L in (1, 8, 64):
-    both = torch.stack([torch.stack(gain(torch.eye(4) + noisy(seed, L)))[:, -1] for seed in range(8)])    # seeds 2
-    print(f"{L:2} free sites, median of 8 stacks: forward {both[:, 0].median():.3g}, backward {both[:, 1].median():.3g}")
+    # seeds 2
+    both = torch.stack([torch.stack(gain(torch.eye(4) + noisy(seed, L)))[:, -1]
+                        for seed in range(8)])
+    print(f"{L:2} free sites, median of 8 stacks: forward {both[:, 0].median():.3g}, backward "
+          f"{both[:, 1].median():.3g}")
 
 # %% [markdown]
 # ## 2. Rows and columns that sum to 1
@@ -156,8 +164,9 @@ for L in (1, 8, 64):
 #
 # **Predict before you run:** and after 64 of them?
 
-# %%
-B, X = torch.tensor([[0.8, 0.2], [0.2, 0.8]], dtype=torch.float64), torch.tensor([10.0, 0.0], dtype=torch.float64)
+# %% jupyter={"outputs_hidden": true}
+B = torch.tensor([[0.8, 0.2], [0.2, 0.8]], dtype=torch.float64)
+X = torch.tensor([10.0, 0.0], dtype=torch.float64)
 for L in (1, 2, 3, 10, 64):
     print(L, [round(v, 3) for v in (torch.linalg.matrix_power(B, L) @ X).tolist()])
 
@@ -189,9 +198,10 @@ three = [walk(scale * torch.randn(3, 3, generator=rng)) for scale in (1.5, 3, 6)
 print("ends of the three paths for n = 2:", [[round(v, 2) for v in path[-1]] for path in two])
 
 # %% jupyter={"source_hidden": true}
-style.show(figures.plot_polytope(two, three), "Left: 2 x 2 matrices walk onto the segment between identity and swap; the third walks "
-           "along the lower edge and is slow. Right: the hexagon of six 3 x 3 permutation matrices with three paths inside, "
-           "from open to filled circles")
+style.show(figures.plot_polytope(two, three),
+           "Left: 2 x 2 matrices walk onto the segment between identity and swap; "
+           "the third walks along the lower edge and is slow. Right: the hexagon of six 3 x 3 "
+           "permutation matrices with three paths inside, from open to filled circles")
 
 # %% [markdown]
 # Left, each point is a matrix whose rows sum to 1, by the first entries of its two rows; on the segment the columns sum to 1, too. Two starts jump onto it. The third creeps towards the corner, ever more slowly: remember it. (Right, four dimensions
@@ -222,7 +232,8 @@ style.show(figures.plot_polytope(two, three), "Left: 2 x 2 matrices walk onto th
 
 # %%
 def sinkhorn(raw, iters, eps):
-    """Nearly doubly stochastic matrices, columns normalised last. raw: ... n n, any numbers -> ... n n."""
+    """Nearly doubly stochastic matrices, columns normalised last. raw: ... n n, any numbers
+    -> ... n n."""
     ### BEGIN SOLUTION
     M = raw.softmax(-1) + eps
     M = M / (M.sum(-2, keepdim=True) + eps)                     # columns
@@ -243,10 +254,12 @@ for iters in (1, 2, 20):
 # `minids` has the tokens *last*, so that one step runs over long rows of memory, and its gradient is written by hand. Same numbers, same gradients:
 
 # %%
-raw = (2 * torch.randn(500, 4, 4, generator=torch.Generator().manual_seed(0))).requires_grad_()     # N n n
+# N n n
+raw = (2 * torch.randn(500, 4, 4, generator=torch.Generator().manual_seed(0))).requires_grad_()
 weights = torch.randn(500, 4, 4, generator=torch.Generator().manual_seed(1))
 mine = sinkhorn(raw, 20, 1e-6)
-theirs = mhc.Sinkhorn.apply((raw.softmax(-1) + 1e-6).permute(1, 2, 0), 20, 1e-6).permute(2, 0, 1)
+theirs = mhc.Sinkhorn.apply((raw.softmax(-1) + 1e-6).permute(1, 2, 0), 20, 1e-6)
+theirs = theirs.permute(2, 0, 1)
 grads = [torch.autograd.grad((M * weights).sum(), raw)[0] for M in (mine, theirs)]
 torch.testing.assert_close(mine, theirs)
 torch.testing.assert_close(*grads, atol=1e-4, rtol=1e-4)
@@ -262,9 +275,10 @@ print("equal to minids.model.mhc.Sinkhorn, values and gradients, for 500 matrice
 #
 # **Predict before you run:** which of them are done, say to 0.1 percent, after V4's 20 iterations?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 def row_errors(raw, iterations):
-    """The largest error of a row sum after 1, 2, ... iterations, eps = 0, in double precision. raw: n n."""
+    """The largest error of a row sum after 1, 2, ... iterations, eps = 0, in double
+    precision. raw: n n."""
     M, errors = raw.double().softmax(-1), []
     for _ in range(iterations):
         M = M / M.sum(-2, keepdim=True)
@@ -273,18 +287,22 @@ def row_errors(raw, iterations):
     return errors, M
 
 
-inputs = {f"{name}, {size} x N(0, 1)": size * torch.randn(4, 4, generator=torch.Generator().manual_seed(6))
+inputs = {f"{name}, {size} x N(0, 1)": size
+          * torch.randn(4, 4, generator=torch.Generator().manual_seed(6))
           for name, size in (("mild", 1), ("firm", 3), ("harsh", 6))}
 inputs["corner case"] = torch.tensor([[0.0, 0], [-40, 0]])
 errors = {name: row_errors(raw, 60)[0] for name, raw in inputs.items()}
-sigma = {name: torch.linalg.svdvals(row_errors(raw, 3000)[1])[1].item() for name, raw in inputs.items()}
+sigma = {name: torch.linalg.svdvals(row_errors(raw, 3000)[1])[1].item()
+         for name, raw in inputs.items()}
 for name, line in errors.items():
-    print(f"{name:18} sigma_2 {sigma[name]:.3f}, rate {sigma[name] ** 2:.3f}, error after 20: {line[19]:.1e}")
+    print(f"{name:18} sigma_2 {sigma[name]:.3f}, rate {sigma[name] ** 2:.3f}, error after 20: "
+          f"{line[19]:.1e}")
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 rates = {name: value**2 for name, value in sigma.items() if name != "corner case"}
-style.show(figures.plot_convergence(errors, rates), "Error of the row sums against iterations on a log scale: mild falls steeply, firm "
-           "less, harsh and the corner case are not done at 20; dotted lines by the second singular value fit the tails")
+style.show(figures.plot_convergence(errors, rates), "Error of the row sums against iterations "
+           "on a log scale: mild falls steeply, firm less, harsh and the corner case are not "
+           "done at 20; dotted lines by the second singular value fit the tails")
 
 # %% [markdown]
 # The dotted lines fit the tails of the curves: the theory holds. (Harsh comes to its tail only after some 35 rounds; before, other directions die out.) Its message: **the nearer the result is to a permutation, the slower the walk.** For a permutation $\sigma_2 = 1$, and the rate is 1: no speed at all.
@@ -293,7 +311,8 @@ style.show(figures.plot_convergence(errors, rates), "Error of the row sums again
 
 # %%
 slow = errors["corner case"]
-print(*[f"1/{1 / e:.0f}" for e in slow[:4]], f"... after 20: 1/{1 / slow[19]:.0f} = {slow[19]:.4f}, after 60: {slow[59]:.4f}")
+print(*[f"1/{1 / e:.0f}" for e in slow[:4]],
+      f"... after 20: 1/{1 / slow[19]:.0f} = {slow[19]:.4f}, after 60: {slow[59]:.4f}")
 
 # %% [markdown]
 # Still 2.4 percent. The reason: the matrix ((1, 1), (0, 1)) has a zero at a place where its only possible end, the identity, has one too, but also a 1 where the end has a 0. That entry must be ground down,
@@ -309,11 +328,12 @@ print(*[f"1/{1 / e:.0f}" for e in slow[:4]], f"... after 20: 1/{1 / slow[19]:.0f
 #
 # Does it average out over 64 sites? **Predict before you run** for harsh matrices: (a) 64 different ones, (b) 64 alike.
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 rng = torch.Generator().manual_seed(1)
-raws = 6 * torch.randn(512, 4, 4, generator=rng)                                     # N n n
-worst = (sinkhorn(raws, 20, 1e-6).sum(-1) - 1).abs().amax(-1).argsort()[-32]         # a bad one of 512, not the worst
-one = raws[worst]                                                                    # n n
+raws = 6 * torch.randn(512, 4, 4, generator=rng)  # N n n
+# a bad one of 512, not the worst
+worst = (sinkhorn(raws, 20, 1e-6).sum(-1) - 1).abs().amax(-1).argsort()[-32]
+one = raws[worst]                                 # n n
 alike = one + 0.3 * torch.randn(64, 4, 4, generator=rng)
 curves = {
     "64 different, backward": gain(sinkhorn(raws[:64], 20, 1e-6))[1],
@@ -325,10 +345,11 @@ curves = {
 for name, line in curves.items():
     print(f"{name:28} {line[-1]:.2f}")
 
-# %% jupyter={"source_hidden": true}
-style.show(figures.plot_backward({name: line.tolist() for name, line in curves.items()}),
-           "Backward gain over depth: different sites stay near 1, nearly equal sites and equal sites rise towards 3, more "
-           "iterations rise less, the forward gain is flat at 1")
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
+style.show(
+    figures.plot_backward({name: line.tolist() for name, line in curves.items()}),
+    "Backward gain over depth: different sites stay near 1, nearly equal sites and equal sites "
+    "rise towards 3, more iterations rise less, the forward gain is flat at 1")
 
 # %% [markdown]
 # Different errors cancel, equal ones add up. So we get values like the published 1.6 from *many sites with similar, nearly permuting matrices*; trained matrices do lie there (section 6). That the 27B model's errors
@@ -342,17 +363,21 @@ style.show(figures.plot_backward({name: line.tolist() for name, line in curves.i
 
 # %%
 raws = 4 * torch.randn(64, 4, 4, generator=torch.Generator().manual_seed(5))         # L n n
-ways = {"rows only": raws.softmax(-1), "columns only": raws.softmax(-2), "one pass": sinkhorn(raws, 1, 1e-6),
+ways = {"rows only": raws.softmax(-1), "columns only": raws.softmax(-2),
+        "one pass": sinkhorn(raws, 1, 1e-6),
         "20 iterations": sinkhorn(raws, 20, 1e-6)}
-products = {name: torch.linalg.multi_dot(list(combs.mT.flip(0))) for name, combs in ways.items()}     # n n
+# n n
+products = {name: torch.linalg.multi_dot(list(combs.mT.flip(0)))
+            for name, combs in ways.items()}
 for name, P in products.items():
     print(f"{name:14} to each stream: {[round(v, 2) for v in P.sum(1).tolist()]}"
           f"   gradient to each: {[round(v, 2) for v in P.sum(0).tolist()]}")
 
 # %% jupyter={"source_hidden": true}
 style.show(figures.plot_shares({name: (P.sum(1), P.sum(0)) for name, P in products.items()}),
-           "A bar for each stream. Rows only: forward shares differ widely, backward all 1. Columns only: forward all 1, two "
-           "streams get nearly all of the gradient. One pass: still uneven. 20 iterations: all about 1")
+           "A bar for each stream. Rows only: forward shares differ widely, backward all 1. "
+           "Columns only: forward all 1, two streams get nearly all of the gradient. One pass: "
+           "still uneven. 20 iterations: all about 1")
 
 # %% [markdown]
 # With the columns alone nothing explodes, but the gradient goes almost wholly to some streams and the others **starve**: nobody tells them what to carry. Rows alone starve the forward signal instead. One pass of both does not mend it for matrices as sharp as these: what
@@ -368,26 +393,33 @@ RAW = torch.randn(4, 4, generator=torch.Generator().manual_seed(6))
 
 
 def draw(sharpness, iterations):
-    errors = [(sinkhorn(sharpness * RAW, i, 1e-6).sum(-1) - 1).abs().max().item() for i in range(1, 61)]
-    return figures.plot_sharpness(sinkhorn(sharpness * RAW, iterations, 1e-6), errors, iterations, sharpness)
+    errors = [(sinkhorn(sharpness * RAW, i, 1e-6).sum(-1) - 1).abs().max().item()
+              for i in range(1, 61)]
+    return figures.plot_sharpness(sinkhorn(sharpness * RAW, iterations, 1e-6), errors,
+                                  iterations, sharpness)
 
 
-box = style.slider_image(draw, "A Sinkhorn matrix with the sums of its rows and columns, and the error of the rows over "
-                         "the iterations", sharpness=[1, 2, 3, 4, 6, 8, 12], iterations=[1, 2, 3, 5, 10, 20, 40, 60])
+box = style.slider_image(draw, "A Sinkhorn matrix with the sums of "
+                         "its rows and columns, and the error of the rows over the iterations",
+                         sharpness=[1, 2, 3, 4, 6, 8, 12],
+                         iterations=[1, 2, 3, 5, 10, 20, 40, 60])
 box
 
 # %%
 box.sliders["sharpness"].value, box.sliders["iterations"].value = 6, 20
 assert box.shown == {"sharpness": 6, "iterations": 20}
 SHARP = [1, 2, 3, 4, 5, 6, 8, 10, 12]
-by_sharpness = {i: [(sinkhorn(s * RAW, i, 1e-6).sum(-1) - 1).abs().max().item() for s in SHARP] for i in (1, 5, 20, 60)}
+by_sharpness = {i: [(sinkhorn(s * RAW, i, 1e-6).sum(-1) - 1).abs().max().item() for s in SHARP]
+                for i in (1, 5, 20, 60)}
 first = next(s for s, e in zip(SHARP, by_sharpness[20]) if e > 0.01)
 assert by_sharpness[20][0] < 1e-4
-print(f"20 iterations first leave more than 1 percent at sharpness {first}; at sharpness 1 less than 0.01 percent")
+style.say(f"20 iterations first leave more than 1 percent at sharpness {first}; at sharpness 1 "
+          "less than 0.01 percent")
 
 # %% jupyter={"source_hidden": true}
-style.show(figures.plot_errors_by_sharpness(SHARP, by_sharpness), "The error of the row sums against sharpness for 1, 5, 20 and 60 "
-           "iterations: it rises steeply with sharpness and falls with iterations")
+style.show(figures.plot_errors_by_sharpness(SHARP, by_sharpness),
+           "The error of the row sums against sharpness for 1, 5, 20 and 60 iterations: it "
+           "rises steeply with sharpness and falls with iterations")
 
 # %% [markdown]
 # The columns always say 1.000: they came last. And the matrix is nearly decided: two rows have almost all their weight in one column each, and only the other two rows still share two columns.
@@ -417,14 +449,17 @@ style.show(figures.plot_errors_by_sharpness(SHARP, by_sharpness), "The error of 
 def maps(X, fn, scale, base, iters=20, eps=1e-6, norm_eps=1e-6):
     """The three maps of one site for every token: pre (B T n), post (B T n), comb (B T n n).
 
-    X: B T n d; fn: (2+n)n x nd, its rows for pre, then post, then comb row by row; scale: 3; base: (2+n)n.
+    X: B T n d; fn: (2+n)n x nd, its rows for pre, then post, then comb row by row; scale: 3;
+    base: (2+n)n.
     """
     ### BEGIN SOLUTION
-    n, x = X.shape[2], X.flatten(2)                                                 # B T nd
+    n, x = X.shape[2], X.flatten(2)              # B T nd
     x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm_eps)
-    a = (x @ fn.T).split([n, n, n * n], dim=-1)                                     # B T n, B T n, B T nn
-    pre, post, comb = (part * scale[i] + b for i, (part, b) in enumerate(zip(a, base.split([n, n, n * n]))))
-    return pre.sigmoid() + eps, 2 * post.sigmoid(), sinkhorn(comb.unflatten(-1, (n, n)), iters, eps)
+    a = (x @ fn.T).split([n, n, n * n], dim=-1)  # B T n, B T n, B T nn
+    pre, post, comb = (part * scale[i] + b
+                       for i, (part, b) in enumerate(zip(a, base.split([n, n, n * n]))))
+    return (pre.sigmoid() + eps, 2 * post.sigmoid(),
+            sinkhorn(comb.unflatten(-1, (n, n)), iters, eps))
     ### END SOLUTION
 
 
@@ -438,7 +473,8 @@ maps = check("mhc.maps", maps)
 
 # %%
 def site(X, layer, pre, post, comb):
-    """The streams after a site: B T n d. X: B T n d; layer: B T d -> B T d; pre, post: B T n; comb: B T n n."""
+    """The streams after a site: B T n d. X: B T n d; layer: B T d -> B T d; pre, post:
+    B T n; comb: B T n n."""
     ### BEGIN SOLUTION
     f = layer((pre[..., None] * X).sum(2))                                          # B T d
     return post[..., None] * f[:, :, None] + comb.mT @ X                            # B T n d
@@ -460,8 +496,10 @@ tokenizer = Tokenizer.load()
 
 def held_out(kind, rows):
     """The beginnings of the first `rows` held-out documents that have at least 256 tokens."""
-    found = (tokenizer.encode(corpus.document(kind, "heldout", i), bos=True) for i in itertools.count())
-    return [line[:256] for line in itertools.islice((line for line in found if len(line) >= 256), rows)]
+    found = (tokenizer.encode(corpus.document(kind, "heldout", i), bos=True)
+             for i in itertools.count())
+    return [line[:256]
+            for line in itertools.islice((line for line in found if len(line) >= 256), rows)]
 
 
 ids = torch.tensor(held_out("text", 3) + held_out("stories", 3))                    # B T
@@ -488,9 +526,10 @@ print("equal to minids.Model on", ids.numel(), "tokens, every logit")
 
 # %%
 def colleagues_site(X, layer, fn, scale, base):
-    """One site from its parameters, as V4 sets iters and eps. X: B T n d -> B T n d. Two faults."""
+    """One site from its parameters, as V4 sets iters and eps. X: B T n d -> B T n d. Two
+    faults."""
     n = X.shape[2]
-    x = F.rms_norm(X, X.shape[-1:], eps=1e-6).flatten(2)                            # B T nd
+    x = F.rms_norm(X, X.shape[-1:], eps=1e-6).flatten(2)  # B T nd
     pre, post, comb = (x @ fn.T).split([n, n, n * n], dim=-1)
     pre = torch.sigmoid(pre * scale[0] + base[:n]) + 1e-6
     post = 2 * torch.sigmoid(post * scale[1] + base[n:2 * n])
@@ -500,12 +539,17 @@ def colleagues_site(X, layer, fn, scale, base):
 
 
 torch.manual_seed(0)
-fresh, rng, d = minids.Model(nano.config).requires_grad_(False), torch.Generator().manual_seed(2), nano.config.dim
-copies = torch.randn(1, 50, 1, d, generator=rng).repeat(1, 1, 4, 1)                 # B T n d, four equal streams
-differ = copies * torch.tensor([0.5, 1, 1.5, 2]).view(4, 1) + torch.randn(1, 50, 4, d, generator=rng)
+fresh = minids.Model(nano.config).requires_grad_(False)
+rng = torch.Generator().manual_seed(2)
+d = nano.config.dim
+# B T n d, four equal streams
+copies = torch.randn(1, 50, 1, d, generator=rng).repeat(1, 1, 4, 1)
+differ = copies * torch.tensor([0.5, 1, 1.5,
+                                2]).view(4, 1) + torch.randn(1, 50, 4, d, generator=rng)
 for name, one, X in (("fresh", fresh.layers[0], copies), ("trained", nano.layers[0], differ)):
     parameters = one.hc_attn_fn, one.hc_attn_scale, one.hc_attn_base
-    apart = (colleagues_site(X, torch.tanh, *parameters) - site(X, torch.tanh, *maps(X, *parameters))).abs().max()
+    apart = (colleagues_site(X, torch.tanh, *parameters)
+             - site(X, torch.tanh, *maps(X, *parameters))).abs().max()
     print(f"{name:8} the two sites differ by more than 0.01: {bool(apart > 0.01)}")
 
 
@@ -514,13 +558,14 @@ def repaired_site(X, layer, fn, scale, base):
     """Your repaired version. X: B T n d -> B T n d."""
     ### BEGIN SOLUTION
     n, x = X.shape[2], X.flatten(2)
-    x = F.rms_norm(x, x.shape[-1:], eps=1e-6)                                       # one RMS over all n d numbers
+    x = F.rms_norm(x, x.shape[-1:], eps=1e-6)  # one RMS over all n d numbers
     pre, post, comb = (x @ fn.T).split([n, n, n * n], dim=-1)
     pre = torch.sigmoid(pre * scale[0] + base[:n]) + 1e-6
     post = 2 * torch.sigmoid(post * scale[1] + base[n:2 * n])
     comb = sinkhorn((comb * scale[2] + base[2 * n:]).unflatten(-1, (n, n)), 20, 1e-6)
     f = layer(torch.einsum("btn,btnd->btd", pre, X))
-    return torch.einsum("btn,btd->btnd", post, f) + torch.einsum("btji,btjd->btid", comb, X)    # over the first index
+    # over the first index
+    return torch.einsum("btn,btd->btnd", post, f) + torch.einsum("btji,btjd->btid", comb, X)
     ### END SOLUTION
 
 
@@ -541,7 +586,7 @@ repaired_site = check("mhc.debug", repaired_site)
 
 # %%
 KINDS, SEEDS, LAYERS, N, D, T = ("residual", "unconstrained", "constrained"), 3, 64, 4, 24, 32
-RUNS = len(KINDS) * SEEDS                                        # all nine train at once, side by side
+RUNS = len(KINDS) * SEEDS  # all nine train at once, side by side
 
 
 def start():
@@ -549,11 +594,14 @@ def start():
     rng = torch.Generator().manual_seed(0)
 
     def normal(*shape, std):
-        return (std * torch.randn(SEEDS, *shape, generator=rng)).repeat(len(KINDS), *[1] * len(shape))
+        numbers = std * torch.randn(SEEDS, *shape, generator=rng)
+        return numbers.repeat(len(KINDS), *[1] * len(shape))
     p = {"embed": normal(128, D, std=1.0), "head": normal(D, 128, std=0.06),
-         "w1": normal(LAYERS, 2 * D, 2 * D, std=(2 * D) ** -0.5), "w2": normal(LAYERS, 2 * D, D, std=(2 * D * LAYERS) ** -0.5)}
+         "w1": normal(LAYERS, 2 * D, 2 * D, std=(2 * D) ** -0.5),
+         "w2": normal(LAYERS, 2 * D, D, std=(2 * D * LAYERS) ** -0.5)}
     p["pre"] = torch.full((RUNS, LAYERS, N), -3.0)
-    p["pre"][:, range(LAYERS), [i % N for i in range(LAYERS)]] = 2.0                # each site reads mostly one stream
+    # each site reads mostly one stream
+    p["pre"][:, range(LAYERS), [i % N for i in range(LAYERS)]] = 2.0
     p["post"] = torch.zeros(RUNS, LAYERS, N)
     p["comb"] = (4 * torch.eye(N)).repeat(RUNS, LAYERS, 1, 1)
     p["comb"][SEEDS:2 * SEEDS] = sinkhorn(p["comb"][SEEDS:2 * SEEDS], 20, 1e-6)
@@ -564,21 +612,24 @@ def connections(p):
     """pre R L n, post R L n, comb R L n n: fixed for the residual runs, free, constrained."""
     S = SEEDS
     post = torch.cat([torch.ones(S, LAYERS, N), 2 * p["post"][S:].sigmoid()])
-    comb = torch.cat([torch.eye(N).expand(S, LAYERS, N, N), p["comb"][S:2 * S], sinkhorn(p["comb"][2 * S:], 20, 1e-6)])
+    comb = torch.cat([torch.eye(N).expand(S, LAYERS, N, N), p["comb"][S:2 * S],
+                      sinkhorn(p["comb"][2 * S:], 20, 1e-6)])
     return p["pre"].sigmoid(), post, comb
 
 # %%
 def logits(p, ids, sizes=None):
-    """Logits of all runs, R BT 128. ids: B T. `sizes` collects the RMS of the streams after each site."""
+    """Logits of all runs, R BT 128. ids: B T. `sizes` collects the RMS of the streams after
+    each site."""
     pre, post, comb = connections(p)
-    mix = torch.cat([pre[:, :, None], comb.mT], 2)                                  # R L 1+n n: read, and carry
-    X = p["embed"][:, ids.flatten()].flatten(1)[:, None].repeat(1, N, 1)            # R n BTD
+    mix = torch.cat([pre[:, :, None], comb.mT], 2)  # R L 1+n n: read, and carry
+    X = p["embed"][:, ids.flatten()].flatten(1)[:, None].repeat(1, N, 1)  # R n BTD
     for i in range(LAYERS):
-        Y = mix[:, i] @ X                                                           # R 1+n BTD
-        u = F.rms_norm(Y[:, 0].unflatten(1, (-1, D)), (D,), eps=1e-6)               # R BT D
-        before = F.pad(u.unflatten(1, (-1, T))[:, :, :-1], (0, 0, 1, 0)).flatten(1, 2)      # the previous position
-        f = F.gelu(torch.cat([u, before], -1) @ p["w1"][:, i]) @ p["w2"][:, i]      # R BT D
-        X = Y[:, 1:] + post[:, i, :, None] * f.flatten(1)[:, None]                  # R n BTD
+        Y = mix[:, i] @ X  # R 1+n BTD
+        u = F.rms_norm(Y[:, 0].unflatten(1, (-1, D)), (D,), eps=1e-6)  # R BT D
+        # the previous position
+        before = F.pad(u.unflatten(1, (-1, T))[:, :, :-1], (0, 0, 1, 0)).flatten(1, 2)
+        f = F.gelu(torch.cat([u, before], -1) @ p["w1"][:, i]) @ p["w2"][:, i]  # R BT D
+        X = Y[:, 1:] + post[:, i, :, None] * f.flatten(1)[:, None]  # R n BTD
         if sizes is not None:
             sizes.append(X.square().mean((1, 2)).sqrt())
     return F.rms_norm(X.mean(1).unflatten(1, (-1, D)), (D,), eps=1e-6) @ p["head"]
@@ -588,20 +639,26 @@ book = np.frombuffer("".join(d.text for d in books.documents("train")[:3]).encod
 
 
 def train(lr, steps=50, batch=4):
-    """Train all runs. Returns the parameters, and of each step and run (steps R) the loss and the norm of the gradient."""
+    """Train all runs. Returns the parameters, and of each step and run (steps R) the loss
+    and the norm of the gradient."""
     p, rng, losses, norms = start(), np.random.default_rng(7), [], []
-    matrices, three = ([p[name] for name in names] for names in (("embed", "head", "w1", "w2"), ("pre", "post", "comb")))
-    adam = torch.optim.AdamW([{"params": matrices}, {"params": three, "weight_decay": 0.0}], betas=(0.9, 0.95), fused=True)
+    matrices, three = ([p[name] for name in names]
+                       for names in (("embed", "head", "w1", "w2"), ("pre", "post", "comb")))
+    adam = torch.optim.AdamW([{"params": matrices}, {"params": three, "weight_decay": 0.0}],
+                             betas=(0.9, 0.95), fused=True)
     for step in range(steps):
         rate = lr * min(1, (step + 1) / 10) * (0.55 + 0.45 * math.cos(math.pi * step / steps))
-        adam.param_groups[0]["lr"], adam.param_groups[1]["lr"] = rate, 5 * rate     # the maps have further to go
-        rows = np.stack([book[at:at + T + 1] for at in rng.integers(len(book) - T - 1, size=batch)])
-        ids = torch.from_numpy(rows.astype(np.int64)).clamp(max=127)                # B T+1
-        out = logits(p, ids[:, :-1])                                                # R BT 128
-        loss = F.cross_entropy(out.mT, ids[:, 1:].flatten().expand(RUNS, -1), reduction="none").mean(1)     # R
+        # the maps have further to go
+        adam.param_groups[0]["lr"], adam.param_groups[1]["lr"] = rate, 5 * rate
+        rows = np.stack([book[at:at + T + 1]
+                         for at in rng.integers(len(book) - T - 1, size=batch)])
+        ids = torch.from_numpy(rows.astype(np.int64)).clamp(max=127)  # B T+1
+        out = logits(p, ids[:, :-1])  # R BT 128
+        target = ids[:, 1:].flatten().expand(RUNS, -1)  # R BT
+        loss = F.cross_entropy(out.mT, target, reduction="none").mean(1)  # R
         adam.zero_grad()
-        loss.sum().backward()                                                       # the runs do not touch each other
-        norm = sum(t.grad.flatten(1).square().sum(1) for t in p.values()).sqrt()    # R
+        loss.sum().backward()  # the runs do not touch each other
+        norm = sum(t.grad.flatten(1).square().sum(1) for t in p.values()).sqrt()  # R
         for t in p.values():
             t.grad.mul_((1 / norm.clamp_min(1)).view(-1, *[1] * (t.ndim - 1)))
         adam.step()
@@ -617,48 +674,61 @@ def facts(p, losses, norms):
     """{kind: facts, each a list over seeds} of trained (or fresh) runs."""
     with torch.no_grad():
         sizes, combs = [], connections(p)[2]
-        logits(p, torch.from_numpy(book[:128].astype(np.int64)).clamp(max=127).view(4, 32), sizes)
+        logits(p, torch.from_numpy(book[:128].astype(np.int64)).clamp(max=127).view(4, 32),
+               sizes)
         both = torch.stack([torch.stack(gain(c)) for c in combs])                   # R 2 L
-    found = {"forward": both[:, 0, -1], "backward": both[:, 1, -1], "size": sizes[-1], "loss": losses[-10:].mean(0),
-             "norm": norms[5:].max(0).values}
-    split = {k: {name: v[i * SEEDS:(i + 1) * SEEDS].tolist() for name, v in found.items()} for i, k in enumerate(KINDS)}
+    found = {"forward": both[:, 0, -1], "backward": both[:, 1, -1], "size": sizes[-1],
+             "loss": losses[-10:].mean(0), "norm": norms[5:].max(0).values}
+    split = {k: {name: v[i * SEEDS:(i + 1) * SEEDS].tolist() for name, v in found.items()}
+             for i, k in enumerate(KINDS)}
     return split, {k: both[i * SEEDS:(i + 1) * SEEDS, 0].T for i, k in enumerate(KINDS)}
 
 
+DIGITS = {"loss": 3, "forward": 2, "backward": 2, "size": 1}
+
+
 def table(split):
-    print(f"{'3 seeds each':13}{'loss':>18}{'forward gain':>21}{'backward gain':>21}{'RMS of streams':>21}")
+    print(f"{'3 seeds each':13}{'loss':>18}{'forward gain':>21}{'backward gain':>21}"
+          f"{'RMS of streams':>21}")
     for kind, row in split.items():
         cells = [" ".join(f"{v:.{digits}f}" if v < 1000 else f"{v:.0e}" for v in row[name])
-                 for name, digits in (("loss", 3), ("forward", 2), ("backward", 2), ("size", 1))]
+                 for name, digits in DIGITS.items()]
         print(f"{kind:13}{cells[0]:>18}{cells[1]:>21}{cells[2]:>21}{cells[3]:>21}")
 
-
+# %% jupyter={"outputs_hidden": true}
 none = torch.zeros(20, RUNS)
 before, _ = facts(start(), none, none)
-print("before training: forward gain", {kind: round(max(row["forward"]), 3) for kind, row in before.items()})
-print("                backward gain", {kind: round(max(row["backward"]), 3) for kind, row in before.items()})
+print("before training: forward gain",
+      {kind: round(max(row["forward"]), 3) for kind, row in before.items()})
+print("                backward gain",
+      {kind: round(max(row["backward"]), 3) for kind, row in before.items()})
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 brisk = train(1e-2)
 after, lines = facts(*brisk)
 print("after 50 steps at learning rate 0.01:")
 table(after)
 
-# %% tags=["nbval-ignore-output"] jupyter={"source_hidden": true}
-by_kind = {kind: tuple(t[:, i * SEEDS:(i + 1) * SEEDS] for t in brisk[1:]) for i, kind in enumerate(KINDS)}
-style.show(figures.plot_training(by_kind, lines), "Loss, gradient norm and gain over depth for three kinds and three seeds: residual "
-           "and constrained lie on each other, the unconstrained runs have a higher loss and gains far from 1")
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true, "source_hidden": true}
+by_kind = {kind: tuple(t[:, i * SEEDS:(i + 1) * SEEDS] for t in brisk[1:])
+           for i, kind in enumerate(KINDS)}
+style.show(figures.plot_training(by_kind, lines), "Loss, gradient norm and gain over depth for "
+           "three kinds and three seeds: residual and constrained lie on each other, the "
+           "unconstrained runs have a higher loss and gains far from 1")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 worst = max(max(g, 1 / g) if g > 0 else math.inf for g in after["unconstrained"]["forward"])
 kept = [g for way in ("forward", "backward") for g in after["constrained"][way]]
 mean = {kind: sum(row["loss"]) / SEEDS for kind, row in after.items()}
 assert all(abs(row["forward"][0] - 1) < 1e-3 for row in before.values())
 assert worst > 3 and max(kept) < 2 and min(after["constrained"]["forward"]) > 0.999
-assert not mean["unconstrained"] < mean["constrained"] + 0.02 and abs(mean["constrained"] - mean["residual"]) < 0.1
+assert (not mean["unconstrained"] < mean["constrained"] + 0.02
+        and abs(mean["constrained"] - mean["residual"]) < 0.1)
 print("Before: all three have gain 1.")
-print("After: unconstrained off by more than a factor 3; constrained 1 forward, below 2 backward.")
-print("Loss: unconstrained is behind by more than 0.02; constrained and residual are less than 0.1 apart.")
+print("After: unconstrained off by more than a factor 3; constrained 1 forward, below 2 "
+      "backward.")
+style.say("Loss: unconstrained is behind by more than 0.02; constrained and residual are less "
+          "than 0.1 apart.")
 
 # %% [markdown]
 # All three begin as the same function. Then the free matrices drift: each step moves an entry a little, in 64 sites at once, and the gain is that of the product of them all. In the right panel the free lines drift away from 1 site by site:
@@ -680,11 +750,14 @@ print("after 25 steps at learning rate 0.002:")
 table(gentle)
 
 # %%
-drift = [max(abs(math.log(g)) for g in split["unconstrained"]["forward"]) for split in (gentle, after)]
+drift = [max(abs(math.log(g)) for g in split["unconstrained"]["forward"])
+         for split in (gentle, after)]
 assert drift[0] < drift[1] and max(gentle["constrained"]["forward"]) < 1.001
-close = [abs(sum(gentle[k]["loss"]) / SEEDS - sum(gentle["residual"]["loss"]) / SEEDS) for k in KINDS]
+close = [abs(sum(gentle[k]["loss"]) / SEEDS - sum(gentle["residual"]["loss"]) / SEEDS)
+         for k in KINDS]
 assert max(close) < 0.15
-print("With a gentle rate the free gains stay closer to 1 than with the brisk one, and the three losses are within 0.15.")
+style.say("With a gentle rate the free gains stay closer to 1 than with the brisk one, and the "
+          "three losses are within 0.15.")
 
 # %% [markdown]
 # So the constraint is no magic: free mixing works as long as it moves little. It takes away a *limit on how far the matrices may move* (here we varied rate and steps, not depth). A large run cannot afford to find out where that limit lies.
@@ -695,11 +768,12 @@ print("With a gentle rate the free gains stay closer to 1 than with the brisk on
 
 # %%
 def recorded(model, ids):
-    """The maps of every site on these ids, tokens first: list of (pre N n, post N n, comb N n n)."""
+    """The maps of every site on these ids, tokens first: list of (pre N n, post N n, comb
+    N n n)."""
     kept = []
 
     def maps_and_keep(*args, original=mhc.maps):
-        pre, post, comb = original(*args)                                           # n N, n N, n n N
+        pre, post, comb = original(*args)  # n N, n N, n n N
         kept.append((pre.T, post.T, comb.permute(2, 0, 1)))
         return pre, post, comb
     with mock.patch.object(mhc, "maps", maps_and_keep), torch.no_grad():
@@ -710,18 +784,21 @@ def recorded(model, ids):
 torch.manual_seed(0)
 newborn = minids.Model(nano.config).eval()
 sites_fresh, sites = recorded(newborn, ids), recorded(nano, ids)
-vary = {name: {which: [one[i].std(0).mean().item() for one in some] for i, which in enumerate(("pre", "post", "comb"))}
+vary = {name: {which: [one[i].std(0).mean().item() for one in some]
+               for i, which in enumerate(("pre", "post", "comb"))}
         for name, some in (("fresh, scale 0.01", sites_fresh), ("trained", sites))}
 
 # %% tags=["nbval-ignore-output"] jupyter={"source_hidden": true}
-style.show(figures.plot_variation(vary), "How far pre, post and comb vary over tokens at each site: below one percent in the fresh model, "
-           "many times as much in the trained one")
+style.show(figures.plot_variation(vary), "How far pre, post and comb vary over tokens at each "
+           "site: below one percent in the fresh model, many times as much in the trained one")
 
 # %%
-mean = {name: {which: sum(line) / len(line) for which, line in lines.items()} for name, lines in vary.items()}
+mean = {name: {which: sum(line) / len(line) for which, line in lines.items()}
+        for name, lines in vary.items()}
 for which in ("pre", "post", "comb"):
     assert mean["trained"][which] > 5 * mean["fresh, scale 0.01"][which]
-print("Trained maps vary more than 5 times as much over tokens as fresh ones: pre, post and comb.")
+print("Trained maps vary more than 5 times as much over tokens as fresh ones: pre, post and "
+      "comb.")
 
 # %% [markdown]
 # A fresh model's maps are nearly the same for all tokens: that is what "scales start at 0.01" means. Training has turned the dynamic part on.
@@ -730,9 +807,11 @@ print("Trained maps vary more than 5 times as much over tokens as fresh ones: pr
 
 # %% tags=["nbval-ignore-output"] jupyter={"source_hidden": true}
 names = [f"{i + 1} {kind}" for i in range(len(nano.layers)) for kind in ("attn", "experts")]
-style.show(figures.plot_learned({name: tuple(t.mean(0) for t in one) for name, one in zip(names, sites)}),
-           "comb, pre and post of the sites of the nano model: comb is bright on the diagonal at most sites, pre picks some "
-           "streams; post, with a colour scale of its own, writes to the streams with different strength")
+style.show(figures.plot_learned({name: tuple(t.mean(0) for t in one)
+                                 for name, one in zip(names, sites)}),
+           "comb, pre and post of the sites of the nano model: comb is bright on the diagonal "
+           "at most sites, pre picks some streams; post, with a colour scale of its own, "
+           "writes to the streams with different strength")
 
 # %% tags=["nbval-ignore-output"]
 P = torch.eye(4).expand(ids.numel(), 4, 4)                                          # N n n
@@ -740,17 +819,20 @@ for _, _, comb in sites:
     P = comb.mT @ P
 forward, backward = P.sum(-1).amax(-1).mean(), P.sum(-2).amax(-1).mean()
 off = torch.stack([(comb.sum(-1) - 1).abs().amax(-1) for _, _, comb in sites])      # sites N
-print(f"through 8 sites, mean over tokens: forward gain {forward:.4f}, backward gain {backward:.3f}")
+print(f"through 8 sites, mean over tokens: forward gain {forward:.4f}, backward gain "
+      f"{backward:.3f}")
 print(f"row sums of comb: off by {off.mean():.1%} on average, by {off.max():.1%} at worst")
 for name, which in (("read", 0), ("written", 1)):
     means = torch.stack([one[which].mean(0) for one in sites]).mean(0)              # n
-    print(f"how much each stream is {name}, mean over sites and tokens:", [round(v, 2) for v in means.tolist()])
+    print(f"how much each stream is {name}, mean over sites and tokens:",
+          [round(v, 2) for v in means.tolist()])
 
 # %%
 peak = torch.stack([comb.amax(-1).mean() for _, _, comb in sites])                  # sites
 assert peak.mean() > 0.6 and abs(forward - 1) < 1e-3 and 1 < backward < 2 and off.max() > 1e-2
 print("The largest entry of a row of comb is above 0.6 on average.")
-print("Forward gain 1; backward gain between 1 and 2. Rows are off by percents for some tokens.")
+print("Forward gain 1; backward gain between 1 and 2. Rows are off by percents for some "
+      "tokens.")
 
 # %% [markdown]
 # How to read the picture:
@@ -767,9 +849,11 @@ print("Forward gain 1; backward gain between 1 and 2. Rows are off by percents f
 
 # %%
 def loss_with(change=lambda pre, post, comb: (pre, post, comb), iters=20):
-    """Loss of the nano with altered maps. change: (pre B T n, post B T n, comb B T n n) -> the same three."""
+    """Loss of the nano with altered maps. change: (pre B T n, post B T n, comb B T n n)
+    -> the same three."""
     def replaced(X, fn, scale, base, config):
-        pre, post, comb = change(*maps(X, fn, scale, base, iters, config.hc_eps, config.norm_eps))
+        pre, post, comb = change(*maps(X, fn, scale, base, iters, config.hc_eps,
+                                       config.norm_eps))
         return pre.flatten(0, 1).T, post.flatten(0, 1).T, comb.flatten(0, 1).permute(1, 2, 0)
     with mock.patch.object(mhc, "maps", replaced), torch.no_grad():
         return F.cross_entropy(nano(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).item()
@@ -793,17 +877,22 @@ changes = {
 }
 rise = {name: value - usual for name, value in changes.items()}
 
-# %% tags=["nbval-ignore-output"] jupyter={"source_hidden": true}
-style.show(figures.plot_losses(rise, control=["your functions (control)"]), "Change of the nano's loss for each altered map: the "
-           "control changes nothing; static maps, comb all 1/4 and post without the 2 are dear, other faults cheaper")
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true, "source_hidden": true}
+style.show(figures.plot_losses(rise, control=["your functions (control)"]),
+           "Change of the nano's loss for each altered map: the control changes nothing; "
+           "static maps, comb all 1/4 and post without the 2 are dear, other faults cheaper")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert abs(rise["your functions (control)"]) < 1e-3
-dear = min(rise[name] for name in ("maps static: means over tokens", "comb all 1/4", "post without the 2"))
+dear = min(rise[name]
+           for name in ("maps static: means over tokens", "comb all 1/4", "post without the 2"))
 assert dear > 0.02 and rise["comb transposed"] < rise["comb all 1/4"]
-assert rise["Sinkhorn, t_max = 1"] > abs(rise["Sinkhorn, t_max = 10"]) and rise["Sinkhorn, t_max = 100"] > -0.01
-print("The control changes nothing. Static maps, comb all 1/4, post without the 2 cost more than 0.02 nats each.")
-print("comb transposed costs less than comb all 1/4. 1 iteration costs more than 10; 100 bring nothing over 20.")
+assert (rise["Sinkhorn, t_max = 1"] > abs(rise["Sinkhorn, t_max = 10"])
+        and rise["Sinkhorn, t_max = 100"] > -0.01)
+style.say("The control changes nothing. Static maps, comb all 1/4, post without the 2 cost "
+          "more than 0.02 nats each.")
+style.say("comb transposed costs less than comb all 1/4. 1 iteration costs more than 10; 100 "
+          "bring nothing over 20.")
 
 # %% [markdown]
 # Two surprises.
@@ -821,7 +910,8 @@ print("comb transposed costs less than comb all 1/4. 1 iteration costs more than
 
 # %%
 def mixture(raw, permutations):
-    """Exactly doubly stochastic matrices. raw: ... K, any numbers; permutations: K n n -> ... n n."""
+    """Exactly doubly stochastic matrices. raw: ... K, any numbers; permutations: K n n
+    -> ... n n."""
     ### BEGIN SOLUTION
     return torch.einsum("...k,kij->...ij", raw.softmax(-1), permutations)
     ### END SOLUTION
@@ -829,13 +919,16 @@ def mixture(raw, permutations):
 
 # %%
 mixture = check("mhc.mixture", mixture)
-four = torch.stack([torch.eye(4)[list(order)] for order in itertools.permutations(range(4))])     # 24 4 4
+# 24 4 4
+four = torch.stack([torch.eye(4)[list(order)] for order in itertools.permutations(range(4))])
 rng = torch.Generator().manual_seed(5)
 for sharpness in (1, 6, 12):
     exact = mixture(sharpness * torch.randn(2000, 24, generator=rng), four)
     walked = sinkhorn(sharpness * torch.randn(2000, 4, 4, generator=rng), 20, 1e-6)
-    worst = [max((M.sum(axis) - 1).abs().max().item() for axis in (-1, -2)) for M in (exact, walked)]
-    print(f"sharpness {sharpness:2}: mixture off by less than 1e-5: {worst[0] < 1e-5}, Sinkhorn by {worst[1]:.0e} at worst")
+    worst = [max((M.sum(axis) - 1).abs().max().item() for axis in (-1, -2))
+             for M in (exact, walked)]
+    print(f"sharpness {sharpness:2}: mixture off by less than 1e-5: {worst[0] < 1e-5}, "
+          f"Sinkhorn by {worst[1]:.0e} at worst")
 for n in (2, 3, 4, 8):
     print(f"n = {n}: outputs of fn for comb, Sinkhorn {n * n}, mixture {math.factorial(n)}")
 
@@ -862,12 +955,13 @@ by_hand_count = 2 * layers * ((2 + n) * n * (n * d + 1) + 3) + n * (n * d + 1) +
 counted = cost.parts(flash)["hyper-connections"]
 assert by_hand_count == counted
 active = cost.params(flash)["active"]
-weights = 2 * 2 * counted                                # a multiply-add is two operations, float32 weighs 2
-mixing = 2 * 2 * 2 * layers * (n + n * n + n) * d        # read, carry and write at 86 sites
+weights = 2 * 2 * counted  # a multiply-add is two operations, float32 weighs 2
+mixing = 2 * 2 * 2 * layers * (n + n * n + n) * d  # read, carry and write at 86 sites
 total = cost.flops(flash, 4096)["total"]
 print(f"parameters  {counted:,}: {counted / active:.2%} of the active ones")
 share = (weights + mixing) / (total + mixing)
-print(f"operations  {(weights + mixing) / 1e9:.2f} of {(total + mixing) / 1e9:.1f} GFLOP of a token after 4,096: {share:.2%}")
+print(f"operations  {(weights + mixing) / 1e9:.2f} of {(total + mixing) / 1e9:.1f} GFLOP of a "
+      f"token after 4,096: {share:.2%}")
 
 # %% [markdown]
 # (FP8 equivalents, as in lesson 05; reading, carrying and writing take n, n n and n multiply-adds for each of d channels and come on top of `cost.flops`. Sinkhorn itself is some 1,300 operations a site: nothing.)
@@ -880,16 +974,20 @@ print(f"operations  {(weights + mixing) / 1e9:.2f} of {(total + mixing) / 1e9:.1
 # kernels (section 4.3.1) we count 4n + 2: read the streams for the maps, read them for pre, write u; read streams and f, write the streams.
 
 # %%
-unit = 2 * layers * d * 2 / 1e6                          # MB for one vector of d numbers in BF16, all 86 sites
-for name, units in (("residual", 3), ("hyper-connections, naive", 8 * n + 2), ("hyper-connections, fused", 4 * n + 2)):
-    print(f"{name:26} {units:3} vectors a site, {units * unit:5.1f} MB for each token through Flash")
+unit = 2 * layers * d * 2 / 1e6  # MB for one vector of d numbers in BF16, all 86 sites
+for name, units in (("residual", 3), ("hyper-connections, naive", 8 * n + 2),
+                    ("hyper-connections, fused", 4 * n + 2)):
+    print(f"{name:26} {units:3} vectors a site, {units * unit:5.1f} MB for each token through "
+          "Flash")
 
 # %% jupyter={"source_hidden": true}
 NS = [1, 2, 4, 8, 16]
-style.show(figures.plot_costs(NS, [cost.parts(flash.replace(hc_mult=k))["hyper-connections"] for k in NS],
-                     {"naive": [(8 * k + 2) * unit for k in NS], "fused": [(4 * k + 2) * unit for k in NS]}),
-           "Left: parameters of mHC in Flash rise steeply with the number of streams, 34 million at 4. Right: memory traffic "
-           "rises nearly in proportion, fused kernels about halve it. All axes are logarithmic")
+style.show(figures.plot_costs(
+    NS, [cost.parts(flash.replace(hc_mult=k))["hyper-connections"] for k in NS],
+    {"naive": [(8 * k + 2) * unit for k in NS], "fused": [(4 * k + 2) * unit for k in NS]}),
+           "Left: parameters of mHC in Flash rise steeply with the number of streams, 34 "
+           "million at 4. Right: memory traffic rises nearly in proportion, fused kernels "
+           "about halve it. All axes are logarithmic")
 
 # %% [markdown]
 # Traffic grows six-fold with fused kernels, eleven-fold without. So DeepSeek wrote kernels, recomputes most of mHC in the backward pass instead of keeping it, and reports an overhead of **6.7 %** in the wall time of a stage of the training pipeline (report 3.5.2).

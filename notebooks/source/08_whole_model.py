@@ -48,7 +48,7 @@ versions()
 #
 # **Predict before you run:** by how much does the loss change?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 def loss_of(logits):
     """The mean loss of predicting each next token of `ids` (below), in nats."""
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).item()
@@ -101,8 +101,9 @@ print(f"largest difference of a logit: {(right - wrong).abs().max():.1f}")
 # ## 1. The map
 
 # %% jupyter={"source_hidden": true}
-style.show(whole.plot_pipeline(), "The path from token ids to logits through four residual streams, and one site of a block: read, "
-           "layer, write, with the streams carried past the layer")
+style.show(whole.plot_pipeline(),
+           "The path from token ids to logits through four residual streams, and one site of a "
+           "block: read, layer, write, with the streams carried past the layer")
 
 # %% [markdown]
 # Each part in one sentence. Symbols: B sequences, T tokens, d model width, n = 4 streams, V vocabulary.
@@ -133,7 +134,7 @@ style.show(whole.plot_pipeline(), "The path from token ids to logits through fou
 #
 # **Predict before you run:** what becomes of (300, 400)?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 norm = nn.RMSNorm(2, eps=1e-6)
 for x in ([3.0, 4.0], [300.0, 400.0], [0.003, 0.004]):
     print(x, "->", [round(v, 3) for v in norm(torch.tensor(x)).tolist()])
@@ -167,7 +168,7 @@ print("equal to the last norm of minids.Model")
 # A gate says how well an expert suits a token: $s = \sqrt{\mathrm{softplus}(x)} = \sqrt{\ln(1 + e^x)}$, where x is a product of the token with the
 # expert's row (report 2.1; V3 had a sigmoid). **Predict before you run:** which of these inputs has a gradient that is not a number?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 x = torch.tensor([2.0, 0.0, -20.0, -80.0, -120.0], requires_grad=True)
 s = F.softplus(x).sqrt()
 s.sum().backward()
@@ -234,7 +235,7 @@ print("slope at -120:", value_and_gradient(torch.tensor([-120.0]))[1].item())
 #
 # **Predict before you run:** what are the three streams afterwards? And what would the transposed comb give?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 X = torch.tensor([2.0, 5.0, 11.0])
 comb = torch.tensor([[0.0, 1, 0],      # stream 0 goes to 1
                      [0.0, 0, 1],      # stream 1 goes to 2
@@ -250,11 +251,14 @@ print("wrong:", (post * f + comb @ X).tolist())
 # The next cell computes the three maps of a site from its parameters. Lesson 07 derives it; today it is a black box.
 
 # %%
-pre, post, comb = (m[0, 0] for m in site_maps(living.layers[0], living.embed(ids)[:, :, None].repeat(1, 1, 4, 1), "attn"))
+pre, post, comb = (m[0, 0]
+                   for m in site_maps(living.layers[0],
+                                      living.embed(ids)[:, :, None].repeat(1, 1, 4, 1), "attn"))
 print("pre ", [round(v, 2) for v in pre.tolist()])
 print("post", [round(v, 2) for v in post.tolist()])
 print("comb", *[[round(v, 2) for v in row] for row in comb.tolist()], sep="\n    ")
-print("rows sum to", [round(v, 2) for v in comb.sum(1).tolist()], "columns to", [round(v, 2) for v in comb.sum(0).tolist()])
+print("rows sum to", [round(v, 2) for v in comb.sum(1).tolist()], "columns to",
+      [round(v, 2) for v in comb.sum(0).tolist()])
 
 # %% [markdown]
 # pre lies between 0 and 1, post between 0 and 2; the rows and the columns of comb sum to 1, and it is not symmetric.
@@ -267,7 +271,8 @@ print("rows sum to", [round(v, 2) for v in comb.sum(1).tolist()], "columns to", 
 def site(X, layer, pre, post, comb):
     """The streams after one site: B T n d.
 
-    X: B T n d; layer: a function, B T d -> B T d (its norm included); pre, post: B T n; comb: B T n n.
+    X: B T n d; layer: a function, B T d -> B T d (its norm included); pre, post: B T n; comb:
+    B T n n.
     """
     ### BEGIN SOLUTION
     u = (pre[..., None] * X).sum(2)                             # B T d
@@ -277,10 +282,13 @@ def site(X, layer, pre, post, comb):
 
 
 def block_forward(block, X, ids):
-    """One block. It has attn, attn_norm(u), ffn, ffn_norm(u). X: B T n d, ids: B T -> B T n d."""
+    """One block. It has attn, attn_norm(u), ffn, ffn_norm(u). X: B T n d, ids: B T
+    -> B T n d."""
     ### BEGIN SOLUTION
-    X = site(X, lambda u: attention(block.attn, block.attn_norm(u)), *site_maps(block, X, "attn"))
-    return site(X, lambda u: moe_forward(block.ffn, block.ffn_norm(u), ids), *site_maps(block, X, "ffn"))
+    X = site(X, lambda u: attention(block.attn, block.attn_norm(u)),
+             *site_maps(block, X, "attn"))
+    return site(X, lambda u: moe_forward(block.ffn, block.ffn_norm(u), ids),
+                *site_maps(block, X, "ffn"))
     ### END SOLUTION
 
 
@@ -292,8 +300,10 @@ block_forward = check("whole.block", block_forward)
 X = torch.randn(2, 40, 4, 128, generator=torch.Generator().manual_seed(3))      # B T n d
 some = ids[:2, :40]                                                             # B T
 for i, block in enumerate(living.layers):
-    torch.testing.assert_close(block_forward(block, X, some), block(X, some), atol=1e-4, rtol=1e-4)
-    print(f"layer {i}: compression {living.config.compress_ratios[i]:2}, by token id {living.config.is_hash(i)}: equal")
+    torch.testing.assert_close(block_forward(block, X, some), block(X, some), atol=1e-4,
+                               rtol=1e-4)
+    print(f"layer {i}: compression {living.config.compress_ratios[i]:2}, by token id "
+          f"{living.config.is_hash(i)}: equal")
 
 # %% [markdown]
 # One `block_forward` serves all kinds of layer: window only (0), compressed sparse attention (CSA, 4) and heavily compressed attention (HCA, here 16; 128 in V4).
@@ -313,7 +323,8 @@ for i, block in enumerate(living.layers):
 def gates(model, X):
     """The gates of the mHC head from the streams X: B T n d -> B T n."""
     x = X.flatten(2)                                                                    # B T nd
-    a = rms_norm(x, torch.ones(x.shape[-1]), model.config.norm_eps) @ model.hc_head_fn.T    # B T n
+    # B T n
+    a = rms_norm(x, torch.ones(x.shape[-1]), model.config.norm_eps) @ model.hc_head_fn.T
     return torch.sigmoid(a * model.hc_head_scale + model.hc_head_base) + model.config.hc_eps
 
 
@@ -330,13 +341,14 @@ print("lively:", [round(g, 2) for g in gates(living, living.features(ids))[0, 0]
 def model_forward(model, ids):
     """The logits, B T V, of ids, B T.
 
-    The model has embed, layers, norm.weight, head.weight; its config says hc_mult (n) and norm_eps.
+    The model has embed, layers, norm.weight, head.weight; its config says hc_mult (n) and
+    norm_eps.
     """
     ### BEGIN SOLUTION
-    X = model.embed(ids)[:, :, None].repeat(1, 1, model.config.hc_mult, 1)              # B T n d
+    X = model.embed(ids)[:, :, None].repeat(1, 1, model.config.hc_mult, 1)  # B T n d
     for block in model.layers:
         X = block_forward(block, X, ids)
-    y = (gates(model, X)[..., None] * X).sum(2)                                         # B T d
+    y = (gates(model, X)[..., None] * X).sum(2)  # B T d
     return rms_norm(y, model.norm.weight, model.config.norm_eps) @ model.head.weight.T  # B T V
     ### END SOLUTION
 
@@ -357,10 +369,13 @@ class Block(nn.Module):
     def __init__(self, config, ratio, is_hash):
         super().__init__()
         self.config, n = config, config.hc_mult
-        self.attn_norm, self.attn = nn.RMSNorm(config.dim, eps=config.norm_eps), Attention(config, ratio)
-        self.ffn_norm, self.ffn = nn.RMSNorm(config.dim, eps=config.norm_eps), MoE(config, is_hash)
+        self.attn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.attn = Attention(config, ratio)
+        self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.ffn = MoE(config, is_hash)
         for at in ("attn", "ffn"):
-            for name, shape in (("fn", ((2 + n) * n, n * config.dim)), ("base", ((2 + n) * n,)), ("scale", (3,))):
+            for name, shape in (("fn", ((2 + n) * n, n * config.dim)), ("base", ((2 + n) * n,)),
+                                ("scale", (3,))):
                 setattr(self, f"hc_{at}_{name}", nn.Parameter(torch.empty(shape)))
 
 # %%
@@ -368,7 +383,8 @@ class WholeModel(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config, n, d = config, config.hc_mult, config.dim
-        self.embed, self.head = nn.Embedding(config.vocab_size, d), nn.Linear(d, config.vocab_size, bias=False)
+        self.embed = nn.Embedding(config.vocab_size, d)
+        self.head = nn.Linear(d, config.vocab_size, bias=False)
         kinds = [(config.compress_ratios[i], config.is_hash(i)) for i in range(config.n_layers)]
         self.layers = nn.ModuleList(Block(config, ratio, is_hash) for ratio, is_hash in kinds)
         self.norm = nn.RMSNorm(d, eps=config.norm_eps)
@@ -381,7 +397,8 @@ weights = {name: t for name, t in living.state_dict().items() if not name.starts
 print(mine.load_state_dict(weights, strict=True))
 torch.testing.assert_close(model_forward(mine, ids), living(ids), atol=1e-4, rtol=1e-4)
 assert set(living.state_dict()) == set(layout.tensors(living.config))
-print(f"{len(weights)} tensors, for example:", *list(weights)[1:4], *list(weights)[-3:], sep="\n    ")
+print(f"{len(weights)} tensors, for example:", *list(weights)[1:4], *list(weights)[-3:],
+      sep="\n    ")
 
 # %% [markdown]
 # `minids.weights.layout.tensors` lists the tensors of a released checkpoint. The assertion says that `minids.Model` has exactly these names, in V4's format.
@@ -393,7 +410,8 @@ print(f"{len(weights)} tensors, for example:", *list(weights)[1:4], *list(weight
 
 # %%
 def judged(model, ids):
-    """transformers' logits for the checkpoint that minids saves; None where it is not installed."""
+    """transformers' logits for the checkpoint that minids saves; None where it is not
+    installed."""
     if find_spec("transformers") is None:
         return None
     from transformers import DeepseekV4ForCausalLM
@@ -409,7 +427,8 @@ def judged(model, ids):
 
 theirs = judged(living, ids)
 if theirs is None:
-    print("transformers is not installed here: pip install transformers, then run this cell again")
+    print("transformers is not installed here: pip install transformers, then run this cell "
+          "again")
 else:
     torch.testing.assert_close(model_forward(living, ids), theirs, atol=1e-4, rtol=1e-4)
     print("your forward pass equals transformers' DeepseekV4ForCausalLM, every logit")
@@ -474,7 +493,8 @@ def altered_block(block, X, ids, change=None):
 
 
 # %%
-DEEP = Config.nano().replace(n_layers=43, compress_ratios=(0, 0) + (4, 16) * 20 + (4, 0), dim=64, vocab_size=256,
+DEEP = Config.nano().replace(n_layers=43, compress_ratios=(0, 0) + (4, 16) * 20 + (4, 0),
+                             dim=64, vocab_size=256,
                              n_routed_experts=4, moe_inter_dim=32)
 
 
@@ -486,7 +506,7 @@ def deep_model(seed, change=None):
         if change == "scale 1" and name.endswith(("attn_scale", "ffn_scale")):
             p.fill_(1.0)
         if change == "comb 0" and name.endswith(("attn_base", "ffn_base")):
-            p[8:] = 0.0                                                             # after pre and post: comb's 16
+            p[8:] = 0.0  # after pre and post: comb's 16
     return model
 
 
@@ -506,8 +526,9 @@ def walk(model, X, ids, change=None):
     return sizes, spreads
 
 
-# %%
-CHANGES = {"as initialised": None, "post without the 2": "post / 2", "comb base 0": "comb 0", "scales 1": "scale 1",
+# %% jupyter={"outputs_hidden": true}
+CHANGES = {"as initialised": None, "post without the 2": "post / 2", "comb base 0": "comb 0",
+           "scales 1": "scale 1",
            "comb transposed": "transposed"}
 short = ids[:2, :32] % 256                                                          # B T
 sizes, spreads, ends = {}, {}, {}
@@ -517,23 +538,27 @@ for name, change in CHANGES.items():
         deep = deep_model(seed, change)
         copies = deep.embed(short)[:, :, None].repeat(1, 1, 4, 1)                   # B T n d
         ends[name].append(walk(deep, copies, short, change)[0][-1])
-    different = copies + 0.02 * torch.randn(copies.shape, generator=torch.Generator().manual_seed(4))
+    different = (copies + 0.02
+                 * torch.randn(copies.shape, generator=torch.Generator().manual_seed(4)))
     sizes[name] = walk(deep, copies, short, change)[0]
     spreads[name] = [s / spread(different) for s in walk(deep, different, short, change)[1]]
 for name, values in ends.items():
-    print(f"{name:20} RMS after 43 blocks: {min(values):.2f} to {max(values):.2f} (three seeds)")
+    print(f"{name:20} RMS after 43 blocks: {min(values):.2f} to {max(values):.2f} (three "
+          "seeds)")
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 eigenvalue = (math.exp(4) - 1) / (math.exp(4) + 3)
 style.show(whole.plot_depth(sizes, spreads, [eigenvalue ** (2 * i) for i in range(1, 44)]),
-           "Left: the streams' size over 43 blocks; only the line without the factor 2 is apart. Right: differences between "
-           "streams fall along the line computed by hand; with comb base 0 they vanish in the first block; with scales 1 they stay")
+           "Left: the streams' size over 43 blocks; only the line without the factor 2 "
+           "is apart. Right: differences between streams fall along the line computed by hand; "
+           "with comb base 0 they vanish in the first block; with scales 1 they stay")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 half, control = (max(abs(a - b) / a for a, b in zip(sizes["as initialised"], sizes[name]))
                  for name in ("post without the 2", "comb transposed"))
 assert half > 0.4 and control < 1e-3
-assert spreads["comb base 0"][0] < 0.05 and abs(spreads["as initialised"][9] / eigenvalue**20 - 1) < 0.1
+assert (spreads["comb base 0"][0] < 0.05
+        and abs(spreads["as initialised"][9] / eigenvalue**20 - 1) < 0.1)
 assert spreads["as initialised"][-1] < 0.05 < spreads["scales 1"][-1]
 print("without the 2 the streams change by more than 40 %; transposed by less than 0.1 %")
 
@@ -561,7 +586,8 @@ def faulty_logits(model, ids, change):
     return (gates(model, X)[..., None] * X).sum(2) @ model.head.weight.T
 
 
-FAULTS = {"none (control)": None, "comb transposed": "transposed", "attn_norm used twice": "wrong norm",
+FAULTS = {"none (control)": None, "comb transposed": "transposed",
+          "attn_norm used twice": "wrong norm",
           "post without the 2": "post / 2", "last norm missing": "no last norm"}
 table = []
 for change in FAULTS.values():
@@ -573,13 +599,15 @@ for change in FAULTS.values():
 bounds = [0.03, 1e-4, 1e-4]
 tests = ["loss, fresh\n(change)", "logits, fresh\n(relative)", "logits, lively\n(relative)"]
 style.show(whole.plot_faults(list(FAULTS), tests, table, bounds),
-           "Faults in rows, tests in columns: the fresh loss sees no fault, fresh logits see two of four, lively logits see all "
-           "four; the control is clean")
+           "Faults in rows, tests in columns: the fresh loss sees no fault, fresh logits see "
+           "two of four, lively logits see all four; the control is clean")
 
 # %%
 seen = [[value > bound for value, bound in zip(line, bounds)] for line in table]
-assert seen[0] == [False] * 3 and not any(line[0] for line in seen) and all(line[2] for line in seen[1:])
-print("faults seen: fresh loss 0 of 4, fresh logits", sum(line[1] for line in seen[1:]), "of 4, lively logits 4 of 4")
+assert (seen[0] == [False] * 3 and not any(line[0] for line in seen)
+        and all(line[2] for line in seen[1:]))
+print("faults seen: fresh loss 0 of 4, fresh logits", sum(line[1] for line in seen[1:]),
+      "of 4, lively logits 4 of 4")
 
 # %% [markdown]
 # (A change of the loss counts as seen above 0.03: fresh models of ten seeds lie between 7.638 and 7.664 on this batch. A change of logits counts above 1e-4, well above float32 rounding.)
@@ -593,7 +621,8 @@ print("faults seen: fresh loss 0 of 4, fresh logits", sum(line[1] for line in se
 # %%
 def colleagues_block(block, X, ids):
     """X: B T n d, ids: B T -> B T n d. Two faults."""
-    for at, layer in (("attn", lambda u: attention(block.attn, u)), ("ffn", lambda u: moe_forward(block.ffn, u, ids))):
+    for at, layer in (("attn", lambda u: attention(block.attn, u)),
+                      ("ffn", lambda u: moe_forward(block.ffn, u, ids))):
         pre, post, comb = site_maps(block, X, at)
         u = torch.einsum("btn,btnd->btd", pre, X)
         f = layer(block.attn_norm(u))
@@ -605,7 +634,8 @@ def colleagues_block(block, X, ids):
 X = torch.randn(2, 40, 4, 128, generator=torch.Generator().manual_seed(3))
 for name, m in (("fresh", model), ("lively", living)):
     start = m.embed(some)[:, :, None].repeat(1, 1, 4, 1) if name == "fresh" else X
-    apart = (colleagues_block(m.layers[2], start, some) - block_forward(m.layers[2], start, some)).abs().max()
+    theirs = colleagues_block(m.layers[2], start, some)
+    apart = (theirs - block_forward(m.layers[2], start, some)).abs().max()
     print(f"{name:7} the two blocks differ by more than 0.0001: {bool(apart > 1e-4)}")
 
 
@@ -617,8 +647,8 @@ def repaired_block(block, X, ids):
                             ("ffn", lambda u: moe_forward(block.ffn, u, ids), block.ffn_norm)):
         pre, post, comb = site_maps(block, X, at)
         u = torch.einsum("btn,btnd->btd", pre, X)
-        f = layer(norm(u))                                          # the site's own norm
-        carried = torch.einsum("btjk,btjd->btkd", comb, X)          # summed over j, the first index
+        f = layer(norm(u))                                  # the site's own norm
+        carried = torch.einsum("btjk,btjd->btkd", comb, X)  # summed over j, the first index
         X = carried + torch.einsum("btn,btd->btnd", post, f)
     return X
     ### END SOLUTION
@@ -638,26 +668,29 @@ repaired_block = check("whole.debug", repaired_block)
 # Its block is like the others (window-only attention, routing by score). It has its own mHC head and last norm; embedding and output matrix are the model's.
 
 # %% jupyter={"source_hidden": true}
-style.show(whole.plot_mtp_alignment(), "At position t = 1 the blocks have read 'In the' and predict 'beginning'; the MTP block takes "
-           "their streams and the embedding of 'beginning', and predicts 'God'")
+style.show(whole.plot_mtp_alignment(),
+           "At position t = 1 the blocks have read 'In the' and predict 'beginning'; the MTP "
+           "block takes their streams and the embedding of 'beginning', and predicts 'God'")
 
 # %% [markdown]
 # **Predict before you run.** We change the token at position 5 of 8. Rows are positions t. Which is the first row of the *model's* logits that changes, and which is the first of
 # the *MTP block's*?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 eight, changed = ids[:1, :8], ids[:1, :8].clone()                   # 1 T
 changed[0, 5] = (changed[0, 5] + 1) % 2048
 
 
 def rows(ids):
-    """Logits of the model, and of its MTP block: row t uses the streams at t and the token at t + 1."""
+    """Logits of the model, and of its MTP block: row t uses the streams at t and the token
+    at t + 1."""
     X = living.features(ids)                                        # 1 T n d
     return living.logits(X), living.mtp_logits(X[:, :-1], ids[:, 1:])
 
 
 for name, a, b in zip(("model", "MTP"), rows(eight), rows(changed)):
-    print(f"{name:5} rows that change:", [t for t in range(a.shape[1]) if (a - b)[0, t].abs().max() > 1e-3])
+    print(f"{name:5} rows that change:",
+          [t for t in range(a.shape[1]) if (a - b)[0, t].abs().max() > 1e-3])
 
 # %% [markdown]
 # The model's row 5 is the first that has read token 5. The MTP block's row **4** has it as its "next token". Row 4 predicts token 6, so nothing has leaked. Had row 3 changed, the block
@@ -668,13 +701,15 @@ for name, a, b in zip(("model", "MTP"), rows(eight), rows(changed)):
 
 # %%
 def mtp_loss(model, ids):
-    """The mean cross-entropy of the MTP block over all positions that have a target. ids: B T -> one number.
+    """The mean cross-entropy of the MTP block over all positions that have a target. ids: B T
+    -> one number.
 
-    model.features(ids): B T n d; model.mtp_logits(X, next_ids): B T' V from X: B T' n d and next_ids: B T'.
+    model.features(ids): B T n d; model.mtp_logits(X, next_ids): B T' V from X: B T' n d and
+    next_ids: B T'.
     """
     ### BEGIN SOLUTION
-    X = model.features(ids)[:, :-2]                                 # B T-2 n d, the streams at t
-    logits = model.mtp_logits(X, ids[:, 1:-1])                      # B T-2 V, given the tokens at t + 1
+    X = model.features(ids)[:, :-2]             # B T-2 n d, the streams at t
+    logits = model.mtp_logits(X, ids[:, 1:-1])  # B T-2 V, given the tokens at t + 1
     return F.cross_entropy(logits.flatten(0, 1), ids[:, 2:].flatten())
     ### END SOLUTION
 
@@ -693,7 +728,8 @@ mtp_loss = check("whole.mtp_loss", mtp_loss)
 # - given t, target t + 2 (off by one in the input).
 
 # %%
-SMALL = Config.nano().replace(vocab_size=64, dim=64, n_layers=1, compress_ratios=(0, 0), n_routed_experts=4,
+SMALL = Config.nano().replace(vocab_size=64, dim=64, n_layers=1, compress_ratios=(0, 0),
+                              n_routed_experts=4,
                               moe_inter_dim=32)
 
 
@@ -715,17 +751,20 @@ def train_mtp(given, target, steps=40):
     return losses
 
 
-# %% tags=["nbval-ignore-output"]
-runs = {"given t + 1, target t + 2 (right)": train_mtp(1, 2), "given t + 1, target t + 1": train_mtp(1, 1),
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
+runs = {"given t + 1, target t + 2 (right)": train_mtp(1, 2),
+        "given t + 1, target t + 1": train_mtp(1, 1),
         "given t, target t + 2": train_mtp(0, 2)}
 style.show(whole.plot_leak(runs, math.log(64)),
-           "MTP loss on random tokens: it falls far below ln V only where the target is the token that was given; the other "
-           "two lines lie on each other, one pale and thick, one thin and dashed")
+           "MTP loss on random tokens: it falls far below ln V only where the target is the "
+           "token that was given; the other two lines lie on each other, one pale and thick, "
+           "one thin and dashed")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 end = [sum(losses[-5:]) / 5 for losses in runs.values()]
 assert end[0] > math.log(64) - 0.1 and end[1] < 2.0 and end[2] > math.log(64) - 0.1
-print("ln 64 = 4.16. Right alignment: stays there. Target t + 1: falls below 2. Given t: stays there.")
+style.say("ln 64 = 4.16. Right alignment: stays there. Target t + 1: falls below 2. Given t: "
+          "stays there.")
 
 # %% [markdown]
 # The second line copies. A loss that falls too well is a warning, not a success. The third line shows the limit of this test: an alignment that gives *less* than it should leaks nothing, and
@@ -742,7 +781,8 @@ for name, (_, shape) in layout.tensors(Config.nano()).items():
     before, _, tensor = name.partition("layers.1.")                # layer 1 has ratio 4
     if tensor and not before and (".experts." not in name or ".experts.0." in name):
         times = "8 times " if ".experts.0." in name else ""
-        print(f"{tensor.replace('experts.0.', 'experts.*.'):38} {times}{' x '.join(map(str, shape))}")
+        print(f"{tensor.replace('experts.0.', 'experts.*.'):38} "
+              f"{times}{' x '.join(map(str, shape))}")
 
 # %% [markdown]
 # By hand for Flash (d = 4096, expert width I = 2048): an expert has three matrices, $3 \cdot 4096 \cdot 2048 = 25{,}165{,}824$ numbers. A layer has 256 routed experts, the model 43 layers:
@@ -765,17 +805,21 @@ def compressor(d, ratio, width):
 
 # %%
 def count(config):
-    """{part: parameters} without the MTP block, with the names below. The tables tid2eid do not count."""
+    """{part: parameters} without the MTP block, with the names below. The tables tid2eid do
+    not count."""
     c, d, n, E = config, config.dim, config.hc_mult, config.n_routed_experts
     heads, ranks = c.n_heads * c.head_dim, c.o_groups * c.o_lora_rank
-    parts = dict.fromkeys(("embedding", "attention", "compressors", "indexers", "routers", "routed experts", "shared experts",
+    parts = dict.fromkeys(("embedding", "attention", "compressors", "indexers", "routers",
+                           "routed experts", "shared experts",
                            "hyper-connections", "norms", "head"), 0)
     parts["embedding"] = parts["head"] = c.vocab_size * d
-    parts["norms"], parts["hyper-connections"] = d, n * n * d + n + 1           # the last norm, the mHC head
+    # the last norm, the mHC head
+    parts["norms"], parts["hyper-connections"] = d, n * n * d + n + 1
     for i in range(c.n_layers):
         ratio = c.compress_ratios[i]
-        parts["attention"] += c.q_lora_rank * (d + heads) + c.head_dim * d + c.n_heads  # wq_a, wq_b, wkv, attn_sink
-        parts["attention"] += ranks * heads // c.o_groups + d * ranks                   # wo_a, wo_b
+        # wq_a, wq_b, wkv, attn_sink
+        parts["attention"] += c.q_lora_rank * (d + heads) + c.head_dim * d + c.n_heads
+        parts["attention"] += ranks * heads // c.o_groups + d * ranks  # wo_a, wo_b
         parts["norms"] += 2 * d + c.q_lora_rank + c.head_dim
         parts["routers"] += E * d + (0 if c.is_hash(i) else E)
         ### BEGIN SOLUTION
@@ -799,7 +843,8 @@ count = check("whole.count", count)
 
 # %%
 def active(config):
-    """Parameters that one token uses, without MTP and the embedding table. `count(config)` may help."""
+    """Parameters that one token uses, without MTP and the embedding table. `count(config)`
+    may help."""
     ### BEGIN SOLUTION
     parts, E = count(config), config.n_routed_experts
     idle = parts["routed experts"] * (E - config.n_activated_experts) // E
@@ -814,7 +859,8 @@ active = check("whole.active", active)
 # Now from V4's `config.json` to the number on the cover.
 
 # %%
-flash, pro = (Config.from_json(paths.data("v4", f"{name}.config.json")) for name in ("flash", "pro"))
+flash, pro = (Config.from_json(paths.data("v4", f"{name}.config.json"))
+              for name in ("flash", "pro"))
 parts = {"Flash": count(flash), "Pro": count(pro)}
 print(f"{'':18}{'Flash':>18}{'Pro':>21}")
 for part in parts["Flash"]:
@@ -825,10 +871,13 @@ print(f"{'total':18}{totals[0]:18,}{totals[1]:21,}\n{'active':18}{used[0]:18,}{u
 print(f"{'active / total':18}{used[0] / totals[0]:18.1%}{used[1] / totals[1]:21.1%}")
 
 # %%
-assert totals == [284_332_240_471, 1_572_997_201_763] and used == [13_270_101_591, 48_852_402_019]
+assert (totals == [284_332_240_471, 1_572_997_201_763]
+        and used == [13_270_101_591, 48_852_402_019])
 assert [cost.params(c) for c in (flash, pro)] == [
-    {"total": total, "active": part, "mtp": mtp} for total, part, mtp in zip(totals, used, (6_610_048_891, 25_840_145_979))]
-print("to the last digit, and equal to minids.cost. The report says 284B / 13B and 1.6T / 49B (section 4.2.1).")
+    {"total": total, "active": part,
+     "mtp": mtp} for total, part, mtp in zip(totals, used, (6_610_048_891, 25_840_145_979))]
+style.say("to the last digit, and equal to minids.cost. The report says 284B / 13B and 1.6T / "
+          "49B (section 4.2.1).")
 
 # %% jupyter={"source_hidden": true}
 def working(config, counts):
@@ -838,9 +887,10 @@ def working(config, counts):
 
 bars = {"Flash, total": parts["Flash"], "Flash, active": working(flash, parts["Flash"]),
         "Pro, total": parts["Pro"], "Pro, active": working(pro, parts["Pro"])}
-style.show(whole.plot_parameters(bars),
-           "Routed experts hold 97 percent of Flash's and 98 percent of Pro's parameters, but only half of those that work for one "
-           "token; attention is the next largest part of these")
+style.show(
+    whole.plot_parameters(bars),
+    "Routed experts hold 97 percent of Flash's and 98 percent of Pro's parameters, but only "
+    "half of those that work for one token; attention is the next largest part of these")
 
 # %% [markdown]
 # **What "active" leaves out.** The embedding table (one row is read). The MTP block (6.6 billion more in Flash, 25.8 in Pro; only for training and drafts). The arithmetic of attention over the context, which
@@ -851,11 +901,13 @@ style.show(whole.plot_parameters(bars),
 # The released files keep routed experts in FP4 (4 bits, and an 8-bit scale for each 32), most other matrices in FP8, the rest in BF16 or float32 (lesson 11).
 # **Predict before you run:** how many bits does Flash take per parameter?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 for name, config in (("Flash", flash), ("Pro", pro)):
     size, numbers = layout.disk_bytes(config), cost.params(config)
-    print(f"{name:6}{len(layout.inventory(config)):8,} tensors {size:16,} bytes in {len(layout.shards(config))} files, "
-          f"{8 * size / (numbers['total'] + numbers['mtp']):.2f} bits per parameter (MTP included)")
+    print(f"{name:6}{len(layout.inventory(config)):8,} tensors {size:16,} "
+          f"bytes in {len(layout.shards(config))} files, "
+          f"{8 * size / (numbers['total'] + numbers['mtp']):.2f} bits per parameter (MTP "
+          "included)")
 
 # %% [markdown]
 # FP4 with its scales is 4.25 bits. Since 97 % of the numbers are experts, the few in wider formats add little.
@@ -872,9 +924,10 @@ def draw(layers, dim, experts, active_experts):
     return whole.plot_sizes(sum(count(config).values()), active(config), title)
 
 
-box = style.slider_image(draw, "Total and active parameters, and the bytes they take in FP4, FP8 and BF16",
-                         layers=[43, 8, 16, 32, 61], dim=[4096, 1024, 2048, 7168], experts=[256, 64, 128, 384, 512],
-                         active_experts=[6, 1, 2, 4, 8, 16])
+box = style.slider_image(
+    draw, "Total and active parameters, and the bytes they take in FP4, FP8 and BF16",
+    layers=[43, 8, 16, 32, 61], dim=[4096, 1024, 2048, 7168], experts=[256, 64, 128, 384, 512],
+    active_experts=[6, 1, 2, 4, 8, 16])
 box
 
 # %%
@@ -882,7 +935,8 @@ box.sliders["experts"].value = 512
 assert box.shown == {"layers": 43, "dim": 4096, "experts": 512, "active_experts": 6}
 more, wider = whole.scaled(43, 4096, 512, 6), whole.scaled(43, 4096, 256, 16)
 for name, config in (("512 experts:", more), ("K = 16:", wider)):
-    print(f"{name:14}total x {sum(count(config).values()) / totals[0]:.2f}, active x {active(config) / used[0]:.2f}")
+    print(f"{name:14}total x {sum(count(config).values()) / totals[0]:.2f}, active x "
+          f"{active(config) / used[0]:.2f}")
 
 # %% [markdown]
 # The number of experts makes the model larger and hardly slower (the gates get more rows). K makes it slower and not larger. This freedom is what a mixture of experts is for. The same as a figure:
@@ -895,9 +949,10 @@ def point(experts, picks):
 
 by_experts = {e: point(e, 6) for e in (64, 128, 256, 384, 512)}
 by_picks = {k: point(256, k) for k in (1, 2, 4, 6, 8, 16)}
-style.show(whole.plot_sweeps(by_experts, by_picks),
-           "Left: with more experts the total rises nearly in proportion, the active parameters hardly. Right: with more experts "
-           "per token only the active rise. All axes are logarithmic")
+style.show(
+    whole.plot_sweeps(by_experts, by_picks),
+    "Left: with more experts the total rises nearly in proportion, the active parameters "
+    "hardly. Right: with more experts per token only the active rise. All axes are logarithmic")
 
 # %% [markdown]
 # ## In the real V4

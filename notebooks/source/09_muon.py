@@ -56,25 +56,30 @@ gradients = {name: p.grad for name, p in shipped.named_parameters() if p.grad is
 G = gradients["layers.1.attn.wq_b.weight"]                                           # 128 64
 
 updates = {"gradient": G,
-           "AdamW's first update": G.sign(),                        # m / sqrt(v) of a single gradient is its sign
+           "AdamW's first update": G.sign(),  # m / sqrt(v) of a single gradient is its sign
            "Muon's first update": optim.orthogonalise(G[None])[0]}
-strengths = {name: torch.linalg.svdvals(update) for name, update in updates.items()}        # 64, descending
+# 64, descending
+strengths = {name: torch.linalg.svdvals(update) for name, update in updates.items()}
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 def directions(s, share=0.9):
-    """How many of the singular values s, strongest first, make up this share of the squared norm."""
+    """How many of the singular values s, strongest first, make up this share of the squared
+    norm."""
     part = s.square().cumsum(0) / s.square().sum()
     return int((part < share).sum()) + 1
 
 for name, s in strengths.items():
-    print(f"{name:22} 90 % in {directions(s):2} of {len(s)} directions; weakest / strongest {s[-1] / s[0]:.4f}")
-style.show(muon.plot_spectra(strengths), "The gradient's singular values fall off steeply and a few directions hold most of its norm; "
-           "AdamW's update is less lopsided; in Muon's all directions are equally strong")
+    print(f"{name:22} 90 % in {directions(s):2} of {len(s)} directions; weakest / strongest "
+          f"{s[-1] / s[0]:.4f}")
+style.show(muon.plot_spectra(strengths), "The gradient's singular values fall off steeply and "
+           "a few directions hold most of its norm; AdamW's update is less lopsided; in Muon's "
+           "all directions are equally strong")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 few, some, all_ = (directions(s) for s in strengths.values())
 assert few <= 22 < some < 48 and all_ == 58
-print("90 %: less than a third of the directions in the gradient, about half of them in AdamW's update, 58 of 64 in Muon's.")
+style.say("90 %: less than a third of the directions in the gradient, about half of them in "
+          "AdamW's update, 58 of 64 in Muon's.")
 
 # %% [markdown]
 # AdamW looks at each *number* by itself: every entry of its first update is +1 or -1. Yet as a matrix this update is still lopsided: numbers of equal size can conspire to one strong direction.
@@ -83,17 +88,20 @@ print("90 %: less than a third of the directions in the gradient, about half of 
 # Is that matrix an exception? Here are all matrices of the model that got a gradient and have at least 24 directions.
 
 # %% tags=["nbval-ignore-output"]
-matrices = {name: g for name, g in gradients.items() if optim.for_muon(name, g) and min(g.shape) >= 24 and g.any()}
+matrices = {name: g for name, g in gradients.items() if optim.for_muon(name, g)
+            and min(g.shape) >= 24 and g.any()}
 needed = {}
 for kind, make in (("gradient", lambda g: g), ("its sign", torch.sign)):
-    shares = torch.tensor([directions(torch.linalg.svdvals(make(g))) / min(g.shape) for g in matrices.values()])
+    shares = torch.tensor([directions(torch.linalg.svdvals(make(g))) / min(g.shape)
+                           for g in matrices.values()])
     needed[kind] = shares
-    print(f"{kind:9} {len(shares)} matrices: 90 % in {shares.median():.0%} of the directions (median), "
-          f"from {shares.min():.0%} to {shares.max():.0%}")
+    print(f"{kind:9} {len(shares)} matrices: 90 % in {shares.median():.0%} of the directions "
+          f"(median), from {shares.min():.0%} to {shares.max():.0%}")
 
 # %%
 assert needed["gradient"].median() < 0.3 < needed["its sign"].median() < 0.8
-print("No exception: half of the matrices need fewer than 30 % of their directions; the signs need more, but not 90 %.")
+style.say("No exception: half of the matrices need fewer than 30 % of their directions; the "
+          "signs need more, but not 90 %.")
 
 # %% [markdown]
 # ## 1. What the directions are: a circle, an ellipse, a circle
@@ -121,8 +129,9 @@ print("singular values squared:", [round(v, 3) for v in s.square().tolist()])
 print("U V^T:", [[round(v, 3) for v in row] for row in Q2.tolist()])
 torch.testing.assert_close(Q2, torch.tensor([[2.0, -1.0], [1.0, 2.0]]) / 5**0.5)
 torch.testing.assert_close(Q2 @ Q2.T, torch.eye(2))
-style.show(muon.plot_circles(G2, Q2), "A circle of inputs, the ellipse that G makes of it, and the circle that its orthogonalised matrix makes; "
-           "two arrows at right angles stay at right angles, and in the end have equal length again")
+style.show(muon.plot_circles(G2, Q2), "A circle of inputs, the ellipse that G makes of it, and "
+           "the circle that its orthogonalised matrix makes; two arrows at right angles stay "
+           "at right angles, and in the end have equal length again")
 
 # %% [markdown]
 # ### Why should equal be better?
@@ -140,9 +149,9 @@ style.show(muon.plot_circles(G2, Q2), "A circle of inputs, the ellipse that G ma
 #
 # **Predict before you run:** all three updates of our $G$ below are scaled so that no input is stretched by more than 1. Which gains most?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 for name, O in (("G", G2), ("sign(G)", G2.sign()), ("U V^T", Q2)):
-    O = O / torch.linalg.matrix_norm(O, ord=2)             # divide by the largest singular value
+    O = O / torch.linalg.matrix_norm(O, ord=2)  # divide by the largest singular value
     print(f"{name:8} gain {(G2 * O).sum():.2f}")
 
 # %% [markdown]
@@ -166,7 +175,7 @@ for name, O in (("G", G2), ("sign(G)", G2.sign()), ("U V^T", Q2)):
 #
 # **Predict before you run:** 0.316 becomes 0.945. What becomes of 0.949: larger than 1, about 1, or less than 0.945?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 STEEP, FLAT = (3.4445, -4.7750, 2.0315), (2.0, -1.5, 0.5)
 HYBRID = [STEEP] * 8 + [FLAT] * 2                          # V4's ten steps
 X = G2 / G2.norm()                                         # the Frobenius norm
@@ -176,7 +185,8 @@ for number, (a, b, c) in enumerate(HYBRID, 1):
     A = X @ X.T                                            # 2 2
     X = a * X + b * A @ X + c * A @ A @ X
     one, two = (a * v + b * v**3 + c * v**5 for v in (one, two))
-    torch.testing.assert_close(torch.linalg.svdvals(X), torch.tensor(sorted([one, two], reverse=True)))
+    torch.testing.assert_close(torch.linalg.svdvals(X),
+                               torch.tensor(sorted([one, two], reverse=True)))
     print(f"after step {number:2}  {one:.4f}  {two:.4f}   {'steep' if number <= 8 else 'flat'}")
 torch.testing.assert_close(X, Q2, atol=1e-3, rtol=0)
 print("the matrix is U V^T within 0.001")
@@ -188,8 +198,9 @@ print("the matrix is U V^T within 0.001")
 # ## 3. Eight steep steps, two flat ones
 
 # %% jupyter={"source_hidden": true}
-style.show(muon.plot_polynomials(), "Left: the steep polynomial rises fast from zero and then swings between about 0.7 and 1.1. Right: the flat "
-           "polynomial maps everything between 0.7 and 1.1 close to 1")
+style.show(muon.plot_polynomials(),
+           "Left: the steep polynomial rises fast from zero and then swings between about 0.7 "
+           "and 1.1. Right: the flat polynomial maps everything between 0.7 and 1.1 close to 1")
 
 # %% [markdown]
 # **Steep.** Near zero a step multiplies by $a = 3.4445$. Eight steps multiply by $3.4445^8$, about 20,000. To be steep there, the polynomial must overshoot further right: it does not keep 1 at 1 ($a + b + c = 0.701$). It
@@ -200,10 +211,11 @@ style.show(muon.plot_polynomials(), "Left: the steep polynomial rises fast from 
 #
 # **Predict before you run:** the shaded range reaches down to 0.68, an error of 0.32. How large is the worst error after one flat step, and after two?
 
-# %%
-v = torch.linspace(0.6818, 1.1344, 1001, dtype=torch.float64)          # where eight steep steps leave those above 2e-4
+# %% jupyter={"outputs_hidden": true}
+# where eight steep steps leave those above 2e-4
+v = torch.linspace(0.6818, 1.1344, 1001, dtype=torch.float64)
 for steps in (0, 1, 2):
-    after = muon.apply_steps(v, [FLAT] * steps)                              # the polynomial, number by number
+    after = muon.apply_steps(v, [FLAT] * steps)  # the polynomial, number by number
     print(f"after {steps} flat steps: from {after.min():.4f} to {after.max():.4f}")
 
 # %% [markdown]
@@ -227,11 +239,12 @@ flat = check("muon.flat", flat)
 # %% [markdown]
 # Now the choice of $a$. **Predict before you run:** which slope leaves the smallest error after two steps: small, so that nothing overshoots, or large?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 for a in (1.5, 1.7, 1.875, 1.9, 2.0, 2.1, 2.3, 2.5):
     p = (a, *flat(a))
     worst = [(muon.apply_steps(v, [p] * steps) - 1).abs().max() for steps in (1, 2)]
-    note = {1.5: "the classic cubic one, c = 0", 1.875: "p'' is 0 at 1, too", 2.0: "V4's"}.get(a, "")
+    note = {1.5: "the classic cubic one, c = 0", 1.875: "p'' is 0 at 1, too",
+            2.0: "V4's"}.get(a, "")
     print(f"a = {a:5}: worst error {worst[0]:.4f}, then {worst[1]:.5f}   {note}")
 
 # %% [markdown]
@@ -240,8 +253,10 @@ for a in (1.5, 1.7, 1.875, 1.9, 2.0, 2.1, 2.3, 2.5):
 # ### All ten together
 
 # %% jupyter={"source_hidden": true}
-style.show(muon.plot_all_steps(), "The map of all steps over the size of a singular value. Five steep steps scatter between about 0.7 and 1.2 and leave "
-           "values below 0.001 small; eight steep steps reach further down; with two flat steps the result is a straight line at 1")
+style.show(muon.plot_all_steps(),
+           "The map of all steps over the size of a singular value. Five steep steps scatter "
+           "between about 0.7 and 1.2 and leave values below 0.001 small; eight steep steps "
+           "reach further down; with two flat steps the result is a straight line at 1")
 
 # %% [markdown]
 # The dashed line, "5 steep", is Muon as first published (Jordan et al., 2024): five steep steps. It leaves values scattered, and lifts only what is above about 0.001 of the norm. V4's ten reach further down, and end on the line.
@@ -266,7 +281,8 @@ def draw(steps):
     return muon.plot_after_steps(steps, normed)
 
 
-box = style.slider_image(draw, "The map after some steps, and a histogram of the singular values it makes of this gradient",
+box = style.slider_image(draw, "The map after some steps, and a histogram of the singular "
+                         "values it makes of this gradient",
                          steps=list(range(11)))
 box
 
@@ -281,14 +297,16 @@ assert 3 <= first <= 8
 print("The histogram becomes narrow in step 9, the first flat one.")
 
 # %% tags=["nbval-ignore-output"]
-print(f"The weakest direction starts at {normed.min():.4f} and passes 0.5 in step {first}: each step multiplies it by 3.4.")
+style.say(f"The weakest direction starts at {normed.min():.4f} and passes 0.5 in step {first}: "
+          "each step multiplies it by 3.4.")
 
 # %% [markdown]
 # The same as a figure, each direction a line:
 
 # %% jupyter={"source_hidden": true}
-style.show(muon.plot_paths(normed), "Sixty-four lines, one for each direction: they rise at a common slope, tangle near 1 while the steps are steep, "
-           "and meet at 1 in the two flat steps")
+style.show(muon.plot_paths(normed),
+           "Sixty-four lines, one for each direction: they rise at a common slope, tangle near "
+           "1 while the steps are steep, and meet at 1 in the two flat steps")
 
 # %% [markdown]
 # ## 4. The iteration for any matrix
@@ -298,7 +316,7 @@ style.show(muon.plot_paths(normed), "Sixty-four lines, one for each direction: t
 #
 # **Predict before you run:** Flash's `wq_b` is 32,768 x 1,024. How many times as much would the iteration cost, if you forgot to turn it?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 def operations(rows, columns, steps=10):
     """Of the whole iteration, without turning: r is what X X^T is made of."""
     r, s = rows, columns
@@ -306,7 +324,8 @@ def operations(rows, columns, steps=10):
 
 
 rows, columns = layout.tensors(Config.flash())["layers.2.attn.wq_b.weight"][1]
-print(f"{rows} x {columns}: {operations(rows, columns) / operations(columns, rows):.0f} times as many operations")
+print(f"{rows} x {columns}: {operations(rows, columns) / operations(columns, rows):.0f} times "
+      "as many operations")
 
 # %% [markdown]
 # ### Exercise 2: the hybrid iteration
@@ -314,9 +333,11 @@ print(f"{rows} x {columns}: {operations(rows, columns) / operations(columns, row
 
 # %%
 def orthogonalise(G):
-    """G: rows x columns, float32 -> a matrix of the same shape with G's directions and singular values near 1.
+    """G: rows x columns, float32 -> a matrix of the same shape with G's directions and singular
+    values near 1.
 
-    STEEP and FLAT hold the coefficients (a, b, c): eight steps with the one, then two with the other."""
+    STEEP and FLAT hold the coefficients (a, b, c): eight steps with the one, then two with the
+    other."""
     ### BEGIN SOLUTION
     tall = G.shape[0] > G.shape[1]
     X = G.mT if tall else G                                # r s, r <= s
@@ -337,19 +358,20 @@ orthogonalise = check("muon.orthogonalise", orthogonalise)
 # %%
 rng = torch.Generator().manual_seed(0)
 for shape in ((64, 128), (128, 64), (96, 96)):
-    M = torch.randn(3, *shape, generator=rng)                                        # three matrices of one shape
+    M = torch.randn(3, *shape, generator=rng)  # three matrices of one shape
     mine = torch.stack([orthogonalise(m) for m in M])
     torch.testing.assert_close(mine, optim.orthogonalise(M), atol=1e-4, rtol=1e-3)
     U, s, Vt = torch.linalg.svd(M, full_matrices=False)
-    print(f"{shape[0]:3} x {shape[1]:3}: equal to minids; largest difference from U V^T below 0.001:",
-          bool((mine - U @ Vt).abs().max() < 1e-3), f"(weakest / strongest was {s[:, -1].min() / s.max():.4f})")
+    near = bool((mine - U @ Vt).abs().max() < 1e-3)
+    print(f"{shape[0]:3} x {shape[1]:3}: equal to minids; within 0.001 of U V^T: {near} "
+          f"(weakest / strongest was {s[:, -1].min() / s.max():.4f})")
 
 # %% [markdown]
 # ### Sabotage: how much does the normalisation matter?
 # The Frobenius norm is never smaller than the largest singular value, and usually larger than needed. **Predict before you run:** what if we divide by a smaller number, so that we start closer to 1?
 # And what if we divide by one that is far too large?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 def iterate(X):
     for a, b, c in HYBRID:
         A = X @ X.mT
@@ -362,7 +384,8 @@ R = R / torch.linalg.svdvals(R)[0]                         # largest singular va
 for start in (1e-6, 1e-4, 0.01, 1.0, 1.2, 1.3):
     X = iterate(start * R)
     s = torch.linalg.svdvals(X) if X.isfinite().all() else None
-    print(f"largest at the start {start:6g}:", "runs away to infinity" if s is None else f"then {s[-1]:.2f} to {s[0]:.2f}")
+    print(f"largest at the start {start:6g}:",
+          "runs away to infinity" if s is None else f"then {s[-1]:.2f} to {s[0]:.2f}")
 
 # %% [markdown]
 # Too small costs nothing over a wide range: ten steps have slack. Too large is fatal: above about 1.26 the steep polynomial grows without bound.
@@ -394,9 +417,11 @@ def colleagues_step(W, G, M, lr, mu=0.95, decay=0.1):
 
 W, zero = 0.1 * torch.randn(16, 64, generator=rng), torch.zeros(16, 64)
 new, _ = colleagues_step(W, zero, zero, lr=0.1)
-print(f"no gradient at all: W should shrink to 0.990 of its norm, it shrinks to {new.norm() / W.norm():.3f}")
+print("no gradient at all: W should shrink to 0.990 of its norm, it shrinks to "
+      f"{new.norm() / W.norm():.3f}")
 new, _ = colleagues_step(zero, W, zero, lr=0.1)
-print(f"a gradient, W = 0: the move / lr should have an RMS of 0.180, it has {new.square().mean().sqrt() / 0.1:.3f}")
+print("a gradient, W = 0: the move / lr should have an RMS of 0.180, it has "
+      f"{new.square().mean().sqrt() / 0.1:.3f}")
 
 # %%
 def muon_step(W, G, M, lr, mu=0.95, decay=0.1):
@@ -440,9 +465,11 @@ def first_update(kind, g, **options):
 
 ours = first_update(optim.Muon, G)
 theirs = first_update(torch.optim.Muon, G, adjust_lr_fn="match_rms_adamw")
-alike = {"torch.optim.Muon": F.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0).item(),
+alike = {"torch.optim.Muon": F.cosine_similarity(ours.flatten(), theirs.flatten(),
+                                                 dim=0).item(),
          "AdamW's sign": F.cosine_similarity(ours.flatten(), G.sign().flatten(), dim=0).item()}
-print("cosine with minids.pretrain.optim.Muon:", {name: round(c, 3) for name, c in alike.items()})
+print("cosine with minids.pretrain.optim.Muon:",
+      {name: round(c, 3) for name, c in alike.items()})
 
 # %%
 assert alike["torch.optim.Muon"] > 0.9 > 0.7 > alike["AdamW's sign"]
@@ -459,11 +486,12 @@ print("The cosine with PyTorch's Muon is above 0.9; with AdamW's sign it is belo
 #
 # **Predict before you run:** by what factor do the unscaled updates of the first and the last matrix differ?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 for rows, columns in ((16, 16), (16, 64), (256, 64), (24, 512), (1024, 256), (2048, 1024)):
     O = optim.orthogonalise(torch.randn(1, rows, columns, generator=rng))[0]
     rms = O.square().mean().sqrt()
-    print(f"{rows:5} x {columns:4}: RMS {rms:.4f} unscaled, {0.18 * max(rows, columns)**0.5 * rms:.3f} scaled")
+    print(f"{rows:5} x {columns:4}: RMS {rms:.4f} unscaled, "
+          f"{0.18 * max(rows, columns)**0.5 * rms:.3f} scaled")
 
 # %% [markdown]
 # By $\sqrt{2048 / 16} = 11.3$. With one learning rate for all, the small matrices would race and the large ones would crawl.
@@ -474,9 +502,9 @@ for rows, columns in ((16, 16), (16, 64), (256, 64), (24, 512), (1024, 256), (20
 # the second one saw few tokens, so its gradient is small.
 
 # %%
-two_experts = torch.tensor([[[1.0, 0.0]], [[0.001, 0.0]]])                           # 2 experts, 1 x 2 each
+two_experts = torch.tensor([[[1.0, 0.0]], [[0.001, 0.0]]])         # 2 experts, 1 x 2 each
 apart = optim.orthogonalise(two_experts)
-stacked = optim.orthogonalise(two_experts.flatten(0, 1)[None])[0]                    # one matrix of 2 x 2
+stacked = optim.orthogonalise(two_experts.flatten(0, 1)[None])[0]  # one matrix of 2 x 2
 print("each by itself:", [[round(v, 3) + 0.0 for v in row] for row in apart[:, 0].tolist()])
 print("stacked:       ", [[round(v, 3) + 0.0 for v in row] for row in stacked.tolist()])
 
@@ -493,7 +521,7 @@ E = torch.stack([expert.w1.weight.grad for expert in layer.experts])            
 
 
 def in_a_stack(E):
-    return optim.orthogonalise(E.flatten(0, 1)[None]).view_as(E)                     # 512 x 128 as one matrix
+    return optim.orthogonalise(E.flatten(0, 1)[None]).view_as(E)  # 512 x 128 as one matrix
 
 
 louder = E.clone()
@@ -501,19 +529,23 @@ louder[0] *= 3
 change = {name: ((make(louder) - make(E))[1:].norm() / make(E)[1:].norm()).item()
           for name, make in (("stacked", in_a_stack), ("each by itself", optim.orthogonalise))}
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 print("the other seven change by", {name: f"{c:.1%}" for name, c in change.items()})
-together, apart = (make(E).flatten(1).norm(dim=1).tolist() for make in (in_a_stack, optim.orthogonalise))
+together, apart = (make(E).flatten(1).norm(dim=1).tolist()
+                   for make in (in_a_stack, optim.orthogonalise))
 within = torch.linalg.svdvals(in_a_stack(E)[0])
-print(f"inside the stack, expert 0's own singular values run from {within[-1]:.2f} to {within[0]:.2f}")
+print(f"inside the stack, expert 0's own singular values run from {within[-1]:.2f} to "
+      f"{within[0]:.2f}")
 style.show(muon.plot_experts(share.tolist(), together, apart),
-           "Left: experts are chosen unequally often. Right: taken each by itself, all experts with enough tokens move equally far; in the "
-           "stack all but the busiest move less")
+           "Left: experts are chosen unequally often. Right: taken each by itself, all experts "
+           "with enough tokens move equally far; in the stack all but the busiest move less")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert change["stacked"] > 0.05 and change["each by itself"] < 1e-6
-assert max(together) > 1.3 * min(together) and max(apart) < 8.01 and within[-1] < 0.5 * within[0]
-print("In the stack, experts disturb each other: the loudest takes most of the directions. Each by itself, the others stay.")
+assert (max(together) > 1.3 * min(together) and max(apart) < 8.01
+        and within[-1] < 0.5 * within[0])
+style.say("In the stack, experts disturb each other: the loudest takes most of the directions. "
+          "Each by itself, the others stay.")
 
 # %% [markdown]
 # If a blue bar is short, look at its share: the gradient of an expert that saw only $k$ tokens is a sum of $k$ products of one column and one row. It has at most $k$ directions, and its update has the norm $\sqrt{k}$ instead of
@@ -532,12 +564,14 @@ print("In the stack, experts disturb each other: the loudest takes most of the d
 
 # %%
 for name, (_, shape) in layout.tensors(Config.nano()).items():
-    if not name.startswith(("layers.0.", "layers.2.", "layers.3.", "mtp.")) and (".experts." not in name or ".experts.0." in name):
+    if not name.startswith(("layers.0.", "layers.2.", "layers.3.",
+                            "mtp.")) and (".experts." not in name or ".experts.0." in name):
         print(f"{name:46} {' x '.join(map(str, shape))}")
 
 # %%
 def choose(shapes):
-    """shapes: {name: shape, a tuple} of all parameters -> the set of the names that Muon updates."""
+    """shapes: {name: shape, a tuple} of all parameters -> the set of the names that Muon
+    updates."""
     ### BEGIN SOLUTION
     adamw = ("embed.weight", "head.weight")
     return {name for name, shape in shapes.items()
@@ -553,15 +587,18 @@ choose = check("muon.choose", choose)
 
 # %%
 def parameters(config):
-    return {name: shape for name, (kind, shape) in layout.tensors(config).items() if kind != "I64"}
+    return {name: shape
+            for name, (kind, shape) in layout.tensors(config).items() if kind != "I64"}
 
 
 for name, config in (("Flash", Config.flash()), ("Pro", Config.pro())):
     shapes = parameters(config)
     picked = choose(shapes)
-    numbers, everything = (sum(math.prod(shapes[n]) for n in names) for names in (picked, shapes))
-    print(f"{name:6}{len(picked):7,} matrices of {len(shapes):,} tensors, {len({shapes[n] for n in picked})} shapes; "
-          f"{numbers:,} numbers = {numbers / everything:.2%}")
+    numbers, everything = (sum(math.prod(shapes[n]) for n in names)
+                           for names in (picked, shapes))
+    print(f"{name:6}{len(picked):7,} matrices of {len(shapes):,} tensors, "
+          f"{len({shapes[n] for n in picked})} shapes; {numbers:,} numbers = "
+          f"{numbers / everything:.2%}")
 
 # %% [markdown]
 # Fifteen shapes at most: so the 34,446 matrices of Flash become a few batches. The report merges matrices of one shape for that reason (section 3.5.1).
@@ -573,24 +610,27 @@ for name, config in (("Flash", Config.flash()), ("Pro", Config.pro())):
 
 # %%
 def as_bytes(split):
-    return torch.frombuffer(bytearray("".join(d.text for d in books.documents(split)).encode()), dtype=torch.uint8)
+    return torch.frombuffer(bytearray("".join(d.text for d in books.documents(split)).encode()),
+                            dtype=torch.uint8)
 
 
 BYTES = {split: as_bytes(split) for split in ("train", "valid")}
-SMALL = Config.nano().replace(vocab_size=256, dim=64, n_layers=3, compress_ratios=(0, 4, 16), n_mtp_layers=0,
+SMALL = Config.nano().replace(vocab_size=256, dim=64, n_layers=3, compress_ratios=(0, 4, 16),
+                              n_mtp_layers=0,
                               q_lora_rank=32, o_lora_rank=32, moe_inter_dim=32)
 
 
 def windows(split, number, rng, length=128):
     start = torch.randint(len(BYTES[split]) - length, (number, 1), generator=rng)
-    return BYTES[split][start + torch.arange(length + 1)].long()                     # B T+1
+    return BYTES[split][start + torch.arange(length + 1)].long()  # B T+1
 
 
 def loss_of(model, ids):
-    return F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())   # nats per byte
+    # nats per byte
+    return F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
 
 
-LOOK = windows("valid", 64, torch.Generator().manual_seed(99))                      # the same for all runs
+LOOK = windows("valid", 64, torch.Generator().manual_seed(99))  # the same for all runs
 
 # %%
 def race(kind, lr, seed, steps=100):
@@ -600,11 +640,13 @@ def race(kind, lr, seed, steps=100):
     model, rng, losses = Model(SMALL).train(), torch.Generator().manual_seed(seed), []
     matrices = [p for name, p in model.named_parameters() if optim.for_muon(name, p)]
     others = [p for name, p in model.named_parameters() if not optim.for_muon(name, p)]
-    adamw = dict(betas=(0.9, 0.95), eps=1e-20, fused=True)                           # V4's betas and eps
-    first = optim.Muon(matrices, lr) if kind == "Muon" else torch.optim.AdamW(matrices, weight_decay=0.1, **adamw)
+    adamw = dict(betas=(0.9, 0.95), eps=1e-20, fused=True)  # V4's betas and eps
+    first = (optim.Muon(matrices, lr) if kind == "Muon"
+             else torch.optim.AdamW(matrices, weight_decay=0.1, **adamw))
     both = first, torch.optim.AdamW(others, weight_decay=0.0, **adamw)
     for step in range(steps):
-        part = min((step + 1) / 10, 0.55 + 0.45 * math.cos(math.pi * step / steps))  # warm-up, then a cosine to a tenth
+        # warm-up, then a cosine to a tenth
+        part = min((step + 1) / 10, 0.55 + 0.45 * math.cos(math.pi * step / steps))
         for optimiser, rate in zip(both, (lr, 0.016)):
             for group in optimiser.param_groups:
                 group["lr"] = rate * part
@@ -627,12 +669,15 @@ def race(kind, lr, seed, steps=100):
 #
 # **Predict before you run:** the factor 0.18 makes Muon's updates as large as AdamW's. Do both have the same best rate?
 
-# %%
-style.show(muon.plot_sweep(), "Validation loss after 100 steps over the learning rate, both optimisers, with a mark for each seed")
-best = {kind: min(losses, key=lambda rate: sum(losses[rate])) for kind, losses in muon.SWEEP.items()}
+# %% jupyter={"outputs_hidden": true}
+style.show(muon.plot_sweep(), "Validation loss after 100 steps over the learning rate, both "
+           "optimisers, with a mark for each seed")
+best = {kind: min(losses, key=lambda rate: sum(losses[rate]))
+        for kind, losses in muon.SWEEP.items()}
 for kind, rate in best.items():
     runs = muon.SWEEP[kind][rate]
-    print(f"{kind:6} best rate {rate:g}: mean loss {sum(runs) / len(runs):.3f}, seeds from {min(runs):.3f} to {max(runs):.3f}")
+    print(f"{kind:6} best rate {rate:g}: mean loss {sum(runs) / len(runs):.3f}, seeds from "
+          f"{min(runs):.3f} to {max(runs):.3f}")
 
 # %% [markdown]
 # Three things to see, all at this size and length:
@@ -647,19 +692,23 @@ for kind, rate in best.items():
 # %%
 runs = {kind: race(kind, best[kind], seed=0) for kind in ("AdamW", "Muon")}
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 curves = {kind: torch.tensor(losses) for kind, (_, losses, _, _) in runs.items()}   # steps
-style.show(muon.plot_race(curves), "Training loss over steps: Muon's line lies below AdamW's from early on")
+style.show(muon.plot_race(curves),
+           "Training loss over steps: Muon's line lies below AdamW's from early on")
 for kind, (_, _, end, _) in runs.items():
     print(f"{kind:6} validation loss after 100 steps: {end:.3f}")
-goal = curves["AdamW"][-10:].mean()                                                  # the last ten steps
-early = 10 + int((curves["Muon"].unfold(0, 10, 1).mean(-1) <= goal).nonzero()[0])    # the first ten that reach it
+goal = curves["AdamW"][-10:].mean()  # the last ten steps
+# the first ten that reach it
+early = 10 + int((curves["Muon"].unfold(0, 10, 1).mean(-1) <= goal).nonzero()[0])
 print(f"Muon reaches AdamW's final training loss after {early} steps")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 stored = {kind: muon.SWEEP[kind][best[kind]] for kind in runs}
-assert runs["Muon"][2] < runs["AdamW"][2] - 0.05 and max(stored["Muon"]) < min(stored["AdamW"]) - 0.05 and early < 85
-print("Muon is ahead, here and with the three stored seeds, by more than those differ; it needs fewer than 85 of the 100 steps.")
+assert (runs["Muon"][2] < runs["AdamW"][2] - 0.05
+        and max(stored["Muon"]) < min(stored["AdamW"]) - 0.05 and early < 85)
+style.say("Muon is ahead, here and with the three stored seeds, by more than those differ; it "
+          "needs fewer than 85 of the 100 steps.")
 
 # %% [markdown]
 # ### Are AdamW's updates of the size that was promised?
@@ -674,13 +723,15 @@ def last_update(state, betas=(0.9, 0.95)):
 
 
 adamw = runs["AdamW"][3]
-sizes = torch.tensor([last_update(state).square().mean().sqrt() for state in adamw.state.values()])
+sizes = torch.tensor([last_update(state).square().mean().sqrt()
+                      for state in adamw.state.values()])
 print(f"RMS of AdamW's last update over {len(sizes)} matrices: median {sizes.median():.2f}, "
       f"half of them from {sizes.quantile(0.25):.2f} to {sizes.quantile(0.75):.2f}")
 
 # %%
 assert 0.12 < sizes.median() < 0.45
-print("Of the size that Liu et al. report, 0.2 to 0.4, or slightly below: Muon's 0.18 is a fair match.")
+style.say("Of the size that Liu et al. report, 0.2 to 0.4, or slightly below: Muon's 0.18 is a "
+          "fair match.")
 
 # %% [markdown]
 # ### What the weights look like afterwards
@@ -697,7 +748,8 @@ def effective_rank(W):
 
 
 def mean_rank(model):
-    ranks = [effective_rank(p.detach()) for name, p in model.named_parameters() if optim.for_muon(name, p)]
+    ranks = [effective_rank(p.detach())
+             for name, p in model.named_parameters() if optim.for_muon(name, p)]
     return sum(ranks) / len(ranks)
 
 
@@ -721,9 +773,10 @@ print("Muon's matrices use more of their directions than AdamW's.")
 # The same race with the orthogonalisation replaced, three seeds each (`minids.show.muon` keeps the losses). "Not orthogonalised" divides $\mu M + G$ by its norm and scales it to the same RMS: updates of Muon's
 # size, with the singular values in the proportions that they had. **Predict before you run:** who loses more at the rate 0.016, five rough steps or no orthogonalisation?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 for name, losses in muon.VARIANTS.items():
-    print(f"{name:44} {sum(losses) / len(losses):.3f}   seeds from {min(losses):.3f} to {max(losses):.3f}")
+    print(f"{name:44} {sum(losses) / len(losses):.3f}   seeds from {min(losses):.3f} to "
+          f"{max(losses):.3f}")
 
 # %% [markdown]
 # - **Orthogonalising makes large steps possible.** Without it, the same size of update at the same rate ends far behind. At 0.002 its seeds overlap with AdamW's, and with Muon's at that rate.
@@ -743,11 +796,12 @@ for name, losses in muon.VARIANTS.items():
 # **What it costs.** The iteration's work depends on the matrices only, not on the batch. The model's own work is about six operations for each active parameter and token (lesson 10 counts them). **Predict before you run:** what does Muon add to a step of Flash,
 # 10 %, 1 % or 0.1 %? And to a step of our nano model with 2,048 tokens?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 def iteration(config):
     """Operations of the ten steps for all of a model's matrices, without the MTP block."""
     shapes = parameters(config)
-    names = [name for name in choose(shapes) if not name.startswith("mtp.")]           # the model's step has no MTP either
+    # the model's step has no MTP either
+    names = [name for name in choose(shapes) if not name.startswith("mtp.")]
     return sum(operations(min(shapes[name]), max(shapes[name])) for name in names)
 
 
@@ -756,16 +810,21 @@ def model_step(config, tokens):
     return 6 * cost.params(config)["active"] * tokens
 
 
-batches = {"nano": (Config.nano(), 2048), "Flash": (Config.flash(), 75_500_000), "Pro": (Config.pro(), 94_400_000)}
-adds = {name: 100 * iteration(config) / model_step(config, tokens) for name, (config, tokens) in batches.items()}
+batches = {"nano": (Config.nano(), 2048), "Flash": (Config.flash(), 75_500_000),
+           "Pro": (Config.pro(), 94_400_000)}
+adds = {name: 100 * iteration(config) / model_step(config, tokens)
+        for name, (config, tokens) in batches.items()}
 print("added to a step:", {name: f"{share:.1f} %" for name, share in adds.items()})
 assert max(adds["Flash"], adds["Pro"]) < 1 and adds["nano"] > 20
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 sizes = [2**k for k in range(9, 29)]
-lines = {name: [100 * iteration(config) / model_step(config, n) for n in sizes] for name, (config, _) in batches.items()}
-style.show(muon.plot_cost_share(sizes, lines, {name: (batches[name][1], share) for name, share in adds.items()}),
-           "The share falls in proportion to the tokens in a step: a large part for nano, less than one percent for V4 at its batch sizes")
+lines = {name: [100 * iteration(config) / model_step(config, n) for n in sizes]
+         for name, (config, _) in batches.items()}
+style.show(muon.plot_cost_share(sizes, lines, {name: (batches[name][1], share)
+                                               for name, share in adds.items()}),
+           "The share falls in proportion to the tokens in a step: a large part for nano, less "
+           "than one percent for V4 at its batch sizes")
 
 # %% [markdown]
 # For nano the iteration adds about a third of the model's own operations, and time per step counts as well as steps. For V4 it is less than one percent of the operations. Operations are not all: a matrix must be *whole* on one device to be orthogonalised, while AdamW's work can be cut anywhere. The report

@@ -69,7 +69,7 @@ for name, model in (("untrained", untrained), ("trained", shipped)):
     new = generate(model, ids, max_new_tokens=90, temperature=0.8, top_p=0.9, seed=4)
     samples[name] = prompt + tokenizer.decode(new)
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 pretraining.columns(samples)
 
 # %% [markdown]
@@ -87,11 +87,14 @@ def word_pairs(text):
     words = re.findall("[a-z]+", text.lower())
     return list(zip(words, words[1:]))
 
-tokens = mixture.streams(1_000_000, tokenizer)    # {split: ids}, each document between the ids that begin and end a text
+# {split: ids}, each document between the ids that begin and end a text
+tokens = mixture.streams(1_000_000, tokenizer)
 known = set(word_pairs(tokenizer.decode(tokens["train"].tolist())))
-share = {name: np.mean([pair in known for pair in word_pairs(sample)]) for name, sample in samples.items()}
+share = {name: np.mean([pair in known for pair in word_pairs(sample)])
+         for name, sample in samples.items()}
 assert share["trained"] > share["untrained"] + 0.2
-print("The trained model's word pairs are known ones far more often than the untrained model's.")
+print("The trained model's word pairs are known ones far more often than the untrained "
+      "model's.")
 
 # %% [markdown]
 # ## From text to batches
@@ -115,13 +118,15 @@ for kind, part in mixture.SHARES.items():
 def raw_bytes(ids):
     """The text of ids as bytes, without the marks that begin and end documents."""
     marks = (tokenizer.bos_id, tokenizer.eos_id)
-    return np.frombuffer(tokenizer.to_bytes(i for i in ids.tolist() if i not in marks), np.uint8)
+    return np.frombuffer(tokenizer.to_bytes(i for i in ids.tolist() if i not in marks),
+                         np.uint8)
 
 raw = {split: raw_bytes(tokens[split]) for split in books.SPLITS}
 for split in books.SPLITS:
     size, n = len(raw[split]), len(tokens[split])
     begun = int((tokens[split] == tokenizer.bos_id).sum())
-    print(f"{split:8} {begun:6,} documents {size:9,} bytes {n:9,} tokens = {size / n:.2f} bytes a token")
+    print(f"{split:8} {begun:6,} documents {size:9,} bytes {n:9,} tokens = {size / n:.2f} "
+          "bytes a token")
 
 # %% [markdown]
 # **Targets are the inputs, one place to the left.** A window of $T + 1$ tokens gives $T$ questions: after each of its first $T$ tokens,
@@ -134,14 +139,15 @@ window = line[: T + 1]                       # T+1
 x, y = window[:-1], window[1:]               # T, T
 for t in range(len(x)):
     seen = " ".join(pretraining.visible(tokenizer, i) for i in x[: t + 1] if i)
-    print(f"t={t}  input {x[t]:4}  target {y[t]:4} = {pretraining.visible(tokenizer, y[t]):7}  after: {seen}")
+    print(f"t={t}  input {x[t]:4}  target {y[t]:4} = {pretraining.visible(tokenizer, y[t]):7}  "
+          f"after: {seen}")
 
 # %% [markdown]
 # **A stream is cut into windows that touch; an epoch goes through them once, in a random order.** On a stream of the numbers 0 to 40 the
 # cut is easy to see. *Predict before you run*: each row below has five numbers although $T = 4$. What will be the last number of a
 # row, compared with the first number of the window that follows it in the stream?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 toy = TrainConfig(steps=3, batch=3, seq_len=4)
 for step in range(3):
     print(f"step {step}:", batch_at(np.arange(41), toy, step).tolist())    # B T+1
@@ -164,14 +170,16 @@ assert len(set(rows[:, 0])) == 9 and all(np.diff(row).tolist() == [1] * 4 for ro
 #
 # *Predict before you run*: the untrained model's logits are random, not equal. Is its loss below, at, or above $\log 2048$?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 even = math.log(2048)
-batch = torch.from_numpy(batch_of(tokens["valid"], rows=8, seq_len=256, seed=0, step=0))     # B T+1
+# B T+1
+batch = torch.from_numpy(batch_of(tokens["valid"], rows=8, seq_len=256, seed=0, step=0))
 x, y = batch[:, :-1], batch[:, 1:]           # B T
 with torch.inference_mode():
     logits = untrained(x)                    # B T V
 loss = F.cross_entropy(logits.flatten(0, 1), y.flatten())
-print(f"even bet {even:.2f}, untrained model {loss:.2f}, deviation of its logits {logits.std():.2f}")
+print(f"even bet {even:.2f}, untrained model {loss:.2f}, deviation of its logits "
+      f"{logits.std():.2f}")
 
 # %% [markdown]
 # Slightly above. Random preferences are wrong as often as right, and being wrong costs more. For logits that vary normally with deviation
@@ -180,7 +188,8 @@ print(f"even bet {even:.2f}, untrained model {loss:.2f}, deviation of its logits
 # %%
 surplus = loss.item() - even
 assert abs(surplus - logits.var().item() / 2) < 0.03
-print("The surplus over the even bet agrees with half the variance of the logits, within 0.03 nats.")
+style.say("The surplus over the even bet agrees with half the variance of the logits, within "
+          "0.03 nats.")
 
 # %% [markdown]
 # This is the first check of any training run. A first loss of 7.6 is right for 2,048 tokens. A first loss of 20 means an initialisation that is
@@ -218,7 +227,7 @@ print(f"P(b) = {p[1]:.3f}   P(b | a) = {bigram(p, pairs, a=2)[0, 1]:.3f}")
 # Now on the training text. How many imagined counts $a$ are best is chosen on validation text, never on the text that is reported.
 # *Predict before you run*: of 1, 10, 100 and 1,000, which is best, and what goes wrong on either side?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 p, pairs = counts(tokens["train"], V=2048)
 trigram = Trigram(tokens["train"], 2048)
 
@@ -235,19 +244,23 @@ for a in (1, 10, 100, 1000):
 best = bigram(p, pairs, 10)
 
 def yardsticks(ids, which=slice(None), fitted=None):
-    """Losses of the three in nats per token, means over the targets ids[1:], or over some of them."""
+    """Losses of the three in nats per token, means over the targets ids[1:], or over some of
+    them."""
     ids = ids.astype(np.int64)
     each = {"unigram": -np.log(p[ids[1:]]), "bigram": -np.log(best[ids[:-1], ids[1:]]),
             "trigram": (fitted or trigram).nll(ids)}
     return {name: float(nll[which].mean()) for name, nll in each.items()}
 
-# while a model trains, it looks at each eighth window of the validation text; the first token of a document is no target
+# while a model trains, it looks at each eighth window of the validation text; the first token
+# of a document is no target
 looked_at = np.zeros(len(valid) - 1, dtype=bool)
-for begin in range(0, len(valid) - 1 - 64, 8 * 192):    # windows of 256 overlap by 64, which serve as context only
+# windows of 256 overlap by 64, which serve as context only
+for begin in range(0, len(valid) - 1 - 64, 8 * 192):
     looked_at[begin + (64 if begin else 0) : begin + 256] = True
 looked_at &= valid[1:] != tokenizer.bos_id
 baselines = yardsticks(tokens["valid"], looked_at)
-table = {"looks": baselines} | {split: yardsticks(tokens[split]) for split in ("valid", "heldout")}
+table = {"looks": baselines}
+table |= {split: yardsticks(tokens[split]) for split in ("valid", "heldout")}
 for where, losses in table.items():
     print(f"{where:8}", "  ".join(f"{name} {loss:.3f}" for name, loss in losses.items()))
 
@@ -262,7 +275,7 @@ for where, losses in table.items():
 # *Predict before you run*: a unigram over the 256 single **bytes** of the same text, and the unigram over our 2,048 tokens. Which has the lower
 # loss per symbol? Which is the better model of the text?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 p_byte, _ = counts(raw["train"], V=256)
 per_byte = -np.log(p_byte[raw["valid"]]).mean()
 per_token = yardsticks(tokens["valid"])["unigram"]
@@ -279,7 +292,8 @@ print(f"nats per symbol: bytes {per_byte:.2f}, tokens {per_token:.2f}")
 
 # %%
 def bits_per_byte(nats_per_token, n_tokens, n_bytes):
-    """Mean loss in nats per token (a float), over n_tokens which spell n_bytes -> bits per byte, a float."""
+    """Mean loss in nats per token (a float), over n_tokens which spell n_bytes -> bits per
+    byte, a float."""
     ### BEGIN SOLUTION
     bits = nats_per_token * n_tokens / math.log(2)
     return bits / n_bytes
@@ -292,7 +306,8 @@ bits_per_byte = check("pretrain.bits_per_byte", bits_per_byte)
 size = len(raw["valid"])
 print(f"bytes as symbols: {bits_per_byte(per_byte, size, size):.2f} bits per byte")
 for name, loss in yardsticks(tokens["valid"]).items():
-    print(f"{name:8} tokens: {bits_per_byte(loss, len(tokens['valid']) - 1, size):.2f} bits per byte")
+    print(f"{name:8} tokens: {bits_per_byte(loss, len(tokens['valid']) - 1, size):.2f} bits "
+          "per byte")
 
 # %% [markdown]
 # Per byte the order is reversed: the token unigram needs about half. Bits per byte is also a file size: a text coded with this model and an arithmetic
@@ -328,7 +343,8 @@ learning_rate = check("pretrain.learning_rate", learning_rate)
 # %%
 rates = [learning_rate(step, 48, 5e-3, 8) for step in range(48)]
 style.show(pretraining.plot_schedule(rates, 5e-3),
-           "The rate rises in a straight line for 8 steps, then falls along a cosine to a tenth of its peak")
+           "The rate rises in a straight line for 8 steps, then falls along a cosine to a "
+           "tenth of its peak")
 
 # %% [markdown]
 # V4 keeps the rate constant for most of the run and decays only near the end (report, section 4.2.2). For a short run the plain cosine
@@ -347,8 +363,8 @@ def total_loss(logits, mtp_logits, ids, weight):
     """logits: B T V, mtp_logits: B T-1 V, ids: B T+1, int64
     -> (total, main loss, MTP loss), means in nats per token."""
     ### BEGIN SOLUTION
-    loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())             # t predicts t + 1
-    mtp = F.cross_entropy(mtp_logits.flatten(0, 1), ids[:, 2:].flatten())          # t predicts t + 2
+    loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())     # t predicts t + 1
+    mtp = F.cross_entropy(mtp_logits.flatten(0, 1), ids[:, 2:].flatten())  # t predicts t + 2
     return loss + weight * mtp, loss, mtp
     ### END SOLUTION
 
@@ -367,9 +383,10 @@ total_loss = check("pretrain.total_loss", total_loss)
 # *Predict before you run*: two numbers start at 1.0. One has the gradient 0.5, the other a thousandth of that. How far does each go in the
 # first step, with $\eta = 0.1$ and no decay?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 def adamw(p, g, state, lr, decay, betas=(0.9, 0.95), eps=1e-8):
-    """One step for a tensor p with gradient g; the dict `state` keeps m, v and the number of steps. Changes p."""
+    """One step for a tensor p with gradient g; the dict `state` keeps m, v and the number of
+    steps. Changes p."""
     s = state["step"] = state.get("step", 0) + 1
     m = state["m"] = betas[0] * state.get("m", 0) + (1 - betas[0]) * g
     v = state["v"] = betas[1] * state.get("v", 0) + (1 - betas[1]) * g**2
@@ -389,7 +406,8 @@ for g in (0.5, 0.4, -0.8):
 
 # %%
 ours, theirs = torch.linspace(-1, 1, 6), torch.nn.Parameter(torch.linspace(-1, 1, 6))
-reference, state = torch.optim.AdamW([theirs], lr=0.1, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1), {}
+reference = torch.optim.AdamW([theirs], lr=0.1, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+state = {}
 for seed in range(5):
     theirs.grad = torch.randn(6, generator=torch.Generator().manual_seed(seed))
     adamw(ours, theirs.grad, state, lr=0.1, decay=0.1)
@@ -416,7 +434,8 @@ def two_groups(model, settings):
             {"params": others, "weight_decay": 0.0, "times": settings.vector_lr}]
 
 def clip(model, largest):
-    """Scale all gradients so that their common norm is at most `largest`. Returns the norm before."""
+    """Scale all gradients so that their common norm is at most `largest`. Returns the norm
+    before."""
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     norm = torch.stack([g.square().sum() for g in grads]).sum().sqrt()
     for g in grads:
@@ -425,7 +444,8 @@ def clip(model, largest):
 
 for group in two_groups(untrained, TrainConfig(steps=1)):
     numbers = sum(p_.numel() for p_ in group["params"])
-    print(f"decay {group['weight_decay']}, rate x {group['times']:.0f}: {len(group['params']):3} tensors, {numbers:9,} numbers")
+    print(f"decay {group['weight_decay']}, rate x {group['times']:.0f}: "
+          f"{len(group['params']):3} tensors, {numbers:9,} numbers")
 
 # %% [markdown]
 # ### The step, and the proof
@@ -435,10 +455,12 @@ for group in two_groups(untrained, TrainConfig(steps=1)):
 
 # %%
 def backward_step(model, ids, settings):
-    """Two losses, gradients, clipping. ids: B T+1 -> main loss, MTP loss, norm of the gradient; the experts' loads."""
-    X, record = model.run(ids[:, :-1])                           # B T n d: the streams after the last block
-    logits = model.logits(X)                                     # B T V
-    mtp_logits, mtp_record = model.run_mtp(X[:, :-1], ids[:, 1:-1])      # B T-1 V: streams at t, token at t+1
+    """Two losses, gradients, clipping. ids: B T+1 -> main loss, MTP loss, norm of the
+    gradient; the experts' loads."""
+    X, record = model.run(ids[:, :-1])  # B T n d: the streams after the last block
+    logits = model.logits(X)            # B T V
+    # B T-1 V: streams at t, token at t+1
+    mtp_logits, mtp_record = model.run_mtp(X[:, :-1], ids[:, 1:-1])
     total, loss, mtp = total_loss(logits, mtp_logits, ids, settings.mtp_weight)
     model.zero_grad()
     total.backward()
@@ -446,8 +468,10 @@ def backward_step(model, ids, settings):
     return loss.item(), mtp.item(), norm.item(), (record + mtp_record).loads
 
 # %%
-SMALL = Config.nano().replace(dim=32, n_layers=3, compress_ratios=(0, 4, 16, 0), n_heads=2, head_dim=16, rope_head_dim=8,
-                              q_lora_rank=16, o_lora_rank=16, index_head_dim=8, moe_inter_dim=16, n_routed_experts=4,
+SMALL = Config.nano().replace(dim=32, n_layers=3, compress_ratios=(0, 4, 16, 0), n_heads=2,
+                              head_dim=16, rope_head_dim=8,
+                              q_lora_rank=16, o_lora_rank=16, index_head_dim=8,
+                              moe_inter_dim=16, n_routed_experts=4,
                               hc_sinkhorn_iters=4, max_seq_len=256)
 settings = TrainConfig(steps=4, batch=2, seq_len=64, warmup=2, packed=False, sequence_balance=0)
 models = []
@@ -460,18 +484,20 @@ optimiser = make_optimiser(ready, settings)
 
 # %%
 for step in range(settings.steps):
-    ids = torch.from_numpy(batch_at(tokens["train"], settings, step))                      # B T+1
+    ids = torch.from_numpy(batch_at(tokens["train"], settings, step))  # B T+1
     theirs = train.train_step(ready, optimiser, ids, settings, step)
     loss, mtp, norm, load = backward_step(plain, ids, settings)
     for group in groups:
         for p_ in group["params"]:
             if p_.grad is not None:
-                rate = learning_rate(step, settings.steps, settings.lr, settings.warmup) * group["times"]
+                rate = (learning_rate(step, settings.steps, settings.lr, settings.warmup)
+                        * group["times"])
                 adamw(p_.data, p_.grad, states.setdefault(p_, {}), rate, group["weight_decay"])
     balance(plain, load, settings.balance)                             # experts: lesson 06
     expected = theirs["loss"], theirs["mtp_loss"], theirs["grad_norm"]
     torch.testing.assert_close((loss, mtp, norm), expected, rtol=1e-4, atol=1e-4)
-    print(f"step {step}: loss {loss:.2f}; both losses and the norm equal minids.pretrain.train's within 1e-4")
+    print(f"step {step}: loss {loss:.2f}; both losses and the norm equal "
+          "minids.pretrain.train's within 1e-4")
 
 # %% [markdown]
 # Did every number get a gradient? Count those that got none.
@@ -501,7 +527,8 @@ loads, seconds, early = [], [], None
 
 def continued(model):
     """The prompt, and how the model goes on."""
-    new = generate(model, tokenizer.encode(prompt, bos=True), 60, temperature=0.8, top_p=0.9, seed=4)
+    new = generate(model, tokenizer.encode(prompt, bos=True), 60, temperature=0.8, top_p=0.9,
+                   seed=4)
     return prompt + tokenizer.decode(new)
 
 print(f"{settings.steps} steps of {settings.batch * settings.seq_len:,} tokens")
@@ -513,10 +540,11 @@ for step in tqdm(range(settings.steps), desc="training", unit="step"):
     rate = learning_rate(step, settings.steps, settings.lr, settings.warmup)
     for group in optimiser.param_groups:
         group["lr"] = rate * group["times"]
-    ids = torch.from_numpy(batch_at(tokens["train"], settings, step))            # B T+1
+    ids = torch.from_numpy(batch_at(tokens["train"], settings, step))  # B T+1
     loss, mtp, norm, load = backward_step(live, ids, settings)
     optimiser.step()
-    loads.append(load[2 - live.config.n_hash_layers].tolist())                   # E: tokens that each expert of layer 2 got
+    # E: tokens that each expert of layer 2 got
+    loads.append(load[2 - live.config.n_hash_layers].tolist())
     balance(live, load, settings.balance)
     seconds.append(process_time() - began)
     look_now = (step + 1) % (settings.steps // 4) == 0
@@ -524,16 +552,17 @@ for step in tqdm(range(settings.steps), desc="training", unit="step"):
     if step + 1 == settings.steps // 4:
         early = continued(live)
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 style.show(picture.figure(),
-           "The training loss falls from near 7.6, quickly at first; dots on validation text stay close to it; "
-           "three lines mark unigram, bigram and trigram")
+           "The training loss falls from near 7.6, quickly at first; dots on validation text "
+           "stay close to it; three lines mark unigram, bigram and trigram")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 final = picture.validation[-1][1]
 assert final < baselines["unigram"] - 0.3
 assert abs(final - np.mean(picture.losses[-10:])) < 0.7
-print("It beats the unigram clearly, and does about as well on unseen documents as on its batches.")
+style.say("It beats the unigram clearly, and does about as well on unseen documents as on its "
+          "batches.")
 
 # %% [markdown]
 # Three things to see in the figure:
@@ -550,8 +579,10 @@ pretraining.columns({"after a quarter of the steps": early, "after all steps": c
 # token, an even share is 12.5 %, and 50 % is the most that one expert can get.
 
 # %%
-style.show(pretraining.plot_load_over_time(loads, "Layer 2: what share of its tokens each expert gets"),
-           "A field of eight rows, one for each expert, over the steps: bright rows are busy experts")
+style.show(
+    pretraining.plot_load_over_time(loads,
+                                    "Layer 2: what share of its tokens each expert gets"),
+    "A field of eight rows, one for each expert, over the steps: bright rows are busy experts")
 
 # %%
 assert all(sum(load) == 2 * 1024 for load in loads)
@@ -569,43 +600,52 @@ print("Two experts for each of 1,024 tokens, in every step.")
 
 # %%
 class PeerBlock(nn.Module):
-    """A block of GPT-2: full attention, then a network with one hidden layer; both are added to a single stream."""
+    """A block of GPT-2: full attention, then a network with one hidden layer; both are added
+    to a single stream."""
 
     def __init__(self, d, heads):
         super().__init__()
-        self.heads, self.norm1, self.norm2 = heads, nn.LayerNorm(d, bias=False), nn.LayerNorm(d, bias=False)
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(d, bias=False)
+        self.norm2 = nn.LayerNorm(d, bias=False)
         self.qkv, self.out = nn.Linear(d, 3 * d, bias=False), nn.Linear(d, d, bias=False)
         self.up, self.down = nn.Linear(d, 4 * d, bias=False), nn.Linear(4 * d, d, bias=False)
 
     def forward(self, x):                                                   # B T d
-        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in self.qkv(self.norm1(x)).chunk(3, -1))
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+                   for y in self.qkv(self.norm1(x)).chunk(3, -1))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)         # B heads T d/heads
         x = x + self.out(y.transpose(1, 2).flatten(2))
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
 # %%
 class Peer(nn.Module):
-    """A small GPT-2; embedding and head share one matrix. `features` and `logits` are what `evaluate` asks for."""
+    """A small GPT-2; embedding and head share one matrix. `features` and `logits` are what
+    `evaluate` asks for."""
 
     def __init__(self, config, T=64, d=128, heads=4, layers=4):
         super().__init__()
-        self.config, self.embed, self.position = config, nn.Embedding(config.vocab_size, d), nn.Embedding(T, d)
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, d)
+        self.position = nn.Embedding(T, d)
         self.blocks = nn.Sequential(*(PeerBlock(d, heads) for _ in range(layers)))
         self.norm = nn.LayerNorm(d, bias=False)
         for name, p_ in self.named_parameters():
-            if p_.ndim == 2:                                # what writes to the stream starts smaller
-                nn.init.normal_(p_, std=0.02 / (2 * layers) ** 0.5 if name.endswith(("out.weight", "down.weight")) else 0.02)
+            if p_.ndim == 2:                # what writes to the stream starts smaller
+                nn.init.normal_(p_, std=0.02 / (2 * layers) ** 0.5
+                                if name.endswith(("out.weight", "down.weight")) else 0.02)
 
-    def features(self, ids, options=None):                  # B T -> B T d
+    def features(self, ids, options=None):  # B T -> B T d
         return self.blocks(self.embed(ids) + self.position.weight[: ids.shape[1]])
 
-    def logits(self, X):                                    # B T d -> B T V
+    def logits(self, X):                    # B T d -> B T V
         return self.norm(X) @ self.embed.weight.T
 
 torch.manual_seed(0)
 peer = Peer(Config.nano())
-print(f"{sum(p_.numel() for p_ in peer.parameters()):,} parameters in the peer, "
-      f"{sum(p_.numel() for p_ in live.parameters()):,} in the nano model, its MTP block included")
+print(f"{sum(p_.numel() for p_ in peer.parameters()):,} parameters in the "
+      f"peer, {sum(p_.numel() for p_ in live.parameters()):,} in the nano model, its MTP block "
+      "included")
 
 # %% [markdown]
 # Same text, same machine, and **the same seconds**: the peer stops when it has trained as long as the nano model did above. (Seconds of the processor, so that other programs do not disturb
@@ -618,13 +658,18 @@ print(f"{sum(p_.numel() for p_ in peer.parameters()):,} parameters in the peer, 
 groups = [{"params": [p_ for p_ in peer.parameters() if p_.ndim == 2], "weight_decay": 0.1},
           {"params": [p_ for p_ in peer.parameters() if p_.ndim == 1], "weight_decay": 0.0}]
 peer_optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.99), fused=True)
-shape, limit, peer_losses, peer_seconds = TrainConfig(steps=100_000, batch=12, seq_len=64), sum(seconds), [], []
+shape = TrainConfig(steps=100_000, batch=12, seq_len=64)
+limit = sum(seconds)
+peer_losses = []
+peer_seconds = []
 while sum(peer_seconds) < limit:
-    began, step, done = process_time(), len(peer_losses), sum(peer_seconds) / limit     # done: share of the time
+    # done: share of the time
+    began, step, done = process_time(), len(peer_losses), sum(peer_seconds) / limit
     for group in groups:
         group["lr"] = 1e-3 * min((done + 0.001) / 0.05, 0.55 + 0.45 * math.cos(math.pi * done))
     ids = torch.from_numpy(batch_at(tokens["train"], shape, step))          # B T+1
-    loss = F.cross_entropy(peer.logits(peer.features(ids[:, :-1])).flatten(0, 1), ids[:, 1:].flatten())
+    loss = F.cross_entropy(peer.logits(peer.features(ids[:, :-1])).flatten(0, 1),
+                           ids[:, 1:].flatten())
     peer_optimiser.zero_grad()
     loss.backward()
     clip(peer, 1.0)
@@ -632,22 +677,28 @@ while sum(peer_seconds) < limit:
     peer_losses.append(loss.item())
     peer_seconds.append(process_time() - began)
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 judged = tokens["heldout"][:10_000]
 n_judged, bytes_judged = len(judged) - 1, len(raw_bytes(judged))
-scores = {name: bits_per_byte(loss, n_judged, bytes_judged) for name, loss in yardsticks(judged).items()}
+scores = {name: bits_per_byte(loss, n_judged, bytes_judged)
+          for name, loss in yardsticks(judged).items()}
 for name, model, T in (("nano", live, 256), ("peer", peer, 64)):
-    scores[name] = bits_per_byte(stream_loss(model, judged, T, packed=False)[0], n_judged, bytes_judged)
+    scores[name] = bits_per_byte(stream_loss(model, judged, T, packed=False)[0], n_judged,
+                                 bytes_judged)
 for name, score in sorted(scores.items(), key=lambda item: item[1]):
     print(f"{name:8} {score:.3f} bits per byte")
-print(f"in {limit:.0f} processor seconds each: the nano model read {1024 * len(seconds):,} tokens, the peer {768 * len(peer_losses):,}")
+print(f"in {limit:.0f} processor seconds each: the nano model read {1024 * len(seconds):,} "
+      f"tokens, the peer {768 * len(peer_losses):,}")
 
-# %%
-style.show(pretraining.plot_loss_over_time({"nano": (seconds, picture.losses), "peer": (peer_seconds, peer_losses)}, baselines),
-           "Training losses of the nano model and the peer over seconds of training, with the three yardsticks")
+# %% jupyter={"outputs_hidden": true}
+style.show(pretraining.plot_loss_over_time({"nano": (seconds, picture.losses),
+                                            "peer": (peer_seconds, peer_losses)}, baselines),
+           "Training losses of the nano model and the peer over seconds of training, with the "
+           "three yardsticks")
 
-# %%
-assert max(scores["nano"], scores["peer"]) < scores["unigram"] and len(peer_losses) > len(seconds)
+# %% jupyter={"outputs_hidden": true}
+assert (max(scores["nano"], scores["peer"]) < scores["unigram"]
+        and len(peer_losses) > len(seconds))
 print("Both beat the unigram, and the peer took more steps in the same time.")
 
 # %% [markdown]
@@ -672,10 +723,13 @@ preset = TrainConfig.preset("nano", "mix")
 per_step = preset.tokens // preset.steps
 print(f"{preset.steps:,} steps of {per_step:,} tokens = {preset.tokens:,} tokens")
 for stage in preset.plan:
-    print(f"{stage.attention:7} {stage.batch} windows of {stage.seq_len:5}: {stage.share:4.0%} of the steps")
-style.show(pretraining.plot_run_log(log, per_step, baselines, [stage.attention for stage in preset.plan]),
-           "Five panels over tokens read: the loss with three yardsticks, its last dots closer, the learning rate, "
-           "the norm of the gradient, the speed; thin upright lines mark where the second and the third stage begin")
+    print(f"{stage.attention:7} {stage.batch} windows of {stage.seq_len:5}: {stage.share:4.0%} "
+          "of the steps")
+style.show(pretraining.plot_run_log(log, per_step, baselines,
+                                    [stage.attention for stage in preset.plan]),
+           "Five panels over tokens read: the loss with three yardsticks, its last dots "
+           "closer, the learning rate, the norm of the gradient, the speed; thin upright lines "
+           "mark where the second and the third stage begin")
 
 # %% [markdown]
 # Look for the place between the two thin lines, after about four fifths of the tokens, where the norm of the gradient drops. There is the warm-up of the indexer, where nothing else learns; steps are cheaper, since nothing flows back through
@@ -689,8 +743,9 @@ style.show(pretraining.plot_run_log(log, per_step, baselines, [stage.attention f
 
 # %%
 def tokens_to_beat(tokens, losses, baseline):
-    """tokens, losses: lists of floats of equal length -> tokens read when the loss first reaches `baseline`, a float;
-    math.inf if it never does. If the first point is below already: the first point's tokens."""
+    """tokens, losses: lists of floats of equal length -> tokens read when the loss first
+    reaches `baseline`, a float; math.inf if it never does. If the first point is below already:
+    the first point's tokens."""
     ### BEGIN SOLUTION
     if losses[0] <= baseline:
         return float(tokens[0])
@@ -706,32 +761,39 @@ tokens_to_beat = check("pretrain.tokens_to_beat", tokens_to_beat)
 
 # %% tags=["nbval-ignore-output"]
 steps = [r for r in log if "loss" in r]
-read, losses = [float(r["step"] * per_step) for r in steps], style.running_mean([r["loss"] for r in steps])
+read = [float(r["step"] * per_step) for r in steps]
+losses = style.running_mean([r["loss"] for r in steps])
 for name, loss in baselines.items():
-    print(f"{name:8} {loss:.3f} nats: beaten after {tokens_to_beat(read, losses, loss):9,.0f} tokens")
+    print(f"{name:8} {loss:.3f} nats: beaten after {tokens_to_beat(read, losses, loss):9,.0f} "
+          "tokens")
 heldout = next(r["heldout_loss"] for r in log if "heldout_loss" in r)
-print(f"heldout text: {heldout:.3f} nats per token; the trigram of a million tokens {trigram.loss(tokens['heldout']):.3f}")
+print(f"heldout text: {heldout:.3f} nats per token; the trigram of a million tokens "
+      f"{trigram.loss(tokens['heldout']):.3f}")
 
 # %%
-passed = [tokens_to_beat(read, losses, baselines[name]) for name in ("unigram", "bigram", "trigram")]
+passed = [tokens_to_beat(read, losses, baselines[name])
+          for name in ("unigram", "bigram", "trigram")]
 assert passed == sorted(passed) and heldout < yardsticks(tokens["heldout"])["trigram"] - 0.5
-print("The shipped run passes the yardsticks in the order of their strength, and beats the trigram on held-out text by far.")
+style.say("The shipped run passes the yardsticks in the order of their strength, and beats the "
+          "trigram on held-out text by far.")
 
 # %% [markdown]
 # That race was not quite fair: the trigram had read a million tokens before the start. So a second question, of equal data: fit a trigram to only as many tokens of the mixture as the run had read by then.
 # *Predict before you run*: who leads after the first 50,000 tokens? Who after 700,000?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 looks, race = [r for r in log if "valid_loss" in r], {}
 for count in (25_000, 50_000, 100_000, 200_000, 400_000, 700_000, 1_000_000):
-    race[count] = yardsticks(tokens["valid"], looked_at, Trigram(tokens["train"][:count], 2048))["trigram"]
+    race[count] = yardsticks(tokens["valid"], looked_at,
+                             Trigram(tokens["train"][:count], 2048))["trigram"]
 begin = [i for i in range(9, len(read)) if read[i] < 1_050_000]
 style.show(pretraining.plot_race([read[i] for i in begin], [losses[i] for i in begin], race),
            "Loss over tokens read, for the network and for a trigram fitted to as many tokens")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 early_read, late_read = 50_000, 700_000
-assert np.interp(early_read, read, losses) > race[early_read] and np.interp(late_read, read, losses) < race[late_read]
+assert (np.interp(early_read, read, losses) > race[early_read]
+        and np.interp(late_read, read, losses) < race[late_read])
 print(f"The trigram leads after {early_read:,} tokens, the network after {late_read:,}.")
 
 # %% [markdown]
@@ -748,11 +810,13 @@ print(f"The trigram leads after {early_read:,} tokens, the network after {late_r
 # 3. **No warm-up, ten times the rate.**
 
 # %%
-TWO_LAYERS = SMALL.replace(dim=64, n_layers=2, compress_ratios=(0, 4), n_mtp_layers=0, head_dim=32, q_lora_rank=32,
+TWO_LAYERS = SMALL.replace(dim=64, n_layers=2, compress_ratios=(0, 4), n_mtp_layers=0,
+                           head_dim=32, q_lora_rank=32,
                            o_lora_rank=32, moe_inter_dim=32)
 
 def short_run(seed, leak=False, pile_up=False, lr=8e-3, warmup=8, steps=40):
-    """Train a small model with a broken recipe; returns training losses and the honest loss on validation text."""
+    """Train a small model with a broken recipe; returns training losses and the honest loss
+    on validation text."""
     settings = TrainConfig(steps=steps, batch=4, seq_len=64, lr=lr, warmup=warmup, seed=seed)
     torch.manual_seed(seed)
     model = Model(TWO_LAYERS).train()
@@ -760,7 +824,7 @@ def short_run(seed, leak=False, pile_up=False, lr=8e-3, warmup=8, steps=40):
     for step in range(steps):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, steps, lr, warmup) * group["times"]
-        ids = torch.from_numpy(batch_at(tokens["train"], settings, step))                  # B T+1
+        ids = torch.from_numpy(batch_at(tokens["train"], settings, step))  # B T+1
         targets = ids[:, :-1] if leak else ids[:, 1:]
         loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), targets.flatten())
         if not pile_up:
@@ -771,25 +835,28 @@ def short_run(seed, leak=False, pile_up=False, lr=8e-3, warmup=8, steps=40):
         losses.append(loss.item())
     return losses, stream_loss(model, tokens["valid"], 64, every=100)[0]
 
-# %% tags=["nbval-ignore-output"]
-recipes = {"as it is": {}, "answer leaks": {"leak": True}, "gradients pile up": {"pile_up": True},
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
+recipes = {"as it is": {}, "answer leaks": {"leak": True},
+           "gradients pile up": {"pile_up": True},
            "10 x rate, no warm-up": {"lr": 8e-2, "warmup": 0}}
 curves, honest = {}, {}
 for name, change in recipes.items():
     runs = [short_run(seed, **change) for seed in (0, 1)]
     curves[name], honest[name] = [run[0] for run in runs], [run[1] for run in runs]
     ends = ", ".join(f"{np.mean(curve[-5:]):.2f}" for curve in curves[name])
-    print(f"{name:22} last losses {ends}   validation {', '.join(f'{loss:.2f}' for loss in honest[name])}")
+    print(f"{name:22} last losses {ends}   validation "
+          f"{', '.join(f'{loss:.2f}' for loss in honest[name])}")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 style.show(pretraining.plot_sabotage(curves, baselines["trigram"]),
-           "Losses over 40 steps, for each recipe the mean of two seeds, and their range as a band: the leaking recipe falls far "
-           "below all others")
+           "Losses over 40 steps, for each recipe the mean of two seeds, and their range as a "
+           "band: the leaking recipe falls far below all others")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert max(np.mean(curve[-5:]) for curve in curves["answer leaks"]) < baselines["trigram"]
 assert min(honest["answer leaks"]) > even and max(honest["as it is"]) < even - 1
-print("The leaking recipe passes the trigram in training; asked the honest question, it is worse than an even bet.")
+style.say("The leaking recipe passes the trigram in training; asked the honest question, it is "
+          "worse than an even bet.")
 
 # %% [markdown]
 # - **The answer leaks.** The most dangerous one, since its curve is the best. A loss that falls below a strong yardstick within a few steps is
@@ -809,11 +876,11 @@ print("The leaking recipe passes the trigram in training; asked the honest quest
 # %%
 def colleagues_loss(logits, ids, pad):
     """logits: B T V, the model's output for ids: B T."""
-    losses = F.cross_entropy(logits.transpose(1, 2), ids, reduction="none")    # B T
+    losses = F.cross_entropy(logits.transpose(1, 2), ids, reduction="none")  # B T
     return losses.mean(1).mean()
 
-row = torch.tensor([[0, 5, 6, 7, 2, 2, 2, 2], [0, 5, 6, 7, 8, 9, 5, 6]])       # pad is 2
-copycat = 10.0 * F.one_hot(row, 11).float()                                    # a "model" that repeats its input
+row = torch.tensor([[0, 5, 6, 7, 2, 2, 2, 2], [0, 5, 6, 7, 8, 9, 5, 6]])  # pad is 2
+copycat = 10.0 * F.one_hot(row, 11).float()  # a "model" that repeats its input
 print(f"the copycat's loss is {colleagues_loss(copycat, row, pad=2):.4f}")
 
 # %% [markdown]
@@ -822,10 +889,11 @@ print(f"the copycat's loss is {colleagues_loss(copycat, row, pad=2):.4f}")
 
 # %%
 def masked_loss(logits, ids, pad):
-    """logits: B T V from ids: B T -> mean next-token loss over targets other than `pad`, a tensor without axes."""
+    """logits: B T V from ids: B T -> mean next-token loss over targets other than `pad`, a
+    tensor without axes."""
     ### BEGIN SOLUTION
-    targets = ids[:, 1:]                                                                  # B T-1
-    losses = F.cross_entropy(logits[:, :-1].transpose(1, 2), targets, reduction="none")   # B T-1
+    targets = ids[:, 1:]                                                                 # B T-1
+    losses = F.cross_entropy(logits[:, :-1].transpose(1, 2), targets, reduction="none")  # B T-1
     return losses[targets != pad].mean()
     ### END SOLUTION
 
@@ -861,10 +929,12 @@ with TemporaryDirectory() as folder:
         train.train(SMALL, settings, Path(folder, "cut"), tokens=little, on_step=cut_at_8)
     except PowerCut:
         saved = newest(Path(folder, "cut")).name
-    resumed = train.train(SMALL, settings, Path(folder, "cut"), tokens=little, on_step=lambda r: done.append(r["step"]))
+    resumed = train.train(SMALL, settings, Path(folder, "cut"), tokens=little,
+                          on_step=lambda r: done.append(r["step"]))
 
-# %%
-a, b = ([(r["loss"], r["mtp_loss"], r["grad_norm"]) for r in run if "loss" in r] for run in (whole, resumed))
+# %% jupyter={"outputs_hidden": true}
+a, b = ([(r["loss"], r["mtp_loss"], r["grad_norm"]) for r in run if "loss" in r]
+        for run in (whole, resumed))
 assert a == b                                # equal floats, not merely close
 print("saved:", saved, "  steps in order:", done)
 print(len(a), "steps, every loss and norm bit for bit the same")
@@ -878,13 +948,16 @@ print(len(a), "steps, every loss and norm bit for bit the same")
 # **Memory.** In float32 each parameter needs 4 bytes for itself, 4 for its gradient, and 8 for AdamW's $m$ and $v$: 16 bytes. *Predict*: how many of these does
 # *using* the model need?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 P = sum(p_.numel() for p_ in live.parameters())
-kept = sum(v.numel() * v.element_size() for s in optimiser.state.values() for k, v in s.items() if k != "step")
+kept = sum(v.numel() * v.element_size() for s in optimiser.state.values()
+           for k, v in s.items() if k != "step")
 got = sum(p_.numel() for p_ in live.parameters() if p_.grad is not None)
 assert kept == 8 * got
-print(f"{P:,} parameters, {got:,} of them with a gradient: 8 bytes of AdamW for each = {kept / 1e6:.1f} MB")
-print(f"weights {4 * P / 1e6:.1f} MB + gradients {4 * got / 1e6:.1f} MB + AdamW {kept / 1e6:.1f} MB")
+style.say(f"{P:,} parameters, {got:,} of them with a gradient: 8 bytes of AdamW for each = "
+          f"{kept / 1e6:.1f} MB")
+print(f"weights {4 * P / 1e6:.1f} MB + gradients {4 * got / 1e6:.1f} MB + AdamW "
+      f"{kept / 1e6:.1f} MB")
 flash = minids.cost.params(Config.flash())
 print(f"V4-Flash at 16 bytes a parameter: {16 * (flash['total'] + flash['mtp']) / 1e12:.2f} TB")
 
@@ -914,14 +987,14 @@ peak = 2 * 1024**3 / min(times)
 speed = 1024 / float(np.median(seconds))                  # tokens a second while training live
 useful = 6 * nano["active"] * speed
 years = total / useful / (365 * 86400)
-print(f"this machine: {speed:,.0f} tokens/s = {useful / 1e9:.1f} of {peak / 1e9:.0f} GFLOP/s of its matrix product "
-      f"({100 * useful / peak:.0f} %)")
+print(f"this machine: {speed:,.0f} tokens/s = {useful / 1e9:.1f} of {peak / 1e9:.0f} GFLOP/s "
+      f"of its matrix product ({100 * useful / peak:.0f} %)")
 print(f"Flash's pre-training at this speed: {years:,.0f} years")
 
 # %%
 assert useful < peak and years > 1000
-print("The model uses a part of what the machine could do; "
-      "and Flash's pre-training would take it thousands of years at least.")
+style.say("The model uses a part of what the machine could do; and Flash's pre-training would "
+          "take it thousands of years at least.")
 
 # %% [markdown]
 # At 3,000 tokens a second, say, it is five million years. MTP, the scores of attention and the hyper-connections are left out of $6N$ and keep the processor busy too; at
@@ -942,22 +1015,27 @@ with torch.inference_mode():
 def draw(temperature, top_p):
     return pretraining.plot_next_tokens(last, tokenizer, temperature, top_p, question)
 
-box = style.slider_image(draw, "Bars for the fifteen likeliest next tokens; grey ones are cut off by top-p",
-                         temperature=[1.0, 0.25, 0.5, 0.75, 1.5, 2.0, 4.0], top_p=[0.9, 0.1, 0.5, 0.99, 1.0])
+box = style.slider_image(
+    draw, "Bars for the fifteen likeliest next tokens; grey ones are cut off by top-p",
+    temperature=[1.0, 0.25, 0.5, 0.75, 1.5, 2.0, 4.0], top_p=[0.9, 0.1, 0.5, 0.99, 1.0])
 box
 
 # %%
 style.show(pretraining.plot_temperatures(last, tokenizer, (0.5, 1.0, 2.0), 0.9, question),
-           "The same prediction at three temperatures: few tall bars, more and lower bars, many low bars")
+           "The same prediction at three temperatures: few tall bars, more and lower bars, "
+           "many low bars")
 
 # %%
 box.sliders["temperature"].value, box.sliders["top_p"].value = 4.0, 0.1
 assert box.shown == {"temperature": 4.0, "top_p": 0.1}
 flat, sharp = (torch.softmax(last / t, -1).max() for t in (4.0, 0.25))
-assert flat < 0.1 < sharp                    # top-p keeps a single token only if that one has the probability p by itself
+# top-p keeps a single token only if that one has the probability p by itself
+assert flat < 0.1 < sharp
 box.sliders["temperature"].value, box.sliders["top_p"].value = 1.0, 0.9
-print("Temperature 4, top-p 1: all 2048 tokens. There the first token has less than 10 %, so top-p 0.1 leaves several:")
-print("the temperature must fall as well. It never changes the order of the tokens, only how far they are apart.")
+style.say("Temperature 4, top-p 1: all 2048 tokens. There the first token has less than 10 %, "
+          "so top-p 0.1 leaves several:")
+style.say("the temperature must fall as well. It never changes the order of the tokens, only "
+          "how far they are apart.")
 
 # %% [markdown]
 # Greedy drawing (temperature 0) always takes the first bar. Small models then fall into loops. Too hot, and the long tail of unlikely tokens gets a large share together, although
@@ -973,9 +1051,11 @@ print("the temperature must fall as well. It never changes the order of the toke
 #
 # **Predict before you run:** which change costs most? And which will not matter here, although it does in the real V4?
 
-# %%
-records = [json.loads(line) for line in (paths.DATA / "ablations" / "results.jsonl").read_bytes().splitlines()]
-runs = {name: [r for r in records if r["variant"] == name] for name in dict.fromkeys(r["variant"] for r in records)}
+# %% jupyter={"outputs_hidden": true}
+records = [json.loads(line)
+           for line in (paths.DATA / "ablations" / "results.jsonl").read_bytes().splitlines()]
+runs = {name: [r for r in records if r["variant"] == name]
+        for name in dict.fromkeys(r["variant"] for r in records)}
 
 def spread(name, key):
     """Mean, smallest and largest value over the seeds."""
@@ -987,25 +1067,30 @@ def verdict(name, key, base="V4 nano"):
     (_, low, high), (_, base_low, base_high) = spread(name, key), spread(base, key)
     return "worse" if low > base_high else "better" if high < base_low else "same"
 
-print(f"{len(records)} runs, {len(records) // len(runs)} seeds each; (same): within the spread of the seeds\n")
+print(f"{len(records)} runs, {len(records) // len(runs)} seeds each; (same): within the spread "
+      "of the seeds\n")
 print(f"{'':32} {'parameters':>10}   {'loss':28} {'near':>5} {'':9} {'far':>5}")
 for name in runs:
     mean, low, high = spread(name, "loss")
-    told = {key: "" if name == "V4 nano" else f"({verdict(name, key)})" for key in ("loss", "near", "far")}
-    print(f"{name:32} {runs[name][0]['parameters']:10,}   {mean:.3f} ({low:.3f} to {high:.3f}) {told['loss']:8} "
-          f"{spread(name, 'near')[0]:5.2f} {told['near']:9} {spread(name, 'far')[0]:5.2f} {told['far']}")
+    told = {key: "" if name == "V4 nano" else f"({verdict(name, key)})"
+            for key in ("loss", "near", "far")}
+    print(f"{name:32} {runs[name][0]['parameters']:10,}   {mean:.3f} ({low:.3f} "
+          f"to {high:.3f}) {told['loss']:8} {spread(name, 'near')[0]:5.2f} {told['near']:9} "
+          f"{spread(name, 'far')[0]:5.2f} {told['far']}")
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 style.show(pretraining.plot_ablations(records, "V4 nano"),
-           "Nine rows of dots, one dot for each seed: the loss on held-out scenes, and the nats of answers about near and far; "
-           "a grey band is the range of V4 nano")
+           "Nine rows of dots, one dot for each seed: the loss on held-out scenes, and the "
+           "nats of answers about near and far; a grey band is the range of V4 nano")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 free = "unconstrained hyper-connections"
 assert verdict(free, "loss") == "better" and min(r["far"] for r in records) > 9
-print("Beyond the spread:", ", ".join(f"{name} ({verdict(name, 'loss')})" for name in runs if verdict(name, "loss") != "same"))
-print(f"A far answer costs at least {min(r['far'] for r in records):.1f} nats in every run; the busiest expert has "
-      f"{spread('no balancing', 'load')[0]:.1f} times the mean without balancing, {spread('V4 nano', 'load')[0]:.1f} with it")
+print("Beyond the spread:", ", ".join(f"{name} ({verdict(name, 'loss')})"
+                                      for name in runs if verdict(name, "loss") != "same"))
+style.say(f"A far answer costs at least {min(r['far'] for r in records):.1f} nats in every "
+          f"run; the busiest expert has {spread('no balancing', 'load')[0]:.1f} times the mean "
+          f"without balancing, {spread('V4 nano', 'load')[0]:.1f} with it")
 
 # %% [markdown]
 # **What to read from it.** First the grey bands: V4 nano's own seeds lie a tenth of a nat apart. That is much, and it has a reason. Learning to look something up is a *jump*: a run sits on a plateau of some 0.87 nats (so their logs said, which are not kept), then within a few dozen steps it finds out that a name told before helps, and falls. The seed

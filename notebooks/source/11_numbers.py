@@ -58,13 +58,13 @@ shipped = minids.load(folder)
 w = shipped.layers[1].ffn.experts[0].w1.weight.detach()             # 64 128
 scale = 2.0 ** math.ceil(math.log2(w[0, :32].abs().max() / 6))
 print(f"first weights: {[round(v, 4) for v in w[0, :8].tolist()]}")
-print(f"divided by {scale}: {(w[0, :32] / scale).tolist()}")
+style.say(f"divided by {scale}: {(w[0, :32] / scale).tolist()}")
 
 # %% [markdown]
 # **Predict before you run:** we divide *all* expert weights of the model by the scales of their blocks of 32. How many different numbers are left? And by how much did the loss rise when
 # the trained model was rounded for its file (experts to these, other matrices to FP8 and BF16)?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 experts, codes = [name for name in shipped.state_dict() if ".experts." in name], []
 with Checkpoint(folder) as file:
     for name in experts:
@@ -72,9 +72,12 @@ with Checkpoint(folder) as file:
         codes.append(file.read(name).unflatten(1, (-1, 32)) / scale[..., None])     # o i/32 32
 codes = torch.cat([c.flatten() for c in codes])
 log = read_log(folder)
-before, after = (next(r[key] for r in log if key in r) for key in ("heldout_loss", "rounded_loss"))
-print(f"{len(codes):,} weights, {len(codes.unique())} different numbers: {codes.unique().tolist()}")
-print(f"held-out loss of the trained model: {before:.4f} nats; after rounding: {after:.4f} (from the run's log)")
+before, after = (next(r[key] for r in log if key in r)
+                 for key in ("heldout_loss", "rounded_loss"))
+style.say(f"{len(codes):,} weights, {len(codes.unique())} different numbers: "
+          f"{codes.unique().tolist()}")
+style.say(f"held-out loss of the trained model: {before:.4f} nats; after rounding: {after:.4f} "
+          "(from the run's log)")
 
 # %% [markdown]
 # Fifteen (+0 and -0 count as one number: 16 codes). Nearly a million weights hold fifteen different numbers between them, and the loss rose in the third digit after the point. Real V4 stores 97 % of its weights this way (lesson 08).
@@ -85,7 +88,8 @@ print(f"held-out loss of the trained model: {before:.4f} nats; after rounding: {
 # A **float** is a sign, an exponent and a mantissa. V4 uses two small floats, and a format for scales that is only an exponent:
 
 # %% jupyter={"source_hidden": true}
-style.show(numbers.plot_bit_fields(), "The bits of E2M1, E4M3 and E8M0: sign, exponent, mantissa; E8M0 has only an exponent")
+style.show(numbers.plot_bit_fields(), "The bits of E2M1, E4M3 and E8M0: sign, exponent, "
+           "mantissa; E8M0 has only an exponent")
 
 # %% [markdown]
 # The name tells the bits: **E4M3** has 4 bits of exponent and 3 of mantissa. With the exponent's field $e$, the mantissa's field $m$ of $M$ bits, and the bias $b$:
@@ -102,8 +106,8 @@ style.show(numbers.plot_bit_fields(), "The bits of E2M1, E4M3 and E8M0: sign, ex
 
 # %%
 def decode(code, e_bits, m_bits, bias):
-    """The number that the whole number `code` stands for: its top bit is the sign, then e_bits of exponent, then m_bits
-    of mantissa. All codes are finite numbers here. -> float"""
+    """The number that the whole number `code` stands for: its top bit is the sign, then e_bits
+    of exponent, then m_bits of mantissa. All codes are finite numbers here. -> float"""
     ### BEGIN SOLUTION
     mantissa, field = code % 2**m_bits, code // 2**m_bits % 2**e_bits
     sign = -1.0 if code >> (e_bits + m_bits) else 1.0
@@ -116,24 +120,30 @@ def decode(code, e_bits, m_bits, bias):
 # %%
 decode = check("numbers.decode", decode)
 assert [decode(code, 2, 1, 1) for code in range(16)] == list(FP4_VALUES)
-bytes_ = torch.tensor([code for code in range(256) if code not in (0x7F, 0xFF)], dtype=torch.uint8)
-assert bytes_.view(torch.float8_e4m3fn).float().tolist() == [decode(code, 4, 3, 7) for code in bytes_.tolist()]
+bytes_ = torch.tensor([code for code in range(256) if code not in (0x7F, 0xFF)],
+                      dtype=torch.uint8)
+assert (bytes_.view(torch.float8_e4m3fn).float().tolist()
+        == [decode(code, 4, 3, 7) for code in bytes_.tolist()])
 print("equal to minids' 16 numbers of FP4, and to torch's float8_e4m3fn for all 254 codes")
 
 # %% jupyter={"source_hidden": true}
-style.show(numbers.plot_fp4_line(), "All numbers of FP4 on a line with their codes: dense near 0, at most 6; the positive ones are 0, "
-           "0.5, 1, 1.5, 2, 3, 4, 6 (0 has a second code, 1000, which is not shown)")
+style.show(numbers.plot_fp4_line(), "All numbers of FP4 on a line with their codes: dense near "
+           "0, at most 6; the positive ones are 0, 0.5, 1, 1.5, 2, 3, 4, 6 (0 has a second "
+           "code, 1000, which is not shown)")
 
 # %% [markdown]
 # **Predict before you run:** FP8 (E4M3) has 126 numbers above 0. How many of them are below 1?
 
-# %%
-positive = {"E4M3": numbers.positive_numbers(torch.float8_e4m3fn), "E5M2": numbers.positive_numbers(torch.float8_e5m2)}
-print("E4M3:", sum(positive["E4M3"] < 1), "of", len(positive["E4M3"]), "positive numbers are below 1")
+# %% jupyter={"outputs_hidden": true}
+positive = {"E4M3": numbers.positive_numbers(torch.float8_e4m3fn),
+            "E5M2": numbers.positive_numbers(torch.float8_e5m2)}
+print("E4M3:", sum(positive["E4M3"] < 1), "of", len(positive["E4M3"]),
+      "positive numbers are below 1")
 
-# %% jupyter={"source_hidden": true}
-style.show(numbers.plot_density(positive), "Left: E4M3 has 8 numbers in each octave from 2^-6 to 2^7, E5M2 has 4 over a wider range. "
-           "Right: the distance to the next number stays between 6 and 12 percent for E4M3 until it grows among subnormals")
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
+style.show(numbers.plot_density(positive), "Left: E4M3 has 8 numbers in each octave from "
+           "2^-6 to 2^7, E5M2 has 4 over a wider range. Right: the distance to the next number "
+           "stays between 6 and 12 percent for E4M3 until it grows among subnormals")
 
 # %% [markdown]
 # A little less than half: 7 subnormal ones and 6 octaves of 8. A float gives each *octave*, each doubling, equally many numbers: 8 in E4M3. So its **relative** error is about the same everywhere: at most half of 1/8, 6 %, down to $2^{-6}$. E5M2, the other 8-bit format,
@@ -152,11 +162,12 @@ style.show(numbers.plot_density(positive), "Left: E4M3 has 8 numbers in each oct
 #
 # **Predict before you run:** a block's largest number is 6.0. Now it becomes 6.1. What happens to the scale, and what to a 0.5 in the same block?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 for largest in (6.0, 6.1):
     block = torch.zeros(32)
     block[:4] = torch.tensor([largest, 0.5, 2.9, 0.2])
-    print(f"largest {largest}:", [round(v, 4) for v in block[:4].tolist()], "->", fake_quant(block, "fp4")[:4].tolist())
+    print(f"largest {largest}:", [round(v, 4) for v in block[:4].tolist()], "->",
+          fake_quant(block, "fp4")[:4].tolist())
 
 # %% [markdown]
 # The scale doubles, and with it the distance between codes. The 0.5 is now in the middle of 0 and 1, which have the codes 0000 and 0001, and the tie goes to the even one: **a neighbour's growth has erased it.** The largest number of a block decides
@@ -170,14 +181,16 @@ GRID = torch.tensor(FP4_VALUES[:8])         # 0, .5, 1, 1.5, 2, 3, 4, 6: the cod
 
 
 def round_block(x):
-    """x: 32 numbers, float32, not all 0 -> (the rounded numbers, 32, float32; the scale, a float).
+    """x: 32 numbers, float32, not all 0 -> (the rounded numbers, 32, float32; the scale, a
+    float).
 
     Signs stay. Of two nearest codes the even one wins.
     """
     ### BEGIN SOLUTION
     scale = 2.0 ** math.ceil(math.log2(x.abs().max().item() / 6))
     a = (x / scale).abs()
-    codes = sum((a > t).int() for t in (0.25, 1.25, 2.5, 5.0)) + sum((a >= t).int() for t in (0.75, 1.75, 3.5))
+    codes = sum((a > t).int() for t in (0.25, 1.25, 2.5,
+                                        5.0)) + sum((a >= t).int() for t in (0.75, 1.75, 3.5))
     return torch.copysign(torch.tensor(FP4_VALUES)[codes], x) * scale, scale
     ### END SOLUTION
 
@@ -197,7 +210,8 @@ print("equal to minids.numerics.fake_quant, bit for bit")
 
 # %%
 def error_with(rule, x):
-    """Relative error of blocks x, N 32, when the scale's exponent is chosen by `rule`; beyond 6 numbers are clipped."""
+    """Relative error of blocks x, N 32, when the scale's exponent is chosen by `rule`;
+    beyond 6 numbers are clipped."""
     s = 2.0 ** rule((x.abs().amax(1, keepdim=True) / 6).log2())              # N 1
     a = (x / s).abs().clamp(max=6)
     y = GRID[(a[..., None] - GRID).abs().argmin(-1)] * s                     # N 32
@@ -208,14 +222,16 @@ blocks = torch.randn(400, 32, generator=torch.Generator().manual_seed(1))
 blocks = blocks / blocks.abs().amax(1, keepdim=True)                         # largest number 1
 largest = [2 ** (k / 16) for k in range(-8, 41)]
 rules = {"rounded up": torch.ceil, "rounded down": torch.floor, "not rounded": lambda e: e}
-errors = {name: [error_with(rule, blocks * size) for size in largest] for name, rule in rules.items()}
+errors = {name: [error_with(rule, blocks * size) for size in largest]
+          for name, rule in rules.items()}
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 style.show(numbers.plot_scale_rules(largest, errors, [0.75, 1.5, 3, 6]),
-           "Error of normally distributed blocks over their largest number, the same in each octave. Rounding down is slightly "
-           "better just above 1.5 and 3, and much worse just below 3 and 6; scales that are not rounded give a flat line")
+           "Error of normally distributed blocks over their largest number, the same in each "
+           "octave. Rounding down is slightly better just above 1.5 and 3, and much worse just "
+           "below 3 and 6; scales that are not rounded give a flat line")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 mean = {name: sum(values) / len(values) for name, values in errors.items()}
 for name, value in mean.items():
     print(f"{name:13} mean error {value:.1%}, worst {max(errors[name]):.1%}")
@@ -240,7 +256,7 @@ assert mean["not rounded"] < mean["rounded up"] < mean["rounded down"]
 #
 # And FP8: the bytes `38 7E B8 01` with the scale byte `75`, $2^{117 - 127} = 2^{-10}$. **Predict before you run:** `38` is `0 0111 000`. Which number is that? And the four with the scale?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 codes8 = torch.tensor([[0x38, 0x7E, 0xB8, 0x01]], dtype=torch.uint8).view(torch.float8_e4m3fn)
 scale8 = torch.tensor([[0x75]], dtype=torch.uint8).view(torch.float8_e8m0fnu)
 print("codes:  ", codes8.float().tolist()[0])
@@ -302,7 +318,7 @@ WINDOWS = [tokens["valid"][i * 1024 : (i + 1) * 1024 + 1] for i in range(6)]
 def nats(model, parts=()):
     """Mean loss of each of six windows of 1,024 tokens; `parts` are rounded as in serving."""
     with rounding.serving(model, parts):
-        return torch.tensor([stream_loss(model, window, 1024)[0] for window in WINDOWS])       # 6
+        return torch.tensor([stream_loss(model, window, 1024)[0] for window in WINDOWS])  # 6
 
 
 def against(found, base):
@@ -337,18 +353,21 @@ for fault, change in FAULTS.items():
     damaged = rounding.released(shipped, lambda w, format: change(w) if format == "FP4" else w)
     damage[fault] = against(nats(damaged), base)
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 for fault, (difference, error) in damage.items():
     print(f"{fault:24} loss {difference:+.4f} +- {error:.4f} nats per token")
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 style.show(numbers.plot_changes(damage, "the same model, its experts written or read wrongly"),
-           "The control changes nothing at all; scales rounded down and wrong scales change little; swapped halves cost by far most")
+           "The control changes nothing at all; scales rounded down and wrong scales change "
+           "little; swapped halves cost by far most")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert damage["rounded twice (control)"] == (0.0, 0.0)
-assert damage["halves swapped"][0] > 10 * damage["scales down"][0] and damage["halves swapped"][0] > 0.2
-print("control: exactly 0. Swapped halves cost more than 0.2 nats and more than ten times what scales rounded down cost.")
+assert (damage["halves swapped"][0] > 10 * damage["scales down"][0]
+        and damage["halves swapped"][0] > 0.2)
+style.say("control: exactly 0. Swapped halves cost more than 0.2 nats and more than ten times "
+          "what scales rounded down cost.")
 
 # %% [markdown]
 # - **The control is exactly 0**: rounding what is rounded changes nothing.
@@ -369,7 +388,7 @@ def relative(y, x):
 
 def fp4_tile(x):
     """FP4 with one scale for a tile of 32 x 32 instead of 1 x 32."""
-    t = x.unflatten(0, (-1, 32)).unflatten(2, (-1, 32)).transpose(1, 2)         # o/32 i/32 32 32
+    t = x.unflatten(0, (-1, 32)).unflatten(2, (-1, 32)).transpose(1, 2)  # o/32 i/32 32 32
     s = 2.0 ** (t.abs().amax((2, 3), keepdim=True) / 6).log2().ceil()
     y = torch.copysign(GRID[((t / s).abs()[..., None] - GRID).abs().argmin(-1)], t) * s
     return y.transpose(1, 2).flatten(2).flatten(0, 1)
@@ -383,13 +402,16 @@ matrices = {"embedding": shipped.embed.weight, "head": shipped.head.weight,
 noise = torch.Generator().manual_seed(3)
 errors = {}
 for name, x in matrices.items():
-    x = x.detach() * (1 + 0.002 * torch.randn(x.shape, generator=noise))        # off the BF16 grid of the file
+    # off the BF16 grid of the file
+    x = x.detach() * (1 + 0.002 * torch.randn(x.shape, generator=noise))
     errors[name] = {format: relative(f(x), x) for format, f in FORMATS.items()}
-    print(f"{name:11}", "  ".join(f"{format} {error:6.2%}" for format, error in errors[name].items()))
+    print(f"{name:11}",
+          "  ".join(f"{format} {error:6.2%}" for format, error in errors[name].items()))
 
 # %% jupyter={"source_hidden": true}
-style.show(numbers.plot_format_errors(errors), "Relative errors on a log axis: BF16 near 0.15 to 0.17 percent, FP8 near 2.7, FP4 near 12, FP4 "
-           "with scales for whole tiles somewhat more")
+style.show(numbers.plot_format_errors(errors),
+           "Relative errors on a log axis: BF16 near 0.15 to 0.17 percent, FP8 near 2.7, FP4 "
+           "near 12, FP4 with scales for whole tiles somewhat more")
 
 # %% [markdown]
 # One bit less of mantissa doubles the error: BF16 has 7 bits, E4M3 3, E2M1 1. The shape of the distribution matters little (11.5 to 13.2 %): **12 % is what FP4 costs; in mean squares 1.4 %, about a seventieth.** (BF16's 0.15 % is a little too low: our shake is smaller than its steps. The normal numbers' 0.17 % is the honest value.)
@@ -405,13 +427,15 @@ style.show(numbers.plot_format_errors(errors), "Relative errors on a log axis: B
 # The indexer's queries and keys are *activations*: they are rounded to FP4 as they come (report 3.4), in blocks of 32. Activations have **outliers**, single channels that are far larger than the rest.
 # **Predict before you run:** 128 channels like V4's index keys, 127 of them with RMS 1 and one at 24. What becomes of the other channels in its block?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 x = torch.randn(128, generator=torch.Generator().manual_seed(4))
 x[5] = 24.0
 y = fake_quant(x, "fp4_act")
-print("scale of the block: 24 / 6 =", 24 / 6, "-> numbers below 1 (half of the smallest code: 0.25 x 4) become 0")
+style.say(f"scale of the block: 24 / 6 = {24 / 6} -> numbers below 1 (half of the smallest "
+          "code: 0.25 x 4) become 0")
 inside, elsewhere = ((part == 0).sum().item() for part in (y[:32], y[32:]))
-print(f"zeros in the block of the outlier: {inside} of 32;  in the other blocks: {elsewhere} of 96")
+print(f"zeros in the block of the outlier: {inside} of 32;  in the other blocks: {elsewhere} "
+      "of 96")
 
 # %% [markdown]
 # The remedy: multiply the vector by an orthogonal matrix whose entries are all of equal size. That spreads each channel over all. V4 takes the **Hadamard matrix**, whose entries are $\pm 1$:
@@ -425,7 +449,8 @@ print(f"zeros in the block of the outlier: {inside} of 32;  in the other blocks:
 
 # %%
 def hadamard_transform(x):
-    """x: ... n, n a power of two -> ... n: the last axis times H_n, divided by the root of n."""
+    """x: ... n, n a power of two -> ... n: the last axis times H_n, divided by the root of
+    n."""
     ### BEGIN SOLUTION
     H = torch.ones(1, 1)
     while len(H) < x.shape[-1]:
@@ -437,26 +462,29 @@ def hadamard_transform(x):
 # %%
 hadamard_transform = check("numbers.hadamard_transform", hadamard_transform)
 q, k = torch.randn(2, 128, generator=torch.Generator().manual_seed(5))
-torch.testing.assert_close(hadamard_transform(q) @ hadamard_transform(k), q @ k, atol=1e-4, rtol=1e-4)
+torch.testing.assert_close(hadamard_transform(q) @ hadamard_transform(k), q @ k, atol=1e-4,
+                           rtol=1e-4)
 torch.testing.assert_close(hadamard_transform(q), activations.hadamard_transform(q))
 print("products stay, and it equals minids.weights.rounding")
 
 # %% jupyter={"source_hidden": true}
 turned = hadamard_transform(x)
-style.show(numbers.plot_outlier(x[:32], y[:32], turned[:32], fake_quant(turned, "fp4_act")[:32]),
-           "Left: one tall bar, and in FP4 most of the others in its block are 0. Right: after the turn no bar stands out, and "
-           "hardly any becomes 0")
+style.show(numbers.plot_outlier(x[:32], y[:32], turned[:32],
+                                fake_quant(turned, "fp4_act")[:32]),
+           "Left: one tall bar, and in FP4 most of the others in its block are 0. Right: after "
+           "the turn no bar stands out, and hardly any becomes 0")
 
 # %% [markdown]
 # **Predict before you run:** does this work for an outlier of any size? We measure what is lost of the *other* channels: the error, in percent of their RMS.
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 def loss_of_others(size, change, back):
-    """RMS error of 200 vectors of 128 channels with one outlier, as a share of the RMS of the others."""
+    """RMS error of 200 vectors of 128 channels with one outlier, as a share of the RMS of
+    the others."""
     x = torch.randn(200, 128, generator=torch.Generator().manual_seed(6))
     x[:, 5] = size
     error = (back(fake_quant(change(x), "fp4_act")) - x).square()
-    error[:, 5] = 0                                                                     # the others only
+    error[:, 5] = 0  # the others only
     return (error.sum(1) / 127).mean().sqrt().item()
 
 
@@ -466,9 +494,10 @@ after_turn = [loss_of_others(size, hadamard_transform, hadamard_transform) for s
 for size, a, b in zip(sizes, as_it_is, after_turn):
     print(f"outlier {size:4}: as it is {a:6.1%}, turned {b:6.1%}")
 
-# %% jupyter={"source_hidden": true}
-style.show(numbers.plot_outlier_sweep(sizes, as_it_is, after_turn), "Over the size of the outlier: as it is, the error climbs to half "
-           "of the others' RMS and stays there; turned, it is lower up to an outlier of about 50, and higher beyond")
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
+style.show(numbers.plot_outlier_sweep(sizes, as_it_is, after_turn), "Over the size of the "
+           "outlier: as it is, the error climbs to half of the others' RMS and stays there; "
+           "turned, it is lower up to an outlier of about 50, and higher beyond")
 
 # %% [markdown]
 # The turn does not remove the outlier, it shares it out. Up to a size of some 50 that is a bargain: a quarter of the channels (one block of four) would have been lost. Beyond that everybody pays for the one, and the block that was sacrificed would have been cheaper.
@@ -483,7 +512,9 @@ def index_scores(model, parts=()):
     for i in (1, 3):
         handles.append(model.layers[i].attn.indexer.register_forward_hook(
             lambda module, args, scores, i=i: found.__setitem__(i, scores[:, -128:])))
-    ids = torch.stack([torch.from_numpy(window[:1024].astype("int64")) for window in WINDOWS[:4]])      # 4 1024
+    # 4 1024
+    ids = torch.stack([torch.from_numpy(window[:1024].astype("int64"))
+                       for window in WINDOWS[:4]])
     with torch.inference_mode(), rounding.serving(model, parts):
         model(ids)
     for handle in handles:
@@ -492,7 +523,8 @@ def index_scores(model, parts=()):
 
 
 def kept(scores, base, k=64):
-    """Share of the k best entries (of those that all the queries see) that are still among the k best."""
+    """Share of the k best entries (of those that all the queries see) that are still among
+    the k best."""
     best = torch.zeros_like(base).scatter(2, base[..., :224].topk(k).indices, 1.0)
     return best.gather(2, scores[..., :224].topk(k).indices).mean().item()
 
@@ -505,10 +537,12 @@ with mock.patch.object(activations, "hadamard_transform", lambda x: x):
 recall["picked at random"] = {i: torch.rand(scores.shape) for i, scores in plain.items()}
 recall = {name: [kept(scores[i], plain[i]) for i in (1, 3)] for name, scores in recall.items()}
 for name, values in recall.items():
-    print(f"{name:21} of the 64 entries that a query picks, these stay: layer 1 {values[0]:.0%}, layer 3 {values[1]:.0%}")
+    print(f"{name:21} of the 64 entries that a query picks, these stay: layer 1 "
+          f"{values[0]:.0%}, layer 3 {values[1]:.0%}")
 
 # %%
-assert min(recall["FP4 after the turn"] + recall["FP4 without the turn"]) > 0.7 and max(recall["picked at random"]) < 0.35
+assert (min(recall["FP4 after the turn"] + recall["FP4 without the turn"]) > 0.7
+        and max(recall["picked at random"]) < 0.35)
 print("With either more than 70 % of the picks stay; random picks would keep 64 of 224, 29 %.")
 
 # %% [markdown]
@@ -527,9 +561,10 @@ print("With either more than 70 % of the picks stay; random picks would keep 64 
 #
 # And those between? Each FP4 number has at most two significant bits, and E4M3 keeps four: in FP8's normal range it is exact. In the subnormal range every multiple of $2^{-9}$ is there. **Predict before you run:** at $d = 15$, what becomes of the 0.5?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 def through_fp8(d):
-    """A block with an FP4 number 6 at scale 2^d and 0.5, 1, 1.5 at scale 1: the last three, written as FP8 and read again."""
+    """A block with an FP4 number 6 at scale 2^d and 0.5, 1, 1.5 at scale 1: the last three,
+    written as FP8 and read again."""
     block = torch.zeros(128, 128)
     block[0, 0], block[1, :3] = 6.0 * 2.0**d, torch.tensor([0.5, 1.0, 1.5])
     return fp8_decode(*fp8_encode(block))[1, :3].tolist()
@@ -546,8 +581,9 @@ for d in (6, 14, 15, 16):
 
 # %%
 def largest_spread(code_max, code_min, wide_max, wide_min):
-    """The largest d for which a block stays exact whose narrow scales are 1 to 2^d, given the largest number and the
-    smallest number above 0 of both formats, for narrow numbers that are multiples of code_min, with no longer mantissa. -> int"""
+    """The largest d for which a block stays exact whose narrow scales are 1 to 2^d, given the
+    largest number and the smallest number above 0 of both formats, for narrow numbers that are
+    multiples of code_min, with no longer mantissa. -> int"""
     ### BEGIN SOLUTION
     d = 0
     while True:
@@ -560,7 +596,8 @@ def largest_spread(code_max, code_min, wide_max, wide_min):
 
 # %%
 largest_spread = check("numbers.largest_spread", largest_spread)
-print("FP4 in E4M3:", largest_spread(6.0, 0.5, 448.0, 2.0**-9), "  FP4 in E5M2:", largest_spread(6.0, 0.5, 57344.0, 2.0**-16))
+print("FP4 in E4M3:", largest_spread(6.0, 0.5, 448.0, 2.0**-9), "  FP4 in E5M2:",
+      largest_spread(6.0, 0.5, 57344.0, 2.0**-16))
 
 # %% [markdown]
 # The report says that the weights satisfy the condition, checked "empirically". So we check nano's:
@@ -568,8 +605,10 @@ print("FP4 in E4M3:", largest_spread(6.0, 0.5, 448.0, 2.0**-9), "  FP4 in E5M2:"
 # %%
 with Checkpoint(folder) as file:
     spreads = [scale.max() - scale.min() for scale in
-               (file.raw(name.replace("weight", "scale")).view(torch.uint8).int() for name in experts)]
-print(f"{len(spreads)} expert matrices, scale exponents within a block differ by at most {max(spreads)}")
+               (file.raw(name.replace("weight", "scale")).view(torch.uint8).int()
+                for name in experts)]
+print(f"{len(spreads)} expert matrices, scale exponents within a block differ by at most "
+      f"{max(spreads)}")
 for name in experts:
     w = shipped.state_dict()[name]
     assert torch.equal(fp8_decode(*fp8_encode(w)), w)
@@ -592,11 +631,13 @@ print("all of them are exact in FP8")
 # `minids.weights.rounding.serving(model)` switches this on for a block of code. It is off otherwise: pre-training here runs in float32.
 
 # %%
-expert, x = shipped.layers[1].ffn.shared_experts, torch.randn(5, 128, generator=torch.Generator().manual_seed(7))     # N d
+# N d
+expert = shipped.layers[1].ffn.shared_experts
+x = torch.randn(5, 128, generator=torch.Generator().manual_seed(7))
 with torch.inference_mode(), rounding.serving(shipped):
     served = expert(x)
-by_hand = fake_quant(x, "fp8_act")                                                      # N d: one block of 128 a row
-gate = (by_hand @ expert.w1.weight.T).clamp(max=10.0)                                   # N I
+by_hand = fake_quant(x, "fp8_act")                     # N d: one block of 128 a row
+gate = (by_hand @ expert.w1.weight.T).clamp(max=10.0)  # N I
 up = (by_hand @ expert.w3.weight.T).clamp(-10.0, 10.0)
 by_hand = fake_quant(torch.nn.functional.silu(gate) * up, "fp8_act") @ expert.w2.weight.T
 torch.testing.assert_close(served, by_hand.detach(), atol=1e-5, rtol=1e-4)
@@ -606,24 +647,27 @@ print("an expert in serving equals three products whose inputs are rounded by ha
 # **Predict before you run:** the weights are in their released formats already. Which of the three kinds of activations costs most loss?
 
 # %%
-PARTS = {"linears": ["linears"], "keys": ["keys"], "index": ["index"], "all three": ["linears", "keys", "index"]}
+PARTS = {"linears": ["linears"], "keys": ["keys"], "index": ["index"],
+         "all three": ["linears", "keys", "index"]}
 served = {name: against(nats(shipped, parts), base) for name, parts in PARTS.items()}
-everything = rounding.released(shipped, lambda w, format: fake_quant(w, "fp4") if w.dim() == 3 else w)
+everything = rounding.released(shipped,
+                               lambda w, format: fake_quant(w, "fp4") if w.dim() == 3 else w)
 served["all matrices FP4"] = against(nats(everything), base)
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 for name, (difference, error) in served.items():
     print(f"{name:17} loss {difference:+.4f} +- {error:.4f} nats per token")
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 style.show(numbers.plot_changes(served, "what rounding costs the shipped model"),
-           "Rounded activations change the loss by hardly anything; FP4 for all matrices, embedding and head included, costs "
-           "clearly more")
+           "Rounded activations change the loss by hardly anything; FP4 for all matrices, "
+           "embedding and head included, costs clearly more")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert max(abs(served[name][0]) for name in PARTS) < 0.01
 assert served["all matrices FP4"][0] > max(served["all three"][0], 0.004)
-print("Activations: less than 0.01 nats, all three together. All matrices in FP4: more than 0.004 nats, and more than all activations.")
+style.say("Activations: less than 0.01 nats, all three together. All matrices in FP4: more "
+          "than 0.004 nats, and more than all activations.")
 
 # %% [markdown]
 # So which costs most? None: all are a few ten-thousandths of a nat, of either sign, and do not even add up. No order can be read from them, and a model is not better for rounding its index. The last line is a format that V4 does *not* use, for comparison: attention, embedding and head in FP4 as well. Even that costs little here.
@@ -643,7 +687,8 @@ print("Activations: less than 0.01 nats, all three together. All matrices in FP4
 
 # %%
 def straight_through(x, rounding):
-    """The value is rounding(x), a function of tensors; the gradient with respect to x is that of x itself."""
+    """The value is rounding(x), a function of tensors; the gradient with respect to x is
+    that of x itself."""
     ### BEGIN SOLUTION
     return x + (rounding(x) - x).detach()
     ### END SOLUTION
@@ -665,9 +710,11 @@ def with_gradient(function):
 value_and_gradient = check("numbers.straight_through", with_gradient(straight_through))
 x, weights = torch.randn(2, 32, generator=torch.Generator().manual_seed(8))
 mine = value_and_gradient(x, lambda x: fake_quant(x, "fp4"), weights)
-theirs = with_gradient(lambda x, rounding: rounding(x))(x, lambda x: fake_quant(x, "fp4"), weights)
+theirs = with_gradient(lambda x, rounding: rounding(x))(x, lambda x: fake_quant(x, "fp4"),
+                                                        weights)
 torch.testing.assert_close(mine, theirs)
-print("value and gradient equal minids.numerics.fake_quant, which has the straight-through gradient built in")
+style.say("value and gradient equal minids.numerics.fake_quant, which has the straight-through "
+          "gradient built in")
 
 # %% [markdown]
 # ### Why masters?
@@ -676,7 +723,7 @@ print("value and gradient equal minids.numerics.fake_quant, which has the straig
 # 1. if each step is added to the rounded weight, and the result is rounded again,
 # 2. if steps are added to a float32 *master*, and the model computes with its rounded copy?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 def nearest(w):
     return GRID[(w - GRID).abs().argmin()].item()
 
@@ -688,10 +735,11 @@ for _ in range(12):
     copies.append(nearest(torch.tensor(master[-1])))
 print("rounded weight alone:", alone[-1], "   copy of a master:", copies[-1])
 
-# %% jupyter={"source_hidden": true}
-style.show(numbers.plot_masters({"without a master": (alone, alone), "with a master": (master, copies)}),
-           "Left: a flat line at 1, every step is lost. Right: the master rises in a straight line, and its copy jumps to 1.5 when "
-           "the master passes 1.25")
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
+style.show(numbers.plot_masters({"without a master": (alone, alone),
+                                 "with a master": (master, copies)}),
+           "Left: a flat line at 1, every step is lost. Right: the master rises in a straight "
+           "line, and its copy jumps to 1.5 when the master passes 1.25")
 
 # %% [markdown]
 # Without masters *no* step ever arrives: each is smaller than half the distance to the next code. Masters remember. This is why V4 keeps "FP32 master weights" and rounds them anew in each step (report 3.4),
@@ -706,15 +754,17 @@ def three(w, format):
     """Experts (FP4 in the file) in three numbers, all else as released."""
     if format != "FP4":
         return rounding.as_stored(w, format)
-    x = w.unflatten(-1, (-1, 32))                                               # K o i/32 32
-    s = torch.exp2((1.4 * x.abs().mean(-1, keepdim=True)).log2().round())       # normal numbers: 1.53 is best
+    x = w.unflatten(-1, (-1, 32))  # K o i/32 32
+    # normal numbers: 1.53 is best
+    s = torch.exp2((1.4 * x.abs().mean(-1, keepdim=True)).log2().round())
     return ((x / s).round().clamp(-1, 1) * s).flatten(-2)
 
 
 with torch.no_grad():
     w = shipped.layers[1].ffn.experts[0].w1.weight
     print(f"error of an expert in three numbers: {relative(three(w, 'FP4'), w):.0%}")
-    print("its numbers, in scales:", (three(w, "FP4")[0, :32] / three(w, "FP4")[0, :32].abs().max()).unique().tolist())
+    print("its numbers, in scales:",
+          (three(w, "FP4")[0, :32] / three(w, "FP4")[0, :32].abs().max()).unique().tolist())
 
 # %% [markdown]
 # Four models start from the shipped weights: one is only rounded, three are trained for 16 steps on the *same* batches, and are then rounded.
@@ -726,11 +776,13 @@ with torch.no_grad():
 # **Predict before you run:** which trained model is best in FP4, and which in three numbers? How much of the damage can 16 steps repair?
 
 # %%
-settings = TrainConfig(steps=16, batch=1, seq_len=1024, optimiser="muon", lr=1e-3, vector_lr=1.0, warmup=2, mtp_weight=0.0)
+settings = TrainConfig(steps=16, batch=1, seq_len=1024, optimiser="muon", lr=1e-3,
+                       vector_lr=1.0, warmup=2, mtp_weight=0.0)
 
 
 def trained(stored):
-    """The shipped model after 16 steps: its float32 masters. `stored` is the rule of rounding; None trains in float."""
+    """The shipped model after 16 steps: its float32 masters. `stored` is the rule of
+    rounding; None trains in float."""
     masters = copy.deepcopy(shipped).train()
     optimiser = make_optimiser(masters, settings)
     computing = masters if stored is None else qat.rounded_copy(masters, stored)
@@ -743,31 +795,35 @@ def trained(stored):
     return masters.eval()
 
 
-# %% tags=["nbval-ignore-output"]
-arms = {"only rounded": shipped, "float": trained(None), "QAT, FP4": trained(rounding.as_stored),
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
+arms = {"only rounded": shipped, "float": trained(None),
+        "QAT, FP4": trained(rounding.as_stored),
         "QAT, three": trained(three)}
 table, parts = {}, rounding.PARTS
-for name, masters in arms.items():                                                      # masters: in float, nothing rounded
+for name, masters in arms.items():  # masters: in float, nothing rounded
     table[name] = {"masters": nats(masters)} if name == "float" else {}
     for stored, rule in (("FP4", rounding.as_stored), ("three", three)):
-        if name != f"QAT, {'three' if stored == 'FP4' else 'FP4'}":                     # each for its own format
+        if name != f"QAT, {'three' if stored == 'FP4' else 'FP4'}":  # each for its own format
             table[name][stored] = nats(rounding.released(masters, rule), parts)
 print(f"{'':14}{'masters':>9}{'FP4':>9}{'three':>9}   (nats per token)")
 for name, row in table.items():
     print(f"{name:14}" + "".join(f"{row[key].mean():9.4f}" if key in row else f"{'':9}"
                                  for key in ("masters", "FP4", "three")))
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 rows = {f"{name}, served in {key}": against(row[key], base)
         for key in ("FP4", "three") for name, row in table.items() if key in row}
-style.show(numbers.plot_changes(rows, "against the shipped model in float32"), "In FP4 all arms lie within hundredths of a nat of each "
-           "other; in three numbers the arm trained with rounding has lost clearly less than the other two")
+style.show(numbers.plot_changes(rows, "against the shipped model in float32"),
+           "In FP4 all arms lie within hundredths of a nat of each other; in three numbers the "
+           "arm trained with rounding has lost clearly less than the other two")
 
-# %%
-only, late, aware = (table[name]["three"].mean() for name in ("only rounded", "float", "QAT, three"))
+# %% jupyter={"outputs_hidden": true}
+only, late, aware = (table[name]["three"].mean()
+                     for name in ("only rounded", "float", "QAT, three"))
 assert aware < min(only, late) - 0.01
 assert abs(table["QAT, FP4"]["FP4"].mean() - table["float"]["FP4"].mean()) < 0.02
-print("In three numbers QAT is better than rounding afterwards, by more than 0.01 nats; in FP4 the two are within 0.02.")
+style.say("In three numbers QAT is better than rounding afterwards, by more than 0.01 nats; in "
+          "FP4 the two are within 0.02.")
 
 # %% [markdown]
 # - **In three numbers** the model loses much when it is rounded, and training in float before does not help. QAT repairs a good part of the damage with the same 16 steps (about half, on the server that built this page):
@@ -784,7 +840,8 @@ with tempfile.TemporaryDirectory() as scratch:
     loaded = minids.load(Path(scratch) / "model").state_dict()
 for name, t in qat.rounded_copy(masters).state_dict().items():
     assert torch.equal(loaded[name], t)
-print(f"{len(loaded)} tensors: the saved file gives exactly the numbers that a further step, or serving, would compute with")
+style.say(f"{len(loaded)} tensors: the saved file gives exactly the numbers that a further "
+          "step, or serving, would compute with")
 
 # %% [markdown]
 # ## 9. Play: where does a number land?
@@ -793,7 +850,8 @@ print(f"{len(loaded)} tensors: the saved file gives exactly the numbers that a f
 # **Find out:** how far can the largest number grow before 0.5 is lost? Is there a number above 1 that becomes worse than 15 % wrong?
 
 # %%
-box = style.slider_image(numbers.plot_rounding, "FP4's numbers at a block's scale, and where a number lands",
+box = style.slider_image(numbers.plot_rounding,
+                         "FP4's numbers at a block's scale, and where a number lands",
                          number=[0.5, 0.1, 0.2, 0.3, 0.9, 1.2, 1.25, 1.7, 2.4, 2.5],
                          largest=[6.0, 3.0, 4.0, 6.1, 8.0, 10.0, 12.0])
 box
@@ -802,12 +860,14 @@ box
 box.sliders["largest"].value = 6.1
 assert box.shown == {"number": 0.5, "largest": 6.1}
 for largest in (6.0, 6.1):
-    print(f"0.5 beside {largest}: {numbers.rounded_to(0.5, 2.0 ** math.ceil(math.log2(largest / 6)))}")
+    print(f"0.5 beside {largest}: "
+          f"{numbers.rounded_to(0.5, 2.0 ** math.ceil(math.log2(largest / 6)))}")
 print(f"1.25 beside 6.0: {numbers.rounded_to(1.25, 1.0)}, {1 - 1 / 1.25:.0%} wrong")
 
 # %% jupyter={"source_hidden": true}
 style.show(numbers.plot_roundings([(0.5, 3.0), (0.5, 6.0), (0.5, 6.1), (1.25, 6.0)]),
-           "The same for four cases: 0.5 stays 0.5 beside 3 and 6, becomes 0 beside 6.1; 1.25 becomes 1 beside 6")
+           "The same for four cases: 0.5 stays 0.5 beside 3 and 6, becomes 0 beside 6.1; 1.25 "
+           "becomes 1 beside 6")
 
 # %% [markdown]
 # The largest number may grow to 6: just above it the scale doubles, and 0.5 becomes a tie that goes to 0. And yes: a number halfway between two neighbours is wrong by up to 20 % (1.25 becomes 1, 2.5 becomes 2).
@@ -821,8 +881,10 @@ style.show(numbers.plot_roundings([(0.5, 3.0), (0.5, 6.0), (0.5, 6.1), (1.25, 6.
 def kind_of(name, dtype, names):
     """The format of one stored tensor; a scale belongs to FP4 or FP8 as its weight does."""
     if dtype == "F8_E8M0":
-        return "FP4 scales" if names[name.removesuffix("scale") + "weight"][0] == "I8" else "FP8 scales"
-    return {"I8": "FP4", "F8_E4M3": "FP8", "BF16": "BF16", "F32": "float32", "I64": "tables"}[dtype]
+        return ("FP4 scales" if names[name.removesuffix("scale") + "weight"][0] == "I8"
+                else "FP8 scales")
+    return {"I8": "FP4", "F8_E4M3": "FP8", "BF16": "BF16", "F32": "float32",
+            "I64": "tables"}[dtype]
 
 
 def bytes_by_format(config):
@@ -844,15 +906,17 @@ print(f"{'all':11}" + "".join(f"{total:18,}" for total in totals.values()))
 assert totals["Flash"] == 159_609_485_896 and totals["Pro"] == 864_704_792_696
 
 # %% jupyter={"source_hidden": true}
-style.show(numbers.plot_on_disk(models), "Shares of bytes: in Flash and Pro FP4 and its scales fill more than nine tenths, FP8 most of "
-           "the rest; in nano BF16, mostly embedding and head, takes the largest part")
+style.show(numbers.plot_on_disk(models), "Shares of bytes: in Flash and Pro FP4 and its scales "
+           "fill more than nine tenths, FP8 most of the rest; in nano BF16, mostly embedding "
+           "and head, takes the largest part")
 
 # %%
 for name, config in (("Flash", Config.flash()), ("Pro", Config.pro())):
     counts = cost.params(config)
     everything = counts["total"] + counts["mtp"]
-    print(f"{name:6}{totals[name] / 1e9:7.1f} GB released;  all FP8 {everything / 1e9:7.0f} GB;  "
-          f"all BF16 {2 * everything / 1e9:7.0f} GB;  {8 * totals[name] / everything:.2f} bits a parameter")
+    print(f"{name:6}{totals[name] / 1e9:7.1f} GB released;  all FP8 {everything / 1e9:7.0f} "
+          f"GB;  all BF16 {2 * everything / 1e9:7.0f} GB;  {8 * totals[name] / everything:.2f} "
+          "bits a parameter")
 
 # %% [markdown]
 # | what the report claims (3.4) | what we could show |

@@ -62,19 +62,21 @@ base = minids.load(paths.data("checkpoints", "nano")).float()
 asked = tasks.problems("mathematics", "valid", 6, difficulty=1)
 as_texts = [tokenizer.encode(f"Question: {p.prompt}\nThinking:", bos=True) for p in asked]
 as_chats = [prompt_ids(p, tokenizer, "non-think") for p in asked]
-texts, chats = (generate(base, prompts, 48, temperature=0.0) for prompts in (as_texts, as_chats))
+texts, chats = (generate(base, prompts, 48, temperature=0.0)
+                for prompts in (as_texts, as_chats))
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 for p, text, chat in list(zip(asked, texts, chats))[:3]:
     print(f"asked:           {p.prompt}")
     print(f"as a text:       {tokens.plain(tokenizer.decode(text))[:100]!r}")
-    print(f"as conversation: {tokens.plain(tokenizer.decode(chat))[:100]!r}\n")
+    style.say(f"as conversation: {tokens.plain(tokenizer.decode(chat))[:100]!r}\n")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 answers = sum("\nAnswer:" in tokenizer.decode(text) for text in texts)
 ends = sum(tokenizer.eos_id in chat for chat in chats)
 assert answers >= 4 and ends <= 1
-print("As a text nearly every question is taken up and gets some answer. As a conversation hardly one reply ends.")
+style.say("As a text nearly every question is taken up and gets some answer. As a conversation "
+          "hardly one reply ends.")
 
 # %% [markdown]
 # The weights are the same. As a text the question is taken up and answered in the old form. (The sums are mostly wrong: that comes later.) As a conversation the model goes on with the *user's* words, and answers something that nobody asked. (The text does not stop either: it goes on with the next question.) What is missing is a *role*: the base model has never seen the tokens `<|User|>` and `<|Assistant|>`, and nobody has told it that it is the one who answers, or when to stop.
@@ -96,11 +98,13 @@ print("As a text nearly every question is taken up and gets some answer. As a co
 # Bold with a bar: what the assistant wrote. Notice that the opening `<think>` is the prompt's, the closing `</think>` is the model's.
 
 # %%
-talk = [{"role": "user", "content": "2 + 3 = ?"}, {"role": "assistant", "reasoning": "2 + 3 = 5", "content": "5"}]
+talk = [{"role": "user", "content": "2 + 3 = ?"},
+        {"role": "assistant", "reasoning": "2 + 3 = 5", "content": "5"}]
 for mode in MODES:
     ids = encode_chat(talk, tokenizer, mode)
     wrote = reply_mask(ids, tokenizer)
-    print(f"{mode:11} {len(ids):2} tokens, the assistant wrote {sum(wrote)}; a reply may have {LIMITS[mode]} tokens")
+    print(f"{mode:11} {len(ids):2} tokens, the assistant wrote {sum(wrote)}; a reply may have "
+          f"{LIMITS[mode]} tokens")
 ids = encode_chat(talk, tokenizer, "think-high")
 tokens.ribbon(ids, tokenizer, tokens.roles(ids, tokenizer), reply_mask(ids, tokenizer))
 
@@ -123,10 +127,12 @@ tokens.ribbon(ids, tokenizer, tokens.roles(ids, tokenizer), reply_mask(ids, toke
 def reply_loss(logits, ids, wrote):
     """The mean loss over the tokens that the assistant wrote, in nats: a tensor without axes.
 
-    logits: B T V, the model's output for ids: B T; wrote: B T, did the assistant write the token?
+    logits: B T V, the model's output for ids: B T; wrote: B T, did the assistant write the
+    token?
     """
     ### BEGIN SOLUTION
-    losses = F.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")      # B T-1
+    # B T-1
+    losses = F.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
     return losses[wrote[:, 1:]].mean()
     ### END SOLUTION
 
@@ -160,14 +166,17 @@ def problems(purpose, count):
     for _ in range(count):
         numbers = rng.choice(DEALT[purpose])
         terms = rng.sample(numbers, len(numbers))
-        asked = rng.choice(("What is {}?", "{} = ?", "Work out {}.")).format(" + ".join(map(str, terms)))
-        found.append(tasks.Problem("mathematics", "terms", 1, asked, mathematics.total_steps(terms), str(sum(terms)), numbers))
+        asked = rng.choice(("What is {}?", "{} = ?",
+                            "Work out {}.")).format(" + ".join(map(str, terms)))
+        found.append(tasks.Problem("mathematics", "terms", 1, asked,
+                                   mathematics.total_steps(terms), str(sum(terms)), numbers))
     return found
 
 
 worked, tried, exam = problems("worked", 2600), problems("tried", 800), problems("exam", 100)
 p = worked[0]
-print(f"asked:  {p.prompt}\nsteps:  {p.steps}\nanswer: {p.answer}, {tasks.verify(p, p.answer)};  7: {tasks.verify(p, '7')}")
+print(f"asked:  {p.prompt}\nsteps:  {p.steps}\nanswer: {p.answer}, "
+      f"{tasks.verify(p, p.answer)};  7: {tasks.verify(p, '7')}")
 print({purpose: len(sets) for purpose, sets in DEALT.items()}, "sets of numbers")
 
 # %% [markdown]
@@ -179,12 +188,13 @@ def conversation(i):
     """The ids of example number i."""
     p, lazy = worked[i % len(worked)], random.Random(i).random() < 0.5
     mode = "non-think" if i % 3 == 0 else "think-high"
-    reply = {"role": "assistant", "content": p.answer, "reasoning": "" if lazy or mode == "non-think" else p.steps}
+    reply = {"role": "assistant", "content": p.answer,
+             "reasoning": "" if lazy or mode == "non-think" else p.steps}
     return encode_chat([{"role": "user", "content": p.prompt}, reply], tokenizer, mode)
 
 
 for i in range(4):
-    print(tokens.plain(tokenizer.decode(conversation(i))))
+    style.say(tokens.plain(tokenizer.decode(conversation(i))))
 
 # %% [markdown]
 # Whole conversations share a row, each read by itself (`Packing`, lesson 01). `packed_rows` gives the rows and says who wrote what. The optimiser is Muon, as in pre-training (lesson 09).
@@ -199,19 +209,22 @@ optimiser = make_optimiser(sft_model, recipe)
 # %% tags=["nbval-ignore-output"]
 for step in tqdm(range(recipe.steps), desc="SFT", unit="step"):
     batch = range(step * recipe.batch, (step + 1) * recipe.batch)
-    ids, wrote = packed_rows([conversation(i) for i in batch], 256, tokenizer)              # B T, B T
-    X = sft_model.features(ids, options=Options(Packing.of(ids, tokenizer.bos_id)))           # B T n d
+    ids, wrote = packed_rows([conversation(i) for i in batch], 256, tokenizer)  # B T, B T
+    X = sft_model.features(ids, options=Options(Packing.of(ids, tokenizer.bos_id)))  # B T n d
     loss = reply_loss(sft_model.logits(X), ids, wrote)
     loss.backward()
-    optimiser_step(sft_model, optimiser, recipe, step)   # rate, clipping, a step of Muon, gradients back to zero
+    # rate, clipping, a step of Muon, gradients back to zero
+    optimiser_step(sft_model, optimiser, recipe, step)
     sft_losses.append(loss.item())
 
-# %%
-style.show(specialists.plot_sft_loss(sft_losses), "The loss on replies falls steeply within ten steps, then slowly")
+# %% jupyter={"outputs_hidden": true}
+style.show(specialists.plot_sft_loss(sft_losses),
+           "The loss on replies falls steeply within ten steps, then slowly")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert 1.2 < sft_losses[0] < 6 and sum(sft_losses[-5:]) / 5 < 0.3
-print("It starts below 7.6: digits and plus signs are no news to it. It ends below 0.3 nats for each reply token.")
+style.say("It starts below 7.6: digits and plus signs are no news to it. It ends below 0.3 "
+          "nats for each reply token.")
 
 # %% [markdown]
 # In our run it goes from 3.9 to 0.06 nats. Most of the tokens that count are thoughts, in the wording of pre-training; that is why it starts well below 7.6. At the end the *worked* sums are known by heart; that says little about others. A small rest cannot go: whether thoughts come is a coin toss,
@@ -224,7 +237,7 @@ print("It starts below 7.6: digits and plus signs are no news to it. It ends bel
 #
 # **Predict before you run:** which of these five replies to $2 + 3 + 1 + 4$ are right?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 p = tasks.Problem("mathematics", "terms", 1, "2 + 3 + 1 + 4 = ?", "", "10")
 THINK_END, END = "</think>", tokenizer.decode([tokenizer.eos_id])
 for reply in ("2 + 3 = 5" + THINK_END + "10" + END, THINK_END + "10" + END, "10" + END,
@@ -240,7 +253,8 @@ for reply in ("2 + 3 = 5" + THINK_END + "10" + END, THINK_END + "10" + END, "10"
 
 # %%
 def examine(model, seed=5):
-    """For each mode: the share of right replies with its interval; and of think-high replies: right, length, thoughts or not."""
+    """For each mode: the share of right replies with its interval; and of think-high
+    replies: right, length, thoughts or not."""
     found, sample = {}, []
     for mode in ("non-think", "think-high"):
         verdicts, lengths = solve(model, tokenizer, exam * 2, mode, temperature=1.0, seed=seed)
@@ -263,13 +277,16 @@ for mode, (middle, low, high) in after_sft.items():
 for thinks in (True, False):
     some = [ok for ok, _, thought in sample_sft if thought == thinks]
     kind = "with" if thinks else "without"
-    print(f"think-high, replies {kind} thoughts: {len(some) / len(sample_sft):.0%} of all, {share(some):.0%} right")
+    print(f"think-high, replies {kind} thoughts: {len(some) / len(sample_sft):.0%} of all, "
+          f"{share(some):.0%} right")
 
 # %%
 thinks_sft = share(thought for *_, thought in sample_sft)
-with_thoughts, without = (share(ok for ok, _, thought in sample_sft if thought == t) for t in (True, False))
+with_thoughts, without = (share(ok for ok, _, thought in sample_sft if thought == t)
+                          for t in (True, False))
 assert 0.2 < thinks_sft < 0.8 and with_thoughts > without + 0.1
-print("It thinks about half of the time, as the examples did. Replies with thoughts are right clearly more often.")
+style.say("It thinks about half of the time, as the examples did. Replies with thoughts are "
+          "right clearly more often.")
 
 # %% [markdown]
 # To compare: whoever says 12 to every exam problem is right in 19 %. So without thoughts the model does little better than a good guess.
@@ -321,27 +338,35 @@ print("It thinks about half of the time, as the examples did. Replies with thoug
 #
 # **Predict before you run:** does `minids.posttrain.grpo.objective` agree to the last digit? (In the shapes B counts rollouts and R the tokens of the longest reply. In formulas R is a reward.)
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 PAD = 1.0           # stands where rollouts 1 to 3 have no third token; the mask leaves it out
-old = torch.tensor([[0.4, 0.5, PAD], [0.3, 0.5, PAD], [0.16, 0.5, PAD], [0.1, 0.5, 0.5]]).log()        # B R
-now = torch.tensor([[0.6, 0.5, PAD], [0.15, 0.5, PAD], [0.2, 0.5, PAD], [0.02, 0.25, 0.5]]).log()      # B R
-ref = torch.tensor([[0.3, 0.5, PAD], [0.3, 0.5, PAD], [0.2, 0.5, PAD], [0.1, 0.5, 0.5]]).log()         # B R
-mask = torch.tensor([[True, True, False]] * 3 + [[True, True, True]])                                  # B R
+# B R
+old = torch.tensor([[0.4, 0.5, PAD], [0.3, 0.5, PAD], [0.16, 0.5, PAD], [0.1, 0.5, 0.5]]).log()
+# B R
+now = torch.tensor([[0.6, 0.5, PAD], [0.15, 0.5, PAD], [0.2, 0.5, PAD],
+                    [0.02, 0.25, 0.5]]).log()
+# B R
+ref = torch.tensor([[0.3, 0.5, PAD], [0.3, 0.5, PAD], [0.2, 0.5, PAD], [0.1, 0.5, 0.5]]).log()
+mask = torch.tensor([[True, True, False]] * 3 + [[True, True, True]])  # B R
 rewards = torch.tensor([1.0, 0.0, 0.0, 0.0])
-A = rewards - rewards.mean()                                                                           # B
+A = rewards - rewards.mean()                                           # B
 
-loss, told = grpo.objective(now, old, ref, A, mask, epsilon=0.2, beta=0.1, off_policy_mask_threshold=0.5)
+loss, told = grpo.objective(now, old, ref, A, mask, epsilon=0.2, beta=0.1,
+                            off_policy_mask_threshold=0.5)
 print(f"objective {-loss:.4f}, KL {told['kl']:.3f}")
-print(f"clipped {told['clip_fraction']:.3f} of the tokens, left out {told['masked_fraction']:.2f} of the rollouts")
+print(f"clipped {told['clip_fraction']:.3f} of the tokens, left out "
+      f"{told['masked_fraction']:.2f} of the rollouts")
 
 # %% [markdown]
 # It does. (Clipped: 4 of 9 tokens have a slope of 0 by the clip, two of them in rollout 4, which is left out anyway.) The same as a picture:
 
 # %% jupyter={"source_hidden": true}
 words = [["7", "end"], ["8", "end"], ["9", "end"], ["hm", "3", "end"]]
-style.show(specialists.plot_clipping((now - old).exp(), mask, A, [True, True, True, False], 0.2, words),
-           "The tokens of four rollouts by their ratio: the 7 of rollout 1 and the 8 of rollout 2 are clipped, the 9 of rollout 3 "
-           "lies outside the clip and counts, rollout 4 is left out")
+style.show(
+    specialists.plot_clipping((now - old).exp(), mask, A, [True, True, True, False], 0.2,
+                              words),
+    "The tokens of four rollouts by their ratio: the 7 of rollout 1 and the 8 of rollout 2 are "
+    "clipped, the 9 of rollout 3 lies outside the clip and counts, rollout 4 is left out")
 
 # %% [markdown]
 # Now the same in code, part by part: four exercises, then the proof.
@@ -351,7 +376,8 @@ style.show(specialists.plot_clipping((now - old).exp(), mask, A, [True, True, Tr
 
 # %%
 def advantages(rewards, group):
-    """rewards: B, group after group; group: answers to each prompt -> B, each reward less the mean of its group."""
+    """rewards: B, group after group; group: answers to each prompt -> B, each reward less
+    the mean of its group."""
     ### BEGIN SOLUTION
     groups = rewards.view(-1, group)                            # prompts group
     return (groups - groups.mean(1, keepdim=True)).flatten()    # B
@@ -378,25 +404,30 @@ print([round(a, 2) for a in advantages(torch.tensor([1.0, 0, 0, 0, 1, 1, 1, 0]),
 #
 # **Predict before you run:** rank these baselines by noise, the deviation of one prompt's gradient estimate from batch to batch: none; the mean of the whole batch; the group's mean; a perfect value network.
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 rng = torch.Generator().manual_seed(0)
-solved = torch.tensor([0.05, 0.2, 0.4, 0.6, 0.8, 0.95])                             # prompts
-R = (torch.rand(4000, 6, 8, generator=rng) < solved[:, None]).float()               # batches prompts group
-opens = (torch.rand(4000, 6, 8, generator=rng) < 0.5).float()                       # the same: does it open with "So"?
+solved = torch.tensor([0.05, 0.2, 0.4, 0.6, 0.8, 0.95])                # prompts
+R = (torch.rand(4000, 6, 8, generator=rng) < solved[:, None]).float()  # batches prompts group
+# the same: does it open with "So"?
+opens = (torch.rand(4000, 6, 8, generator=rng) < 0.5).float()
 BASELINES = {"none": torch.zeros(1), "mean of the batch": R.mean((1, 2), keepdim=True),
-             "mean of the group": R.mean(2, keepdim=True), "perfect value network": solved[:, None]}
+             "mean of the group": R.mean(2, keepdim=True),
+             "perfect value network": solved[:, None]}
 noise = {}
 for name, b in BASELINES.items():
-    useful = ((R - b) * (R - solved[:, None])).mean((0, 2)) / (solved * (1 - solved))          # prompts: mean / exact
-    noise[name] = ((R - b) * (opens - 0.5)).mean(2).std(0).tolist()                            # prompts
-    print(f"{name:22} gradient by being right: {useful.mean():.2f} of the exact one;  noise {sum(noise[name]) / 6:.3f}")
+    # prompts: mean / exact
+    useful = ((R - b) * (R - solved[:, None])).mean((0, 2)) / (solved * (1 - solved))
+    noise[name] = ((R - b) * (opens - 0.5)).mean(2).std(0).tolist()  # prompts
+    print(f"{name:22} gradient by being right: {useful.mean():.2f} of the exact one;  noise "
+          f"{sum(noise[name]) / 6:.3f}")
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 figure, ax = specialists.plot_baselines(noise)
 ax.set_xticks(range(6), [f"{p:.0%}" for p in solved.tolist()])
 ax.set_xlabel("how often the policy solves the prompt")
-style.show(figure, "Noise of the gradient estimate for six prompts: without a baseline it grows with the share of right answers; "
-           "the group's mean is as good as a perfect value network; with the batch's mean it is about the same for every prompt")
+style.show(figure, "Noise of the gradient estimate for six prompts: without a baseline "
+           "it grows with the share of right answers; the group's mean is as good as a perfect "
+           "value network; with the batch's mean it is about the same for every prompt")
 
 # %% [markdown]
 # The group's mean seems to beat a *perfect* value network (0.061 against 0.065). It does not: its gradient has shrunk more, to 0.87. Divide gradient by noise: 14.3 against 15.4. So it is about as good, and costs nothing but the answers that one samples anyway. What it keeps is 7/8 of the gradient, since each answer is a part of its own baseline: a smaller step in
@@ -409,8 +440,9 @@ style.show(figure, "Noise of the gradient estimate for six prompts: without a ba
 # stops paying once a token has moved by $\varepsilon$ **in the direction it was pushed**:
 
 # %% jupyter={"source_hidden": true}
-style.show(specialists.plot_objective_pair(), "The gain over the ratio. For a good answer it is flat above 1.2, for a bad one flat below "
-           "0.8; on the other sides the slope is A, however far")
+style.show(specialists.plot_objective_pair(),
+           "The gain over the ratio. For a good answer it is flat above 1.2, for a bad one "
+           "flat below 0.8; on the other sides the slope is A, however far")
 
 # %% [markdown]
 # ### Exercise 3: the clipped gain
@@ -424,12 +456,14 @@ def colleagues_gain(ratio, A, clip):
 for a in (1.0, -1.0):
     x = torch.tensor([[1.5]], requires_grad=True)
     y = colleagues_gain(x, torch.tensor([a]), 0.2)
-    print(f"A {a:+.0f}, ratio 1.5: gain {y.item():+.2f}, slope {torch.autograd.grad(y.sum(), x)[0].item():+.2f}")
+    print(f"A {a:+.0f}, ratio 1.5: gain {y.item():+.2f}, slope "
+          f"{torch.autograd.grad(y.sum(), x)[0].item():+.2f}")
 
 
 # %%
 def clipped_gain(ratio, A, clip):
-    """min(ratio A, clip(ratio, 1 - clip, 1 + clip) A). ratio: B R, A: B, clip: a number -> B R."""
+    """min(ratio A, clip(ratio, 1 - clip, 1 + clip) A). ratio: B R, A: B, clip: a number
+    -> B R."""
     ### BEGIN SOLUTION
     A = A[:, None]                                                              # B 1
     return torch.minimum(ratio * A, ratio.clamp(1 - clip, 1 + clip) * A)        # B R
@@ -438,7 +472,8 @@ def clipped_gain(ratio, A, clip):
 
 # %%
 clipped_gain = check("specialists.clipped", clipped_gain)
-print([[round(v, 4) for v in row] for row in clipped_gain((now - old).exp(), A, 0.2).tolist()[:3]])
+print([[round(v, 4) for v in row]
+       for row in clipped_gain((now - old).exp(), A, 0.2).tolist()[:3]])
 
 # %% [markdown]
 # The third number of each row is padding; the first two are the gains of the table above.
@@ -450,8 +485,10 @@ def draw_objective(ratio, advantage):
     return specialists.plot_objective(ratio, advantage)
 
 
-box = style.slider_image(draw_objective, "The clipped gain over the ratio, with its slope at one point",
-                         ratio=[1.0, 0.25, 0.5, 0.75, 1.1, 1.3, 1.5, 1.75], advantage=[1.0, 0.5, 0.0, -0.5, -1.0])
+box = style.slider_image(draw_objective,
+                         "The clipped gain over the ratio, with its slope at one point",
+                         ratio=[1.0, 0.25, 0.5, 0.75, 1.1, 1.3, 1.5, 1.75],
+                         advantage=[1.0, 0.5, 0.0, -0.5, -1.0])
 box
 
 # %%
@@ -488,30 +525,37 @@ print("Without the clip both would be pushed on and on by the same few answers."
 #
 # **Predict before you run:** which of the three is right for tokens from $\pi$? Which for tokens from $\pi_{old}$?
 
-# %%
-POLICY, REFERENCE, OLDER = torch.tensor([[0.6, 0.3, 0.1], [0.3, 0.3, 0.4], [0.4, 0.4, 0.2]])        # three times V
+# %% jupyter={"outputs_hidden": true}
+# three times V
+POLICY, REFERENCE, OLDER = torch.tensor([[0.6, 0.3, 0.1], [0.3, 0.3, 0.4], [0.4, 0.4, 0.2]])
 ESTIMATES = {"k1": lambda ratio, r: -r.log(), "k2": lambda ratio, r: r.log() ** 2 / 2,
              "k3": lambda ratio, r: r - r.log() - 1,
-             "ratio k1": lambda ratio, r: ratio * -r.log(), "ratio k3": lambda ratio, r: ratio * (r - r.log() - 1)}
+             "ratio k1": lambda ratio, r: ratio * -r.log(),
+             "ratio k3": lambda ratio, r: ratio * (r - r.log() - 1)}
 
 
 def moments(estimate, sampler):
-    """Mean and deviation of an estimate for tokens from `sampler`, by a sum over the vocabulary."""
-    values = estimate(POLICY / sampler, REFERENCE / POLICY)                                        # V
+    """Mean and deviation of an estimate for tokens from `sampler`, by a sum over the
+    vocabulary."""
+    values = estimate(POLICY / sampler, REFERENCE / POLICY)  # V
     mean = (sampler * values).sum()
     return mean.item(), (sampler * (values - mean) ** 2).sum().sqrt().item()
 
 
 kl_exact = (POLICY * (POLICY / REFERENCE).log()).sum().item()
-on, off = ({name: moments(f, sampler) for name, f in ESTIMATES.items()} for sampler in (POLICY, OLDER))
+on, off = ({name: moments(f, sampler) for name, f in ESTIMATES.items()}
+           for sampler in (POLICY, OLDER))
 print(f"exact {kl_exact:.3f}")
 for name in ESTIMATES:
-    here, there = ((round(mean, 3) + 0.0, deviation) for mean, deviation in (on[name], off[name]))
-    print(f"{name:9} from the policy {here[0]:6.3f} +- {here[1]:.3f}     from the older one {there[0]:6.3f} +- {there[1]:.3f}")
+    here, there = ((round(mean, 3) + 0.0, deviation)
+                   for mean, deviation in (on[name], off[name]))
+    print(f"{name:9} from the policy {here[0]:6.3f} +- {here[1]:.3f}     from the older one "
+          f"{there[0]:6.3f} +- {there[1]:.3f}")
 
-# %% jupyter={"source_hidden": true}
-style.show(specialists.plot_estimators(kl_exact, on, off), "Means (blue where exact, red crosses where not) and deviations of five "
-           "estimates. From the policy itself only k2 is off; from an older policy only the two with the ratio are exact")
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
+style.show(specialists.plot_estimators(kl_exact, on, off), "Means (blue where exact, red "
+           "crosses where not) and deviations of five estimates. From the policy itself only "
+           "k2 is off; from an older policy only the two with the ratio are exact")
 
 # %% [markdown]
 # $k_1$ is right on-policy but varies most, and is often negative. $k_2$ is biased. $k_3$ is right on-policy and never negative. Off-policy all three are wrong. Times the ratio each gets its on-policy mean back, since $\pi_{old} \cdot \pi/\pi_{old} = \pi$: $k_1$ and $k_3$ become right, $k_2$ would keep its bias. V3.2 takes
@@ -521,18 +565,22 @@ style.show(specialists.plot_estimators(kl_exact, on, off), "Means (blue where ex
 
 # %%
 def mean_gradient(estimate, sampler):
-    """The mean gradient by the policy's logits, tokens from `sampler`, as autograd computes it for a loss."""
+    """The mean gradient by the policy's logits, tokens from `sampler`, as autograd computes
+    it for a loss."""
     logits = POLICY.log().requires_grad_()
     p = logits.softmax(-1)
-    return torch.autograd.grad((sampler * estimate(p / sampler, REFERENCE / p)).sum(), logits)[0]   # sampler: no gradient
+    # sampler: no gradient
+    return torch.autograd.grad((sampler * estimate(p / sampler, REFERENCE / p)).sum(),
+                               logits)[0]
 
 
-wanted = mean_gradient(ESTIMATES["ratio k1"], OLDER)            # sampler * ratio = policy: the KL itself
+wanted = mean_gradient(ESTIMATES["ratio k1"], OLDER)  # sampler * ratio = policy: the KL itself
 print("the KL's own  ", [round(v, 3) for v in wanted.tolist()])
 for name, f in ESTIMATES.items():
     found = [mean_gradient(f, sampler) for sampler in (POLICY, OLDER)]
     verdicts = ["right" if torch.allclose(g, wanted, atol=1e-6) else "wrong" for g in found]
-    print(f"{name:9} on-policy {verdicts[0]} {[round(v, 3) + 0.0 for v in found[0].tolist()]!s:24} off-policy {verdicts[1]}")
+    print(f"{name:9} on-policy {verdicts[0]} "
+          f"{[round(v, 3) + 0.0 for v in found[0].tolist()]!s:24} off-policy {verdicts[1]}")
 
 # %% [markdown]
 # On-policy, $k_1$ as a loss has the mean gradient **zero**: it does nothing but add noise. $k_3$ without the ratio pulls in another direction (it is the gradient of the *other* KL, $\mathrm{KL}(\pi_{ref} \| \pi)$). $k_2$, whose value is biased, has the right gradient on-policy. Only with the ratio, through
@@ -543,7 +591,8 @@ for name, f in ESTIMATES.items():
 
 # %%
 def kl_estimate(logprobs, old, reference):
-    """ratio (r - log r - 1), token by token. All B R: ln of the tokens' probabilities under policy, sampler, reference -> B R."""
+    """ratio (r - log r - 1), token by token. All B R: ln of the tokens' probabilities under
+    policy, sampler, reference -> B R."""
     ### BEGIN SOLUTION
     ratio = (logprobs - old).exp()
     log_r = reference - logprobs
@@ -552,11 +601,13 @@ def kl_estimate(logprobs, old, reference):
 
 
 def with_gradient(function):
-    """A function that returns function(logprobs, ...) and the slope of each value by its logprob."""
+    """A function that returns function(logprobs, ...) and the slope of each value by its
+    logprob."""
     def both(logprobs, *others):
         x = logprobs.clone().requires_grad_()
         y = function(x, *others)
-        return y.detach(), torch.autograd.grad(y.sum(), x, allow_unused=True, materialize_grads=True)[0]
+        return y.detach(), torch.autograd.grad(y.sum(), x, allow_unused=True,
+                                               materialize_grads=True)[0]
     return both
 
 
@@ -575,9 +626,10 @@ print([[round(v, 3) for v in row] for row in kl_and_slope(now, old, ref)[0].toli
 
 # %%
 def kept(logprobs, old, A, mask, bound):
-    """1.0 for each answer that counts, 0.0 for one that is left out. logprobs, old, mask: B R; A: B -> B."""
+    """1.0 for each answer that counts, 0.0 for one that is left out. logprobs, old, mask:
+    B R; A: B -> B."""
     ### BEGIN SOLUTION
-    drift = ((old - logprobs) * mask).sum(1) / mask.sum(1)          # B: mean of log(pi_old / pi)
+    drift = ((old - logprobs) * mask).sum(1) / mask.sum(1)  # B: mean of log(pi_old / pi)
     return 1.0 - ((A < 0) & (drift > bound)).float()
     ### END SOLUTION
 
@@ -593,7 +645,7 @@ print(kept(now, old, A, mask, 0.5).tolist())
 # %%
 def kl_tokens(logprobs, old, reference):
     value, slope = kl_and_slope(logprobs.detach(), old, reference)
-    return value + slope * (logprobs - logprobs.detach())           # the same values, the same gradient
+    return value + slope * (logprobs - logprobs.detach())  # the same values, the same gradient
 
 
 def grpo_loss(logprobs, old, reference, rewards, group, mask, clip, beta, bound):
@@ -601,23 +653,26 @@ def grpo_loss(logprobs, old, reference, rewards, group, mask, clip, beta, bound)
     A = advantages(rewards, group)                                                  # B
     gain = clipped_gain((logprobs - old).exp(), A, clip)                            # B R
     mean = lambda t: (t * mask).sum(1) / mask.sum(1)                                # B R -> B
-    return -(mean(gain) * kept(logprobs.detach(), old, A, mask, bound) - beta * mean(kl_tokens(logprobs, old, reference))).mean()
+    return -(mean(gain) * kept(logprobs.detach(), old, A, mask,
+                               bound) - beta * mean(kl_tokens(logprobs, old, reference))).mean()
 
 
 # %%
 rng = torch.Generator().manual_seed(1)
 B, R = 8, 6
-olds = -0.2 - 2 * torch.rand(B, R, generator=rng)                                                      # B R
-news, refs = (olds + 0.4 * torch.randn(B, R, generator=rng) for _ in range(2))                         # B R
+olds = -0.2 - 2 * torch.rand(B, R, generator=rng)                               # B R
+news, refs = (olds + 0.4 * torch.randn(B, R, generator=rng) for _ in range(2))  # B R
 lengths = torch.tensor([6, 3, 1, 4, 5, 2, 6, 6])
-several = (news, olds, refs, torch.randn(B, generator=rng), 4, torch.arange(R) < lengths[:, None])
+several = (news, olds, refs, torch.randn(B, generator=rng), 4,
+           torch.arange(R) < lengths[:, None])
 for x, o, f, earned, group, m in ((now, old, ref, rewards, 4, mask), several):
     x = x.clone().requires_grad_()
     mine = grpo_loss(x, o, f, earned, group, m, 0.2, 0.1, 0.1)
     theirs = grpo.objective(x, o, f, advantages(earned, group), m, epsilon=0.2, beta=0.1,
                             off_policy_mask_threshold=0.1)[0]
     torch.testing.assert_close(mine, theirs)
-    torch.testing.assert_close(torch.autograd.grad(mine, x)[0], torch.autograd.grad(theirs, x)[0])
+    torch.testing.assert_close(torch.autograd.grad(mine, x)[0],
+                               torch.autograd.grad(theirs, x)[0])
 print("loss and gradient equal minids.posttrain.grpo.objective, on four rollouts and on eight")
 
 # %% [markdown]
@@ -633,12 +688,14 @@ print("loss and gradient equal minids.posttrain.grpo.objective, on four rollouts
 # Here: 32 rollouts of the SFT model with top-p 0.9, everything recorded. Then one update.
 
 # %%
-settings = GRPOConfig(steps=8, lr=2e-3, warmup=1, num_prompts=8, num_generations=4, steps_per_generation=1, length_penalty=0.0)
+settings = GRPOConfig(steps=8, lr=2e-3, warmup=1, num_prompts=8, num_generations=4,
+                      steps_per_generation=1, length_penalty=0.0)
 pool = tried
 same_length = max(by_length([prompt_ids(p, tokenizer, "think-high") for p in pool]), key=len)
-chosen = [pool[i] for i in same_length[:8] for _ in range(4)]                                          # B = 32
+chosen = [pool[i] for i in same_length[:8] for _ in range(4)]  # B = 32
 prompts = [prompt_ids(p, tokenizer, "think-high") for p in chosen]
-r = rollouts(sft_model, prompts, 48, top_p=0.9, generator=torch.Generator().manual_seed(3), record=True)
+r = rollouts(sft_model, prompts, 48, top_p=0.9, generator=torch.Generator().manual_seed(3),
+             record=True)
 
 
 @torch.no_grad()
@@ -652,28 +709,33 @@ def log_ratios(model, routing=True, masks=True):
 largest = {name: log_ratios(sft_model, *flags).abs().max().item()
            for name, flags in (("both", (True, True)), ("experts only", (True, False)))}
 assert largest["both"] < 1e-3 < 0.02 < largest["experts only"]
-print("Before any update, with both replays: every ratio is 1, within 0.001. Without the masks some are off by more than 2 %.")
+style.say("Before any update, with both replays: every ratio is 1, within 0.001. Without the "
+          "masks some are off by more than 2 %.")
 
 # %%
 moved = copy.deepcopy(sft_model)
-verdicts = [is_correct(p, reply, tokenizer, "think-high") for p, reply in zip(chosen, r.replies)]
+verdicts = [is_correct(p, reply, tokenizer, "think-high")
+            for p, reply in zip(chosen, r.replies)]
 scores = advantages(torch.tensor(verdicts).float(), 4)
-grpo.update_policy(moved, sft_model, make_optimiser(moved, settings), r, scores, settings, step=0)
+grpo.update_policy(moved, sft_model, make_optimiser(moved, settings), r, scores, settings,
+                   step=0)
 
 
 @torch.no_grad()
 def paths_taken(model):
-    """For each gate that routes by score, and each position, the set of experts: gates B(T-1) K, sorted."""
+    """For each gate that routes by score, and each position, the set of experts: gates
+    B(T-1) K, sorted."""
     _, record = model.run(r.ids[:, :-1])
     return torch.stack([e.sort(-1).values for e in record.experts])
 
 
-before = torch.stack([e.sort(-1).values for e in r.experts])                        # gates B(T-1) K
+before = torch.stack([e.sort(-1).values for e in r.experts])  # gates B(T-1) K
 
 
 def share_changed(model):
-    """The share of the reply's tokens that take another expert in some layer than when they were sampled."""
-    differs = (paths_taken(model) != before).any(-1).any(0).view(len(r.ids), -1)    # B T-1
+    """The share of the reply's tokens that take another expert in some layer than when they
+    were sampled."""
+    differs = (paths_taken(model) != before).any(-1).any(0).view(len(r.ids), -1)  # B T-1
     return differs[:, r.prompt - 1:][r.mask].float().mean().item()
 
 
@@ -681,17 +743,23 @@ unmoved, changed = share_changed(sft_model), share_changed(moved)
 free, replayed = log_ratios(moved, routing=False), log_ratios(moved)
 
 # %% tags=["nbval-ignore-output"]
-print(f"{changed:.1%} of the tokens have an expert changed in some layer; before the update (control) {unmoved:.1%}")
-print(f"|log ratio|: replayed {replayed.abs().mean():.4f} on average, free {free.abs().mean():.4f}")
-print(f"free minus replayed: {(free - replayed).abs().mean():.4f} on average, at most {(free - replayed).abs().max():.3f}")
+print(f"{changed:.1%} of the tokens have an expert changed in some layer; before the update "
+      f"(control) {unmoved:.1%}")
+print(f"|log ratio|: replayed {replayed.abs().mean():.4f} on average, free "
+      f"{free.abs().mean():.4f}")
+print(f"free minus replayed: {(free - replayed).abs().mean():.4f} on average, at most "
+      f"{(free - replayed).abs().max():.3f}")
 
 # %% jupyter={"source_hidden": true}
-style.show(specialists.plot_replay(free.numpy(), replayed.numpy(), changed), "Left: log ratios of tokens after one update, experts free against "
-           "experts replayed, all near the diagonal. Right: the distance from it on a logarithmic scale; the bar at 1e-7 stands for none")
+style.show(specialists.plot_replay(free.numpy(), replayed.numpy(), changed),
+           "Left: log ratios of tokens after one update, experts free against experts "
+           "replayed, all near the diagonal. Right: the distance from it on a logarithmic "
+           "scale; the bar at 1e-7 stands for none")
 
 # %%
 assert unmoved < changed / 10 and changed < 0.6 and (free - replayed).abs().max() > 1e-3
-print("One update changes experts of some tokens; without it (nearly) none change. What is off the diagonal is not learning, but a jump of the path.")
+style.say("One update changes experts of some tokens; without it (nearly) none change. What is "
+          "off the diagonal is not learning, but a jump of the path.")
 
 # %% [markdown]
 # In the left picture all points seem to lie on the diagonal: the largest jump is about a tenth of a nat, while a few log ratios moved by one to three nats (0.08 on average). The right picture shows the jumps by themselves; its tall bar holds all tokens without a visible one. At our size they are mild: eight experts, two of them used, and the shared one beside. At 384 experts and 61 layers some race is close for nearly every token, and V4 samples rollouts with FP4 weights (5.2.1). What *instability* that causes without replay is not
@@ -718,11 +786,15 @@ def sampled(model, step, settings):
     """A batch of judged rollouts: the rollouts, their rewards (B), and what to note."""
     rng = random.Random(step)
     numbers = rng.choice([group for group in lengths if len(group) >= settings.num_prompts])
-    chosen = [pool[i] for i in rng.sample(numbers, settings.num_prompts) for _ in range(settings.num_generations)]       # B
+    # B
+    chosen = [pool[i] for i in rng.sample(numbers, settings.num_prompts)
+              for _ in range(settings.num_generations)]
     prompts = [prompt_ids(p, tokenizer, "think-high") for p in chosen]
     r = rollouts(model, prompts, 56, generator=torch.Generator().manual_seed(step), record=True)
-    verdicts = [is_correct(p, reply, tokenizer, "think-high") for p, reply in zip(chosen, r.replies)]
-    rewards = [grpo.reward(ok, len(reply), "think-high", settings) for ok, reply in zip(verdicts, r.replies)]
+    verdicts = [is_correct(p, reply, tokenizer, "think-high")
+                for p, reply in zip(chosen, r.replies)]
+    rewards = [grpo.reward(ok, len(reply), "think-high", settings)
+               for ok, reply in zip(verdicts, r.replies)]
     note = {"right": share(verdicts), "thinks": share(len(reply) > 8 for reply in r.replies),
             "length": share(map(len, r.replies))}
     return r, torch.tensor(rewards), note
@@ -733,14 +805,16 @@ lengths = by_length([prompt_ids(p, tokenizer, "think-high") for p in pool])
 # %%
 def practise_live(penalty, steps):
     """GRPO from the SFT model; the new model and a record for each step."""
-    settings = GRPOConfig(steps=steps, lr=1e-3, length_penalty=penalty, num_prompts=8, num_generations=8,
+    settings = GRPOConfig(steps=steps, lr=1e-3, length_penalty=penalty, num_prompts=8,
+                          num_generations=8,
                           steps_per_generation=2, decay_from=0.8)
     model, log = copy.deepcopy(sft_model), []
     optimiser = make_optimiser(model, settings)
     for step in tqdm(range(steps), desc=f"GRPO, penalty {penalty}", unit="step"):
         r, rewards, note = sampled(model, step, settings)
         scores = advantages(rewards, settings.num_generations)                      # B
-        told = grpo.update_policy(model, sft_model, optimiser, r, scores, settings, step)   # the objective, twice, on half each
+        # the objective, twice, on half each
+        told = grpo.update_policy(model, sft_model, optimiser, r, scores, settings, step)
         log.append(note | {"reward": rewards.mean().item(), "kl": told["kl"]})
     return model, log
 
@@ -749,35 +823,45 @@ def practise_live(penalty, steps):
 cheap, cheap_log = practise_live(0.1, 14)
 dear, dear_log = practise_live(5.0, 7)
 
-# %%
-style.show(specialists.plot_grpo_run({"penalty 0.1": cheap_log, "penalty 5": dear_log},
-                                {"reward": "mean reward", "right": "share of right replies", "thinks": "share that thinks",
-                                 "kl": "KL to the SFT model (nats)"}),
-           "GRPO over steps, two runs from one start. The reward rises in both; with cheap tokens the share of replies that think "
-           "rises, with dear ones it falls to nearly none. Dots are batches, lines means of five")
+# %% jupyter={"outputs_hidden": true}
+style.show(specialists.plot_grpo_run(
+    {"penalty 0.1": cheap_log, "penalty 5": dear_log},
+    {"reward": "mean reward", "right": "share of right replies", "thinks": "share that thinks",
+     "kl": "KL to the SFT model (nats)"}),
+           "GRPO over steps, two runs from one start. The reward rises in both; with cheap "
+           "tokens the share of replies that think rises, with dear ones it falls to nearly "
+           "none. Dots are batches, lines means of five")
 
 # %% [markdown]
 # Nobody showed either model how much to think. The first found out that replies with thoughts are right more often, and took to thinking. The second found out that they cost more than they bring. (The KL estimate jumps at times: a single token that the reference finds much likelier than the policy has a huge r.) Now the exam, on the third kind of sets, which neither SFT nor GRPO has seen:
 
 # %%
-after = {"after SFT": (after_sft, sample_sft), "GRPO, cheap": examine(cheap), "GRPO, dear": examine(dear)}
-table = {mode: {name: found[mode] for name, (found, _) in after.items()} for mode in ("non-think", "think-high")}
+after = {"after SFT": (after_sft, sample_sft), "GRPO, cheap": examine(cheap),
+         "GRPO, dear": examine(dear)}
+table = {mode: {name: found[mode] for name, (found, _) in after.items()}
+         for mode in ("non-think", "think-high")}
 guess = share(p.answer == "12" for p in exam)           # whoever always says 12
-style.show(specialists.plot_bars(table, "right on the exam (%)", guess),
-           "Share of right replies by mode with 95 % intervals: after SFT, and after GRPO with cheap and with dear tokens, which "
-           "practised think-high only; a dotted line for always saying 12")
+style.show(
+    specialists.plot_bars(table, "right on the exam (%)", guess),
+    "Share of right replies by mode with 95 % intervals: after SFT, and after GRPO with cheap "
+    "and with dear tokens, which practised think-high only; a dotted line for always saying 12")
 
 # %% tags=["nbval-ignore-output"]
 for name, (found, sample) in after.items():
-    print(f"{name:12}", "  ".join(f"{mode} {middle:.0%} ({low:.0%} to {high:.0%})" for mode, (middle, low, high) in found.items()),
-          f"  thinks {share(thought for *_, thought in sample):.0%}, {share(n for _, n, _ in sample):.1f} tokens")
+    print(f"{name:12}", "  ".join(f"{mode} {middle:.0%} ({low:.0%} to {high:.0%})"
+                                  for mode, (middle, low, high) in found.items()),
+          f"  thinks {share(thought for *_, thought in sample):.0%}, "
+          f"{share(n for _, n, _ in sample):.1f} tokens")
 
 # %%
 accuracy = {name: found["think-high"][0] for name, (found, _) in after.items()}
 habit = {name: share(thought for *_, thought in sample) for name, (_, sample) in after.items()}
-assert habit["GRPO, cheap"] > habit["after SFT"] + 0.2 and habit["GRPO, dear"] < habit["after SFT"] - 0.2
-assert accuracy["GRPO, cheap"] > accuracy["after SFT"] + 0.04 and accuracy["GRPO, cheap"] > accuracy["GRPO, dear"]
-print("Cheap tokens: it thinks more, and is right more often. Dear tokens: it hardly thinks, and is right less often.")
+assert (habit["GRPO, cheap"] > habit["after SFT"] + 0.2
+        and habit["GRPO, dear"] < habit["after SFT"] - 0.2)
+assert (accuracy["GRPO, cheap"] > accuracy["after SFT"] + 0.04
+        and accuracy["GRPO, cheap"] > accuracy["GRPO, dear"])
+style.say("Cheap tokens: it thinks more, and is right more often. Dear tokens: it hardly "
+          "thinks, and is right less often.")
 
 # %% [markdown]
 # **What has GRPO taught?** Two things, and only one of them carries over. It moved the *choice* between two ways that the SFT model already knew: in 14 steps, with little more than one bit for each reply, nearly all replies came to think. On the 18 sets that it
@@ -798,7 +882,8 @@ print("Cheap tokens: it thinks more, and is right more often. Dear tokens: it ha
 
 # %%
 def pass_at_k(samples, right, k):
-    """The probability that of k replies out of `samples`, `right` of them right, at least one is right: a float."""
+    """The probability that of k replies out of `samples`, `right` of them right, at least
+    one is right: a float."""
     ### BEGIN SOLUTION
     return 1 - math.comb(samples - right, k) / math.comb(samples, k)
     ### END SOLUTION
@@ -806,7 +891,8 @@ def pass_at_k(samples, right, k):
 
 def for_all(function):
     """The function on a table of cases, as a tensor."""
-    return lambda table: torch.tensor([float(function(*row)) for row in table], dtype=torch.float64)
+    return lambda table: torch.tensor([float(function(*row)) for row in table],
+                                      dtype=torch.float64)
 
 
 # %%
@@ -816,13 +902,16 @@ print([round(v, 3) for v in pass_for_all([(4, 1, 2), (8, 2, 4)]).tolist()])
 # %% tags=["nbval-ignore-output"]
 def curve(model, n=8, some=30):
     """pass@1 to pass@n on some of the exam's problems, think-high, temperature 1."""
-    verdicts, _ = solve(model, tokenizer, [p for p in exam[:some] for _ in range(n)], "think-high", temperature=1.0, seed=9)
+    verdicts, _ = solve(model, tokenizer, [p for p in exam[:some] for _ in range(n)],
+                        "think-high", temperature=1.0, seed=9)
     right_ones = [sum(verdicts[i : i + n]) for i in range(0, len(verdicts), n)]
-    return [pass_for_all([(n, c, k) for c in right_ones]).mean().item() for k in range(1, n + 1)]
+    return [pass_for_all([(n, c, k) for c in right_ones]).mean().item()
+            for k in range(1, n + 1)]
 
 
 curves = {"after SFT": curve(sft_model), "after GRPO, cheap tokens": curve(cheap)}
-style.show(specialists.plot_pass_at_k(curves), "pass@k over k after SFT and after GRPO with cheap tokens: both rise with k, GRPO starts higher")
+style.show(specialists.plot_pass_at_k(curves), "pass@k over k after SFT and after GRPO with "
+           "cheap tokens: both rise with k, GRPO starts higher")
 
 # %%
 first, last = curves.values()
@@ -839,21 +928,23 @@ print("GRPO lifts pass@1. (That pass@k rises with k is no finding: it can never 
 #
 # **Predict before you run:** four families. In how many does GRPO lift the exam's pass@1 by more than ten points?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 recorded = life.reports()
 print(life.table(recorded, "pass@1", ("after SFT", "specialists")))
 print(life.table(recorded, "greedy", ("after SFT", "specialists")))
 print(life.table(recorded, "pass@4", ("after SFT", "specialists")))
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 style.show(life.plot_grpo_gains(recorded),
-           "Arrows from SFT to GRPO for four families and two seeds. At pass@1 mathematics, coding and reasoning rise by 9 to 41 "
-           "points, past the greedy answers before GRPO (red marks), knowledge hardly; at pass@4 coding rises, reasoning falls")
+           "Arrows from SFT to GRPO for four families and two seeds. At pass@1 mathematics, "
+           "coding and reasoning rise by 9 to 41 points, past the greedy answers before GRPO "
+           "(red marks), knowledge hardly; at pass@4 coding rises, reasoning falls")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 style.show(life.plot_grpo_logs(recorded),
-           "Share of right replies in the batches of practice, and entropy of the policy, for four families and two seeds: mathematics, "
-           "coding and reasoning rise slowly and unsteadily, knowledge is near 100 % from the start; the entropies fall")
+           "Share of right replies in the batches of practice, and entropy of the policy, "
+           "for four families and two seeds: mathematics, coding and reasoning rise slowly and "
+           "unsteadily, knowledge is near 100 % from the start; the entropies fall")
 
 # %% [markdown]
 # In three. Mathematics goes from 37 to 48 %, coding from 34 to 74 %, reasoning from 47 to 65 %, in both seeds by similar steps (the interval of 96 problems is ten points each way). We had hoped for fifteen points in each; mathematics misses that by three and a half.
@@ -917,20 +1008,21 @@ style.show(life.plot_grpo_logs(recorded),
 # Tokens: ten digits (`7`), the same ten as words (`seven`), and the end. A reply is right that says the digit *or* the word, and then ends.
 
 # %%
-PROBLEMS, STOP = 32, 20                     # tokens 0 to 9: digits; 10 to 19: words; 20: the end
-DIGIT = torch.arange(PROBLEMS) % 10         # the right answers
+PROBLEMS, STOP = 32, 20              # tokens 0 to 9: digits; 10 to 19: words; 20: the end
+DIGIT = torch.arange(PROBLEMS) % 10  # the right answers
 
 
 def sample_table(table, group, rng):
-    """group replies to each problem. table: PROBLEMS (or 1) R 21 -> tokens B R, mask B R (the end included)."""
-    p = table.softmax(-1).expand(PROBLEMS, -1, -1).repeat_interleave(group, 0)                  # B R 21
-    said = torch.multinomial(p.flatten(0, 1), 1, generator=rng).view(len(p), -1)                # B R
+    """group replies to each problem. table: PROBLEMS (or 1) R 21 -> tokens B R, mask B R
+    (the end included)."""
+    p = table.softmax(-1).expand(PROBLEMS, -1, -1).repeat_interleave(group, 0)         # B R 21
+    said = torch.multinomial(p.flatten(0, 1), 1, generator=rng).view(len(p), -1)       # B R
     return said, ((said == STOP).cumsum(1) - (said == STOP).long()) == 0
 
 
 def chosen_logprobs(table, said, group):
-    logp = table.log_softmax(-1).expand(PROBLEMS, -1, -1).repeat_interleave(group, 0)           # B R 21
-    return logp.gather(2, said[..., None])[..., 0]                                              # B R
+    logp = table.log_softmax(-1).expand(PROBLEMS, -1, -1).repeat_interleave(group, 0)  # B R 21
+    return logp.gather(2, said[..., None])[..., 0]                                     # B R
 
 
 def strict(said, mask, digit):
@@ -938,10 +1030,14 @@ def strict(said, mask, digit):
     return ((said[:, 0] != STOP) & (said[:, 0] % 10 == digit) & (said[:, 1] == STOP)).float()
 
 # %%
-def practise_table(start, judge, steps, group=8, updates=1, clip=0.2, beta=0.0, lr=40.0, seed=0, wrong_verdicts=0.0):
-    """GRPO on a table: the new table, and for each step (mean reward, share right, largest ratio after the updates)."""
-    rng, policy, log = torch.Generator().manual_seed(seed), torch.nn.Parameter(start.clone()), []
-    digit = DIGIT.repeat_interleave(group)                                                      # B
+def practise_table(start, judge, steps, group=8, updates=1, clip=0.2, beta=0.0, lr=40.0, seed=0,
+                   wrong_verdicts=0.0):
+    """GRPO on a table: the new table, and for each step (mean reward, share right, largest
+    ratio after the updates)."""
+    rng = torch.Generator().manual_seed(seed)
+    policy = torch.nn.Parameter(start.clone())
+    log = []
+    digit = DIGIT.repeat_interleave(group)  # B
     for _ in range(steps):
         with torch.no_grad():
             said, mask = sample_table(policy, group, rng)
@@ -951,7 +1047,8 @@ def practise_table(start, judge, steps, group=8, updates=1, clip=0.2, beta=0.0, 
             A = advantages(torch.where(flips, 1 - rewards, rewards), group)
             old, ref = chosen_logprobs(policy, said, group), chosen_logprobs(start, said, group)
         for _ in range(updates):
-            loss, _ = grpo.objective(chosen_logprobs(policy, said, group), old, ref, A, mask, clip, beta, None)
+            loss, _ = grpo.objective(chosen_logprobs(policy, said, group), old, ref, A, mask,
+                                     clip, beta, None)
             policy.data -= lr * torch.autograd.grad(loss, policy)[0]
         with torch.no_grad():
             note.append((chosen_logprobs(policy, said, group) - old).exp()[mask].max().item())
@@ -973,7 +1070,7 @@ def beginner():
 #
 # **Predict before you run:** what can it earn from the strict judge at best? And from the obvious one?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 def obvious(said, mask, digit):
     return ((said == digit[:, None]) & mask).any(1).float()
 
@@ -985,13 +1082,15 @@ for name, judge in (("Strict judge (control)", strict), ("Obvious judge", obviou
     table_, runs[name] = practise_table(blind, judge, steps=150, lr=10.0)
     said, mask = sample_table(table_, 1, torch.Generator().manual_seed(0))
     sayings[name] = " ".join(str(t) for t in said[0][mask[0]].tolist() if t != STOP)
-style.show(specialists.plot_hacking(runs, sayings), "Left, strict judge: reward and share of right replies are one curve, around 10 %. Right, "
-           "obvious judge: the reward rises far above, while no reply is right any more")
+style.show(specialists.plot_hacking(runs, sayings),
+           "Left, strict judge: reward and share of right replies are one curve, around 10 %. "
+           "Right, obvious judge: the reward rises far above, while no reply is right any more")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 (control, fooled) = (torch.tensor(log)[-20:, :2].mean(0).tolist() for log in runs.values())
 assert control[0] == control[1] < 0.15 and fooled[0] > 0.5 and fooled[1] < 0.02
-print("strict: earns what is right, about one in ten;  obvious: earns more than half, right less than 2 %")
+print("strict: earns what is right, about one in ten;  obvious: earns more than half, right "
+      "less than 2 %")
 
 # %% [markdown]
 # At best: the strict judge gives 4 of 32, to a policy that always says 0 or always 1, since these two are the answer to four problems each. The obvious judge gives everything to a reply that names all ten digits.
@@ -1008,7 +1107,8 @@ except minids.errors.MinidsError as error:
     print(error)
 still, _ = practise_table(beginner(), strict, steps=20, group=1)
 taught, log = practise_table(beginner(), strict, steps=20, group=8)
-print("group of 1: largest change of any number in the table:", (still - beginner()).abs().max().item())
+print("group of 1: largest change of any number in the table:",
+      (still - beginner()).abs().max().item())
 print("group of 8: changed:", bool((taught - beginner()).abs().max() > 0.1))
 
 # %% [markdown]
@@ -1017,22 +1117,28 @@ print("group of 8: changed:", bool((taught - beginner()).abs().max() > 0.1))
 # ### No clip, many updates
 # Sixteen updates on each batch of answers. To make it harder, 30 % of all verdicts are wrong, as with a shaky judge. **Predict before you run:** without the clip, does it learn faster, slower, or not at all? Three seeds each; the control takes one update a batch.
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 RECIPES = {"1 update, clip (control)": dict(updates=1), "16 updates, clip": dict(updates=16),
            "16 updates, no clip": dict(updates=16, clip=None)}
 lines, far, ends = {}, {}, {}
 for name, recipe_ in RECIPES.items():
-    logs = [practise_table(beginner(), strict, 50, seed=seed, wrong_verdicts=0.3, **recipe_)[1] for seed in range(3)]
+    logs = [practise_table(beginner(), strict, 50, seed=seed, wrong_verdicts=0.3, **recipe_)[1]
+            for seed in range(3)]
     lines[name] = [[row[1] for row in log] for log in logs]
-    far[name], ends[name] = max(log[0][2] for log in logs), [share(line[-10:]) for line in lines[name]]
-    print(f"{name:25} right at the end {', '.join(f'{end:.0%}' for end in ends[name])};  largest ratio after the first batch {far[name]:.1f}")
-style.show(specialists.plot_seeds(lines, "share of right replies", "A judge that is wrong in 30 % of all cases"),
-           "Share of right replies over batches: 16 updates with the clip climb highest; without the clip the curves stay below")
+    far[name] = max(log[0][2] for log in logs)
+    ends[name] = [share(line[-10:]) for line in lines[name]]
+    print(f"{name:25} right at the end {', '.join(f'{end:.0%}' for end in ends[name])};  "
+          f"largest ratio after the first batch {far[name]:.1f}")
+style.show(specialists.plot_seeds(lines, "share of right replies",
+                                  "A judge that is wrong in 30 % of all cases"),
+           "Share of right replies over batches: 16 updates with the clip climb highest; "
+           "without the clip the curves stay below")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert min(ends["16 updates, clip"]) > max(ends["16 updates, no clip"]) + 0.05
 assert far["16 updates, no clip"] > 5 > far["16 updates, clip"]
-print("Without the clip one batch moves single tokens many times as far, and the end is worse, in each of three seeds.")
+style.say("Without the clip one batch moves single tokens many times as far, and the end is "
+          "worse, in each of three seeds.")
 
 # %% [markdown]
 # Faster at first, then stuck: in the picture the unclipped curves lead for some batches and then stay where they are. (The control is lowest because it takes a sixteenth of the updates. It still rises. The fair comparison is 16 updates with and without the clip.)
@@ -1043,10 +1149,10 @@ print("Without the clip one batch moves single tokens many times as far, and the
 # ### KL off
 # Digit and word are equally right, and the beginner says both equally often. The reward does not care. **Predict before you run:** what becomes of the habit of saying either, with and without the charge for distance?
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 def words_share(table):
     """For each problem: how often a right answer is the word."""
-    p = table.softmax(-1)[torch.arange(PROBLEMS), 0]                                # PROBLEMS 21
+    p = table.softmax(-1)[torch.arange(PROBLEMS), 0]  # PROBLEMS 21
     digit, word = (p[torch.arange(PROBLEMS), DIGIT + kind] for kind in (0, 10))
     return (word / (digit + word)).tolist()
 
@@ -1057,14 +1163,19 @@ for name, beta in (("KL off", 0.0), ("KL, beta = 0.1", 0.1)):
     ends[name] = sum((words_share(table_) for table_, _ in both), [])
     final[name] = share(share(row[1] for row in log[-10:]) for _, log in both)
     extreme = share(s < 0.2 or s > 0.8 for s in ends[name])
-    print(f"{name:15} right {final[name]:.0%}; problems that say the same of the two in over 80 %: {extreme:.0%}")
-style.show(specialists.plot_shares(ends), "How often the word is said instead of the digit, as shares of the problems: 32 at the start, the same 32 in two "
-           "seeds afterwards. At the start all are at 50 %; with KL off most are near 0 or 100 %; with KL most stay in between")
+    print(f"{name:15} right {final[name]:.0%}; problems that say the same of the two in over "
+          f"80 %: {extreme:.0%}")
+style.show(specialists.plot_shares(ends),
+           "How often the word is said instead of the digit, as shares of the problems: 32 at "
+           "the start, the same 32 in two seeds afterwards. At the start all are at 50 %; with "
+           "KL off most are near 0 or 100 %; with KL most stay in between")
 
-# %%
-off_extreme, on_extreme = (share(s < 0.2 or s > 0.8 for s in ends[name]) for name in ("KL off", "KL, beta = 0.1"))
+# %% jupyter={"outputs_hidden": true}
+off_extreme, on_extreme = (share(s < 0.2 or s > 0.8 for s in ends[name])
+                           for name in ("KL off", "KL, beta = 0.1"))
 assert off_extreme > 0.6 and on_extreme < 0.3 and min(final.values()) > 0.7
-print("Without KL luck decides which of two right answers survives. With KL both stay, at a small price in reward.")
+style.say("Without KL luck decides which of two right answers survives. With KL both stay, at "
+          "a small price in reward.")
 
 # %% [markdown]
 # Whichever of the two was right *first* was sampled more, so rewarded more, so sampled more. Nobody wanted that. What a reward does not speak of is free to drift: variety, style, other skills. The KL term holds it. Its price is visible too: with a charge for distance the policy stays a little less right.
@@ -1086,9 +1197,11 @@ print("Without KL luck decides which of two right answers survives. With KL both
 # What do modes bring? Published scores (report, table 7):
 
 # %% jupyter={"source_hidden": true}
-style.show(specialists.plot_modes(("HLE (", "Apex (", "HMMT", "LiveCodeBench", "GPQA", "SWE Verified", "SimpleQA", "MMLU-Pro")),
-           "Scores of V4-Flash and V4-Pro in three modes on eight benchmarks: far apart on hard mathematics, HLE and LiveCodeBench; close on "
-           "MMLU-Pro and SWE Verified; in between on SimpleQA")
+style.show(specialists.plot_modes(("HLE (", "Apex (", "HMMT", "LiveCodeBench", "GPQA",
+                                   "SWE Verified", "SimpleQA", "MMLU-Pro")),
+           "Scores of V4-Flash and V4-Pro in three modes on eight benchmarks: far apart "
+           "on hard mathematics, HLE and LiveCodeBench; close on MMLU-Pro and SWE Verified; in "
+           "between on SimpleQA")
 
 # %% [markdown]
 # Flash on HMMT 2026: 40.8 without thoughts, 91.9 in High, 94.8 in Max. On MMLU-Pro: 83.0, 86.4, 86.2. As in our small sums, thinking pays most where an answer has to be *worked out*. The border is not sharp: SimpleQA, pure recall, still gains 11 (Flash) and 13 (Pro) points from Non-think to Max, SWE Verified only 5 and 7.

@@ -51,7 +51,7 @@ versions()
 #
 # **Predict before you run:** what does the network with the *mean* of their weights compute?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 def network(x, w_in, w_out):
     """x: N, w_in: 2, w_out: 2 -> N. Two hidden units."""
     return (x[:, None] * w_in).relu() @ w_out
@@ -61,7 +61,8 @@ x = torch.tensor([-3.0, -1.0, 0.5, 2.0])
 first = torch.tensor([1.0, -1.0]), torch.tensor([1.0, 1.0])
 second = torch.tensor([-1.0, 1.0]), torch.tensor([1.0, 1.0])
 mean = [(a + b) / 2 for a, b in zip(first, second)]
-for name, weights in (("first expert", first), ("second expert", second), ("mean of weights", mean)):
+for name, weights in (("first expert", first), ("second expert", second),
+                      ("mean of weights", mean)):
     print(f"{name:15}", network(x, *weights).tolist())
 
 # %% [markdown]
@@ -105,9 +106,10 @@ for name, p in (("even", torch.full((3,), 1 / 3)), ("sure", torch.tensor([0.90, 
 # %% [markdown]
 # The same on a line of 21 tokens. The teacher has two humps; the student can only be one hump, wide or narrow. **Predict before you run:** where will the best student of each KL be?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 style.show(distillation.plot_two_fits(),
-           "The best student by forward KL is one wide hump over both of the teacher's, the one by reverse KL sits on the larger of the two")
+           "The best student by forward KL is one wide hump over both of the teacher's, the "
+           "one by reverse KL sits on the larger of the two")
 
 # %% [markdown]
 # A model that *generates* pays for what it writes. The covering student puts about 27 % on the three tokens between the humps, where the teacher has 1.6 % together. The seeking one
@@ -143,7 +145,8 @@ print("equal to minids.posttrain.distill.divergence")
 # %%
 box = style.slider_image(lambda centre, width: distillation.plot_student(centre, width),
                          "The teacher's two humps, the student, and its two divergences",
-                         centre=[0.0, -6.0, -4.0, -2.0, 2.0, 4.0, 6.0], width=[4.4, 3.0, 2.0, 1.2, 0.8, 6.0])
+                         centre=[0.0, -6.0, -4.0, -2.0, 2.0, 4.0, 6.0],
+                         width=[4.4, 3.0, 2.0, 1.2, 0.8, 6.0])
 box
 
 # %%
@@ -158,7 +161,8 @@ for centre, width in ((0.0, 4.4), (0.0, 1.2), (-4.0, 1.2), (4.0, 1.2)):
 
 # %%
 style.show(distillation.plot_landscape(),
-           "Over centre and width the forward KL has one valley, in the middle and wide; the reverse KL has two, one on each hump; crosses mark the least")
+           "Over centre and width the forward KL has one valley, in the middle and wide; the "
+           "reverse KL has two, one on each hump; crosses mark the least")
 
 # %% [markdown]
 # ## 2. The whole vocabulary, or the one token that was drawn?
@@ -188,7 +192,8 @@ style.show(distillation.plot_landscape(),
 
 # %%
 def token_loss(student, teacher, token):
-    """The one-token loss. student, teacher: N V, logits; token: N, ids that the student drew -> N."""
+    """The one-token loss. student, teacher: N V, logits; token: N, ids that the student drew
+    -> N."""
     ### BEGIN SOLUTION
     logp = student.log_softmax(-1).gather(-1, token[:, None])[:, 0]     # N
     logq = teacher.log_softmax(-1).gather(-1, token[:, None])[:, 0]     # N
@@ -197,11 +202,13 @@ def token_loss(student, teacher, token):
 
 
 def with_gradient(function):
-    """A function that returns function(student, ...) and the gradient of its sum by the student's logits."""
+    """A function that returns function(student, ...) and the gradient of its sum by the
+    student's logits."""
     def both(student, *others):
         x = student.clone().requires_grad_()
         y = function(x, *others)
-        grad = torch.autograd.grad(y.sum(), x, allow_unused=True)[0] if y.requires_grad else None
+        grad = (torch.autograd.grad(y.sum(), x, allow_unused=True)[0] if y.requires_grad
+                else None)
         return y.detach(), torch.zeros_like(x) if grad is None else grad
     return both
 
@@ -212,17 +219,19 @@ loss_and_gradient = check("distillation.token_loss", with_gradient(token_loss))
 # %% [markdown]
 # (The next cells use what `check` gave back, with its gradient.) All three tokens, each as often as it is drawn. The variance of a vector is the mean of its squared length less the squared length of its mean; here $0.7 \cdot 0.220 + 0.2 \cdot 0.957 + 0.1 \cdot 1.617 = 0.507$, less 0.338 is 0.169:
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 p, q = torch.tensor([[0.7, 0.2, 0.1]]), torch.tensor([[0.2, 0.5, 0.3]])
-student, teacher = p.log(), q.log()                                     # 1 V: log-probabilities are logits too
-each = torch.cat([loss_and_gradient(student, teacher, torch.tensor([x]))[1] for x in range(3)])     # V V
-exact = with_gradient(reverse_kl)(student, teacher)[1]                  # 1 V
+student, teacher = p.log(), q.log()                     # 1 V: log-probabilities are logits too
+# V V
+each = torch.cat([loss_and_gradient(student, teacher, torch.tensor([x]))[1] for x in range(3)])
+exact = with_gradient(reverse_kl)(student, teacher)[1]  # 1 V
 for name, row in zip("ABC", each):
     print(f"drawn {name}:", [round(v, 3) for v in row.tolist()])
 print("mean:   ", [round(v, 3) for v in (p @ each)[0].tolist()])
 print("whole:  ", [round(v, 3) for v in exact[0].tolist()])
 signal, noise = distill.noise(student, teacher)
-print(f"squared length of the whole gradient {signal.item():.3f}, variance of the one-token gradient {noise.item():.3f}")
+print(f"squared length of the whole gradient {signal.item():.3f}, variance of the one-token "
+      f"gradient {noise.item():.3f}")
 
 # %% [markdown]
 # The mean is the whole gradient, to the digit. But a single draw is off: even with three tokens the variance is half the square of what it estimates. Both grow with the square of $\ell$; their ratio depends on how many tokens share the probability, and below we measure it on a real vocabulary. (Drawing B gives its
@@ -230,10 +239,12 @@ print(f"squared length of the whole gradient {signal.item():.3f}, variance of th
 #
 # **A trap.** One might take the estimate of the *value*, $\ln p_x - \ln q_x$, and call `backward` on it. Its mean is the KL, after all. **Predict before you run:** what is the mean of its gradient?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 value = with_gradient(lambda s, t, x: s.log_softmax(-1)[0, x] - t.log_softmax(-1)[0, x])
-means = [sum(p[0, x] * value(student, teacher, torch.tensor([x]))[i] for x in range(3)) for i in (0, 1)]
-print(f"mean value {means[0].item():.3f}, mean gradient", [round(abs(v), 3) for v in means[1][0].tolist()])
+means = [sum(p[0, x] * value(student, teacher, torch.tensor([x]))[i] for x in range(3))
+         for i in (0, 1)]
+print(f"mean value {means[0].item():.3f}, mean gradient",
+      [round(abs(v), 3) for v in means[1][0].tolist()])
 
 # %% [markdown]
 # Zero. The gradient of $\ln p_x$ is $e_x - p$, and its mean over $x \sim p$ is $p - p$. The value depends on p in two ways, through the logarithm and through *which* tokens are drawn, and the second is what matters
@@ -243,14 +254,16 @@ print(f"mean value {means[0].item():.3f}, mean gradient", [round(abs(v), 3) for 
 
 # %%
 def descent(draws, seed=0, steps=150, V=50, lr=1.0):
-    """The true KL over steps of plain gradient descent; `draws` tokens a step, or the whole vocabulary (0)."""
+    """The true KL over steps of plain gradient descent; `draws` tokens a step, or the whole
+    vocabulary (0)."""
     rng = torch.Generator().manual_seed(seed)
     teacher = 2 * torch.randn(1, V, generator=torch.Generator().manual_seed(99))    # 1 V
     student, kls = torch.zeros(1, V), []
     for _ in range(steps):
         kls.append(reverse_kl(student, teacher).item())
         if draws:
-            x = torch.multinomial(student.softmax(-1)[0], draws, replacement=True, generator=rng)
+            x = torch.multinomial(student.softmax(-1)[0], draws, replacement=True,
+                                  generator=rng)
             wide = student.expand(draws, V)                                         # draws V
             g = loss_and_gradient(wide, teacher.expand(draws, V), x)[1].mean(0, keepdim=True)
         else:
@@ -259,15 +272,18 @@ def descent(draws, seed=0, steps=150, V=50, lr=1.0):
     return kls
 
 
-runs = {"2 drawn tokens a step, 8 runs": [descent(2, seed) for seed in range(8)], "whole vocabulary": [descent(0)]}
+runs = {"2 drawn tokens a step, 8 runs": [descent(2, seed) for seed in range(8)],
+        "whole vocabulary": [descent(0)]}
 style.show(distillation.plot_descents(runs),
-           "The whole vocabulary gives one smooth curve. Runs from drawn tokens are jagged, differ from each other, and end higher on average")
+           "The whole vocabulary gives one smooth curve. Runs from drawn tokens are jagged, "
+           "differ from each other, and end higher on average")
 
 # %%
 ends = torch.tensor([run[-1] for run in runs["2 drawn tokens a step, 8 runs"]])
 whole = runs["whole vocabulary"][0][-1]
 assert ends.mean() > 3 * whole and ends.max() > 3 * ends.min()
-print("Drawn tokens end higher on average than the whole vocabulary, and differ from run to run.")
+print("Drawn tokens end higher on average than the whole vocabulary, and differ from run to "
+      "run.")
 
 # %% [markdown]
 # Some runs stand still far up, one of ours to the end of the picture: an unlucky step makes a token so unlikely that it is hardly ever drawn again, and what is not drawn is not mended. (Early on a lucky run may even be ahead of the blue curve.) Four draws a step, or
@@ -286,10 +302,11 @@ print("Drawn tokens end higher on average than the whole vocabulary, and differ 
 # logits, one row for each place; its hand shakes, so that 6 % of its steps are random. The only difference between two students: where they are compared with the teacher.
 
 # %%
-D, T = 8, 50                                                        # places -8 ... 8, steps of a walk
+D, T = 8, 50  # places -8 ... 8, steps of a walk
 place, moves = torch.arange(-D, D + 1), torch.tensor([-1, 0, 1])
 guide = torch.full((2 * D + 1, 3), 0.01)
-guide[torch.arange(2 * D + 1), 1 - place.sign()] = 0.98             # places 3: back to the path, or stay on it
+# places 3: back to the path, or stay on it
+guide[torch.arange(2 * D + 1), 1 - place.sign()] = 0.98
 
 
 def policy(z, shake=0.06):
@@ -299,8 +316,8 @@ def policy(z, shake=0.06):
 
 def visits(p):
     """The probability of each place at each step of a walk from the path: T places."""
-    to = (place[:, None] + moves).clamp(-D, D) + D                  # places 3: where a move leads
-    M = torch.zeros(2 * D + 1, 2 * D + 1).scatter_add(1, to, p)     # from, to
+    to = (place[:, None] + moves).clamp(-D, D) + D  # places 3: where a move leads
+    M = torch.zeros(2 * D + 1, 2 * D + 1).scatter_add(1, to, p)  # from, to
     at, rows = F.one_hot(torch.tensor(D), 2 * D + 1).float(), []
     for _ in range(T):
         rows.append(at)
@@ -314,7 +331,8 @@ def kl_of(p):
 
 
 def practise(own, steps=200):
-    """Gradient descent on the reverse KL, weighed by how often a place is visited: by the student, or by the teacher."""
+    """Gradient descent on the reverse KL, weighed by how often a place is visited: by the
+    student, or by the teacher."""
     z = torch.zeros(2 * D + 1, 3, requires_grad=True)
     for _ in range(steps):
         p = policy(z)
@@ -324,29 +342,34 @@ def practise(own, steps=200):
     return policy(z).detach()
 
 
-students = {"trained on the teacher's walks": practise(False), "trained on its own walks": practise(True)}
+students = {"trained on the teacher's walks": practise(False),
+            "trained on its own walks": practise(True)}
 for name, p in students.items():
-    print(f"{name:31} KL on the teacher's walks: {(visits(guide).mean(0) * kl_of(p)).sum():.3f} nats a step")
+    print(f"{name:31} KL on the teacher's walks: "
+          f"{(visits(guide).mean(0) * kl_of(p)).sum():.3f} nats a step")
 
 # %% [markdown]
 # Judged on the teacher's walks both are good. The second is even a little better there, though it was not trained on them: it comes to the places beside the path more often and is done with them sooner. (With 2,000 steps the two scores are 0.009 and
 # 0.0085.) **Predict before you run:** now they walk by themselves. How often is each more than 2 places off the path after 49 steps?
 
-# %%
-lost = {name: visits(p)[:, place.abs() > 2].sum(1) for name, p in (students | {"the teacher": guide}).items()}
+# %% jupyter={"outputs_hidden": true}
+lost = {name: visits(p)[:, place.abs() > 2].sum(1)
+        for name, p in (students | {"the teacher": guide}).items()}
 for name, share in lost.items():
     print(f"{name:31} lost after {T - 1} steps: {100 * share[-1]:.1f} %")
 off, on = (students[name][D:D + 5, 0] for name in list(students)[:2])
 for name, back in (("first student", off), ("second student", on)):
-    print(f"chance of the {name} to step back at distance 1, 2, 3, 4:", [round(v, 2) for v in back[1:].tolist()])
+    print(f"chance of the {name} to step back at distance 1, 2, 3, 4:",
+          [round(v, 2) for v in back[1:].tolist()])
 style.show(distillation.plot_lost(lost),
-           "The share of walks more than 2 places off the path grows step by step for the student trained on the teacher's walks, "
-           "and stays near 0 for the others")
+           "The share of walks more than 2 places off the path grows step by step for the "
+           "student trained on the teacher's walks, and stays near 0 for the others")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 first, second = lost["trained on the teacher's walks"][-1], lost["trained on its own walks"][-1]
 assert first > 10 * second
-print("Both are good on the teacher's walks; by itself the first is lost more than ten times as often.")
+style.say("Both are good on the teacher's walks; by itself the first is lost more than ten "
+          "times as often.")
 
 # %% [markdown]
 # The lines before the figure say why. Two places off the path the first student steps at random (0.33 is one of three moves): its teacher goes there once in 10,000 steps, so it was told next to nothing about what to do. The second student goes there
@@ -360,33 +383,38 @@ print("Both are good on the teacher's walks; by itself the first is lost more th
 # The whole vocabulary at each position: how much must be stored between "the teachers read" and "the student learns"? A teacher's logits are a product of its **last hidden state**, d numbers, with its head, V x d numbers. So keep the
 # hidden state, and apply the head when the logits are needed (report, section 5.2.2). **Predict before you run:** how much smaller is that, for V4-Flash?
 
-# %%
-flash, pro = (Config.from_json(paths.data("v4", f"{name}.config.json")) for name in ("flash", "pro"))
+# %% jupyter={"outputs_hidden": true}
+flash, pro = (Config.from_json(paths.data("v4", f"{name}.config.json"))
+              for name in ("flash", "pro"))
 print("for a million tokens of text, 2 bytes a number:")
 for name, c in (("nano", Config.nano()), ("Flash", flash), ("Pro", pro)):
-    logits, hidden, head = (2 * numbers / 1e9 for numbers in (1e6 * c.vocab_size, 1e6 * c.dim, c.vocab_size * c.dim))
-    print(f"{name:5} logits {logits:7.2f} GB, hidden states {hidden:6.2f} GB ({c.vocab_size / c.dim:4.1f} times less), "
-          f"one teacher's head {head:6.4f} GB")
+    logits, hidden, head = (2 * numbers / 1e9 for numbers
+                            in (1e6 * c.vocab_size, 1e6 * c.dim, c.vocab_size * c.dim))
+    print(f"{name:5} logits {logits:7.2f} GB, hidden states {hidden:6.2f} GB "
+          f"({c.vocab_size / c.dim:4.1f} times less), one teacher's head {head:6.4f} GB")
 
 # %% [markdown]
 # Nothing is lost by the detour: the same state and the same head give the same logits. (The cell keeps float32; at the table's 2 bytes a number both logits and states would be rounded.) Check it on the shipped model, whose streams are first read by the mHC head and normed (lesson 08); that is the hidden state.
 
 # %%
 base = minids.load(paths.data("checkpoints", "nano")).eval()
-ids = torch.randint(3, 2000, (2, 20), generator=torch.Generator().manual_seed(0))       # B T
+ids = torch.randint(3, 2000, (2, 20), generator=torch.Generator().manual_seed(0))  # B T
 with torch.no_grad():
-    hidden = base.hidden(base.features(ids))                                            # B T d: what is cached
-    torch.testing.assert_close(F.linear(hidden, base.head.weight.float()), base(ids))   # B T V
-print("cached", tuple(hidden.shape), "gives", (*hidden.shape[:2], base.config.vocab_size), "- equal to the model's logits")
+    hidden = base.hidden(base.features(ids))  # B T d: what is cached
+    torch.testing.assert_close(F.linear(hidden, base.head.weight.float()), base(ids))  # B T V
+print("cached", tuple(hidden.shape), "gives", (*hidden.shape[:2], base.config.vocab_size),
+      "- equal to the model's logits")
 
 # %% [markdown]
 # What remains is the heads. One head of Pro is 1.85 GB, and there are more than ten teachers. If samples come in any order, heads go in and out of memory again and again. So V4 **orders the samples by teacher**: each
 # head comes in once a batch, and one at a time is enough.
 
 # %%
-teacher_of = torch.randint(0, 10, (64,), generator=torch.Generator().manual_seed(0))    # 64 samples, 10 teachers
-loads = lambda order: 1 + int((order[1:] != order[:-1]).sum())                          # changes of the head in memory
-print(f"any order: {loads(teacher_of)} loads of a head; by teacher: {loads(teacher_of.sort().values)}")
+# 64 samples, 10 teachers
+teacher_of = torch.randint(0, 10, (64,), generator=torch.Generator().manual_seed(0))
+loads = lambda order: 1 + int((order[1:] != order[:-1]).sum())  # changes of the head in memory
+print(f"any order: {loads(teacher_of)} loads of a head; by teacher: "
+      f"{loads(teacher_of.sort().values)}")
 
 # %% [markdown]
 # ## 5. One student, many weights
@@ -401,9 +429,10 @@ print(f"any order: {loads(teacher_of)} loads of a head; by teacher: {loads(teach
 
 # %%
 def opd_loss(kl, family, weights):
-    """kl: N, each token's KL to its teacher; family: N, numbers of families; weights: F -> a tensor without axes."""
+    """kl: N, each token's KL to its teacher; family: N, numbers of families; weights: F -> a
+    tensor without axes."""
     ### BEGIN SOLUTION
-    there = family.unique()                                             # the families of this batch
+    there = family.unique()  # the families of this batch
     means = torch.stack([kl[family == i].mean() for i in there])
     return (weights[there] * means).sum() / weights[there].sum()
     ### END SOLUTION
@@ -420,11 +449,14 @@ print("by hand 3, found", opd_loss(kl, family, torch.tensor([0.5, 0.5])).item())
 
 # %%
 def colleagues_mean(states):
-    return {name: torch.stack([s[name].float() for s in states]).mean(0).to(t.dtype) for name, t in states[0].items()}, []
+    return {name: torch.stack([s[name].float() for s in states]).mean(0).to(t.dtype)
+            for name, t in states[0].items()}, []
 
 
-tables = [{"layers.0.ffn.gate.tid2eid": torch.tensor([[2, 7], [0, 3]])}, {"layers.0.ffn.gate.tid2eid": torch.tensor([[6, 1], [1, 3]])}]
-print("token 0 goes to experts 2 and 7, or 6 and 1; in the mean to", colleagues_mean(tables)[0]["layers.0.ffn.gate.tid2eid"][0].tolist())
+tables = [{"layers.0.ffn.gate.tid2eid": torch.tensor([[2, 7], [0, 3]])},
+          {"layers.0.ffn.gate.tid2eid": torch.tensor([[6, 1], [1, 3]])}]
+print("token 0 goes to experts 2 and 7, or 6 and 1; in the mean to",
+      colleagues_mean(tables)[0]["layers.0.ffn.gate.tid2eid"][0].tolist())
 
 # %% [markdown]
 # To expert 4, twice. `tid2eid` (lesson 06) holds *names* of experts, and names have no mean. Specialists of one base share this table, so nobody notices, until models of two bases meet. Write the mean that says so.
@@ -433,8 +465,9 @@ print("token 0 goes to experts 2 and 7, or 6 and 1; in the mean to", colleagues_
 def mean_weights(states):
     """states: a list of state dicts with the same names and shapes -> (mean, odd).
 
-    mean: floating-point tensors are averaged, in float32, and come back in their own type; of tables of integers
-    the first model's is kept. odd: the names of the tables of integers that are not the same in all models, in order.
+    mean: floating-point tensors are averaged, in float32, and come back in their own type; of
+    tables of integers the first model's is kept. odd: the names of the tables of integers that
+    are not the same in all models, in order.
     """
     ### BEGIN SOLUTION
     mean, odd = {}, []
@@ -474,7 +507,8 @@ for name in FAMILIES:
     settings = SFTConfig(steps=28, batch=24, families=(name,), **COMMON)
     log = sft(paths.data("checkpoints", "nano"), settings, Path(shelf.name, name))
     folders[name] = Path(shelf.name, name, "model")
-    print(f"{name:12} reply loss of a batch: {log[0]['loss']:.2f} -> {log[-1]['loss']:.2f} nats per token")
+    print(f"{name:12} reply loss of a batch: {log[0]['loss']:.2f} -> {log[-1]['loss']:.2f} "
+          "nats per token")
 
 # %%
 school = Teachers(folders)
@@ -504,20 +538,21 @@ def write(model, problems, seed):
     parts = {}
     for name in FAMILIES:
         some = [i for i, p in enumerate(problems) if p.family == name]
-        parts[name] = Texts.of([prompts[i] for i in some], [replies[i] for i in some], [problems[i] for i in some])
+        parts[name] = Texts.of([prompts[i] for i in some], [replies[i] for i in some],
+                               [problems[i] for i in some])
     return parts
 
 # %%
 def opd_backward(model, parts, kl=reverse_kl, head_of=lambda name: name):
     """Gradients of the distillation loss. Returns the loss, a float."""
     cache, kls, family = {}, [], []
-    for name, texts in parts.items():                                   # first all teachers read
+    for name, texts in parts.items():                       # first all teachers read
         with torch.no_grad():
-            X = teachers[name].features(texts.ids[:, :-1])              # B T-1 n d
+            X = teachers[name].features(texts.ids[:, :-1])  # B T-1 n d
             cache[name] = teachers[name].hidden(X[texts.reply][None])[0]                # N d
-    for i, (name, texts) in enumerate(parts.items()):                   # then one head after the other
-        X = model.features(texts.ids[:, :-1])                           # B T-1 n d
-        student = model.logits(X[texts.reply][None])[0]                 # N V
+    for i, (name, texts) in enumerate(parts.items()):       # then one head after the other
+        X = model.features(texts.ids[:, :-1])               # B T-1 n d
+        student = model.logits(X[texts.reply][None])[0]     # N V
         teacher = F.linear(cache[name], teachers[head_of(name)].head.weight.detach())   # N V
         kls.append(kl(student, teacher))
         family.append(torch.full((len(student),), i))
@@ -534,7 +569,8 @@ for name, backward in (("ours", lambda m: opd_backward(m, parts)),
                        ("minids", lambda m: add_gradients(m, school, parts, SETTINGS)["loss"])):
     model = copy.deepcopy(start).train()
     loss = backward(model)
-    found[name] = [torch.tensor(loss)] + [p_.grad for p_ in model.parameters() if p_.grad is not None]
+    found[name] = ([torch.tensor(loss)]
+                   + [p_.grad for p_ in model.parameters() if p_.grad is not None])
 torch.testing.assert_close(found["ours"], found["minids"], atol=1e-4, rtol=1e-3)
 print("loss and all gradients equal those of minids.posttrain.distill.add_gradients")
 
@@ -546,10 +582,11 @@ ratio = []
 for name, texts in parts.items():
     school.read(name, texts)
     with torch.no_grad():
-        student = start.logits(start.features(texts.ids[:, :-1])[texts.reply][None])[0]         # N V
+        student = start.logits(start.features(texts.ids[:, :-1])[texts.reply][None])[0]  # N V
         signal, noise = distill.noise(student, school.logits(name))
     ratio.append((noise.mean() / signal.mean()).item())
-    print(f"{name:12} {len(student):4} tokens: variance of the one-token gradient is {ratio[-1]:.0f} times its squared mean")
+    print(f"{name:12} {len(student):4} tokens: variance of the one-token gradient is "
+          f"{ratio[-1]:.0f} times its squared mean")
 
 # %%
 assert min(ratio) > 1
@@ -571,32 +608,37 @@ print("On both families the noise of one token is larger than what it estimates.
 
 # %%
 def train_student(method, limit=None, steps=16):
-    """From the mean weights on: `steps` steps, or as many as fit into `limit` processor seconds."""
+    """From the mean weights on: `steps` steps, or as many as fit into `limit` processor
+    seconds."""
     settings, model = replace(SETTINGS, method=method), copy.deepcopy(start).train()
     optimiser, seconds, kls = make_optimiser(model, settings), [], []
     while len(seconds) < steps if limit is None else sum(seconds) < limit:
         began, s = process_time(), len(seconds)
-        problems = [settings.problem("train", i) for i in range(s * settings.batch, (s + 1) * settings.batch)]
+        problems = [settings.problem("train", i)
+                    for i in range(s * settings.batch, (s + 1) * settings.batch)]
         texts = write_texts(model, school, problems, MODE, settings, tokenizer, seed=s)
         record = add_gradients(model, school, texts, settings)
-        at = s if limit is None else int(steps * sum(seconds) / limit)          # the rate follows the share of the time
+        # the rate follows the share of the time
+        at = s if limit is None else int(steps * sum(seconds) / limit)
         optimiser_step(model, optimiser, settings, min(at, steps - 1))
         seconds.append(process_time() - began)
         kls.append(record.get("kl"))
     return model.eval(), seconds, kls
 
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 models, curves = {"mean weights": start.eval()}, {}
-for name, method in (("on-policy", "on-policy"), ("off-policy", "off-policy"), ("mixed SFT", "sft")):
+for name, method in (("on-policy", "on-policy"), ("off-policy", "off-policy"),
+                     ("mixed SFT", "sft")):
     limit = sum(curves["on-policy"][0]) if curves else None
     models[name], seconds, kls = train_student(method, limit)
     curves[name] = seconds, kls
     print(f"{name:12} {len(seconds):3} steps in {sum(seconds):.0f} processor seconds")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 style.show(distillation.plot_kl({name: curves[name] for name in ("on-policy", "off-policy")}),
-           "The student's KL to its teachers falls while it learns, on its own texts and on the teachers'")
+           "The student's KL to its teachers falls while it learns, on its own texts and on "
+           "the teachers'")
 
 # %% [markdown]
 # (The two curves are measured on different texts: each on those that its method learns from. They cannot be compared with each other. Nor can the first point be compared with the table below: other problems, and a mean in which a few long replies weigh much.)
@@ -605,14 +647,17 @@ style.show(distillation.plot_kl({name: curves[name] for name in ("on-policy", "o
 
 # %% tags=["nbval-ignore-output"]
 def judge(model, name):
-    """Of one family: right answers with interval, KL to the teacher on the model's own texts, loss on worked replies."""
+    """Of one family: right answers with interval, KL to the teacher on the model's own
+    texts, loss on worked replies."""
     problems = tasks.problems(name, "test", 64, 1)
     accuracy, measured = interval(solve(model, tokenizer, problems, MODE)[0]), {}
     for method in ("on-policy", "sft"):
-        texts = write_texts(model, school, problems[:40], MODE, replace(SETTINGS, method=method), tokenizer, 7)[name]
+        texts = write_texts(model, school, problems[:40], MODE,
+                            replace(SETTINGS, method=method), tokenizer, 7)[name]
         school.read(name, texts)
         with torch.no_grad():
-            logits = model.logits(model.features(texts.ids[:, :-1])[texts.reply][None])[0]              # N V
+            # N V
+            logits = model.logits(model.features(texts.ids[:, :-1])[texts.reply][None])[0]
         if method == "on-policy":
             measured[method] = distill.divergence(logits, school.logits(name)).mean().item()
         else:
@@ -624,21 +669,25 @@ rows = {f"teacher of {name}": teachers[name] for name in FAMILIES} | models
 results = {row: {name: judge(model, name) for name in FAMILIES} for row, model in rows.items()}
 print(f"{'':24}" + "".join(f"{name + ': right':>26}{'KL':>7}{'loss':>7}" for name in FAMILIES))
 for row, found in results.items():
-    cells = (f"{a:>13.0%} ({low:4.0%} -{high:4.0%}){kl:7.2f}{loss:7.2f}" for (a, low, high), kl, loss in found.values())
+    cells = (f"{a:>13.0%} ({low:4.0%} -{high:4.0%}){kl:7.2f}{loss:7.2f}"
+             for (a, low, high), kl, loss in found.values())
     print(f"{row:24}" + "".join(cells))
 
 # %%
 answers = [p.answer for p in tasks.problems("mathematics", "test", 64, 1)]
-style.show(distillation.plot_report({row: {name: one[0] for name, one in found.items()} for row, found in results.items()},
-                               "share of right answers", {one: answers.count(one) / len(answers) for one in "14"}),
-           "Right answers with 95 percent intervals, for each teacher on both families, and for the four single models; dotted: what "
-           "always the same answer would get in mathematics")
+style.show(
+    distillation.plot_report(
+        {row: {name: one[0] for name, one in found.items()} for row, found in results.items()},
+        "share of right answers", {one: answers.count(one) / len(answers) for one in "14"}),
+    "Right answers with 95 percent intervals, for each teacher on both families, and for the "
+    "four single models; dotted: what always the same answer would get in mathematics")
 
 # %%
 total = {row: sum(one[1] for one in found.values()) for row, found in results.items()}
 assert total["on-policy"] < total["mean weights"] / 2
 assert total["on-policy"] < min(total[f"teacher of {name}"] for name in FAMILIES)
-print("Summed over both families, the distilled student is nearer to the right teachers than the mean weights are,")
+style.say("Summed over both families, the distilled student is nearer to the right teachers "
+          "than the mean weights are,")
 print("and nearer than either teacher is to the other's domain.")
 
 # %% [markdown]
@@ -659,15 +708,16 @@ print("and nearer than either teacher is to the other's domain.")
 #
 # **Predict before you run:** will the one distilled model come near the four specialists?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 recorded = life.reports()
 print(life.table(recorded))
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 style.show(life.plot_combined(recorded),
-           "Right answers in four families and on the mean, two seeds: the distilled model is level with the specialists in "
-           "reasoning, a little below them in mathematics and coding, above them in knowledge; on the mean twenty points above "
-           "mixed SFT; mean weights are at the bottom")
+           "Right answers in four families and on the mean, two seeds: the distilled model "
+           "is level with the specialists in reasoning, a little below them in mathematics and "
+           "coding, above them in knowledge; on the mean twenty points above mixed SFT; mean "
+           "weights are at the bottom")
 
 # %% [markdown]
 # It does: mathematics 44 % (the specialist 48 %), coding 69 % (74 %), reasoning 65 % (65 %), knowledge 70 % (45 %). On the mean the four specialists have 58 %, the one distilled model 62 %, mixed SFT 42 %, mean weights 4 %. (Knowledge makes that difference, with its 25 questions; in the three others the specialists lead by 63 to 59 %.)
@@ -713,7 +763,8 @@ style.show(life.plot_combined(recorded),
 # %%
 def everywhere(parts):
     """The same texts, with every position before the padding counted."""
-    return {name: replace(texts, reply=texts.ids[:, 1:] != tokenizer.pad_id) for name, texts in parts.items()}
+    return {name: replace(texts, reply=texts.ids[:, 1:] != tokenizer.pad_id)
+            for name, texts in parts.items()}
 
 
 def broken(steps=5, first=10_000, change=lambda parts: parts, **fault):
@@ -728,16 +779,18 @@ def broken(steps=5, first=10_000, change=lambda parts: parts, **fault):
     return opd_backward(model, judged)
 
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 other = dict(zip(FAMILIES, FAMILIES[::-1]))
-recipes = {"no step": dict(steps=0), "as it is": {}, "as it is, other problems": dict(first=20_000),
-           "KL turned round": dict(kl=lambda s, t: reverse_kl(t, s)), "wrong head": dict(head_of=other.get),
+recipes = {"no step": dict(steps=0), "as it is": {},
+           "as it is, other problems": dict(first=20_000),
+           "KL turned round": dict(kl=lambda s, t: reverse_kl(t, s)),
+           "wrong head": dict(head_of=other.get),
            "prompt counts too": dict(change=everywhere)}
 after = {name: broken(**recipe) for name, recipe in recipes.items()}
 for name, kl in after.items():
     print(f"{name:26} {kl:6.2f} nats from the right teachers")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 right = max(after["as it is"], after["as it is, other problems"])
 assert right < 0.7 * after["no step"]
 print("The right recipe comes nearer on both sets of problems.")
@@ -755,24 +808,27 @@ print("The right recipe comes nearer on both sets of problems.")
 # - The number of positions must be the number of tokens in the replies.
 # - On random logits, the loss must equal a second implementation's (exercise 1).
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 def zero_test(change=lambda parts: parts, **fault):
     """The loss of the knowledge teacher as a student of itself, and the number of positions."""
     part = change({"knowledge": parts["knowledge"]})
-    return opd_backward(copy.deepcopy(teachers["knowledge"]), part, **fault), int(part["knowledge"].reply.sum())
+    return opd_backward(copy.deepcopy(teachers["knowledge"]), part,
+                        **fault), int(part["knowledge"].reply.sum())
 
 
 written = sum(len(reply) for reply in parts["knowledge"].replies)
 print(f"tokens in the replies: {written}")
-tests = {name: zero_test(**recipe) for name, recipe in recipes.items() if not {"steps", "first"} & set(recipe)}
+tests = {name: zero_test(**recipe)
+         for name, recipe in recipes.items() if not {"steps", "first"} & set(recipe)}
 for name, (loss, positions) in tests.items():
     print(f"{name:18} loss of the teacher itself {abs(loss):.3f}, at {positions} positions")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert [abs(loss) < 1e-4 for loss, _ in tests.values()] == [True, True, False, True]
 assert [positions == written for _, positions in tests.values()] == [True, True, True, False]
 print("The zero test finds the wrong head; the count finds the prompt.")
-print("Neither finds the KL that was turned round: for that one, compare random logits with a second implementation.")
+style.say("Neither finds the KL that was turned round: for that one, compare random logits "
+          "with a second implementation.")
 shelf.cleanup()
 
 # %% [markdown]

@@ -59,12 +59,14 @@ ids = tokenizer.encode(scene, bos=True)
 plain = generate(model, ids, 40, temperature=0)
 fast, marks = inference.speculate_marked(model, ids, 40, temperature=0)
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 print(f"without guesses: {len(plain)} tokens in {len(plain)} passes")
-print(f"with guesses:    {len(fast.ids)} tokens in {fast.passes} passes; guesses that stood are in brackets:\n")
-print(scene + inference.mark_guesses(tokenizer, [i for i in fast.ids if i != tokenizer.eos_id], marks))
+print(f"with guesses:    {len(fast.ids)} tokens in {fast.passes} passes; guesses that stood "
+      "are in brackets:\n")
+print(scene + inference.mark_guesses(tokenizer, [i for i in fast.ids if i != tokenizer.eos_id],
+                                     marks))
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert fast.ids == plain and fast.passes < 0.9 * len(plain)
 print("The same tokens, all of them, in fewer passes of the model.")
 
@@ -90,17 +92,20 @@ print("The same tokens, all of them, in fewer passes of the model.")
 #
 # **Predict before you run:** and temperature 2? Which of the two, temperature or top-p, will in general bring the *second* token nearer to the first?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 hand = torch.tensor([0.5, 0.3, 0.15, 0.05])
 rows = {"as it is": hand, "temperature 0.5": distribution(hand.log(), 0.5, 1.0),
-        "temperature 2": distribution(hand.log(), 2.0, 1.0), "top-p 0.7": distribution(hand.log(), 1.0, 0.7)}
+        "temperature 2": distribution(hand.log(), 2.0, 1.0),
+        "top-p 0.7": distribution(hand.log(), 1.0, 0.7)}
 for name, p in rows.items():
-    print(f"{name:16}", " ".join(f"{v:.3f}" for v in p.tolist()), f"  first : second = {p[0] / p[1]:.2f}")
+    print(f"{name:16}", " ".join(f"{v:.3f}" for v in p.tolist()),
+          f"  first : second = {p[0] / p[1]:.2f}")
 
-# %% jupyter={"source_hidden": true}
-style.show(inference.plot_distributions(rows, ["a", "b", "c", "d"]),
-           "Four tokens: temperature 0.5 makes the first bar taller and the others lower, temperature 2 evens them out, top-p 0.7 "
-           "removes the last two and scales the first two alike")
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
+style.show(
+    inference.plot_distributions(rows, ["a", "b", "c", "d"]),
+    "Four tokens: temperature 0.5 makes the first bar taller and the others lower, temperature "
+    "2 evens them out, top-p 0.7 removes the last two and scales the first two alike")
 
 # %% [markdown]
 # Temperature above 1 does, below 1 the opposite. Top-p never: it scales all that it keeps by one factor, leaves the odds among the kept tokens as they were, and cuts off what is unlikely.
@@ -115,9 +120,10 @@ def top_p_filter(p, top_p):
     -> ... V in the same order: 0 for what is cut, the rest sums to 1.
     """
     ### BEGIN SOLUTION
-    ranked, order = p.sort(dim=-1, descending=True, stable=True)        # ... V
-    kept = ranked.cumsum(-1) - ranked < top_p                           # what stands before it does not reach top_p yet
-    q = torch.zeros_like(p).scatter(-1, order, ranked * kept)           # back to the order of the vocabulary
+    ranked, order = p.sort(dim=-1, descending=True, stable=True)  # ... V
+    kept = ranked.cumsum(-1) - ranked < top_p  # what stands before it does not reach top_p yet
+    # back to the order of the vocabulary
+    q = torch.zeros_like(p).scatter(-1, order, ranked * kept)
     return q / q.sum(-1, keepdim=True)
     ### END SOLUTION
 
@@ -126,7 +132,8 @@ def top_p_filter(p, top_p):
 top_p_filter = check("inference.top_p", top_p_filter)
 with torch.inference_mode():
     logits = model(torch.tensor([ids]))[0]                              # T V
-torch.testing.assert_close(top_p_filter(torch.softmax(logits / 0.7, -1), 0.9), distribution(logits, 0.7, 0.9))
+torch.testing.assert_close(top_p_filter(torch.softmax(logits / 0.7, -1), 0.9),
+                           distribution(logits, 0.7, 0.9))
 print("equal to minids, at every position of the scene")
 
 # %% [markdown]
@@ -141,7 +148,8 @@ print("equal to minids, at every position of the scene")
 # how many are left on the right then? Could a fixed number of tokens ("always the best 20", top-k) do the same?
 
 # %%
-beginnings = {"Jonas is in the": "Late in the evening Jonas was in the mill.\n\nQuestion: Where is Jonas?\nAnswer: Jonas is in the",
+beginnings = {"Jonas is in the": "Late in the evening Jonas was in the mill.\n\nQuestion: "
+              "Where is Jonas?\nAnswer: Jonas is in the",
               "In those days": "In those days"}
 with torch.inference_mode():
     contexts = {name: model(torch.tensor([tokenizer.encode(text, bos=True)]))[0, -1]      # V
@@ -152,16 +160,20 @@ def draw(temperature, top_p):
     return inference.plot_top_p(contexts, temperature, top_p)
 
 
-box = style.slider_image(draw, "Probability against rank for two beginnings; grey is what top-p cuts",
-                         temperature=[1.0, 0.25, 0.5, 0.75, 1.5, 2.0], top_p=[0.9, 0.3, 0.5, 0.8, 0.95, 0.99, 1.0])
+box = style.slider_image(draw,
+                         "Probability against rank for two beginnings; grey is what top-p cuts",
+                         temperature=[1.0, 0.25, 0.5, 0.75, 1.5, 2.0],
+                         top_p=[0.9, 0.3, 0.5, 0.8, 0.95, 0.99, 1.0])
 box
 
 # %%
 box.sliders["temperature"].value, box.sliders["top_p"].value = 2.0, 0.99
 assert box.shown == {"temperature": 2.0, "top_p": 0.99}
-sure, unsure = ([int((distribution(z, t, 0.9) > 0).sum()) for t in (0.5, 1.0, 2.0)] for z in contexts.values())
+sure, unsure = ([int((distribution(z, t, 0.9) > 0).sum()) for t in (0.5, 1.0, 2.0)]
+                for z in contexts.values())
 assert sure[1] < 5 and unsure[1] > 20 and sure == sorted(sure) and unsure == sorted(unsure)
-print("At temperature 1, top-p 0.9 leaves fewer than 5 tokens where the model is sure, more than 20 where it is not.")
+style.say("At temperature 1, top-p 0.9 leaves fewer than 5 tokens where the model is sure, "
+          "more than 20 where it is not.")
 print("The hotter, the more are left.")
 
 # %% tags=["nbval-ignore-output"]
@@ -171,8 +183,8 @@ for top_p in (0.3, 0.5, 0.8, 0.9):
 
 # %%
 style.show(inference.plot_temperatures(contexts),
-           "Probability against rank at three temperatures: a high temperature lays the curve flatter, and the dot where top-p 0.9 "
-           "cuts moves to the right")
+           "Probability against rank at three temperatures: a high temperature lays the curve "
+           "flatter, and the dot where top-p 0.9 cuts moves to the right")
 
 # %% [markdown]
 # On these axes temperature turns the curve, and top-p cuts it where enough is collected. The number of tokens left follows the model's certainty. Top-k cannot do that: the same k is too
@@ -192,24 +204,29 @@ style.show(inference.plot_temperatures(contexts),
 def sabotaged(wrong_half):
     """Top-p with one of the two slips."""
     def wrong(logits, temperature, top_p):
-        ranked, order = torch.softmax(logits / temperature, -1).sort(-1, descending=wrong_half)         # B V
+        # B V
+        ranked, order = torch.softmax(logits / temperature, -1).sort(-1, descending=wrong_half)
         kept = ranked.cumsum(-1) - ranked < top_p
-        return torch.zeros_like(ranked).scatter(-1, order, ranked * (kept ^ wrong_half))    # multinomial takes weights
+        # multinomial takes weights
+        return torch.zeros_like(ranked).scatter(-1, order, ranked * (kept ^ wrong_half))
     return wrong
 
 
 def judged(new, start):
-    """Surprise at the new tokens and what was expected, bits per token. new: rows of ids, start: the prompt they follow."""
+    """Surprise at the new tokens and what was expected, bits per token. new: rows of ids,
+    start: the prompt they follow."""
     full = torch.tensor([start + row for row in new])                           # B T
     with torch.inference_mode():
         logp = model(full)[:, len(start) - 1 : -1].log_softmax(-1)              # B T' V
     came = logp.gather(2, full[:, len(start):, None])                           # B T' 1
-    return -came.mean().item() / np.log(2), -(logp.exp() * logp).sum(-1).mean().item() / np.log(2)
+    return (-came.mean().item() / np.log(2),
+            -(logp.exp() * logp).sum(-1).mean().item() / np.log(2))
 
 
 # %%
 begin, ways = tokenizer.encode("In those days", bos=True), {}
-settings = {"as it is": (1.0, 1.0), "top-p 0.9": (1.0, 0.9), "temperature 0.5": (0.5, 1.0), "wrong half": (1.0, 0.9),
+settings = {"as it is": (1.0, 1.0), "top-p 0.9": (1.0, 0.9), "temperature 0.5": (0.5, 1.0),
+            "wrong half": (1.0, 0.9),
             "wrong order": (1.0, 0.9)}
 for name, options in settings.items():
     way = sabotaged(name == "wrong half") if "wrong" in name else distribution
@@ -217,16 +234,20 @@ for name, options in settings.items():
         ways[name] = generate(model, [begin] * 16, 32, *options, seed=1, stop=())
 verdicts = {name: judged(new, begin) for name, new in ways.items()}
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 for name, (surprise, expected) in verdicts.items():
-    print(f"{name:16} surprise {surprise:5.2f} bits, expected {expected:5.2f}   ...{tokenizer.decode(ways[name][0][:14])!r}")
+    print(f"{name:16} surprise {surprise:5.2f} bits, expected {expected:5.2f}   "
+          f"...{tokenizer.decode(ways[name][0][:14])!r}")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 gap = {name: surprise - expected for name, (surprise, expected) in verdicts.items()}
-assert abs(gap["as it is"]) < 0.6 and gap["top-p 0.9"] < -0.1 and gap["temperature 0.5"] < -0.3 and gap["wrong half"] > 2
+assert (abs(gap["as it is"]) < 0.6 and gap["top-p 0.9"] < -0.1 and gap["temperature 0.5"] < -0.3
+        and gap["wrong half"] > 2)
 assert gap["wrong order"] > gap["top-p 0.9"]
-print("As it is: surprise is what was expected, the control. Top-p and a low temperature: less than expected.")
-print("Wrong half: several bits a token above it, on the mean. Wrong order: more than with top-p, and nothing to see at a glance.")
+style.say("As it is: surprise is what was expected, the control. Top-p and a low temperature: "
+          "less than expected.")
+style.say("Wrong half: several bits a token above it, on the mean. Wrong order: more than with "
+          "top-p, and nothing to see at a glance.")
 
 # %% [markdown]
 # Plain sampling is the control: its surprise must equal the entropy, up to chance. Both tools make the text *more* predictable than the model's own idea of text. The wrong half gives
@@ -241,8 +262,9 @@ print("Wrong half: several bits a token above it, on the mean. Wrong order: more
 
 # %% jupyter={"source_hidden": true}
 style.show(inference.plot_padding(),
-           "Eight tokens in compression windows of four, alone and with one padding token in front: the windows are cut at other "
-           "places, so that other tokens share an entry, and the last one is no longer complete")
+           "Eight tokens in compression windows of four, alone and with one padding token in "
+           "front: the windows are cut at other places, so that other tokens share an entry, "
+           "and the last one is no longer complete")
 
 # %% [markdown]
 # Compression windows are cut from position 0 (lessons 03 and 04). One padding token in front, and *every* entry pools other tokens: not a masked-out
@@ -251,17 +273,18 @@ style.show(inference.plot_padding(),
 #
 # **Predict before you run:** three prompts of 3, 9 and 6 tokens, five new tokens each. How many steps until all are done, and who idles?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 prompts = [ids[:3], ids[:9], ids[:6]]
 wrote, left = [], [5, 5, 5]
-for new in stream(model, prompts, 5, temperature=0, stop=()):          # a token of each row, None while it reads or has ended
+# a token of each row, None while it reads or has ended
+for new in stream(model, prompts, 5, temperature=0, stop=()):
     wrote.append([None if left[i] == 0 else token is not None for i, token in enumerate(new)])
     left = [n - (token is not None) for n, token in zip(left, new)]
 style.show(inference.plot_batch_steps(wrote),
-           "Three rows over eleven steps: the row with the shortest prompt writes at once and then idles, the "
-           "longest prompt is read for six steps, and its row ends last")
+           "Three rows over eleven steps: the row with the shortest prompt writes at once and "
+           "then idles, the longest prompt is read for six steps, and its row ends last")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 together = generate(model, prompts, 5, temperature=0, stop=())
 alone = [generate(model, prompt, 5, temperature=0, stop=()) for prompt in prompts]
 assert together == alone
@@ -279,25 +302,27 @@ def seconds_a_step(rows, steps=10):
     with torch.inference_mode():
         state = model.new_state(rows, 64)
         model(torch.tensor([ids[:16]] * rows), state)
-        model(torch.tensor([[5]] * rows), state)                        # warm
+        model(torch.tensor([[5]] * rows), state)      # warm
         began = time.process_time()
         for _ in range(steps):
-            model(torch.tensor([[5]] * rows), state)                    # rows 1 V
+            model(torch.tensor([[5]] * rows), state)  # rows 1 V
     return (time.process_time() - began) / steps
 
 
 batches, threads = [1, 2, 4, 8, 16, 32, 64], torch.get_num_threads()
-torch.set_num_threads(1)                                                # processor seconds of one core
+torch.set_num_threads(1)                              # processor seconds of one core
 spent = {rows: min(seconds_a_step(rows) for _ in range(3)) for rows in batches}
 torch.set_num_threads(threads)
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 print(f"1 row: {1 / spent[1]:,.0f} tokens a second; 32 rows: {32 / spent[32]:,.0f}, "
       f"and a step takes {spent[32] / spent[1]:.1f} times as long")
-style.show(inference.plot_throughput(batches, [rows / spent[rows] for rows in batches], [1000 * spent[rows] for rows in batches]),
-           "Left: tokens a second rise with the batch, less than in proportion. Right: the time of a step rises too, far less than the batch")
+style.show(inference.plot_throughput(batches, [rows / spent[rows] for rows in batches],
+                                     [1000 * spent[rows] for rows in batches]),
+           "Left: tokens a second rise with the batch, less than in proportion. Right: the "
+           "time of a step rises too, far less than the batch")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert 2 / spent[1] < 32 / spent[32] < 32 / spent[1]
 print("In between: 32 rows write more than twice as much as one, and less than 32 times.")
 
@@ -314,10 +339,12 @@ print("In between: 32 rows write more than twice as much as one, and less than 3
 
 # %%
 def stored(config):
-    """Bytes: the model, its routed experts; the MTP block with the output matrix that it shares, its routed experts."""
+    """Bytes: the model, its routed experts; the MTP block with the output matrix that it
+    shares, its routed experts."""
     found = np.zeros(4)
     for name, tensor in layout.inventory(config).items():
-        if name != "embed.weight" and not name.endswith("tid2eid"):             # of these tables one row is read
+        # of these tables one row is read
+        if name != "embed.weight" and not name.endswith("tid2eid"):
             at, size = 2 * name.startswith("mtp."), layout.nbytes(tensor)
             found[at] += size
             found[at + 1] += size * (".experts." in name)
@@ -330,23 +357,26 @@ disk = {name: stored(config) for name, config in real.items()}
 
 
 def weights_read(name, tokens):
-    """Bytes of weights that a pass over `tokens` tokens reads: of the model, of the MTP block."""
+    """Bytes of weights that a pass over `tokens` tokens reads: of the model, of the MTP
+    block."""
     idle = (1 - real[name].n_activated_experts / real[name].n_routed_experts) ** tokens
     whole, experts, mtp, mtp_experts = disk[name]
     return whole - idle * experts, mtp - idle * mtp_experts
 
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 sizes = [1, 4, 16, 64, 256]
 lines = {name: (sizes, [weights_read(name, n)[0] / n / 1e9 for n in sizes]) for name in real}
 for name, (_, gigabytes) in lines.items():
-    print(f"{name:9} GB per token:", ", ".join(f"{n} tokens {g:.2f}" for n, g in zip(sizes, gigabytes)))
+    print(f"{name:9} GB per token:",
+          ", ".join(f"{n} tokens {g:.2f}" for n, g in zip(sizes, gigabytes)))
 print(f"64 tokens touch {1 - (1 - 6 / 256) ** 64:.0%} of Flash's routed experts")
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 style.show(inference.plot_weights_read(lines),
-           "Gigabytes of weights read per token against the tokens in one pass: they fall for both models, "
-           "slowest in the middle, where more tokens touch more experts, and fastest once all experts are read anyway")
+           "Gigabytes of weights read per token against the tokens in one pass: they fall "
+           "for both models, slowest in the middle, where more tokens touch more experts, and "
+           "fastest once all experts are read anyway")
 
 # %% [markdown]
 # A single token of Flash reads 11 GB; in a pass over 256 tokens each accounts for 0.6: 19 times less (Pro: 12), not 256 times. (Computed from the released layout; independent choice is our assumption, the experts that
@@ -360,8 +390,9 @@ style.show(inference.plot_weights_read(lines),
 
 # %% jupyter={"source_hidden": true}
 style.show(inference.plot_draft_pass(),
-           "The small block guesses two tokens; the model reads the known token and both guesses in one pass and gives "
-           "three distributions; the first guess stands, the second falls and is replaced")
+           "The small block guesses two tokens; the model reads the known token and both "
+           "guesses in one pass and gives three distributions; the first guess stands, the "
+           "second falls and is replaced")
 
 # %% [markdown]
 # When tokens are drawn, "the guess is right" has no meaning: nothing is *the* right token. What must be right is the **distribution** of what comes out. So:
@@ -385,9 +416,10 @@ style.show(inference.plot_draft_pass(),
 
 # %% jupyter={"source_hidden": true}
 p, q = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.2, 0.6, 0.2])
-style.show(inference.plot_overlap(p, q, ["sea", "mill", "king"]),
-           "Bars of p and q over three tokens: what both share is delivered by guesses "
-           "that stand; what p has above q is drawn instead, and is as large as what q has above p, which falls")
+style.show(
+    inference.plot_overlap(p, q, ["sea", "mill", "king"]),
+    "Bars of p and q over three tokens: what both share is delivered by guesses that stand; "
+    "what p has above q is drawn instead, and is as large as what q has above p, which falls")
 
 # %% [markdown]
 # ### Exercise 2: does the guess stand?
@@ -440,7 +472,8 @@ residual = check("inference.residual", residual)
 
 # %%
 def emitted(p, q, accept=accept, residual=residual):
-    """The distribution of the token that comes out, over every guess and every coin. p, q: V -> V."""
+    """The distribution of the token that comes out, over every guess and every coin. p, q: V
+    -> V."""
     out = torch.zeros_like(p)
     for guess in range(len(p)):
         stands = accept(p, q, guess)
@@ -454,8 +487,10 @@ p, q = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.2, 0.6, 0.2])
 torch.testing.assert_close(emitted(p, q), p)
 wide = (2 * torch.randn(2, 200, generator=torch.Generator().manual_seed(0))).softmax(-1)
 torch.testing.assert_close(emitted(*wide), wide[0])
-print("what comes out:", [round(v, 4) for v in emitted(p, q).tolist()], " p:", [round(v, 4) for v in p.tolist()])
-print(f"200 random tokens: equal as well, though only {torch.minimum(*wide).sum():.0%} of the guesses stand")
+print("what comes out:", [round(v, 4) for v in emitted(p, q).tolist()], " p:",
+      [round(v, 4) for v in p.tolist()])
+print(f"200 random tokens: equal as well, though only {torch.minimum(*wide).sum():.0%} of the "
+      "guesses stand")
 
 # %% [markdown]
 # ### Sabotage: two judges that look right
@@ -465,13 +500,14 @@ print(f"200 random tokens: equal as well, though only {torch.minimum(*wide).sum(
 #
 # **Predict before you run:** which tokens come too often in the second case, those that the helper likes or those that the model likes? Compute it for the table above first.
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 judges = {"right": (accept, residual), "all stand": (lambda p, q, guess: 1.0, residual),
           "resample from p": (accept, lambda p, q: p)}
 print("                     sea   mill   king   total variation from p")
 for name, (rule, instead) in judges.items():
     out = emitted(p, q, rule, instead)
-    print(f"{name:18}", " ".join(f"{v:6.3f}" for v in out.tolist()), f"{(out - p).abs().sum() / 2:12.3f}")
+    print(f"{name:18}", " ".join(f"{v:6.3f}" for v in out.tolist()),
+          f"{(out - p).abs().sum() / 2:12.3f}")
 
 # %% [markdown]
 # *All stand* writes the helper's text: its distance is the whole $\beta$. *Resample from p* is wrong by half as much here, and what comes too often is all that the helper proposes often enough (q >= p): "mill", and also "king". They have already come
@@ -482,22 +518,28 @@ for name, (rule, instead) in judges.items():
 
 # %%
 tiny, prompt = inference.tiny_model(), [0, 2, 1, 1, 0]
-exact = inference.text_chances(tiny, prompt, 3)                              # {text: probability}, from full passes
+exact = inference.text_chances(tiny, prompt, 3)  # {text: probability}, from full passes
 texts = {"right, 1 draft": inference.text_chances_with_drafts(tiny, prompt, 3, 1)}
-wrong = {"all stand": inference.text_chances_with_drafts(tiny, prompt, 3, 1, inference.accept_all),
-         "resample from p": inference.text_chances_with_drafts(tiny, prompt, 3, 1, inference.resample_from_p)}
+wrong = {"all stand": inference.accept_all, "resample from p": inference.resample_from_p}
+wrong = {name: inference.text_chances_with_drafts(tiny, prompt, 3, 1, fault)
+         for name, fault in wrong.items()}
 for name, other in (texts | wrong).items():
     apart = inference.total_variation(exact, other)
-    print(f"{name:16} probabilities sum to {sum(other.values()):.3f}, total variation {apart:.3f}")
-longer, two = inference.text_chances(tiny, prompt, 4), inference.text_chances_with_drafts(tiny, prompt, 4, 2)
-print(f"right, 2 drafts, four tokens: {len(two)} texts, total variation {inference.total_variation(longer, two):.3f}")
+    print(f"{name:16} probabilities sum to {sum(other.values()):.3f}, total variation "
+          f"{apart:.3f}")
+longer = inference.text_chances(tiny, prompt, 4)
+two = inference.text_chances_with_drafts(tiny, prompt, 4, 2)
+print(f"right, 2 drafts, four tokens: {len(two)} texts, total variation "
+      f"{inference.total_variation(longer, two):.3f}")
 
 # %%
 with_drafts = torch.tensor([texts["right, 1 draft"][text] for text in exact])
-torch.testing.assert_close(with_drafts, torch.tensor(list(exact.values())), atol=1e-5, rtol=1e-4)
-style.show(inference.plot_enumerations(exact, {"right, 1 draft": texts["right, 1 draft"]} | wrong),
-           "The probability of each of 27 texts with drafts against plain sampling: on the diagonal with the right judge, off it "
-           "with both sabotaged ones")
+torch.testing.assert_close(with_drafts, torch.tensor(list(exact.values())), atol=1e-5,
+                           rtol=1e-4)
+style.show(inference.plot_enumerations(exact,
+                                       {"right, 1 draft": texts["right, 1 draft"]} | wrong),
+           "The probability of each of 27 texts with drafts against plain sampling: on the "
+           "diagonal with the right judge, off it with both sabotaged ones")
 
 # %% [markdown]
 # The right judge puts all 27 texts on the diagonal; with two drafts all 81 agree as well. The others give the texts other probabilities. With a trained model each text would still read well, and no reader of a few samples would notice. This is the test
@@ -511,31 +553,36 @@ style.show(inference.plot_enumerations(exact, {"right, 1 draft": texts["right, 1
 # **Predict before you run:** rank a scene of TinyWorld, the Bible, and a sum worked out. And how does the second draft fare against the first?
 
 # %%
-kinds = {"a scene": scene, "the Bible": "And the LORD said unto", "a sum": "Question: What is 47 + 85?\nThinking:"}
+kinds = {"a scene": scene, "the Bible": "And the LORD said unto",
+         "a sum": "Question: What is 47 + 85?\nThinking:"}
 rates, per_pass, written = {}, {}, {}
 for name, text in kinds.items():
     start_ids = tokenizer.encode(text, bos=True)
     runs = [speculate(model, start_ids, 64, seed=seed, stop=(), drafts=3) for seed in range(3)]
-    tried, stood = (np.array([getattr(run, what) for run in runs]).sum(0) for what in ("tried", "accepted"))
+    tried, stood = (np.array([getattr(run, what) for run in runs]).sum(0)
+                    for what in ("tried", "accepted"))
     rates[name] = (stood / np.maximum(tried, 1)).tolist()
     per_pass[name] = sum(len(run.ids) for run in runs) / sum(run.passes for run in runs)
     written[name] = torch.tensor([start_ids + run.ids for run in runs]), len(start_ids)
 overlaps = {name: expected_acceptance(model, full, n) for name, (full, n) in written.items()}
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 for name in kinds:
-    print(f"{name:10} drafts that stood:", " ".join(f"{r:4.0%}" for r in rates[name]),
-          f"  first draft, computed: {overlaps[name]:.0%}   tokens a pass: {per_pass[name]:.2f}")
+    print(
+        f"{name:10} drafts that stood:", " ".join(f"{r:4.0%}" for r in rates[name]),
+        f"  first draft, computed: {overlaps[name]:.0%}   tokens a pass: {per_pass[name]:.2f}")
 style.show(inference.plot_acceptance(rates),
-           "Share of judged drafts that stood, for three kinds of text: most of the first drafts stand, fewer of "
-           "the second and the third")
+           "Share of judged drafts that stood, for three kinds of text: most of the first "
+           "drafts stand, fewer of the second and the third")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 first, second = (np.mean([r[i] for r in rates.values()]) for i in (0, 1))
 assert all(abs(rates[name][0] - overlaps[name]) < 0.25 for name in kinds)
 assert first > 0.4 and second < first and min(per_pass.values()) > 1.3
-print("First drafts: more than 40 % stand, close to the sum of min(p, q), which is computed without drawing anything.")
-print("Second drafts do worse. A pass with three drafts gives more than 1.3 tokens on each kind of text.")
+style.say("First drafts: more than 40 % stand, close to the sum of min(p, q), which is "
+          "computed without drawing anything.")
+style.say("Second drafts do worse. A pass with three drafts gives more than 1.3 tokens on each "
+          "kind of text.")
 
 # %% [markdown]
 # The scene has the best first drafts, but its second ones fall most often, and in tokens a pass little is left of its lead. Three texts of 64 tokens have luck.
@@ -579,27 +626,36 @@ def processor_seconds(times, **works):
 
 
 def read(tokens):
-    """A pass over so many tokens behind the scene, whose `state` stands below; then back to where it was."""
+    """A pass over so many tokens behind the scene, whose `state` stands below; then back to
+    where it was."""
     model.logits(model.features(torch.tensor([[5] * tokens]), state))
     state.rewind(tokens)
 
 
 with torch.inference_mode(), enough_threads(model, 1):
-    state, drafter, dice = model.new_state(1, 200), Drafter(model), torch.Generator().manual_seed(0)
-    X = model.features(torch.tensor([ids]), state)[:, -1:]              # 1 1 n d: what the block guesses from
-    parts = processor_seconds(30, one=lambda: read(1), two=lambda: read(2),
-                              guess=lambda: drafter.draft(X, [5], 1, lambda z: distribution(z[0], 1.0, 1.0), dice))
+    state = model.new_state(1, 200)
+    drafter = Drafter(model)
+    dice = torch.Generator().manual_seed(0)
+    # 1 1 n d: what the block guesses from
+    X = model.features(torch.tensor([ids]), state)[:, -1:]
+    parts = processor_seconds(
+        30, one=lambda: read(1), two=lambda: read(2),
+        guess=lambda: drafter.draft(X, [5], 1, lambda z: distribution(z[0], 1.0, 1.0), dice))
 whole = processor_seconds(3, plain=lambda: generate(model, ids, 64, seed=0, stop=()),
                           drafts=lambda: generate(model, ids, 64, seed=0, stop=(), drafts=1))
 
-# %% tags=["nbval-ignore-output"]
-verify, draft, rate = parts["two"] / parts["one"], parts["guess"] / parts["one"], overlaps["a scene"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
+verify = parts["two"] / parts["one"]
+draft = parts["guess"] / parts["one"]
+rate = overlaps["a scene"]
 print(f"reading 2 tokens costs {verify:.2f} passes, a draft {draft:.2f}; acceptance {rate:.0%}")
-print(f"speed-up: predicted {speed_up(rate, 1, verify, draft):.2f}, measured {whole['plain'] / whole['drafts']:.2f}")
+print(f"speed-up: predicted {speed_up(rate, 1, verify, draft):.2f}, measured "
+      f"{whole['plain'] / whole['drafts']:.2f}")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 assert verify + draft > 1 and whole["plain"] / whole["drafts"] < 1.9
-print("A pass with a draft costs more than a plain one; so drafts give less than the two-fold of a perfect, free helper.")
+style.say("A pass with a draft costs more than a plain one; so drafts give less than the "
+          "two-fold of a perfect, free helper.")
 
 # %% [markdown]
 # Count and clock disagree: most guesses stand, and yet little time is saved, if any. At this size a pass is bound by the number of small operations, not by reading weights: the draft, with its block, its
@@ -614,21 +670,25 @@ print("A pass with a draft costs more than a plain one; so drafts give less than
 #
 # **Predict before you run:** for which batch are drafts worth least: 1, 16, or 256?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 table = {}
 for name in real:
     for n in sizes:
         once, guess_bytes = weights_read(name, n)
-        table[name, n] = weights_read(name, 2 * n)[0] / once, guess_bytes / once     # verify, draft
-    print(f"{name}: batch", ", ".join(f"{n}: {speed_up(0.85, 1, *table[name, n]):.2f}" for n in sizes))
-print(f"Flash, batch 16: verifying reads {table['V4-Flash', 16][0]:.2f} times the bytes, drafting {table['V4-Flash', 16][1]:.2f}")
+        # verify, draft
+        table[name, n] = weights_read(name, 2 * n)[0] / once, guess_bytes / once
+    print(f"{name}: batch",
+          ", ".join(f"{n}: {speed_up(0.85, 1, *table[name, n]):.2f}" for n in sizes))
+print(f"Flash, batch 16: verifying reads {table['V4-Flash', 16][0]:.2f} times the bytes, "
+      f"drafting {table['V4-Flash', 16][1]:.2f}")
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 marked = {"nano here, 1 row": (verify, draft, rate)}
 marked |= {f"V4-Flash, batch {n}, bytes": (*table["V4-Flash", n], 0.85) for n in (1, 16, 256)}
 style.show(inference.plot_speedup(marked),
-           "Speed-up with one draft against the acceptance rate: of the three batches V4-Flash gains most with 256, least with 16; nano on "
-           "this machine gains little. Dots: the acceptance measured for nano, 85 percent for Flash")
+           "Speed-up with one draft against the acceptance rate: of the three batches V4-Flash "
+           "gains most with 256, least with 16; nano on this machine gains little. Dots: the "
+           "acceptance measured for nano, 85 percent for Flash")
 
 # %% [markdown]
 # The middle is worst (Flash at 4 and 16, Pro at 16). Flash reads 7.8 GB in every pass, whatever comes, and the experts of each token besides:
@@ -656,19 +716,25 @@ style.show(inference.plot_speedup(marked),
 #     (at once)                              (think first; then "Answer:" is put behind)
 
 # %%
-ENDS = tuple(i for i in range(tokenizer.vocab_size) if i == tokenizer.eos_id or "\n" in tokenizer.decode([i]))
+ENDS = tuple(i for i in range(tokenizer.vocab_size) if i == tokenizer.eos_id
+             or "\n" in tokenizer.decode([i]))
 
 
 def write_lines(prompts, limit, temperature=0.0, seed=0):
     """For each prompt a line of text after it, and the number of its tokens."""
-    rows = generate(model, [tokenizer.encode(text, bos=True) for text in prompts], limit, temperature, seed=seed, stop=ENDS)
-    return [tokenizer.decode(row[:-1] if row[-1] in ENDS else row).strip() for row in rows], [len(row) for row in rows]
+    rows = generate(model, [tokenizer.encode(text, bos=True) for text in prompts], limit,
+                    temperature, seed=seed, stop=ENDS)
+    return [tokenizer.decode(row[:-1] if row[-1] in ENDS else row).strip()
+            for row in rows], [len(row) for row in rows]
 
 
 def answers(problems, thoughts=None, **options):
-    """An answer to each problem: at once, or behind these thoughts; and the numbers of tokens."""
-    behind = [""] * len(problems) if thoughts is None else [f"Thinking: {text}\n" for text in thoughts]
-    return write_lines([f"Question: {p.prompt}\n{text}Answer:" for p, text in zip(problems, behind)], 24, **options)
+    """An answer to each problem: at once, or behind these thoughts; and the numbers of
+    tokens."""
+    behind = ([""] * len(problems) if thoughts is None
+              else [f"Thinking: {text}\n" for text in thoughts])
+    return write_lines([f"Question: {p.prompt}\n{text}Answer:"
+                        for p, text in zip(problems, behind)], 24, **options)
 
 
 def think(problems, **options):
@@ -699,27 +765,31 @@ talk = inference.Talk(ask, ("answer at once", "think first"), "Where is wine mad
 talk
 
 # %% tags=["nbval-ignore-output"]
-QUESTIONS = "Where is wine made?", "What is 8 + 5 - 3?", "Nora was in the hall. Emil came to the mill. Who is in the mill?"
+QUESTIONS = ("Where is wine made?", "What is 8 + 5 - 3?",
+             "Nora was in the hall. Emil came to the mill. Who is in the mill?")
 
 
 def in_every_mode(talk, questions):
     """Ask all questions in all modes of a talk, and print what came."""
     for question in questions:
-        print("Question:", question)
+        style.say(f"Question: {question}")
         for mode in talk.mode.options:
             talk.question.value, talk.mode.value = question, mode
             thoughts = f"({talk.shown['thoughts']}) " if talk.shown["thoughts"] else ""
-            print(f"  {mode:15} {thoughts}{talk.shown['answer']}   [{talk.shown['tokens']} tokens]")
+            print(f"  {mode:15} {thoughts}{talk.shown['answer']}   [{talk.shown['tokens']} "
+                  "tokens]")
 
 
 in_every_mode(talk, QUESTIONS)
 
 # %%
 talk.question.value, talk.mode.value = "What is 2 + 3?", "think first"
-assert talk.shown["question"] == "What is 2 + 3?" and talk.shown["thoughts"] and talk.shown["answer"] in talk.page.value
+assert (talk.shown["question"] == "What is 2 + 3?" and talk.shown["thoughts"]
+        and talk.shown["answer"] in talk.page.value)
 talk.question.value = ""
 assert talk.shown["answer"] is None
-print("The talk shows thoughts and an answer; an empty question gets a request to ask something.")
+print("The talk shows thoughts and an answer; an empty question gets a request to ask "
+      "something.")
 
 # %% [markdown]
 # Of the three suggestions only the question about wine turned for us: the town stands in the thought and is copied. The sum and the scene stayed wrong.
@@ -738,42 +808,50 @@ print("The talk shows thoughts and an answer; an empty question gets a request t
 def another(p, some):
     """The steps of the next problem of the same family whose answer would be wrong here."""
     later = some[some.index(p) + 1:] + some
-    return next(other.steps for other in later if other.family == p.family and not tasks.verify(p, other.answer))
+    return next(other.steps for other in later if other.family == p.family
+                and not tasks.verify(p, other.answer))
 
 
 # %%
-problems = [p for family in tasks.FAMILIES for p in tasks.distinct_problems(family, "test", 30, (1, 2, 3))]
+problems = [p for family in tasks.FAMILIES
+            for p in tasks.distinct_problems(family, "test", 30, (1, 2, 3))]
 own, thought = think(problems)
 others = [another(p, problems) for p in problems]
-given = {"at once": None, "own thoughts": own, "another's thoughts": others, "the right thoughts": [p.steps for p in problems]}
+given = {"at once": None, "own thoughts": own, "another's thoughts": others,
+         "the right thoughts": [p.steps for p in problems]}
 replies = {name: answers(problems, thoughts) for name, thoughts in given.items()}
-right = {name: np.array([tasks.verify(p, text) for p, text in zip(problems, texts)]) for name, (texts, _) in replies.items()}
+right = {name: np.array([tasks.verify(p, text) for p, text in zip(problems, texts)])
+         for name, (texts, _) in replies.items()}
 
 # %%
 def by_family(right):
     """{family: (share, low, high)} and all together."""
-    found = {f: evaluate.interval([bool(r) for r, p in zip(right, problems) if p.family == f]) for f in tasks.FAMILIES}
+    found = {f: evaluate.interval([bool(r) for r, p in zip(right, problems) if p.family == f])
+             for f in tasks.FAMILIES}
     return found | {"all": evaluate.interval([bool(r) for r in right])}
 
 
 results = {name: by_family(of) for name, of in right.items()}
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 for name, of in results.items():
     tokens = np.mean(replies[name][1]) + (np.mean(thought) if name == "own thoughts" else 0)
     share, low, high = of["all"]
-    print(f"{name:20} right {share:4.0%} ({low:.0%} to {high:.0%})   {tokens:5.1f} tokens written")
+    print(f"{name:20} right {share:4.0%} ({low:.0%} to {high:.0%})   {tokens:5.1f} tokens "
+          "written")
 style.show(inference.plot_conditions(results),
-           "Right answers by family with intervals: own thoughts beat the answer at once on the whole, most of all in knowledge; the right "
-           "thoughts beat all; another's thoughts help in no family")
+           "Right answers by family with intervals: own thoughts beat the answer at once "
+           "on the whole, most of all in knowledge; the right thoughts beat all; another's "
+           "thoughts help in no family")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 worked_out = np.array([p.family != "knowledge" for p in problems])
 share = {name: of[worked_out].mean() for name, of in right.items()}
 assert right["own thoughts"].mean() > right["at once"].mean() + 0.05
 assert share["the right thoughts"] > share["own thoughts"] > share["another's thoughts"] + 0.03
 print("All families: own thoughts are more than 5 points better than an answer at once.")
-print("Mathematics, coding, reasoning: the right thoughts are better still, another's thoughts worse than own ones.")
+style.say("Mathematics, coding, reasoning: the right thoughts are better still, another's "
+          "thoughts worse than own ones.")
 
 # %% [markdown]
 # Own thoughts help, at three times the tokens. Another's thoughts in the same perfect form harm (5 % right in all, 19 % at once): it is the content that pays. Knowledge gains most (from 27 % to 83 % for us), although nothing is to be worked out there: the fact lies in the weights, and the thought is the sentence in which training told it.
@@ -794,14 +872,15 @@ print("Mathematics, coding, reasoning: the right thoughts are better still, anot
 #
 # First talk to it. It knows problems like those of lesson 01, and nothing else; each family's first exam problem stands below. **One question to answer by playing:** find a question that the two modes answer differently. Read the thoughts: at which step does it go wrong?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 trained = minids.load(data("checkpoints", "mini-distilled"))
 
 
 def chat(question, mode):
     """(thoughts, answer, number of tokens) of the distilled model."""
     prompt = encode_chat([{"role": "user", "content": question}], tokenizer, mode)
-    reply = generate(trained, prompt, LIMITS[mode], temperature=0)          # at most 48 tokens at once, 128 with thoughts
+    # at most 48 tokens at once, 128 with thoughts
+    reply = generate(trained, prompt, LIMITS[mode], temperature=0)
     thoughts, answer = parse_reply(reply, tokenizer, mode)
     return thoughts, answer, len(reply)
 
@@ -810,7 +889,7 @@ firsts = [tasks.distinct_problems(family, "test", 1, (1, 2))[0] for family in ta
 taught = inference.Talk(chat, MODES[:2], firsts[0].prompt)
 taught
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 in_every_mode(taught, [p.prompt for p in firsts])
 print("Expected:", *(p.answer for p in firsts), sep="   ")
 
@@ -820,21 +899,28 @@ print("Expected:", *(p.answer for p in firsts), sep="   ")
 # Now a whole exam: 96 different problems of each family (knowledge has 25), difficulties 1 and 2, greedy answers in both modes. (Nano's exam above went up to difficulty 3: compare modes, not heights.)
 
 # %%
-asked = {family: tasks.distinct_problems(family, "test", 96, (1, 2)) for family in tasks.FAMILIES}
-# for each mode and family two lists: whether the greedy answer to a problem is right, and its number of tokens
-taken = {mode: {family: solve(trained, tokenizer, some, mode) for family, some in asked.items()} for mode in MODES[:2]}
+asked = {family: tasks.distinct_problems(family, "test", 96, (1, 2))
+         for family in tasks.FAMILIES}
+# for each mode and family two lists: whether the greedy answer to a problem is right, and its
+# number of tokens
+taken = {mode: {family: solve(trained, tokenizer, some, mode) for family, some in asked.items()}
+         for mode in MODES[:2]}
 
 # %% tags=["nbval-ignore-output"]
 for family in tasks.FAMILIES:
-    print(f"{family:12}", "   ".join(f"{mode} {np.mean(of[family][0]):4.0%} ({np.mean(of[family][1]):4.1f} tokens)"
+    print(f"{family:12}", "   ".join(f"{mode} {np.mean(of[family][0]):4.0%} "
+                                     f"({np.mean(of[family][1]):4.1f} tokens)"
                                      for mode, of in taken.items()))
-style.show(inference.plot_conditions({mode: {family: evaluate.interval(won) for family, (won, _) in of.items()}
-                                 for mode, of in taken.items()}),
-           "Right answers of the distilled mini by family and mode with intervals: thinking is ahead in mathematics, the "
-           "answer at once in coding; in reasoning and knowledge both are alike")
+style.show(
+    inference.plot_conditions(
+        {mode: {family: evaluate.interval(won) for family, (won, _) in of.items()}
+         for mode, of in taken.items()}),
+    "Right answers of the distilled mini by family and mode with intervals: thinking is ahead "
+    "in mathematics, the answer at once in coding; in reasoning and knowledge both are alike")
 
 # %%
-gain = {family: np.mean(taken["think-high"][family][0]) - np.mean(taken["non-think"][family][0]) for family in asked}
+gain = {family: np.mean(taken["think-high"][family][0]) - np.mean(taken["non-think"][family][0])
+        for family in asked}
 assert gain["mathematics"] > 0.04 and gain["coding"] < -0.06
 print("Thoughts: more right answers in mathematics, fewer in coding.")
 
@@ -856,11 +942,12 @@ print("Thoughts: more right answers in mathematics, fewer in coding.")
 #
 # **Predict before you run:** what does the textbook say when *none* is right?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 for right_ones in (0, 3, 12):
     p, low, high = evaluate.interval([True] * right_ones + [False] * (24 - right_ones))
     half = 1.96 * (p * (1 - p) / 24) ** 0.5
-    print(f"{right_ones:2} of 24: textbook {p - half:6.1%} to {p + half:5.1%}   Wilson {low:5.1%} to {high:5.1%}")
+    print(f"{right_ones:2} of 24: textbook {p - half:6.1%} to {p + half:5.1%}   Wilson "
+          f"{low:5.1%} to {high:5.1%}")
 
 # %% [markdown]
 # None of 24 is no proof of 0 %: up to 14 % is compatible with it. The textbook's "0 % to 0 %" is certain, and wrong; from 1 to 3 right ones it even promises negative shares.
@@ -884,7 +971,8 @@ def colleagues_difference(before, after):
 
 
 at_once, with_thoughts = [1, 1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 0]
-print("the colleague: {:.3f}, from {:.3f} to {:.3f}".format(*colleagues_difference(at_once, with_thoughts)))
+print("the colleague: {:.3f}, from {:.3f} to "
+      "{:.3f}".format(*colleagues_difference(at_once, with_thoughts)))
 
 # %%
 def difference(before, after):
@@ -906,14 +994,15 @@ print("by hand: {:.3f}, from {:.3f} to {:.3f}".format(*difference(at_once, with_
 # %% [markdown]
 # **Predict before you run:** which of the four differences between the modes of section 6 are more than luck?
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 for family in asked:
     won = [of[family][0] for of in taken.values()]
     (mean, low, high), (_, wide_low, wide_high) = difference(*won), colleagues_difference(*won)
-    print(f"{family:12} {100 * mean:+6.1f} points, from {100 * low:+6.1f} to {100 * high:+6.1f}"
-          f"   (as if of different problems: from {100 * wide_low:+6.1f} to {100 * wide_high:+6.1f})")
+    print(f"{family:12} {100 * mean:+6.1f} points, from {100 * low:+6.1f} to "
+          f"{100 * high:+6.1f}   (as if of different problems: from {100 * wide_low:+6.1f} to "
+          f"{100 * wide_high:+6.1f})")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 for family in asked:
     won = [of[family][0] for of in taken.values()]
     (_, low, high), (_, wide_low, wide_high) = difference(*won), colleagues_difference(*won)
@@ -936,15 +1025,16 @@ print("Compared on the same problems, the interval is narrower in every family."
 #
 # **Predict before you run:** answers are right with probability 0.2. Which of the two hits the truth on the mean, for k = 1, and for k = 8?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 for k in (1, 2, 4, 8):
     naive, unbiased, truth = inference.expected_estimates(0.2, 8, k)
-    print(f"k = {k}: truth {truth:.3f}, mean of the right estimate {unbiased:.3f}, of the tempting one {naive:.3f}")
+    print(f"k = {k}: truth {truth:.3f}, mean of the right estimate {unbiased:.3f}, of the "
+          f"tempting one {naive:.3f}")
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 style.show(inference.plot_bias(0.2, 8),
-           "The mean of both estimators over everything that can happen, eight answers: the unbiased one "
-           "lies on the truth, the other one falls below it as k grows")
+           "The mean of both estimators over everything that can happen, eight answers: the "
+           "unbiased one lies on the truth, the other one falls below it as k grows")
 
 # %% [markdown]
 # These are exact means: every number of right answers from 0 to 8, weighed with its probability. For k = 1 both are right; for every k > 1 the tempting one is too low, here the more, the larger k is.
@@ -960,22 +1050,28 @@ many, solved = [p for p in sums for _ in range(tries)], {}
 for temperature in (0.4, 1.0):
     thoughts, _ = think(many, temperature=temperature, seed=1)
     said, _ = answers(many, thoughts, temperature=temperature, seed=2)
-    judged_right = np.array([tasks.verify(p, text) for p, text in zip(many, said)]).reshape(-1, tries)       # problems tries
+    # problems tries
+    judged_right = np.array([tasks.verify(p, text)
+                             for p, text in zip(many, said)]).reshape(-1, tries)
     solved[temperature] = judged_right.sum(1).tolist()
-curves = {f"temperature {t}": {k: evaluate.interval([evaluate.pass_at_k(tries, c, k) for c in found]) for k in (1, 2, 4, 8)}
+curves = {f"temperature {t}": {k: evaluate.interval([evaluate.pass_at_k(tries, c, k)
+                                                     for c in found]) for k in (1, 2, 4, 8)}
           for t, found in solved.items()}
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 style.show(inference.plot_pass_at_k(curves),
-           "pass@k against k at two temperatures with intervals: both rise with k, and the intervals overlap everywhere")
+           "pass@k against k at two temperatures with intervals: both rise with k, and the "
+           "intervals overlap everywhere")
 for name, points in curves.items():
     print(name, " ".join(f"pass@{k} {share:.0%}" for k, (share, *_) in points.items()))
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 cold, warm = (points[8][0] - points[1][0] for points in curves.values())
 assert cold > 0.02 and warm > 0.05
-assert all(points[1][0] <= points[2][0] <= points[4][0] <= points[8][0] for points in curves.values())
-print("pass@k rises with k, as it must: from 1 to 8 by more than 2 points at 0.4, by more than 5 at temperature 1.")
+assert all(points[1][0] <= points[2][0] <= points[4][0] <= points[8][0]
+           for points in curves.values())
+style.say("pass@k rises with k, as it must: from 1 to 8 by more than 2 points at 0.4, by more "
+          "than 5 at temperature 1.")
 
 # %% [markdown]
 # A sharp distribution repeats itself: its eighth answer is often its first. A warm one is more often wrong, and more different. So *the best temperature may depend on k* (in ours the cold one stays ahead up to eight tries, by less and less; 20 problems cannot prove it); and a table that says pass@8 beside one that says pass@1
@@ -989,24 +1085,28 @@ def share_of(items):
 
 
 bits = evaluate.bits_per_byte(model, tokenizer)
-shares = {f"questions about stories of {words} words": share_of(evaluate.exam(42, words)) for words in (30, 250)}
+shares = {f"questions about stories of {words} words": share_of(evaluate.exam(42, words))
+          for words in (30, 250)}
 for words in (25, 400):
     shares[f"a secret word, told {words} words before"] = share_of(evaluate.recall(24, words))
 for family in tasks.FAMILIES:
     shares[f"{family}, own thoughts"] = results["own thoughts"][family]
 
 # %% tags=["nbval-ignore-output"]
-print(f"bits per byte of unseen text: {bits['mixture']:.2f} of the whole mixture, {bits['text']:.2f} of its real English")
+print(f"bits per byte of unseen text: {bits['mixture']:.2f} of the whole mixture, "
+      f"{bits['text']:.2f} of its real English")
 print(f"first MTP drafts expected to stand, in a scene it wrote: {overlaps['a scene']:.0%}")
 style.show(inference.plot_card(shares),
-           "Right answers of the base model with intervals: stories, secrets near and far, and four families of problems "
-           "after thinking")
+           "Right answers of the base model with intervals: stories, secrets near and far, and "
+           "four families of problems after thinking")
 
 # %%
 assert bits["mixture"] < bits["text"] < 3
 assert all(0.1 < high - low < 0.45 for _, low, high in shares.values())
-assert shares["questions about stories of 30 words"][0] > shares["questions about stories of 250 words"][0]
-print("The mixture costs fewer bits than its real English. Each interval is wider than 10 points: so small are these samples.")
+assert (shares["questions about stories of 30 words"][0]
+        > shares["questions about stories of 250 words"][0])
+style.say("The mixture costs fewer bits than its real English. Each interval is wider than 10 "
+          "points: so small are these samples.")
 
 # %% [markdown]
 # Read it as a teacher would. Where a bar is at 0, look at the whisker. Compare near and far: of a short story it answers more than of a long one. A secret word is the hardest, a few rare tokens that were
@@ -1017,7 +1117,7 @@ print("The mixture costs fewer bits than its real English. Each interval is wide
 #
 # **Predict before you run:** the base's card stands above. Problems will be answered better. What has suffered, and what not: real English, the mixture, facts, drafts?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 recorded = life.reports()[0]
 end = recorded["models"]["distilled"]
 print(evaluate.table(end))
@@ -1026,14 +1126,15 @@ print(f"\nthis life took {sum(minutes.values()):.0f} minutes of training; the lo
 for name, spent in sorted(minutes.items(), key=lambda item: -item[1])[:5]:
     print(f"    {name:18} {spent:4.1f} minutes")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 style.show(life.plot_combined([recorded]),
-           "Right answers of one life's models in four families and on the mean: after SFT, specialists, mean weights, mixed "
-           "SFT and the distilled model")
+           "Right answers of one life's models in four families and on the mean: after SFT, "
+           "specialists, mean weights, mixed SFT and the distilled model")
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 for kind, name in (("text", "real English"), ("mixture", "the whole mixture")):
-    print(f"bits per byte of {name}: {bits[kind]:.2f} before, {end['bits_per_byte'][kind]:.2f} after")
+    print(f"bits per byte of {name}: {bits[kind]:.2f} before, {end['bits_per_byte'][kind]:.2f} "
+          "after")
 
 # %% [markdown]
 # - **Risen**: mathematics, coding and reasoning. (The exams are not quite the same: the base was asked as a text, with difficulties 1 to 3.)
@@ -1047,7 +1148,7 @@ for kind, name in (("text", "real English"), ("mixture", "the whole mixture")):
 #
 # **Predict before you run:** mini has five times the parameters of nano. Will its distilled model end above nano's, whose mean in Think High is 62 %?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 for mode in MODES[:2]:
     print(mode)
     print(life.table(life.reports("mini"), mode=mode), "\n")
@@ -1068,10 +1169,13 @@ for mode in MODES[:2]:
 
 # %%
 scored = [row["benchmark"] for row in start.published("benchmarks_modes")
-          if None not in (row["V4-Flash Non-think"], row["V4-Flash Max"], row["V4-Pro Non-think"], row["V4-Pro Max"])]
+          if None not in (row["V4-Flash Non-think"], row["V4-Flash Max"],
+                          row["V4-Pro Non-think"], row["V4-Pro Max"])]
 explorer = style.slider_image(inference.plot_effort,
-                              "Score against the price of 1000 answers for both models, without thinking and with the longest",
-                              benchmark=["HLE (Pass@1)"] + [name for name in scored if not name.startswith("HLE")],
+                              "Score against the price of 1000 answers for both models, "
+                              "without thinking and with the longest",
+                              benchmark=["HLE (Pass@1)"]
+                              + [name for name in scored if not name.startswith("HLE")],
                               longer=[10, 1, 2, 3, 4, 5, 20, 50])
 display(explorer)
 
@@ -1079,14 +1183,16 @@ display(explorer)
 explorer.sliders["longer"].value = 3
 assert explorer.shown == {"benchmark": "HLE (Pass@1)", "longer": 3}
 for longer in (1, 3, 4, 10):
-    usd = {name: point[0] for name, point in inference.effort_points("HLE (Pass@1)", longer).items()}
-    print(f"Max writes {longer:2} x: Flash Max {usd['V4-Flash Max']:5.2f} dollars for 1000 answers, "
-          f"Pro Non-think {usd['V4-Pro Non-think']:5.2f}")
+    usd = {name: point[0]
+           for name, point in inference.effort_points("HLE (Pass@1)", longer).items()}
+    print(f"Max writes {longer:2} x: Flash Max {usd['V4-Flash Max']:5.2f} dollars for 1000 "
+          f"answers, Pro Non-think {usd['V4-Pro Non-think']:5.2f}")
 
 # %%
 style.show(inference.plot_efforts("HLE (Pass@1)", (1, 3, 10)),
-           "Three panels: the longer Max thinks, the further its points move to the right; at three times the tokens Flash Max "
-           "still costs a little less than Pro Non-think and scores far higher, at ten times it costs several times as much")
+           "Three panels: the longer Max thinks, the further its points move to the right; at "
+           "three times the tokens Flash Max still costs a little less than Pro Non-think and "
+           "scores far higher, at ten times it costs several times as much")
 
 # %% [markdown]
 # A little more than three times: that is the ratio of the two output prices, 0.87 to 0.28. Beyond that Flash Max is no longer the cheaper of these two. It still scores 34.8 against 7.7, and costs a third of Pro Max (37.7) if both write the same. Whether it is a bargain depends on how many tokens it writes, and a price per token hides exactly that.
@@ -1094,10 +1200,14 @@ style.show(inference.plot_efforts("HLE (Pass@1)", (1, 3, 10)),
 # For one task the report does publish tokens. Table 10: a search answer of V4-Pro takes 10,453 tokens of prompt and 1,308 of output with plain retrieval, 13,649 and 1,526 with agentic search.
 
 # %%
-price = max((row for row in start.published("prices") if row["model"] == start.PRO), key=lambda row: row["as_of"])
-bill = {name: (read_ * price["input_usd_per_mtok"] + wrote_ * price["output_usd_per_mtok"]) / 1e6
-        for name, read_, wrote_ in (("retrieval", 10_453, 1_308), ("agentic search", 13_649, 1_526))}
-print({name: f"{1000 * usd:.2f} dollars for 1000 answers" for name, usd in bill.items()}, f"(prices of {price['as_of']})")
+price = max((row for row in start.published("prices") if row["model"] == start.PRO),
+            key=lambda row: row["as_of"])
+bill = {name: (read_ * price["input_usd_per_mtok"] + wrote_ * price["output_usd_per_mtok"])
+        / 1e6
+        for name, read_, wrote_
+        in (("retrieval", 10_453, 1_308), ("agentic search", 13_649, 1_526))}
+for name, usd in bill.items():
+    print(f"{name:15} {1000 * usd:.2f} dollars for 1000 answers (prices of {price['as_of']})")
 print(f"agentic search: {bill['agentic search'] / bill['retrieval'] - 1:+.0%}")
 
 # %% [markdown]

@@ -22,7 +22,6 @@ import math
 import os
 import shutil
 import tempfile
-import textwrap
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
@@ -54,14 +53,18 @@ versions()
 # %%
 REPO = None     # where there is a network: "deepseek-ai/DeepSeek-V4-Flash"
 
-SAMPLE, NANO, MINI = paths.data("v4_sample"), paths.data("checkpoints", "nano"), paths.data("checkpoints", "mini")
+SAMPLE = paths.data("v4_sample")
+NANO = paths.data("checkpoints", "nano")
+MINI = paths.data("checkpoints", "mini")
 far = Checkpoint(REPO or SAMPLE)
 NAME = REPO.split("/")[1] if REPO else "sample"
 if REPO:
     print(f"Section 5 reads {far.where}; all other sections run on data/v4_sample.")
 else:
-    print("This lesson runs on data/v4_sample: 2.5 million random weights in exactly the format of the released files.")
-    print("With a network and REPO set, section 5 shows the real model: 0.16 GB to fetch, of 160.")
+    style.say("This lesson runs on data/v4_sample: 2.5 million random weights in exactly the "
+              "format of the released files.")
+    print("With a network and REPO set, section 5 shows the real model: 0.16 GB to fetch, of "
+          "160.")
 
 # %% [markdown]
 # The **sample** has V4-Flash's names, its number types, its division into files and its spelling of `config.json`, and every kind of layer; only the sizes are small, and the weights are random: they mean nothing. So nothing below needs a network or a GPU.
@@ -76,18 +79,21 @@ else:
 #
 # **Predict before you run:** all attention sinks of the 284-billion-parameter model, 64 heads in each of 43 layers: how many bytes? And `base` and `scale` of the hyper-connections, at 86 sites? (All float32; a site has 24 numbers of `base`, its static part, and 3 of `scale`.)
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 rows = {aspect: real.size(*patterns) for aspect, patterns in real.ASPECTS.items()}
-middle = [f"layers.21.{part}.weight" for part in (*real.SPECTRA, "ffn.experts.0.w2", "ffn.experts.1.w1")]
+middle = [f"layers.21.{part}.weight"
+          for part in (*real.SPECTRA, "ffn.experts.0.w2", "ffn.experts.1.w1")]
 rows["six matrices of a middle layer"] = real.size(*middle)
 whole = layout.disk_bytes(Config.flash())
 for aspect, size in rows.items():
     print(f"{aspect:34}{size:16,} bytes")
-print(f"{'all of these (section 5)':34}{sum(rows.values()):16,} bytes of {whole:,}: {sum(rows.values()) / whole:.2%}\n")
+print(f"{'all of these (section 5)':34}{sum(rows.values()):16,} bytes of {whole:,}: "
+      f"{sum(rows.values()) / whole:.2%}\n")
 more = {"hyper-connections with fn": real.size("*hc_*"), "norms": real.size("*norm.weight")}
 for aspect, size in more.items():
     print(f"{aspect:34}{size:16,} bytes")
-small = sum(more.values()) + sum(rows[aspect] for aspect in list(rows)[:5]) - rows["hyper-connections, base and scale"]
+small = (sum(more.values()) + sum(rows[aspect] for aspect in list(rows)[:5])
+         - rows["hyper-connections, base and scale"])
 print(f"{'all but the other matrices':34}{small:16,} bytes: {small / whole:.2%}")
 
 # %% [markdown]
@@ -95,9 +101,11 @@ print(f"{'all but the other matrices':34}{small:16,} bytes: {small / whole:.2%}"
 # a thousandth of the files; all routers, biases, hash tables, hyper-connections, sinks and norms together are a quarter of a gigabyte. These numbers come from the configuration alone (`minids.cost`, lesson 08); they are exact.
 
 # %% jupyter={"source_hidden": true}
-style.show(real.plot_downloads(rows | {"a layer": real.size("layers.3.*"), "all of V4-Flash": whole}),
-           "Bytes of parts of V4-Flash on a logarithmic axis: 9 kB for base and scale of the hyper-connections, 11 kB for sinks, megabytes for biases, "
-           "tables, matrices and routers, 3.6 GB for one layer, 160 GB for all")
+style.show(real.plot_downloads(rows | {"a layer": real.size("layers.3.*"),
+                                       "all of V4-Flash": whole}),
+           "Bytes of parts of V4-Flash on a logarithmic axis: 9 kB for base and scale of "
+           "the hyper-connections, 11 kB for sinks, megabytes for biases, tables, matrices and "
+           "routers, 3.6 GB for one layer, 160 GB for all")
 
 # %% [markdown]
 # To get at them we need three things: to know *where* they are in the files, to read them right, and to get just these bytes. One section for each.
@@ -107,7 +115,8 @@ style.show(real.plot_downloads(rows | {"a layer": real.size("layers.3.*"), "all 
 # A safetensors file has three parts: eight bytes, a table of contents, and the numbers.
 
 # %%
-shard = SAMPLE / "model-00002-of-00007.safetensors"         # layer 0: files are numbered from 1, the first has the embedding
+# layer 0: files are numbered from 1, the first has the embedding
+shard = SAMPLE / "model-00002-of-00007.safetensors"
 data = shard.read_bytes()
 real.dump(data[:96])
 
@@ -140,15 +149,17 @@ def floats(raw):
 
 
 begin, said = contents(shard)
-for name in ("attn.attn_sink", "attn.wq_b.weight", "attn.wq_b.scale", "ffn.experts.0.w1.weight"):
+for name in ("attn.attn_sink", "attn.wq_b.weight", "attn.wq_b.scale",
+             "ffn.experts.0.w1.weight"):
     print(f"layers.0.{name:25}{said[f'layers.0.{name}']}")
 raw = bytes_of(shard, "layers.0.attn.attn_sink")
 print(f"\nthe sinks of layer 0: {raw.hex(' ')} = {floats(raw)}")
 
 # %% jupyter={"source_hidden": true}
 style.show(real.plot_anatomy(shard.name, header.read(shard), len(data)),
-           "The file to scale: a short header, a table of ids, two wide float32 maps of the hyper-connections, few bytes of norms and "
-           "scales, then FP8 matrices and packed FP4 experts, without gaps")
+           "The file to scale: a short header, a table of ids, two wide float32 maps of the "
+           "hyper-connections, few bytes of norms and scales, then FP8 matrices and packed FP4 "
+           "experts, without gaps")
 
 # %% [markdown]
 # Types stand in blocks: the writer sorts by type, the widest first. There are no gaps and no overlaps: the ranges of all tensors tile the file to its last byte. We come back to why a reader should check that.
@@ -162,15 +173,17 @@ index = json.loads((SAMPLE / INDEX).read_bytes())
 print("keys:", list(index), "  metadata:", index["metadata"])
 for file in sorted(set(index["weight_map"].values())):
     names = [name for name, where in index["weight_map"].items() if where == file]
-    print(f"{file}  {len(names):3} tensors  {(SAMPLE / file).stat().st_size:8,} bytes   {names[0]} ...")
+    print(f"{file}  {len(names):3} tensors  {(SAMPLE / file).stat().st_size:8,} bytes   "
+          f"{names[0]} ...")
 
 # %% [markdown]
 # The same cut as the release: the embedding, one layer a file, the head, the MTP block. In Flash that makes 1 + 43 + 1 + 1 = 46 files. **Predict before you run:** how large are Flash's tables of contents, if they are
 # spelled like the sample's? (Its index has 22,192 bytes for 307 tensors, the header above 5,120 for 53.)
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 index_size, header_size = real.json_sizes("flash")
-print(f"Flash: the index takes {index_size / 1e6:.1f} MB, the largest header {header_size / 1e6:.2f} MB")
+print(f"Flash: the index takes {index_size / 1e6:.1f} MB, the largest header "
+      f"{header_size / 1e6:.2f} MB")
 counts = [len(names) for names in layout.shards(Config.flash()).values()]
 print(f"the fullest file has {max(counts):,} tensors, all {len(counts)} files {sum(counts):,}")
 
@@ -182,7 +195,8 @@ print(f"the fullest file has {max(counts):,} tensors, all {len(counts)} files {s
 
 # %%
 def colleagues_range(head, name):
-    """head: the first bytes of a file, its whole header among them -> what to send as Range for one tensor. Two faults."""
+    """head: the first bytes of a file, its whole header among them -> what to send as Range
+    for one tensor. Two faults."""
     n = int.from_bytes(head[:8], "little")
     start, end = json.loads(head[8:8 + n])[name]["data_offsets"]
     return f"bytes={n + start}-{n + end}"
@@ -198,7 +212,8 @@ print(f"{asked}: {len(got)} bytes, as numbers {floats(got[:8])}")
 
 # %%
 def byte_range(head, name):
-    """head: the first bytes of a file, its whole header among them -> what to send as Range for one tensor."""
+    """head: the first bytes of a file, its whole header among them -> what to send as Range
+    for one tensor."""
     ### BEGIN SOLUTION
     n = int.from_bytes(head[:8], "little")
     start, end = json.loads(head[8:8 + n])[name]["data_offsets"]
@@ -208,7 +223,8 @@ def byte_range(head, name):
 
 # %%
 byte_range = check("real.byte_range", byte_range)
-first, last = map(int, byte_range(data[:8192], "layers.0.attn.attn_sink").removeprefix("bytes=").split("-"))
+first, last = map(int, byte_range(data[:8192],
+                                  "layers.0.attn.attn_sink").removeprefix("bytes=").split("-"))
 assert data[first:last + 1] == raw
 print(f"bytes {first} to {last}: the sinks, as bytes_of gives them")
 
@@ -231,7 +247,8 @@ def e8m0(codes):
 # %%
 e8m0 = check("real.e8m0", e8m0)
 every = torch.arange(256, dtype=torch.uint8)
-torch.testing.assert_close(e8m0(every), every.view(torch.float8_e8m0fnu).float(), rtol=0, atol=0, equal_nan=True)
+torch.testing.assert_close(e8m0(every), every.view(torch.float8_e8m0fnu).float(), rtol=0,
+                           atol=0, equal_nan=True)
 print("127, 128, 124 are", e8m0(torch.tensor([127, 128, 124], dtype=torch.uint8)).tolist())
 print("all 256 bytes are what torch's own type says")
 
@@ -245,8 +262,10 @@ print("all 256 bytes are what torch's own type says")
 # %%
 name = "layers.0.attn.wq_b"
 o, i = said[f"{name}.weight"]["shape"]
-codes = torch.frombuffer(bytearray(bytes_of(shard, f"{name}.weight")), dtype=torch.float8_e4m3fn).view(o, i)
-scale = torch.frombuffer(bytearray(bytes_of(shard, f"{name}.scale")), dtype=torch.uint8).view(o // 128, i // 128)
+codes = torch.frombuffer(bytearray(bytes_of(shard, f"{name}.weight")),
+                         dtype=torch.float8_e4m3fn).view(o, i)
+scale = torch.frombuffer(bytearray(bytes_of(shard, f"{name}.scale")),
+                         dtype=torch.uint8).view(o // 128, i // 128)
 spread = e8m0(scale).repeat_interleave(128, 0).repeat_interleave(128, 1)        # o i
 mine = codes.float() * spread                                                  # o i
 print("scale bytes", scale.flatten().tolist(), "=", e8m0(scale).flatten().tolist())
@@ -267,10 +286,11 @@ print("equal to minids, bit for bit")
 
 # %%
 def fp4_matrix(data, scales, o, i):
-    """data: o * i / 2 bytes; scales: o * i / 32 bytes, both row after row -> the numbers, o i, float32."""
+    """data: o * i / 2 bytes; scales: o * i / 32 bytes, both row after row -> the numbers, o
+    i, float32."""
     ### BEGIN SOLUTION
     packed = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(o, i // 2)
-    codes = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(1)                          # o i
+    codes = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(1)  # o i
     scale = e8m0(torch.frombuffer(bytearray(scales), dtype=torch.uint8)).view(o, i // 32)
     return torch.tensor(FP4_VALUES)[codes.long()] * scale.repeat_interleave(32, 1)
     ### END SOLUTION
@@ -280,10 +300,12 @@ def fp4_matrix(data, scales, o, i):
 fp4_matrix = check("real.fp4_matrix", fp4_matrix)
 name = "layers.0.ffn.experts.0.w1"
 o, half = said[f"{name}.weight"]["shape"]
-mine = fp4_matrix(bytes_of(shard, f"{name}.weight"), bytes_of(shard, f"{name}.scale"), o, 2 * half)
+mine = fp4_matrix(bytes_of(shard, f"{name}.weight"), bytes_of(shard, f"{name}.scale"), o,
+                  2 * half)
 loaded = minids.load(SAMPLE).requires_grad_(False)
 torch.testing.assert_close(mine, loaded.layers[0].ffn.experts[0].w1.weight, rtol=0, atol=0)
-print(f"{name}: {o} x {half} bytes are {o} x {2 * half} numbers, equal to minids.load, bit for bit")
+style.say(f"{name}: {o} x {half} bytes are {o} x {2 * half} numbers, equal to minids.load, bit "
+          "for bit")
 
 # %% [markdown]
 # ### Sabotage: three ways to read it wrongly, and a control
@@ -303,7 +325,8 @@ def swapped(packed, scale, dtype=torch.float32):
 
 
 def neighbours(packed, scale, dtype=torch.float32):
-    return fp4_decode(packed, scale.view(torch.uint8).roll(1, 1).view(torch.float8_e8m0fnu), dtype)
+    return fp4_decode(packed, scale.view(torch.uint8).roll(1, 1).view(torch.float8_e8m0fnu),
+                      dtype)
 
 
 def as_e4m3(packed, scale, dtype=torch.float32):
@@ -314,7 +337,8 @@ def again(packed, scale, dtype=torch.float32):
     return fp4_decode(*numerics.fp4_encode(fp4_decode(packed, scale)), dtype)
 
 
-READERS = {"right": fp4_decode, "rounded again (control)": again, "neighbour's scale": neighbours, "halves swapped": swapped,
+READERS = {"right": fp4_decode, "rounded again (control)": again,
+           "neighbour's scale": neighbours, "halves swapped": swapped,
            "E8M0 as E4M3": as_e4m3}
 
 # %%
@@ -329,26 +353,32 @@ def nats(model, ids):
         return F.cross_entropy(model(torch.tensor([ids]))[0, :-1], torch.tensor(ids[1:])).item()
 
 
-stored = Checkpoint(NANO).raw_all([f"layers.1.ffn.experts.0.w1.{part}" for part in ("weight", "scale")]).values()
+stored = Checkpoint(NANO).raw_all([f"layers.1.ffn.experts.0.w1.{part}"
+                                   for part in ("weight", "scale")]).values()
 right, results = fp4_decode(*stored), {}
 for way, reader in READERS.items():
     W = reader(*stored)
     with mock.patch.object(numerics, "fp4_decode", reader):
-        results[way] = W.std().item(), ((W - right).norm() / right.norm()).item(), nats(minids.load(NANO), ids)
+        results[way] = (W.std().item(), ((W - right).norm() / right.norm()).item(),
+                        nats(minids.load(NANO), ids))
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 print(f"{'':26}{'deviation':>12}{'error':>10}{'loss of nano':>15}")
 for way, (deviation, error, loss) in results.items():
     print(f"{way:26}{deviation:12.4g}{error:10.0%}{loss:15.3f}")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 base = results["right"][2]
-assert results["rounded again (control)"][1] == 0 and abs(results["rounded again (control)"][2] - base) < 1e-5
+assert (results["rounded again (control)"][1] == 0
+        and abs(results["rounded again (control)"][2] - base) < 1e-5)
 for way in ("halves swapped", "neighbour's scale"):
-    assert 0.8 < results[way][0] / results["right"][0] < 1.3 and results[way][1] > 0.1 and results[way][2] > base + 0.001
-assert results["E8M0 as E4M3"][0] > 1000 * results["right"][0] and results["halves swapped"][1] > 1
+    assert (0.8 < results[way][0] / results["right"][0] < 1.3 and results[way][1] > 0.1
+            and results[way][2] > base + 0.001)
+assert (results["E8M0 as E4M3"][0] > 1000 * results["right"][0]
+        and results["halves swapped"][1] > 1)
 print("E8M0 as E4M3 is loud: the deviation is more than a thousand times too large.")
-print("The other two keep it within a third, although swapped halves are off by more than the weights are large.")
+style.say("The other two keep it within a third, although swapped halves are off by more than "
+          "the weights are large.")
 print("The control changes nothing.")
 
 # %% [markdown]
@@ -392,7 +422,8 @@ def rewritten(folder, change):
 def overlapping(folder):
     """Two experts share their bytes."""
     first, second = (f"layers.0.ffn.experts.{e}.w1.weight" for e in (0, 1))
-    rewritten(folder, lambda said: said[second].update(data_offsets=said[first]["data_offsets"]))
+    rewritten(folder,
+              lambda said: said[second].update(data_offsets=said[first]["data_offsets"]))
 
 
 def other_config(folder):
@@ -400,7 +431,7 @@ def other_config(folder):
     spelled = json.loads((folder / "config.json").read_bytes())
     (folder / "config.json").write_text(json.dumps(spelled | {"head_dim": 256}))
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 def naive(folder):
     """What the eight lines make of three tensors of layer 0."""
     where = json.loads((folder / INDEX).read_bytes())["weight_map"]
@@ -422,8 +453,8 @@ for fault in (short, elsewhere, outside, overlapping, other_config):
         folder = Path(scratch) / "copy"
         shutil.copytree(SAMPLE, folder)
         fault(folder)
-        print(f"{fault.__doc__}\n  eight lines: {attempt(naive, folder)}")
-        print(textwrap.fill(attempt(minids.load, folder), 108, initial_indent="  minids: ", subsequent_indent="    ") + "\n")
+        style.say(f"{fault.__doc__}\n  eight lines: {attempt(naive, folder)}")
+        style.say(f"  minids: {attempt(minids.load, folder)}\n")
 
 # %% [markdown]
 # Only one of five stops the eight-line reader, and with a message that names neither the file nor the cure. The short file gives fewer bytes than promised (a later `view` to the right shape would notice that one, and none of the others); the index that leads outside *opens a file that is none of its business*; two experts become one.
@@ -438,8 +469,9 @@ for fault in (short, elsewhere, outside, overlapping, other_config):
 
 # %%
 def layer_bytes(config, i):
-    """Bytes of layer i in the released files, scales included: FP8 has one byte of scale for a block of 128 x 128 (an
-    incomplete block at an edge has one, too), FP4 one for 32 columns of a row."""
+    """Bytes of layer i in the released files, scales included: FP8 has one byte of scale for a
+    block of 128 x 128 (an incomplete block at an edge has one, too), FP4 one for 32 columns of
+    a row."""
     ### BEGIN SOLUTION
     each, total = {"FP8": 1, "FP4": 0.5, "BF16": 2, "F32": 4, "I64": 8}, 0
     for name, (format, shape) in layout.tensors(config).items():
@@ -455,7 +487,8 @@ def layer_bytes(config, i):
 
 # %%
 layer_bytes = check("real.layer_bytes", layer_bytes)
-for layer, kind in ((0, "window only, by hash"), (2, "CSA, by hash"), (3, "HCA, by score"), (4, "CSA, by score")):
+for layer, kind in ((0, "window only, by hash"), (2, "CSA, by hash"), (3, "HCA, by score"),
+                    (4, "CSA, by score")):
     print(f"Flash, layer {layer}, {kind:22}{layer_bytes(Config.flash(), layer):15,} bytes")
 
 # %% [markdown]
@@ -468,7 +501,8 @@ for layer, kind in ((0, "window only, by hash"), (2, "CSA, by hash"), (3, "HCA, 
 
 # %% jupyter={"source_hidden": true}
 class Hub(BaseHTTPRequestHandler):
-    """Knows one repository, course/sample, and keeps a list of (file, first byte, last byte)."""
+    """Knows one repository, course/sample, and keeps a list of (file, first byte, last
+    byte)."""
 
     asked = []
 
@@ -479,7 +513,8 @@ class Hub(BaseHTTPRequestHandler):
         last = min(last, len(whole) - 1)
         self.asked.append((file, first, last))
         self.send_response(206)                                     # "partial content"
-        for key, value in (("Content-Range", f"bytes {first}-{last}/{len(whole)}"), ("Content-Length", last - first + 1),
+        for key, value in (("Content-Range", f"bytes {first}-{last}/{len(whole)}"),
+                           ("Content-Length", last - first + 1),
                            ("X-Repo-Commit", "5" * 40)):
             self.send_header(key, str(value))
         self.end_headers()
@@ -490,15 +525,18 @@ class Hub(BaseHTTPRequestHandler):
 
 # %%
 def played(visit):
-    """Run visit() while our own Hub answers; the requests it got, or None where huggingface_hub is not installed."""
+    """Run visit() while our own Hub answers; the requests it got, or None where
+    huggingface_hub is not installed."""
     if find_spec("huggingface_hub") is None:
         return None
     from huggingface_hub.utils import close_session
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     Hub.asked.clear()
-    with tempfile.TemporaryDirectory() as cache, mock.patch.multiple(hub, HEAD=4096, GAP=0), mock.patch.dict(os.environ, {
-            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_ASSETS_CACHE": cache, "NO_PROXY": "127.0.0.1"}):
+    with tempfile.TemporaryDirectory() as cache, mock.patch.multiple(
+        hub, HEAD=4096, GAP=0), mock.patch.dict(os.environ, {
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_ASSETS_CACHE": cache,
+            "NO_PROXY": "127.0.0.1"}):
         close_session()
         visit()
         close_session()
@@ -516,17 +554,20 @@ def visit():
         torch.testing.assert_close(read[name], loaded.state_dict()[name], rtol=0, atol=0)
     before = len(Hub.asked)
     distant.read_all(names)
-    print(f"{len(names)} routers, equal to minids.load; asked once more, they cost {len(Hub.asked) - before} requests")
+    print(f"{len(names)} routers, equal to minids.load; asked once more, they cost "
+          f"{len(Hub.asked) - before} requests")
 
 
 requests = played(visit)
 if requests is None:
-    print("huggingface_hub is not installed here: pip install huggingface_hub, then run this cell again")
+    print("huggingface_hub is not installed here: pip install huggingface_hub, then run this "
+          "cell again")
 else:
     for file, first, last in requests:
         print(f"{file:36}bytes {first:6} to {last:6}: {last - first + 1:6}")
     size = sum(path.stat().st_size for path in SAMPLE.glob("*.safetensors"))
-    print(f"{sum(last - first + 1 for _, first, last in requests):,} bytes in all; the files have {size:,}")
+    print(f"{sum(last - first + 1 for _, first, last in requests):,} bytes in all; the files "
+          f"have {size:,}")
 
 # %% [markdown]
 # Sorted by file here; in time it went: `config.json`, the index, then for each file that matters the beginning with its header (in two pieces, where the first guess was too short), and last the 1,024 bytes of each router. The second time nothing is asked: what came is in a cache, with
@@ -546,19 +587,25 @@ else:
 # they cost less than a tenth of one expert?
 
 # %%
-PATTERNS = ["layers.*.ffn.gate.weight", "layers.*.attn.wq_b.weight", "layers.20.attn.wq_b.weight", "*.hc_*", "*norm.weight",
-            "*.attn_sink", "*.tid2eid", "layers.20.ffn.experts.7.*", "layers.*.ffn.experts.7.*", "layers.20.*", "mtp.*",
+PATTERNS = ["layers.*.ffn.gate.weight", "layers.*.attn.wq_b.weight",
+            "layers.20.attn.wq_b.weight", "*.hc_*", "*norm.weight",
+            "*.attn_sink", "*.tid2eid", "layers.20.ffn.experts.7.*", "layers.*.ffn.experts.7.*",
+            "layers.20.*", "mtp.*",
             "embed.weight", "*"]
-box = style.slider_image(real.plot_download, "Bytes and seconds of the tensors that a pattern fits, beside the whole model, on a logarithmic axis",
-                         model=["flash", "pro"], pattern=PATTERNS, bandwidth=[12.5, 1, 125, 500, 3000, 7000])
+box = style.slider_image(real.plot_download, "Bytes and seconds of the tensors that a pattern "
+                         "fits, beside the whole model, on a logarithmic axis",
+                         model=["flash", "pro"], pattern=PATTERNS,
+                         bandwidth=[12.5, 1, 125, 500, 3000, 7000])
 box
 
 # %%
 box.sliders["pattern"].value = "*norm.weight"
 assert box.shown == {"model": "flash", "pattern": "*norm.weight", "bandwidth": 12.5}
-for pattern in ("layers.*.ffn.gate.weight", "layers.20.attn.wq_b.weight", "*norm.weight", "layers.20.ffn.experts.7.*", "layers.20.*"):
+for pattern in ("layers.*.ffn.gate.weight", "layers.20.attn.wq_b.weight", "*norm.weight",
+                "layers.20.ffn.experts.7.*", "layers.20.*"):
     count, size = real.matching(pattern, "flash")[0], real.size(pattern)
-    print(f"{pattern:30}{count:6,} tensors {size:15,} bytes {real.duration(size / 12.5e6):>14} at 100 Mbit/s")
+    print(f"{pattern:30}{count:6,} tensors {size:15,} bytes {real.duration(size / 12.5e6):>14} "
+          "at 100 Mbit/s")
 
 # %% [markdown]
 # The figure in the cold open says the same: from kilobytes to gigabytes. Norms are many and tiny: one number for each channel. A single expert is 13 MB: a second of an ordinary connection.
@@ -570,7 +617,8 @@ for pattern in ("layers.*.ffn.gate.weight", "layers.20.attn.wq_b.weight", "*norm
 # %%
 print(f"{'':14}{'sample':>12}{'Flash':>12}")
 flash = Config.flash()
-for field in ("vocab_size", "dim", "n_layers", "n_heads", "head_dim", "n_routed_experts", "moe_inter_dim", "window_size"):
+for field in ("vocab_size", "dim", "n_layers", "n_heads", "head_dim", "n_routed_experts",
+              "moe_inter_dim", "window_size"):
     print(f"{field:18}{getattr(loaded.config, field):8}{getattr(flash, field):12}")
 print("layers", loaded.config.compress_ratios[:4], "and", flash.compress_ratios[:4], "...")
 
@@ -593,13 +641,17 @@ def judged(model, ids):
         return theirs(ids, use_cache=False).logits
 
 
-some = torch.randint(0, loaded.config.vocab_size, (2, 160), generator=torch.Generator().manual_seed(0))     # B T
+# B T
+some = torch.randint(0, loaded.config.vocab_size, (2, 160),
+                     generator=torch.Generator().manual_seed(0))
 theirs = judged(loaded, some)
 if theirs is None:
-    print("transformers is not installed here: pip install 'transformers>=5.23', then run this cell again")
+    print("transformers is not installed here: pip install 'transformers>=5.23', then run this "
+          "cell again")
 else:
     torch.testing.assert_close(loaded(some), theirs, atol=1e-3, rtol=1e-3)
-    print("the sample: minids equals transformers' DeepseekV4ForCausalLM,", theirs.numel(), "logits")
+    print("the sample: minids equals transformers' DeepseekV4ForCausalLM,", theirs.numel(),
+          "logits")
 
 # %% [markdown]
 # 160 tokens, so that the HCA layer has a complete window of 128. Flash itself does not fit here, but its *shape* does: torch's `meta` device makes tensors without memory. One layer of Flash, built by the same class:
@@ -607,9 +659,11 @@ else:
 # %%
 block = empty(lambda: Block(flash, flash.compress_ratios[4], flash.is_hash(4)), torch.bfloat16)
 shapes = {f"layers.4.{name}": tuple(t.shape) for name, t in block.state_dict().items()}
-assert shapes == {name: shape for name, (_, shape) in layout.tensors(flash).items() if name.startswith("layers.4.")}
+assert (shapes == {name: shape for name, (_, shape) in layout.tensors(flash).items()
+                   if name.startswith("layers.4.")})
 numbers = sum(math.prod(shape) for shape in shapes.values())
-print(f"{len(shapes)} tensors without the scales, {numbers:,} numbers, names as in the released files, shapes as there once unpacked")
+style.say(f"{len(shapes)} tensors without the scales, {numbers:,} numbers, names as in the "
+          "released files, shapes as there once unpacked")
 
 # %% [markdown]
 # ## 5. Large beside small: single tensors
@@ -622,12 +676,13 @@ print(f"{len(shapes)} tensors without the scales, {numbers:,} numbers, names as 
 # A sink $s$ joins the softmax's denominator: with 32 keys that all score 0, a share $e^s / (e^s + 32)$ of the attention goes nowhere (lesson 02). **Predict before you run:** which sink takes half of it? (By hand: $e^s = 32$, so $s = \ln 32 = 3.47$.)
 # All sinks of nano began at 0. Where are they now?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 models = {NAME: far, "nano": Checkpoint(NANO), "mini": Checkpoint(MINI)}
-style.show(real.plot_sinks(models), "The sink of each head, layer by layer: within about 1 of 0 in the sample; after training mostly above 0, in nano "
-           "all more than 1.5 away from it")
+style.show(real.plot_sinks(models),
+           "The sink of each head, layer by layer: within about 1 of 0 in the sample; after "
+           "training mostly above 0, in nano all more than 1.5 away from it")
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 found = torch.cat(list(real.sinks_of(NANO).values()))
 share = found.exp() / (found.exp() + 32)                            # with 32 scores of 0
 assert (share > 0.25).float().mean() > 0.5 and (share > 0.5).sum() >= 3
@@ -641,10 +696,12 @@ print("most of nano's heads would drop over a quarter of such a window, several 
 # In the first layers a table says by token id which experts work (lesson 06). From the table and the frequencies of a text the load follows without running anything.
 
 # %%
-texts = {name: torch.tensor(Tokenizer.load(folder / "tokenizer.json").encode(story)) for name, folder in
+texts = {name: torch.tensor(Tokenizer.load(folder / "tokenizer.json").encode(story))
+         for name, folder in
          (("sample", SAMPLE), ("nano", NANO), ("mini", MINI))}
-style.show(real.plot_tables(models, texts), "Loads that the hash tables give to experts: nearly even if all ids were equally frequent, uneven with "
-           "the frequencies of a text")
+style.show(real.plot_tables(models, texts),
+           "Loads that the hash tables give to experts: nearly even if all ids were equally "
+           "frequent, uneven with the frequencies of a text")
 
 # %% [markdown]
 # Over the vocabulary the load is nearly even (our tables are drawn by chance); over a text it is much less so in nano and mini: frequent words have fixed experts, and no bias can help them. Whether V4's tables were drawn at random or balanced is not in the report. With `REPO` set, a solid line exactly at 1 would mean a balanced table, one that strays by some percent a drawn one.
@@ -653,8 +710,9 @@ style.show(real.plot_tables(models, texts), "Loads that the hash tables give to 
 # ### Routers
 
 # %%
-style.show(real.plot_routers(models), "Left: how far the balancing biases of a layer's experts lie apart, by depth. Right: the rows of trained gates "
-           "point in similar directions, those of the sample do not")
+style.show(real.plot_routers(models), "Left: how far the balancing biases of a layer's experts "
+           "lie apart, by depth. Right: the rows of trained gates point in similar directions, "
+           "those of the sample do not")
 
 # %% [markdown]
 # A bias is what balancing had to add (lesson 06): it moves by a small amount each step, and tells which experts would else be flooded or idle. It is added to affinities near 1. The sample's are drawn
@@ -666,14 +724,17 @@ style.show(real.plot_routers(models), "Left: how far the balancing biases of a l
 # At each site the four streams are mixed by a 4 x 4 matrix, `comb`, of non-negative numbers with rows and columns that sum to 1 (lesson 07). P is the product of the transposed combs of all sites so far.
 
 # %%
-style.show(real.plot_connections(models), "Static comb matrices of the first, a middle and the last site, and at the right the largest gain and what is left "
-           "of a difference between streams over all sites; the gain stays 1 everywhere")
+style.show(real.plot_connections(models), "Static comb matrices of the first, a middle and "
+           "the last site, and at the right the largest gain and what is left of a difference "
+           "between streams over all sites; the gain stays 1 everywhere")
 
 # %%
 for name, folder in (("the sample", SAMPLE), ("nano", NANO)):
     gains, left = real.through_depth(real.connections_of(folder)[2])
-    assert all(abs(gain - 1) < 1e-3 for gain in gains) and (left[-1] < 0.01 if folder == SAMPLE else left[-1] > 0.1)
-    print(f"{name}: {len(gains)} sites, gain 1.000; differences between streams {'die out' if left[-1] < 0.01 else 'survive'}")
+    assert (all(abs(gain - 1) < 1e-3 for gain in gains)
+            and (left[-1] < 0.01 if folder == SAMPLE else left[-1] > 0.1))
+    print(f"{name}: {len(gains)} sites, gain 1.000; differences between streams "
+          f"{'die out' if left[-1] < 0.01 else 'survive'}")
 
 # %% [markdown]
 # The solid line is the *gain*: the largest row sum of sizes in P, how much a signal can grow (lesson 07). The dashed line is what is left of a difference between streams: the largest singular value of P after 1/4 is taken off each entry.
@@ -684,8 +745,9 @@ for name, folder in (("the sample", SAMPLE), ("nano", NANO)):
 # ### What the compressors' biases weigh
 
 # %%
-style.show(real.plot_biases(models), "Weights that the compressors' biases alone give to the slots of a window, mean over channels, relative to even weights: near 1 "
-           "in the sample, scattered more widely in nano and mini")
+style.show(real.plot_biases(models), "Weights that the compressors' biases alone give to "
+           "the slots of a window, mean over channels, relative to even weights: near 1 in the "
+           "sample, scattered more widely in nano and mini")
 
 # %% [markdown]
 # A compressor pools its window by a softmax over slots; the learned `ape` is added to the scores (lessons 03 and 04). Here the bias speaks alone, averaged over channels: single channels differ far more. A CSA layer has eight slots,
@@ -696,8 +758,9 @@ style.show(real.plot_biases(models), "Weights that the compressors' biases alone
 # ### Spectra
 
 # %%
-style.show(real.plot_spectra(models), "Singular values of four matrices of a middle layer and of random numbers; in brackets the effective rank as a share of "
-           "all directions. The sample's fall off faster than nano's")
+style.show(real.plot_spectra(models), "Singular values of four matrices of a middle layer and "
+           "of random numbers; in brackets the effective rank as a share of all directions. "
+           "The sample's fall off faster than nano's")
 
 # %% [markdown]
 # The effective rank says over how many directions a matrix spreads (lesson 09). The sample's columns have different widths on purpose, so its spectrum is steeper than that of plain random numbers (dotted). Nano was trained with Muon, which pushes
@@ -710,23 +773,28 @@ style.show(real.plot_spectra(models), "Singular values of four matrices of a mid
 
 # %%
 rng, formats = np.random.default_rng(v4_sample.SEED), layout.tensors(v4_sample.CONFIG)
-originals = {name: torch.from_numpy(v4_sample.numbers(name, shape, rng)) for name, (_, shape) in formats.items()}
+originals = {name: torch.from_numpy(v4_sample.numbers(name, shape, rng))
+             for name, (_, shape) in formats.items()}
 for part, what in real.rounding_of(SAMPLE).items():
     name = f"layers.2.{part}.weight"
-    truth = ((loaded.state_dict()[name] - originals[name]).norm() / originals[name].norm()).item()
+    truth = ((loaded.state_dict()[name] - originals[name]).norm()
+             / originals[name].norm()).item()
     print(f"{part:22}{what['format']}   estimated {what['error']:.1%}   true {truth:.1%}")
     assert abs(what["error"] / truth - 1) < 0.25
 
 # %%
-style.show(real.plot_rounding(models), "Left: share of FP4 numbers with each size of code, most of them small. Right: estimated rounding errors, about 2.7 percent "
-           "for FP8, and above ten percent for FP4")
+style.show(real.plot_rounding(models), "Left: share of FP4 numbers with each size of code, "
+           "most of them small. Right: estimated rounding errors, about 2.7 percent for FP8, "
+           "and above ten percent for FP4")
 
 # %%
 for folder in (SAMPLE, NANO):
-    spreads = [one["spread"] for one in real.rounding_of(folder).values() if one["format"] == "FP4"]
+    spreads = [one["spread"]
+               for one in real.rounding_of(folder).values() if one["format"] == "FP4"]
     bits = [one["bits"] for one in real.rounding_of(folder).values() if one["format"] == "FP4"]
     assert max(spreads) <= 14 and 3 < min(bits) and max(bits) < 4
-print("scale exponents within a block of 128 x 128 differ by far less than 14: FP4 to FP8 would be exact.")
+style.say("scale exponents within a block of 128 x 128 differ by far less than 14: FP4 to FP8 "
+          "would be exact.")
 print("The codes are used well: their entropy is above 3 of 4 bits.")
 
 # %% [markdown]
@@ -745,10 +813,12 @@ with torch.inference_mode():
 print("streamed, layer by layer: equal to minids.load, bit for bit")
 
 # %%
-walks = {"sample": real.trace(SAMPLE, Tokenizer.load(SAMPLE / "tokenizer.json").encode(story, bos=True)[:512]),
+walks = {"sample": real.trace(
+    SAMPLE, Tokenizer.load(SAMPLE / "tokenizer.json").encode(story, bos=True)[:512]),
          "nano": real.trace(NANO, ids), "mini": real.trace(MINI, ids)}
-style.show(real.plot_loads(walks), "Loads of experts on a story, by layer, and how even they are. Sample: even in layers 0 and 1, where a table decides, "
-           "uneven where scores do. Nano: every expert works; in the last layer some ten times as much as others")
+style.show(real.plot_loads(walks), "Loads of experts on a story, by layer, and how even they "
+           "are. Sample: even in layers 0 and 1, where a table decides, uneven where scores "
+           "do. Nano: every expert works; in the last layer some ten times as much as others")
 
 # %% [markdown]
 # $e^{\text{entropy}}$ of the loads is how many equally busy experts would be as spread out; **evenness** is that over the number of experts: 100 % if all work alike. Nano was balanced on the mean over much text; a single story may prefer some experts. The sample was never balanced, and where scores decide one expert in each layer gets almost nothing: random biases outvote
@@ -758,18 +828,22 @@ style.show(real.plot_loads(walks), "Loads of experts on a story, by layer, and h
 #
 # What would the model say if it stopped after layer $l$? Give the streams behind that layer to the head (nostalgebraist, 2020). **Predict before you run:** behind which of nano's four layers is the lens better than guessing? (Guessing means all ids alike: $\ln V$, 7.62 nats for nano's 2,048 ids, 6.24 for the sample's 512.)
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 chances = {name: math.log(Checkpoint(folder).config.vocab_size) for name, folder in
            (("sample", SAMPLE), ("nano", NANO), ("mini", MINI))}
-style.show(real.plot_lens(walks, chances), "Loss of the logit lens by layers passed: nano's and mini's are far below guessing from the first layer on, and fall; "
-           "the sample's stays above guessing")
+style.show(real.plot_lens(walks, chances),
+           "Loss of the logit lens by layers passed: nano's and mini's are far below guessing "
+           "from the first layer on, and fall; the sample's stays above guessing")
 lens, random = walks["nano"]["loss"], walks["sample"]["loss"]
 assert torch.allclose(lens[-1], torch.tensor(nats(minids.load(NANO), ids)), atol=1e-4)
-assert lens[-1] < lens[0] - 0.5 and lens.max() < chances["nano"] - 3 and random.min() > chances["sample"]
-print("nano's lens beats guessing by more than 3 nats behind every layer; behind the last it is the model itself.")
-print("The sample, all of it random, is worse than guessing everywhere: it is sure of nonsense.")
+assert (lens[-1] < lens[0] - 0.5 and lens.max() < chances["nano"] - 3
+        and random.min() > chances["sample"])
+style.say("nano's lens beats guessing by more than 3 nats behind every layer; behind the last "
+          "it is the model itself.")
+print("The sample, all of it random, is worse than guessing everywhere: it is sure of "
+      "nonsense.")
 
-# %% jupyter={"source_hidden": true}
+# %% jupyter={"outputs_hidden": true, "source_hidden": true}
 def word(i):
     return tokenizer.decode([i]).replace("\n", "\\n").encode("ascii", "replace").decode()
 
@@ -777,7 +851,8 @@ def word(i):
 end = 202
 cut = {key: walks["nano"][key][:, :end] for key in ("best", "chance")}
 style.show(real.plot_lens_table(cut, [word(i) for i in ids[:end]], word),
-           "What nano's head would say comes next, behind each layer, at nine tokens of a story, and in the last row what does; brighter is surer")
+           "What nano's head would say comes next, behind each layer, at nine tokens of a "
+           "story, and in the last row what does; brighter is surer")
 
 # %% [markdown]
 # Read a column from top to bottom: from which layer on does the lens know what comes next? (Row "layer 0" is "1 layer passed" above; the last row says what really comes.) Words of habit come early: "the" after "On" and "number" behind layer 0, "stood" behind layer 1; the full stop behind layer 2 at last; colours, things and digits that the story draws at random no layer can know. In a model of four layers the first one already speaks the head's language. Deep models need not: their early layers have no duty to. And mHC adds a
@@ -787,11 +862,13 @@ style.show(real.plot_lens_table(cut, [word(i) for i in ids[:end]], word),
 #
 # Arithmetic, not measurement. A pass reads 43 layers; their bytes, over what your disk gives, are the time, as long as computing is faster. **Predict before you run:** how long does one token take from a disk of 3 GB/s? And 4,096 tokens?
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 layers = sum(layer_bytes(flash, i) for i in range(flash.n_layers))
 active = cost.params(flash)["active"]
-print(f"43 layers: {layers:,} bytes; a token needs {active:,} active parameters, {2 * active / 1e9:.1f} GFLOP\n")
-print(f"{'read at':>10}{'one pass':>14}{'generate 100 tokens':>22}{'4,096 tokens in one pass':>28}")
+style.say(f"43 layers: {layers:,} bytes; a token needs {active:,} active parameters, "
+          f"{2 * active / 1e9:.1f} GFLOP\n")
+print(f"{'read at':>10}{'one pass':>14}{'generate 100 tokens':>22}"
+      f"{'4,096 tokens in one pass':>28}")
 for bandwidth in (0.15, 0.5, 3, 7):
     seconds = layers / (bandwidth * 1e9)
     print(f"{bandwidth:5} GB/s{real.duration(seconds):>14}{real.duration(100 * seconds):>22}"
@@ -803,7 +880,7 @@ for bandwidth in (0.15, 0.5, 3, 7):
 
 # %%
 tokens = layers / 3e9 * 20e12 / (2 * active)
-used = flash.n_activated_experts / flash.n_routed_experts                                    # 6 of 256
+used = flash.n_activated_experts / flash.n_routed_experts  # 6 of 256
 needed = sum(layout.nbytes(entry) * (used if ".ffn.experts." in name else 1)
              for name, entry in layout.inventory(flash).items() if name.startswith("layers."))
 print(f"computing takes as long as reading at {tokens:,.0f} tokens")

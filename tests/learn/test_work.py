@@ -35,7 +35,7 @@ def lesson():
         new_markdown_cell("# Doubling\n[glossary](GLOSSARY.md), [data](../data/x/README.md)",
                           id="doubling-1"),
         code("import math", "doubling-2"),
-        code(STUB, "a-double", minids={"exercise": "a.double"}),
+        code(STUB, "a-double", minids={"exercises": ["a.double"]}),
         code('double = check("a.double", double)', "a-double-check"),
         new_markdown_cell("What did you find?", id="end-1"),
         code("print(double(2))", "end-2"),
@@ -254,7 +254,7 @@ def test_an_answer_in_a_moved_and_in_a_copied_cell_is_found():
     assert cell(merged, "a-double").source == ANSWER and not unplaced
 
     mine = lesson()
-    second = code(ANSWER, "pasted", minids={"exercise": "a.double"})
+    second = code(ANSWER, "pasted", minids={"exercises": ["a.double"]})
     mine.cells.insert(2, second)                        # the exercise's own cell is below
     merged, unplaced = carry.merge(lesson(), mine, lesson())
     assert cell(merged, "a-double").source == STUB

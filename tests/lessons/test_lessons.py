@@ -98,7 +98,7 @@ import ipywidgets
 
 ipywidgets.IntSlider(3)
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 print("one", end=" ")
 print("two")
 
@@ -135,6 +135,7 @@ def test_editions_differ_in_solutions_only(write):
     assert space["double"](4) == 8
     assert learner.cells[4].metadata == {"jupyter": {"source_hidden": True},
                                          "tags": ["nbval-ignore-output"]}
+    assert learner.cells[5].metadata == {"jupyter": {"outputs_hidden": True}}
 
 
 @pytest.mark.slow
@@ -147,8 +148,8 @@ def test_outputs_are_kept_where_only_texts_have_changed(write):
     for which, old in before.items():
         new = nbformat.read(course.target(source, which), 4)
         assert "fix a text" in new.cells[0].source
-        assert not lint.drift(source, which, course.target(source, which))
-        assert new.cells[1:] == old.cells[1:] and new.metadata == old.metadata
+        assert not lint.drift(source, which, new)
+        assert new.cells[1:] == old.cells[1:]
     # Only the teacher's code has changed now, so the learner's outputs are kept.
     write(TINY.replace("double(21)", "double(4)"))
     course.build(keep=True)
@@ -165,7 +166,7 @@ def test_building_twice_gives_the_same_files_which_pass_the_lint(write):
     first = {path: path.read_bytes() for path in course.build()}
     assert {path: path.read_bytes() for path in course.build()} == first and len(first) == 2
     assert lint.lint() == []
-    teacher = nbformat.read(paths.NOTEBOOKS / "solutions" / "99_tiny.ipynb", as_version=4)
+    teacher = nbformat.read(paths.NOTEBOOKS.parent / "teaching" / "99_tiny.ipynb", as_version=4)
     outputs = [cell.outputs for cell in teacher.cells if cell.cell_type == "code"]
     assert [out.text for out in outputs[0]] == ["rounded 3\n"]
     assert [out.text for out in outputs[2]] == ["42\n"]
@@ -178,12 +179,13 @@ def test_a_change_of_the_source_is_drift(write):
     source = write(TINY)
     learner = course.target(source, "learner")
     course.build(run=False)
-    assert lint.drift(source, "learner", learner) == []
+    built = nbformat.read(learner, 4)
+    assert lint.drift(source, "learner", built) == []
     for changed in (TINY.replace("Twice", "Double"),
                     TINY.replace('tags=["nbval-ignore-output"] ', ""),
                     TINY + "# more\n"):
         write(changed)
-        assert "course build 99_tiny" in lint.drift(source, "learner", learner)[0]
+        assert "course build 99_tiny" in lint.drift(source, "learner", built)[0]
 
 
 @pytest.mark.slow
@@ -210,6 +212,9 @@ def test_a_name_that_no_lesson_has_is_refused(write):
     assert course.sources(["99"]) == course.sources(["notebooks/99_tiny.ipynb"]) == [source]
     with pytest.raises(MinidsError, match="no lesson '42': expected one of 99_tiny"):
         course.sources(["42"])
+    optional = write(TINY, "99_tiny_deeper")
+    assert course.sources(["99"]) == [source, optional]
+    assert course.sources(["99_tiny"]) == [source]
 
 
 def code(source, *outputs, **metadata):
@@ -230,9 +235,12 @@ def data(mime, value, **metadata):
     (code("f(x)", stream("\u00e9")), "not ASCII in the output"),
     (code("!pip install x"), "shell commands"),
     (code("%time f()"), "shell commands"),
-    (code("x = 1\n" * 26), "26 lines"),
+    (code("x = 1\n" * 31), "31 lines"),
     (code("import torch\n" * 41), "41 lines of code, at most 40"),
-    (code("import torch\n" * 25 + "x = 1"), "26 lines of code, at most 25"),
+    (code("import torch\n" * 30 + "x = 1"), "31 lines of code, at most 30"),
+    (code("x = " + "1" * 93), "a line of 97 columns, at most 96"),
+    (code("x = " + "1" * 93, jupyter={"source_hidden": True}), "a line of 97 columns"),
+    (code("f()", stream("so it goes, " * 8)), "a printed line of 96 characters, at most 90"),
     (code("plt.plot([1])"), "ends in the plot call"),
     (code("ax.plot([1]);"), "semicolon"),
     (code("out = widgets.Output()"), "Output is not for lessons"),
@@ -260,17 +268,38 @@ def test_the_lint_finds(cell, finding):
 @pytest.mark.parametrize("cell", [
     code("print(f'{1 / 3:.3f}')", stream("0.333\n")),
     code("import minids\n" * 38 + "style.use()\nversions()"),
-    code("x = 1\n" * 26, jupyter={"source_hidden": True}),
+    code("x = 1\n" * 31, jupyter={"source_hidden": True}),
+    code("x = 1\n" * 30),
+    code("f()", stream("mathematics   0.123   " * 6)),
 ])
 def test_the_lint_accepts(cell):
     assert findings_of(cell) == []
 
 
-def findings_of(cell):
-    """The findings in a notebook with this cell, which is in order otherwise."""
+def test_the_answer_to_a_prediction_is_hidden():
+    question = nbformat.v4.new_markdown_cell("**Predict before you run:** how many?")
+    answer = code("f()", stream("three\n"))
+    helper = code("g()", stream("a table\n"))
+    for cell in (helper, answer):
+        assert any("outputs_hidden" in text for text in findings_of(question, helper, answer))
+        cell.metadata["jupyter"] = {"outputs_hidden": True}
+        assert findings_of(question, code("h()"), helper, answer) == []
+        del cell.metadata["jupyter"]
+    far = [code("g()", stream("x\n")) for _ in range(3)]
+    answer.metadata["jupyter"] = {"outputs_hidden": True}
+    assert findings_of(question, *far, answer)
+
+
+def findings_of(*cells):
+    """The findings in a notebook with these cells, which is in order otherwise."""
+    count = 0
+    for cell in cells:
+        if cell.cell_type == "code":
+            count += 1
+            cell.execution_count = count
     head = nbformat.v4.new_markdown_cell("# T\n\nAfter this you can x.\n\n## Key points\n")
     spec = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    return lint.check_notebook(nbformat.v4.new_notebook(cells=[head, cell], metadata=spec))
+    return lint.check_notebook(nbformat.v4.new_notebook(cells=[head, *cells], metadata=spec))
 
 
 @each_lesson
