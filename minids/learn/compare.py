@@ -76,13 +76,12 @@ def _of_mappings(actual, expected, atol, rtol, place) -> Difference | None:
 
 
 def _of_sequences(actual, expected, atol, rtol, place) -> Difference | None:
-    if isinstance(actual, (torch.Tensor, np.ndarray)) and actual.ndim:
-        actual = list(actual)       # three results in a tensor are three results
-    if not isinstance(actual, SEQUENCES):
+    given = actual
+    if isinstance(given, (torch.Tensor, np.ndarray)) and given.ndim:
+        actual = list(given)        # three results in a tensor are three results
+    if not isinstance(actual, SEQUENCES) or len(actual) != len(expected):
         return Difference(f"expected a {type(expected).__name__} of {len(expected)}, "
-                          f"found {kind(actual)}", place)
-    if len(actual) != len(expected):
-        return Difference(f"expected {len(expected)} results, found {len(actual)}", place)
+                          f"found {kind(given)}", place)
     start = f"{place}, " if place else ""
     found = _first(((a, b, f"{start}result {i}")
                     for i, (a, b) in enumerate(zip(actual, expected), 1)), atol, rtol)
@@ -288,7 +287,7 @@ def _factor(pairs) -> str | None:
     if not all(torch.equal(a.abs() < 1e-9, b.abs() < 1e-9) for a, b in pairs):
         return None
     constants = _constant([(a / b)[b.abs() >= 1e-9] for a, b in pairs])
-    if not constants:
+    if not constants or all(abs(c - 1) < 1e-3 for c in constants):
         return None
     if all(abs(c + 1) < 1e-3 for c in constants):
         return "every value has the wrong sign"
