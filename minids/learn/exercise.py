@@ -26,6 +26,7 @@ class Check:
     hints: tuple[str, ...] = ()
     atol: float = 1e-5
     rtol: float = 1e-4
+    gradient: bool = True
 
 
 class CheckFailed(AssertionError):
