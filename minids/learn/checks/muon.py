@@ -289,6 +289,8 @@ CHECKS = [
             "you do not normalise the matrix; divide it by its Frobenius norm first, or singular "
             "values above 1.26 run away":
                 partial(orthogonalise, norm=torch.ones_like, eps=0.0),
+            "you divide a matrix of zeros by its norm, 0; a tiny number should be added to the norm":
+                partial(orthogonalise, eps=0.0),
             "you multiply with A = X X^T from the right, which only a square X allows; it should "
             "be A X and A A X":
                 _terms(lambda A, X: X @ A),
