@@ -237,7 +237,7 @@ def _bytes_cases(rng):
     yield "Flash, layer 5", (Config.flash(), 5)
     yield "Flash, layer 2, which routes by hash", (Config.flash(), 2)
     yield "Flash, layer 4", (Config.flash(), 4)
-    yield "nano, layer 2", (Config.nano(), 2)
+    yield "mini, layer 1, whose matrices end within a block", (Config.mini(), 1)
 
 
 CHECKS = [
