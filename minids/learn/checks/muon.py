@@ -289,7 +289,8 @@ CHECKS = [
             "you do not normalise the matrix; divide it by its Frobenius norm first, or singular "
             "values above 1.26 run away":
                 partial(orthogonalise, norm=torch.ones_like, eps=0.0),
-            "you divide a matrix of zeros by its norm, 0; a tiny number should be added to the norm":
+            "you divide a matrix of zeros by its norm, 0; a tiny number should be added to the "
+            "norm":
                 partial(orthogonalise, eps=0.0),
             "you multiply with A = X X^T from the right, which only a square X allows; it should "
             "be A X and A A X":
@@ -313,8 +314,8 @@ CHECKS = [
                 partial(orthogonalise, steps=(FLAT,) * 2 + (STEEP,) * 8),
             "you take two steep steps and eight flat ones; it should be eight and two":
                 partial(orthogonalise, steps=(STEEP,) * 2 + (FLAT,) * 8),
-            "you take eight flat steps and then two steep ones; it should be eight steep ones, then "
-            "two flat ones":
+            "you take eight flat steps and then two steep ones; it should be eight steep ones, "
+            "then two flat ones":
                 partial(orthogonalise, steps=(FLAT,) * 8 + (STEEP,) * 2),
             "you take the first Muon's five steep steps; V4 takes eight, and two flat ones":
                 partial(orthogonalise, steps=(STEEP,) * 5),
