@@ -156,6 +156,10 @@ def _in_bfloat16(states):
     return mean, odd
 
 
+def _plain_average(states):
+    return {name: sum(state[name] for state in states) / len(states) for name in states[0]}, []
+
+
 def _all_float32(states):
     mean, odd = mean_weights(states)
     stack = {n: torch.stack([s[n].float() for s in states]) for n in mean}
@@ -375,6 +379,9 @@ CHECKS = [
             "you average tables of integers, which come out as floats, and name none; the first "
             "model's should be kept, and those that differ named":
                 _mean(_floats, _never),
+            "you average all tensors alike, tables of integers too; the first model's tables should "
+            "be kept, those that differ named, and weights added in float32":
+                _plain_average,
             "you name all tables of integers; it should be only those that differ between the "
             "models":
                 _mean(_first, lambda tables: True),
