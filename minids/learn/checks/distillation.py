@@ -379,8 +379,8 @@ CHECKS = [
             "you average tables of integers, which come out as floats, and name none; the first "
             "model's should be kept, and those that differ named":
                 _mean(_floats, _never),
-            "you average all tensors alike, tables of integers too; the first model's tables should "
-            "be kept, those that differ named, and weights added in float32":
+            "you average all tensors alike, tables of integers too; the first model's tables "
+            "should be kept, those that differ named, and weights added in float32":
                 _plain_average,
             "you name all tables of integers; it should be only those that differ between the "
             "models":
