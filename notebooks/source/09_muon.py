@@ -329,7 +329,7 @@ print(f"{rows} x {columns}: {operations(rows, columns) / operations(columns, row
 
 # %% [markdown]
 # ### Exercise 2: the hybrid iteration
-# *Medium, 15 minutes.* Normalise, iterate, and turn a tall matrix before and after. A matrix of zeros (an expert that no token chose) must stay zero: add `1e-20` to the norm.
+# *Medium, 15 minutes.* Normalise and iterate. Transpose a tall matrix before and after; the check counts what the products cost. A matrix of zeros (an expert that no token chose) must stay zero: add `1e-20` to the norm.
 
 # %%
 def orthogonalise(G):

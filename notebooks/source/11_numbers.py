@@ -699,10 +699,9 @@ def with_gradient(function):
     def both(x, rounding, weights):
         x = x.clone().requires_grad_()
         y = function(x, rounding)
-        total = (y * weights).sum()
-        if not total.requires_grad:
-            return y.detach(), torch.full_like(x, float("nan"))
-        return y.detach(), torch.autograd.grad(total, x)[0]
+        if not y.requires_grad:
+            return y, torch.zeros_like(x)
+        return y.detach(), torch.autograd.grad((y * weights).sum(), x)[0]
     return both
 
 

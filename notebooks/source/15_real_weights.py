@@ -278,7 +278,7 @@ print("equal to minids, bit for bit")
 # %% [markdown]
 # ### An FP4 expert
 #
-# Two columns share a byte: the **low** half is column $2j$, the **high** half $2j + 1$. A half is a code for one of sixteen numbers, `FP4_VALUES`. One scale serves 32 columns of a row. By hand, with the scale byte `7C` (124, so 1/8):
+# Two columns share a byte: the **low** half is column $2j$, the **high** half $2j + 1$. A half is a code for one of sixteen numbers, `FP4_VALUES`: a tuple, 0, 0.5, 1, 1.5, 2, 3, 4, 6, and the same negative. (To look up a tensor of codes, make it a tensor; the codes must then be int64.) One scale serves 32 columns of a row. By hand, with the scale byte `7C` (124, so 1/8):
 # the byte `21` holds the codes 1 and 2, the numbers 0.5 and 1, and stands for 0.0625 and 0.125.
 #
 # ### Exercise 3: an expert from its bytes

@@ -1,10 +1,11 @@
 """Lesson 12: right answers written otherwise pass, slips are named; the parts make GRPO's loss."""
 
-from math import comb, prod
+from math import comb, perm, prod
 
 import matplotlib.pyplot as plt
 import pytest
 import torch
+import torch.nn.functional as F
 
 from minids.inference import evaluate
 from minids.learn.checks import specialists as checks
@@ -50,6 +51,14 @@ def pass_by_product(n, c, k):
     ("specialists.kl", checks.with_gradient(kl_from_probabilities)),
     ("specialists.kept", kept_by_loops),
     ("specialists.pass_at_k", checks._for_all(pass_by_product)),
+    ("specialists.reply_loss", lambda logits, ids, wrote: F.cross_entropy(
+        logits[:, :-1][wrote[:, 1:]], ids[:, 1:][wrote[:, 1:]])),
+    ("specialists.advantages", lambda rewards, group: rewards - rewards.unflatten(
+        0, (-1, group)).mean(-1).repeat_interleave(group)),
+    ("specialists.clipped", lambda ratio, A, clip: torch.minimum(
+        ratio * A.unsqueeze(1), torch.clip(ratio, 1 - clip, 1 + clip) * A.view(-1, 1))),
+    ("specialists.pass_at_k", checks._for_all(
+        lambda n, c, k: 1 - perm(n - c, k) / perm(n, k))),
     ("specialists.pass_at_k", checks._for_all(evaluate.pass_at_k)),
 ])
 def test_a_right_answer_written_otherwise_passes(name, attempt):
@@ -79,26 +88,66 @@ def kept_by_the_sum(logprobs, old, A, mask, bound):
     return 1.0 - ((A < 0) & ((old - logprobs).mul(mask).sum(1) > bound)).float()
 
 
+def kept_also_at_zero(logprobs, old, A, mask, bound):
+    drift = ((old - logprobs) * mask).sum(1) / mask.sum(1)
+    return 1.0 - ((A <= 0) & (drift > bound)).float()
+
+
+def kept_below_the_bound(logprobs, old, A, mask, bound):
+    drift = ((old - logprobs) * mask).sum(1) / mask.sum(1)
+    return torch.where((A < 0) & (drift >= bound), 0.0, 1.0)
+
+
+def advantages_by_axis(axis):
+    return lambda rewards, group: (rewards.view(-1, group) - rewards.view(-1, group).mean(
+        axis, keepdim=True)).view(-1)
+
+
+def reply_over_all_true(logits, ids, wrote):
+    losses = F.cross_entropy(logits[:, :-1].mT, ids[:, 1:], reduction="none")
+    return (losses * wrote[:, 1:]).sum() / wrote.sum()
+
+
+def gain_at_two_tenths(ratio, A, clip):
+    return torch.min(ratio * A[:, None], ratio.clamp(0.8, 1.2) * A[:, None])
+
+
 @pytest.mark.parametrize("name, attempt, words", [
+    ("specialists.kept", kept_also_at_zero, "answers with A = 0"),
+    ("specialists.kept", kept_below_the_bound, "you compare with >="),
+    ("specialists.advantages", advantages_by_axis(0), "over axis 0, across the prompts"),
+    ("specialists.reply_loss", reply_over_all_true, "all True in `wrote`"),
+    ("specialists.reply_loss", lambda logits, ids, wrote: F.cross_entropy(
+        logits[:, :-1][wrote[:, :-1]], ids[:, 1:][wrote[:, :-1]]), "your mask is one place off"),
+    ("specialists.clipped", gain_at_two_tenths, "always clip at 0.2"),
+    ("specialists.clipped", lambda ratio, A, clip: ratio.clamp(1 - clip, 1 + clip) * A[:, None],
+     "you only clamp"),
+    ("specialists.clipped", lambda ratio, A, clip: -gain_by_cases(ratio, A, clip),
+     "you return the loss"),
+    ("specialists.kl", checks.with_gradient(
+        lambda p, o, f: (p - o).exp().detach() * ((f - p).exp() - (f - p) - 1)),
+     "you detach the ratio"),
+    ("specialists.pass_at_k", checks._for_all(lambda n, c, k: 1 - comb(c, k) / comb(n, k)),
+     "all k are wrong"),
     ("specialists.reply_loss", loss_of_all_tokens,
-     "the prompt counts too"),
-    ("specialists.advantages", advantages_divided, "divided by the group's standard deviation"),
-    ("specialists.advantages", lambda r, g: r - r.mean(), "over the whole batch"),
+     "you count the prompt too"),
+    ("specialists.advantages", advantages_divided, "you divide by the group's standard deviation"),
+    ("specialists.advantages", lambda r, g: r - r.mean(), "the mean of the whole batch"),
     ("specialists.clipped", clipped_the_wrong_way,
-     "this is the maximum"),
+     "you take the maximum"),
     ("specialists.clipped", lambda ratio, A, c: ratio.clamp_max(1 + c) * A[:, None],
-     "wrong side of bad"),
+     "from above for bad answers too"),
     ("specialists.kl", checks.with_gradient(lambda p, o, f: (f - p).exp() - (f - p) - 1),
-     "the ratio pi / pi_old is missing"),
+     "you leave out the ratio pi / pi_old"),
     ("specialists.kl", checks.with_gradient(kl_upside_down),
-     "r is upside down"),
-    ("specialists.kept", kept_by_the_sum, "this is the sum"),
+     "you take r upside down"),
+    ("specialists.kept", kept_by_the_sum, "you take the sum"),
     ("specialists.pass_at_k", checks._for_all(lambda n, c, k: 1 - ((n - c) / n) ** k),
-     "with replacement"),
+     "you sample with replacement"),
 ])
 def test_a_slip_is_named(name, attempt, words, capsys):
     assert check(name, attempt) is not attempt
-    assert words in capsys.readouterr().out
+    assert words in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_parts_make_the_loss_of_the_package():

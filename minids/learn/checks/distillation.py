@@ -16,8 +16,11 @@ LESSON = "13_distillation"
 # ---- the reverse KL ----
 
 def reverse_kl(student, teacher):
-    """KL(student || teacher) at each position, in nats. student, teacher: N V, logits -> N."""
-    logp, logq = student.log_softmax(-1), teacher.log_softmax(-1)
+    """KL(student || teacher) at each position, in nats. student, teacher: N V, logits -> N.
+
+    No gradient flows to the teacher.
+    """
+    logp, logq = student.log_softmax(-1), teacher.detach().log_softmax(-1)
     return (logp.exp() * (logp - logq)).sum(-1)
 
 
@@ -30,6 +33,24 @@ def _terms(student, teacher):
     return logp.exp() * (logp - logq)
 
 
+def _weighed_by(weights):
+    """A version whose terms log p - log q have the weights(p, q)."""
+    def wrong(student, teacher):
+        logp, logq = student.log_softmax(-1), teacher.log_softmax(-1)
+        return (weights(logp.exp(), logq.exp()) * (logp - logq)).sum(-1)
+    return wrong
+
+
+def _by_positions(student, teacher):
+    logp, logq = student.log_softmax(0), teacher.log_softmax(0)
+    return (logp.exp() * (logp - logq)).sum(-1)
+
+
+def _by_columns(student, teacher):
+    logp, logq = student.log_softmax(-1), teacher.log_softmax(-1)
+    return (logp.exp() * (logp - logq)).sum(0)
+
+
 def _logits(rng, *shape):
     """Logits whose mean is not 0, so that it shows where normalising was forgotten."""
     return 1.5 * torch.randn(*shape, generator=rng) + 2 * torch.randn(*shape[:-1], 1, generator=rng)
@@ -39,6 +60,8 @@ def _kl_cases(rng):
     for label, N, V in (("one position", 1, 3), ("several positions", 4, 7),
                         ("a larger vocabulary", 3, 50)):
         yield label, (_logits(rng, N, V), _logits(rng, N, V))
+    apart = torch.tensor([[0.0, -200.0, -1.0, 150.0], [100.0, 0.0, -100.0, 99.0]])
+    yield "logits 200 apart, whose probabilities are 0 in float32", (apart, apart.flip(-1) / 2)
 
 
 # ---- the loss from one token ----
@@ -79,27 +102,19 @@ def mean_weights(states):
     Floating-point tensors: the mean, computed in float32, in the tensor's own type. Tables of
     integers: the first model's.
     """
-    mean, odd = {}, []
-    for name, t in states[0].items():
-        same = [state[name] for state in states]
-        if t.is_floating_point():
-            mean[name] = torch.stack([s.float() for s in same]).mean(0).to(t.dtype)
-        else:
-            mean[name] = t.clone()
-            if not all(torch.equal(t, s) for s in same):
-                odd.append(name)
-    return mean, odd
+    return _mean(_first)(states)
 
 
-def _mean(integers, odd=None, combine=lambda x: x.mean(0)):
+def _differ(tables):
+    return not all(torch.equal(tables[0], table) for table in tables)
+
+
+def _mean(integers, odd=_differ, combine=lambda x: x.mean(0)):
     """A version that treats tables of integers as `integers(tables)` says.
 
     `odd(tables)` says whether they are named.
     """
-    def differ(tables):
-        return not all(torch.equal(tables[0], table) for table in tables)
-
-    def wrong(states):
+    def version(states):
         mean, names = {}, []
         for name, t in states[0].items():
             same = [state[name] for state in states]
@@ -107,10 +122,14 @@ def _mean(integers, odd=None, combine=lambda x: x.mean(0)):
                 mean[name] = combine(torch.stack([s.float() for s in same])).to(t.dtype)
                 continue
             mean[name] = integers(same)
-            if (odd or differ)(same):
+            if odd(same):
                 names.append(name)
         return mean, names
-    return wrong
+    return version
+
+
+def _never(tables):
+    return False
 
 
 def _first(tables):
@@ -122,7 +141,11 @@ def _rounded(tables):
 
 
 def _cut(tables):
-    return torch.stack(tables).sum(0) // len(tables)
+    return torch.stack([t.double() for t in tables]).mean(0).to(tables[0].dtype)
+
+
+def _floats(tables):
+    return torch.stack([t.float() for t in tables]).mean(0)
 
 
 def _in_bfloat16(states):
@@ -133,10 +156,32 @@ def _in_bfloat16(states):
     return mean, odd
 
 
+def _plain_average(states):
+    return {name: sum(state[name] for state in states) / len(states) for name in states[0]}, []
+
+
 def _all_float32(states):
     mean, odd = mean_weights(states)
     stack = {n: torch.stack([s[n].float() for s in states]) for n in mean}
     return {n: stack[n].mean(0) if t.is_floating_point() else t for n, t in mean.items()}, odd
+
+
+def _floats_named_too(states):
+    mean, _ = mean_weights(states)
+    return mean, [name for name in mean if _differ([state[name] for state in states])]
+
+
+def _tables_left_out(states):
+    mean, odd = mean_weights(states)
+    return {name: t for name, t in mean.items() if t.is_floating_point()}, odd
+
+
+def _named_for_each(states):
+    mean, names = mean_weights(states)[0], []
+    for state in states[1:]:
+        names += [name for name, t in state.items()
+                  if not t.is_floating_point() and not torch.equal(t, states[0][name])]
+    return mean, names
 
 
 def _mean_cases(rng):
@@ -150,6 +195,12 @@ def _mean_cases(rng):
     yield "three specialists", ([state([table, table.flip(0)]) for _ in range(3)],)
     others = [torch.randint(8, (6, 2), generator=rng) for _ in range(3)]
     yield "models of two bases", ([state([table, other]) for other in others],)
+    yield "only the last of three differs", (
+        [state([t, u]) for t, u in ((others[0], table), (others[0], table), (table, others[1]))],)
+    yield "only the first of three differs", (
+        [state([t]) for t in (table, others[2], others[2])],)
+    yield "only the second of three differs", (
+        [state([t]) for t in (table, others[0], table)],)
 
 
 # ---- many teachers ----
@@ -158,19 +209,29 @@ def opd_loss(kl, family, weights):
     """sum_i w_i (mean KL of family i's tokens): a tensor without axes.
 
     The weights of the families that occur are scaled to sum to 1. kl: N, the KL of each token to
-    its teacher; family: N, the number of its family; weights: F.
+    its teacher; family: N, the number of its family; weights: F. No gradient flows to the weights.
     """
-    there = family.unique()
-    means = torch.stack([kl[family == i].mean() for i in there])
-    return (weights[there] * means).sum() / weights[there].sum()
+    return _opd()(kl, family, weights.detach())
 
 
-def _opd(weighing=lambda w, there: w[there] / w[there].sum(), each=lambda x: x.mean()):
-    def wrong(kl, family, weights):
+def _share(weights, there):
+    return weights[there] / weights[there].sum()
+
+
+def _opd(weighing=_share, each=lambda x: x.mean()):
+    """A version from the weights of the families that occur, and what `each` makes of a family."""
+    def version(kl, family, weights):
         there = family.unique()
         losses = torch.stack([each(kl[family == i]) for i in there])
         return (weighing(weights, there) * losses).sum()
-    return wrong
+    return version
+
+
+def _in_order_of_appearance(kl, family, weights):
+    numbers = list(dict.fromkeys(family.tolist()))
+    means = torch.stack([kl[family == i].mean() for i in numbers])
+    w = weights[: len(numbers)]
+    return (w * means).sum() / w.sum()
 
 
 def _opd_cases(rng):
@@ -181,36 +242,60 @@ def _opd_cases(rng):
         weights = 0.5 + torch.rand(F, generator=rng) + torch.arange(F)
         kl = torch.rand(len(family), generator=rng) + 2.0 * family
         yield label, (kl, family, weights / weights.sum())
+    yield "weights that do not sum to 1", (kl, family, torch.tensor([2.0, 1.0, 1.0, 3.0]))
+    yield "the first family is missing", (kl, (family + 3) // 3, torch.tensor([0.5, 0.2, 0.3]))
 
 
 CHECKS = [
     Check(
         "distillation.reverse_kl", reverse_kl, _kl_cases,
         mistakes={
-            "this is the forward KL, KL(teacher || student): the weights in the sum are the "
-            "student's probabilities, and its log comes first":
+            "you compute the forward KL, KL(teacher || student); the weights in the sum should be "
+            "the student's probabilities, and its log should come first":
                 lambda s, t: reverse_kl(t, s),
-            "it is not summed over the vocabulary: one number for each position": _terms,
-            "this is the mean over the vocabulary: KL is a sum, the probabilities are its weights "
-            "already":
+            "you do not sum over the vocabulary; it should be one number for each position": _terms,
+            "you take the mean over the vocabulary; the probabilities are the weights already, so "
+            "it should be the sum":
                 lambda s, t: _terms(s, t).mean(-1),
-            "the logits are not normalised: a constant added to all logits of a position would "
-            "change the result. Take log_softmax first": _unnormalised,
-            "the sign is wrong: KL is never negative": lambda s, t: -reverse_kl(s, t),
-            "the teacher's probabilities weigh the student's terms: KL(student || teacher) has "
-            "the student's":
-                lambda s, t: (t.softmax(-1) * (s.log_softmax(-1) - t.log_softmax(-1))).sum(-1),
-            "the terms are not weighed by the student's probabilities":
-                lambda s, t: (s.log_softmax(-1) - t.log_softmax(-1)).sum(-1),
-            "this is the cross-entropy: the student's own entropy is not subtracted, so it is not "
-            "0 where both agree":
+            "you do not normalise the logits, so a constant added to all of a position changes the "
+            "result; log_softmax should come first": _unnormalised,
+            "your sign is wrong; KL should never be negative": lambda s, t: -reverse_kl(s, t),
+            "you weigh the student's terms with the teacher's probabilities; KL(student || "
+            "teacher) should have the student's":
+                _weighed_by(lambda p, q: q),
+            "you do not weigh the terms; they should be weighed by the student's probabilities":
+                _weighed_by(lambda p, q: 1.0),
+            "you weigh with p - q, which is the forward KL and the reverse KL together; it should "
+            "be p alone": _weighed_by(lambda p, q: p - q),
+            "you take the mean of forward and reverse KL; it should be the reverse KL alone":
+                _weighed_by(lambda p, q: (p - q) / 2),
+            "you compute the cross-entropy, which is not 0 where both agree; the student's own "
+            "entropy should be subtracted":
                 lambda s, t: -(s.softmax(-1) * t.log_softmax(-1)).sum(-1),
-            "the softmax runs over the positions: axis -1 is the vocabulary":
-                lambda s, t: (s.softmax(0) * (s.log_softmax(0) - t.log_softmax(0))).sum(-1),
-            "this is in bits: take the natural logarithm":
+            "you compute the cross-entropy of the forward KL; the sum should be p (log p - log q)":
+                lambda s, t: -(t.softmax(-1) * s.log_softmax(-1)).sum(-1),
+            "you weigh with logarithms; the weights should be the student's probabilities":
+                _weighed_by(lambda p, q: p.log()),
+            "you take the difference of the probabilities; it should be that of their logarithms":
+                lambda s, t: (s.softmax(-1) * (s.softmax(-1) - t.softmax(-1))).sum(-1),
+            "you take the softmax over the positions; it should be over axis -1, the vocabulary":
+                _by_positions,
+            "you sum over the positions; it should be over axis -1, the vocabulary": _by_columns,
+            "you compute in bits; it should be the natural logarithm":
                 lambda s, t: reverse_kl(s, t) / torch.tensor(2.0).log(),
-            "this is the mean over the positions: keep one number for each":
+            "you take the mean over the positions; it should be one number for each":
                 lambda s, t: reverse_kl(s, t).mean(),
+            "you take the sum over the positions; it should be one number for each":
+                lambda s, t: reverse_kl(s, t).sum(),
+            "you take the mean over positions and vocabulary; it should be the sum over the "
+            "vocabulary, at each position":
+                lambda s, t: _terms(s, t).mean(),
+            "you compute the forward KL, as one number; it should be the reverse KL, one number "
+            "for each position": lambda s, t: reverse_kl(t, s).mean(),
+            "you compute the forward KL, summed over all; it should be the reverse KL, one number "
+            "for each position": lambda s, t: reverse_kl(t, s).sum(),
+            "you compute the forward KL and do not sum over the vocabulary; it should be the "
+            "reverse KL, summed": lambda s, t: _terms(t, s),
         },
         hints=(
             "A weighted mean of log p - log q. Whose probabilities are the weights when the "
@@ -223,30 +308,47 @@ CHECKS = [
     Check(
         "distillation.token_loss", with_gradient(token_loss), _token_cases,
         mistakes={
-            "the advantage is not detached: the loss then has a second gradient, which does not "
-            "belong to it":
+            "you do not detach the advantage, so the loss has a second gradient; it should only "
+            "have that of log p":
                 _token(lambda p, q: -(q - p) * p),
-            "this is the estimate of the KL's value, log p - log q. As a loss it is useless: its "
-            "gradient is 0 on average":
+            "you detach log p, and let the gradient flow through the advantage; it should be the "
+            "other way round": _token(lambda p, q: -(q - p) * p.detach()),
+            "you return the estimate of the KL's value, log p - log q, whose gradient is 0 on "
+            "average; it should be minus the detached advantage times log p":
                 _token(lambda p, q: p - q),
-            "the sign is wrong: this pushes the student away from the teacher":
+            "you return the advantage; it should be minus the advantage, detached, times log p":
+                _token(lambda p, q: q - p),
+            "your sign is wrong and pushes the student away from the teacher; the loss should be "
+            "minus the advantage times log p":
                 _token(lambda p, q: (q - p).detach() * p),
-            "the whole loss is detached: nothing can be learned from it":
+            "your sign is wrong and the advantage has a gradient; it should be minus the detached "
+            "advantage times log p":
+                _token(lambda p, q: (q - p) * p),
+            "you detach the whole loss, so nothing can be learned; only the advantage should be "
+            "detached":
                 _token(lambda p, q: (-(q - p) * p).detach()),
-            "the advantage is upside down and the sign with it: log q is learned, log p should be":
+            "you learn log q; the last factor should be log p":
                 _token(lambda p, q: -(q - p).detach() * q),
-            "the probability weighs the loss once more: tokens are already sampled as often as "
-            "they are likely":
+            "you weigh the loss with the probability once more; tokens are sampled as often as "
+            "they are likely already, so it should be left out":
                 _token(lambda p, q: -(q - p).detach() * p * p.exp().detach()),
-            "the advantage is log q alone: without - log p the student would collapse onto the "
-            "teacher's likeliest token":
+            "your advantage is log q alone; it should be log q - log p":
                 _token(lambda p, q: -q.detach() * p),
-            "these are raw logits: take log_softmax before you pick the token":
+            "your advantage is a difference of probabilities; it should be that of their "
+            "logarithms": _token(lambda p, q: -(q.exp() - p.exp()).detach() * p),
+            "your advantage is the quotient q / p; it should be its logarithm":
+                _token(lambda p, q: -(q - p).exp().detach() * p),
+            "you use raw logits; log_softmax should come before you pick the token":
                 with_gradient(_raw_logits),
-            "the advantage is missing: this is cross-entropy on what the student wrote itself":
+            "you leave the advantage out, which is cross-entropy on what the student wrote itself; "
+            "it should be multiplied with it":
                 _token(lambda p, q: -p),
-            "the last factor is a probability: it is log p":
+            "your last factor is a probability; it should be log p":
                 _token(lambda p, q: -(q - p).detach() * p.exp()),
+            "you return the mean; it should be a loss for each position":
+                _token(lambda p, q: (-(q - p).detach() * p).mean()),
+            "you return the sum; it should be a loss for each position":
+                _token(lambda p, q: (-(q - p).detach() * p).sum()),
         },
         hints=(
             "Two numbers for each position: the log-probability that each model gives to the "
@@ -254,32 +356,69 @@ CHECKS = [
             "x.log_softmax(-1).gather(-1, token[:, None])[:, 0] is such a number.",
             "-(logq - logp).detach() * logp",
         ),
+        gradient=False,
     ),
     Check(
         "distillation.mean_weights", mean_weights, _mean_cases,
         mistakes={
-            "tables of integers are averaged and rounded: tid2eid holds numbers of experts, and "
-            "the mean of expert 2 and expert 6 is not expert 4": _mean(_rounded),
-            "tables of integers are averaged and cut to whole numbers: tid2eid holds numbers of "
-            "experts, which have no mean":
+            "you still average tables of integers, cut them to whole numbers, and name none; "
+            "tid2eid holds numbers of experts, so the first model's should be kept, and those that "
+            "differ named":
+                _mean(_cut, _never),
+            "you average tables of integers, round them, and name none; tid2eid holds numbers of "
+            "experts, so the first model's should be kept, and those that differ named":
+                _mean(_rounded, _never),
+            "you average tables of integers and round them; tid2eid holds numbers of experts, and "
+            "the first model's should be kept": _mean(_rounded),
+            "you average tables of integers and cut them to whole numbers; tid2eid holds numbers "
+            "of experts, and the first model's should be kept":
                 _mean(_cut),
-            "tables of integers are averaged: they come out as floats, which no table of experts "
-            "can be":
-                _mean(lambda tables: torch.stack([t.float() for t in tables]).mean(0)),
-            "all tables of integers are named: only those that differ between the models":
+            "you average tables of integers, and they come out as floats; the first model's should "
+            "be kept":
+                _mean(_floats),
+            "you average tables of integers, which come out as floats, and name none; the first "
+            "model's should be kept, and those that differ named":
+                _mean(_floats, _never),
+            "you average all tensors alike, tables of integers too; the first model's tables "
+            "should be kept, those that differ named, and weights added in float32":
+                _plain_average,
+            "you name all tables of integers; it should be only those that differ between the "
+            "models":
                 _mean(_first, lambda tables: True),
-            "no table is named: say which ones differ between the models":
-                _mean(_first, lambda tables: False),
-            "the last model's tables are kept: keep the first's":
+            "you name no table; it should be those that differ between the models":
+                _mean(_first, _never),
+            "you name the tables that are the same; it should be those that differ":
+                _mean(_first, lambda tables: not _differ(tables)),
+            "you compare the first two models only; it should be all of them":
+                _mean(_first, lambda tables: not torch.equal(tables[0], tables[1])),
+            "you compare the first model with the last only; it should be all of them":
+                _mean(_first, lambda tables: not torch.equal(tables[0], tables[-1])),
+            "you name a table only if all other models differ from the first; one should be enough":
+                _mean(_first, lambda tables: not any(torch.equal(tables[0], table)
+                                                     for table in tables[1:])),
+            "you name a table once for each model that differs; it should be named once":
+                _named_for_each,
+            "you name weights that differ as well; it should be tables of integers alone":
+                _floats_named_too,
+            "you keep the last model's tables; it should be the first's":
                 _mean(lambda tables: tables[-1].clone()),
-            "weights are summed: divide by the number of models":
+            "you leave the tables out of the mean; it should hold the first model's":
+                _tables_left_out,
+            "you sum the weights; the sum should be divided by the number of models":
                 _mean(_first, combine=lambda x: x.sum(0)),
-            "they are divided by 2, whatever the number of models":
+            "you divide by 2 whatever the number of models; it should be their number":
                 _mean(_first, combine=lambda x: x.sum(0) / 2),
-            "this is the first model, not the mean": _mean(_first, combine=lambda x: x[0]),
-            "bfloat16 tensors are added in bfloat16: add in float32, then convert back":
+            "you average the first two models only; it should be all of them":
+                _mean(_first, combine=lambda x: x[:2].mean(0)),
+            "you return the first model's weights; it should be the mean":
+                _mean(_first, combine=lambda x: x[0]),
+            "you take the mean of all numbers of a tensor; it should be over the models":
+                _mean(_first, combine=lambda x: x.mean()),
+            "you add bfloat16 tensors in bfloat16; it should be in float32, and then back":
                 _in_bfloat16,
-            "the mean stays in float32: give each tensor its own type back": _all_float32,
+            "your mean stays in float32; each tensor should get its own type back": _all_float32,
+            "you return the mean alone; it should be the mean and the names":
+                lambda states: mean_weights(states)[0],
         },
         hints=(
             "Two kinds of tensors: numbers that have a mean, and numbers that are names.",
@@ -288,25 +427,45 @@ CHECKS = [
             "torch.stack([s[name].float() for s in states]).mean(0).to(t.dtype), or "
             "states[0][name] and a note in `odd`.",
         ),
+        gradient=False,
     ),
     Check(
         "distillation.opd_loss", opd_loss, _opd_cases,
         mistakes={
-            "this is the mean over all tokens: the family with the longest answers decides":
+            "you take the mean over all tokens, so the family with the longest answers decides; "
+            "it should be the mean of each family, by weight":
                 lambda kl, f, w: kl.mean(),
-            "tokens are weighed, so a family with long answers counts more than its weight says: "
-            "take each family's mean first":
+            "you weigh tokens, so a family with long answers counts more than its weight says; it "
+            "should be each family's mean first":
                 lambda kl, f, w: (w[f] * kl).sum() / w[f].sum(),
-            "tokens are weighed and divided by their number: take each family's mean first":
+            "you weigh tokens and divide by their number; it should be each family's mean first":
                 lambda kl, f, w: (w[f] * kl).mean(),
-            "the weights are forgotten: each family counts alike":
+            "you weigh tokens and sum them; it should be each family's mean first":
+                lambda kl, f, w: (w[f] * kl).sum(),
+            "you forget the weights, and each family counts alike; it should be the sum by weight":
                 _opd(lambda w, there: 1 / len(there)),
-            "the weights of families that are not in the batch are lost: scale those that are "
-            "there to sum 1":
+            "you forget the weights and add up the families' means; it should be the sum by weight":
+                _opd(lambda w, there: 1.0),
+            "you lose the weights of families that are not in the batch; those that are there "
+            "should be scaled to sum 1":
                 _opd(lambda w, there: w[there]),
-            "a family's tokens are summed: take their mean": _opd(each=lambda x: x.sum()),
-            "these are the first weights: w[i] belongs to the family with the number i":
+            "you divide by the sum of all weights; it should be the sum of those of the families "
+            "that are there": _opd(lambda w, there: w[there] / w.sum()),
+            "you divide by the number of families; it should be by the sum of the weights of those "
+            "that are there": _opd(lambda w, there: w[there] / len(there)),
+            "you scale the weights to sum 1 and divide by the number of families as well; it "
+            "should be the sum":
+                _opd(lambda w, there: _share(w, there) / len(there)),
+            "you scale the weights by softmax; they should be divided by their sum":
+                _opd(lambda w, there: w[there].softmax(0)),
+            "you sum a family's tokens; it should be their mean": _opd(each=lambda x: x.sum()),
+            "you take the first weights; w[i] belongs to the family with the number i":
                 _opd(lambda w, there: w[: len(there)] / w[: len(there)].sum()),
+            "you take the families in the order in which they appear; w[i] belongs to the family "
+            "with the number i": _in_order_of_appearance,
+            "you return one number for each family; it should be their sum":
+                lambda kl, f, w: torch.stack([kl[f == i].mean() for i in f.unique()]) * _share(
+                    w, f.unique()),
         },
         hints=(
             "First one number for each family, then the sum of these by weight.",

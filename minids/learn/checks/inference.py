@@ -12,22 +12,27 @@ LESSON = "14_inference"
 
 # ---- top-p ----
 
-def top_p(p, bound):
-    """The likeliest tokens that together reach `bound`; the others get 0. p: ... V -> ... V.
+def top_p(p, top_p):
+    """The likeliest tokens that together reach `top_p`; the others get 0. p: ... V -> ... V.
 
     Their probabilities are scaled to sum to 1.
     """
-    return _kept(lambda ranked: ranked.cumsum(-1) - ranked < bound)(p, bound)
+    return _kept(_right)(p, top_p)
 
 
-def _kept(rule, scale=True, back=True):
-    """A version of top_p that keeps what `rule(ranked)` or `rule(ranked, bound)` says."""
+def _all_of_a_row(left):
+    return left.sum(-1, keepdim=True)
+
+
+def _to_its_token(left, order):
+    return torch.zeros_like(left).scatter(-1, order, left)
+
+
+def _kept(rule, scale=lambda left: left / _all_of_a_row(left), back=_to_its_token):
+    """A version of top_p that keeps what `rule(ranked, bound)` says."""
     def version(p, bound):
         ranked, order = p.sort(dim=-1, descending=True, stable=True)
-        allowed = rule(ranked) if rule.__code__.co_argcount == 1 else rule(ranked, bound)
-        left = ranked * allowed
-        left = torch.zeros_like(p).scatter(-1, order, left) if back else left
-        return left / left.sum(-1, keepdim=True) if scale else left
+        return scale(back(ranked * rule(ranked, bound), order))
     return version
 
 
@@ -35,14 +40,24 @@ def _right(ranked, bound):
     return ranked.cumsum(-1) - ranked < bound
 
 
+def _one_more_at_the_bound(ranked, bound):
+    return ranked.cumsum(-1) - ranked <= bound
+
+
 def _one_too_few(ranked, bound):
     return ranked.cumsum(-1) < bound
 
 
-def _first_at_least(ranked, bound):
-    allowed = ranked.cumsum(-1) < bound
-    allowed[..., 0] = True
-    return allowed
+def _up_to_the_bound(ranked, bound):
+    return ranked.cumsum(-1) <= bound
+
+
+def _with_the_first(rule):
+    def version(ranked, bound):
+        allowed = rule(ranked, bound).clone()
+        allowed[..., 0] = True
+        return allowed
+    return version
 
 
 def _one_too_many(ranked, bound):
@@ -60,9 +75,23 @@ def _smallest_first(p, bound):
     return left / left.sum(-1, keepdim=True)
 
 
+def _unsorted(p, bound):
+    left = p * (p.cumsum(-1) - p < bound)
+    return left / left.sum(-1, keepdim=True)
+
+
+def _flattened(p, bound):
+    return top_p(p.flatten(), bound).view(p.shape)
+
+
 def _top_p_cases(rng):
     yield "four tokens by hand, two are kept", (torch.tensor([0.15, 0.5, 0.04, 0.31]), 0.7)
     yield "one token has more than top_p by itself", (torch.tensor([0.02, 0.93, 0.05]), 0.9)
+    exact = torch.tensor([0.125, 0.25, 0.0625, 0.5, 0.0625])
+    yield "a low bound, which the first token passes alone", (exact, 0.2)
+    yield "the first token reaches 0.5 exactly", (exact, 0.5)
+    yield "two tokens reach 0.75 exactly", (exact, 0.75)
+    yield "top_p is 1: all are kept", (exact, 1.0)
     yield "B V", ((1.5 * torch.randn(3, 9, generator=rng)).softmax(-1), 0.8)
     yield "B T V, a low bound", ((1.5 * torch.randn(2, 4, 11, generator=rng)).softmax(-1), 0.35)
 
@@ -77,6 +106,15 @@ def accept(p, q, guess):
     return min(1.0, float(p[guess] / q[guess]))
 
 
+def _of_the_guess(function):
+    """A version from the two probabilities of the guess, as floats."""
+    return lambda p, q, guess: float(function(float(p[guess]), float(q[guess])))
+
+
+def _sampled(p, q, guess):
+    return float(torch.rand(()) < p[guess] / q[guess])
+
+
 def residual(p, q):
     """The distribution of the token that replaces a rejected guess. p, q: V -> V.
 
@@ -86,8 +124,21 @@ def residual(p, q):
     return left / left.sum()
 
 
+def _to_one(weights):
+    """A version that scales weights(p, q) to sum to 1."""
+    def version(p, q):
+        left = weights(p, q)
+        return left / left.sum()
+    return version
+
+
 def _pair(rng, V):
     return [(1.2 * torch.randn(V, generator=rng)).softmax(-1) for _ in range(2)]
+
+
+def _with_zeros():
+    """p and q with tokens that one of them never says."""
+    return torch.tensor([0.0, 0.5, 0.125, 0.375]), torch.tensor([0.25, 0.0, 0.25, 0.5])
 
 
 def _accept_cases(rng):
@@ -97,12 +148,14 @@ def _accept_cases(rng):
     p, q = _pair(rng, 7)
     for guess in range(7):
         yield f"seven tokens, guess {guess}", (p, q, guess)
+    yield "a guess that the model never says", (*_with_zeros(), 0)
 
 
 def _residual_cases(rng):
     yield "three tokens by hand", (torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.2, 0.6, 0.2]))
     yield "seven tokens", tuple(_pair(rng, 7))
     yield "many tokens", tuple(_pair(rng, 200))
+    yield "tokens that one of the two never says", _with_zeros()
 
 
 def speed_up(rate, drafts, verify, draft):
@@ -150,15 +203,22 @@ def _interval(d, error=lambda d: d.std() / len(d) ** 0.5, errors=1.96):
     return mean, mean - half, mean + half
 
 
-def _with_error(error, errors=1.96):
-    """`difference` with another standard error: error(d)."""
+def _with_error(error=lambda d: d.std() / len(d) ** 0.5, errors=1.96):
+    """`difference` with another standard error, error(d), or number of them."""
     return lambda before, after: _interval(_differences(before, after), error, errors)
 
 
-def _as_others(before, after):
-    both = [torch.tensor(x, dtype=torch.float64) for x in (before, after)]
-    d = _differences(before, after)
-    return _interval(d, lambda d: (sum(x.var() for x in both) / len(d)) ** 0.5)
+def _as_others(error):
+    """The problems are taken for different ones: the error comes from two lists of numbers."""
+    def wrong(before, after):
+        both = [torch.tensor(x, dtype=torch.float64) for x in (before, after)]
+        return _interval(_differences(before, after), lambda d: error(*both))
+    return wrong
+
+
+def _results(choose):
+    """A version that returns choose(mean, low, high)."""
+    return lambda before, after: choose(*difference(before, after))
 
 
 def _difference_cases(rng):
@@ -170,33 +230,60 @@ def _difference_cases(rng):
             solved = torch.rand(24, tries, generator=rng) > at * hard[:, None]
             shares.append(solved.float().mean(1).tolist())
         yield label, tuple(shares)
+    yield "it becomes worse", ([1, 1, 1, 0, 1, 1], [0, 1, 0, 0, 1, 0])
 
 
 CHECKS = [
     Check(
         "inference.top_p", top_p, _top_p_cases,
         mistakes={
-            "one token too few: the one with which the sum reaches top_p belongs to those that "
-            "are kept. Where the first token has more than top_p by itself nothing is left":
+            "you keep one token too few, and none where the first has more than top_p by itself; "
+            "the one with which the sum reaches top_p should be kept":
                 _kept(_one_too_few),
-            "one token too few: the one with which the sum reaches top_p belongs to those that "
-            "are kept (only the first token is safe here)": _kept(_first_at_least),
-            "one token too many: stop with the one that brings the sum to top_p":
+            "you keep one token too few (only the first is safe here); the one with which the sum "
+            "reaches top_p should be kept": _kept(_with_the_first(_one_too_few)),
+            "you keep tokens while the sum, their own included, is at most top_p; the one with "
+            "which the sum reaches top_p should be kept":
+                _kept(_up_to_the_bound),
+            "you keep the first token, and others while the sum, their own included, is at most "
+            "top_p; the one with which the sum reaches top_p should be kept":
+                _kept(_with_the_first(_up_to_the_bound)),
+            "you keep one token too many where the sum before it equals top_p; it should be below "
+            "it": _kept(_one_more_at_the_bound),
+            "you keep one token too many; the one that brings the sum to top_p should be the last":
                 _kept(_one_too_many),
-            "the kept probabilities do not sum to 1: divide by their sum":
-                _kept(_right, scale=False),
-            "this keeps the wrong side: the tail is left, and the likeliest tokens are cut":
+            "your probabilities do not sum to 1; they should be divided by their sum":
+                _kept(_right, scale=lambda left: left),
+            "you divide by the sum of the whole tensor; it should be the sum of each last axis":
+                _kept(_right, scale=lambda left: left / left.sum()),
+            "you scale by softmax, which gives the cut tokens a share again; what is kept should "
+            "be divided by its sum": _kept(_right, scale=lambda left: left.softmax(-1)),
+            "you keep the tail and cut the likeliest tokens; it should be the other way round":
                 _kept(lambda ranked, bound: ~_right(ranked, bound)),
-            "this begins with the least likely tokens: sort with descending=True": _smallest_first,
-            "the result is in the order of likelihood: put each probability back to its own "
+            "you begin with the least likely tokens; it should be the likeliest, with "
+            "descending=True": _smallest_first,
+            "you add up in the order of the vocabulary; it should be from the likeliest down":
+                _unsorted,
+            "you sort all positions together; each row of the last axis should be cut by itself":
+                _flattened,
+            "your result is in the order of likelihood; each probability should go back to its own "
             "token":
-                _kept(_right, back=False),
-            "single probabilities are compared with the bound: it is their running sum that has "
-            "to reach top_p":
+                _kept(_right, back=lambda left, order: left),
+            "you put probabilities back with the order itself, by gather or an index; each should "
+            "go to its own token, by scatter or the inverse of the order":
+                _kept(_right, back=lambda left, order: left.gather(-1, order)),
+            "you compare single probabilities with 1 - top_p; it should be their running sum with "
+            "top_p":
                 _kept(lambda ranked, bound: ranked >= 1 - bound),
-            "this keeps a share of the vocabulary, as top-k would: top-p keeps a share of the "
+            "you compare single probabilities with top_p; it should be their running sum":
+                _kept(_with_the_first(lambda ranked, bound: ranked >= bound)),
+            "you keep a share of the vocabulary, as top-k would; top-p should keep a share of the "
             "probability":
                 _kept(_share_of_the_vocabulary),
+            "you keep only the likeliest token; it should be as many as reach top_p together":
+                _kept(lambda ranked, bound: torch.arange(ranked.shape[-1]) < 1),
+            "you return which tokens are kept; it should be their probabilities, scaled to sum to "
+            "1": _kept(_right, scale=lambda left: (left > 0).to(left.dtype)),
         },
         hints=(
             "Sort from the likeliest down and add up. A token stays while the sum of those BEFORE "
@@ -206,30 +293,44 @@ CHECKS = [
             "torch.zeros_like(p).scatter(-1, order, values) puts sorted values back; then divide "
             "by the sum of the last axis.",
         ),
+        gradient=False,
     ),
     Check(
         "inference.accept", accept, _accept_cases,
         mistakes={
-            "the ratio is upside down: it is the model's p over the helper's q":
-                lambda p, q, guess: min(1.0, float(q[guess] / p[guess])),
-            "a probability above 1: where the model likes the guess better than the helper, it "
-            "is always accepted":
-                lambda p, q, guess: float(p[guess] / q[guess]),
-            "this forgets how often the helper proposes the guess: divide p by q":
-                lambda p, q, guess: float(p[guess]),
-            "this is the probability that the guess is sampled AND accepted; it has been "
-            "sampled already, so divide by q":
-                lambda p, q, guess: min(float(p[guess]), float(q[guess])),
-            "this is the mean over all guesses, the acceptance rate; here one guess is on the "
-            "table":
+            "you take the ratio upside down; it should be the model's p over the helper's q":
+                _of_the_guess(lambda p, q: min(1.0, q / p if p else float("inf"))),
+            "you return values above 1; where the model likes the guess better than the helper, "
+            "it should always be accepted":
+                _of_the_guess(lambda p, q: p / q),
+            "you forget how often the helper proposes the guess; p should be divided by q":
+                _of_the_guess(lambda p, q: p),
+            "you compute how often the guess is sampled AND accepted; it is sampled already, so "
+            "this should be divided by q":
+                _of_the_guess(min),
+            "you compute the acceptance rate, the sum over all guesses; it should be for this "
+            "guess":
                 lambda p, q, guess: float(torch.minimum(p, q).sum()),
-            "every guess is accepted: then the text is the helper's, not the model's":
+            "you accept every guess, and the text is the helper's; it should be accepted with "
+            "probability min(1, p / q)":
                 lambda p, q, guess: 1.0,
-            "a hard threshold: a guess that the model likes less than the helper must still be "
+            "you set a hard threshold; a guess that the model likes less than the helper should be "
             "accepted with probability p / q":
-                lambda p, q, guess: float(p[guess] >= q[guess]),
-            "this is the probability that the guess is rejected":
-                lambda p, q, guess: 1 - min(1.0, float(p[guess] / q[guess])),
+                _of_the_guess(lambda p, q: p >= q),
+            "you set a hard threshold, and reject where both agree; it should be min(1, p / q)":
+                _of_the_guess(lambda p, q: p > q),
+            "you compute the probability that the guess is rejected; it should be 1 minus that":
+                _of_the_guess(lambda p, q: 1 - min(1.0, p / q)),
+            "you take max for min; it should be min(1, p / q)":
+                _of_the_guess(lambda p, q: max(1.0, p / q)),
+            "you take the difference p - q; it should be the quotient, at most 1":
+                _of_the_guess(lambda p, q: max(0.0, p - q)),
+            "you compute p / (p + q); it should be min(1, p / q)":
+                _of_the_guess(lambda p, q: p / (p + q)),
+            "you multiply p with q; it should be divided by it": _of_the_guess(lambda p, q: p * q),
+            "you decide with a random number; it should be the probability itself": _sampled,
+            "you return one number for each token; it should be the one of the guess":
+                lambda p, q, guess: (p / q).clamp_max(1),
         },
         hints=(
             "Where the helper proposes a token too often, q > p, some of its proposals must be "
@@ -238,56 +339,102 @@ CHECKS = [
             "q, and cannot exceed q.",
             "min(1, p / q) at the guess, as a float.",
         ),
+        gradient=False,
     ),
     Check(
         "inference.residual", residual, _residual_cases,
         mistakes={
-            "the sum is not 1: divide by it": lambda p, q: (p - q).clamp_min(0),
-            "this is p itself: then a token that q proposes and p likes comes too often; what has "
-            "been given out already must be taken off": lambda p, q: p,
-            "the wrong way round: this is where the helper gives too much; what is missing is "
-            "where p exceeds q":
-                lambda p, q: residual(q, p),
-            "negative differences have become positive: clamp at 0, do not take the absolute value":
-                lambda p, q: (p - q).abs() / (p - q).abs().sum(),
-            "negative weights are left: clamp at 0": lambda p, q: p - q,
-            "the difference is scaled by softmax: divide by its sum":
+            "your numbers do not sum to 1; they should be divided by their sum":
+                lambda p, q: (p - q).clamp_min(0),
+            "you return p itself, so a token that q proposes and p likes comes too often; what the "
+            "accepted guesses give should be taken off": lambda p, q: p,
+            "you return q itself; it should be what p has more than q, scaled to sum to 1":
+                lambda p, q: q,
+            "you take q - p, where the helper gives too much; it should be p - q":
+                _to_one(lambda p, q: (q - p).clamp_min(0)),
+            "you take q - p and do not scale it; it should be p - q, divided by its sum":
+                lambda p, q: (q - p).clamp_min(0),
+            "you turn negative differences into positive ones; they should become 0":
+                _to_one(lambda p, q: (p - q).abs()),
+            "you turn negative differences into positive ones, and do not scale; they should "
+            "become 0, and the rest sum to 1": lambda p, q: (p - q).abs(),
+            "you leave negative numbers in; they should become 0, and the rest sum to 1":
+                lambda p, q: p - q,
+            "you scale by softmax; the differences should be divided by their sum":
                 lambda p, q: (p - q).clamp_min(0).softmax(-1),
-            "this is the overlap of both, which the accepted guesses deliver already; it is the "
-            "rest of p that is missing":
-                lambda p, q: torch.minimum(p, q) / torch.minimum(p, q).sum(),
+            "you take the softmax of p - q; it should be max(0, p - q), divided by its sum":
+                lambda p, q: (p - q).softmax(-1),
+            "you scale with negative differences in the sum, which is 0; they should become 0 "
+            "first": _to_one(lambda p, q: p - q),
+            "you return the overlap of both, which the accepted guesses deliver already; it should "
+            "be the rest of p":
+                _to_one(torch.minimum),
+            "you take the larger of both; it should be what p has more than q":
+                _to_one(torch.maximum),
+            "you keep all of p where it exceeds q; it should be the difference p - q there":
+                _to_one(lambda p, q: p * (p > q)),
+            "you divide by the overlap, sum min(p, q); it should be 1 minus that, the sum of what "
+            "is left": lambda p, q: (p - q).clamp_min(0) / torch.minimum(p, q).sum(),
+            "you divide p by q; it should be the difference, where it is positive":
+                _to_one(lambda p, q: p / q),
+            "you return a token; it should be the distribution from which it is drawn":
+                lambda p, q: (p - q).argmax(),
         },
         hints=(
             "The accepted guesses deliver min(p, q) of each token. What of p is still missing?",
             "p - min(p, q) is the same as max(0, p - q).",
             "(p - q).clamp_min(0), divided by its sum.",
         ),
+        gradient=False,
     ),
     Check(
         "inference.speed_up", speed_up, _speed_cases,
         mistakes={
-            "the token is missing that each pass gives in any case: after the drafts, or in place "
-            "of the first that is rejected":
+            "you leave out the token that each pass gives in any case; it should be added: 1 + "
+            "rate + rate^2 + ...":
                 _speed(tokens=lambda rate, k: sum(rate**i for i in range(1, k + 1))),
-            "drafts after one that was rejected are lost: the second is accepted with rate^2, the "
-            "third with rate^3":
+            "you count every draft by itself, k rate; a draft after one that was rejected is lost, "
+            "so the second should count rate^2, the third rate^3":
                 _speed(tokens=lambda rate, k: 1 + k * rate),
-            "this counts only passes in which all drafts are accepted; those before the first that "
-            "is rejected count too":
+            "you count every draft by itself and leave out the token of each pass; it should be 1 "
+            "+ rate + rate^2 + ...": _speed(tokens=lambda rate, k: k * rate),
+            "you count only passes in which all drafts are accepted; those before the first that "
+            "is rejected should count too":
                 _speed(tokens=lambda rate, k: 1 + k * rate**k),
-            "one term too many: k drafts give at most k + 1 tokens":
+            "you add only the last power; it should be all of them, 1 + rate + rate^2 + ...":
+                _speed(tokens=lambda rate, k: 1 + rate**k),
+            "you have one term too many; k drafts should give at most k + 1 tokens":
                 _speed(tokens=lambda rate, k: sum(rate**i for i in range(k + 2))),
-            "the guesses cost time as well: drafts * draft":
+            "you have one term too few; k drafts can give k + 1 tokens":
+                _speed(tokens=lambda rate, k: sum(rate**i for i in range(k))),
+            "you take all k + 1 tokens for certain; each draft should count with the probability "
+            "that it is accepted": _speed(tokens=lambda rate, k: 1 + k),
+            "you leave out what the guesses cost; it should be verify + drafts * draft":
                 _speed(cost=lambda k, verify, draft: verify),
-            "each guess is a pass of the helper: its cost comes `drafts` times":
+            "you count the cost of one guess; it should come `drafts` times":
                 _speed(cost=lambda k, verify, draft: verify + draft),
-            "verifying several tokens costs `verify`, which need not be 1":
+            "you take 1 for the model's pass; it should be `verify`":
                 _speed(cost=lambda k, verify, draft: 1 + k * draft),
-            "this is the cost of a token: the speed-up is its inverse":
-                lambda rate, drafts, verify, draft: 1 / speed_up(rate, drafts, verify, draft)
-                if speed_up(rate, drafts, verify, draft) else float("inf"),
-            "these are the tokens of a pass: divide by what the pass costs":
+            "you leave the model's pass out of the cost; it should be verify + drafts * draft":
+                lambda rate, k, verify, draft: sum(rate**i for i in range(k + 1)) / (k * draft)
+                if draft else float("inf"),
+            "you count `verify` for each draft; it is the cost of the whole pass and should come "
+            "once": _speed(cost=lambda k, verify, draft: k * (verify + draft)),
+            "you count `verify` for each token that is read; it is the cost of the whole pass and "
+            "should come once": _speed(cost=lambda k, verify, draft: (k + 1) * verify + k * draft),
+            "you count drafts + 1 guesses; it should be verify + drafts * draft":
+                _speed(cost=lambda k, verify, draft: verify + (k + 1) * draft),
+            "you add a plain pass to the cost; it should be verify + drafts * draft":
+                _speed(cost=lambda k, verify, draft: 1 + verify + k * draft),
+            "you compute the cost of a token; the speed-up should be its inverse":
+                lambda *args: 1 / speed_up(*args),
+            "you compute the tokens of a pass; they should be divided by what the pass costs":
                 _speed(cost=lambda k, verify, draft: 1),
+            "you subtract the cost; the tokens should be divided by it":
+                lambda rate, k, verify, draft: (
+                    sum(rate**i for i in range(k + 1)) - verify - k * draft),
+            "you compute how much faster it is; it should be how many times as fast":
+                lambda *args: speed_up(*args) - 1,
         },
         hints=(
             "Tokens of a pass: one in any case, one more if the first draft is accepted, another "
@@ -295,27 +442,65 @@ CHECKS = [
             "1 + rate + rate^2 + ... + rate^drafts; without drafts a pass costs 1 and gives 1.",
             "The cost of a pass is verify + drafts * draft. Divide.",
         ),
+        gradient=False,
     ),
     Check(
         "inference.difference", difference, _difference_cases,
         mistakes={
-            "this adds two variances, as if the problems were not the same: take the differences "
-            "first": _as_others,
-            "the wrong way round: after minus before":
+            "you add two variances, as if the problems were not the same; it should be the "
+            "standard deviation of the differences":
+                _as_others(lambda a, b: ((a.var() + b.var()) / len(a)) ** 0.5),
+            "you add two variances, as if the problems were not the same, and divide by n instead "
+            "of n - 1; it should be the standard deviation of the differences":
+                _as_others(lambda a, b: ((a.var(correction=0) + b.var(correction=0))
+                                         / len(a)) ** 0.5),
+            "you subtract two variances; it should be the variance of the differences":
+                _as_others(lambda a, b: ((a.var() - b.var()).abs() / len(a)) ** 0.5),
+            "you subtract the wrong way round; it should be after minus before":
                 lambda before, after: difference(after, before),
-            "this is the interval of one problem's difference; that of the mean is narrower by "
-            "sqrt(n)":
+            "you compute the interval of one problem's difference; that of the mean is narrower, "
+            "so s should be divided by sqrt(n)":
                 _with_error(lambda d: d.std()),
-            "divide the standard deviation by sqrt(n), not by n":
+            "you compute the interval of one problem's difference, with n instead of n - 1; it "
+            "should be s / sqrt(n), with n - 1":
+                _with_error(lambda d: d.std(correction=0)),
+            "you divide the standard deviation by n; it should be by sqrt(n)":
                 _with_error(lambda d: d.std() / len(d)),
-            "this divides the variance by sqrt(n): take its root first":
+            "you multiply the standard deviation with sqrt(n); it should be divided by it":
+                _with_error(lambda d: d.std() * len(d) ** 0.5),
+            "you divide the standard deviation by sqrt(n - 1); it should be by sqrt(n), with n - 1 "
+            "inside s": _with_error(lambda d: d.std() / (len(d) - 1) ** 0.5),
+            "you divide the variance by sqrt(n); it should be its root, s, divided by sqrt(n)":
                 _with_error(lambda d: d.var() / len(d) ** 0.5),
-            "s divides by n - 1 (numpy: ddof=1)":
+            "you leave out the root of the variance; it should be sqrt(s^2 / n)":
+                _with_error(lambda d: d.var() / len(d)),
+            "your s divides by n; it should be n - 1 (numpy: ddof=1)":
                 _with_error(lambda d: d.std(correction=0) / len(d) ** 0.5),
-            "one standard deviation each way is a 68 % interval: take 1.96 of them":
-                _with_error(lambda d: d.std() / len(d) ** 0.5, errors=1),
-            "these are the sizes of the differences: keep their signs": lambda before, after:
+            "you take one standard error each way, a 68 % interval; it should be 1.96":
+                _with_error(errors=1),
+            "you take 2 standard errors each way; it should be 1.96": _with_error(errors=2),
+            "you take 1.645 standard errors, a 90 % interval; it should be 1.96":
+                _with_error(errors=1.645),
+            "you take half of 1.96 standard errors each way; it should be all of it":
+                _with_error(errors=0.98),
+            "you drop the signs of the differences; they should stay": lambda before, after:
                 _interval(_differences(before, after).abs()),
+            "you sum the differences; it should be their mean": lambda before, after: (
+                lambda d, mean, low, high: (float(d.sum()), float(d.sum()) - (mean - low),
+                                            float(d.sum()) + (high - mean)))(
+                    _differences(before, after), *difference(before, after)),
+            "you return the ends first; it should be the mean, then the lower end, then the upper":
+                _results(lambda mean, low, high: (low, high, mean)),
+            "you return the mean in the middle; it should be first, then the two ends":
+                _results(lambda mean, low, high: (low, mean, high)),
+            "you exchange the ends; it should be the mean, the lower end, the upper end":
+                _results(lambda mean, low, high: (mean, high, low)),
+            "you return the mean and the half width; it should be the mean and both ends":
+                _results(lambda mean, low, high: (mean, high - mean)),
+            "you return the ends alone; it should be the mean and both ends":
+                _results(lambda mean, low, high: (low, high)),
+            "you return the half widths; it should be the ends, mean - half and mean + half":
+                _results(lambda mean, low, high: (mean, low - mean, high - mean)),
         },
         hints=(
             "One number for each problem: what `after` has more than `before`. From there only "
@@ -324,5 +509,6 @@ CHECKS = [
             "sqrt(n).",
             "d.mean() and 1.96 * d.std(ddof=1) / sqrt(n) to both sides of it.",
         ),
+        gradient=False,
     ),
 ]

@@ -12,44 +12,127 @@ from minids.weights import layout
 
 LESSON = "09_muon"
 STEEP, FLAT = (3.4445, -4.7750, 2.0315), (2.0, -1.5, 0.5)
+TEN = (STEEP,) * 8 + (FLAT,) * 2
 
 
 # ---- the iteration ----
 
-def orthogonalise(G, steps=(STEEP,) * 8 + (FLAT,) * 2, norm=torch.linalg.matrix_norm, eps=1e-20,
-                  transpose=True, back=True):
+class Watched(torch.Tensor):
+    """A matrix that refuses products with more rows and more columns than its smaller side.
+
+    Such a product is larger than needed: A = X X^T of a matrix that should have been transposed.
+    """
+
+    small = None
+
+    def __deepcopy__(self, memo):
+        return _watched(self.as_subclass(torch.Tensor).clone())
+
+    def __format__(self, spec):
+        return format(self.as_subclass(torch.Tensor), spec)
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        result = super().__torch_function__(function, types, args, kwargs or {})
+        small = next((a.small for a in args if isinstance(a, cls) and a.small), None)
+        if isinstance(result, cls) and small:
+            result.small = small
+            if result.ndim == 2 and min(result.shape) > small:
+                rows, columns = result.shape
+                raise ValueError(f"you make a {rows} x {columns} matrix, but the smaller side "
+                                 f"of G is {small}: transpose a tall matrix first, and no other")
+        return result
+
+
+def _watched(G):
+    G = G.as_subclass(Watched)
+    G.small = min(G.shape)
+    return G
+
+
+def orthogonalise(G, steps=TEN, norm=torch.linalg.matrix_norm, eps=1e-20,
+                  transpose=lambda rows, columns: rows > columns, back=True):
     """Hybrid Newton-Schulz of one matrix, rows x columns. The keyword arguments make mistakes."""
-    tall = transpose and G.shape[0] > G.shape[1]
-    X = G.mT if tall else G
+    flip = transpose(*G.shape)
+    X = G.mT if flip else G
     X = X / (norm(X) + eps)
     for a, b, c in steps:
         A = X @ X.mT
         X = a * X + b * A @ X + c * A @ A @ X
-    return X.mT if tall and back else X
+    return X.mT if flip and back else X
 
 
-def _other_side(G):
-    """X A instead of A X, where A = X X^T: runs on square matrices only."""
+def _terms(side):
+    """A version whose terms are side(A, X), with A the square of the smaller side."""
+    def wrong(G):
+        X = G.mT if G.shape[0] > G.shape[1] else G
+        X = X / (X.norm() + 1e-20)
+        for a, b, c in TEN:
+            A = X @ X.mT
+            X = a * X + b * side(A, X) + c * side(A, side(A, X))
+        return X.mT if G.shape[0] > G.shape[1] else X
+    return wrong
+
+
+def _square_once(G):
+    X = G.mT if G.shape[0] > G.shape[1] else G
+    X = X / (X.norm() + 1e-20)
+    A = X @ X.mT
+    for a, b, c in TEN:
+        X = a * X + b * A @ X + c * A @ A @ X
+    return X.mT if G.shape[0] > G.shape[1] else X
+
+
+def _other_square(G):
+    X = G.mT if G.shape[0] > G.shape[1] else G
+    X = X / (X.norm() + 1e-20)
+    for a, b, c in TEN:
+        A = X.mT @ X
+        X = a * X + b * A @ X + c * A @ A @ X
+    return X.mT if G.shape[0] > G.shape[1] else X
+
+
+def _by_numbers(G):
     X = G / (G.norm() + 1e-20)
-    for a, b, c in (STEEP,) * 8 + (FLAT,) * 2:
-        A = X @ X.mT
-        X = a * X + b * X @ A + c * X @ A @ A
+    for a, b, c in TEN:
+        X = a * X + b * X**3 + c * X**5
     return X
+
+
+def _by_svd(G):
+    U, _, V = torch.linalg.svd(G, full_matrices=False)
+    return U @ V
+
+
+def _in_bfloat16(G):
+    return orthogonalise(G.bfloat16()).to(G.dtype)
 
 
 def _largest_entry(X):
     return X.abs().max()
 
 
+def _sum_of_squares(X):
+    return X.square().sum()
+
+
 def _orthogonalise_cases(rng):
-    yield "square", (torch.randn(6, 6, generator=rng),)
-    yield "wide", (3 * torch.randn(4, 9, generator=rng),)
-    yield "tall", (0.02 * torch.randn(11, 5, generator=rng),)
-    G, a, b = (torch.randn(shape, generator=rng) for shape in ((6, 10), (6, 2), (2, 10)))
-    yield "two directions a hundred times as strong as the others", (G + 100 * a @ b,)
-    row = torch.randn(1, 8, generator=rng) + 12 * torch.eye(8)[2:3]
-    yield "one row, most of it in one place", (row,)
-    yield "all zeros, an expert that no token chose", (torch.zeros(3, 5),)
+    """Each row and column has at most one strong number, and none is above 1.
+
+    So most wrong ways to normalise leave the iteration finite, and can be told apart.
+    """
+    def strong(rows, columns, sizes, weak=0.02):
+        G = weak * torch.randn(rows, columns, generator=rng)
+        for i, size in enumerate(sizes):
+            G[(2 * i + 1) % rows, (3 * i + 1) % columns] += size
+        return _watched(G)
+
+    yield "square", (strong(5, 5, (0.6, -0.5, 0.4, 0.3)),)
+    yield "wide", (strong(4, 9, (0.5, 0.45, -0.3)),)
+    yield "tall", (strong(11, 5, (-0.55, 0.5, 0.35, 0.3)),)
+    yield "two directions a thousand times as strong as the others", (
+        strong(6, 10, (0.7, -0.6), 0.0006),)
+    yield "all zeros, an expert that no token chose", (_watched(torch.zeros(3, 5)),)
 
 
 # ---- a polynomial that lands on 1 ----
@@ -76,18 +159,53 @@ def _solved(one, three, five, slope, value=1.0):
 
 # ---- one step ----
 
-def muon_step(W, G, M, lr, mu=0.95, decay=0.1, nesterov=True, coupled=False, scale="max",
-              damped=False, own_scale=True, late=False):
-    """One step of one matrix: (new W, new M). The arguments after `decay` make mistakes."""
-    rows, columns = W.shape
+def muon_step(W, G, M, lr, mu=0.95, decay=0.1):
+    """One step of one matrix: (new W, new M)."""
+    return _step(W, G, M, lr, mu, decay)
+
+
+def _larger(rows, columns):
+    return max(rows, columns) ** 0.5
+
+
+def _step(W, G, M, lr, mu=0.95, decay=0.1, look=lambda mu, M, G, old: mu * M + G, coupled=False,
+          gamma=0.18, scale=_larger, fresh=1.0, shrink=None, move=None, stored=None):
+    """`muon_step`; the arguments after `decay` make mistakes."""
     if coupled:
         G = G + decay * W
-    M = mu * M + ((1 - mu) * G if damped else G)
-    O = orthogonalise(mu * M + G if nesterov else M)
-    O = O * (0.18 * {"max": max, "min": min}[scale](rows, columns) ** 0.5 if own_scale else 1.0)
-    if late:
-        return (W - lr * O) * (1 - lr * decay), M
-    return W * (1 if coupled else 1 - lr * decay) - lr * O, M
+        shrink = _shrink_not
+    old, M = M, mu * M + (1 - mu if fresh == "1 - mu" else fresh) * G
+    O = orthogonalise(look(mu, M, G, old)) * gamma * scale(*W.shape)
+    kept = (shrink or _shrink)(W, lr, decay)
+    new = move(W, kept, O, lr, decay) if move else kept - lr * O
+    return new, stored(mu, M, G) if stored else M
+
+
+def _shrink(W, lr, decay):
+    return W * (1 - lr * decay)
+
+
+def _shrink_not(W, lr, decay):
+    return W
+
+
+def _with(**changes):
+    """A wrong step. It takes mu and decay as the right one does."""
+    return partial(_step, **changes)
+
+
+def _orthogonal_first(W, G, M, lr, mu=0.95, decay=0.1):
+    M = mu * M + orthogonalise(G)
+    O = (mu * M + orthogonalise(G)) * 0.18 * _larger(*W.shape)
+    return W * (1 - lr * decay) - lr * O, M
+
+
+def _fixed_mu(W, G, M, lr, mu=0.95, decay=0.1):
+    return muon_step(W, G, M, lr, 0.95, decay)
+
+
+def _fixed_decay(W, G, M, lr, mu=0.95, decay=0.1):
+    return muon_step(W, G, M, lr, mu, 0.1)
 
 
 def _step_cases(rng):
@@ -95,27 +213,32 @@ def _step_cases(rng):
         W, G, M = (torch.randn(shape, generator=rng) for _ in range(3))
         yield label, (4 * W, G, 2 * M, 0.05)
     yield "the first step, from no momentum", (4 * W, G, torch.zeros_like(W), 0.2)
+    W, G, M = (torch.randn(6, 6, generator=rng) for _ in range(3))
+    yield "another momentum, mu = 0.8", (4 * W, G, 2 * M, 0.1, 0.8)
+    yield "another decay, 0.3", (4 * W, G, 2 * M, 0.1, 0.95, 0.3)
 
 
 FAULTS = {
-    "Nesterov's look ahead is missing: what is orthogonalised is mu M + G, with the new M":
-        {"nesterov": False},
-    "the decay goes through the gradient, and so through the orthogonalisation: it belongs on W "
-    "directly": {"coupled": True},
-    "the scale takes the smaller side: it is the square root of the LARGER of rows and columns":
-        {"scale": "min"},
+    "you orthogonalise M; Nesterov looks one step ahead, at mu M + G with the new M":
+        {"look": lambda mu, M, G, old: M},
+    "you add the decay to the gradient, so it passes through the orthogonalisation; it should "
+    "shrink W directly": {"coupled": True},
+    "you scale with the smaller side; it should be the root of the LARGER of rows and columns":
+        {"scale": lambda rows, columns: min(rows, columns) ** 0.5},
 }
 
 
 def _left_over():
     """{message: step} for each way to repair some of the three faults and leave others."""
-    all_three = partial(muon_step, nesterov=False, coupled=True, scale="min")
-    steps = {"all three faults are still there": all_three}
+    faults = {}
+    for fault in FAULTS.values():
+        faults |= fault
+    steps = {"all three faults are still there": _with(**faults)}
     for fault in FAULTS:
-        steps[f"two are repaired; {fault}"] = partial(muon_step, **FAULTS[fault])
+        steps[f"one fault is left: {fault}"] = _with(**FAULTS[fault])
     for first, second in combinations(FAULTS, 2):
-        two = partial(muon_step, **FAULTS[first], **FAULTS[second])
-        steps[f"one is repaired. Still: {first}. And: {second}"] = two
+        steps[f"two faults are left. First: {first}. Second: {second}"] = _with(
+            **FAULTS[first], **FAULTS[second])
     return steps
 
 
@@ -153,38 +276,68 @@ CHECKS = [
     Check(
         "muon.orthogonalise", orthogonalise, _orthogonalise_cases,
         mistakes={
-            "the matrix is not normalised first: a singular value above 1.3 or so makes the "
-            "iteration run away":
-                partial(orthogonalise, norm=torch.ones_like, eps=0.0),
-            "A = X X^T is on the wrong side: it is A X and A A X. X A has the shape for it "
-            "only if X is square":
-                _other_side,
-            "a tall matrix was transposed and not transposed back":
+            "you do not transpose a tall matrix; X X^T is then the larger square, which makes a "
+            "step cost many times as much":
+                partial(orthogonalise, transpose=lambda rows, columns: False),
+            "you transpose wide matrices and leave tall ones; it should be the other way round, so "
+            "that X X^T is the smaller square":
+                partial(orthogonalise, transpose=lambda rows, columns: rows < columns),
+            "you transpose every matrix; only one with more rows than columns should be transposed":
+                partial(orthogonalise, transpose=lambda rows, columns: True),
+            "you transpose a tall matrix and leave it so; transpose it back at the end":
                 partial(orthogonalise, back=False),
-            "only the steep steps are there: singular values end scattered between 0.7 and 1.1; "
-            "the last two steps are flat":
-                partial(orthogonalise, steps=(STEEP,) * 8),
-            "all ten steps are steep: the last two have the coefficients (2, -1.5, 0.5)":
-                partial(orthogonalise, steps=(STEEP,) * 10),
-            "all ten steps are flat: small singular values grow only twofold a step and do not "
-            "arrive":
-                partial(orthogonalise, steps=(FLAT,) * 10),
-            "the two stages are exchanged: first eight steep steps, then two flat ones":
-                partial(orthogonalise, steps=(FLAT,) * 2 + (STEEP,) * 8),
-            "the counts are exchanged: eight steep steps and two flat ones, not two and eight":
-                partial(orthogonalise, steps=(STEEP,) * 2 + (FLAT,) * 8),
-            "b and c are exchanged: b belongs to A X, c to A A X":
-                partial(orthogonalise, steps=[(a, c, b) for a, b, c in (STEEP,) * 8 + (FLAT,) * 2]),
-            "five steep steps are Muon's original recipe; V4 takes eight, and two flat ones":
-                partial(orthogonalise, steps=(STEEP,) * 5),
-            "this divides by the largest singular value, which takes a decomposition to find: the "
-            "Frobenius norm is one sum, and never smaller":
-                partial(orthogonalise, norm=partial(torch.linalg.matrix_norm, ord=2)),
-            "this divides by the largest entry, which can be smaller than the largest singular "
-            "value: take the Frobenius norm":
-                partial(orthogonalise, norm=_largest_entry),
-            "a matrix of zeros becomes 0/0: add a tiny number to the norm":
+            "you do not normalise the matrix; divide it by its Frobenius norm first, or singular "
+            "values above 1.26 run away":
+                partial(orthogonalise, norm=torch.ones_like, eps=0.0),
+            "you divide a matrix of zeros by its norm, 0; a tiny number should be added to the "
+            "norm":
                 partial(orthogonalise, eps=0.0),
+            "you multiply with A = X X^T from the right, which only a square X allows; it should "
+            "be A X and A A X":
+                _terms(lambda A, X: X @ A),
+            "you compute A = X^T X, the larger square; it should be A = X X^T, with A X and A A X":
+                _other_square,
+            "you only normalise the matrix; the ten steps should follow":
+                lambda G: G / (G.norm() + 1e-20),
+            "you apply the polynomial to each number; it should be applied to the matrix, by "
+            "matrix products": _by_numbers,
+            "you compute A = X X^T once, before the loop; each step needs A of its own new X":
+                _square_once,
+            "you take the steep steps only; the last two steps should be flat":
+                partial(orthogonalise, steps=(STEEP,) * 8),
+            "you take ten steep steps; the last two should have the coefficients (2, -1.5, 0.5)":
+                partial(orthogonalise, steps=(STEEP,) * 10),
+            "you take ten flat steps, in which small singular values only double; the first eight "
+            "should be steep":
+                partial(orthogonalise, steps=(FLAT,) * 10),
+            "you take the two flat steps first; the eight steep ones should come first":
+                partial(orthogonalise, steps=(FLAT,) * 2 + (STEEP,) * 8),
+            "you take two steep steps and eight flat ones; it should be eight and two":
+                partial(orthogonalise, steps=(STEEP,) * 2 + (FLAT,) * 8),
+            "you take eight flat steps and then two steep ones; it should be eight steep ones, "
+            "then two flat ones":
+                partial(orthogonalise, steps=(FLAT,) * 8 + (STEEP,) * 2),
+            "you take the first Muon's five steep steps; V4 takes eight, and two flat ones":
+                partial(orthogonalise, steps=(STEEP,) * 5),
+            "you take seven steep steps; it should be eight":
+                partial(orthogonalise, steps=(STEEP,) * 7 + (FLAT,) * 2),
+            "you take one flat step; it should be two":
+                partial(orthogonalise, steps=(STEEP,) * 8 + (FLAT,)),
+            "you divide by the largest singular value, which takes a decomposition to find; take "
+            "the Frobenius norm, which is never smaller":
+                partial(orthogonalise, norm=partial(torch.linalg.matrix_norm, ord=2)),
+            "you divide by the largest entry, which can be far below the largest singular value; "
+            "divide by the Frobenius norm":
+                partial(orthogonalise, norm=_largest_entry),
+            "you divide by the sum of the squares; the Frobenius norm is the root of it":
+                partial(orthogonalise, norm=_sum_of_squares),
+            "you divide each row by its own norm; the whole matrix should be divided by one number":
+                partial(orthogonalise, norm=lambda X: X.norm(dim=1, keepdim=True)),
+            "you compute U V^T with an SVD, which is exact but slow; here it should be ten steps "
+            "of the iteration":
+                _by_svd,
+            "you compute in bfloat16; G is float32, and the iteration should stay in float32":
+                _in_bfloat16,
         },
         hints=(
             "Three parts: divide by the Frobenius norm (plus 1e-20), eight steps with STEEP and "
@@ -194,37 +347,101 @@ CHECKS = [
             "If rows > columns, work on G.mT and return X.mT: A is then the smaller of the two "
             "possible squares.",
         ),
-        atol=2e-5,
+        atol=2e-5, gradient=False,
     ),
     Check(
         "muon.flat", flat, _flat_cases,
         mistakes={
-            "p'(1) is a + 3 b + 5 c: x^3 has the slope 3 at 1, x^5 the slope 5":
+            "you take a + 2 b + 4 c for the slope at 1; x^3 has the slope 3 there and x^5 the "
+            "slope 5":
                 _solved(1, 2, 4, 0.0),
-            "p(1) = 1 holds, but the slope at 1 is 1, as if p(x) = x: it must be 0 there":
-                _solved(1, 3, 5, 1.0),
-            "p(1) is 0: the three coefficients must sum to 1": _solved(1, 3, 5, 0.0, value=0.0),
-            "c = 0 leaves only p(1) = 1: the slope at 1 is not 0": lambda a: (1 - a, 0.0),
-            "b = 0 leaves only p(1) = 1: the slope at 1 is not 0": lambda a: (0.0, 1 - a),
-            "the two are exchanged: return b first, then c": lambda a: (a - 1.5, 2.5 - 2 * a),
-            "these are V4's numbers whatever a is: write b and c as functions of a":
+            "you take a + 2 b + 3 c for the slope at 1; the powers are x^3 and x^5, with the "
+            "slopes 3 and 5":
+                _solved(1, 2, 3, 0.0),
+            "you leave a out of the slope at 1; it should be a + 3 b + 5 c":
+                _solved(0, 3, 5, 0.0),
+            "you make the second derivative 0 at 1; it should be the first":
+                _solved(0, 3, 10, 0.0),
+            "you make the slope 1 at 1; it should be 0": _solved(1, 3, 5, 1.0),
+            "you make p(1) = 0; the three coefficients should sum to 1":
+                _solved(1, 3, 5, 0.0, value=0.0),
+            "you set c = 0, which only gives p(1) = 1; the slope at 1 should be 0 as well":
+                lambda a: (1 - a, 0.0),
+            "you set b = 0, which only gives p(1) = 1; the slope at 1 should be 0 as well":
+                lambda a: (0.0, 1 - a),
+            "you return c first, then b; it should be b, then c": lambda a: (a - 1.5, 2.5 - 2 * a),
+            "you return V4's numbers whatever a is; b and c should be functions of a":
                 lambda a: (-1.5, 0.5),
+            "you return a as well; it should be b and c alone":
+                lambda a: (a, 2.5 - 2 * a, a - 1.5),
+            "both signs are wrong; a + b + c should be 1": lambda a: (2 * a - 2.5, 1.5 - a),
+            "your c has the wrong sign; for a = 2 it should be 0.5":
+                lambda a: (-0.5, 1.5 - a),
+            "your c is right and b has the wrong sign; for a = 2 it should be -1.5":
+                lambda a: (2 * a - 2.5, a - 1.5),
+            "your c is twice as large as it should be: 2 c = 2 a - 3":
+                lambda a: (4 - 3 * a, 2 * a - 3),
         },
         hints=(
             "Two conditions, two unknowns: p(1) = a + b + c = 1 and p'(1) = a + 3 b + 5 c = 0.",
             "From the first b = 1 - a - c. Put it into the second: only c is left.",
             "a + 3 (1 - a - c) + 5 c = 0 gives c; for a = 2 the result must be b = -1.5, c = 0.5.",
         ),
+        gradient=False,
     ),
     Check(
         "muon.step", muon_step, _step_cases,
         mistakes=_left_over() | {
-            "momentum is damped here: M = mu M + G, without a factor (1 - mu) at G":
-                partial(muon_step, damped=True),
-            "the factor 0.18 sqrt(max(rows, columns)) is missing":
-                partial(muon_step, own_scale=False),
-            "the decay acts on W before the update, not on the result":
-                partial(muon_step, late=True),
+            "you damp the gradient with 1 - mu; it should be M = mu M + G":
+                _with(fresh="1 - mu"),
+            "you look ahead with mu M + (1 - mu) G; it should be mu M + G":
+                _with(look=lambda mu, M, G, old: mu * M + (1 - mu) * G),
+            "you look ahead with M + G; it should be mu M + G":
+                _with(look=lambda mu, M, G, old: M + G),
+            "you orthogonalise G and leave the momentum out; it should be mu M + G with the new M":
+                _with(look=lambda mu, M, G, old: G),
+            "you orthogonalise G first and then take the momentum of that; momentum should come "
+            "first": _orthogonal_first,
+            "you return mu M + G as the new M; the new M should be without the look ahead":
+                _with(stored=lambda mu, M, G: mu * M + G),
+            "you return the two in the wrong order; it should be W, then M":
+                lambda *args: muon_step(*args)[::-1],
+            "you return W alone; it should be W and M": lambda *args: muon_step(*args)[0],
+            "you leave out the factor 0.18 sqrt(max(rows, columns)), or multiply it in before "
+            "orthogonalise, which removes it; the update should be scaled after that":
+                _with(gamma=1.0, scale=lambda rows, columns: 1.0),
+            "you leave out 0.18; the update should be scaled by 0.18 sqrt(max(rows, columns))":
+                _with(gamma=1.0),
+            "you leave out sqrt(max(rows, columns)); the update should be scaled by 0.18 times it":
+                _with(scale=lambda rows, columns: 1.0),
+            "you leave out the root; it should be 0.18 sqrt(max(rows, columns))": _with(scale=max),
+            "you scale with the number of rows; it should be the larger of rows and columns":
+                _with(scale=lambda rows, columns: rows ** 0.5),
+            "you scale with the number of columns; it should be the larger of rows and columns":
+                _with(scale=lambda rows, columns: columns ** 0.5),
+            "you scale with sqrt(rows x columns); it should be the root of the larger of the two":
+                _with(scale=lambda rows, columns: (rows * columns) ** 0.5),
+            "you scale with sqrt(max(1, rows / columns)), as the first Muon does; V4 takes 0.18 "
+            "sqrt(max(rows, columns))":
+                _with(gamma=1.0, scale=lambda rows, columns: max(1, rows / columns) ** 0.5),
+            "you take 0.2 for the factor; V4 takes 0.18": _with(gamma=0.2),
+            "you leave the decay out; W should shrink by 1 - lr * decay": _with(shrink=_shrink_not),
+            "you decay by 1 - decay; it should be 1 - lr * decay":
+                _with(shrink=lambda W, lr, decay: W * (1 - decay)),
+            "your decay makes W larger; it should shrink by 1 - lr * decay":
+                _with(shrink=lambda W, lr, decay: W * (1 + lr * decay)),
+            "you multiply W with lr * decay; it should be 1 - lr * decay":
+                _with(shrink=lambda W, lr, decay: W * lr * decay),
+            "you decay the result, update included; the decay should act on W before the update":
+                _with(move=lambda W, kept, O, lr, decay: (W - lr * O) * (1 - lr * decay)),
+            "you add the update; a step goes against the gradient, so it should be subtracted":
+                _with(move=lambda W, kept, O, lr, decay: kept + lr * O),
+            "you subtract the update without the learning rate; it should be lr times the update":
+                _with(move=lambda W, kept, O, lr, decay: kept - O),
+            "you shrink the update by 1 - lr * decay; it is W that should shrink":
+                _with(move=lambda W, kept, O, lr, decay: W - lr * O * (1 - lr * decay)),
+            "you always take mu = 0.95; it should be the argument `mu`": _fixed_mu,
+            "you always take a decay of 0.1; it should be the argument `decay`": _fixed_decay,
         },
         hints=(
             "Go through the algorithm line by line: momentum, look ahead, orthogonalise, scale, "
@@ -233,37 +450,60 @@ CHECKS = [
             "knows nothing of it.",
             "mu * M + G uses the NEW M. The scale: rows and columns of W, the larger one.",
         ),
-        atol=2e-5,
+        atol=2e-5, gradient=False,
     ),
     Check(
         "muon.choose", choose, _choose_cases,
         mistakes={
-            "the embedding and the head are here: they have two dimensions, but V4 leaves them to "
-            "AdamW":
+            "you give Muon the embedding and the head; they have two dimensions, but V4 leaves "
+            "them to AdamW":
                 _also("embed.weight", "head.weight"),
-            "the embedding is here: a step touches only the rows of the tokens it saw; V4 leaves "
-            "it to AdamW":
+            "you give Muon the embedding; a step touches only the rows of the tokens it saw, and "
+            "V4 leaves it to AdamW":
                 _also("embed.weight"),
-            "the head is here: V4 leaves it to AdamW":
+            "you give Muon the head; V4 leaves it to AdamW":
                 lambda shapes: choose(shapes) | {"head.weight"},
-            "the compressors' ape is here: a table of biases, one row for each place in a window, "
-            "that multiplies nothing":
+            "you give Muon the compressors' ape, a table of biases that multiplies nothing; minids "
+            "leaves it to AdamW":
                 _also("ape"),
-            "embedding, head and ape are here: of the tensors with two dimensions these three go "
-            "to AdamW":
+            "you give Muon all that has two dimensions; embedding, head and ape should go to AdamW":
                 _also("embed.weight", "head.weight", "ape"),
-            "all parameters are here: norms, sinks, biases and scales are no matrices": set,
-            "the matrices hc_..._fn of mHC are missing: AdamW has only their static biases (base) "
-            "and gating factors (scale)":
+            "you give Muon all parameters; norms, sinks, biases and scales are not matrices and "
+            "should go to AdamW": set,
+            "you give Muon everything but embedding and head; whatever is not a matrix, and ape, "
+            "should go to AdamW":
+                lambda shapes: set(shapes) - {"embed.weight", "head.weight"},
+            "you give Muon the sinks and the gates' biases, which are vectors; they should go to "
+            "AdamW": _also("attn_sink", ".bias"),
+            "you give Muon the sinks, the gates' biases and ape; none of them is a matrix that "
+            "multiplies, so they should go to AdamW": _also("attn_sink", ".bias", "ape"),
+            "you give Muon mHC's base and scale; the report leaves them to AdamW":
+                _also("_base", "_scale"),
+            "you give Muon all weights, the norms' too; a norm's weight is a vector and should go "
+            "to AdamW": _also("norm.weight"),
+            "you leave out the matrices hc_..._fn of mHC; only their static biases (base) and "
+            "gating factors (scale) should go to AdamW":
                 _without("hc_"),
-            "the routers are missing: gate.weight is a matrix that multiplies tokens":
-                _without("gate.weight"),
-            "the routed experts are missing: each of their matrices is Muon's, by itself":
+            "you leave out the routers; gate.weight is a matrix that multiplies tokens and should "
+            "be Muon's":
+                _without(".gate.weight"),
+            "you leave out everything with 'gate' in its name; routers and the compressors' wgate "
+            "are matrices and should be Muon's": _without("gate"),
+            "you leave out the compressors; their wkv and wgate are matrices and should be Muon's":
+                _without("compressor"),
+            "you leave out the indexers; their matrices should be Muon's": _without("indexer"),
+            "you leave out the routed experts; each of their matrices should be Muon's, by itself":
                 _without(".experts."),
-            "the MTP block's matrices are missing": _without("mtp."),
-            "everything whose name contains 'head' is out, the matrix hc_head_fn too: only "
-            "head.weight is AdamW's":
+            "you leave out the MTP block; its matrices should be Muon's": _without("mtp."),
+            "you leave out everything with 'head' in its name, the matrix hc_head_fn too; only "
+            "head.weight should go to AdamW":
                 _without("hc_head"),
+            "you return AdamW's parameters; it should be Muon's":
+                lambda shapes: set(shapes) - choose(shapes),
+            "the names are right, in a list; it should be a set":
+                lambda shapes: [name for name in shapes if name in choose(shapes)],
+            "the names are right, in a dict; it should be a set of names":
+                lambda shapes: {name: shapes[name] for name in choose(shapes)},
         },
         hints=(
             "A parameter for Muon has two dimensions: len(shape) == 2.",
@@ -271,5 +511,6 @@ CHECKS = [
             "that ends with 'ape'.",
             "Return a set of names: {name for name, shape in shapes.items() if ...}.",
         ),
+        gradient=False,
     ),
 ]

@@ -24,35 +24,18 @@ def learning_rate(step, steps, peak, warmup):
     return peak * (0.55 + 0.45 * math.cos(math.pi * done))
 
 
-def _cosine_to(floor):
+def _schedule(rise=lambda s, w: (s + 1) / w, shape=lambda d: 0.55 + 0.45 * math.cos(math.pi * d),
+              done=lambda s, n, w: (s - w) / (n - w), rising=lambda s, w: s < w):
+    """A version with another rise, shape of the decay, share of it that is done, or border."""
     def wrong(step, steps, peak, warmup):
-        if step < warmup:
-            return peak * (step + 1) / warmup
-        done = (step - warmup) / max(steps - warmup, 1)
-        return peak * (floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2)
+        if rising(step, warmup):
+            return peak * rise(step, warmup)
+        return peak * shape(done(step, steps, warmup))
     return wrong
 
 
-def _from_zero(step, steps, peak, warmup):
-    return peak * step / warmup if step < warmup else learning_rate(step, steps, peak, warmup)
-
-
-def _no_warmup(step, steps, peak, warmup):
-    return learning_rate(max(step, warmup), steps, peak, warmup)
-
-
-def _warmup_counted(step, steps, peak, warmup):
-    return learning_rate(step, steps, peak, warmup if step < warmup else 0)
-
-
-def _straight(step, steps, peak, warmup):
-    if step < warmup:
-        return learning_rate(step, steps, peak, warmup)
-    return peak * (1 - 0.9 * (step - warmup) / (steps - warmup))
-
-
-def _factor(step, steps, peak, warmup):
-    return learning_rate(step, steps, 1.0, warmup)
+def _times(factor):
+    return lambda step, steps, peak, warmup: factor(peak) * learning_rate(step, steps, 1.0, warmup)
 
 
 def _schedule_cases(rng):
@@ -63,6 +46,7 @@ def _schedule_cases(rng):
     yield "right after the warm-up", (10, 100, a, 10)
     for step in (31, 55, 84, 99):
         yield "on the cosine", (step, 100, b, 10)
+    yield "the end, step `steps`", (100, 100, b, 10)
     yield "another length", (700, 1000, b, 50)
 
 
@@ -93,10 +77,28 @@ def _sum_with(mix):
     return wrong
 
 
-def _summed(logits, mtp_logits, ids, weight):
-    _, loss, mtp = total_loss(logits, mtp_logits, ids, weight)
-    loss, mtp = loss * ids[:, 1:].numel(), mtp * ids[:, 2:].numel()
+def _scaled(scale):
+    """Both losses times scale(targets), where targets are the ids that they compare with."""
+    def wrong(logits, mtp_logits, ids, weight):
+        _, loss, mtp = total_loss(logits, mtp_logits, ids, weight)
+        loss, mtp = loss * scale(ids[:, 1:]), mtp * scale(ids[:, 2:])
+        return loss + weight * mtp, loss, mtp
+    return wrong
+
+
+def _softmax_first(logits, mtp_logits, ids, weight):
+    return total_loss(logits.softmax(-1), mtp_logits.softmax(-1), ids, weight)
+
+
+def _no_log(logits, mtp_logits, ids, weight):
+    def loss_of(scores, targets):
+        return F.nll_loss(scores.flatten(0, 1), targets.flatten())
+    loss, mtp = loss_of(logits, ids[:, 1:]), loss_of(mtp_logits, ids[:, 2:])
     return loss + weight * mtp, loss, mtp
+
+
+def _mtp_from_logits(logits, mtp_logits, ids, weight):
+    return total_loss(logits, logits[:, :-1], ids, weight)
 
 
 def _total_cases(rng):
@@ -119,17 +121,23 @@ def masked_loss(logits, ids, pad):
     return losses[targets != pad].mean()
 
 
-def _masked(shift=True, keep_pad=False, reduce="tokens"):
+def _masked(shift=True, keep=lambda targets, pad: targets != pad, reduce="tokens"):
+    """A version that keeps the targets that `keep` says. `reduce` says what it divides by."""
     def wrong(logits, ids, pad):
         guesses, targets = (logits[:, :-1], ids[:, 1:]) if shift else (logits, ids)
         losses = F.cross_entropy(guesses.transpose(1, 2), targets, reduction="none")
-        mask = torch.ones_like(targets, dtype=torch.bool) if keep_pad else targets != pad
+        mask = keep(targets, pad)
         if reduce == "rows":
             return ((losses * mask).sum(1) / mask.sum(1)).mean()
         total = (losses * mask).sum()
-        numbers = {"tokens": mask.sum(), "sum": 1, "all": mask.numel(), "batch": len(ids)}
+        numbers = {"tokens": mask.sum(), "sum": 1, "all": mask.numel(), "batch": len(ids),
+                   "inputs": (ids != pad).sum()}
         return total / numbers[reduce]
     return wrong
+
+
+def _everything(targets, pad):
+    return torch.ones_like(targets, dtype=torch.bool)
 
 
 def _backwards(logits, ids, pad):
@@ -142,17 +150,17 @@ def _input_mask(logits, ids, pad):
 
 
 def _masked_cases(rng):
-    pad = 2
-
-    def rows(lengths, T):
-        ids = torch.randint(3, 11, (len(lengths), T), generator=rng)
+    def rows(lengths, T, pad):
+        ids = torch.randint(0, 10, (len(lengths), T), generator=rng)
+        ids += ids >= pad                       # every id from 0 to 10 but pad
         for row, n in zip(ids, lengths):
             row[n:] = pad
         return torch.randn(len(lengths), T, 11, generator=rng) * 2, ids, pad
 
-    yield "no padding", rows((6, 6), 6)
-    yield "some padding", rows((6, 3), 6)
-    yield "rows of very different lengths", rows((9, 2, 5), 9)
+    yield "no padding", rows((6, 6), 6, 2)
+    yield "some padding", rows((6, 3), 6, 2)
+    yield "another padding token, 7", rows((6, 4), 6, 7)
+    yield "padding is token 0, rows of very different lengths", rows((9, 2, 5), 9, 0)
 
 
 # ---- units ----
@@ -171,17 +179,26 @@ def _unit_cases(rng):
 
 def tokens_to_beat(tokens, losses, baseline):
     """Tokens read when the line through (tokens, losses) first reaches `baseline`, or inf."""
-    for i, loss in enumerate(losses):
-        if loss <= baseline:
+    return _beat(tokens, losses, baseline)
+
+
+def _beat(tokens, losses, baseline, reached=lambda loss, baseline: loss <= baseline,
+          first=lambda tokens, losses, baseline: float(tokens[0]), start=0,
+          share=lambda high, low, baseline: (high - baseline) / (high - low),
+          point=lambda before, after, share: before + share * (after - before),
+          never=lambda tokens: math.inf):
+    """`tokens_to_beat`; the arguments after `baseline` make mistakes."""
+    for i in range(start, len(losses)):
+        if reached(losses[i], baseline):
             if i == 0:
-                return float(tokens[0])
-            share = (losses[i - 1] - baseline) / (losses[i - 1] - loss)
-            return float(tokens[i - 1] + share * (tokens[i] - tokens[i - 1]))
-    return math.inf
+                return first(tokens, losses, baseline)
+            part = share(losses[i - 1], losses[i], baseline)
+            return float(point(tokens[i - 1], tokens[i], part))
+    return never(tokens)
 
 
-def _first_point(tokens, losses, baseline):
-    return next((float(t) for t, loss in zip(tokens, losses) if loss <= baseline), math.inf)
+def _beat_with(**changes):
+    return lambda tokens, losses, baseline: _beat(tokens, losses, baseline, **changes)
 
 
 def _last_above(tokens, losses, baseline):
@@ -192,24 +209,13 @@ def _last_above(tokens, losses, baseline):
     return tokens_to_beat(tokens[i - 1 :], losses[i - 1 :], baseline)
 
 
-def _never(value):
-    def wrong(tokens, losses, baseline):
-        first = tokens_to_beat(tokens, losses, baseline)
-        return float(value(tokens)) if first == math.inf else first
-    return wrong
-
-
 def _which(tokens, losses, baseline):
-    first = _first_point(tokens, losses, baseline)
-    return list(map(float, tokens)).index(first) if first != math.inf else first
+    return next((i for i, loss in enumerate(losses) if loss <= baseline), math.inf)
 
 
-def _other_share(tokens, losses, baseline):
-    for i in range(1, len(losses)):
-        if losses[i] <= baseline:
-            share = (baseline - losses[i]) / (losses[i - 1] - losses[i])
-            return float(tokens[i - 1] + share * (tokens[i] - tokens[i - 1]))
-    return math.inf
+def _from_the_last(tokens, losses, baseline):
+    share = (losses[-1] - baseline) / (losses[-1] - losses[0])
+    return float(tokens[-1] + share * (tokens[0] - tokens[-1]))
 
 
 def _beat_cases(rng):
@@ -227,21 +233,65 @@ def _beat_cases(rng):
     tokens, losses = run(6)
     losses[3], baseline = losses[1] + 0.2, 0.5 * (losses[1] + losses[2])
     yield "it falls below, rises, and falls below again", (tokens, losses, baseline)
+    tokens, losses = run(4)
+    yield "the first point is below already", (tokens, losses, losses[0] + 0.4)
+    yield "the first point is the baseline exactly", ([150.0, 300.0, 450.0], [5.0, 4.0, 3.0], 5.0)
+    yield "the last point is the baseline exactly", ([100.0, 200.0, 300.0], [6.0, 5.5, 4.5], 4.5)
+    yield "a point is the baseline exactly, then the loss rises", (
+        [100.0, 200.0, 300.0, 400.0], [6.0, 5.0, 5.5, 4.0], 5.0)
 
 
 CHECKS = [
     Check(
         "pretrain.learning_rate", learning_rate, _schedule_cases,
         mistakes={
-            "the first step has a rate of zero: steps count from 0, so the warm-up is (step + 1) "
-            "/ warmup": _from_zero,
-            "there is no warm-up: below `warmup` the rate rises in a straight line": _no_warmup,
-            "the cosine starts at step 0; it starts where the warm-up ends: (step - warmup) / "
-            "(steps - warmup)":
-                _warmup_counted,
-            "the cosine ends at zero; here it ends at a tenth of the peak": _cosine_to(0.0),
-            "the decay is a straight line; it is half a period of a cosine": _straight,
-            "`peak` is not used: the result is a share of the peak, not a rate": _factor,
+            "your first step has the rate 0; steps count from 0, so the rise should be (step + 1) "
+            "/ warmup": _schedule(rise=lambda s, w: s / w),
+            "your warm-up goes on at step `warmup`, above the peak; the cosine should begin there":
+                _schedule(rising=lambda s, w: s <= w),
+            "you hold the peak in the warm-up; below `warmup` the rate should rise in a straight "
+            "line": _schedule(rise=lambda s, w: 1.0),
+            "you have no warm-up, and the cosine begins at step 0; below `warmup` the rate should "
+            "rise in a straight line, and the cosine should follow":
+                _schedule(rising=lambda s, w: False, done=lambda s, n, w: s / n),
+            "you use the cosine in the warm-up too; below `warmup` the rate should rise in a "
+            "straight line": _schedule(rising=lambda s, w: False),
+            "your cosine starts at step 0; it should start where the warm-up ends: (step - "
+            "warmup) / (steps - warmup)":
+                _schedule(done=lambda s, n, w: s / n),
+            "you divide by `steps`; the cosine lasts steps - warmup steps":
+                _schedule(done=lambda s, n, w: (s - w) / n),
+            "you do not subtract the warm-up from `step`; the cosine should start at step `warmup`":
+                _schedule(done=lambda s, n, w: s / (n - w)),
+            "your cosine is one step ahead; d should be 0 at step `warmup`":
+                _schedule(done=lambda s, n, w: (s + 1 - w) / (n - w)),
+            "your cosine ends one step early; d should be 1 at step `steps`":
+                _schedule(done=lambda s, n, w: (s - w) / (n - w - 1)),
+            "your cosine ends at zero; it should end at a tenth of the peak":
+                _schedule(shape=lambda d: (1 + math.cos(math.pi * d)) / 2),
+            "you cut the cosine off at a tenth; it should come down to a tenth only at the end":
+                _schedule(shape=lambda d: max(0.1, (1 + math.cos(math.pi * d)) / 2)),
+            "you exchange 0.55 and 0.45; the middle should be 0.55 and the swing 0.45":
+                _schedule(shape=lambda d: 0.45 + 0.55 * math.cos(math.pi * d)),
+            "your cosine rises; it should be 0.55 plus 0.45 cos(pi d)":
+                _schedule(shape=lambda d: 0.55 - 0.45 * math.cos(math.pi * d)),
+            "you leave pi out; d from 0 to 1 should be half a period, cos(pi d)":
+                _schedule(shape=lambda d: 0.55 + 0.45 * math.cos(d)),
+            "you take a whole period, cos(2 pi d), and end at the peak; it should be half a "
+            "period": _schedule(shape=lambda d: 0.55 + 0.45 * math.cos(2 * math.pi * d)),
+            "you take a quarter of a period, cos(pi d / 2); it should be half a period":
+                _schedule(shape=lambda d: 0.55 + 0.45 * math.cos(math.pi * d / 2)),
+            "you take a sine; it should be a cosine":
+                _schedule(shape=lambda d: 0.55 + 0.45 * math.sin(math.pi * d)),
+            "your decay is a straight line; it should be half a period of a cosine":
+                _schedule(shape=lambda d: 1 - 0.9 * d),
+            "you do not use `peak`; the result should be a rate, not a share of the peak":
+                _times(lambda peak: 1.0),
+            "you use `peak` in the warm-up only; the cosine should be multiplied by it too":
+                lambda s, n, peak, w: learning_rate(s, n, peak if s < w else 1.0, w),
+            "you multiply only 0.55 with the peak; both terms should be: peak * (0.55 + ...)":
+                lambda s, n, peak, w: learning_rate(s, n, peak, w) if s < w else (
+                    peak * 0.55 + 0.45 * math.cos(math.pi * (s - w) / (n - w))),
         },
         hints=(
             "Two cases: below `warmup` a straight line that reaches `peak` at step warmup - 1, "
@@ -251,31 +301,64 @@ CHECKS = [
             "Map 1 to `peak` and -1 to peak / 10: the middle is 0.55 * peak, and half the "
             "distance is 0.45 * peak.",
         ),
-        atol=1e-9,
+        atol=1e-9, gradient=False,
     ),
     Check(
         "pretrain.total_loss", total_loss, _total_cases,
         mistakes={
-            "the targets are not shifted: the logits at t are compared with token t, which the "
-            "model has seen":
+            "you compare the logits at t with token t, which the model has seen; they should be "
+            "compared with token t + 1":
                 _with_targets(lambda ids: ids[:, :-1], lambda ids: ids[:, 2:]),
-            "the MTP targets are those of the next token: from t the MTP block predicts token t + "
-            "2":
-                _with_targets(lambda ids: ids[:, 1:], lambda ids: ids[:, 1:-1]),
-            "the MTP targets are tokens that the model has seen: from t the MTP block predicts "
+            "you compare the MTP logits with the next token; from t the MTP block should predict "
             "token t + 2":
+                _with_targets(lambda ids: ids[:, 1:], lambda ids: ids[:, 1:-1]),
+            "you compare the MTP logits with tokens that the model has seen; from t the MTP block "
+            "should predict token t + 2":
                 _with_targets(lambda ids: ids[:, 1:], lambda ids: ids[:, :-2]),
-            "both targets are one token too early: t + 1 for the logits, t + 2 for MTP":
+            "both of your targets are one token early; they should be t + 1 for the logits and t "
+            "+ 2 for MTP":
                 _with_targets(lambda ids: ids[:, :-1], lambda ids: ids[:, 1:-1]),
-            "the weight of the MTP loss is missing in the sum":
+            "you do not shift either target; they should be t + 1 for the logits and t + 2 for MTP":
+                _with_targets(lambda ids: ids[:, :-1], lambda ids: ids[:, :-2]),
+            "you compute the MTP loss from `logits`; it should be from `mtp_logits`":
+                _mtp_from_logits,
+            "you add the MTP loss without its weight; it should be weight * MTP loss":
                 _sum_with(lambda loss, mtp, weight: loss + mtp),
-            "the weight is on the next-token loss; it belongs to the MTP loss":
+            "you put the weight on the next-token loss; it should be on the MTP loss":
                 _sum_with(lambda loss, mtp, weight: weight * loss + mtp),
-            "the two are averaged with weight and 1 - weight; the next-token loss keeps its full "
+            "you put the weight on both losses; it should be on the MTP loss alone":
+                _sum_with(lambda loss, mtp, weight: weight * (loss + mtp)),
+            "you average with weight and 1 - weight; the next-token loss should keep its full "
             "weight":
                 _sum_with(lambda loss, mtp, weight: (1 - weight) * loss + weight * mtp),
-            "the MTP loss is missing in the sum": _sum_with(lambda loss, mtp, weight: loss),
-            "the losses are sums over tokens; a loss is a mean": _summed,
+            "you divide by 1 + weight; the total should be the plain sum, main loss + weight * "
+            "MTP loss":
+                _sum_with(lambda loss, mtp, weight: (loss + weight * mtp) / (1 + weight)),
+            "you always take the weight 0.3; it should be the argument `weight`":
+                _sum_with(lambda loss, mtp, weight: loss + 0.3 * mtp),
+            "you leave the MTP loss out of the sum; it should be added with its weight":
+                _sum_with(lambda loss, mtp, weight: loss),
+            "you return the MTP loss with its weight; only the sum should have the weight":
+                lambda *args: (lambda total, loss, mtp: (total, loss, args[3] * mtp))(
+                    *total_loss(*args)),
+            "you return the total alone; it should be total, main loss, MTP loss":
+                lambda *args: total_loss(*args)[0],
+            "you return two losses; it should be three: total, main loss, MTP loss":
+                lambda *args: total_loss(*args)[1:],
+            "you return the main loss first; it should be total, main loss, MTP loss":
+                lambda *args: (lambda total, loss, mtp: (loss, mtp, total))(*total_loss(*args)),
+            "you return the MTP loss before the main loss; it should be total, main loss, MTP loss":
+                lambda *args: (lambda total, loss, mtp: (total, mtp, loss))(*total_loss(*args)),
+            "you sum over tokens; each loss should be the mean": _scaled(torch.Tensor.numel),
+            "you sum over tokens and divide by the number of rows; each loss should be the mean "
+            "over all tokens": _scaled(lambda targets: targets.shape[1]),
+            "you measure in bits; it should be nats": _scaled(lambda targets: 1 / math.log(2)),
+            "you give probabilities to cross_entropy, which takes logits; leave out the softmax":
+                _softmax_first,
+            "you take the negative logit of the target; it should be the negative log-probability, "
+            "so log_softmax comes first": _no_log,
+            "your losses have the wrong sign; a loss should be minus the log-probability":
+                _scaled(lambda targets: -1),
         },
         hints=(
             "Column 0 of ids is input only. The logits at t are for column t + 1, the MTP logits "
@@ -289,20 +372,46 @@ CHECKS = [
     Check(
         "pretrain.masked_loss", masked_loss, _masked_cases,
         mistakes={
-            "the targets are not shifted: the model predicts the token that it has just read":
+            "you compare each position with the token that it has just read; it should be the next "
+            "one":
                 _masked(shift=False),
-            "not shifted, and padding is counted": _masked(shift=False, keep_pad=True),
-            "the shift goes the wrong way: position t predicts token t + 1, not t - 1": _backwards,
-            "padding is counted as a target": _masked(keep_pad=True),
-            "the mask looks at the inputs; what counts is whether the target is padding":
+            "both faults are still there: you compare with the token just read, and count padding":
+                _masked(shift=False, keep=_everything),
+            "you compare with the token just read, and average the rows' means; it should be the "
+            "next token, and the mean over all targets that count":
+                _masked(shift=False, reduce="rows"),
+            "you shift the wrong way, so that position t predicts token t - 1; it should be t + 1":
+                _backwards,
+            "you count padding as a target; it should be left out": _masked(keep=_everything),
+            "you mask where the input is padding; it should be where the target is":
                 _input_mask,
-            "this is the mean of the rows' means: a short row's tokens count more than a long "
-            "one's": _masked(reduce="rows"),
-            "this is a sum; divide by the number of targets that count": _masked(reduce="sum"),
-            "padding is left out of the sum, yet counted in what it is divided by":
+            "you take padding to be token 2 always; it should be the argument `pad`":
+                _masked(keep=lambda targets, pad: targets != 2),
+            "you take padding to be token 0 always; it should be the argument `pad`":
+                _masked(keep=lambda targets, pad: targets != 0),
+            "you keep the targets above `pad`; it should be all that differ from it":
+                _masked(keep=lambda targets, pad: targets > pad),
+            "you keep the padding and leave out the rest; it should be the other way round":
+                _masked(keep=lambda targets, pad: targets == pad),
+            "you take the mean of the rows' means, so a short row's tokens count more; it should "
+            "be the mean over all targets that count": _masked(reduce="rows"),
+            "you return the sum; it should be divided by the number of targets that count":
+                _masked(reduce="sum"),
+            "you leave padding out of the sum and still divide by all positions; it should be the "
+            "number of targets that count":
                 _masked(reduce="all"),
-            "the sum is divided by the number of rows; divide by the number of targets that count":
+            "you divide by the number of rows; it should be the number of targets that count":
                 _masked(reduce="batch"),
+            "you divide by the number of tokens in `ids`, the first column with them; it should be "
+            "the number of targets": _masked(reduce="inputs"),
+            "you give probabilities to cross_entropy, which takes logits; leave out the softmax":
+                lambda logits, ids, pad: masked_loss(logits.softmax(-1), ids, pad),
+            "your loss has the wrong sign; it should be minus the log-probability":
+                lambda *args: -masked_loss(*args),
+            "you return one loss for each target; it should be their mean":
+                lambda logits, ids, pad: F.cross_entropy(
+                    logits[:, :-1].transpose(1, 2), ids[:, 1:], ignore_index=pad,
+                    reduction="none"),
         },
         hints=(
             "Three questions: which token is each position compared with? Which targets count? "
@@ -315,35 +424,94 @@ CHECKS = [
     Check(
         "pretrain.bits_per_byte", bits_per_byte, _unit_cases,
         mistakes={
-            "these are nats per byte: divide by log(2), as a bit is log(2) nats":
+            "you compute nats per byte; a bit is log(2) nats, so it should be divided by log(2)":
                 lambda x, t, b: x * t / b,
-            "these are bits per token: the number of tokens and bytes is not used":
-                lambda x, t, b: x / math.log(2),
-            "a nat is more than a bit, 1 / log(2) bits: divide by log(2) where you multiply":
-                lambda x, t, b: x * t / b * math.log(2),
-            "tokens and bytes are swapped: total loss is per token times tokens, then divide by "
+            "you compute bits per token; it should be multiplied by the tokens and divided by the "
             "bytes":
+                lambda x, t, b: x / math.log(2),
+            "you multiply by log(2); a nat is 1 / log(2) bits, so it should be divided by log(2)":
+                lambda x, t, b: x * t / b * math.log(2),
+            "you exchange tokens and bytes; it should be multiplied by the tokens and divided by "
+            "the bytes":
                 lambda x, t, b: x * b / t / math.log(2),
+            "you exchange tokens and bytes, and multiply by log(2); it should be times tokens, by "
+            "bytes, by log(2)":
+                lambda x, t, b: x * b / t * math.log(2),
+            "you compute the bits of the whole text; it should be divided by the bytes":
+                lambda x, t, b: x * t / math.log(2),
+            "you do not multiply by the tokens; the loss is per token, so it should be":
+                lambda x, t, b: x / math.log(2) / b,
+            "you multiply by the bytes (a product needs brackets after a `/`); it should be "
+            "divided by them":
+                lambda x, t, b: x * t / math.log(2) * b,
+            "you use log2 or log10 of the number; nats should be divided by log(2)":
+                lambda x, t, b: x * t / math.log10(2) / b,
+            "you take the logarithm of the loss, which is one already; it should be divided by "
+            "log(2)": lambda x, t, b: math.log2(x) * t / b,
+            "you divide by 8; bits per byte are what one byte costs, so there is no 8":
+                lambda x, t, b: x * t / math.log(2) / b / 8,
+            "you multiply by 8; bits per byte are what one byte costs, so there is no 8":
+                lambda x, t, b: x * t / math.log(2) / b * 8,
+            "you divide by 2; a bit is log(2) = 0.693 nats": lambda x, t, b: x * t / 2 / b,
+            "you compute bytes per bit; it should be the inverse":
+                lambda x, t, b: 1 / bits_per_byte(x, t, b),
         },
         hints=(
             "Two steps: the loss of the whole text in nats, then the same in bits, for one byte.",
             "The whole text costs nats_per_token * n_tokens nats. Its bytes share that.",
             "A nat is 1 / log(2) = 1.443 bits.",
         ),
+        gradient=False,
     ),
     Check(
         "pretrain.tokens_to_beat", tokens_to_beat, _beat_cases,
         mistakes={
-            "this is the first measured point below the baseline; the line crosses it between two "
-            "points": _first_point,
-            "this is the number of the point; return the tokens read at it": _which,
-            "the share is counted from the wrong end of the line between two points": _other_share,
-            "this is the last time it falls below; return the first": _last_above,
-            "where the baseline is never beaten, return math.inf, not the last point":
-                _never(lambda tokens: tokens[-1]),
-            "where the baseline is never beaten, return math.inf, not -1":
-                _never(lambda tokens: -1),
-            "where the baseline is never beaten, return math.inf, not 0": _never(lambda tokens: 0),
+            "you return the first measured point below the baseline; it should be where the line "
+            "between two points crosses it":
+                _beat_with(point=lambda before, after, share: after),
+            "you return the last measured point above the baseline; it should be where the line "
+            "between two points crosses it":
+                _beat_with(point=lambda before, after, share: before),
+            "you return the middle between two points; it should be where the line between them "
+            "crosses the baseline":
+                _beat_with(point=lambda before, after, share: (before + after) / 2),
+            "you return the number of the point; it should be the tokens read at it": _which,
+            "you count the share from the wrong end of the line between two points; it should be "
+            "how far the loss has come down from the earlier one":
+                _beat_with(share=lambda high, low, baseline: (baseline - low) / (high - low)),
+            "your share has the wrong sign; both differences should be earlier minus later":
+                _beat_with(share=lambda high, low, baseline: (baseline - high) / (high - low)),
+            "you take the share upside down; it should be below 1":
+                _beat_with(share=lambda high, low, baseline: (high - low) / (high - baseline)
+                           if high > baseline else 0.0),
+            "you return only the way between two points; the earlier point's tokens should be "
+            "added": _beat_with(point=lambda before, after, share: share * (after - before)),
+            "you multiply the share with the later point; it should be with the distance between "
+            "the two": _beat_with(point=lambda before, after, share: before + share * after),
+            "you compare with <, so a loss that equals the baseline does not count; it should be "
+            "<=": _beat_with(reached=lambda loss, baseline: loss < baseline),
+            "you return the last time it falls below; it should be the first": _last_above,
+            "you look for the loss to rise above the baseline; it should be where it falls to it":
+                _beat_with(reached=lambda loss, baseline: loss >= baseline),
+            "you extend the line before the first point if that is below already; the answer "
+            "should be the first point's tokens": _beat_with(start=1),
+            "you return 0 if the first point is below already; it should be that point's tokens":
+                _beat_with(first=lambda tokens, losses, baseline: 0.0),
+            "you return math.inf if the first point is below already; it should be that point's "
+            "tokens": _beat_with(first=lambda tokens, losses, baseline: math.inf),
+            "you take the point before the first, which in Python is the last one; a first point "
+            "below the baseline should give that point's tokens":
+                _beat_with(first=_from_the_last),
+            "you return the last point if the baseline is never reached; it should be math.inf":
+                _beat_with(never=lambda tokens: float(tokens[-1])),
+            "you return -1 if the baseline is never reached; it should be math.inf":
+                _beat_with(never=lambda tokens: -1.0),
+            "you return 0 if the baseline is never reached; it should be math.inf":
+                _beat_with(never=lambda tokens: 0.0),
+            "you return None if the baseline is never reached; it should be math.inf":
+                _beat_with(never=lambda tokens: None),
+            "you return nan if the baseline is never reached; it should be math.inf":
+                _beat_with(never=lambda tokens: math.nan),
         },
         hints=(
             "Walk along the points until the loss is at or below the baseline.",
@@ -352,5 +520,6 @@ CHECKS = [
             "share = (losses[i-1] - baseline) / (losses[i-1] - losses[i]), and the tokens go the "
             "same share of their way.",
         ),
+        gradient=False,
     ),
 ]

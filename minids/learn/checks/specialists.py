@@ -5,6 +5,7 @@ The objective is that of DeepSeek-V3.2 (arXiv 2512.02556, section 3.1), as
 `minids.posttrain.grpo.objective` has it.
 """
 
+import math
 from math import comb
 
 import torch
@@ -29,6 +30,7 @@ def reply_loss(logits, ids, wrote):
 
 
 def _reply(shift=True, mask=lambda wrote: wrote[:, 1:], reduce="tokens"):
+    """A version with other targets, another mask, or another divisor."""
     def wrong(logits, ids, wrote):
         guesses, targets = (logits[:, :-1], ids[:, 1:]) if shift else (logits, ids)
         losses = F.cross_entropy(guesses.transpose(1, 2), targets, reduction="none")
@@ -36,16 +38,23 @@ def _reply(shift=True, mask=lambda wrote: wrote[:, 1:], reduce="tokens"):
         if reduce == "rows":
             return ((losses * counted).sum(1) / counted.sum(1)).mean()
         total = (losses * counted).sum()
-        return {"tokens": total / counted.sum(), "sum": total,
-                "all": total / counted.numel()}[reduce]
+        numbers = {"tokens": counted.sum(), "sum": 1, "all": counted.numel(), "batch": len(ids),
+                   "wrote": wrote.sum()}
+        return total / numbers[reduce]
     return wrong
+
+
+def _backwards(logits, ids, wrote):
+    return reply_loss(logits.flip(1), ids.flip(1), wrote.flip(1))
 
 
 def _reply_cases(rng):
     for label, wrote in (("one conversation", [[0, 0, 0, 1, 1, 1]]),
                          ("replies of two lengths", [[0, 0, 1, 1, 1, 1, 0], [0, 0, 0, 0, 1, 1, 0]]),
                          ("two conversations in a row", [[0, 0, 1, 1, 0, 0, 0, 1, 1],
-                                                         [0, 1, 1, 1, 1, 1, 1, 1, 0]])):
+                                                         [0, 1, 1, 1, 1, 1, 1, 1, 0]]),
+                         ("a row that begins within a reply", [[1, 1, 0, 0, 1],
+                                                               [0, 1, 1, 1, 0]])):
         wrote = torch.tensor(wrote, dtype=torch.bool)
         logits = 2 * torch.randn(*wrote.shape, 11, generator=rng)
         yield label, (logits, torch.randint(11, wrote.shape, generator=rng), wrote)
@@ -55,20 +64,23 @@ def _reply_cases(rng):
 
 def advantages(rewards, group):
     """Rewards less the mean of their group. rewards: B, group after group -> B."""
-    groups = rewards.view(-1, group)
-    return (groups - groups.mean(1, keepdim=True)).flatten()
+    return _grouped(lambda groups: groups - groups.mean(1, keepdim=True))(rewards, group)
+
+
+def _grouped(function):
+    """A version that computes function(groups), from prompts x group, and flattens it."""
+    return lambda rewards, group: function(rewards.view(-1, group)).flatten()
 
 
 def _divided(unbiased):
-    def wrong(rewards, group):
-        std = rewards.view(-1, group).std(1, unbiased=unbiased, keepdim=True)
-        return (advantages(rewards, group).view(-1, group) / (std + 1e-6)).flatten()
-    return wrong
+    def version(groups):
+        std = groups.std(1, unbiased=unbiased, keepdim=True)
+        return (groups - groups.mean(1, keepdim=True)) / (std + 1e-6)
+    return _grouped(version)
 
 
-def _others(rewards, group):
-    groups = rewards.view(-1, group)
-    return (groups - (groups.sum(1, keepdim=True) - groups) / (group - 1)).flatten()
+def _others(groups):
+    return groups - (groups.sum(1, keepdim=True) - groups) / (groups.shape[1] - 1)
 
 
 def _across(rewards, group):
@@ -76,14 +88,16 @@ def _across(rewards, group):
     return (groups - groups.mean(0, keepdim=True)).flatten()
 
 
-def _best(rewards, group):
-    groups = rewards.view(-1, group)
-    return (groups - groups.max(1, keepdim=True).values).flatten()
+def _neighbours_apart(rewards, group):
+    """Takes every prompts-th reward for one group, and gives each reward its own place back."""
+    groups = rewards.view(group, -1)
+    return (groups - groups.mean(1, keepdim=True)).flatten()
 
 
 def _advantage_cases(rng):
     for label, groups, group in (("one group", 1, 4), ("two groups", 2, 4),
-                                 ("more groups than answers", 5, 3)):
+                                 ("more groups than answers", 5, 3), ("as many groups as answers",
+                                                                      4, 4)):
         number = torch.arange(groups).repeat_interleave(group)
         yield label, (torch.rand(groups * group, generator=rng) + number, group)
 
@@ -92,22 +106,23 @@ def _advantage_cases(rng):
 
 def clipped_gain(ratio, A, clip):
     """min(ratio A, clip(ratio, 1 - clip, 1 + clip) A). ratio: B R, A: B -> B R."""
-    A = A[:, None]
+    return _gain(lambda ratio, clamped, A: torch.minimum(ratio * A, clamped * A))(ratio, A, clip)
+
+
+def _gain(choose, low=lambda clip: 1 - clip, high=lambda clip: 1 + clip):
+    """A version from choose(ratio, clamped ratio, A), with other bounds."""
+    def version(ratio, A, clip):
+        return choose(ratio, ratio.clamp(low(clip), high(clip)), A[:, None])
+    return version
+
+
+def _least(ratio, clamped, A):
+    return torch.minimum(ratio * A, clamped * A)
+
+
+def _by_token(ratio, A, clip):
+    """A is stretched over the answers instead of the tokens."""
     return torch.minimum(ratio * A, ratio.clamp(1 - clip, 1 + clip) * A)
-
-
-def _maximum(ratio, A, clip):
-    A = A[:, None]
-    return torch.maximum(ratio * A, ratio.clamp(1 - clip, 1 + clip) * A)
-
-
-def _bounded(ratio, A, low, high):
-    A = A[:, None]
-    return torch.minimum(ratio * A, ratio.clamp(low, high) * A)
-
-
-def _always_above(ratio, A, clip):
-    return ratio.clamp_max(1 + clip) * A[:, None]
 
 
 def _gain_cases(rng):
@@ -134,6 +149,10 @@ def _kl(ratio=lambda p, o, f: (p - o).exp(), log_r=lambda p, o, f: f - p,
     return with_gradient(lambda p, o, f: ratio(p, o, f) * body(log_r(p, o, f)))
 
 
+def _one(p, o, f):
+    return 1.0
+
+
 def _kl_cases(rng):
     def logs(B, R):
         return -0.2 - 2.5 * torch.rand(B, R, generator=rng)
@@ -153,29 +172,49 @@ def kept(logprobs, old, A, mask, bound):
     return 1.0 - ((A < 0) & (drift > bound)).float()
 
 
-def _kept(when=lambda A: A < 0, drift=lambda p, o, m: ((o - p) * m).sum(1) / m.sum(1)):
+def _mean_drift(p, o, m):
+    return ((o - p) * m).sum(1) / m.sum(1)
+
+
+def _kept(when=lambda A: A < 0, drift=_mean_drift, out=lambda bad, drift, bound:
+          bad & (drift > bound)):
+    """A version that leaves out(when(A), drift, bound) out."""
     def wrong(logprobs, old, A, mask, bound):
-        return 1.0 - (when(A) & (drift(logprobs, old, mask) > bound)).float()
+        return 1.0 - out(when(A), drift(logprobs, old, mask), bound).float()
     return wrong
+
+
+def _always(A):
+    return torch.ones_like(A, dtype=torch.bool)
 
 
 def _per_token(logprobs, old, A, mask, bound):
     return 1.0 - ((A[:, None] < 0) & (old - logprobs > bound)).float()
 
 
+def _any_token(p, o, m):
+    return (o - p).masked_fill(~m, -math.inf).amax(1)
+
+
 def _kept_cases(rng):
     """Answers that tell the mistakes apart: long ones drift a little, short ones far."""
-    length = torch.tensor([6, 6, 2, 2, 1, 3, 6, 4])
-    drift = torch.tensor([0.06, 0.3, 0.18, 0.3, -0.4, -0.3, 0.06, 0.3])
-    A = torch.tensor([-0.5, -0.5, -0.25, 0.75, -0.5, 0.5, 0.75, -0.25])
+    length = torch.tensor([6, 6, 2, 2, 1, 3, 6, 4, 5, 3])
+    drift = torch.tensor([0.06, 0.3, 0.18, 0.3, -2.0, -0.3, 0.06, 0.3, 0.35, 0.02])
+    A = torch.tensor([-0.5, -0.5, -0.25, 0.75, -0.5, 0.5, 0.75, -0.25, 0.0, -0.5])
     for label, scale in (("some drift", 1.0), ("a little more", 1.1)):
         mask = torch.arange(6) < length[:, None]
-        wobble = 0.05 * torch.randn(8, 6, generator=rng) * mask
+        wobble = 0.05 * torch.randn(10, 6, generator=rng) * mask
         wobble = (wobble - wobble.sum(1, keepdim=True) / length[:, None]) * mask
-        old = -0.5 - torch.rand(8, 6, generator=rng)
+        old = -0.5 - torch.rand(10, 6, generator=rng)
         drifted = old - scale * drift[:, None] - wobble
         logprobs = torch.where(mask, drifted, torch.full_like(old, -4.0))
         yield label, (logprobs, old, A, mask, 0.2)
+    mask = torch.tensor([[True, True, True, True], [True, True, False, False]])
+    old, logprobs = torch.full((2, 4), -0.75), torch.full((2, 4), -1.0)
+    logprobs[:, 1] -= 0.25
+    logprobs[:, 0] += 0.25
+    yield "a drift that equals the bound", (logprobs, old, torch.tensor([-1.0, -1.0]), mask, 0.25)
+    yield "another bound", (logprobs, old, torch.tensor([-1.0, 1.0]), mask, 0.125)
 
 
 # ---- pass@k ----
@@ -203,22 +242,38 @@ CHECKS = [
     Check(
         "specialists.reply_loss", reply_loss, _reply_cases,
         mistakes={
-            "the prompt counts too: what the user wrote is given, only tokens that the assistant "
-            "wrote are taught":
+            "you count the prompt too; only tokens that the assistant wrote should count":
                 _reply(mask=lambda wrote: torch.ones_like(wrote[:, 1:])),
-            "it is the other way round: this teaches the prompt and leaves the reply out":
+            "you teach the prompt and leave the reply out; it should be the other way round":
                 _reply(mask=lambda wrote: ~wrote[:, 1:]),
-            "the mask is one place off: what decides is who wrote the token that is predicted, "
-            "not the one that is read":
+            "your mask is one place off, at who wrote the token that is read; it should be who "
+            "wrote the token that is predicted":
                 _reply(mask=lambda wrote: wrote[:, :-1]),
-            "the targets are not shifted: the logits at t are a guess at token t + 1":
+            "you do not shift the targets; the logits at t should be compared with token t + 1":
                 _reply(False, lambda wrote: wrote),
-            "each row counts alike, so a token of a short reply weighs more: take the mean over "
-            "all tokens that count":
+            "you do not shift the targets, and count the prompt too; the logits at t should be "
+            "compared with token t + 1, where the assistant wrote it":
+                _reply(False, lambda wrote: torch.ones_like(wrote)),
+            "you shift the wrong way, so that position t predicts token t - 1; it should be t + 1":
+                _backwards,
+            "you let each row count alike, so a token of a short reply weighs more; it should be "
+            "the mean over all tokens that count":
                 _reply(reduce="rows"),
-            "divided by all positions: the mean is over the tokens that count":
+            "you divide by all positions; it should be the number of tokens that count":
                 _reply(reduce="all"),
-            "this is the sum: take the mean": _reply(reduce="sum"),
+            "you divide by the number of rows; it should be the number of tokens that count":
+                _reply(reduce="batch"),
+            "you divide by the number of all True in `wrote`; the first column is no target, so "
+            "it should be wrote[:, 1:]":
+                _reply(reduce="wrote"),
+            "you return the sum; it should be the mean": _reply(reduce="sum"),
+            "you give probabilities to cross_entropy, which takes logits; leave out the softmax":
+                lambda logits, ids, wrote: reply_loss(logits.softmax(-1), ids, wrote),
+            "your loss has the wrong sign; it should be minus the log-probability":
+                lambda *args: -reply_loss(*args),
+            "you return one loss for each token; it should be their mean":
+                lambda logits, ids, wrote: F.cross_entropy(
+                    logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none") * wrote[:, 1:],
         },
         hints=(
             "Two shifts by one place: logits against targets, and the mask against the logits.",
@@ -230,24 +285,50 @@ CHECKS = [
     Check(
         "specialists.advantages", advantages, _advantage_cases,
         mistakes={
-            "these are divided by the group's standard deviation: a group that is nearly always "
-            "right would count as much as a hard one":
+            "you divide by the group's standard deviation, so a group that is nearly always right "
+            "counts as much as a hard one; it should be the difference alone":
                 _divided(True),
-            "these are divided by the group's standard deviation (the biased one): leave them as "
-            "they are":
+            "you divide by the group's standard deviation (the biased one); it should be the "
+            "difference alone":
                 _divided(False),
-            "the mean is over the whole batch: it is over the group, answers to one prompt":
+            "you divide by the standard deviation of the batch; it should be the difference from "
+            "the group's mean alone":
+                lambda rewards, group: (rewards - rewards.mean()) / (rewards.std() + 1e-6),
+            "you subtract the mean of the whole batch; it should be the mean of the group, the "
+            "answers to one prompt":
                 lambda rewards, group: rewards - rewards.mean(),
-            "the groups lie one after the other: view(-1, group), and the mean over axis 1":
+            "you take the mean over axis 0, across the prompts; it should be over the answers to "
+            "one prompt": _grouped(lambda groups: groups - groups.mean(0, keepdim=True)),
+            "you mix the groups with view(group, -1), and take the mean over axis 0; groups lie "
+            "one after the other, so it should be view(-1, group) and axis 1":
                 _across,
-            "the mean leaves the answer itself out: a usual variant, larger by G / (G - 1); here "
-            "the whole group counts":
-                _others,
-            "this compares with the best answer of the group: then nothing is ever better than "
-            "expected": _best,
-            "nothing is subtracted": lambda rewards, group: rewards.clone(),
-            "the sign is wrong: better than the mean is positive":
+            "you mix the groups with view(group, -1); groups lie one after the other, so it should "
+            "be view(-1, group)": _neighbours_apart,
+            "you leave out keepdim=True, so the means do not stand beside their rows; they should "
+            "have the shape prompts x 1":
+                _grouped(lambda groups: groups - groups.mean(1)),
+            "you leave the answer itself out of the mean, a usual variant, larger by G / (G - 1); "
+            "here the whole group should count":
+                _grouped(_others),
+            "you subtract the group's sum; it should be the mean":
+                _grouped(lambda groups: groups - groups.sum(1, keepdim=True)),
+            "you subtract the group's median; it should be the mean":
+                _grouped(lambda groups: groups - groups.median(1, keepdim=True).values),
+            "you compare with the best answer of the group, so nothing is ever better than "
+            "expected; it should be the mean":
+                _grouped(lambda groups: groups - groups.amax(1, keepdim=True)),
+            "you compare with the worst answer of the group; it should be the mean":
+                _grouped(lambda groups: groups - groups.amin(1, keepdim=True)),
+            "you divide by the group's mean; it should be subtracted":
+                _grouped(lambda groups: groups / groups.mean(1, keepdim=True)),
+            "you subtract nothing; it should be the mean of the group":
+                lambda rewards, group: rewards.clone(),
+            "you return the means; they should be subtracted from the rewards":
+                _grouped(lambda groups: groups.mean(1, keepdim=True).expand_as(groups)),
+            "your sign is wrong; better than the mean should be positive":
                 lambda rewards, group: -advantages(rewards, group),
+            "you return prompts x group; it should be flat, one number for each answer":
+                lambda rewards, group: advantages(rewards, group).view(-1, group),
         },
         hints=(
             "Answers of one prompt are neighbours: the first `group` rewards belong together, "
@@ -255,27 +336,54 @@ CHECKS = [
             "rewards.view(-1, group) has a row for each prompt.",
             "Subtract each row's mean (keepdim=True), and make it flat again. Nothing else.",
         ),
+        gradient=False,
     ),
     Check(
         "specialists.clipped", clipped_gain, _gain_cases,
         mistakes={
-            "this is the maximum of the two: it bounds good answers from below, bad ones from "
-            "above. What must be called back gets slope 0, and what has gone far enough is pushed "
-            "on":
-                _maximum,
-            "this only clamps: where the ratio went the wrong way (a bad answer has become "
-            "likelier) nothing pushes it back; take the minimum with ratio A":
-                lambda ratio, A, clip: ratio.clamp(1 - clip, 1 + clip) * A[:, None],
-            "the clip works on the wrong side of bad answers: a good answer is bounded from "
+            "you take the maximum of the two, so that what must be called back gets slope 0; it "
+            "should be the minimum":
+                _gain(lambda ratio, clamped, A: torch.maximum(ratio * A, clamped * A)),
+            "you only clamp, so nothing pushes back where the ratio went the wrong way (a bad "
+            "answer has become likelier); it should be the minimum of this and ratio A":
+                _gain(lambda ratio, clamped, A: clamped * A),
+            "you bound the ratio from above for bad answers too; a good answer should be bounded "
+            "from above, a bad one from below":
+                _gain(lambda ratio, clamped, A: torch.minimum(ratio, clamped) * A),
+            "you bound the ratio from below for all answers; a good answer should be bounded from "
             "above, a bad one from below":
-                _always_above,
-            "nothing is clipped": lambda ratio, A, clip: ratio * A[:, None],
-            "this is the loss: return the gain, which is to be made large":
+                _gain(lambda ratio, clamped, A: torch.maximum(ratio, clamped) * A),
+            "you clip good answers only; bad ones should be bounded from below":
+                _gain(lambda ratio, clamped, A: torch.where(A > 0, torch.minimum(ratio, clamped),
+                                                            ratio) * A),
+            "you clamp good answers and leave bad ones alone; it should be the minimum of ratio A "
+            "and clamped ratio A for both":
+                _gain(lambda ratio, clamped, A: torch.where(A > 0, clamped, ratio) * A),
+            "you leave A out of the clamped part; it should be the clamped ratio times A":
+                _gain(lambda ratio, clamped, A: torch.minimum(ratio * A, clamped)),
+            "you leave A out of the first part; it should be the ratio times A":
+                _gain(lambda ratio, clamped, A: torch.minimum(ratio, clamped * A)),
+            "you leave A out; both parts should be multiplied by it":
+                _gain(lambda ratio, clamped, A: torch.minimum(ratio, clamped)),
+            "you clamp the product ratio A; it should be the ratio that is clamped":
+                lambda ratio, A, clip: torch.minimum(
+                    ratio * A[:, None], (ratio * A[:, None]).clamp(1 - clip, 1 + clip)),
+            "you clip nothing; it should be the minimum of ratio A and clamped ratio A":
+                _gain(lambda ratio, clamped, A: ratio * A),
+            "you return the loss; it should be the gain, which is to be made large":
                 lambda *args: -clipped_gain(*args),
-            "the lower bound is 1 - clip, not 1 / (1 + clip)":
-                lambda ratio, A, clip: _bounded(ratio, A, 1 / (1 + clip), 1 + clip),
-            "the bounds are 1 - clip and 1 + clip: the ratio is near 1":
-                lambda ratio, A, clip: _bounded(ratio, A, -clip, clip),
+            "your lower bound is 1 / (1 + clip); it should be 1 - clip":
+                _gain(_least, low=lambda clip: 1 / (1 + clip)),
+            "your bounds are -clip and clip; the ratio is near 1, so they should be 1 - clip and 1 "
+            "+ clip":
+                _gain(_least, low=lambda clip: -clip, high=lambda clip: clip),
+            "you always clip at 0.2; it should be the argument `clip`":
+                _gain(_least, low=lambda clip: 0.8, high=lambda clip: 1.2),
+            "you return the mean; it should be one number for each token":
+                lambda *args: clipped_gain(*args).mean(),
+            "you return the mean of each answer; it should be one number for each token":
+                lambda *args: clipped_gain(*args).mean(1),
+            "you multiply B R with B; A needs a second axis, so that it should be B 1": _by_token,
         },
         hints=(
             "Two candidates for each token, ratio A and clamped ratio A. Which one is the more "
@@ -288,28 +396,52 @@ CHECKS = [
     Check(
         "specialists.kl", with_gradient(kl_estimate), _kl_cases,
         mistakes={
-            "the ratio pi / pi_old is missing: the tokens came from pi_old, and the gradient is "
-            "another divergence's":
-                _kl(ratio=lambda p, o, f: 1.0),
-            "the ratio is detached: the values are right, the gradient is not. It flows through "
-            "the ratio, too":
+            "you leave out the ratio pi / pi_old; the tokens came from pi_old, and the gradient "
+            "should be that of this divergence":
+                _kl(ratio=_one),
+            "your values are right, but you detach the ratio; the gradient should flow through it "
+            "too":
                 _kl(ratio=lambda p, o, f: (p - o).exp().detach()),
-            "the ratio is upside down: it is pi / pi_old": _kl(ratio=lambda p, o, f: (o - p).exp()),
-            "r is upside down: it is pi_ref / pi, so log r = reference - logprobs":
+            "your values are right, but you detach r; the gradient should flow through it too":
+                _kl(log_r=lambda p, o, f: (f - p).detach()),
+            "your values are right, but everything is detached; the gradient should flow through "
+            "ratio and r": with_gradient(lambda p, o, f: kl_estimate(p, o, f).detach()),
+            "you take the ratio upside down; it should be pi / pi_old":
+                _kl(ratio=lambda p, o, f: (o - p).exp()),
+            "your ratio is log(pi / pi_old); it should be the quotient itself, exp of that":
+                _kl(ratio=lambda p, o, f: p - o),
+            "your ratio is the quotient of the logarithms; it should be exp(logprobs - old)":
+                _kl(ratio=lambda p, o, f: p / o),
+            "you take r upside down; it should be pi_ref / pi, so log r = reference - logprobs":
                 _kl(log_r=lambda p, o, f: p - f),
-            "r compares with pi_old: it is pi_ref / pi": _kl(log_r=lambda p, o, f: f - o),
-            "the sign of log r is wrong: r - log r - 1 is never negative":
+            "your r compares pi_ref with pi_old; it should be pi_ref / pi":
+                _kl(log_r=lambda p, o, f: f - o),
+            "both quotients are upside down; they should be pi / pi_old and pi_ref / pi":
+                _kl(ratio=lambda p, o, f: (o - p).exp(), log_r=lambda p, o, f: p - f),
+            "you leave out the ratio and take r upside down; it should be pi / pi_old times the "
+            "estimate with r = pi_ref / pi": _kl(ratio=_one, log_r=lambda p, o, f: p - f),
+            "you add log r; it should be r - log r - 1, which is never negative":
                 _kl(body=lambda s: s.exp() + s - 1),
-            "the - 1 is missing: where policy and reference agree the estimate must be 0":
+            "you leave out the - 1; where policy and reference agree the estimate should be 0":
                 _kl(body=lambda s: s.exp() - s),
-            "this is k1, -log r, with the ratio: right in the mean, but it varies more and can be "
-            "negative":
+            "you add 1; it should be r - log r - 1": _kl(body=lambda s: s.exp() - s + 1),
+            "you take log r for r; it should be exp(log r) - log r - 1":
+                _kl(body=lambda s: s - s.abs().log() - 1),
+            "your sign is wrong; the estimate should never be negative":
+                _kl(body=lambda s: 1 + s - s.exp()),
+            "you take k1, -log r, with the ratio, which varies more and can be negative; it should "
+            "be r - log r - 1":
                 _kl(body=lambda s: -s),
-            "this is k1, log(pi / pi_ref): right in the mean only on-policy, and of no use as a "
-            "loss": _kl(
-                ratio=lambda p, o, f: 1.0, body=lambda s: -s),
-            "the ratio multiplies r only: it weighs the whole estimate":
+            "you take k1, log(pi / pi_ref), which is useless as a loss; it should be ratio (r - "
+            "log r - 1)": _kl(ratio=_one, body=lambda s: -s),
+            "you take k2, half the square of log r, with the ratio; it should be r - log r - 1":
+                _kl(body=lambda s: s.square() / 2),
+            "you take k2, half the square of log r; it should be ratio (r - log r - 1)":
+                _kl(ratio=_one, body=lambda s: s.square() / 2),
+            "you multiply only r with the ratio; it should be the whole estimate":
                 with_gradient(lambda p, o, f: (p - o).exp() * (f - p).exp() - (f - p) - 1),
+            "you return the mean; it should be one number for each token":
+                with_gradient(lambda p, o, f: kl_estimate(p, o, f).mean()),
         },
         hints=(
             "Two quotients: ratio = pi / pi_old says how much likelier a token is now; r = pi_ref "
@@ -317,27 +449,50 @@ CHECKS = [
             "You have logs: log r = reference - logprobs, and r = exp(log r).",
             "ratio * (r - log r - 1), nothing detached. Where all three agree it is 0.",
         ),
+        gradient=False,
     ),
     Check(
         "specialists.kept", kept, _kept_cases,
         mistakes={
-            "good answers are left out too: only those with A < 0":
-                _kept(when=lambda A: torch.ones_like(A, dtype=torch.bool)),
-            "it is the other way round: good answers stay whatever happened, bad ones may go":
+            "you leave good answers out too; it should be only those with A < 0":
+                _kept(when=_always),
+            "you leave good answers out and keep bad ones; it should be the other way round":
                 _kept(when=lambda A: A > 0),
-            "the quotient is upside down: an answer goes that has become less likely, log(pi_old "
-            "/ pi) > bound":
-                _kept(drift=lambda p, o, m: ((p - o) * m).sum(1) / m.sum(1)),
-            "this is the sum over the tokens: long answers would always go. Take the mean": _kept(
-                drift=lambda p, o, m: ((o - p) * m).sum(1)),
-            "padding counts: the mean is over the tokens that are there, by `mask`": _kept(
-                drift=lambda p, o, m: (o - p).mean(1)),
-            "padding is zeroed, but the sum is divided by all positions":
+            "you leave answers with A = 0 out; it should be only those with A < 0":
+                _kept(when=lambda A: A <= 0),
+            "you leave out every bad answer; it should be only those that have drifted too far":
+                _kept(out=lambda bad, drift, bound: bad),
+            "you leave out what is bad OR has drifted too far; it should be both together":
+                _kept(out=lambda bad, drift, bound: bad | (drift > bound)),
+            "you return 1 for the answers that are left out; it should be 0 for them":
+                lambda *args: 1 - kept(*args),
+            "you compare with >=; an answer whose drift equals the bound should stay":
+                _kept(out=lambda bad, drift, bound: bad & (drift >= bound)),
+            "you leave out what has drifted less than the bound; it should be what exceeds it":
+                _kept(out=lambda bad, drift, bound: bad & (drift < bound)),
+            "you take the quotient upside down; an answer that has become less likely should go, "
+            "log(pi_old / pi) > bound":
+                _kept(drift=lambda p, o, m: -_mean_drift(p, o, m)),
+            "you take the sum over the tokens, so long answers always go; it should be the mean":
+                _kept(drift=lambda p, o, m: ((o - p) * m).sum(1)),
+            "you count padding; the mean should be over the tokens that are there, by `mask`":
+                _kept(drift=lambda p, o, m: (o - p).mean(1)),
+            "you zero the padding but divide by all positions; it should be the number of tokens "
+            "that are there":
                 _kept(drift=lambda p, o, m: ((o - p) * m).mean(1)),
-            "any change goes, in either direction: only answers that have become less likely":
-                _kept(
-                drift=lambda p, o, m: (((o - p) * m).sum(1) / m.sum(1)).abs()),
-            "this decides token by token: a whole answer stays or goes": _per_token,
+            "you zero nothing in the sum and divide by the number of tokens; padding should not be "
+            "in the sum": _kept(drift=lambda p, o, m: (o - p).sum(1) / m.sum(1)),
+            "you leave out any change, in either direction; it should be only answers that have "
+            "become less likely":
+                _kept(drift=lambda p, o, m: _mean_drift(p, o, m).abs()),
+            "you take the largest drift of a token; it should be the mean over the tokens":
+                _kept(drift=_any_token),
+            "you compare the quotient pi_old / pi with the bound; it should be its logarithm":
+                _kept(drift=lambda p, o, m: ((o - p).exp() * m).sum(1) / m.sum(1)),
+            "you take the mean over all answers; it should be one for each answer":
+                _kept(drift=lambda p, o, m: ((o - p) * m).sum() / m.sum()),
+            "you decide token by token; a whole answer should stay or go": _per_token,
+            "you return True and False; it should be 1.0 and 0.0": lambda *args: kept(*args).bool(),
         },
         hints=(
             "For each answer one number: the mean over its tokens of old - logprobs. Positive: it "
@@ -345,26 +500,41 @@ CHECKS = [
             "The mean with a mask: ((old - logprobs) * mask).sum(1) / mask.sum(1).",
             "0.0 where (A < 0) & (drift > bound), else 1.0.",
         ),
+        gradient=False,
     ),
     Check(
         "specialists.pass_at_k", _for_all(pass_at_k), _pass_cases,
         mistakes={
-            "this samples with replacement, 1 - (1 - c / n)^k: biased, too low. The k answers are "
-            "different ones":
+            "you sample with replacement, 1 - (1 - c / n)^k, which is too low; the k answers "
+            "should be different ones":
                 _for_all(lambda n, c, k: 1 - (1 - c / n) ** k),
-            "this is pass@1, the share of right answers": _for_all(lambda n, c, k: c / n),
-            "this is the probability that all k are right: one is enough":
+            "you compute pass@1, the share of right answers; it should be that at least one of k "
+            "is right": _for_all(lambda n, c, k: c / n),
+            "you compute the probability that all k are right; one should be enough":
                 _for_all(lambda n, c, k: comb(c, k) / comb(n, k)),
-            "this is the probability that none of the k is right: take it from 1":
+            "you compute the probability that none of the k is right; it should be 1 minus that":
                 _for_all(lambda n, c, k: comb(n - c, k) / comb(n, k)),
-            "probabilities of events that can happen together do not add":
+            "you take 1 minus the probability that all k are right; it should be 1 minus that all "
+            "k are wrong":
+                _for_all(lambda n, c, k: 1 - comb(c, k) / comb(n, k)),
+            "you compute the probability that exactly one is right; it should be at least one":
+                _for_all(lambda n, c, k: c * comb(n - c, k - 1) / comb(n, k)),
+            "you add up probabilities, k c / n; events that can happen together do not add, so it "
+            "should be 1 minus that all are wrong":
                 _for_all(lambda n, c, k: min(1.0, k * c / n)),
+            "you add up probabilities, and reach values above 1; it should be 1 minus that all are "
+            "wrong": _for_all(lambda n, c, k: k * c / n),
+            "you get 1 wherever an answer is right, as // does, which cuts; it should be a "
+            "probability, by /":
+                _for_all(lambda n, c, k: 1 - comb(n - c, k) // comb(n, k)),
+            "you exchange n - c and n; it should be 1 - (n - c over k) / (n over k)":
+                _for_all(lambda n, c, k: 1 - comb(n, k) / comb(n - c, k)),
         },
         hints=(
             "Ask for the opposite: how likely is it that all k are wrong?",
             "Ways to choose k of the n - c wrong answers, divided by ways to choose k of all n.",
             "math.comb(a, k) is 0 where k > a: then at least one is right for sure.",
         ),
-        atol=1e-9,
+        atol=1e-9, gradient=False,
     ),
 ]
