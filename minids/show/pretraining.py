@@ -8,22 +8,18 @@ import numpy as np
 import torch
 from IPython.display import HTML
 
-from minids.show import style
+from minids.show import panel, style
 from minids.show.style import running_mean
 
 LINES = {"unigram": (style.PURPLE, ":"), "bigram": (style.ORANGE, "--"),
          "trigram": (style.VERMILION, "-.")}
 
 
-def _escaped(text: str) -> str:
-    return html.escape(text).encode("ascii", "xmlcharrefreplace").decode()
-
-
 def columns(texts: dict[str, str]) -> HTML:
     """Show texts side by side, each under its title; what is not ASCII as HTML entities."""
     look = f"vertical-align: top; text-align: left; width: {100 // len(texts)}%; padding: 0 1em;"
     cells = "".join(f'<td style="{look}"><b>{html.escape(title)}</b>'
-                    f'<pre style="white-space: pre-wrap;">{_escaped(text)}</pre></td>'
+                    f'<pre style="white-space: pre-wrap;">{style.escaped(text)}</pre></td>'
                     for title, text in texts.items())
     return HTML(f'<table style="width: 100%;"><tr>{cells}</tr></table>')
 
@@ -92,7 +88,11 @@ class LiveLoss(ipywidgets.Image):
         return plot_loss(self.steps, self.losses, self.validation, self.baselines)
 
     def __repr__(self) -> str:
-        return "[live figure] the loss while training; the figure below shows the same at the end"
+        return "[live figure] the loss while training"
+
+    def _ipython_display_(self) -> None:
+        panel.show(self, "", "Run this cell to see the loss while training. The figure below shows "
+                             "the same at the end.")
 
 
 def plot_load_over_time(loads, title: str = "Experts of one layer"):

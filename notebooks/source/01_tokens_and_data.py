@@ -275,13 +275,13 @@ def draw(sample, merges):
     return tokens.plot_boxes(rows, f"{merges:,} merges: {len(words.encode())} bytes in {ours} tokens; V4's tokenizer: {theirs}")
 
 
-box = style.slider_image(draw, "A text cut into tokens by the first merges of our tokenizer, below it by V4's",
-                         sample=list(samples), merges=[0, 10, 30, 100, 300, 1000, len(shipped)])
+box = style.slider_image(
+    draw, "A text cut into tokens by the first merges of our tokenizer, below it by V4's",
+    sample=list(samples), merges=[0, 10, 30, 100, 300, 1000, len(shipped)])
 box
 
 # %%
-box.sliders["merges"].value = len(shipped)
-assert box.shown == {"sample": "story", "merges": len(shipped)}
+box.peek(merges=len(shipped))
 for name, words in samples.items():
     counts = [len(encode_text(words, shipped[:k])) for k in (0, 100, 1000, len(shipped))]
     print(f"{name:9} tokens after 0, 100, 1000 and all merges: {counts}")

@@ -942,8 +942,10 @@ with torch.inference_mode():
 def draw(temperature, top_p):
     return pretraining.plot_next_tokens(last, tokenizer, temperature, top_p, question)
 
-box = style.slider_image(draw, "Bars for the fifteen likeliest next tokens; grey ones are cut off by top-p",
-                         temperature=[1.0, 0.25, 0.5, 0.75, 1.5, 2.0, 4.0], top_p=[0.9, 0.1, 0.5, 0.99, 1.0])
+box = style.slider_image(
+    draw, "Bars for the fifteen likeliest next tokens; grey ones are cut off by top-p",
+    temperature=[0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0], top_p=[0.1, 0.5, 0.9, 0.99, 1.0],
+    start={"temperature": 1.0, "top_p": 0.9})
 box
 
 # %%
@@ -951,11 +953,9 @@ style.show(pretraining.plot_temperatures(last, tokenizer, (0.5, 1.0, 2.0), 0.9, 
            "The same prediction at three temperatures: few tall bars, more and lower bars, many low bars")
 
 # %%
-box.sliders["temperature"].value, box.sliders["top_p"].value = 4.0, 0.1
-assert box.shown == {"temperature": 4.0, "top_p": 0.1}
+box.peek(temperature=4.0, top_p=0.1)
 flat, sharp = (torch.softmax(last / t, -1).max() for t in (4.0, 0.25))
 assert flat < 0.1 < sharp                    # top-p keeps a single token only if that one has the probability p by itself
-box.sliders["temperature"].value, box.sliders["top_p"].value = 1.0, 0.9
 print("Temperature 4, top-p 1: all 2048 tokens. There the first token has less than 10 %, so top-p 0.1 leaves several:")
 print("the temperature must fall as well. It never changes the order of the tokens, only how far they are apart.")
 
