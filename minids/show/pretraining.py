@@ -2,7 +2,6 @@
 
 import html
 
-import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -59,7 +58,7 @@ def plot_loss(steps: int, losses, validation, baselines):
     return figure
 
 
-class LiveLoss(ipywidgets.Image):
+class LiveLoss(panel.Panel):
     """A picture by `plot_loss` that changes while a model trains.
 
     Display it, then `add` each step's loss.
@@ -67,7 +66,8 @@ class LiveLoss(ipywidgets.Image):
 
     def __init__(self, steps: int, baselines: dict[str, float]):
         self.steps, self.baselines, self.losses, self.validation = steps, baselines, [], []
-        super().__init__(format="png")
+        super().__init__([], "Run this cell to see the loss while training. "
+                             "The figure below shows the same at the end.")
         self.draw()
 
     def add(self, loss: float, validation: float | None = None, every: int = 10) -> None:
@@ -82,7 +82,7 @@ class LiveLoss(ipywidgets.Image):
             self.draw()
 
     def draw(self) -> None:
-        self.value = style.png(self.figure())
+        self.page.value = style.picture(style.drawn(self.figure), "the loss while training")
 
     def figure(self):
         return plot_loss(self.steps, self.losses, self.validation, self.baselines)
@@ -91,8 +91,7 @@ class LiveLoss(ipywidgets.Image):
         return "[live figure] the loss while training"
 
     def _ipython_display_(self) -> None:
-        panel.show(self, "", "Run this cell to see the loss while training. The figure below shows "
-                             "the same at the end.")
+        panel.show(self, "", self.note)     # the picture changes too often to keep it
 
 
 def plot_load_over_time(loads, title: str = "Experts of one layer"):

@@ -7,6 +7,7 @@ import base64
 import html
 import io
 import textwrap
+import threading
 from collections.abc import Callable
 
 import ipywidgets
@@ -51,6 +52,7 @@ STYLE = {
     "lines.linewidth": 1.8,
     "legend.frameon": False,
 }
+DRAWING = threading.RLock()     # held while a panel's figure is drawn
 
 
 def use() -> None:
@@ -123,6 +125,16 @@ def png(figure) -> bytes:
     return file.getvalue()
 
 
+def drawn(draw: Callable, **values) -> bytes:
+    """The figure that `draw(**values)` makes, as PNG bytes; one at a time.
+
+    JupyterLab may serve each slider in its own thread, and Matplotlib is not made for that. `ioff`
+    keeps IPython from showing the figure a second time.
+    """
+    with DRAWING, plt.ioff():
+        return png(draw(**values))
+
+
 def picture(image: bytes, alt: str) -> str:
     """A PNG image as HTML, with its description: as alternative text, and as a caption.
 
@@ -190,7 +202,7 @@ class SliderImage(Panel):
         """The picture at these values as HTML; each is drawn once."""
         key = tuple(values.values())
         if key not in self._cache:
-            self._cache[key] = picture(png(self.draw(**values)), self.alt)
+            self._cache[key] = picture(drawn(self.draw, **values), self.alt)
         return self._cache[key]
 
     def peek(self, **values) -> None:

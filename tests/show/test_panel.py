@@ -1,6 +1,8 @@
 """Figures, sliders and panels: what is displayed, and what a saved notebook keeps of it."""
 
 import html
+import threading
+import time
 
 import ipywidgets
 import pytest
@@ -68,6 +70,26 @@ def test_a_slider_draws_what_it_says():
     assert box.page.value == first and box.shown == {"width": 1, "height": 1}
     with pytest.raises(ValueError, match="height cannot be 3"):
         box.peek(height=3)
+
+
+def test_sliders_in_several_threads_draw_one_figure_at_a_time():
+    """A figure drawn while another thread begins one comes out blank now and then."""
+    busy, overlaps = [], []
+
+    def draw(width):
+        overlaps.extend(busy)
+        busy.append(width)
+        time.sleep(0.01)
+        figure = empty_figure(width)
+        busy.remove(width)
+        return figure
+    box = style.slider_image(draw, "an empty figure", width=range(1, 7))
+    threads = [threading.Thread(target=box.peek, kwargs={"width": width}) for width in range(2, 7)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not overlaps and not style.plt.get_fignums()
 
 
 def test_sliders_rise_from_left_to_right_and_start_where_asked():
