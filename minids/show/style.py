@@ -214,7 +214,7 @@ class SliderImage(Panel):
         self._picture(self.shown | values)
 
     def __repr__(self) -> str:
-        return f"[sliders: {', '.join(self.sliders)}] {self.alt}"
+        return f"[sliders: {', '.join(self.sliders)}]"
 
 
 def slider_image(draw: Callable, alt: str, start: dict | None = None, **ranges) -> SliderImage:

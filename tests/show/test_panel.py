@@ -117,7 +117,7 @@ def test_a_saved_notebook_keeps_the_last_picture(shown, monkeypatch):
     box = sliders(width=[1, 2])
     box._ipython_display_()
     live, saved = shown
-    assert live["text/plain"] == "[sliders: width] an empty figure" and VIEW in live
+    assert live["text/plain"] == "[sliders: width]" and VIEW in live
     assert box.page.value in saved["text/html"] and VIEW not in saved
     box.sliders["width"].value = 2                      # by a cell: the output stays
     assert shown == [live, saved]
