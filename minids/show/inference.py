@@ -3,7 +3,6 @@
 For published scores and prices see `minids.show.start`.
 """
 
-import html
 from contextlib import ExitStack
 from math import comb
 from unittest import mock
@@ -21,6 +20,7 @@ from minids.inference.sampling import distribution
 from minids.model import Model
 from minids.show import start
 from minids.show.drawing import arrow, bar_places, box, canvas, interval_bars
+from minids.show.panel import INK, Panel
 from minids.show.style import (
     BLACK,
     BLUE,
@@ -30,6 +30,7 @@ from minids.show.style import (
     SKY,
     VERMILION,
     YELLOW,
+    escaped,
     plain_ticks,
 )
 
@@ -381,7 +382,7 @@ def plot_speedup(costs: dict):
 
 # ---- a talk ----
 
-class Talk(ipywidgets.VBox):
+class Talk(Panel):
     """A text box and a choice of the mode, above the reply.
 
     `reply(question, mode)` gives (thoughts, answer, number of tokens); the answer is None where the
@@ -394,37 +395,35 @@ class Talk(ipywidgets.VBox):
         self.question = ipywidgets.Text(value=question, description="question",
                                         continuous_update=False, layout={"width": "90%"})
         self.mode = ipywidgets.ToggleButtons(options=modes, value=modes[0])
-        self.page = ipywidgets.HTML()
+        super().__init__([self.question, self.mode], "Run this cell to ask.")
         for part in (self.question, self.mode):
             part.observe(lambda change: self._update(), names="value")
         self._update()
-        super().__init__([self.question, self.mode, self.page])
 
     def _update(self) -> None:
         question = " ".join(self.question.value.split())
         self.shown = {"question": question, "mode": self.mode.value, "thoughts": "", "answer": None,
                       "tokens": 0}
-        if not question:
-            self.page.value = "<p>Ask something, and press Enter.</p>"
-            return
+        self._write(self._answer(question) if question else "Ask something, and press Enter.")
+
+    def _answer(self, question: str) -> str:
+        """The reply as HTML. Its parts go into `shown`."""
         try:
             thoughts, answer, tokens = self.reply(question, self.mode.value)
         except MinidsError as error:
-            self.page.value = f"<p>{html.escape(str(error))}</p>"
-            return
+            return escaped(str(error))
         self.shown |= {"thoughts": thoughts, "answer": answer, "tokens": tokens}
-        grey = f'<p style="color:#666666"><i>thinks: {html.escape(thoughts)}</i></p>'
-        bold = "(no answer)" if answer is None else f"<b>{html.escape(answer)}</b>"
-        self.page.value = (f"{grey if thoughts else ''}<p>{bold}</p>"
-                           f"<p><small>{tokens} tokens written</small></p>")
+        thinks = f"<p><i>thinks: {escaped(thoughts)}</i></p>" if thoughts else ""
+        bold = "(no answer)" if answer is None else f"<b>{escaped(answer)}</b>"
+        return f"{thinks}<p>{bold}</p><p><small>{tokens} tokens written</small></p>"
+
+    def _write(self, page: str) -> None:
+        self.page.value = (f'<div class="minids-reply" style="color: {INK}">'
+                           f"<p>{escaped(self.shown['question'])}</p>{page}</div>")
 
     def __repr__(self) -> str:
         modes = " | ".join(self.mode.options)
-        return f"[text box: question] [{modes}] the reply, with its thoughts in grey"
-
-    def _repr_mimebundle_(self, **kwargs):
-        bundle = super()._repr_mimebundle_(**kwargs)
-        return {**bundle, "text/plain": repr(self)}
+        return f"[text box: question] [{modes}] the reply, with its thoughts in italics"
 
 
 def plot_conditions(results: dict):

@@ -2,28 +2,23 @@
 
 import html
 
-import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from IPython.display import HTML
 
-from minids.show import style
+from minids.show import panel, style
 from minids.show.style import running_mean
 
 LINES = {"unigram": (style.PURPLE, ":"), "bigram": (style.ORANGE, "--"),
          "trigram": (style.VERMILION, "-.")}
 
 
-def _escaped(text: str) -> str:
-    return html.escape(text).encode("ascii", "xmlcharrefreplace").decode()
-
-
 def columns(texts: dict[str, str]) -> HTML:
     """Show texts side by side, each under its title; what is not ASCII as HTML entities."""
     look = f"vertical-align: top; text-align: left; width: {100 // len(texts)}%; padding: 0 1em;"
     cells = "".join(f'<td style="{look}"><b>{html.escape(title)}</b>'
-                    f'<pre style="white-space: pre-wrap;">{_escaped(text)}</pre></td>'
+                    f'<pre style="white-space: pre-wrap;">{style.escaped(text)}</pre></td>'
                     for title, text in texts.items())
     return HTML(f'<table style="width: 100%;"><tr>{cells}</tr></table>')
 
@@ -63,7 +58,7 @@ def plot_loss(steps: int, losses, validation, baselines):
     return figure
 
 
-class LiveLoss(ipywidgets.Image):
+class LiveLoss(panel.Panel):
     """A picture by `plot_loss` that changes while a model trains.
 
     Display it, then `add` each step's loss.
@@ -71,7 +66,8 @@ class LiveLoss(ipywidgets.Image):
 
     def __init__(self, steps: int, baselines: dict[str, float]):
         self.steps, self.baselines, self.losses, self.validation = steps, baselines, [], []
-        super().__init__(format="png")
+        super().__init__([], "Run this cell to see the loss while training. "
+                             "The figure below shows the same at the end.")
         self.draw()
 
     def add(self, loss: float, validation: float | None = None, every: int = 10) -> None:
@@ -86,13 +82,16 @@ class LiveLoss(ipywidgets.Image):
             self.draw()
 
     def draw(self) -> None:
-        self.value = style.png(self.figure())
+        self.page.value = style.picture(style.drawn(self.figure), "the loss while training")
 
     def figure(self):
         return plot_loss(self.steps, self.losses, self.validation, self.baselines)
 
     def __repr__(self) -> str:
-        return "[live figure] the loss while training; the figure below shows the same at the end"
+        return "[live figure] the loss while training"
+
+    def _ipython_display_(self) -> None:
+        panel.show(self, "", self.note)     # the picture changes too often to keep it
 
 
 def plot_load_over_time(loads, title: str = "Experts of one layer"):

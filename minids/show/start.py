@@ -7,7 +7,6 @@ import csv
 import html
 import math
 
-import ipywidgets
 import matplotlib.pyplot as plt
 from IPython.display import display
 from matplotlib.patches import FancyBboxPatch, Rectangle
@@ -79,7 +78,7 @@ def _cell(text: str) -> str:
     """A table cell: the name of a notebook becomes a link, a short text stays on one line."""
     inner = html.escape(text)
     if text.endswith(".ipynb"):
-        inner = f'<a href="{inner}">{inner.removesuffix(".ipynb")}</a>'
+        inner = f'<a href="{inner}"><u>{inner.removesuffix(".ipynb")}</u></a>'
     wrap = "nowrap" if len(text) < 20 else "normal"
     return f'<td style="text-align:left;white-space:{wrap}">{inner}</td>'
 
@@ -106,39 +105,24 @@ def prerequisites(number: str) -> list[str]:
     return sorted({*direct, *(far for near in direct for far in prerequisites(near))})
 
 
-class CourseMap(ipywidgets.VBox):
-    """Choose a lesson and read what it teaches, what comes before it, and where it is.
+def course_map() -> None:
+    """Show the lessons as a list whose entries open: what a lesson teaches, and the way to it."""
+    cards = "".join(map(_card, LESSONS))
+    display({"text/html": cards, "text/plain": "[the lessons, one below the other]"}, raw=True)
 
-    `chosen.value = "08_..."` chooses in code.
-    """
 
-    def __init__(self):
-        names = [name for name, *_ in LESSONS]
-        self.chosen = ipywidgets.Dropdown(options=names, value=names[0], description="lesson")
-        self.card = ipywidgets.HTML()
-        self.chosen.observe(lambda change: self._update(), names="value")
-        self._update()
-        super().__init__([self.chosen, self.card])
-
-    def _update(self) -> None:
-        name, teaches, shows, minutes, before = next(lesson for lesson in LESSONS
-                                                     if lesson[0] == self.chosen.value)
-        link = f'<a href="{name}.ipynb" target="_blank">open {name}</a>'
-        lines = [("teaches", teaches), ("shows and measures", shows),
-                 ("minutes (planned)", minutes),
-                 ("right before it", ", ".join(before) or "nothing"),
-                 ("the whole way there", " > ".join(prerequisites(name[:2])) or "none")]
-        rows = "".join(f"<tr><td><b>{key}</b>&nbsp;&nbsp;</td>"
-                       f"<td>{html.escape(str(value))}</td></tr>" for key, value in lines)
-        place = link if is_built(name) else "in preparation"
-        self.card.value = f"<h4>{name}</h4><table>{rows}</table><p>{place}</p>"
-
-    def __repr__(self) -> str:
-        return "[dropdown: lesson] what it teaches, what comes before it, where it is"
-
-    def _repr_mimebundle_(self, **kwargs):
-        bundle = super()._repr_mimebundle_(**kwargs)
-        return {**bundle, "text/plain": repr(self)}
+def _card(lesson: tuple) -> str:
+    """One entry of the map, closed, as HTML. JupyterLab opens a link to a notebook beside ours."""
+    name, teaches, shows, minutes, before = lesson
+    lines = [("teaches", teaches), ("shows and measures", shows), ("minutes (planned)", minutes),
+             ("right before it", ", ".join(before) or "nothing"),
+             ("the whole way there", " > ".join(prerequisites(name[:2])) or "none")]
+    rows = "".join(f'<tr><th scope="row" style="text-align: left">{key}</th>'
+                   f'<td style="text-align: left">{html.escape(str(value))}</td></tr>'
+                   for key, value in lines)
+    link = f'<a href="{name}.ipynb"><u>open {name}</u></a>'
+    return (f'<details><summary style="cursor: pointer">{name}</summary><table>{rows}</table>'
+            f"<p>{link if is_built(name) else 'in preparation'}</p></details>")
 
 
 # ---- pieces of drawings ----

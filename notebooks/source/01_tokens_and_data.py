@@ -293,8 +293,7 @@ box = style.slider_image(
 box
 
 # %%
-box.sliders["merges"].value = len(shipped)
-assert box.shown == {"sample": "story", "merges": len(shipped)}
+box.peek(merges=len(shipped))
 for name, words in samples.items():
     counts = [len(encode_text(words, shipped[:k])) for k in (0, 100, 1000, len(shipped))]
     print(f"{name:9} tokens after 0, 100, 1000 and all merges: {counts}")

@@ -516,12 +516,12 @@ def draw(window, layers):
 
 
 box = style.slider_image(draw, "How much each output moves when one input changes",
-                         window=[8, 2, 4, 14, 40], layers=[1, 2, 3, 4, 5, 6])
+                         window=[2, 4, 8, 14, 40], layers=[1, 2, 3, 4, 5, 6],
+                         start={"window": 8})
 box
 
 # %%
-box.sliders["window"].value, box.sliders["layers"].value = 14, 3
-assert box.shown == {"window": 14, "layers": 3}
+box.peek(window=14, layers=3)
 for window, layers in ((8, 6), (14, 3), (40, 1)):
     edge = influence(layers, window)[39, 0]
     print(f"w = {window:2}, {layers} layers: reach {min(layers * (window - 1), 39)} back, the "

@@ -323,12 +323,11 @@ def draw(w, t):
 
 box = style.slider_image(
     draw, "What the query at t reads: through an entry, in its sliding window, or not at all",
-    w=[8, 7, 6, 5, 4, 2], t=range(21, 32))
+    w=[2, 4, 5, 6, 7, 8], t=range(21, 32), start={"w": 8})
 box
 
 # %%
-box.sliders["w"].value, box.sliders["t"].value = 4, 22
-assert box.shown == {"w": 4, "t": 22}
+box.peek(w=4, t=22)
 row = hca.ways(32, 4, 8)[22].tolist()
 print("w = 4, t = 22: read in no way:",
       [s for s, way in enumerate(row) if list(hca.WAYS)[way] == "not at all"])

@@ -975,14 +975,14 @@ def draw(k, query):
                           cfg.window_size, M)
 
 
-box = style.slider_image(draw, "The story as one query sees it: picked entries framed, "
-                         "attention in blue, the sliding window underlined",
-                         k=[6, 2, 4, 12, 24], query=range(n - 1, n - 25, -1))
+box = style.slider_image(
+    draw, "The story as one query sees it: picked entries framed, attention in blue, "
+          "the sliding window underlined",
+    k=[2, 4, 6, 12, 24], query=range(n - 24, n), start={"k": 6, "query": n - 1})
 box
 
 # %%
-box.sliders["k"].value, box.sliders["query"].value = 2, n - 8
-assert box.shown == {"k": 2, "query": n - 8}
+box.peek(k=2, query=n - 8)
 print("with k = 2 the query reads", pick(s_tale, M, 2)[0, n - 8].sum().item(),
       "entries and its sliding window")
 

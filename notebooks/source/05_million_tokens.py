@@ -523,14 +523,14 @@ for n in (2**10, 2**12, 2**17):
 # The sliders start at a million tokens and V4's own HCA ratio. **Find out:** what would it cost to compress HCA less, 16 tokens to an entry as in nano? Which of the two, bytes or operations, forbids it? And at which context does it hardly matter?
 
 # %%
-box = style.slider_image(context.plot_cost_by_term, "Operations and cache of V3.2, Flash and "
-                         "Pro by term, at a chosen context and HCA ratio",
-                         n=[2**20, *lengths[:-1]], hca_ratio=[128, 16, 32, 64, 256, 512])
+box = style.slider_image(
+    context.plot_cost_by_term,
+    "Operations and cache of V3.2, Flash and Pro by term, at a chosen context and HCA ratio",
+    n=lengths, hca_ratio=[16, 32, 64, 128, 256, 512], start={"n": 2**20, "hca_ratio": 128})
 box
 
 # %%
-box.sliders["hca_ratio"].value = 16
-assert box.shown == {"n": MILLION, "hca_ratio": 16}
+box.peek(hca_ratio=16)
 fine = context.with_hca_ratio(flash, 16)
 print("Flash with HCA over 16 "
       f"tokens: {cost.flops(fine, MILLION)['total'] / cost.flops(flash, MILLION)['total']:.1f} "

@@ -741,12 +741,11 @@ shown = {name: runs[name][0].loads
          for name in ("no balancing", "bias, u = 0.01", "sequence-wise loss, 0.01")}
 box = style.slider_image(lambda step: pictures.plot_loads_at(shown, step),
                          "Load of each expert, over the mean, in the ten steps before",
-                         step=list(range(10, STEPS + 1, 10)))
+                         step=range(10, STEPS + 1, 10))
 box
 
 # %%
-box.sliders["step"].value = STEPS
-assert box.shown == {"step": STEPS}
+box.peek(step=STEPS)
 print("the last picture: the ten steps before step", STEPS)
 
 # %% [markdown]

@@ -406,8 +406,7 @@ box = style.slider_image(draw, "A Sinkhorn matrix with the sums of "
 box
 
 # %%
-box.sliders["sharpness"].value, box.sliders["iterations"].value = 6, 20
-assert box.shown == {"sharpness": 6, "iterations": 20}
+box.peek(sharpness=6, iterations=20)
 SHARP = [1, 2, 3, 4, 5, 6, 8, 10, 12]
 by_sharpness = {i: [(sinkhorn(s * RAW, i, 1e-6).sum(-1) - 1).abs().max().item() for s in SHARP]
                 for i in (1, 5, 20, 60)}

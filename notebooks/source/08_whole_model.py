@@ -926,13 +926,13 @@ def draw(layers, dim, experts, active_experts):
 
 box = style.slider_image(
     draw, "Total and active parameters, and the bytes they take in FP4, FP8 and BF16",
-    layers=[43, 8, 16, 32, 61], dim=[4096, 1024, 2048, 7168], experts=[256, 64, 128, 384, 512],
-    active_experts=[6, 1, 2, 4, 8, 16])
+    layers=[8, 16, 32, 43, 61], dim=[1024, 2048, 4096, 7168],
+    experts=[64, 128, 256, 384, 512], active_experts=[1, 2, 4, 6, 8, 16],
+    start={"layers": 43, "dim": 4096, "experts": 256, "active_experts": 6})
 box
 
 # %%
-box.sliders["experts"].value = 512
-assert box.shown == {"layers": 43, "dim": 4096, "experts": 512, "active_experts": 6}
+box.peek(experts=512)
 more, wider = whole.scaled(43, 4096, 512, 6), whole.scaled(43, 4096, 256, 16)
 for name, config in (("512 experts:", more), ("K = 16:", wider)):
     print(f"{name:14}total x {sum(count(config).values()) / totals[0]:.2f}, active x "

@@ -281,14 +281,13 @@ def draw(steps):
     return muon.plot_after_steps(steps, normed)
 
 
-box = style.slider_image(draw, "The map after some steps, and a histogram of the singular "
-                         "values it makes of this gradient",
-                         steps=list(range(11)))
+box = style.slider_image(
+    draw, "The map after some steps, and a histogram of the singular values it makes of "
+          "this gradient", steps=range(11))
 box
 
 # %%
-box.sliders["steps"].value = 9
-assert box.shown == {"steps": 9}
+box.peek(steps=9)
 spread = [float(muon.apply_steps(normed, HYBRID[:n]).std()) for n in (8, 9, 10)]
 assert spread[0] > 5 * spread[1] > 25 * spread[2]
 assert (muon.apply_steps(normed, HYBRID) - 1).abs().max() < 0.02

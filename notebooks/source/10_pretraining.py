@@ -1017,7 +1017,8 @@ def draw(temperature, top_p):
 
 box = style.slider_image(
     draw, "Bars for the fifteen likeliest next tokens; grey ones are cut off by top-p",
-    temperature=[1.0, 0.25, 0.5, 0.75, 1.5, 2.0, 4.0], top_p=[0.9, 0.1, 0.5, 0.99, 1.0])
+    temperature=[0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0], top_p=[0.1, 0.5, 0.9, 0.99, 1.0],
+    start={"temperature": 1.0, "top_p": 0.9})
 box
 
 # %%
@@ -1026,12 +1027,10 @@ style.show(pretraining.plot_temperatures(last, tokenizer, (0.5, 1.0, 2.0), 0.9, 
            "many low bars")
 
 # %%
-box.sliders["temperature"].value, box.sliders["top_p"].value = 4.0, 0.1
-assert box.shown == {"temperature": 4.0, "top_p": 0.1}
+box.peek(temperature=4.0, top_p=0.1)
 flat, sharp = (torch.softmax(last / t, -1).max() for t in (4.0, 0.25))
 # top-p keeps a single token only if that one has the probability p by itself
 assert flat < 0.1 < sharp
-box.sliders["temperature"].value, box.sliders["top_p"].value = 1.0, 0.9
 style.say("Temperature 4, top-p 1: all 2048 tokens. There the first token has less than 10 %, "
           "so top-p 0.1 leaves several:")
 style.say("the temperature must fall as well. It never changes the order of the tokens, only "

@@ -851,13 +851,13 @@ style.say(f"{len(loaded)} tensors: the saved file gives exactly the numbers that
 # %%
 box = style.slider_image(numbers.plot_rounding,
                          "FP4's numbers at a block's scale, and where a number lands",
-                         number=[0.5, 0.1, 0.2, 0.3, 0.9, 1.2, 1.25, 1.7, 2.4, 2.5],
-                         largest=[6.0, 3.0, 4.0, 6.1, 8.0, 10.0, 12.0])
+                         number=[0.1, 0.2, 0.3, 0.5, 0.9, 1.2, 1.25, 1.7, 2.4, 2.5],
+                         largest=[3.0, 4.0, 6.0, 6.1, 8.0, 10.0, 12.0],
+                         start={"number": 0.5, "largest": 6.0})
 box
 
 # %%
-box.sliders["largest"].value = 6.1
-assert box.shown == {"number": 0.5, "largest": 6.1}
+box.peek(largest=6.1)
 for largest in (6.0, 6.1):
     print(f"0.5 beside {largest}: "
           f"{numbers.rounded_to(0.5, 2.0 ** math.ceil(math.log2(largest / 6)))}")

@@ -485,20 +485,18 @@ def draw_objective(ratio, advantage):
     return specialists.plot_objective(ratio, advantage)
 
 
-box = style.slider_image(draw_objective,
-                         "The clipped gain over the ratio, with its slope at one point",
-                         ratio=[1.0, 0.25, 0.5, 0.75, 1.1, 1.3, 1.5, 1.75],
-                         advantage=[1.0, 0.5, 0.0, -0.5, -1.0])
+box = style.slider_image(
+    draw_objective, "The clipped gain over the ratio, with its slope at one point",
+    ratio=[0.25, 0.5, 0.75, 1.0, 1.1, 1.3, 1.5, 1.75], advantage=[-1.0, -0.5, 0.0, 0.5, 1.0],
+    start={"ratio": 1.0, "advantage": 1.0})
 box
 
 # %%
 zero = []
 for sign in (1.0, -1.0):
     for ratio in (0.5, 1.5):
-        box.sliders["ratio"].value, box.sliders["advantage"].value = ratio, sign
-        assert box.shown == {"ratio": ratio, "advantage": sign}
+        box.peek(ratio=ratio, advantage=sign)
         zero += [(sign, ratio)] if specialists.gain_at(ratio, sign, 0.2)[1] == 0 else []
-box.sliders["ratio"].value, box.sliders["advantage"].value = 1.0, 1.0
 assert zero == [(1.0, 1.5), (-1.0, 0.5)]
 print("slope 0: good and likelier, bad and less likely. There the work is done.")
 print("Without the clip both would be pushed on and on by the same few answers.")

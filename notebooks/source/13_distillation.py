@@ -145,13 +145,13 @@ print("equal to minids.posttrain.distill.divergence")
 # %%
 box = style.slider_image(lambda centre, width: distillation.plot_student(centre, width),
                          "The teacher's two humps, the student, and its two divergences",
-                         centre=[0.0, -6.0, -4.0, -2.0, 2.0, 4.0, 6.0],
-                         width=[4.4, 3.0, 2.0, 1.2, 0.8, 6.0])
+                         centre=[-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0],
+                         width=[0.8, 1.2, 2.0, 3.0, 4.4, 6.0],
+                         start={"centre": 0.0, "width": 4.4})
 box
 
 # %%
-box.sliders["width"].value = 1.2
-assert box.shown == {"centre": 0.0, "width": 1.2}
+box.peek(width=1.2)
 for centre, width in ((0.0, 4.4), (0.0, 1.2), (-4.0, 1.2), (4.0, 1.2)):
     forward, reverse = distillation.divergences(centre, width)
     print(f"centre {centre:4}, width {width}: forward {forward:5.2f}, reverse {reverse:5.2f}")

@@ -160,15 +160,14 @@ def draw(temperature, top_p):
     return inference.plot_top_p(contexts, temperature, top_p)
 
 
-box = style.slider_image(draw,
-                         "Probability against rank for two beginnings; grey is what top-p cuts",
-                         temperature=[1.0, 0.25, 0.5, 0.75, 1.5, 2.0],
-                         top_p=[0.9, 0.3, 0.5, 0.8, 0.95, 0.99, 1.0])
+box = style.slider_image(
+    draw, "Probability against rank for two beginnings; grey is what top-p cuts",
+    temperature=[0.25, 0.5, 0.75, 1.0, 1.5, 2.0], top_p=[0.3, 0.5, 0.8, 0.9, 0.95, 0.99, 1.0],
+    start={"temperature": 1.0, "top_p": 0.9})
 box
 
 # %%
-box.sliders["temperature"].value, box.sliders["top_p"].value = 2.0, 0.99
-assert box.shown == {"temperature": 2.0, "top_p": 0.99}
+box.peek(temperature=2.0, top_p=0.99)
 sure, unsure = ([int((distribution(z, t, 0.9) > 0).sum()) for t in (0.5, 1.0, 2.0)]
                 for z in contexts.values())
 assert sure[1] < 5 and unsure[1] > 20 and sure == sorted(sure) and unsure == sorted(unsure)
@@ -1171,17 +1170,16 @@ for mode in MODES[:2]:
 scored = [row["benchmark"] for row in start.published("benchmarks_modes")
           if None not in (row["V4-Flash Non-think"], row["V4-Flash Max"],
                           row["V4-Pro Non-think"], row["V4-Pro Max"])]
-explorer = style.slider_image(inference.plot_effort,
-                              "Score against the price of 1000 answers for both models, "
-                              "without thinking and with the longest",
-                              benchmark=["HLE (Pass@1)"]
-                              + [name for name in scored if not name.startswith("HLE")],
-                              longer=[10, 1, 2, 3, 4, 5, 20, 50])
+explorer = style.slider_image(
+    inference.plot_effort,
+    "Score against the price of 1000 answers for both models, without thinking and with the "
+    "longest",
+    benchmark=["HLE (Pass@1)"] + [name for name in scored if not name.startswith("HLE")],
+    longer=[1, 2, 3, 4, 5, 10, 20, 50], start={"longer": 10})
 display(explorer)
 
 # %%
-explorer.sliders["longer"].value = 3
-assert explorer.shown == {"benchmark": "HLE (Pass@1)", "longer": 3}
+explorer.peek(longer=3)
 for longer in (1, 3, 4, 10):
     usd = {name: point[0]
            for name, point in inference.effort_points("HLE (Pass@1)", longer).items()}

@@ -592,15 +592,15 @@ PATTERNS = ["layers.*.ffn.gate.weight", "layers.*.attn.wq_b.weight",
             "*.attn_sink", "*.tid2eid", "layers.20.ffn.experts.7.*", "layers.*.ffn.experts.7.*",
             "layers.20.*", "mtp.*",
             "embed.weight", "*"]
-box = style.slider_image(real.plot_download, "Bytes and seconds of the tensors that a pattern "
-                         "fits, beside the whole model, on a logarithmic axis",
-                         model=["flash", "pro"], pattern=PATTERNS,
-                         bandwidth=[12.5, 1, 125, 500, 3000, 7000])
+box = style.slider_image(
+    real.plot_download, "Bytes and seconds of the tensors that a pattern fits, beside the "
+                        "whole model, on a logarithmic axis",
+    model=["flash", "pro"], pattern=PATTERNS, bandwidth=[1, 12.5, 125, 500, 3000, 7000],
+    start={"bandwidth": 12.5})
 box
 
 # %%
-box.sliders["pattern"].value = "*norm.weight"
-assert box.shown == {"model": "flash", "pattern": "*norm.weight", "bandwidth": 12.5}
+box.peek(pattern="*norm.weight")
 for pattern in ("layers.*.ffn.gate.weight", "layers.20.attn.wq_b.weight", "*norm.weight",
                 "layers.20.ffn.experts.7.*", "layers.20.*"):
     count, size = real.matching(pattern, "flash")[0], real.size(pattern)

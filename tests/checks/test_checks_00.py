@@ -53,11 +53,19 @@ def test_the_map_knows_each_lesson_and_the_way_to_it():
     for name, *_, before in start.LESSONS:
         assert all(number < name[:2] for number in before)
     assert start.prerequisites("00") == [] and start.prerequisites("15") == ["00", "08", "10", "11"]
-    box = start.CourseMap()
-    for name, *_ in start.LESSONS:
-        box.chosen.value = name
-        assert name in box.card.value
-        assert ("in preparation" in box.card.value) != start.is_built(name)
+
+
+def test_the_map_links_lessons_beside_the_open_one(monkeypatch):
+    """A link without a folder works in notebooks/ and in a learner's copies alike."""
+    shown = []
+    monkeypatch.setattr(start, "display", lambda data, raw=None: shown.append(data["text/html"]))
+    start.course_map()
+    cards = dict(zip([name for name, *_ in start.LESSONS], shown[0].split("</details>")))
+    for name, card in cards.items():
+        assert f">{name}</summary>" in card
+        assert (f'<a href="{name}.ipynb">' in card) == start.is_built(name)
+        assert ("in preparation" in card) != start.is_built(name)
+    assert " > ".join(start.prerequisites("13")).replace(">", "&gt;") in cards["13_distillation"]
 
 
 def test_a_table_escapes_its_cells_and_links_notebooks(monkeypatch):
@@ -65,7 +73,7 @@ def test_a_table_escapes_its_cells_and_links_notebooks(monkeypatch):
     monkeypatch.setattr(start, "display", lambda data, raw=None: shown.append(data))
     start.table(["a", "b"], [["x < y", "01_some.ipynb"]], "a note")
     page = shown[0]["text/html"]
-    assert "x &lt; y" in page and '<a href="01_some.ipynb">01_some</a>' in page
+    assert "x &lt; y" in page and '<a href="01_some.ipynb"><u>01_some</u></a>' in page
     assert shown[0]["text/plain"].splitlines()[-1] == "a note"
 
 

@@ -200,9 +200,9 @@ def test_the_figures_draw():
 
 def test_the_live_figure_changes_with_the_losses():
     live = pretraining.LiveLoss(20, {"trigram": 3.0})
-    empty = live.value
+    empty = live.page.value
     live.add(6.0)
-    assert live.value == empty          # it draws every tenth loss, and each one on validation text
+    assert live.page.value == empty     # it draws every tenth loss, and each one on validation text
     live.add(5.0, 5.5)
-    assert live.value != empty and live.losses == [6.0, 5.0]
+    assert live.page.value != empty and live.losses == [6.0, 5.0]
     assert not plt.get_fignums()

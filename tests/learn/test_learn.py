@@ -1,4 +1,4 @@
-"""The doctor, threads, and the descriptions of figures."""
+"""The doctor, and threads."""
 
 import os
 import subprocess
@@ -8,7 +8,6 @@ import pytest
 
 from minids.errors import MinidsError
 from minids.learn.doctor import doctor
-from minids.show import style
 from minids.system import paths, process
 
 
@@ -61,33 +60,3 @@ def test_threads_are_set_before_torch_is_loaded():
     out = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True,
                          text=True)
     assert out.stdout.split() == ["True"]
-
-
-def test_a_figure_has_its_description(monkeypatch):
-    shown = []
-    monkeypatch.setattr(style, "display",
-                        lambda data, metadata=None, raw=None: shown.append((data, metadata)))
-    style.show(style.plt.figure(), "a rising line")
-    assert shown[0][1] == {"image/png": {"alt": "a rising line"}}
-    assert "a rising line" in shown[1][0]["text/markdown"]
-    assert not style.plt.get_fignums()
-    with pytest.raises(ValueError, match="description"):
-        style.show(style.plt.figure(), " ")
-
-
-def test_a_slider_draws_what_it_says(monkeypatch):
-    drawn = []
-
-    def draw(width, height):
-        drawn.append((width, height))
-        return style.plt.figure(figsize=(width, height))
-    box = style.slider_image(draw, "an empty figure", width=[1, 2, 3], height=[1, 2])
-    first = box.image.value
-    box.sliders["width"].value = 3
-    assert box.shown == {"width": 3, "height": 1}
-    assert box.image.value != first and first[:4] == b"\x89PNG"
-    box.sliders["width"].value = 1
-    assert box.image.value == first and drawn == [(1, 1), (3, 1)]   # each picture is drawn once
-    data, metadata = box._repr_mimebundle_()
-    assert data["text/plain"] == "[sliders: width, height] an empty figure"
-    assert metadata["image/png"]["alt"] == "an empty figure"

@@ -252,7 +252,9 @@ def data(mime, value, **metadata):
     (code("f()", stream("x.py:3: UserWarning: old")), "a warning"),
     (code("f()", data("image/svg+xml", "<svg/>")), "SVG"),
     (code("f()", data("image/png", "AAAA")), "without alt text"),
-    (code("f()", data("image/png", "A" * 1_500_001, **{"image/png": {"alt": "a"}})),
+    (code("f()", data("text/html", '<img src="data:image/png;base64,AAAA">')), "without alt text"),
+    (code("f()", data("text/html", '<img alt="" src="a.png">')), "without alt text"),
+    (code("f()", data("text/html", f'<img alt="a" src="x;base64,{"A" * 1_500_001}">')),
      "outputs take 1.5 MB"),
     (code("f()", nbformat.v4.new_output("error", ename="ValueError", evalue="", traceback=[])),
      "error output: ValueError"),
@@ -271,6 +273,8 @@ def test_the_lint_finds(cell, finding):
     code("x = 1\n" * 31, jupyter={"source_hidden": True}),
     code("x = 1\n" * 30),
     code("f()", stream("mathematics   0.123   " * 6)),
+    # bytes of a picture may look like an address
+    code("f()", data("text/html", '<img alt="a" src="data:image/png;base64,A0xabcdef12">')),
 ])
 def test_the_lint_accepts(cell):
     assert findings_of(cell) == []
