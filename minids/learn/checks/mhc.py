@@ -141,6 +141,13 @@ def _maps(**changes):
     return lambda *args: maps_with(*args, **changes)
 
 
+def _rows_exchanged(X, fn, scale, base, *rest):
+    """The first n rows give post, the next n pre; the scales stay."""
+    n = X.shape[2]
+    order = [*range(n, 2 * n), *range(n), *range(2 * n, len(fn))]
+    return maps(X, fn[order], scale, base[order], *rest)
+
+
 def _fn_not_transposed(X, fn, scale, base, iters, eps, norm_eps):
     return _norm_of_all(X, norm_eps) @ fn              # B T nd times (2+n)n nd: no fit
 
@@ -445,6 +452,8 @@ CHECKS = [
                       write=lambda a, eps: 2 * a.softmax(-1)),
             "you exchange pre and post; the first n rows of fn should give pre, the next n post":
                 _maps(exchanged=True),
+            "you exchange the rows of fn and base for pre and post; the first n should give pre, "
+            "the next n post": _rows_exchanged,
             "your pre has the factor 2 that should be on post":
                 _maps(read=lambda a, eps: 2 * a.sigmoid() + eps, write=lambda a, eps: a.sigmoid()),
             "your pre has the factor 2, too; only post should have it":
@@ -461,8 +470,8 @@ CHECKS = [
             "the RMS is missing; x should be divided by it before fn": _maps(norm=_without_norm),
             "you subtract the mean first, as LayerNorm does; x should only be divided by its RMS":
                 _maps(norm=_layer_norm),
-            "you do not use the argument norm_eps; it should be added to the mean square, inside the "
-            "root":
+            "you do not use the argument norm_eps; it should be added to the mean square, inside "
+            "the root":
                 lambda *args: maps(*args[:-1], norm_eps=0.0),
             "you add eps to the mean square; it should be norm_eps":
                 lambda *args: maps(*args[:-1], norm_eps=args[-2]),
@@ -497,6 +506,9 @@ CHECKS = [
             "your Sinkhorn gets norm_eps; it should get eps":
                 lambda *args: maps_with(*args, sinkhorn=lambda raw, iters, eps:
                                         sinkhorn(raw, iters, args[-1])),
+            "your Sinkhorn always takes 20 iterations and an eps of 1e-6; it should get both "
+            "arguments":
+                _maps(sinkhorn=lambda raw, iters, eps: sinkhorn(raw, 20, 1e-6)),
             "you always take 20 iterations and an eps of 1e-6; both should be the arguments":
                 lambda *args: maps(*args[:4], norm_eps=args[-1]),
             "you multiply by fn as it is, (2+n)n x nd; it should be transposed":

@@ -274,7 +274,8 @@ def _model_cases(rng):
         one.embed.weight.requires_grad_()
     yield "one sequence", (model, torch.randint(0, 29, (1, 5), generator=rng))
     yield "a batch", (model, torch.randint(0, 29, (3, 9), generator=rng))
-    yield "three streams, three blocks, a large norm_eps", (other, torch.randint(0, 29, (2, 6), generator=rng))
+    ids = torch.randint(0, 29, (2, 6), generator=rng)
+    yield "three streams, three blocks, a large norm_eps", (other, ids)
 
 
 def mtp_loss(model, ids, given=1, target=2, streams=0, of=F.cross_entropy):
