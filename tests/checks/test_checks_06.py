@@ -36,6 +36,16 @@ def layer_token_by_token(ffn, x, g):
     return torch.cat(rows) + run(ffn.shared_experts, x, 1.0)
 
 
+def layer_with_all_experts(ffn, x, g):
+    """Every expert works on every token, and g is 0 where it was not chosen."""
+    limit, y = ffn.gate.config.swiglu_limit, 0.0
+    pairs = [(one, g[:, e, None]) for e, one in enumerate(ffn.experts)]
+    for one, weight in [*pairs, (ffn.shared_experts, 1.0)]:
+        matrices = one.w1.weight, one.w2.weight, one.w3.weight
+        y = y + plain.expert_forward(x, *matrices, limit, weight)
+    return y
+
+
 def grouped_by_package(ffn, x, g):
     y = ffn.shared_experts(x)
     for e, expert in enumerate(ffn.experts):
@@ -101,7 +111,7 @@ def table_by_lists(p, E, K):
 
 @pytest.mark.parametrize("name, attempt", [
     ("moe.expert", expert_with_g_after_w2), ("moe.expert", expert_by_minimum),
-    ("moe.layer", layer_token_by_token),
+    ("moe.layer", layer_token_by_token), ("moe.layer", layer_with_all_experts),
     ("moe.grouped", grouped_by_package),
     ("moe.route", route_with_a_mask), ("moe.route", route_by_loops),
     ("moe.hash_route", hash_route_with_a_mask),

@@ -151,6 +151,10 @@ def without_norm(model, X):
     return (plain.gates(model, X)[..., None] * X).sum(2) @ model.head.weight.T
 
 
+def with_the_sum(model, X):
+    return model.norm(X.sum(2)) @ model.head.weight.T
+
+
 def with_shares(model, X):
     g = plain.gates(model, X)
     y = ((g / g.sum(-1, keepdim=True))[..., None] * X).sum(2)
@@ -270,8 +274,7 @@ def root_then_where(x):
     ("whole.debug", typed_block(site=mhc.untransposed), "the carried streams still have"),
     ("whole.debug", typed_block(norms=("ffn_norm", "attn_norm")), "the norms are exchanged"),
     ("whole.forward", forward_with_the_mean, "you average the streams"),
-    ("whole.forward", typed_forward(end=lambda model, X: model.norm(X.sum(2)) @ model.head.weight.T),
-     "you add the streams"),
+    ("whole.forward", typed_forward(end=with_the_sum), "you add the streams"),
     ("whole.forward", typed_forward(end=without_norm), "the last norm is missing"),
     ("whole.forward", typed_forward(end=with_shares), "you divide the gates by their sum"),
     ("whole.forward", typed_forward(copies=lambda X, n: X.repeat(1, 1, 4, 1)), "four streams"),
@@ -289,7 +292,7 @@ def root_then_where(x):
     ("whole.safe_affinity", checks.with_gradient(lambda x: F.softplus(x).sqrt() + 1e-6),
      "after the root"),
     ("whole.count", lambda c: cost.parts(c) | {"norms": cost.parts(c)["norms"] + 1},
-     "the number is off by +1"),
+     "['norms']"),
     ("whole.count", counted(experts=2), "your experts have two matrices"),
     ("whole.count", counted(sites=1), "one of a block's two mHC sites"),
     ("whole.count", counted(fn=lambda n, d: d), "your sites' fn has d columns"),
