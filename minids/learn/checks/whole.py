@@ -266,16 +266,22 @@ def _calls_the_blocks(model, ids):
     return model.layers[0](model.embed(ids)[:, :, None].repeat(1, 1, model.config.hc_mult, 1), ids)
 
 
-def _model_cases(rng):
+def _model_cases(rng, n_mtp=0):
     """Results depend on the embedding, which requires gradients, so an attempt's must too."""
-    three = TINY.replace(n_layers=3, compress_ratios=(0, 4, 0, 0), hc_mult=3, norm_eps=0.02)
-    model, other = lively(rng), lively(rng, three)
-    for one in (model, other):
-        one.embed.weight.requires_grad_()
-    yield "one sequence", (model, torch.randint(0, 29, (1, 5), generator=rng))
-    yield "a batch", (model, torch.randint(0, 29, (3, 9), generator=rng))
-    ids = torch.randint(0, 29, (2, 6), generator=rng)
-    yield "three streams, three blocks, a large norm_eps", (other, ids)
+    sizes = dict(n_routed_experts=3, n_mtp_layers=n_mtp)
+    two = TINY.replace(compress_ratios=(0, 4) + n_mtp * (0,), **sizes)
+    three = TINY.replace(n_layers=3, compress_ratios=(0, 4, 0) + n_mtp * (0,), hc_mult=3,
+                         norm_eps=0.02, **sizes)
+    for label, config, B, T in (("one sequence", two, 1, 5),
+                                ("a batch, three streams, three blocks, a large norm_eps", three,
+                                 2, 9)):
+        model = lively(rng, config)
+        model.embed.weight.requires_grad_()
+        yield label, (model, torch.randint(0, 29, (B, T), generator=rng))
+
+
+def _mtp_cases(rng):
+    return _model_cases(rng, n_mtp=1)
 
 
 def mtp_loss(model, ids, given=1, target=2, streams=0, of=F.cross_entropy):
@@ -752,7 +758,7 @@ CHECKS = [
         atol=1e-7,
     ),
     Check(
-        "whole.mtp_loss", mtp_loss, _model_cases,
+        "whole.mtp_loss", mtp_loss, _mtp_cases,
         mistakes={
             "your target is the token that the block was given (t + 1), which it can copy; it "
             "should be the token at t + 2": _mtp(target=1),
