@@ -479,6 +479,16 @@ CHECKS = [
                 _feed(keep=lambda a, b, before: before),
             "you hand on a b-half; the next call should get the last window's a-half":
                 _feed(keep=_of_the_last(lambda a, b, before: b[-1])),
+            "you hand on both halves of the last window; it should be its a-half alone":
+                _feed(keep=_of_the_last(lambda a, b, before: torch.cat([a[-1], b[-1]], 1))),
+            "you carry the b-halves from window to window; it should be the a-halves, the first c "
+            "channels":
+                _feed(join=lambda start, a, b: torch.cat([_shifted(start, b), b], 1),
+                      keep=_of_the_last(lambda a, b, before: b[-1])),
+            "you stack an empty list where no window is complete; there should be 0 slots, "
+            "0 2m c": lambda new, waiting, before:
+                feed(new, waiting, before) if len(new) + len(waiting) >= len(before)
+                else torch.stack([]),
             "you hand on the first window's a-half; it should be the last window's":
                 _feed(keep=_of_the_last(lambda a, b, before: a[0])),
             "you hand on the a-half that the last window has used; it should be the last window's "

@@ -24,7 +24,7 @@ def weights_with(s, experts, scale, weighs=None, normed="chosen", place=True):
     """The weights of the chosen experts: N E. s: N E, affinities; experts: N K.
 
     The other arguments make mistakes. weighs: other numbers than s, N E; normed: the sum that
-    divides, over "chosen", "all" experts, or "tokens"; not place: N K.
+    divides, over "chosen" or "all" experts, "tokens", or "everything"; not place: N K.
     """
     value = s if weighs is None else weighs
     g = value.gather(1, experts)                                       # N K
@@ -34,6 +34,8 @@ def weights_with(s, experts, scale, weighs=None, normed="chosen", place=True):
         g = g / value.sum(dim=1, keepdim=True)
     elif normed == "tokens":
         g = g / g.sum(dim=0, keepdim=True)
+    elif normed == "everything":
+        g = g / g.sum()
     g = g * scale
     return torch.zeros_like(s).scatter(1, experts, g) if place else g
 
@@ -161,6 +163,11 @@ def _limit(change):
 def _product_clamped(x, w1, w2, w3, limit, g):
     h = F.silu(x @ w1.T) * (x @ w3.T)
     return ((h.clamp(-limit, limit) if limit else h) * g) @ w2.T
+
+
+def _output_clamped(x, w1, w2, w3, limit, g):
+    y = expert_forward(x, w1, w2, w3, 0.0, g)
+    return y.clamp(-limit, limit) if limit else y
 
 
 def _not_transposed(x, w1, w2, w3, limit, g):
@@ -449,6 +456,9 @@ CHECKS = [
                 _route(normed="all"),
             "you divide by a sum over the tokens; it should be the sum over a token's own experts":
                 _route(normed="tokens"),
+            "you divide by the sum over all tokens; each token should have its own sum, over its "
+            "chosen experts":
+                _route(normed="everything"),
             "you divide by a sum of affinities with the bias; it should be the chosen experts' "
             "affinities without it":
                 _sum_with_bias,
@@ -515,6 +525,9 @@ CHECKS = [
                 _hash(normed="all"),
             "you divide by a sum over the tokens; it should be the sum over a token's own experts":
                 _hash(normed="tokens"),
+            "you divide by the sum over all tokens; each token should have its own sum, over its "
+            "experts":
+                _hash(normed="everything"),
             "route_scale is missing; the normalised weights should be multiplied by it":
                 lambda x, ids, weight, table, scale: plain.hash_route(x, ids, weight, table, 1.0),
             "your affinity is a sigmoid; it should be sqrt(softplus(x)) here, too":
@@ -548,6 +561,10 @@ CHECKS = [
                 _expert(gate=(-1, None)),
             "you clamp w3 x from above only; it should be clamped on both sides":
                 _expert(up=(None, 1)),
+            "you clamp w3 x from below only; it should be clamped on both sides":
+                _expert(up=(-1, None)),
+            "you clamp what the expert returns; w1 x and w3 x should be clamped instead":
+                _output_clamped,
             "you exchange the two clamps; w1 x should be clamped from above, w3 x on both sides":
                 _expert(gate=(-1, 1), up=(None, 1)),
             "you clamp after the SiLU; w1 x should be clamped before it": _expert(after=True),

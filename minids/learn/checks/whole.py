@@ -315,6 +315,16 @@ def _main_loss(model, ids):
     return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
 
 
+def _copying_t_minus_2_rows(model, ids):
+    logits = model.mtp_logits(model.features(ids)[:, :-2], ids[:, 1:-1])
+    return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:-1].flatten())
+
+
+def _one_row_too_many(model, ids):
+    logits = model.mtp_logits(model.features(ids)[:, :-1], ids[:, 1:])
+    return F.cross_entropy(logits.flatten(0, 1), ids[:, 2:].flatten())
+
+
 def _not_flattened(model, ids):
     logits = model.mtp_logits(model.features(ids)[:, :-2], ids[:, 1:-1])
     return F.cross_entropy(logits, ids[:, 2:])
@@ -532,6 +542,9 @@ CHECKS = [
                 lambda x, weight, eps: rms_norm(x, weight, eps * eps),
             "your result has another dtype than x; it should be computed in float32, then go back "
             "to x's type": lambda x, weight, eps: rms_norm(x.float(), weight, eps),
+            "you compute in x's own type and return another; it should be computed in float32, "
+            "then go back to x's type":
+                lambda x, weight, eps: x * torch.rsqrt(_mean_square(x) + eps) * weight,
             "you compute in x's own type, where squares overflow; it should be float32, and the "
             "result go back to x's type": _in_own_type,
         },
@@ -762,6 +775,8 @@ CHECKS = [
         mistakes={
             "your target is the token that the block was given (t + 1), which it can copy; it "
             "should be the token at t + 2": _mtp(target=1),
+            "your target is the token that the block was given (t + 1), which it can copy, in all "
+            "rows but the last two; it should be the token at t + 2": _copying_t_minus_2_rows,
             "you give the block the token that it should predict (t + 2), which it can copy; it "
             "should get the token at t + 1": _mtp(given=2),
             "you give the block the token at t, which the streams know already; it should get the "
@@ -793,6 +808,8 @@ CHECKS = [
             "you return the main model's loss; it should be the MTP block's": _main_loss,
             "you add the main model's loss; it should be the MTP block's alone":
                 lambda model, ids: mtp_loss(model, ids) + _main_loss(model, ids),
+            "your logits have one row more than there are targets; both should have T - 2":
+                _one_row_too_many,
             "you hand B T V logits to cross_entropy, which takes classes on axis 1; they should be "
             "flattened to N V, and the targets to N": _not_flattened,
         },
