@@ -366,7 +366,7 @@ for name, config in (("V4-Flash", flash), ("V4-Pro", pro)):
 # Seven eighths of it are CSA entries, a tenth their index keys. HCA, which sees everything, costs Flash 2.6 percent of the cache.
 #
 # ### Exercise 5: how far does a card reach?
-# *Easy, 10 minutes.* Turn the question round. A hint of a difficulty: the cache grows in steps.
+# *Easy, 10 minutes.* Turn the question round. Count as if positions had no limit: do not stop at `max_seq_len`. A hint of a difficulty: the cache grows in steps.
 
 # %%
 def longest(config, memory):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from minids import plain
 from minids.config import Config
+from minids.learn.checks import find
 from minids.learn.checks import mhc as checks
 from minids.learn.judge import check
 from minids.model import mhc
@@ -53,10 +54,54 @@ def mixture_by_loops(raw, permutations):
     return sum(w[..., None, None] * p for w, p in zip(raw.softmax(-1).unbind(-1), permutations))
 
 
+def gain_by_bounds_of_lists(combs):
+    """A list of two results, by loops over entries."""
+    n, forward, backward = combs.shape[-1], [], []
+    P = torch.eye(n, dtype=torch.float64)
+    for comb in combs.double():
+        P = torch.stack([sum(comb[j, k] * P[j] for j in range(n)) for k in range(n)])
+        forward.append(max(P[k].abs().sum().item() for k in range(n)))
+        backward.append(max(P[:, j].abs().sum().item() for j in range(n)))
+    return [torch.tensor(forward), torch.tensor(backward)]
+
+
+def sinkhorn_in_logs(raw, iters, eps):
+    M = F.softmax(raw, -1).add(eps)
+    for i in range(iters):
+        if i > 0:
+            M = (M.log() - (M.sum(-1, True) + eps).log()).exp()
+        M = (M.log() - (M.sum(-2, True) + eps).log()).exp()
+    return M
+
+
+def maps_token_by_token(X, fn, scale, base, iters=20, eps=1e-6, norm_eps=1e-6):
+    B, T, n, _ = X.shape
+    rows = []
+    for x in X.reshape(B * T, -1):
+        a = fn @ (x / (x.pow(2).mean() + norm_eps) ** 0.5)
+        pre = 1 / (1 + (-(a[:n] * scale[0] + base[:n])).exp()) + eps
+        post = 2 * torch.sigmoid(scale[1] * a[n:2 * n] + base[n:2 * n])
+        raw = (scale[2] * a[2 * n:] + base[2 * n:]).reshape(n, n)
+        rows.append((pre, post, plain.sinkhorn(raw, iters, eps)))
+    return [torch.stack(part).unflatten(0, (B, T)) for part in zip(*rows)]
+
+
+def site_by_loops(X, layer, pre, post, comb):
+    n = X.shape[2]
+    f = layer(sum(pre[:, :, j, None] * X[:, :, j] for j in range(n)))
+    return torch.stack([post[:, :, k, None] * f + sum(comb[:, :, j, k, None] * X[:, :, j]
+                                                      for j in range(n)) for k in range(n)], 2)
+
+
 @pytest.mark.parametrize("name, attempt", [
-    ("mhc.gain", gain_by_norms), ("mhc.sinkhorn", sinkhorn_by_loops), ("mhc.maps", maps_by_package),
-    ("mhc.site", site_by_package), ("mhc.debug", whole_site_by_package),
+    ("mhc.gain", gain_by_norms), ("mhc.gain", gain_by_bounds_of_lists),
+    ("mhc.sinkhorn", sinkhorn_by_loops), ("mhc.sinkhorn", sinkhorn_in_logs),
+    ("mhc.maps", maps_by_package), ("mhc.maps", maps_token_by_token),
+    ("mhc.site", site_by_package), ("mhc.site", site_by_loops),
+    ("mhc.debug", whole_site_by_package),
+    ("mhc.debug", lambda X, layer, *rest: site_by_loops(X, layer, *maps_token_by_token(X, *rest))),
     ("mhc.mixture", mixture_by_loops),
+    ("mhc.mixture", lambda raw, permutations: torch.tensordot(raw.softmax(-1), permutations, 1)),
 ])
 def test_a_right_answer_written_otherwise_passes(name, attempt):
     """Those written with `mhc` say that the references equal the package."""
@@ -89,29 +134,72 @@ def sinkhorn_without_eps(raw, iters, eps):
     return plain.sinkhorn(raw, iters, 0.0)
 
 
-def plain_maps(X, fn, scale, base, iters, eps, norm_eps, stream=False, two=2.0, gate=torch.sigmoid,
-               read=None):
-    """The maps as a learner might write them, with room for slips."""
+def plain_maps(X, fn, scale, base, iters=20, eps=1e-6, norm_eps=1e-6, norm=None, parts=None,
+               two=2.0, gate=torch.sigmoid, read=None, comb=lambda c: c, project=plain.sinkhorn):
+    """The maps as a learner might write them, with room for one slip."""
     n = X.shape[2]
-    x = X if stream else X.flatten(2)
-    x = F.rms_norm(x, x.shape[-1:], eps=norm_eps).flatten(2)
+    x = F.rms_norm(X.flatten(2), X.flatten(2).shape[-1:], eps=norm_eps) if norm is None else norm(
+        X, norm_eps)
     a = x @ fn.T
-    pre, post = a[..., :n] * scale[0] + base[:n], a[..., n:2 * n] * scale[1] + base[n:2 * n]
-    comb = (a[..., 2 * n:] * scale[2] + base[2 * n:]).unflatten(-1, (n, n))
-    return (read or gate)(pre) + eps, two * gate(post), plain.sinkhorn(comb, iters, eps)
+    parts = parts or (lambda a, n: (a[..., :n], a[..., n:2 * n]))
+    (pre, post), (pre_base, post_base) = parts(a, n), parts(base, n)
+    raw = (a[..., 2 * n:] * scale[2] + base[2 * n:]).unflatten(-1, (n, n))
+    return ((read or gate)(pre * scale[0] + pre_base) + eps,
+            two * gate(post * scale[1] + post_base), project(comb(raw), iters, eps))
+
+
+def norm_of_streams(X, norm_eps):
+    return F.rms_norm(X, X.shape[-1:], eps=norm_eps).flatten(2)
 
 
 def slip(**changes):
     return lambda *args: plain_maps(*args, **changes)
 
 
-def untransposed(X, layer, pre, post, comb):
-    return post[..., None] * layer((pre[..., None] * X).sum(2))[:, :, None] + comb @ X
+def site_as_typed(X, layer, pre, post, comb, read=None, write=None, carry=None):
+    u = (pre[..., None] * X).sum(2) if read is None else read(X, pre, comb)
+    f = layer(u)
+    written = post[..., None] * f[:, :, None] if write is None else write(post, f)
+    return written + (comb.mT @ X if carry is None else carry(comb, X))
 
 
-def whole_site_untransposed(X, layer, fn, scale, base, stream=False):
-    three = plain_maps(X, fn, scale, base, 20, 1e-6, 1e-6, stream=stream)
-    return untransposed(X, layer, *three)
+def typed_site(**changes):
+    return lambda *args: site_as_typed(*args, **changes)
+
+
+untransposed = typed_site(carry=lambda comb, X: comb @ X)
+
+
+def debugged(site=plain.site, **changes):
+    """`colleagues_site` with some of its faults, or others."""
+    return lambda X, layer, *parameters: site(X, layer, *plain_maps(X, *parameters, **changes))
+
+
+def sinkhorn_as_typed(raw, iters, eps, rounds=None, first=-2, then=(-1, -2)):
+    M = torch.softmax(raw, dim=-1) + eps
+    if first:
+        M = M / (M.sum(dim=first, keepdim=True) + eps)
+    for _ in range(iters - 1 if rounds is None else rounds(iters)):
+        for axis in then:
+            M = M / (M.sum(dim=axis, keepdim=True) + eps)
+    return M
+
+
+def typed_sinkhorn(**changes):
+    return lambda *args: sinkhorn_as_typed(*args, **changes)
+
+
+def gain_as_typed(combs, product=lambda comb, P: comb.T @ P, rows=1, columns=0,
+                  measure=lambda P, axis: P.abs().sum(axis).max()):
+    P, out = torch.eye(combs.shape[-1]), []
+    for comb in combs:
+        P = product(comb, P)
+        out.append(torch.stack([measure(P, rows), measure(P, columns)]))
+    return tuple(torch.stack(out).T)
+
+
+def typed_gain(**changes):
+    return lambda combs: gain_as_typed(combs, **changes)
 
 
 def mixture_by_sigmoids(raw, permutations):
@@ -127,27 +215,83 @@ def gain_untransposed(combs):
 
 
 @pytest.mark.parametrize("name, attempt, words", [
-    ("mhc.gain", gain_untransposed, "comb is not transposed"),
-    ("mhc.sinkhorn", sinkhorn_with_softmax_of_columns, "the softmax goes over the wrong axis"),
-    ("mhc.sinkhorn", sinkhorn_of_one_pass, "one pass only"),
-    ("mhc.sinkhorn", sinkhorn_ending_with_rows, "the rows come last"),
-    ("mhc.sinkhorn", sinkhorn_without_eps, "eps is forgotten"),
-    ("mhc.sinkhorn", lambda raw, iters, eps: raw, "In the case"),
+    ("mhc.gain", gain_untransposed, "you do not transpose comb"),
+    ("mhc.gain", typed_gain(product=lambda comb, P: P @ comb.T), "on the wrong side"),
+    ("mhc.gain", typed_gain(product=lambda comb, P: P @ comb), "a new site joins on the left"),
+    ("mhc.gain", typed_gain(rows=0, columns=1), "your two gains are exchanged"),
+    ("mhc.gain", typed_gain(measure=lambda P, axis: P.sum(axis).max()), "your signs cancel"),
+    ("mhc.gain", typed_gain(measure=lambda P, axis: P.sum(axis).abs().max()), "after summing"),
+    ("mhc.gain", typed_gain(product=lambda comb, P: comb.T), "each site alone"),
+    ("mhc.gain", typed_gain(product=lambda comb, P: comb.T * P), "entry by entry"),
+    ("mhc.sinkhorn", sinkhorn_with_softmax_of_columns, "your softmax goes over the columns"),
+    ("mhc.sinkhorn", sinkhorn_of_one_pass, "you do one pass only"),
+    ("mhc.sinkhorn", sinkhorn_ending_with_rows, "your rows come last"),
+    ("mhc.sinkhorn", sinkhorn_without_eps, "you forget eps"),
+    ("mhc.sinkhorn", typed_sinkhorn(rounds=lambda iters: iters), "one round too many"),
+    ("mhc.sinkhorn", typed_sinkhorn(rounds=lambda iters: max(iters - 2, 0)), "one round too few"),
+    ("mhc.sinkhorn", typed_sinkhorn(first=-1, then=(-2, -1)), "exchange rows and columns after"),
+    ("mhc.sinkhorn", typed_sinkhorn(then=(-2, -1)), "your rounds go columns, then rows"),
+    ("mhc.sinkhorn", typed_sinkhorn(first=None), "the columns after the softmax are missing"),
     ("mhc.maps", slip(two=1.0), "the factor 2 on post is missing"),
-    ("mhc.maps", slip(stream=True), "one RMS over all n d numbers"),
+    ("mhc.maps", slip(norm=norm_of_streams), "one RMS over all n d numbers"),
+    ("mhc.maps", slip(norm=lambda X, eps: X.flatten(2)), "the RMS is missing"),
     ("mhc.maps", slip(read=lambda a: a), "the sigmoid on pre is missing"),
-    ("mhc.maps", slip(gate=lambda a: a.softmax(-1)), "pre and post are a softmax"),
-    ("mhc.maps", slip(read=lambda a: a.softmax(-1)), "pre is a softmax"),
-    ("mhc.site", untransposed, "comb is not transposed"),
-    ("mhc.debug", lambda *args: whole_site_untransposed(*args, stream=True),
-     "both faults"),
-    ("mhc.debug", whole_site_untransposed,
-     "the carried streams still have their fault"),
-    ("mhc.mixture", mixture_by_sigmoids, "take a softmax"),
+    ("mhc.maps", slip(gate=lambda a: a.softmax(-1)), "your pre and post are a softmax"),
+    ("mhc.maps", slip(read=lambda a: a.softmax(-1)), "your pre is a softmax"),
+    ("mhc.maps", slip(parts=lambda a, n: (a[..., n:2 * n], a[..., :n])), "you exchange the rows"),
+    ("mhc.maps", slip(comb=lambda raw: raw.mT), "column by column"),
+    ("mhc.maps", slip(project=lambda raw, iters, eps: raw.softmax(-1) + eps), "only a softmax"),
+    ("mhc.maps", slip(project=lambda raw, iters, eps: plain.sinkhorn(raw, 20, 1e-6)),
+     "it should get both arguments"),
+    ("mhc.site", untransposed, "over the second index of comb"),
+    ("mhc.site", typed_site(carry=lambda comb, X: X), "the streams pass unmixed"),
+    ("mhc.site", typed_site(carry=lambda comb, X: X + comb.mT @ X), "X passes unmixed beside"),
+    ("mhc.site", typed_site(carry=lambda comb, X: 0), "the carried streams are missing"),
+    ("mhc.site", typed_site(read=lambda X, pre, comb: X.mean(2)), "the mean of the streams"),
+    ("mhc.site", typed_site(read=lambda X, pre, comb: (pre[..., None] * (comb.mT @ X)).sum(2)),
+     "reads the mixed streams"),
+    ("mhc.site", typed_site(write=lambda post, f: f[:, :, None]), "to all streams alike"),
+    ("mhc.site", lambda X, layer, pre, post, comb: plain.site(X, layer, post, pre, comb),
+     "you exchange pre and post"),
+    ("mhc.debug", debugged(untransposed, norm=norm_of_streams), "both faults are still there"),
+    ("mhc.debug", debugged(untransposed), "the carried streams still have their fault"),
+    ("mhc.debug", debugged(norm=norm_of_streams), "the norm before fn still has its fault"),
+    ("mhc.debug", debugged(norm=lambda X, eps: X.flatten(2)), "the norm before fn is gone"),
+    ("mhc.debug", debugged(untransposed, comb=lambda raw: raw.mT), "transpose comb before Sink"),
+    ("mhc.debug", debugged(comb=lambda raw: raw.mT), "you transpose comb twice"),
+    ("mhc.mixture", mixture_by_sigmoids, "your weights are sigmoids"),
+    ("mhc.mixture", lambda raw, permutations: torch.einsum(
+        "...k,kij->...ij", raw / raw.sum(-1, keepdim=True), permutations), "by their sum, which"),
+    ("mhc.mixture", lambda raw, permutations: torch.einsum(
+        "...k,kij->...ji", raw.softmax(-1), permutations), "your matrices are transposed"),
+    ("mhc.mixture", lambda raw, permutations: permutations[raw.argmax(-1)], "the largest weight"),
 ])
 def test_a_slip_is_named(name, attempt, words, capsys):
     assert check(name, attempt) is not attempt
-    assert words in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Likely: " in said and words in said, said
+
+
+def in_bfloat16(name):
+    def attempt(*args):
+        narrow = [a.bfloat16() if isinstance(a, torch.Tensor) else a for a in args]
+        result = find(name).reference(*narrow)
+        return tuple(r.float() for r in result) if isinstance(result, tuple) else result.float()
+    return attempt
+
+
+@pytest.mark.parametrize("name", ["mhc.sinkhorn", "mhc.maps", "mhc.site", "mhc.mixture"])
+def test_what_is_nearly_right_does_not_pass(name):
+    attempt = in_bfloat16(name)
+    assert check(name, attempt) is not attempt
+
+
+@pytest.mark.parametrize("name", ["mhc.sinkhorn", "mhc.maps", "mhc.site", "mhc.mixture"])
+def test_a_result_without_its_gradient_does_not_pass(name):
+    @torch.no_grad()
+    def attempt(*args):
+        return find(name).reference(*args)
+    assert check(name, attempt) is not attempt
 
 
 def test_the_order_decides_which_sums_are_right():

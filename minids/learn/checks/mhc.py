@@ -17,8 +17,8 @@ LESSON = "07_mhc"
 
 # ---- the gain of a stack ----
 
-def gain(combs, step=lambda comb, P: comb.mT @ P, measure=None, exchanged=False):
-    """Forward and backward gain after each of L layers, L each. combs: L n n.
+def gain(combs, step=lambda comb, P: comb.mT @ P, measure=None, axes=(1, 0)):
+    """Forward and backward gain after each of L sites, L each. combs: L n n.
 
     The keyword arguments make mistakes.
     """
@@ -26,16 +26,28 @@ def gain(combs, step=lambda comb, P: comb.mT @ P, measure=None, exchanged=False)
     P, forward, backward = torch.eye(combs.shape[-1]), [], []
     for comb in combs:
         P = step(comb, P)
-        forward.append(measure(P, 1))
-        backward.append(measure(P, 0))
-    pair = torch.stack(forward), torch.stack(backward)
-    return pair[::-1] if exchanged else pair
+        forward.append(measure(P, axes[0]))
+        backward.append(measure(P, axes[1]))
+    return torch.stack(forward), torch.stack(backward)
+
+
+def _gain(**changes):
+    return lambda combs: gain(combs, **changes)
+
+
+def _product_of_gains(combs):
+    forward, backward = gain(combs, step=lambda comb, P: comb.mT)
+    return forward.cumprod(0), backward.cumprod(0)
+
+
+def _after_all(combs):
+    return tuple(one[-1] for one in gain(combs))
 
 
 def _gain_cases(rng):
-    yield "one layer, two streams", (torch.tensor([[[0.9, 0.3], [-0.2, 1.1]]]),)
-    yield "three layers, four streams", (torch.eye(4) + 0.3 * torch.randn(3, 4, 4, generator=rng),)
-    yield "nine layers, three streams", (torch.eye(3) + 0.4 * torch.randn(9, 3, 3, generator=rng),)
+    yield "one site, two streams", (torch.tensor([[[0.9, 0.3], [-0.2, 1.1]]]),)
+    yield "three sites, four streams", (torch.eye(4) + 0.3 * torch.randn(3, 4, 4, generator=rng),)
+    yield "nine sites, three streams", (torch.eye(3) + 0.4 * torch.randn(9, 3, 3, generator=rng),)
 
 
 # ---- Sinkhorn-Knopp ----
@@ -53,14 +65,23 @@ def _sinkhorn(**changes):
     return lambda *args: sinkhorn_with(*args, **changes)
 
 
+def _one_round_more(**changes):
+    return lambda raw, iters, eps: sinkhorn_with(raw, iters + 1, eps, **changes)
+
+
 def _softmax_without_eps(raw, eps):
     return raw.softmax(dim=-1)
+
+
+def _softmax_of_all(raw, eps):
+    return raw.flatten(-2).softmax(dim=-1).view_as(raw) + eps
 
 
 def _sinkhorn_cases(rng):
     yield "one 3 x 3 matrix, one iteration", (torch.randn(3, 3, generator=rng), 1, 1e-6)
     yield "two iterations", (2 * torch.randn(2, 4, 4, generator=rng), 2, 1e-6)
     yield "B T n n, an eps that one can see", (torch.randn(2, 3, 4, 4, generator=rng), 3, 0.03)
+    yield "five iterations", (3 * torch.randn(3, 4, 4, generator=rng), 5, 1e-6)
     yield "large numbers, which overflow exp", (60 + 40 * torch.rand(4, 4, generator=rng), 20, 1e-6)
 
 
@@ -84,14 +105,32 @@ def _divided_by_the_sum(X, norm_eps):
     return x / (x.square().sum(dim=-1, keepdim=True) + norm_eps).sqrt()
 
 
+def _eps_outside(X, norm_eps):
+    x = rearrange(X, "B T n d -> B T (n d)")
+    return x / (x.square().mean(dim=-1, keepdim=True).sqrt() + norm_eps)
+
+
+def _layer_norm(X, norm_eps):
+    x = rearrange(X, "B T n d -> B T (n d)")
+    x = x - x.mean(dim=-1, keepdim=True)
+    return rms(x, norm_eps)
+
+
+def _stream_by_stream(X, norm_eps):
+    """Channel by channel: the streams of channel 0, of channel 1, and so on."""
+    return rearrange(_norm_of_all(X, norm_eps), "B T (n d) -> B T (d n)", n=X.shape[2])
+
+
 def maps_with(X, fn, scale, base, iters=20, eps=1e-6, norm_eps=1e-6, norm=_norm_of_all, add=None,
-              read=None, write=None, order="(j k)", sinkhorn=sinkhorn):
+              read=None, write=None, order="(j k)", sinkhorn=sinkhorn, exchanged=False, alpha=None):
     """`maps` with another norm, another way to add base, or other pre, post, or comb."""
     n = X.shape[2]
     a = norm(X, norm_eps) @ fn.T                                       # B T (2+n)n
+    scale = scale if alpha is None else alpha(scale)
     scale = torch.cat([scale[0].expand(n), scale[1].expand(n), scale[2].expand(n * n)])
     a = a * scale + base if add is None else add(a, scale, base)
     pre, post, comb = a.split([n, n, n * n], dim=-1)
+    pre, post = (post, pre) if exchanged else (pre, post)
     pre = pre.sigmoid() + eps if read is None else read(pre, eps)
     post = 2 * post.sigmoid() if write is None else write(post, eps)
     comb = rearrange(comb, f"B T {order} -> B T j k", j=n)
@@ -100,6 +139,17 @@ def maps_with(X, fn, scale, base, iters=20, eps=1e-6, norm_eps=1e-6, norm=_norm_
 
 def _maps(**changes):
     return lambda *args: maps_with(*args, **changes)
+
+
+def _rows_exchanged(X, fn, scale, base, *rest):
+    """The first n rows give post, the next n pre; the scales stay."""
+    n = X.shape[2]
+    order = [*range(n, 2 * n), *range(n), *range(2 * n, len(fn))]
+    return maps(X, fn[order], scale, base[order], *rest)
+
+
+def _fn_not_transposed(X, fn, scale, base, iters, eps, norm_eps):
+    return _norm_of_all(X, norm_eps) @ fn              # B T nd times (2+n)n nd: no fit
 
 
 def _site_parameters(rng, n, d):
@@ -122,6 +172,8 @@ def _maps_cases(rng):
     yield "an eps that one can see", (X, *parameters, 3, 0.03, 1e-6)
     X, parameters = _streams(rng, 2, 3, 4, 5), _site_parameters(rng, 4, 5)
     yield "a norm_eps that one can see", (0.3 * X, *parameters, 3, 1e-6, 0.2)
+    X, parameters = _streams(rng, 2, 3, 2, 5), _site_parameters(rng, 2, 5)
+    yield "two streams, one iteration", (X + 0.5, *parameters, 1, 1e-6, 1e-6)
 
 
 # ---- a site ----
@@ -131,28 +183,81 @@ def untransposed(X, layer, pre, post, comb):
     return site(X, layer, pre, post, comb.mT)
 
 
-def reads_the_mixed(X, layer, pre, post, comb):
-    return without_mixing(comb.mT @ X, layer, pre, post, comb)
-
-
-def without_carrying(X, layer, pre, post, comb):
-    return site(X, layer, pre, post, torch.zeros_like(comb))
-
-
 def without_mixing(X, layer, pre, post, comb):
     return site(X, layer, pre, post, torch.eye(X.shape[2]).expand_as(comb))
 
 
-def reads_the_sum(X, layer, pre, post, comb):
-    return site(X, layer, torch.ones_like(pre), post, comb)
-
-
-def writes_to_all_alike(X, layer, pre, post, comb):
-    return site(X, layer, pre, torch.ones_like(post), comb)
-
-
 def exchanged(X, layer, pre, post, comb):
     return site(X, layer, post, pre, comb)
+
+
+def _reads(change):
+    """A site whose layer reads change(X, pre, comb), B T d, in place of the weighted sum."""
+    def wrong(X, layer, pre, post, comb):
+        return site(X, lambda u: layer(change(X, pre, comb)), pre, post, comb)
+    return wrong
+
+
+def _weighted_sum(weights, X):
+    return (weights[..., None] * X).sum(dim=2)
+
+
+def _layer_on_each_stream(X, layer, pre, post, comb):
+    """The layer works on every stream, and pre weighs what it gives."""
+    return site(X, lambda u: _weighted_sum(pre, torch.stack([layer(x) for x in X.unbind(2)], 2)),
+                pre, post, comb)
+
+
+def _mixes_what_was_written(X, layer, pre, post, comb):
+    written = site(X, layer, pre, post, torch.zeros_like(comb))
+    return comb.mT @ (X + written)
+
+
+def _writes_to_one(X, layer, pre, post, comb):
+    first = torch.zeros_like(post)
+    first[..., 0] = 1
+    return site(X, layer, pre, first, comb)
+
+
+SITE_MISTAKES = {
+    "your sum runs over the second index of comb; it should run over the first, since comb[j, k] "
+    "says how much of stream j goes to stream k": untransposed,
+    "your layer reads the mixed streams; it should read X as it came, and only what passes beside "
+    "the layer should be mixed":
+        _reads(lambda X, pre, comb: _weighted_sum(pre, comb.mT @ X)),
+    "your layer reads the streams mixed by comb as it is; it should read X as it came":
+        _reads(lambda X, pre, comb: _weighted_sum(pre, comb @ X)),
+    "the carried streams are missing; what the layer gives should be added to them":
+        lambda X, layer, pre, post, comb: site(X, layer, pre, post, torch.zeros_like(comb)),
+    "the streams pass unmixed; they should be mixed by comb": without_mixing,
+    "X passes unmixed beside the mixed streams; comb should be all that passes":
+        lambda X, layer, pre, post, comb: X + site(X, layer, pre, post, comb),
+    "you mix what the layer has written, too; only what passes beside the layer should be mixed":
+        _mixes_what_was_written,
+    "you exchange pre and post; pre should weigh what is read, post what is written": exchanged,
+    "your layer reads the plain sum of the streams; they should be weighed with pre":
+        _reads(lambda X, pre, comb: X.sum(dim=2)),
+    "your layer reads the mean of the streams; they should be weighed with pre":
+        _reads(lambda X, pre, comb: X.mean(dim=2)),
+    "your layer reads the weighted mean of the streams; it should read their weighted sum":
+        _reads(lambda X, pre, comb: _weighted_sum(pre, X) / X.shape[2]),
+    "you divide pre by its sum; it should weigh the streams as it is":
+        _reads(lambda X, pre, comb: _weighted_sum(pre / pre.sum(dim=-1, keepdim=True), X)),
+    "your layer reads the first stream; it should read all, weighed with pre":
+        _reads(lambda X, pre, comb: X[:, :, 0]),
+    "your layer works on each stream; it should work once, on the weighted sum":
+        _layer_on_each_stream,
+    "what the layer gives goes to all streams alike; it should be weighed with post":
+        lambda X, layer, pre, post, comb: site(X, layer, pre, torch.ones_like(post), comb),
+    "what the layer gives goes to the first stream alone; it should go to all, weighed with post":
+        _writes_to_one,
+    "you weigh what is written with pre; it should be post":
+        lambda X, layer, pre, post, comb: site(X, layer, pre, pre, comb),
+    "the layer is missing; what it gives should be written":
+        lambda X, layer, pre, post, comb: site(X, lambda u: u, pre, post, comb),
+    "you return what is carried alone; what the layer gives should be added":
+        lambda X, layer, pre, post, comb: site(X, layer, pre, torch.zeros_like(post), comb),
+}
 
 
 def nonlinear(u):
@@ -161,7 +266,7 @@ def nonlinear(u):
 
 def _site_cases(rng):
     for label, B, T, n, d in (("one token, three streams of two numbers", 1, 1, 3, 2),
-                              ("B T n d", 2, 4, 4, 5)):
+                              ("B T n d", 2, 4, 4, 5), ("as many tokens as streams", 3, 3, 3, 3)):
         pre, post = torch.rand(B, T, n, generator=rng), 2 * torch.rand(B, T, n, generator=rng)
         comb = sinkhorn(2 * torch.randn(B, T, n, n, generator=rng), 20, 1e-6)
         yield label, (torch.randn(B, T, n, d, generator=rng), nonlinear, pre, post, comb)
@@ -170,6 +275,10 @@ def _site_cases(rng):
 def whole_site(X, layer, fn, scale, base, maps=maps, site=site):
     """A site from its parameters: B T n d. The last two arguments make mistakes."""
     return site(X, layer, *maps(X, fn, scale, base))
+
+
+def _whole(**changes):
+    return lambda *args: whole_site(*args, **changes)
 
 
 def _whole_cases(rng):
@@ -192,6 +301,11 @@ def _weighted(weights, permutations):
     return torch.einsum("...k,kij->...ij", weights, permutations)
 
 
+def _weights(change):
+    """`mixture` with the weights change(raw): ... K."""
+    return lambda raw, permutations: _weighted(change(raw), permutations)
+
+
 def _permutations(n):
     """All permutation matrices: n! n n."""
     return torch.stack([torch.eye(n)[list(order)] for order in itertools.permutations(range(n))])
@@ -207,23 +321,47 @@ CHECKS = [
     Check(
         "mhc.gain", gain, _gain_cases,
         mistakes={
-            "comb is not transposed: stream k of the result is the sum over j of comb[j, k] times "
-            "stream j":
-                lambda combs: gain(combs, lambda comb, P: comb @ P),
-            "the product grows on the wrong side: what a new layer does comes after all the "
-            "others, so it is on the left":
-                lambda combs: gain(combs, lambda comb, P: P @ comb.mT),
-            "the two gains are exchanged: forward is the largest row sum, backward the largest "
-            "column sum":
-                lambda combs: gain(combs, exchanged=True),
-            "signs cancel: take the absolute values before summing":
-                lambda combs: gain(combs, measure=lambda P, axis: P.sum(axis).max()),
-            "this is the mean of the sums: the gain is the worst case, the largest":
-                lambda combs: gain(combs, measure=lambda P, axis: P.abs().sum(axis).mean()),
-            "this is the largest entry: sum the row (or the column) first":
-                lambda combs: gain(combs, measure=lambda P, axis: P.abs().max()),
-            "this is the gain of each layer alone: multiply the layers so far":
-                lambda combs: gain(combs, lambda comb, P: comb.mT),
+            "you do not transpose comb; stream k of the result should be the sum over j of "
+            "comb[j, k] times stream j":
+                _gain(step=lambda comb, P: comb @ P),
+            "your product grows on the wrong side; a new site comes after all the others, and "
+            "should join on the left":
+                _gain(step=lambda comb, P: P @ comb.mT),
+            "your two gains are exchanged; forward should be the largest row sum, backward the "
+            "largest column sum, of a product that a new site joins on the left, transposed":
+                _gain(axes=(0, 1)),
+            "your two gains are the same; forward should sum rows, backward columns":
+                _gain(axes=(1, 1)),
+            "your two gains are the same, both of columns; forward should sum rows":
+                _gain(axes=(0, 0)),
+            "your signs cancel; absolute values should be taken before summing":
+                _gain(measure=lambda P, axis: P.sum(axis).max()),
+            "you take absolute values after summing; they should be taken before, so that signs "
+            "do not cancel":
+                _gain(measure=lambda P, axis: P.sum(axis).abs().max()),
+            "you take the mean of the sums; it should be the largest, the worst case":
+                _gain(measure=lambda P, axis: P.abs().sum(axis).mean()),
+            "you sum all entries; it should be the largest sum of a row, or of a column":
+                _gain(measure=lambda P, axis: P.abs().sum()),
+            "you take the largest entry; it should be the largest sum of a row, or of a column":
+                _gain(measure=lambda P, axis: P.abs().max()),
+            "you take the square root of the sum of squares; absolute values should be summed":
+                _gain(measure=lambda P, axis: P.square().sum(axis).max().sqrt()),
+            "you take the spectral norm; it should be the largest sum of absolute values of a row, "
+            "or of a column":
+                _gain(measure=lambda P, axis: torch.linalg.matrix_norm(P, 2)),
+            "you measure each site alone; the sites so far should be multiplied first":
+                _gain(step=lambda comb, P: comb.mT),
+            "you multiply the gains of the sites; the matrices should be multiplied, and their "
+            "product measured": _product_of_gains,
+            "you take absolute values before multiplying; the product itself should be measured":
+                _gain(step=lambda comb, P: comb.mT.abs() @ P),
+            "you add the sites; they should be multiplied":
+                _gain(step=lambda comb, P: comb.mT + P),
+            "you multiply entry by entry; it should be a matrix product":
+                _gain(step=lambda comb, P: comb.mT * P),
+            "you return the gains after all sites; they should be there for the first 1, 2, ... L "
+            "sites": _after_all,
         },
         hints=(
             "Keep a matrix P, at first torch.eye(n). Each layer makes a new P from the old one "
@@ -233,31 +371,58 @@ CHECKS = [
             "P.abs().sum(1) are the sums of the rows, P.abs().sum(0) those of the columns. "
             "Collect the largest of each.",
         ),
+        gradient=False,
     ),
     Check(
         "mhc.sinkhorn", sinkhorn, _sinkhorn_cases,
         mistakes={
-            "the softmax goes over the wrong axis: it makes each ROW sum to 1 (the last axis)":
+            "your softmax goes over the columns; it should make each row sum to 1 (the last axis)":
                 _sinkhorn(start=lambda raw, eps: raw.softmax(dim=-2) + eps),
-            "rows and columns are exchanged throughout: the softmax is over the last axis, the "
-            "columns come after it": lambda raw, iters, eps: sinkhorn(raw.mT, iters, eps).mT,
-            "one pass only: after the first columns, rows and columns follow iters - 1 times":
+            "your softmax goes over the whole matrix; it should make each row sum to 1":
+                _sinkhorn(start=_softmax_of_all),
+            "you exchange rows and columns throughout; the softmax should go over the last axis, "
+            "and the columns come after it":
+                lambda raw, iters, eps: sinkhorn(raw.mT, iters, eps).mT,
+            "you exchange rows and columns after the softmax; columns should come first, and M's "
+            "column sums are sums over axis -2":
+                _sinkhorn(first=(-1,), each=(-2, -1)),
+            "you do one pass only; after the first columns, rows and columns should follow "
+            "iters - 1 times":
                 lambda raw, iters, eps: sinkhorn(raw, 1, eps),
-            "no Sinkhorn at all, only the softmax: its columns do not sum to 1":
+            "there is no Sinkhorn, only the softmax; the columns should be divided by their sums, "
+            "then rows and columns again":
                 lambda raw, iters, eps: raw.softmax(dim=-1) + eps,
-            "the rows come last: V4 ends with the columns":
+            "your rows come last; the columns should come last":
                 _sinkhorn(first=(), each=(-2, -1)),
-            "the rows come last, after a full count of iterations: V4 ends with the columns":
-                lambda raw, iters, eps: sinkhorn_with(raw, iters + 1, eps, (), (-2, -1)),
-            "one round too many: the softmax is the first pass over the rows, so iters - 1 rounds "
-            "follow the first columns": lambda raw, iters, eps: sinkhorn(raw, iters + 1, eps),
-            "the columns after the softmax are missing": _sinkhorn(first=()),
-            "eps is forgotten, after the softmax and in the sums":
+            "your rows come last, after `iters` rounds of columns and rows; the columns should "
+            "come last":
+                _one_round_more(first=(), each=(-2, -1)),
+            "you do one round too many; the softmax is the first pass over the rows, so iters - 1 "
+            "rounds should follow the first columns": _one_round_more(),
+            "you do one round too few; iters - 1 rounds should follow the first columns":
+                lambda raw, iters, eps: sinkhorn(raw, max(iters - 1, 1), eps),
+            "you divide the rows once more right after the softmax; the columns should come first":
+                _one_round_more(first=()),
+            "the columns after the softmax are missing; they should be divided by their sums "
+            "before the rounds of rows and columns": _sinkhorn(first=()),
+            "your rounds divide the columns only; each should divide rows, then columns":
+                _sinkhorn(each=(-2,)),
+            "your rounds divide the rows only; each should divide rows, then columns":
+                _sinkhorn(each=(-1,)),
+            "your rounds go columns, then rows, after the first columns; each should go rows, then "
+            "columns":
+                _sinkhorn(each=(-2, -1)),
+            "you forget eps; it should be added after the softmax and to each sum":
                 lambda raw, iters, eps: sinkhorn(raw, iters, 0.0),
-            "eps is missing after the softmax": _sinkhorn(start=_softmax_without_eps),
-            "eps is missing where you divide by the sums": _sinkhorn(eps_sums=False),
-            "exp instead of softmax: it overflows, and the first pass over the rows is missing":
+            "eps is missing after the softmax; it should be added there, too":
+                _sinkhorn(start=_softmax_without_eps),
+            "eps is missing where you divide by the sums; it should be added to them":
+                _sinkhorn(eps_sums=False),
+            "you take exp instead of softmax; it overflows, and the rows should be divided by "
+            "their sums first":
                 _sinkhorn(start=lambda raw, eps: raw.exp() + eps),
+            "you do not use `iters`, but always 20; it should be the argument":
+                lambda raw, iters, eps: sinkhorn(raw, 20, eps),
         },
         hints=(
             "Three parts: softmax of the rows plus eps; columns divided by (their sums + eps); a "
@@ -270,35 +435,84 @@ CHECKS = [
     Check(
         "mhc.maps", maps, _maps_cases,
         mistakes={
-            "the factor 2 on post is missing: post lies between 0 and 2":
+            "the factor 2 on post is missing; post should lie between 0 and 2":
                 _maps(write=lambda a, eps: a.sigmoid()),
-            "the sigmoid on pre is missing": _maps(read=lambda a, eps: a + eps),
-            "pre is a softmax: each of its numbers is its own sigmoid":
+            "the factor 2 on post is inside the sigmoid; it should multiply the sigmoid":
+                _maps(write=lambda a, eps: (2 * a).sigmoid()),
+            "the sigmoid on pre is missing; pre should lie between 0 and 1":
+                _maps(read=lambda a, eps: a + eps),
+            "the sigmoid on post is missing; post should lie between 0 and 2":
+                _maps(write=lambda a, eps: 2 * a),
+            "your pre is a softmax; each of its numbers should be its own sigmoid":
                 _maps(read=lambda a, eps: a.softmax(-1) + eps),
-            "post is a softmax: it is 2 * sigmoid": _maps(write=lambda a, eps: 2 * a.softmax(-1)),
-            "pre and post are a softmax: both are sigmoids":
+            "your post is a softmax; it should be 2 * sigmoid":
+                _maps(write=lambda a, eps: 2 * a.softmax(-1)),
+            "your pre and post are a softmax; both should be sigmoids":
                 _maps(read=lambda a, eps: a.softmax(-1) + eps,
                       write=lambda a, eps: 2 * a.softmax(-1)),
-            "pre has the factor 2 that belongs to post":
+            "you exchange pre and post; the first n rows of fn should give pre, the next n post":
+                _maps(exchanged=True),
+            "you exchange the rows of fn and base for pre and post; the first n should give pre, "
+            "the next n post": _rows_exchanged,
+            "your pre has the factor 2 that should be on post":
                 _maps(read=lambda a, eps: 2 * a.sigmoid() + eps, write=lambda a, eps: a.sigmoid()),
-            "eps is forgotten on pre": _maps(read=lambda a, eps: a.sigmoid()),
-            "eps is added to post too: only pre and the matrix have it":
+            "your pre has the factor 2, too; only post should have it":
+                _maps(read=lambda a, eps: 2 * a.sigmoid() + eps),
+            "you forget eps on pre; it should be added after the sigmoid":
+                _maps(read=lambda a, eps: a.sigmoid()),
+            "you add eps to post, too; only pre and the matrix should have it":
                 _maps(write=lambda a, eps: 2 * a.sigmoid() + eps),
-            "the RMS is taken of each stream by itself: it is one RMS over all n d numbers of a "
-            "token":
+            "you add eps to post and not to pre; it should be the other way round":
+                _maps(read=lambda a, eps: a.sigmoid(), write=lambda a, eps: 2 * a.sigmoid() + eps),
+            "you take the RMS of each stream by itself; it should be one RMS over all n d numbers "
+            "of a token":
                 _maps(norm=_norm_of_each_stream),
-            "the RMS is missing": _maps(norm=_without_norm),
-            "norm_eps is not used: it is added to the mean square, inside the root":
+            "the RMS is missing; x should be divided by it before fn": _maps(norm=_without_norm),
+            "you subtract the mean first, as LayerNorm does; x should only be divided by its RMS":
+                _maps(norm=_layer_norm),
+            "you do not use the argument norm_eps; it should be added to the mean square, inside "
+            "the root":
                 lambda *args: maps(*args[:-1], norm_eps=0.0),
-            "the sum of the squares instead of their mean": _maps(norm=_divided_by_the_sum),
-            "the scale multiplies base as well: only the part that depends on X is scaled":
+            "you add eps to the mean square; it should be norm_eps":
+                lambda *args: maps(*args[:-1], norm_eps=args[-2]),
+            "your norm_eps is outside the root; it should be added to the mean square, inside":
+                _maps(norm=_eps_outside),
+            "you divide by the root of the sum of squares; it should be the root of their mean":
+                _maps(norm=_divided_by_the_sum),
+            "you put the n d numbers of a token in the wrong order; they should come stream by "
+            "stream":
+                _maps(norm=_stream_by_stream),
+            "your scale multiplies base as well; only the part that depends on X should be scaled":
                 _maps(add=lambda a, scale, base: (a + base) * scale),
-            "base is not added": _maps(add=lambda a, scale, base: a * scale),
-            "scale is not used": _maps(add=lambda a, scale, base: a + base),
-            "the n x n numbers of comb are read column by column: view them row by row":
+            "base is missing; it should be added to the scaled part":
+                _maps(add=lambda a, scale, base: a * scale),
+            "scale is missing; it should multiply the part that depends on X":
+                _maps(add=lambda a, scale, base: a + base),
+            "you use scale[0] for all three maps; each should have its own":
+                _maps(alpha=lambda scale: scale[:1].expand(3)),
+            "you read the n x n numbers of comb column by column; they should be read row by row":
                 _maps(order="(k j)"),
-            "comb is only a softmax: Sinkhorn is missing":
+            "you transpose comb after Sinkhorn; it should stay as it is, the transpose belongs to "
+            "the site":
+                _maps(sinkhorn=lambda raw, iters, eps: sinkhorn(raw, iters, eps).mT),
+            "your comb is only a softmax; it should go through Sinkhorn":
                 _maps(sinkhorn=lambda raw, iters, eps: raw.softmax(dim=-1) + eps),
+            "your comb does not go through Sinkhorn; it should":
+                _maps(sinkhorn=lambda raw, iters, eps: raw),
+            "you always do 20 iterations; it should be the argument `iters`":
+                _maps(sinkhorn=lambda raw, iters, eps: sinkhorn(raw, 20, eps)),
+            "your Sinkhorn gets 1e-6 whatever eps is; it should get the argument":
+                _maps(sinkhorn=lambda raw, iters, eps: sinkhorn(raw, iters, 1e-6)),
+            "your Sinkhorn gets norm_eps; it should get eps":
+                lambda *args: maps_with(*args, sinkhorn=lambda raw, iters, eps:
+                                        sinkhorn(raw, iters, args[-1])),
+            "your Sinkhorn always takes 20 iterations and an eps of 1e-6; it should get both "
+            "arguments":
+                _maps(sinkhorn=lambda raw, iters, eps: sinkhorn(raw, 20, 1e-6)),
+            "you always take 20 iterations and an eps of 1e-6; both should be the arguments":
+                lambda *args: maps(*args[:4], norm_eps=args[-1]),
+            "you multiply by fn as it is, (2+n)n x nd; it should be transposed":
+                _fn_not_transposed,
         },
         hints=(
             "x = X.flatten(2), B T nd, divided by its RMS; a = x @ fn.T, B T (2+n)n; "
@@ -311,18 +525,7 @@ CHECKS = [
     ),
     Check(
         "mhc.site", site, _site_cases,
-        mistakes={
-            "comb is not transposed: the sum runs over its FIRST index, comb[j, k] says how much "
-            "of stream j goes to k": untransposed,
-            "the layer reads the mixed streams: it reads X as it came, mixing is for what passes "
-            "beside the layer": reads_the_mixed,
-            "the carried streams are missing: the layer's output is added to them":
-                without_carrying,
-            "the streams pass unmixed: comb is not used": without_mixing,
-            "pre and post are exchanged: pre reads, post writes": exchanged,
-            "the layer reads the plain sum of the streams: weigh them with pre": reads_the_sum,
-            "the layer's output goes to all streams alike: weigh it with post": writes_to_all_alike,
-        },
+        mistakes=SITE_MISTAKES,
         hints=(
             "Three lines: u = what the layer reads; f = layer(u); what is written plus what is "
             "carried.",
@@ -334,12 +537,35 @@ CHECKS = [
     Check(
         "mhc.debug", whole_site, _whole_cases,
         mistakes={
-            "this still has both faults":
-                lambda *args: whole_site(*args, _maps(norm=_norm_of_each_stream), untransposed),
-            "the carried streams are right now, the norm before fn still has its fault":
-                lambda *args: whole_site(*args, _maps(norm=_norm_of_each_stream)),
-            "the norm before fn is right now, the carried streams still have their fault":
-                lambda *args: whole_site(*args, site=untransposed),
+            "both faults are still there; your version should have none":
+                _whole(maps=_maps(norm=_norm_of_each_stream), site=untransposed),
+            "the carried streams are right now, the norm before fn still has its fault; it should "
+            "have none":
+                _whole(maps=_maps(norm=_norm_of_each_stream)),
+            "the norm before fn is right now, the carried streams still have their fault; they "
+            "should have none":
+                _whole(site=untransposed),
+            "the norm before fn is gone; it should be there, over other numbers than the "
+            "colleague's":
+                _whole(maps=_maps(norm=_without_norm)),
+            "the norm before fn is gone, and the carried streams still have their fault; the norm "
+            "should be over other numbers than the colleague's":
+                _whole(maps=_maps(norm=_without_norm), site=untransposed),
+            "you transpose comb before Sinkhorn; the maps should stay as they are, and the sum "
+            "over comb change":
+                _whole(maps=_maps(order="(k j)"), site=untransposed),
+            "you transpose comb twice; only the sum over comb should change":
+                _whole(maps=_maps(order="(k j)")),
+            "you transpose comb before Sinkhorn, and the norm before fn still has its fault; the "
+            "sum over comb should change instead":
+                _whole(maps=_maps(order="(k j)", norm=_norm_of_each_stream), site=untransposed),
+            "you have exchanged pre and post, which were right; pre should read, post should write":
+                _whole(site=exchanged),
+            "the factor 2 on post is gone; it was right and should be there":
+                _whole(maps=_maps(write=lambda a, eps: a.sigmoid())),
+            "X passes unmixed beside the mixed streams; comb should be all that passes":
+                _whole(site=lambda X, *rest: X + site(X, *rest)),
+            "the streams pass unmixed; they should be mixed by comb": _whole(site=without_mixing),
         },
         hints=(
             "Compare step by step with your maps and site, on streams that differ: which of pre, "
@@ -352,15 +578,33 @@ CHECKS = [
     Check(
         "mhc.mixture", mixture, _mixture_cases,
         mistakes={
-            "the weights are not normalised: a softmax makes them positive with the sum 1":
-                _weighted,
-            "the weights are exponentials that are not divided by their sum":
-                lambda raw, permutations: _weighted(raw.exp(), permutations),
-            "the weights are sigmoids: they do not sum to 1, take a softmax":
-                lambda raw, permutations: _weighted(raw.sigmoid(), permutations),
-            "each matrix is transposed": lambda raw, permutations: mixture(raw, permutations).mT,
-            "this is the plain mean of all permutations: weigh them with softmax(raw)":
-                lambda raw, permutations: mixture(torch.zeros_like(raw), permutations),
+            "you do not normalise the weights; a softmax should make them positive with the sum 1":
+                _weights(lambda raw: raw),
+            "your weights are exponentials; they should be divided by their sum":
+                _weights(torch.exp),
+            "your weights are sigmoids, which do not sum to 1; they should be a softmax":
+                _weights(torch.sigmoid),
+            "your weights are sigmoids divided by their sum; they should be a softmax":
+                _weights(lambda raw: raw.sigmoid() / raw.sigmoid().sum(-1, keepdim=True)),
+            "you divide the numbers by their sum, which keeps the negative ones; the weights "
+            "should be a softmax":
+                _weights(lambda raw: raw / raw.sum(-1, keepdim=True)),
+            "your softmax goes over the first axis; it should go over the K permutations, the last":
+                _weights(lambda raw: raw.softmax(0)),
+            "your softmax goes over all numbers; it should go over the K permutations of each "
+            "matrix":
+                _weights(lambda raw: raw.flatten().softmax(0).view_as(raw)),
+            "you divide by K after the softmax; the weights should sum to 1":
+                _weights(lambda raw: raw.softmax(-1) / raw.shape[-1]),
+            "you take the permutation with the largest weight; it should be the sum of all, "
+            "weighted":
+                _weights(lambda raw: torch.nn.functional.one_hot(
+                    raw.argmax(-1), raw.shape[-1]).to(raw.dtype)),
+            "your matrices are transposed; they should be weighted sums as they are":
+                lambda raw, permutations: mixture(raw, permutations).mT,
+            "you take the plain mean of all permutations; they should be weighed with "
+            "softmax(raw)":
+                _weights(lambda raw: torch.zeros_like(raw).softmax(-1)),
         },
         hints=(
             "A mean of permutation matrices with weights that are positive and sum to 1 is doubly "

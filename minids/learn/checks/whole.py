@@ -4,6 +4,7 @@ sections 2.1, 2.2, 4.2.1).
 Where `minids.plain` has the function, it is the reference; what is defined here makes mistakes.
 """
 
+import math
 from functools import cache
 
 import torch
@@ -42,6 +43,8 @@ def _norm_cases(rng):
     yield "a large eps", (torch.randn(2, 3, 6, generator=rng) + 0.3, weight, 0.5)
     x = torch.randn(2, 3, 6, generator=rng) + 0.3
     yield "bfloat16 in, bfloat16 out", (x.bfloat16(), weight, 1e-6)
+    x = 300 * torch.randn(2, 3, 6, generator=rng) + 300
+    yield "float16 in, large numbers, whose squares overflow it", (x.half(), weight, 1e-6)
 
 
 def _mean_of_all(x, weight, eps):
@@ -58,6 +61,20 @@ def _layer_norm(x, weight, eps):
     return rms_norm(y - y.mean(dim=-1, keepdim=True), weight, eps).to(x.dtype)
 
 
+def _normed(divisor):
+    """x / divisor(x, eps) * weight, computed in float32."""
+    return lambda x, weight, eps: (x.float() / divisor(x.float(), eps) * weight).to(x.dtype)
+
+
+def _mean_square(x, axis=-1):
+    return x.square().mean(dim=axis, keepdim=True)
+
+
+def _in_own_type(x, weight, eps):
+    y = x * torch.rsqrt(_mean_square(x) + eps)
+    return (y * weight).to(x.dtype)
+
+
 def _eps_outside(x, weight, eps):
     root = x.float().square().mean(dim=-1, keepdim=True).sqrt()
     return (x.float() / (root + eps) * weight).to(x.dtype)
@@ -68,7 +85,7 @@ def _eps_outside(x, weight, eps):
 TINY = Config(vocab_size=29, dim=12, n_layers=2, compress_ratios=(0, 4, 0), n_heads=2, head_dim=8,
               rope_head_dim=4, q_lora_rank=8, o_groups=1, o_lora_rank=8, window_size=4,
               index_n_heads=2, index_head_dim=8, index_topk=8, moe_inter_dim=8, n_routed_experts=4,
-              n_activated_experts=2, n_hash_layers=1, max_seq_len=64)
+              n_activated_experts=2, n_hash_layers=1, max_seq_len=64, hc_sinkhorn_iters=4)
 
 
 def lively(rng, config=TINY):
@@ -115,26 +132,40 @@ def _double(u):
 
 
 def block_forward_with(block, X, ids, site=plain.site, attn_norm="attn_norm", ffn_norm="ffn_norm",
-                       second="ffn", stale=False):
-    """`block_forward` with another site, other norms, or other maps of the second site.
+                       first="attn", second="ffn", stale=False, after=False):
+    """`block_forward` with another site, other norms, or other maps of the sites.
 
-    A norm may be None; stale: the second site's maps come from the block's input.
+    A norm may be None; stale: the second site's maps come from the block's input; after: the norms
+    come after the layers.
     """
-    def attention_layer(u):
-        u = getattr(block, attn_norm)(u) if attn_norm else u
-        return plain.attention(block.attn, u)
+    def normed(name, layer):
+        norm = getattr(block, name) if name else lambda u: u
+        return (lambda u: norm(layer(u))) if after else (lambda u: layer(norm(u)))
 
-    def expert_layer(u):
-        u = getattr(block, ffn_norm)(u) if ffn_norm else u
-        return plain.moe_forward(block.ffn, u, ids)
-
+    attention_layer = normed(attn_norm, lambda u: plain.attention(block.attn, u))
+    expert_layer = normed(ffn_norm, lambda u: plain.moe_forward(block.ffn, u, ids))
     before = X
-    X = site(X, attention_layer, *site_maps(block, X, "attn"))
+    X = site(X, attention_layer, *site_maps(block, X, first))
     return site(X, expert_layer, *site_maps(block, before if stale else X, second))
 
 
 def _block(**changes):
     return lambda *args: block_forward_with(*args, **changes)
+
+
+def _with_residual(X, *rest):
+    return X + plain.site(X, *rest)
+
+
+def _one_site_only(at):
+    """A block with attention alone, or the experts alone."""
+    def wrong(block, X, ids):
+        if at == "attn":
+            return plain.site(X, lambda u: plain.attention(block.attn, block.attn_norm(u)),
+                              *site_maps(block, X, "attn"))
+        return plain.site(X, lambda u: plain.moe_forward(block.ffn, block.ffn_norm(u), ids),
+                          *site_maps(block, X, "ffn"))
+    return wrong
 
 
 def _experts_first(block, X, ids):
@@ -171,16 +202,18 @@ def _block_cases(rng):
         yield label, (block, X, ids)
 
 
-def model_forward_with(model, ids, streams=None, layers=slice(None), gates=plain.gates, norm=True):
-    """`model_forward` with other first streams, fewer blocks, other gates, or no last norm."""
-    n, eps = model.config.hc_mult, model.config.norm_eps
+def model_forward_with(model, ids, streams=None, layers=lambda layers: layers, gates=plain.gates,
+                       norm=rms_norm, head=None, eps=None):
+    """`model_forward` with other first streams, other blocks, other gates, or another end."""
+    n, eps = model.config.hc_mult, model.config.norm_eps if eps is None else eps
     X = model.embed(ids)[:, :, None]                                   # B T 1 d
-    X = X.repeat(1, 1, n, 1) if streams is None else streams(X, n)     # B T n d
-    for block in model.layers[layers]:
+    start = X = X.repeat(1, 1, n, 1) if streams is None else streams(X, n)     # B T n d
+    for block in layers(model.layers):
         X = block_forward(block, X, ids)
-    y = (gates(model, X)[..., None] * X).sum(dim=2)                    # B T d
-    y = rms_norm(y, model.norm.weight, eps) if norm else y
-    return y @ model.head.weight.T
+    g = gates(model, start if gates is _gates_of_the_start else X)
+    y = (g[..., None] * X).sum(dim=2)                                  # B T d
+    y = norm(y, model.norm.weight, eps) if norm else y
+    return y @ (model.head if head is None else head(model)).weight.T
 
 
 def _model(**changes):
@@ -195,8 +228,26 @@ def _divided(X, n):
     return X.repeat(1, 1, n, 1) / n
 
 
-def _mean_of_streams(model, X):
-    return torch.full(X.shape[:3], 1 / X.shape[2])
+def _equal_gates(total):
+    """The same gate for all n streams, total(n) in all."""
+    return lambda model, X: torch.full(X.shape[:3], total(X.shape[2]) / X.shape[2])
+
+
+def _one_stream(which):
+    def gates(model, X):
+        g = torch.zeros(X.shape[:3])
+        g[..., which] = 1.0
+        return g
+    return gates
+
+
+def _gates_of_the_start(model, X):
+    return plain.gates(model, X)
+
+
+def _gates_of_sum_1(model, X):
+    g = plain.gates(model, X)
+    return g / g.sum(dim=-1, keepdim=True)
 
 
 def _softmax_gates(model, X):
@@ -204,20 +255,53 @@ def _softmax_gates(model, X):
     return gates.logit().softmax(dim=-1) + model.config.hc_eps
 
 
-def _model_cases(rng):
-    model = lively(rng)
-    yield "one sequence", (model, torch.randint(0, 29, (1, 5), generator=rng))
-    yield "a batch", (model, torch.randint(0, 29, (3, 9), generator=rng))
+def _norms_each_stream(model, ids):
+    """The last norm comes before the streams are weighed together."""
+    X = plain.features(model, ids)
+    y = rms_norm(X, model.norm.weight, model.config.norm_eps)
+    return (plain.gates(model, X)[..., None] * y).sum(dim=2) @ model.head.weight.T
 
 
-def mtp_loss(model, ids, given=1, target=2, rows=None):
+def _calls_the_blocks(model, ids):
+    return model.layers[0](model.embed(ids)[:, :, None].repeat(1, 1, model.config.hc_mult, 1), ids)
+
+
+def _model_cases(rng, n_mtp=0):
+    """Results depend on the embedding, which requires gradients, so an attempt's must too."""
+    sizes = dict(n_routed_experts=3, n_mtp_layers=n_mtp)
+    two = TINY.replace(compress_ratios=(0, 4) + n_mtp * (0,), **sizes)
+    three = TINY.replace(n_layers=3, compress_ratios=(0, 4, 0) + n_mtp * (0,), hc_mult=3,
+                         norm_eps=0.02, **sizes)
+    for label, config, B, T in (("one sequence", two, 1, 5),
+                                ("a batch, three streams, three blocks, a large norm_eps", three,
+                                 2, 9)):
+        model = lively(rng, config)
+        model.embed.weight.requires_grad_()
+        yield label, (model, torch.randint(0, 29, (B, T), generator=rng))
+
+
+def _mtp_cases(rng):
+    return _model_cases(rng, n_mtp=1)
+
+
+def mtp_loss(model, ids, given=1, target=2, streams=0, of=F.cross_entropy):
     """Mean cross-entropy of the MTP block. ids: B T.
 
     It is given the streams at t and the token at t + 1, and predicts the token at t + 2.
     """
-    n = ids.shape[1] - max(given, target)
-    logits = model.mtp_logits(model.features(ids)[:, :n], ids[:, given:given + n])       # B n V
-    return F.cross_entropy(logits.flatten(0, 1), ids[:, target:target + n].flatten())
+    n = ids.shape[1] - max(given, target, streams)
+    X = model.features(ids)[:, streams:streams + n]
+    logits = model.mtp_logits(X, ids[:, given:given + n])              # B n V
+    return of(logits.flatten(0, 1), ids[:, target:target + n].flatten())
+
+
+def _mtp(**changes):
+    return lambda model, ids: mtp_loss(model, ids, **changes)
+
+
+def _times(factor):
+    """The loss times factor(B, T)."""
+    return lambda model, ids: mtp_loss(model, ids) * factor(*ids.shape)
 
 
 def _whole_rows(model, ids):
@@ -226,8 +310,24 @@ def _whole_rows(model, ids):
     return F.cross_entropy(logits.flatten(0, 1), ids.roll(-2, 1).flatten())
 
 
-def _summed(model, ids):
-    return mtp_loss(model, ids) * ids.shape[0] * (ids.shape[1] - 2)
+def _main_loss(model, ids):
+    logits = model_forward(model, ids)[:, :-1]
+    return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+
+
+def _copying_t_minus_2_rows(model, ids):
+    logits = model.mtp_logits(model.features(ids)[:, :-2], ids[:, 1:-1])
+    return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:-1].flatten())
+
+
+def _one_row_too_many(model, ids):
+    logits = model.mtp_logits(model.features(ids)[:, :-1], ids[:, 1:])
+    return F.cross_entropy(logits.flatten(0, 1), ids[:, 2:].flatten())
+
+
+def _not_flattened(model, ids):
+    logits = model.mtp_logits(model.features(ids)[:, :-2], ids[:, 1:-1])
+    return F.cross_entropy(logits, ids[:, 2:])
 
 
 # ---- counting ----
@@ -257,6 +357,7 @@ def _count_cases(rng):
     yield "mini", (Config.mini(),)
     yield "Flash", (Config.flash(),)
     yield "Pro", (Config.pro(),)
+    yield "nano with three streams", (Config.nano().replace(hc_mult=3),)
 
 
 def _but(change):
@@ -267,6 +368,19 @@ def _but(change):
     return wrong
 
 
+def _plus(part, change):
+    """`count` with change(config, ratios) added to a part."""
+    return _but(lambda config, counts, ratios: {part: counts[part] + change(config, ratios)})
+
+
+def _missing(part):
+    """`count` without what the exercise adds to a part."""
+    def rest(config, counts, ratios):
+        n = config.hc_mult
+        return {part: n * n * config.dim + n + 1 if part == "hyper-connections" else 0}
+    return _but(rest)
+
+
 def _narrow(config, counts, ratios):
     """Both compressors of CSA without overlap: half as wide."""
     def half(width):
@@ -275,37 +389,75 @@ def _narrow(config, counts, ratios):
             "indexers": counts["indexers"] - half(config.index_head_dim)}
 
 
-def _no_hca(config, counts, ratios):
+def _compressor(d, ratio, width):
+    f = 2 if ratio == 4 else 1
+    return 2 * f * width * d + ratio * f * width + width
+
+
+def _no_hca(config, ratios):
     """Compressors of CSA layers only."""
-    c, d = config.head_dim, config.dim
-    hca = sum(2 * c * d + r * c + c for r in ratios if r not in (0, 4))
-    return {"compressors": counts["compressors"] - hca}
+    return -sum(_compressor(config.dim, r, config.head_dim) for r in ratios if r not in (0, 4))
 
 
-def _no_index_compressor(config, counts, ratios):
-    ci = config.index_head_dim
-    return {"indexers": counts["indexers"] - ratios.count(4) * (4 * ci * config.dim + 8 * ci + ci)}
+def _window_layers_too(config, ratios):
+    return ratios.count(0) * _compressor(config.dim, 0, config.head_dim)
+
+
+def _no_index_compressor(config, ratios):
+    return -ratios.count(4) * _compressor(config.dim, 4, config.index_head_dim)
+
+
+def _wide_index_compressor(config, ratios):
+    wide = _compressor(config.dim, 4, config.head_dim)
+    return ratios.count(4) * (wide - _compressor(config.dim, 4, config.index_head_dim))
+
+
+def _wq_b(config, inputs):
+    return config.index_n_heads * config.index_head_dim * inputs
+
+
+def _wq_b_of_one_head(config, ratios):
+    less = _wq_b(config, config.q_lora_rank) - config.index_head_dim * config.q_lora_rank
+    return -ratios.count(4) * less
+
+
+def _hca_indexers(config, ratios):
+    """An indexer, with its compressor of the layer's ratio, in HCA layers, too."""
+    matrices = _wq_b(config, config.q_lora_rank) + config.index_n_heads * config.dim
+    return sum(matrices + _compressor(config.dim, r, config.index_head_dim)
+               for r in ratios if r not in (0, 4))
 
 
 def _two_matrices(config, counts, ratios):
     return {part: counts[part] * 2 // 3 for part in ("routed experts", "shared experts")}
 
 
-def _one_site(config, counts, ratios):
+def _site(config):
     n = config.hc_mult
-    site = (2 + n) * n * (n * config.dim + 1) + 3
-    return {"hyper-connections": counts["hyper-connections"] - config.n_layers * site}
+    return (2 + n) * n * (n * config.dim + 1) + 3
 
 
-def _no_statics(config, counts, ratios):
+def _one_site(config, ratios):
+    return -config.n_layers * _site(config)
+
+
+def _no_statics(config, ratios):
     n = config.hc_mult
-    statics = 2 * config.n_layers * ((2 + n) * n + 3)
-    return {"hyper-connections": counts["hyper-connections"] - statics}
+    return -2 * config.n_layers * ((2 + n) * n + 3)
+
+
+def _fn_of_one_stream(config, ratios):
+    n = config.hc_mult
+    return -2 * config.n_layers * (2 + n) * n * (n - 1) * config.dim
 
 
 def _only_active(config, counts, ratios):
     E, K = config.n_routed_experts, config.n_activated_experts
     return {"routed experts": counts["routed experts"] * K // E}
+
+
+def _one_expert(config, counts, ratios):
+    return {"routed experts": counts["routed experts"] // config.n_routed_experts}
 
 
 def _ape_forgotten(config, counts, ratios):
@@ -315,15 +467,35 @@ def _ape_forgotten(config, counts, ratios):
             "indexers": counts["indexers"] - ratios.count(4) * 8 * ci}
 
 
+def _idle(config, share):
+    """`active` with another number of routed experts that work: share(E, K)."""
+    routed, E = count(config)["routed experts"], config.n_routed_experts
+    K = config.n_activated_experts
+    return active(config) + routed // E * (share(E, K) - K)
+
+
 CHECKS = [
     Check(
         "whole.sqrtsoftplus", affinity, _affinity_cases,
         mistakes={
-            "this is softplus without the square root": F.softplus,
-            "this is sigmoid, the gate of DeepSeek-V3; V4 takes sqrt(softplus(x))": torch.sigmoid,
-            "the order is the other way round: first softplus, then the square root":
+            "you take softplus alone; its square root should follow": F.softplus,
+            "you take a sigmoid, the gate of DeepSeek-V3; it should be sqrt(softplus(x))":
+                torch.sigmoid,
+            "you take the root of a sigmoid; it should be the root of softplus":
+                lambda x: x.sigmoid().sqrt(),
+            "you take the root first; softplus should come first, then the square root":
                 lambda x: F.softplus(x.sqrt()),
-            "exp overflows for large x: torch.nn.functional.softplus is safe there":
+            "you take the square of softplus; it should be its square root":
+                lambda x: F.softplus(x).square(),
+            "you take the root of ReLU; it should be the root of softplus, which is above 0 "
+            "everywhere":
+                lambda x: x.relu().sqrt(),
+            "the logarithm is missing; softplus(x) should be log(1 + exp(x))":
+                lambda x: (1 + x.exp()).sqrt(),
+            "the 1 is missing; softplus(x) should be log(1 + exp(x))":
+                lambda x: x.exp().log().sqrt(),
+            "your exp overflows for large x; torch.nn.functional.softplus is safe there and should "
+            "be used":
                 lambda x: torch.log1p(x.exp()).sqrt(),
         },
         hints=(
@@ -335,16 +507,46 @@ CHECKS = [
     Check(
         "whole.rms_norm", rms_norm, _norm_cases,
         mistakes={
-            "the weight is missing":
+            "the weight is missing; the result should be multiplied by it":
                 lambda x, weight, eps: rms_norm(x, torch.ones_like(weight), eps),
-            "the mean is over all axes: it belongs over the last axis only": _mean_of_all,
-            "this divides by the root of the sum; RMS takes the mean of the squares":
+            "you add the weight; the result should be multiplied by it":
+                lambda x, weight, eps: (rms_norm(x.float(), torch.ones_like(weight), eps)
+                                        + weight).to(x.dtype),
+            "you multiply by 1 + weight; it should be the weight":
+                lambda x, weight, eps: rms_norm(x, 1 + weight, eps),
+            "you multiply by the weight before the norm; it should come after":
+                lambda x, weight, eps: rms_norm(x.float() * weight, torch.ones_like(weight),
+                                                eps).to(x.dtype),
+            "your mean is over all axes; it should be over the last axis only": _mean_of_all,
+            "your mean is over the first axis; it should be over the last":
+                _normed(lambda x, eps: (_mean_square(x, 0) + eps).sqrt()),
+            "you divide by the root of the sum; it should be the root of the mean of the squares":
                 _sum_of_squares,
-            "the mean was subtracted first, as LayerNorm does; RMS leaves it": _layer_norm,
-            "eps is outside the square root; the report has it inside": _eps_outside,
-            "eps is not used": lambda x, weight, eps: rms_norm(x, weight, 0.0),
-            "the result has another dtype than x: compute in float32, then go back with "
-            ".to(x.dtype)": lambda x, weight, eps: rms_norm(x.float(), weight, eps),
+            "the root is missing; x should be divided by the root of the mean square":
+                _normed(lambda x, eps: _mean_square(x) + eps),
+            "you multiply by the root mean square; x should be divided by it":
+                _normed(lambda x, eps: torch.rsqrt(_mean_square(x) + eps)),
+            "you divide by the mean of absolute values; it should be the root of the mean square":
+                _normed(lambda x, eps: x.abs().mean(-1, keepdim=True) + eps),
+            "you divide by the standard deviation, which subtracts the mean; it should be the root "
+            "of the mean square":
+                _normed(lambda x, eps: (x.var(-1, keepdim=True, unbiased=False) + eps).sqrt()),
+            "you divide by torch's standard deviation; it should be the root of the mean square":
+                _normed(lambda x, eps: x.std(-1, keepdim=True) + eps),
+            "you subtract the mean first, as LayerNorm does; RMS norm should leave it":
+                _layer_norm,
+            "your eps is outside the square root; it should be inside": _eps_outside,
+            "you do not use the argument eps; it should be added to the mean square":
+                lambda x, weight, eps: rms_norm(x, weight, 0.0),
+            "you square eps; it should be added as it is":
+                lambda x, weight, eps: rms_norm(x, weight, eps * eps),
+            "your result has another dtype than x; it should be computed in float32, then go back "
+            "to x's type": lambda x, weight, eps: rms_norm(x.float(), weight, eps),
+            "you compute in x's own type and return another; it should be computed in float32, "
+            "then go back to x's type":
+                lambda x, weight, eps: x * torch.rsqrt(_mean_square(x) + eps) * weight,
+            "you compute in x's own type, where squares overflow; it should be float32, and the "
+            "result go back to x's type": _in_own_type,
         },
         hints=(
             "Square, mean over the last axis (keepdim=True), add eps, then the reciprocal of the "
@@ -357,19 +559,7 @@ CHECKS = [
     ),
     Check(
         "whole.site", plain.site, _site_cases,
-        mistakes={
-            "comb is the wrong way round: the sum runs over its FIRST index, so a matrix product "
-            "needs comb transposed": mhc.untransposed,
-            "the streams are carried on unmixed: comb is not used": mhc.without_mixing,
-            "the carried streams are missing: the layer's output is added to them, it does not "
-            "replace them": mhc.without_carrying,
-            "the layer reads the plain sum of the streams: weigh them with pre": mhc.reads_the_sum,
-            "the layer's output goes to all streams alike: weigh it with post":
-                mhc.writes_to_all_alike,
-            "pre and post are exchanged: pre reads, post writes": mhc.exchanged,
-            "the layer reads the mixed streams: it reads X as it came, mixing is for what passes "
-            "beside the layer": mhc.reads_the_mixed,
-        },
+        mistakes=mhc.SITE_MISTAKES,
         hints=(
             "Three lines: u = what the layer reads, f = layer(u), and the sum of what is written "
             "and what is carried on.",
@@ -381,20 +571,44 @@ CHECKS = [
     Check(
         "whole.block", block_forward, _block_cases,
         mistakes={
-            "you call block.attn or block.ffn, and these only hold parameters: the layers are "
+            "you call block.attn or block.ffn, which only hold parameters; the layers should be "
             "attention(block.attn, u) and moe_forward(block.ffn, u, ids)": _called_layers,
-            "comb is not transposed on its way": _block(site=mhc.untransposed),
-            "the second site uses attn_norm: it has its own, ffn_norm":
+            "your sum runs over the second index of comb; it should run over the first":
+                _block(site=mhc.untransposed),
+            "X passes unmixed beside the mixed streams; a site should return its result alone":
+                _block(site=_with_residual),
+            "you exchange pre and post on their way to the site; pre should come first":
+                _block(site=mhc.exchanged),
+            "your second site uses attn_norm; it should use its own, ffn_norm":
                 _block(ffn_norm="attn_norm"),
-            "the second site's maps come from the streams before attention: compute them from what "
-            "the first site wrote": _block(stale=True),
-            "the experts read the streams from before attention: the second site starts from the "
-            "first one's result": _experts_read_the_input,
-            "the second site uses the attention site's maps (hc_attn_...): it has its own, "
-            "hc_ffn_...": _block(second="attn"),
-            "the norm before attention is missing": _block(attn_norm=None),
-            "the norm before the experts is missing": _block(ffn_norm=None),
-            "the experts come first: attention does": _experts_first,
+            "your first site uses ffn_norm; it should use its own, attn_norm":
+                _block(attn_norm="ffn_norm"),
+            "you exchange the norms; attention should use attn_norm, the experts ffn_norm":
+                _block(attn_norm="ffn_norm", ffn_norm="attn_norm"),
+            "your second site's maps come from the streams before attention; they should come from "
+            "what the first site wrote": _block(stale=True),
+            "your experts read the streams from before attention; the second site should start "
+            "from the first one's result": _experts_read_the_input,
+            "your second site uses the attention site's maps; it should use its own, \"ffn\"":
+                _block(second="attn"),
+            "your first site uses the experts' maps; it should use its own, \"attn\"":
+                _block(first="ffn"),
+            "you exchange the maps of the sites; attention should use \"attn\", the experts "
+            "\"ffn\"":
+                _block(first="ffn", second="attn"),
+            "the norm before attention is missing; the layer should get attn_norm(u)":
+                _block(attn_norm=None),
+            "the norm before the experts is missing; the layer should get ffn_norm(u)":
+                _block(ffn_norm=None),
+            "both norms are missing; each layer should get its norm of u":
+                _block(attn_norm=None, ffn_norm=None),
+            "your norms come after the layers; they should come before": _block(after=True),
+            "your experts come first; attention should": _experts_first,
+            "the experts are missing; a second site should follow the first":
+                _one_site_only("attn"),
+            "attention is missing, or its result is lost; the second site should work on what the "
+            "first one wrote":
+                _one_site_only("ffn"),
         },
         hints=(
             "Two calls of site, one after the other; the second takes what the first returned.",
@@ -408,11 +622,37 @@ CHECKS = [
     Check(
         "whole.debug", block_forward, _block_cases,
         mistakes={
-            "this still has both faults": _block(site=mhc.untransposed, ffn_norm="attn_norm"),
-            "the fault at the second site's layer is repaired, the one in the carried streams is "
-            "still there": _block(site=mhc.untransposed),
-            "the carried streams are right now, the layer of the second site still has its fault":
+            "both faults are still there; your version should have none":
+                _block(site=mhc.untransposed, ffn_norm="attn_norm"),
+            "the second site's layer is right now, the carried streams still have their fault; "
+            "they should have none":
+                _block(site=mhc.untransposed),
+            "the carried streams are right now, the layer of the second site still has its fault; "
+            "it should have none":
                 _block(ffn_norm="attn_norm"),
+            "the carried streams are right now, but both sites use ffn_norm; the first should use "
+            "attn_norm":
+                _block(attn_norm="ffn_norm"),
+            "the carried streams are right now, but the norms are exchanged; the first site should "
+            "use attn_norm":
+                _block(attn_norm="ffn_norm", ffn_norm="attn_norm"),
+            "both sites use ffn_norm, and the carried streams still have their fault; the first "
+            "site should use attn_norm":
+                _block(site=mhc.untransposed, attn_norm="ffn_norm"),
+            "the norms are exchanged, and the carried streams still have their fault; the first "
+            "site should use attn_norm":
+                _block(site=mhc.untransposed, attn_norm="ffn_norm", ffn_norm="attn_norm"),
+            "the second site has lost its norm; it should use ffn_norm":
+                _block(ffn_norm=None),
+            "the second site has lost its norm, and the carried streams still have their fault; it "
+            "should use ffn_norm":
+                _block(site=mhc.untransposed, ffn_norm=None),
+            "both sites have lost their norms; each should use its own":
+                _block(attn_norm=None, ffn_norm=None),
+            "X passes unmixed beside the mixed streams; comb should be all that passes":
+                _block(site=_with_residual),
+            "the second site's maps come from the streams before attention now; they were right, "
+            "and should come from what the first site wrote": _block(stale=True),
         },
         hints=(
             "Compare step by step with lively weights: which of u, f, carried is the first that "
@@ -427,16 +667,59 @@ CHECKS = [
     Check(
         "whole.forward", model_forward, _model_cases,
         mistakes={
-            "only the first stream holds the embedding: all n start as copies of it":
+            "only your first stream holds the embedding; all n should start as copies of it":
                 _model(streams=_first_only),
-            "the embedding is divided among the streams: each gets a whole copy":
+            "you divide the embedding among the streams; each should get a whole copy":
                 _model(streams=_divided),
-            "the streams are added or averaged at the end (which is the same under the norm): the "
-            "head has its own gates": _model(gates=_mean_of_streams),
-            "the head's gates are a softmax: each is its own sigmoid": _model(gates=_softmax_gates),
-            "the last norm is missing": _model(norm=False),
-            "a block is left out at the end": _model(layers=slice(0, -1)),
-            "no block is applied": _model(layers=slice(0, 0)),
+            "you make four streams; there should be config.hc_mult":
+                _model(streams=lambda X, n: X.repeat(1, 1, 4, 1)),
+            "you average the streams at the end; they should be weighed with the head's gates":
+                _model(gates=_equal_gates(lambda n: 1)),
+            "you add the streams at the end; they should be weighed with the head's gates":
+                _model(gates=_equal_gates(lambda n: n)),
+            "you take the mean of the weighed streams; it should be their sum":
+                _model(gates=lambda model, X: plain.gates(model, X) / X.shape[2]),
+            "you read the first stream at the end; all should be weighed with the head's gates":
+                _model(gates=_one_stream(0)),
+            "you read the last stream at the end; all should be weighed with the head's gates":
+                _model(gates=_one_stream(-1)),
+            "your gates are a softmax; each should be its own sigmoid":
+                _model(gates=_softmax_gates),
+            "you divide the gates by their sum; they should weigh the streams as they are":
+                _model(gates=_gates_of_sum_1),
+            "your gates come from the first streams; they should come from those after the last "
+            "block":
+                _model(gates=_gates_of_the_start),
+            "the last norm is missing; the output matrix should get the norm of the weighted sum":
+                _model(norm=None),
+            "your last norm has no weight; it should be model.norm.weight":
+                _model(norm=lambda y, weight, eps: rms_norm(y, torch.ones_like(weight), eps)),
+            "you norm each stream; the last norm should come after the streams are weighed "
+            "together": _norms_each_stream,
+            "your last norm uses 1e-6; it should be config.norm_eps": _model(eps=1e-6),
+            "you use the embedding as the output matrix; it should be model.head":
+                _model(head=lambda model: model.embed),
+            "you leave out the last block; all should be applied":
+                _model(layers=lambda layers: layers[:-1]),
+            "you leave out the first block; all should be applied":
+                _model(layers=lambda layers: layers[1:]),
+            "you apply no block; all should be applied, one after the other":
+                _model(layers=lambda layers: layers[:0]),
+            "you apply the blocks in reverse order; the first should come first":
+                _model(layers=lambda layers: layers[::-1]),
+            "you apply the first block every time; each should be applied once":
+                _model(layers=lambda layers: [layers[0]] * len(layers)),
+            "each of your blocks starts from the embedding; it should start from what the block "
+            "before gave":
+                _model(layers=lambda layers: layers[-1:]),
+            "you return probabilities; it should be logits":
+                lambda model, ids: model_forward(model, ids).softmax(dim=-1),
+            "you return logarithms of probabilities; it should be logits":
+                lambda model, ids: model_forward(model, ids).log_softmax(dim=-1),
+            "you stop before the output matrix; the result should be logits, B T V":
+                lambda model, ids: plain.merge(model, plain.features(model, ids)),
+            "you call a block, which only holds parameters; block_forward should compute with it":
+                _calls_the_blocks,
         },
         hints=(
             "Five steps: embed, copy to n streams, all blocks one after the other, weigh the "
@@ -451,15 +734,31 @@ CHECKS = [
     Check(
         "whole.safe_affinity", with_gradient(affinity), _gradient_cases,
         mistakes={
-            "the gradient is nan where softplus underflows to 0: 1/sqrt(0) times 0. Choosing "
-            "afterwards with torch.where does not help, autograd multiplies by the branch that was "
-            "not taken; keep the root's argument above 0":
+            "your gradient is nan where softplus underflows to 0: 1/sqrt(0) times 0. Choosing "
+            "afterwards with torch.where does not help, for autograd multiplies by the branch that "
+            "was not taken; the root's argument should stay above 0":
                 with_gradient(lambda x: F.softplus(x).sqrt()),
-            "the small number that is added changes all affinities: clamp instead, it changes "
-            "those only that would be 0": with_gradient(lambda x: (F.softplus(x) + 1e-6).sqrt()),
-            "the clamp bites too early: float32 holds numbers down to 1e-38 "
-            "(torch.finfo(torch.float32).tiny)":
+            "you add a small number, which changes all affinities; a lower bound should change "
+            "only those that would be 0": with_gradient(lambda x: (F.softplus(x) + 1e-6).sqrt()),
+            "you add a number to softplus, which changes affinities; a lower bound should change "
+            "only those that would be 0":
+                with_gradient(lambda x: (F.softplus(x) + 1e-8).sqrt()),
+            "you add a small number after the root, where the gradient is still nan; the root's "
+            "argument should stay above 0":
+                with_gradient(lambda x: F.softplus(x).sqrt() + 1e-6),
+            "you bound the affinity after the root, where the gradient is still nan; the root's "
+            "argument should stay above 0":
+                with_gradient(lambda x: F.softplus(x).sqrt().clamp_min(1e-6)),
+            "your lower bound bites too early; float32 holds numbers down to 1e-38 "
+            "(torch.finfo(torch.float32).tiny), and it should be about there":
                 with_gradient(lambda x: F.softplus(x).clamp_min(1e-6).sqrt()),
+            "your lower bound is the float's eps, 1e-7, and bites too early; it should be its "
+            "smallest normal number, 1e-38":
+                with_gradient(lambda x: F.softplus(x).clamp_min(
+                    torch.finfo(torch.float32).eps).sqrt()),
+            "you bound x instead of softplus, and cut too early; the values below should stay what "
+            "they are":
+                with_gradient(lambda x: F.softplus(x.clamp_min(-10)).sqrt()),
         },
         hints=(
             "The derivative of sqrt(s) is 1 / (2 sqrt(s)): infinite at s = 0. Where softplus "
@@ -472,24 +771,47 @@ CHECKS = [
         atol=1e-7,
     ),
     Check(
-        "whole.mtp_loss", mtp_loss, _model_cases,
+        "whole.mtp_loss", mtp_loss, _mtp_cases,
         mistakes={
-            "the target is the token that the block was given (t + 1): it can copy it":
-                lambda model, ids: mtp_loss(model, ids, 1, 1),
-            "the block is given the token that it shall predict (t + 2): it can copy it":
-                lambda model, ids: mtp_loss(model, ids, 2, 2),
-            "the block is given the token at t, which the streams know already: it gets the next "
-            "one, t + 1":
-                lambda model, ids: mtp_loss(model, ids, 0, 2),
-            "input and target are both one too early: this is given token t and predicts t + 1, "
-            "the main model's work":
-                lambda model, ids: mtp_loss(model, ids, 0, 1),
-            "the target is one too late: given t + 1, the block predicts t + 2, not t + 3":
-                lambda model, ids: mtp_loss(model, ids, 1, 3),
-            "the ids are rolled round, so the last rows get targets from the beginning of the "
-            "text: cut those rows off":
+            "your target is the token that the block was given (t + 1), which it can copy; it "
+            "should be the token at t + 2": _mtp(target=1),
+            "your target is the token that the block was given (t + 1), which it can copy, in all "
+            "rows but the last two; it should be the token at t + 2": _copying_t_minus_2_rows,
+            "you give the block the token that it should predict (t + 2), which it can copy; it "
+            "should get the token at t + 1": _mtp(given=2),
+            "you give the block the token at t, which the streams know already; it should get the "
+            "next one, t + 1": _mtp(given=0),
+            "your input and target are both one too early, the main model's work; the block should "
+            "get token t + 1 and predict t + 2": _mtp(given=0, target=1),
+            "your target is one too late; given t + 1, the block should predict t + 2":
+                _mtp(target=3),
+            "your input and target are both one too late; the block should get token t + 1 and "
+            "predict t + 2": _mtp(given=2, target=3),
+            "your streams are those at t + 1, one too late; they should be those at t":
+                _mtp(streams=1),
+            "your streams are those at t + 2, which have read the target; they should be those at "
+            "t": _mtp(streams=2),
+            "you roll the ids round, so the last rows get targets from the beginning of the text; "
+            "those rows should be cut off":
                 _whole_rows,
-            "this is the sum over the positions: take the mean": _summed,
+            "you take the sum over the positions; it should be the mean":
+                _times(lambda B, T: B * (T - 2)),
+            "you add the positions of a sequence; it should be the mean over all":
+                _times(lambda B, T: T - 2),
+            "you divide by all T positions; only T - 2 have a target and should count":
+                _times(lambda B, T: (T - 2) / T),
+            "your loss is in bits; it should be in nats, as cross_entropy gives it":
+                _times(lambda B, T: 1 / math.log(2)),
+            "you take logarithms twice, for cross_entropy takes a softmax itself; it should get "
+            "the logits, not probabilities":
+                _mtp(of=lambda logits, ids: F.cross_entropy(logits.softmax(-1), ids)),
+            "you return the main model's loss; it should be the MTP block's": _main_loss,
+            "you add the main model's loss; it should be the MTP block's alone":
+                lambda model, ids: mtp_loss(model, ids) + _main_loss(model, ids),
+            "your logits have one row more than there are targets; both should have T - 2":
+                _one_row_too_many,
+            "you hand B T V logits to cross_entropy, which takes classes on axis 1; they should be "
+            "flattened to N V, and the targets to N": _not_flattened,
         },
         hints=(
             "Write down for T = 5 which rows have a token two places on: t = 0, 1, 2. So T - 2 "
@@ -503,22 +825,59 @@ CHECKS = [
     ),
     Check(
         "whole.count", count, _count_cases,
-        mistakes={
-            "with overlap, CSA's compressors are twice as wide: wkv and wgate have 2c rows, ape "
-            "2c columns": _but(_narrow),
-            "the compressors of HCA layers are missing: every ratio above 0 has one, only the "
-            "indexer is CSA's alone":
-                _but(_no_hca),
-            "the indexer's own compressor is missing (width index_head_dim)":
-                _but(_no_index_compressor),
-            "an expert has three matrices: w1, w2 and w3": _but(_two_matrices),
-            "the shared expert of each layer is missing":
-                _but(lambda config, counts, ratios: {"shared experts": 0}),
-            "only one of a block's two mHC sites is counted": _but(_one_site),
-            "the sites' base and scale are missing: (2 + n) n and 3 numbers": _but(_no_statics),
-            "the compressors' ape is missing: one row for each of the ratio's positions":
+        mistakes={f"the {part} are not counted yet; they should be": _missing(part)
+                  for part in ("routed experts", "shared experts", "compressors", "indexers")} | {
+            "a block's mHC sites are not counted yet; both should be":
+                _missing("hyper-connections"),
+            "your CSA compressors are too narrow; with overlap they should be twice as wide, 2c "
+            "rows in wkv and wgate, 2c columns in ape":
+                _but(_narrow),
+            "the compressors of HCA layers are missing; every layer with a ratio above 0 should "
+            "have one":
+                _plus("compressors", _no_hca),
+            "you count compressors in window-only layers; only layers with a ratio above 0 should "
+            "have one":
+                _plus("compressors", _window_layers_too),
+            "the indexer's own compressor is missing; there should be one of width index_head_dim":
+                _plus("indexers", _no_index_compressor),
+            "your indexer's compressor is as wide as the layer's; its width should be "
+            "index_head_dim":
+                _plus("indexers", _wide_index_compressor),
+            "the indexer's wq_b is missing; it should count heads times width times q_lora_rank":
+                _plus("indexers", lambda config, ratios:
+                      -ratios.count(4) * _wq_b(config, config.q_lora_rank)),
+            "your indexer's wq_b takes d inputs; it should take q_lora_rank":
+                _plus("indexers", lambda config, ratios: ratios.count(4) * (
+                    _wq_b(config, config.dim) - _wq_b(config, config.q_lora_rank))),
+            "your indexer's wq_b has one head; it should have index_n_heads":
+                _plus("indexers", _wq_b_of_one_head),
+            "the indexer's weights_proj is missing; it should count heads times d":
+                _plus("indexers", lambda config, ratios:
+                      -ratios.count(4) * config.index_n_heads * config.dim),
+            "only the indexers' compressors are counted; wq_b and weights_proj should be, too":
+                _plus("indexers", lambda config, ratios: -ratios.count(4) * (
+                    _wq_b(config, config.q_lora_rank) + config.index_n_heads * config.dim)),
+            "you count indexers in HCA layers; only CSA layers should have one":
+                _plus("indexers", _hca_indexers),
+            "your experts have two matrices; each should have three: w1, w2 and w3":
+                _but(_two_matrices),
+            "you count one routed expert for each layer; all E should be counted":
+                _but(_one_expert),
+            "you count one of a block's two mHC sites; both should be counted":
+                _plus("hyper-connections", _one_site),
+            "the sites' base and scale are missing; they should count (2 + n) n and 3 numbers":
+                _plus("hyper-connections", _no_statics),
+            "the sites' scale is missing; it should count 3 numbers":
+                _plus("hyper-connections", lambda config, ratios: -6 * config.n_layers),
+            "the sites' base is missing; it should count (2 + n) n numbers":
+                _plus("hyper-connections", lambda config, ratios:
+                      -2 * config.n_layers * (2 + config.hc_mult) * config.hc_mult),
+            "your sites' fn has d columns; it should have n d":
+                _plus("hyper-connections", _fn_of_one_stream),
+            "the compressors' ape is missing; it should have one row for each of the ratio's "
+            "positions":
                 _but(_ape_forgotten),
-            "only the K experts that a token uses are counted here: all E are stored":
+            "you count only the K experts that a token uses; all E are stored and should count":
                 _but(_only_active),
         },
         hints=(
@@ -529,22 +888,31 @@ CHECKS = [
             "Compressor of width w, f = 2 for CSA, else 1: 2 f w d + ratio f w + w. Indexer: one "
             "of width ci, two matrices.",
         ),
-        atol=0.0, rtol=0.0,
+        atol=0.0, rtol=0.0, gradient=False,
     ),
     Check(
         "whole.active", active, _count_cases,
         mistakes={
-            "the embedding table is counted: a token reads one row of it, and the published "
-            "figure leaves it out":
+            "you count the embedding table; a token reads one row of it, so it should be left out":
                 lambda config: active(config) + count(config)["embedding"],
-            "the shared expert is left out: every token uses it":
+            "you leave the shared expert out; every token uses it, so it should count":
                 lambda config: active(config) - count(config)["shared experts"],
-            "this is the total without the embedding: only K of E routed experts work for a token":
+            "you return the total; idle experts and the embedding table should be left out":
+                lambda config: sum(count(config).values()),
+            "you return the total without the embedding; only K of E routed experts work for a "
+            "token and should count":
                 lambda config: sum(count(config).values()) - count(config)["embedding"],
-            "the share K / E belongs to the routed experts only, everything else works for each "
-            "token":
+            "you leave out all routed experts; K of the E work for a token and should count":
+                lambda config: _idle(config, lambda E, K: 0),
+            "you leave out K of the E routed experts; it should be the E - K idle ones":
+                lambda config: _idle(config, lambda E, K: E - K),
+            "you count one routed expert; K work for a token and should count":
+                lambda config: _idle(config, lambda E, K: 1),
+            "you count K + 1 routed experts; the shared one has its own part, so it should be K":
+                lambda config: _idle(config, lambda E, K: K + 1),
+            "you take K / E of everything; it should be the share of the routed experts only":
                 _share_of_everything,
-            "the head is left out: it is a matrix product for each token":
+            "you leave the head out; it is a matrix product for each token and should count":
                 lambda config: active(config) - count(config)["head"],
         },
         hints=(
@@ -553,6 +921,6 @@ CHECKS = [
             "rows but one).",
             "total - embedding - routed * (E - K) // E, in whole numbers.",
         ),
-        atol=0.0, rtol=0.0,
+        atol=0.0, rtol=0.0, gradient=False,
     ),
 ]
