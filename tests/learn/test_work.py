@@ -567,7 +567,9 @@ def test_jupyterlab_opens_the_copy_with_our_kernel_and_settings(course, monkeypa
         overrides = json.load(file)
     news = overrides["@jupyterlab/apputils-extension:notification"]
     assert news == {"fetchNews": "false", "checkForUpdates": False}
-    assert overrides["@jupyter-widgets/jupyterlab-manager:plugin"] == {"saveState": True}
+    # sliders stay with the thread that draws: see minids/show/panel.py
+    assert overrides["@jupyterlab/apputils-extension:kernels-settings"] == {
+        "commsOverSubshells": "disabled"}
 
 
 def test_a_home_that_cannot_be_written_to_is_replaced_and_said(course, monkeypatch, capsys):
