@@ -16,7 +16,8 @@ class Check:
     `cases(rng)` yields pairs (what the case tries, arguments), from the fundamental to the subtle;
     `rng` is a seeded torch.Generator. `mistakes` maps a message to a wrong version of the
     reference. Functions return a tensor, a number, or a tuple, list or dict of these. A difference
-    above atol + rtol * |expected| counts as wrong.
+    above atol + rtol * |expected| counts as wrong. `gradient` says whether gradients are compared,
+    too.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Check:
     hints: tuple[str, ...] = ()
     atol: float = 1e-5
     rtol: float = 1e-4
+    gradient: bool = True
 
 
 class CheckFailed(AssertionError):
