@@ -384,7 +384,7 @@ print("without large channels the turn changes nothing to speak of; with them it
 #
 # ## 4. The choice
 #
-# Rank the entries that are complete, read the k best; read all where there are no more than k. Of entries with the same score the earlier one goes first. That sounds too simple to go wrong. It goes wrong in two ways, one loud and one silent:
+# Rank the entries that are complete, read the k best; read all where there are no more than k. It is k also where scores are equal. That sounds too simple to go wrong. It goes wrong in two ways, one loud and one silent:
 # - **no mask**: later entries are ranked and read. The model sees the future.
 # - **mask too late**: the best k of all entries are taken, and the future ones dropped *afterwards*. Nothing leaks, but those picks are lost.
 #

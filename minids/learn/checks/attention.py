@@ -825,7 +825,8 @@ CHECKS = [
             "then all of group 1": _mixed_ranks,
             "a group's channels are in another order; they should stand head after head, each "
             "with its c channels":
-                lambda o, wo_a, wo_b, groups: plain.grouped_output(o.mT, wo_a, wo_b, groups),
+                lambda o, wo_a, wo_b, groups: plain.grouped_output(
+                    o.mT.reshape(o.shape), wo_a, wo_b, groups),
             "your groups meet the blocks in reverse; group 0, with the first heads, should meet "
             "the first block":
                 lambda o, wo_a, wo_b, groups: plain.grouped_output(
@@ -942,6 +943,9 @@ CHECKS = [
             "compress_rope_theta":
                 lambda config, ratio: plain.frequencies(
                     config.replace(compress_rope_theta=config.rope_theta), ratio),
+            "you take the frequencies of a layer without compression in every layer; with "
+            "compression the base is compress_rope_theta, and slow pairs are stretched":
+                lambda config, ratio: plain.frequencies(config, 0),
             "you stretch layers without compression too; only those with compression should be":
                 lambda config, ratio: plain.frequencies(config, ratio or 4),
             "you take the logarithm of a length of 0; without compression (length 0) nothing is "

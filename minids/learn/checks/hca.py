@@ -360,15 +360,17 @@ class Arriving:
 
 
 def stream(chunks, wkv, wgate, ape, restart=False, lose=False, flush=False, forget=False,
-           keep=False):
+           keep=False, count=False):
     """Pooled windows, B S c, of a sequence that arrives in chunks, each B T_i d.
 
     The keyword arguments make mistakes.
     """
-    m, waiting, entries = len(ape), None, []
+    m, waiting, entries, t = len(ape), None, [], 0
     for x in chunks:
         kv, z = x @ wkv.mT, x @ wgate.mT
         first = 0 if restart or waiting is None else waiting[0].shape[1]
+        first = t if count else first
+        t += x.shape[1]
         z = z + ape[(first + torch.arange(x.shape[1])) % m]
         if waiting is not None:
             kv, z = (torch.cat([old, new], dim=1) for old, new in zip(waiting, (kv, z)))
@@ -674,6 +676,9 @@ CHECKS = [
             "its window is t mod m": lambda *a: stream(*a, restart=True),
             "ape is right now, but a chunk that completes no window is still forgotten; its tokens "
             "should wait too": lambda *a: stream(*a, lose=True),
+            "ape is right now, by a count of all tokens, but a chunk that completes no window is "
+            "still forgotten; its tokens should wait too":
+                lambda *a: stream(*a, lose=True, count=True),
             "you wait for the last chunk before you pool; a chunk does not stay, so its complete "
             "windows should be pooled when it arrives": _all_at_once,
             "nothing waits between chunks, each is compressed by itself; tokens of an incomplete "
