@@ -18,6 +18,7 @@
 
 # %%
 import contextlib
+import functools
 import math
 import random
 from unittest import mock
@@ -561,7 +562,7 @@ for name in ("compressor.wkv", "wq_b", "indexer.wq_b", "indexer.compressor.wkv")
 # KL = 0.75 ln 1.5 + 0.25 ln 0.5 = 0.304 - 0.173 = 0.131.
 #
 # ### Exercise 4: the divergence
-# *Medium, 10 minutes.* Entries that a query does not see take no part in its softmax, and queries that see none take no part in the mean. `torch.xlogy(p, p)` is p ln p, and 0 where p is 0.
+# *Medium, 10 minutes.* Entries that a query does not see take no part in its softmax, and queries that see none take no part in the mean. `torch.xlogy(p, p)` is p ln p, and 0 where p is 0. (Detach nothing yet: that is exercise 5.)
 
 # %%
 def divergence(p, scores, seen):
@@ -600,6 +601,7 @@ def colleagues_learn(indexer, x, qr, p, seen):
 
 def with_gradients(loss_of):
     """A function of the same arguments that gives the loss, whether its gradient reaches x, qr and p, and the indexer's gradient."""
+    @functools.wraps(loss_of)
     def both(indexer, x, qr, p, seen):
         given = [t.detach().clone().requires_grad_() for t in (x, qr, p)]
         loss = loss_of(indexer, *given, seen)

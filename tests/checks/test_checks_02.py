@@ -123,6 +123,10 @@ def with_names(layer, *names):
     return checks.diagnosed(lambda attn, x: (layer(attn, x), names))
 
 
+def not_written(attn, x):
+    raise NotImplementedError("your turn")
+
+
 RIGHT = "window one too wide", "sink fixed at 0"
 
 
@@ -297,7 +301,6 @@ def yarn(config, ratio, two_pi=True, ends="fast", cap=None, low_bound=0, plain_a
     ("attention.layer", lambda *a: layer(*a, sink=False), "your sink has no effect"),
     ("attention.layer", lambda *a: layer(*a, base=160000.0), "your base is compress_rope_theta"),
     ("attention.layer", lambda attn, x: x, "In the case \"one token\""),
-    ("attention.debug", plain.window_attention, "return the output alone"),
     ("attention.debug", layer, "return the output alone"),
     ("attention.debug", with_names(layer, *RIGHT, "scale missing"), "more than two faults"),
     ("attention.debug", with_names(layer, RIGHT[0], "scale missing"), "the other is wrong"),
@@ -334,6 +337,11 @@ def test_a_slip_beside_a_row_of_nothing_but_inf_does_not_pass(z, words, capsys):
         assert check("attention.sink", version) is not version
     assert check("attention.sink", attempt) is not attempt
     assert words in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_empty_exercise_in_its_wrapper_is_not_attempted(capsys):
+    check("attention.debug", checks.diagnosed(not_written))
+    assert capsys.readouterr().out.startswith("[not attempted]")
 
 
 def test_the_separate_layer_is_right():

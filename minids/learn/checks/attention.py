@@ -3,6 +3,7 @@
 The references are the functions of `minids.plain`; what is defined here makes mistakes.
 """
 
+import functools
 import math
 
 import torch
@@ -236,19 +237,31 @@ def _window_cases(rng):
 
 
 def _exp(scores):
-    """exp of scores relative to the largest, and that largest one. A row of -inf gives zeros."""
-    top = scores.amax(dim=-1, keepdim=True).clamp_min(-50)
+    """exp of scores relative to the largest, and that largest one. A row of -inf gives nan."""
+    top = scores.amax(dim=-1, keepdim=True)
     return (scores - top).exp(), top
 
 
 def _softmax(scores, sink):
-    """Without a sink. A row of -inf gives zeros."""
-    return scores.softmax(dim=-1).nan_to_num()
+    """Without a sink. A row of -inf gives nan."""
+    return scores.softmax(dim=-1)
 
 
 def _sink_not_exponentiated(scores, sink):
+    e = scores.exp()
+    return e / (e.sum(-1, keepdim=True) + sink[:, None])
+
+
+def _nan_where_nothing_is_seen(scores, sink):
+    """Right, but for a row of -inf: -inf minus its largest, -inf, is nan."""
     e, top = _exp(scores)
-    return e / (e.sum(-1, keepdim=True) + sink[:, None] * (-top).exp())
+    return e / (e.sum(-1, keepdim=True) + (sink[:, None] - top).exp())
+
+
+def _one(scores, sink):
+    """The sink is fixed at exp(0) = 1. Large scores overflow."""
+    e = scores.exp()
+    return e / (e.sum(-1, keepdim=True) + 1)
 
 
 def _sink_raw_after_the_shift(scores, sink):
@@ -316,7 +329,7 @@ def _divided_afterwards(scores, sink):
 
 def _over_heads(scores, sink):
     column = sink[:, None].expand(*scores.shape[:-1], 1)
-    return torch.cat([scores, column], dim=-1).softmax(dim=2)[..., :-1].nan_to_num()
+    return torch.cat([scores, column], dim=-1).softmax(dim=2)[..., :-1]
 
 
 def _sink_cases(rng):
@@ -500,6 +513,7 @@ def diagnosed(layer):
     `layer` returns its output and the names of the faults that were repaired. The names are
     counted, so that an answer is not given away.
     """
+    @functools.wraps(layer)
     def counted(attn, x):
         found = layer(attn, x)
         if not (isinstance(found, tuple | list) and len(found) == 2):
@@ -781,8 +795,11 @@ CHECKS = [
             "you subtract the largest score from the scores and not from the sink; it is a score "
             "too, so exp(sink - largest) should join": _sink_not_shifted,
             "you fix the sink at 0, exp(0) = 1; each head should have its own": _sink_is_zero,
-            "you add 1 to the denominator; each head's exp(sink - largest) should join":
-                _one_unshifted,
+            "you add 1 to the denominator; each head's exp(sink) should join": _one,
+            "you subtract the largest score and add 1 to the denominator; each head's "
+            "exp(sink - largest) should join": _one_unshifted,
+            "your weights are nan for a query that sees no key, since the largest of its scores "
+            "is -inf; there all weights should be 0": _nan_where_nothing_is_seen,
             "you have exp(sink) in the numerator too; it should join the denominator only":
                 _sink_in_the_numerator,
             "you add the sink to the largest score; it should be its own score, beside the others":
@@ -919,7 +936,7 @@ CHECKS = [
         "attention.debug", _named(plain.window_attention, TWO_FAULTS), _layer_cases,
         mistakes={
             "you return the output alone; return the output and the names of the two faults, as "
-            "the table writes them": plain.window_attention,
+            "the table writes them": lambda attn, x: plain.window_attention(attn, x),
         } | _diagnoses(),
         hints=(
             "Both faults hide: one as long as the text is short, one as long as the layer is "

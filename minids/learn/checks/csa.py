@@ -4,8 +4,8 @@ its indexer (V3.2 report, section 2.1).
 Where `minids.plain` has the function, it is the reference; what is defined here makes mistakes.
 """
 
+import functools
 import math
-from functools import partial
 from itertools import combinations
 
 import torch
@@ -336,6 +336,19 @@ def _scores_times_mask(p, scores, seen):
     return divergence(p, scores * seen, seen, mask=None)
 
 
+def _zero_times_log_zero(p, scores, seen):
+    return divergence(p, scores, seen, kl=lambda t, log_q, seen: (t * (t.log() - log_q)).sum(-1))
+
+
+def _hidden_at_minus_inf(p, scores, seen):
+    return divergence(p, scores, seen, mask=-math.inf)
+
+
+def _unguarded_sum(p, scores, seen):
+    """A query that sees no entry is divided by its sum, 0."""
+    return divergence(p, scores, seen, heads=lambda p: p.sum(2) / p.sum((2, 3))[..., None])
+
+
 def _over_each(divide):
     """The sum over queries divided by divide(p, seen)."""
     def wrong(p, scores, seen):
@@ -344,24 +357,30 @@ def _over_each(divide):
     return wrong
 
 
-def _attention(rng, B, T, H, S, m):
+def _attention(rng, B, T, H, S, m, left_out=False):
     """Weights of a softmax in which window and sink take a part: p B T H S; and who sees what.
 
-    To one entry, another one for each query, no head gives any weight: 0 ln 0 counts as 0.
+    With `left_out` no head gives weight to one of the entries, another one for each query.
     """
     seen = visible(T, S, m)
     e = (1.5 * torch.randn(B, T, H, S, generator=rng)).exp() * seen[:, None]
-    if S > 1:
-        left_out = torch.arange(T)[:, None] % S == torch.arange(S)
-        e = e * ~(left_out & (seen.sum(-1) > 1)[:, None])[:, None]
+    if left_out:
+        entry = torch.arange(T)[:, None] % S == torch.arange(S)
+        e = e * ~(entry & (seen.sum(-1) > 1)[:, None])[:, None]
     rest = torch.tensor([0.5, 3.0, 20.0])[torch.arange(H) % 3]
     return e / (e.sum(-1) + rest)[..., None], seen
 
 
 def _divergence_cases(rng):
-    p, seen = _attention(rng, 1, 10, 2, 3, 1)
-    yield ("every query sees all entries; one has no weight, and 0 ln 0 counts as 0",
-           (p[:, 2:], torch.randn(1, 8, 3, generator=rng), seen[2:]))
+    def all_seen(B, T, H, S, **how):
+        p, seen = _attention(rng, B, S - 1 + T, H, S, 1, **how)
+        return p[:, S - 1:], torch.randn(B, T, S, generator=rng), seen[S - 1:]
+
+    yield "one query, one head, two entries", all_seen(1, 1, 1, 2)
+    yield "every query sees all entries", all_seen(1, 6, 3, 4)
+    yield "two sequences", all_seen(2, 5, 2, 3)
+    yield "entries to which no head gives weight: 0 ln 0 counts as 0", all_seen(
+        2, 6, 2, 4, left_out=True)
     p, seen = _attention(rng, 2, 16, 3, 4, 4)
     yield ("some entries are not seen; their target is 0, and 0 times -inf would be nan",
            (p[:, 3:], torch.randn(2, 13, 4, generator=rng), seen[3:]))
@@ -382,6 +401,7 @@ def with_gradients(loss_of):
     Whether the gradients of x, qr, and p are other than 0, and those of all parameters of the
     indexer in one tensor.
     """
+    @functools.wraps(loss_of)
     def both(indexer, x, qr, p, seen):
         inputs = [t.clone().requires_grad_() for t in (x, qr, p)]
         loss = loss_of(indexer, *inputs, seen)
@@ -415,7 +435,8 @@ def _remaining():
 
 def _with(faults):
     kl = _reverse_kl if "the direction of the KL" in faults else None
-    return {"loss": partial(divergence, kl=kl, normalise="the target's sum" not in faults),
+    normalise = "the target's sum" not in faults
+    return {"loss": functools.partial(divergence, kl=kl, normalise=normalise),
             "free": ("x", "qr", "p") if "what must be detached" in faults else ()}
 
 
@@ -715,6 +736,12 @@ CHECKS = [
             "you take the sum over the queries that see an entry, for each sequence apart, and "
             "divide by all T; divide by the number that see one":
                 _over_each(lambda p, seen: p.shape[1]),
+            "0 ln 0 makes your result nan; it should count as 0, as in torch.xlogy":
+                _zero_times_log_zero,
+            "your result is nan, since 0 times -inf is; fill the scores of unseen entries with a "
+            "large negative number, such as -1e9": _hidden_at_minus_inf,
+            "a query that sees no entry makes your result nan: the sum of its weights is 0, or "
+            "its softmax has nothing but -inf; guard both": _unguarded_sum,
             "you return bits; ln gives nats": lambda *a: divergence(*a) / math.log(2),
         },
         hints=(

@@ -233,8 +233,8 @@ def _attend(**changes):
 
 
 def _no_sink(scores, sink):
-    """Without a sink. A query that sees no key reads nothing."""
-    return scores.softmax(dim=-1).nan_to_num()
+    """Without a sink. A query that sees no key has nan."""
+    return scores.softmax(dim=-1)
 
 
 def _softmax_of_finite(scores, sink):

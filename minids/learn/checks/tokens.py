@@ -1,6 +1,7 @@
 """Checks of lesson 01: merges, bits per byte, packed rows, replies, a verifier (V4 report, sections
 4.1 and 5.1.1)."""
 
+import functools
 import math
 import re
 from collections import Counter
@@ -518,6 +519,7 @@ def _equal(answer, pool, accepted):
 
 def _as_list(function):
     """A verdict for each of several answers, as 0 and 1."""
+    @functools.wraps(function)
     def judged(answers, pool, accepted):
         return [int(bool(function(answer, pool, accepted))) for answer in answers]
     return judged
