@@ -50,7 +50,7 @@ def output_by_loop(o, wo_a, wo_b, groups):
 def layer_by_package(attn, x):
     layer = Attention(attn.config, attn.ratio).eval()
     layer.load_state_dict(attn.state_dict())
-    return layer(x).detach()
+    return layer(x)
 
 
 def frequencies_by_package(config, ratio):
@@ -79,8 +79,9 @@ def sees_by_loops(T, w):
 
 
 def sink_by_logsumexp(scores, sink):
-    total = torch.logaddexp(scores.logsumexp(-1), sink)
-    return (scores - total[..., None]).exp()
+    column = sink.repeat(*scores.shape[:2], 1)[..., None]
+    total = torch.cat([column, scores], -1).logsumexp(-1, keepdim=True)
+    return (scores - total).exp()
 
 
 def output_by_blocks(o, wo_a, wo_b, groups):
@@ -283,7 +284,7 @@ def yarn(config, ratio, two_pi=True, ends="fast", cap=None, low_bound=0, plain_a
         [scores, sink[:, None].expand(*scores.shape[:-1], 1)], -1).softmax(-1), "last column"),
     ("attention.sink", lambda scores, sink: torch.cat(
         [scores, sink[0].expand(*scores.shape[:-1], 1)], -1).softmax(-1)[..., :-1], "first sink"),
-    ("attention.sink", shifted_sink, "In the case \"a query that sees no key"),
+    ("attention.sink", shifted_sink, "nan for a query that sees no key"),
     ("attention.output", lambda *a: output(*a, cut=lambda o, g: o.unflatten(2, (-1, g))
      .transpose(2, 3).flatten(3)), "deal the heads"),
     ("attention.output", lambda *a: output(*a, cut=lambda o, g: o.flatten(2).unflatten(-1, (-1, g))

@@ -50,7 +50,7 @@ def attend_by_loops(q, kv, seen, sink):
 def layer_by_package(attn, x):
     layer = Attention(attn.config, attn.ratio).eval()
     layer.load_state_dict(attn.state_dict())
-    return layer(x).detach()
+    return layer(x)
 
 
 def stream_that_keeps_tokens(chunks, wkv, wgate, ape):
