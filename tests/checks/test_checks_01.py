@@ -342,7 +342,7 @@ def with_capitals(answer, pool, accepted):
     ("tokens.merge", lambda ids, pair, new: merge_by_popping(ids, pair[::-1], new),
      "the other way round"),
     ("tokens.encode", encode_once, "stop after the first merge"),
-    ("tokens.encode", encode_without_a_result, "is the result of merge() used?"),
+    ("tokens.encode", encode_without_a_result, "the result of each merge() should replace them"),
     ("tokens.encode", lambda ids, m: encode_by_rank(ids, m[::-1]), "Likely: of the merges"),
     ("tokens.encode", encode_from_the_left, "the first pair from the left"),
     ("tokens.bits_per_byte", lambda n, w: n.sum() / len(w.encode()), "nats per byte"),

@@ -657,7 +657,7 @@ CHECKS = [
             "the merges before have made": _last_merge_alone,
             "you stop at the first merge that finds nothing; later merges may still find "
             "something": _until_one_fails,
-            "you return the ids as they were; is the result of merge() used?":
+            "you return the ids as they were; the result of each merge() should replace them":
                 lambda ids, merges: list(ids),
         },
         hints=("Training did merge 1 everywhere, then merge 2 everywhere, and so on. Do the same "
