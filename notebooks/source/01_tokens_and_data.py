@@ -16,6 +16,7 @@
 # to run. The code itself runs in well under a minute.* *Before this: Python and a little PyTorch. No other lesson.*
 
 # %%
+import functools
 import math
 import random
 import re
@@ -955,8 +956,10 @@ def verify(answer, pool, accepted):
 
 def for_many(function):
     """The verdicts on several answers, as 0 and 1."""
-    return lambda answers, pool, accepted: [int(bool(function(answer, pool, accepted)))
-                                            for answer in answers]
+    @functools.wraps(function)
+    def judged(answers, pool, accepted):
+        return [int(bool(function(answer, pool, accepted))) for answer in answers]
+    return judged
 
 
 # %%

@@ -31,7 +31,7 @@ from minids import Config, cost
 from minids.data import mixture
 from minids.data.tokenizer import Tokenizer
 from minids.learn import check, hint, versions
-from minids.learn.checks.attention import FAULTS
+from minids.learn.checks.attention import FAULTS, diagnosed
 from minids.model import attention, rotary
 from minids.model.attention import Attention
 from minids.plain import frequencies
@@ -547,7 +547,10 @@ for window, layers in ((8, 6), (14, 3), (40, 1)):
 
 # %%
 def sink_weights(scores, sink):
-    """The weights. scores: B T H S (-inf where a query does not see), sink: H -> B T H S."""
+    """The weights. scores: B T H S (-inf where a query does not see), sink: H -> B T H S.
+
+    A query that sees no key at all has weights of 0.
+    """
     ### BEGIN SOLUTION
     column = sink[:, None].expand(*scores.shape[:-1], 1)            # B T H 1
     return torch.cat([scores, column], -1).softmax(-1)[..., :-1]
@@ -846,7 +849,8 @@ print("found by the shift: ", *[name for name, line in seen.items() if line[2]],
 # - The last column says what a fault *costs* a trained model in one of its layers. Some faults cost next to nothing there, and are faults all the same. Never judge an implementation by "the loss looks fine".
 #
 # ### Exercise 7: find the faults
-# *Hard, 15 minutes.* A colleague's layer passes the fresh, short test. With lively weights and a long text it fails. There are **two** faults. Find them by experiment or by reading, then write the repaired version.
+# *Hard, 15 minutes.* A colleague's layer passes the fresh, short test. With lively weights and a long text it fails. There are **two** faults. Find them by experiment or by reading, then write the repaired version, and name both faults as the table of
+# section 9 does.
 
 # %%
 def colleagues_attention(attn, x):
@@ -871,7 +875,8 @@ print("lively, long: differs", off(colleagues_attention, attn, x) > 1e-4)
 
 # %%
 def repaired_attention(attn, x):
-    """Your repaired version. x: B T d -> B T d."""
+    """Your repaired version. x: B T d -> (its output, B T d; the names of the two faults,
+    from the table)."""
     ### BEGIN SOLUTION
     config, T = attn.config, x.shape[1]
     theta = angles(torch.arange(T), frequencies(config, attn.ratio))
@@ -886,13 +891,15 @@ def repaired_attention(attn, x):
     # each head's own sink
     total = e.sum(-1, keepdim=True) + (attn.attn_sink[:, None] - top).exp()
     o = torch.einsum("bths,bsc->bthc", e / total, kv)
-    return grouped_output(rotate(o, -theta[:, None]), attn.wo_a.weight, attn.wo_b.weight,
-                          config.o_groups)
+    output = grouped_output(rotate(o, -theta[:, None]), attn.wo_a.weight, attn.wo_b.weight,
+                            config.o_groups)
+    return output, ("window one too wide", "sink fixed at 0")
     ### END SOLUTION
 
 
 # %%
-repaired_attention = check("attention.debug", repaired_attention)
+# counts your names: right ones and wrong ones
+diagnosis = check("attention.debug", diagnosed(repaired_attention))
 
 # %% [markdown]
 # ## 10. The other base: layers with compression

@@ -822,7 +822,8 @@ for lengths in ([100], [37, 41, 22], [50] + [1] * 50):
 # %% [markdown]
 # ### Exercise 6: find the faults
 # *Hard, 15 minutes.* A colleague wrote the compressor for a sequence in pieces (pooled windows only; norm and rotary come later). It passes its tests: one chunk, and chunks of whole windows. In service the model babbles.
-# There are **two** faults. Find them by comparing different ways to cut the same tokens, then write the repaired version.
+# There are **two** faults. Find them by comparing different ways to cut the same tokens, then write the repaired version. A chunk does not stay in memory: pool its
+# complete windows before you take the next one.
 
 # %%
 def colleagues_stream(chunks, wkv, wgate, ape):
@@ -858,8 +859,8 @@ for name, lengths in (("whole windows", [8, 12, 4]), ("one odd cut", [6, 18]),
 
 # %%
 def stream(chunks, wkv, wgate, ape):
-    """Pooled windows, B n c, of a sequence that arrives in chunks, a list of B T_i d. wkv,
-    wgate: c d; ape: m c."""
+    """Pooled windows, B n c, of a sequence that arrives in chunks, B T_i d each: `for x in
+    chunks`. wkv, wgate: c d; ape: m c."""
     ### BEGIN SOLUTION
     m, B = len(ape), chunks[0].shape[0]
     kv = z = chunks[0].new_zeros(B, 0, len(wkv))  # what waits, its gate without ape

@@ -18,6 +18,7 @@
 
 # %%
 import contextlib
+import functools
 import math
 import random
 from unittest import mock
@@ -417,7 +418,7 @@ print("without large channels the turn changes nothing to speak of; with them it
 #
 # ## 4. The choice
 #
-# Rank the entries that are complete, read the k best; read all where there are no more than k. That sounds too simple to go wrong. It goes wrong in two ways, one loud and one silent:
+# Rank the entries that are complete, read the k best; read all where there are no more than k. It is k also where scores are equal. That sounds too simple to go wrong. It goes wrong in two ways, one loud and one silent:
 # - **no mask**: later entries are ranked and read. The model sees the future.
 # - **mask too late**: the best k of all entries are taken, and the future ones dropped *afterwards*. Nothing leaks, but those picks are lost.
 #
@@ -607,7 +608,7 @@ for name in ("compressor.wkv", "wq_b", "indexer.wq_b", "indexer.compressor.wkv")
 # KL = 0.75 ln 1.5 + 0.25 ln 0.5 = 0.304 - 0.173 = 0.131.
 #
 # ### Exercise 4: the divergence
-# *Medium, 10 minutes.* Entries that a query does not see take no part in its softmax, and queries that see none take no part in the mean. `torch.xlogy(p, p)` is p ln p, and 0 where p is 0.
+# *Medium, 10 minutes.* Entries that a query does not see take no part in its softmax, and queries that see none take no part in the mean. `torch.xlogy(p, p)` is p ln p, and 0 where p is 0. (Detach nothing yet: that is exercise 5.)
 
 # %%
 def divergence(p, scores, seen):
@@ -647,15 +648,17 @@ def colleagues_learn(indexer, x, qr, p, seen):
 
 
 def with_gradients(loss_of):
-    """A function of the same arguments that gives the loss, and its gradients for x, qr, p
-    and the indexer."""
+    """A function of the same arguments that gives the loss, whether its gradient reaches x,
+    qr and p, and the indexer's gradient."""
+    @functools.wraps(loss_of)
     def both(indexer, x, qr, p, seen):
         given = [t.detach().clone().requires_grad_() for t in (x, qr, p)]
         loss = loss_of(indexer, *given, seen)
         found = torch.autograd.grad(loss, [*given, *indexer.parameters()], allow_unused=True,
                                     materialize_grads=True)
-        return ({"loss": loss.detach()} | dict(zip(("x", "qr", "p"), found))
-                | {"indexer": torch.cat([g.flatten() for g in found[3:]])})
+        reached = {name: bool((g != 0).any()) for name, g in zip(("x", "qr", "p"), found)}
+        return {"loss": loss.detach(), **reached,
+                "indexer": torch.cat([g.flatten() for g in found[3:]])}
     return both
 
 
@@ -665,8 +668,8 @@ weights = (torch.rand(2, 70, 4, 17, generator=torch.Generator().manual_seed(9)) 
 for name, value in with_gradients(colleagues_learn)(trained.indexer,
                                                     x, trained.q_norm(trained.wq_a(x)), weights,
                                                     sees).items():
-    print(f"{name:8}", f"{value:.3f}" if name == "loss" else "no gradient" if value.norm() == 0
-          else "gradient")
+    print(f"{name:8}", f"{value:.3f}" if name == "loss"
+          else "gradient" if torch.as_tensor(value).any() else "no gradient")
 
 # %%
 def learn(indexer, x, qr, p, seen):
@@ -681,8 +684,8 @@ def learn(indexer, x, qr, p, seen):
 learn_and_look = check("csa.learn", with_gradients(learn))
 for name, value in learn_and_look(trained.indexer, x, trained.q_norm(trained.wq_a(x)), weights,
                                   sees).items():
-    print(f"{name:8}", f"{value:.3f}" if name == "loss" else "no gradient" if value.norm() == 0
-          else "gradient")
+    print(f"{name:8}", f"{value:.3f}" if name == "loss"
+          else "gradient" if torch.as_tensor(value).any() else "no gradient")
 
 # %% [markdown]
 # If a gradient reaches p, the attention learns to be easy to guess, say flat. If it reaches x or qr, the features do. All of that makes this loss fall, at the price of the one that counts.

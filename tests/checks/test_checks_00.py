@@ -1,13 +1,142 @@
 """Checks and pictures of lesson 00."""
 
 import os
+from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from minids import Config, cost
 from minids.learn import judge
 from minids.learn.checks import start as checks
+from minids.learn.judge import check
 from minids.show import start, style
+
+
+def cache(ratios, n, entry=576, index_key=64, window=128):
+    """As a learner may write it, with NumPy."""
+    ratios = np.array(ratios)
+    entries = n // ratios[ratios > 0]
+    keys = n // 4 * np.count_nonzero(ratios == 4)
+    return len(ratios) * np.minimum(n, window) * entry + entries.sum() * entry + keys * index_key
+
+
+def cache_of_floats(ratios, n, entry=576, index_key=64, window=128):
+    total = 0.0
+    for m in ratios:
+        full = n if n <= window else window
+        total = total + full * entry
+        if m > 0:
+            total = total + float(n // m) * entry
+            total = total + (float(n // m) * index_key if m == 4 else 0.0)
+    return total
+
+
+@pytest.mark.parametrize("name, attempt", [
+    ("start.active_share", lambda r, a, s: 1 - (r - a) / (r + s)),
+    ("start.active_share", lambda r, a, s: np.float32(a + s) / np.float32(r + s)),
+    ("start.active_share", lambda r, a, s: float(Fraction(a + s, r + s))),
+    ("start.blended_price", lambda i, o, n, m: i * (n / (n + m)) + o * (m / (n + m))),
+    ("start.blended_price", lambda i, o, n, m: o + (i - o) * n / (n + m)),
+    ("start.blended_price", lambda i, o, n, m: np.average([i, o], weights=[n, m])),
+    ("start.cache_bytes", cache), ("start.cache_bytes", cache_of_floats),
+])
+def test_a_right_answer_written_otherwise_passes(name, attempt):
+    assert check(name, attempt) is attempt
+
+
+def per_layer(layer):
+    """`cache_bytes` as the sum of layer(m, n, entry, index_key, window) over the layers."""
+    def attempt(ratios, n, entry=576, index_key=64, window=128):
+        return sum(layer(m, n, entry, index_key, window) for m in ratios)
+    return attempt
+
+
+def returns_in_the_loop(ratios, n, entry=576, index_key=64, window=128):
+    total = 0
+    for m in ratios:
+        total += min(n, window) * entry
+        if m:
+            total += n // m * (entry + index_key * (m == 4))
+        return total
+
+
+def key_for_each_compressed_layer(m, n, entry, index_key, window):
+    total = min(n, window) * entry
+    if m > 0:
+        total += n // m * (entry + index_key)
+    return total
+
+
+def window_or_entries(m, n, entry, index_key, window):
+    if m == 0:
+        return min(n, window) * entry
+    return n // m * (entry + (index_key if m == 4 else 0))
+
+
+def fixed_sizes(m, n, entry, index_key, window):
+    kept = min(n, 128) * 576
+    return kept + (n // m * (576 + (64 if m == 4 else 0)) if m else 0)
+
+
+@pytest.mark.parametrize("name, attempt, words", [
+    ("start.active_share", lambda r, a, s: a / r, "leave the shared expert out"),
+    ("start.active_share", lambda r, a, s: (a + s) / r, "above the line only"),
+    ("start.active_share", lambda r, a, s: a / (r + s), "below the line only"),
+    ("start.active_share", lambda r, a, s: (a + s) / (r + s) * 100, "return percent"),
+    ("start.active_share", lambda r, a, s: a + s / r + s, "parentheses"),
+    ("start.active_share", lambda r, a, s: int((a + s) / (r + s)), "drop the fraction"),
+    ("start.active_share", lambda r, a, s: (a + 1) / (r + 1), "one shared expert"),
+    ("start.active_share", lambda r, a, s: (r + s) / (a + s), "upside down"),
+    ("start.active_share", lambda r, a, s: round((a + s) / (r + s), 2), "round the share"),
+    ("start.active_share", lambda r, a, s: (r - a) / (r + s), "the share that rests"),
+    ("start.blended_price", lambda i, o, n, m: (i * n / n + o * m / m) / 2, "still the broken"),
+    ("start.blended_price", lambda i, o, n, m: (i + o) / 2, "plain mean"),
+    ("start.blended_price", lambda i, o, n, m: i * n / n + o * m / m, "took the 2 away"),
+    ("start.blended_price", lambda i, o, n, m: i * n + o * m, "the bill for all tokens"),
+    ("start.blended_price", lambda i, o, n, m: (i * n + o * m) / 2, "half of the bill"),
+    ("start.blended_price", lambda i, o, n, m: (i * n + o * m) / 1_000_000, "bill in dollars"),
+    ("start.blended_price", lambda i, o, n, m: (i * m + o * n) / (n + m), "exchanged"),
+    ("start.blended_price", lambda i, o, n, m: i * n + o * m / (n + m), "lacks parentheses"),
+    ("start.blended_price", lambda i, o, n, m: (i * n + o * m) / n + m, "lacks parentheses"),
+    ("start.blended_price", lambda i, o, n, m: (i * n + o * m) / n, "by the tokens that are read"),
+    ("start.cache_bytes", per_layer(key_for_each_compressed_layer), "HCA layers index keys"),
+    ("start.cache_bytes", per_layer(window_or_entries), "to layers of ratio 0 only"),
+    ("start.cache_bytes", returns_in_the_loop, "the first layer only"),
+    ("start.cache_bytes", per_layer(fixed_sizes), "the numbers 576, 64, and 128"),
+    ("start.cache_bytes",
+     per_layer(lambda m, n, e, i, w: w * e + (n // m * (e + i * (m == 4)) if m else 0)),
+     "count a full window always"),
+    ("start.cache_bytes",
+     per_layer(lambda m, n, e, i, w: min(n, w) * e + (n // m * e if m else 0)),
+     "leave the index keys out"),
+    ("start.cache_bytes",
+     per_layer(lambda m, n, e, i, w: min(n, w) * e + (n // m * e + n * i * (m == 4) if m else 0)),
+     "an index key for every token"),
+    ("start.cache_bytes",
+     per_layer(lambda m, n, e, i, w: min(n, w) * e
+               + (max(n - w, 0) // m * (e + i * (m == 4)) if m else 0)),
+     "that have left the window"),
+    ("start.cache_bytes",
+     per_layer(lambda m, n, e, i, w: min(n, w) * e + (n / m * (e + i * (m == 4)) if m else 0)),
+     "a part of an entry"),
+    ("start.cache_bytes",
+     per_layer(lambda m, n, e, i, w: (n // m * (e + i * (m == 4)) if m else 0)),
+     "leave the window out"),
+])
+def test_a_slip_is_named(name, attempt, words, capsys):
+    assert check(name, attempt) is not attempt
+    assert words in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("constants", [
+    dict(entry=576), dict(index_key=64), dict(window=128), dict(entry=576, window=128),
+    dict(index_key=64, window=128)])
+def test_each_size_matters(constants):
+    def attempt(ratios, n, entry=576, index_key=64, window=128):
+        sizes = {"entry": entry, "index_key": index_key, "window": window} | constants
+        return checks.cache_bytes(ratios, n, **sizes)
+    assert check("start.cache_bytes", attempt) is not attempt
 
 
 @pytest.mark.parametrize("config", [Config.flash(), Config.pro()])
