@@ -18,10 +18,10 @@ SHIPPED = home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && $(PY) -m minids c
 PYTEST  = MINIDS_HOME="$$home" $(PY) -m pytest --rootdir . -c pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test test-fast test-all lessons lint bench clean
+.PHONY: help setup lab test test-fast test-all test-browser lessons lint bench clean
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s%s\n", $$1, $$2 }' Makefile
 
 setup: ## create .venv and install the pinned packages, or repair what is there
 	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 found. Install one, or name one: make lab PYTHON=/path/to/python"; exit 2; }
@@ -48,6 +48,11 @@ lint: setup ## check style (ruff), types (mypy, if it is configured) and lessons
 	@$(PY) -m ruff check --select F --ignore F401,F811 --config 'exclude=[]' notebooks/source
 	@! grep -q '^\[tool\.mypy\]' pyproject.toml || $(PY) -m mypy
 	@$(PY) -m minids course lint
+
+test-browser: setup ## a learner's day in JupyterLab, in headless Chromium: ten minutes
+	@$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -r tests/browser/requirements.txt
+	@test -n "$(CHROMIUM)" || command -v chromium chromium-browser google-chrome >/dev/null || $(PY) -m playwright install chromium
+	@$(PY) -m pytest --override-ini addopts= tests/browser
 
 bench: setup ## benchmarks: run them on an otherwise idle machine
 	@$(PY) -m pytest -s --override-ini addopts= tests/benchmarks

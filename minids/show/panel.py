@@ -21,6 +21,7 @@ STYLE = """
 .minids-live .widget-readout {min-width: 5em; overflow: visible}
 </style>"""
 # A slider's handle has no name of its own, and tells its place in the list instead of its value.
+# Arrow keys belong to the control that has the focus; JupyterLab would move to another cell.
 SCRIPT = """
 <script>
 (() => {
@@ -30,12 +31,16 @@ SCRIPT = """
   const set = (handle, name, text) => {
     if (text && handle.getAttribute(name) !== text) handle.setAttribute(name, text);
   };
-  const read = () => root.querySelectorAll(".minids-live .widget-hslider").forEach(slider => {
-    const handle = slider.querySelector("[role=slider]");
-    if (!handle) return;
-    set(handle, "aria-label", slider.querySelector(".widget-label")?.textContent);
-    set(handle, "aria-valuetext", slider.querySelector(".widget-readout")?.textContent);
-  });
+  const read = () => {
+    root.querySelectorAll(".minids-live select, .minids-live [role=slider]").forEach(control =>
+      set(control, "data-lm-suppress-shortcuts", "true"));
+    root.querySelectorAll(".minids-live .widget-hslider").forEach(slider => {
+      const handle = slider.querySelector("[role=slider]");
+      if (!handle) return;
+      set(handle, "aria-label", slider.querySelector(".widget-label")?.textContent);
+      set(handle, "aria-valuetext", slider.querySelector(".widget-readout")?.textContent);
+    });
+  };
   root.minidsNames = new MutationObserver(read);
   root.minidsNames.observe(root, {subtree: true, childList: true, attributes: true,
                                   attributeFilter: ["aria-valuetext"]});
