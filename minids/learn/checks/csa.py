@@ -797,6 +797,9 @@ CHECKS = [
             "you look at the entries that are picked, index_topk; to pick them, the indexer scores "
             "all n // 4":
                 _times(lambda config, n: config.index_topk / (n // 4)),
+            "you count no more than index_topk entries, those that are read in the end; to pick "
+            "them, the indexer scores all n // 4":
+                _times(lambda config, n: min(config.index_topk, n // 4) / (n // 4)),
             "you add the sliding window; the indexer scores entries only":
                 _times(lambda config, n: (n // 4 + config.window_size) / (n // 4)),
             "your number is half of the right one; a multiply-add is two operations":

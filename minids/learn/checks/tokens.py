@@ -410,6 +410,10 @@ def _begins_late(ids, eos, assistant):
     return [said and n > 0 and mask[n - 1] for n, said in enumerate(mask)]
 
 
+def _every_eos(ids, eos, assistant):
+    return [said or i == eos for i, said in zip(ids, reply_mask(ids, eos, assistant))]
+
+
 def _next_targets(ids, eos, assistant):
     return reply_mask(ids, eos, assistant)[1:] + [False]
 
@@ -433,6 +437,8 @@ def _reply_cases(rng):
     yield "after a system text", ([bos, *some(3), *twice[1:]], eos, assistant)
     empty = [bos, user, *some(2), assistant, end, eos, user, *some(2), assistant, end, *some(2)]
     yield "an empty reply, and one without an end", (empty, eos, assistant)
+    document = [bos, *some(4), eos]
+    yield "after a document, whose eos ends no reply", (document + twice, eos, assistant)
     other = [9, 8, 7, 5, 6, 3, 4, 2, 8, 0, 5, 1, 6, 2]
     yield "other ids for eos and <Assistant>", (other, 2, 5)
 
@@ -772,6 +778,8 @@ CHECKS = [
                 _reply(turns=lambda n, ends: len(ends) > 1 and n <= ends[-2]),
             "you count the first reply only; writing should begin again at the next <Assistant>":
                 _reply(turns=lambda n, ends: bool(ends) and n > ends[0]),
+            "you count every eos; one that ends a document, or comes before the reply, is not the "
+            "assistant's": _every_eos,
             "you go on counting after eos; what the user writes next should not count":
                 _never_ends,
             "you leave out the first token of each reply; writing should begin right after the "
