@@ -365,6 +365,8 @@ def with_capitals(answer, pool, accepted):
     ("tokens.packed_mask",
      mask_with(None, lambda f: torch.arange(len(f)) - f.nonzero()[:, 0][f.cumsum(0) - 1]),
      "begins inside a document"),
+    ("tokens.reply_mask", lambda ids, eos, assistant: [said or i == eos for i, said in zip(
+        ids, reply_by_index(ids, eos, assistant))], "you count every eos"),
     ("tokens.reply_mask", colleagues_mask, "all three faults"),
     ("tokens.reply_mask", colleagues_mask_appended_first, "the opening <think> or </think>"),
     ("tokens.reply_mask", colleagues_mask_with_eos, "still count the token <Assistant> and the op"),

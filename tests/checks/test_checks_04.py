@@ -324,6 +324,10 @@ def searching(config, n, entries=lambda config, n: n // 4, factor=1.0):
     ("csa.learn", checks.with_gradients(slip(learn, x_of=same, qr_of=same)), "detach both"),
     ("csa.learn", checks.with_gradients(slip(learn, x_of=same, qr_of=same, p_of=same)),
      "still to be fixed: what must be detached."),
+    ("csa.learn", checks.with_gradients(lambda indexer, x, qr, p, seen: colleagues_learn(
+        indexer, x, qr.detach(), p.detach(), seen)),
+     "still to be fixed: the direction of the KL, the target's sum; and a gradient still reaches "
+     "x."),
     ("csa.operations", slip(searching, entries=lambda config, n: n), "looks at n tokens"),
     ("csa.operations", slip(searching, entries=lambda config, n: n / 4), "a part of an entry"),
     ("csa.operations", slip(searching, entries=lambda config, n: config.index_topk), "index_topk"),

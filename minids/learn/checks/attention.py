@@ -179,6 +179,10 @@ def _length_1(q):
     return q / q.norm(dim=-1, keepdim=True)
 
 
+def _rms_along(axis):
+    return lambda q: q * torch.rsqrt(q.square().mean(axis, keepdim=True) + 1e-6)
+
+
 def _minus_the_mean(q):
     return plain.rms(q - q.mean(dim=-1, keepdim=True))
 
@@ -588,22 +592,22 @@ SINKS = {
     "you add the sink as it is; it is a score, so exp(sink - largest) should join the denominator":
         _sink_raw_after_the_shift,
     "your sink has no effect; exp(sink - largest) should join the denominator": _softmax,
-    "your sinks lie along the keys' axis; attn_sink[:, None] puts them along the heads'":
-        _sink_without_axis,
 }
 
 
 def _diagnoses():
     """Layers that are not right, with names and without; then a right layer with wrong names."""
+    layers = {"; also, ".join(words for words in (window, sink) if words):
+              _fault(sees=sees, sink_weights=sink_weights)
+              for window, sees in WINDOWS.items() for sink, sink_weights in SINKS.items()}
+    layers |= {"your sinks lie along the keys' axis; attn_sink[:, None] puts them along the heads'":
+               _fault(sink_weights=_sink_without_axis)}
     alone = "you return the output alone; return the names of the two faults too"
-    found = {alone: diagnosed(lambda attn, x: plain.window_attention(attn, x))}
-    for window, sees in WINDOWS.items():
-        for sink, sink_weights in SINKS.items():
-            faults = "; also, ".join(words for words in (window, sink) if words)
-            if faults:
-                layer = _fault(sees=sees, sink_weights=sink_weights)
-                found[faults] = _named(layer, TWO_FAULTS)
-                found[f"{alone}; also, {faults}"] = diagnosed(layer)
+    found = {}
+    for words, layer in layers.items():
+        if words:
+            found[words] = _named(layer, TWO_FAULTS)
+        found[f"{alone}; also, {words}" if words else alone] = diagnosed(layer)
     right, _ = sorted(TWO_FAULTS)
     names = {"you name one fault, rightly; name the other too": {right},
              "one of your two names is right, the other is wrong": {right, "?"},
@@ -797,6 +801,10 @@ CHECKS = [
             "the MEAN of the squares, and nothing else": _queries(norm=_length_1),
             "you subtract the mean, as LayerNorm does; RMS only divides":
                 _queries(norm=_minus_the_mean),
+            "your RMS runs over the axis of the heads; it should run over the c channels of each "
+            "head": _queries(norm=_rms_along(2)),
+            "your RMS runs over the tokens; it should run over the c channels of each head":
+                _queries(norm=_rms_along(1)),
             "you do not rotate the queries; rotate them by theta": _queries(rotate=_unrotated),
             "you rotate the queries backwards; only the layer's output is":
                 lambda attn, x, theta: plain.queries(attn, x, -theta),
@@ -880,6 +888,8 @@ CHECKS = [
             "you drop the first column; the sink's is the last": _first_column_dropped,
             "your exp overflows for large scores; subtract the largest first, or let softmax do it":
                 _sink_overflows,
+            "you append exp(sink) to the scores; append the sink itself, softmax takes its exp":
+                lambda scores, sink: plain.sink_weights(scores, sink.exp()),
             "you give each query a sink; there should be one for each head": _sink_for_each_query,
             "all heads share the mean sink; each should have its own": _sink_shared,
             "all heads take the first sink; each should have its own": _first_sink,

@@ -129,6 +129,11 @@ def _ape_afterwards(kv_and_ape, z):
     return ((z.softmax(dim=2) + ape) * kv).sum(dim=2)
 
 
+def _pooled_over_tokens_and_channels(kv, z):
+    weights = z.flatten(2).softmax(dim=2).view_as(z)
+    return (weights * kv).sum(dim=2)
+
+
 def _pooled_over_the_sequence(kv, z):
     weights = z.flatten(1, 2).softmax(dim=1).view_as(z)
     return (weights * kv).sum(dim=2)
@@ -268,6 +273,12 @@ def _no_heads_axis(q, kv, seen, sink):
     return einsum(p, kv, "B T H S, B S c -> B T H c")
 
 
+def _heads_axis_last(q, kv, seen, sink):
+    scores = einsum(q, kv, "B T H c, B S c -> B T H S") / math.sqrt(q.shape[-1])
+    scores = scores.masked_fill(~seen[..., None], -math.inf)
+    return einsum(plain.sink_weights(scores, sink), kv, "B T H S, B S c -> B T H c")
+
+
 def _one_mask_for_all(q, kv, seen, sink):
     """seen[None, :, None] fits T S; of B T S it makes five axes."""
     scores = einsum(q, kv, "B T H c, B S c -> B T H S") / math.sqrt(q.shape[-1])
@@ -392,11 +403,11 @@ def stream(chunks, wkv, wgate, ape, restart=False, lose=False, flush=False, forg
         first = before if previous else t if count else first
         before = x.shape[1]
         t += before
-        if twice and waiting is not None:
-            waiting = waiting[0], waiting[1] + ape[torch.arange(waiting[1].shape[1]) % m]
         z = z + ape[(first + torch.arange(x.shape[1])) % m]
         if waiting is not None:
             kv, z = (torch.cat([old, new], dim=1) for old, new in zip(waiting, (kv, z)))
+        if twice and waiting is not None:
+            z[:, :first] += ape[torch.arange(first) % m]
         S = kv.shape[1] // m
         entries.append(pooled(windows(kv, m), windows(z, m), dim))
         if not (lose and S == 0):
@@ -435,6 +446,9 @@ CHECKS = [
             "tokens should sum to 1": _compress(pool=lambda kv, z: pooled(kv, z, dim=3)),
             "your softmax runs over the windows; an entry should know only its own m tokens":
                 _compress(pool=lambda kv, z: pooled(kv, z, dim=1)),
+            "your softmax runs over tokens and channels together; each channel should have its "
+            "own, over the window's m tokens":
+                _compress(pool=_pooled_over_tokens_and_channels),
             "your softmax runs over the whole sequence; each window should have its own":
                 _compress(pool=_pooled_over_the_sequence),
             "you index ape by the absolute position; it has m rows, one for each place in a "
@@ -582,9 +596,10 @@ CHECKS = [
             "gives":
                 lambda t, w, m: [s for s in range(t + 1) if s <= t - w or s >= (t + 1) // m * m],
             "you list what only one of the two ways gives; list what neither of them gives":
-                lambda t, w, m: [s for s in range(t + 1) if (s <= t - w) != (s >= (t + 1) // m * m)],
+                lambda t, w, m: [s for s in range(t + 1)
+                                 if (s <= t - w) != (s >= (t + 1) // m * m)],
             "you begin one token early; the last token of the complete windows is in an entry":
-                lambda t, w, m: list(range(max((t + 1) // m * m - 1, 0), t - w + 1)),
+                lambda t, w, m: list(range(max(t + 1 - (t + 1) % m - 1, 0), t - w + 1)),
             "you list the numbers within the window under way; list positions in the text":
                 lambda t, w, m: [s % m for s in unseen(t, w, m)],
             "you begin one token late; the first token after the complete windows is at "
@@ -629,6 +644,8 @@ CHECKS = [
             "has its own mask (B T S); it should come before the last axis": _heads_axis_at_1,
             "your mask `seen` has no axis for the heads, so that its queries meet the heads of the "
             "scores, B T H S; put one before its last axis": _no_heads_axis,
+            "you put the heads' axis at the end of `seen`; it should come before the last axis, "
+            "which is the keys'": _heads_axis_last,
             "you put an axis for the batch in front of `seen`, which does not fit where each "
             "sequence has its own mask (B T S); only the heads' axis is missing, before the last":
                 _one_mask_for_all,
@@ -736,8 +753,8 @@ CHECKS = [
             "tokens before this chunk, or those that wait":
                 lambda *a: stream(*a, previous=True),
             "ape begins at the length of the chunk before, and a chunk that completes no window is "
-            "still forgotten; count all tokens before this chunk, or those that wait, and let these "
-            "tokens wait too":
+            "still forgotten; count all tokens before this chunk, or those that wait, and let "
+            "these tokens wait too":
                 lambda *a: stream(*a, previous=True, lose=True),
             "your softmax runs over the channels; it should run over a window's m tokens, as in "
             "the colleague's version":

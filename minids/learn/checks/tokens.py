@@ -491,6 +491,11 @@ def _one_of_the_pool(answer, pool, accepted):
     return len({word for word in pool if word in _words(answer)}) == 1
 
 
+def _never(answer, pool, accepted):
+    """The accepted word must be named, and no word of the pool, which holds it."""
+    return accepted in _words(answer) and not any(word in _words(answer) for word in pool)
+
+
 def _once_only(answer, pool, accepted):
     return [word for word in _words(answer) if word in pool] == [accepted]
 
@@ -632,7 +637,8 @@ CHECKS = [
             "you merge (b, a) as well; only a followed by b is the pair": _either_order,
             "you keep the new ids only; all other ids should stay where they are":
                 _without_the_others,
-            "you return the ids as they were; each place of the pair should become the new id":
+            "you return the ids as they were (a list never equals a tuple); each place of the pair "
+            "should become the new id":
                 lambda ids, pair, new: list(ids),
             "you replace digits in a text, and 1 2 is also in 11 25; compare whole ids": _in_text,
         },
@@ -657,6 +663,12 @@ CHECKS = [
             "whatever comes out":
                 _longest,
             "you do each merge at one place only; it should be done at every place": _first_only,
+            "you leave out the last merge; all should be done":
+                lambda ids, merges: encode(ids, merges[:-1]),
+            "you leave out the first merge; all should be done":
+                lambda ids, merges: encode(ids, merges[1:]),
+            "you look for (b, a); the pair of a merge is (a, b)":
+                lambda ids, merges: encode(ids, [(b, a, new) for a, b, new in merges]),
             "you stop after the first merge; is your `return` inside the loop? All merges should "
             "be done": _first_merge_alone,
             "you start again from the bytes with each merge; it should go on with the ids that "
@@ -697,6 +709,10 @@ CHECKS = [
                 _bits(total=lambda nats, text: math.log2(float(nats.sum())), unit=1.0),
             "you divide by 2; a bit is ln 2 nats": _bits(unit=2.0),
             "you divide by ln 10; a bit is ln 2 nats": _bits(unit=math.log(10)),
+            "you divide by the number of words; divide by the number of bytes":
+                _bits(size=lambda nats, text: len(text.split())),
+            "you return the perplexity of a token; it should be bits per byte":
+                lambda nats, text: math.exp(float(nats.mean())),
             "you count eight bits for each byte of the text; divide by the number of bytes":
                 _bits(size=lambda nats, text: 8 * len(text.encode())),
             "your fraction is upside down: bytes per bit; it should be bits per byte":
@@ -833,6 +849,8 @@ CHECKS = [
                 _as_list(_one_of_the_pool),
             "you reject the accepted word where it is said twice; only OTHER words of the pool "
             "make an answer wrong": _as_list(_once_only),
+            "no answer is ever right: the pool holds the accepted word too; only OTHER words of "
+            "the pool make an answer wrong": _as_list(_never),
             "your verdicts are the wrong way round; True should mean that the answer is right":
                 _as_list(lambda *arguments: not verify(*arguments)),
         },
