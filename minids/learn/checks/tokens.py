@@ -63,11 +63,16 @@ def _other_ties(better):
 
 
 def _all_but_the_last(pieces):
-    pairs = [pair for piece in pieces for pair in zip(piece, piece[1:-1])]
-    return pairs or _inside(pieces)
+    """ValueError, from `min`, where all pieces are short."""
+    return [pair for piece in pieces for pair in zip(piece, piece[1:-1])]
 
 
 def _with_its_count(pieces):
+    pair = best_pair(pieces)
+    return pair, _inside(pieces).count(pair)
+
+
+def _first_with_its_count(pieces):
     return Counter(_inside(pieces)).most_common(1)[0]
 
 
@@ -584,6 +589,9 @@ CHECKS = [
             "smallest": _other_ties(max),
             "you return the pair together with its count; return the pair (a, b) alone":
                 _with_its_count,
+            "you return the pair together with its count, and of several with the highest count "
+            "the first in the text; return the smallest, the pair (a, b) alone":
+                _first_with_its_count,
             "you return how often the pair occurs; return the pair (a, b)":
                 lambda pieces: max(Counter(_inside(pieces)).values()),
             "you take the rarest pair; it should be the most frequent":
