@@ -428,7 +428,7 @@ def _gradients(function, args) -> list[torch.Tensor | None] | None:
 
     None if no result requires grad; None for an input that no result depends on. Where an input is
     0 its gradient is left out (0): a learner may skip the work there, as for experts that are not
-    chosen.
+    chosen. So is the gradient of an input of -inf, a hidden score: the mask before drops it.
     """
     used = copy.deepcopy(args)
     inputs = [tensor.requires_grad_() for tensor in _tensors(used)]
@@ -442,7 +442,7 @@ def _gradients(function, args) -> list[torch.Tensor | None] | None:
     total = sum((result.float() * torch.randn(result.shape, generator=generator)).sum()
                 for result in results)
     grads = torch.autograd.grad(total, inputs, allow_unused=True)
-    return [grad if grad is None else grad.masked_fill(x == 0, 0)
+    return [grad if grad is None else grad.masked_fill((x == 0) | ~x.isfinite(), 0)
             for x, grad in zip(inputs, grads)]
 
 

@@ -835,7 +835,7 @@ style.say(f"differs at: {differs}")
 # %%
 def reply_mask(ids, eos, assistant):
     """Your repaired version. ids: a list, eos and assistant: ids -> a list of booleans, one
-    for each id."""
+    for each id. An eos that ends no reply, as after a document, is not the assistant's."""
     ### BEGIN SOLUTION
     mask, writing, before = [], False, None
     for i in ids:

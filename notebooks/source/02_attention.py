@@ -898,7 +898,7 @@ def repaired_attention(attn, x):
 
 
 # %%
-# counts your names: right ones and wrong ones
+# counts your names, right and wrong ones, once the output is right
 diagnosis = check("attention.debug", diagnosed(repaired_attention))
 
 # %% [markdown]

@@ -365,6 +365,14 @@ def with_capitals(answer, pool, accepted):
     ("tokens.packed_mask",
      mask_with(None, lambda f: torch.arange(len(f)) - f.nonzero()[:, 0][f.cumsum(0) - 1]),
      "begins inside a document"),
+    ("tokens.best_pair", lambda pieces: min(Counter(pairs := [
+        (piece[i], piece[i + 1]) for piece in pieces for i in range(len(piece) - 2)]),
+        key=lambda pair: (-pairs.count(pair), pair)), "Likely: you leave out the last pair"),
+    ("tokens.best_pair", lambda pieces: min(
+        Counter(pair for piece in pieces for pair in zip(piece, piece[1:])).items(),
+        key=lambda item: (-item[1], item[0])), "Likely: you return the pair together with its"),
+    ("tokens.reply_mask", lambda ids, eos, assistant: [said or i == eos for i, said in zip(
+        ids, reply_by_index(ids, eos, assistant))], "you count every eos"),
     ("tokens.reply_mask", colleagues_mask, "all three faults"),
     ("tokens.reply_mask", colleagues_mask_appended_first, "the opening <think> or </think>"),
     ("tokens.reply_mask", colleagues_mask_with_eos, "still count the token <Assistant> and the op"),

@@ -41,6 +41,12 @@ def sink_by_hand(scores, sink):
     return e / (e.sum(-1, keepdim=True) + (sink[:, None] - top).exp())
 
 
+def sink_by_logaddexp(scores, sink):
+    """For a query that sees no key, the gradient of logsumexp is nan at scores of -inf."""
+    total = torch.logaddexp(scores.logsumexp(-1), sink)
+    return (scores - total[..., None]).exp()
+
+
 def output_by_loop(o, wo_a, wo_b, groups):
     pairs = zip(o.chunk(groups, 2), wo_a.chunk(groups, 0))
     parts = [part.flatten(2) @ block.T for part, block in pairs]
@@ -138,10 +144,14 @@ RIGHT = "window one too wide", "sink fixed at 0"
     ("attention.queries", queries_rotated_before_the_norm),
     ("attention.queries", queries_head_by_head), ("attention.window", sees_by_tril),
     ("attention.window", sees_by_loops), ("attention.sink", sink_by_logsumexp),
+    ("attention.sink", sink_by_logaddexp),
     ("attention.output", output_by_loop), ("attention.output", output_by_blocks),
     ("attention.layer", layer_by_package), ("attention.layer", layer_by_loops),
     ("attention.debug", with_names(layer_by_package, *RIGHT)),
     ("attention.debug", with_names(layer_by_loops, *reversed(RIGHT))),
+    ("attention.debug", checks.diagnosed(lambda *a: (layer_by_loops(*a), *RIGHT))),
+    ("attention.debug", checks.diagnosed(lambda *a: [layer_by_loops(*a), {
+        "Sink fixed at 0", " window one too wide"}])),
     ("attention.yarn", frequencies_by_package), ("attention.yarn", frequencies_by_loop),
 ])
 def test_a_right_answer_written_otherwise_passes(name, attempt):
@@ -183,6 +193,15 @@ def rotate_pairs(x, theta, first, second, put=lambda a, b: torch.stack([a, b], -
     a, b = x[..., -r::2], x[..., x.shape[-1] - r + 1::2]
     a, b = first(a, b, theta.cos(), theta.sin()), second(a, b, theta.cos(), theta.sin())
     return torch.cat([x[..., :-r], put(a, b)], -1)
+
+
+def rotate_in_place(x, theta):
+    r = 2 * theta.shape[-1]
+    pairs = x[..., -r:].unflatten(-1, (-1, 2))
+    a, b = pairs.unbind(-1)
+    pairs[..., 0] = a * theta.cos() - b * theta.sin()
+    pairs[..., 1] = a * theta.sin() + b * theta.cos()
+    return x
 
 
 def rotate_halves_put_side_by_side(x, theta):
@@ -228,7 +247,7 @@ def output_rank_by_rank(o, wo_a, wo_b, groups):
     return u.flatten(2) @ wo_b.T
 
 
-def yarn(config, ratio, two_pi=True, ends="fast", cap=None, low_bound=0, plain_at_0=True):
+def yarn(config, ratio, two_pi=True, step=1, ends="fast", cap=None, low_bound=0, plain_at_0=True):
     r = config.rope_head_dim
     base, length = config.rope(ratio)
     w = base ** (-torch.arange(0, r, 2) / r)
@@ -243,11 +262,13 @@ def yarn(config, ratio, two_pi=True, ends="fast", cap=None, low_bound=0, plain_a
         fast, slow = slow, fast
     low = max(math.floor(at(fast)), low_bound)
     high = min(math.ceil(at(slow)), cap(r) if cap else r - 1)
-    ramp = ((torch.arange(r // 2) - low) / (high - low)).clamp(0, 1)
+    ramp = ((step * torch.arange(r // 2) - low) / (high - low)).clamp(0, 1)
     return w / config.rope_factor * ramp + w * (1 - ramp)
 
 
 @pytest.mark.parametrize("name, attempt, words", [
+    ("attention.angles", lambda p, w: torch.arange(p.numel())[:, None] * w, "count from 0"),
+    ("attention.angles", lambda p, w: p * w, "needs a new axis"),
     ("attention.angles", lambda p, w: p[:, None] / w, "divide the positions by w;"),
     ("attention.angles", lambda p, w: p[:, None] // w, "drop the fraction"),
     ("attention.angles", lambda p, w: torch.outer(w, p.float()), "rows and columns"),
@@ -260,6 +281,7 @@ def yarn(config, ratio, two_pi=True, ends="fast", cap=None, low_bound=0, plain_a
     ("attention.rotate", rotate_other_way, "the wrong direction"),
     ("attention.rotate", lambda x, theta: rotate_by_complex(x, theta)[..., -2 * theta.shape[-1]:],
      "lose the channels"),
+    ("attention.rotate", rotate_in_place, "you write into x"),
     ("attention.queries", rms_before_the_cut, "over all heads together"),
     ("attention.queries", lambda *a: queries(*a, norm=lambda q: q), "leave out the RMS of each"),
     ("attention.queries", lambda *a: queries(*a, latent=lambda attn, x: attn.wq_a(x)),
@@ -284,6 +306,8 @@ def yarn(config, ratio, two_pi=True, ends="fast", cap=None, low_bound=0, plain_a
         [scores, sink[:, None].expand(*scores.shape[:-1], 1)], -1).softmax(-1), "last column"),
     ("attention.sink", lambda scores, sink: torch.cat(
         [scores, sink[0].expand(*scores.shape[:-1], 1)], -1).softmax(-1)[..., :-1], "first sink"),
+    ("attention.sink", lambda scores, sink: sink_by_logsumexp(scores, sink.exp()),
+     "append exp(sink)"),
     ("attention.sink", shifted_sink, "nan for a query that sees no key"),
     ("attention.output", lambda *a: output(*a, cut=lambda o, g: o.unflatten(2, (-1, g))
      .transpose(2, 3).flatten(3)), "deal the heads"),
@@ -291,6 +315,9 @@ def yarn(config, ratio, two_pi=True, ends="fast", cap=None, low_bound=0, plain_a
      .mT), "deal the channels"),
     ("attention.output", lambda *a: output(*a, cut=lambda o, g: o.mT.flatten(2)
      .unflatten(-1, (g, -1))), "another order"),
+    ("attention.output", lambda o, wo_a, wo_b, groups: sum(
+        part.flatten(2) @ block.T for part in o.chunk(groups, 2)
+        for block in wo_a[None]) @ wo_b.T, "meets every block"),
     ("attention.output", output_rank_by_rank, "rank by rank"),
     ("attention.output", lambda o, wo_a, wo_b, groups: o.flatten(2), "expected shape"),
     ("attention.layer", lambda *a: layer(*a, back=0), "do not rotate the output back"),
@@ -302,13 +329,23 @@ def yarn(config, ratio, two_pi=True, ends="fast", cap=None, low_bound=0, plain_a
     ("attention.layer", lambda *a: layer(*a, sink=False), "your sink has no effect"),
     ("attention.layer", lambda *a: layer(*a, base=160000.0), "your base is compress_rope_theta"),
     ("attention.layer", lambda attn, x: x, "In the case \"one token\""),
-    ("attention.debug", layer, "return the output alone"),
+    ("attention.debug", checks.diagnosed(layer), "names of the two faults too. The notebook"),
+    ("attention.debug", checks.diagnosed(lambda *a: layer(*a, window=5)),
+     "return the output alone; return the names of the two faults too; also, a long text still"),
+    ("attention.debug", checks.diagnosed(lambda *a: layer(*a, window=3)), "one too narrow now"),
+    ("attention.debug", checks.diagnosed(lambda *a: layer(*a, sink=False)), "has no effect"),
+    ("attention.debug", with_names(lambda *a: layer(*a, window=5), "both", "wrong"),
+     "Likely: a long text still shows a fault."),
+    ("attention.debug", with_names(layer, "?", "??", "???"), "is '0 right, 3 wrong', and should"),
+    ("attention.debug", checks.diagnosed(lambda *a: "window"),
+     "expected the output and then the names of the two faults, found a str"),
     ("attention.debug", with_names(layer, *RIGHT, "scale missing"), "more than two faults"),
     ("attention.debug", with_names(layer, RIGHT[0], "scale missing"), "the other is wrong"),
     ("attention.debug", with_names(layer, RIGHT[1]), "your layer is right; you name one"),
     ("attention.debug", with_names(layer), "you name no fault"),
     ("attention.debug", with_names(lambda *a: layer(*a, window=5), *RIGHT),
-     "a long text still shows the other; your two names are right"),
+     "Likely: a long text still shows a fault."),
+    ("attention.yarn", lambda *a: yarn(*a, step=2), "counts channels in your ramp"),
     ("attention.yarn", lambda *a: yarn(*a, two_pi=False), "multiplies by pi b"),
     ("attention.yarn", lambda *a: yarn(*a, ends="slow"), "beta_fast and beta_slow are exchanged"),
     ("attention.yarn", lambda *a: yarn(*a, cap=lambda r: r // 2 - 1), "at most r/2 - 1"),

@@ -221,6 +221,51 @@ def colleagues_stream(chunks, wkv, wgate, ape, place=False, keep=False):
     return torch.cat(pooled, 1)
 
 
+def colleagues_stream_with_ape_again(chunks, wkv, wgate, ape, keep=True):
+    """Ape is added after what waits has joined, which has it already."""
+    m, waiting, pooled = len(ape), None, []
+    for x in chunks:
+        kv, z = x @ wkv.T, x @ wgate.T
+        if waiting is not None:
+            kv, z = (torch.cat([old, new], 1) for old, new in zip(waiting, (kv, z)))
+        z = z + ape[torch.arange(z.shape[1]) % m]
+        n = kv.shape[1] // m
+        if n or keep:
+            waiting = kv[:, n * m:], z[:, n * m:]
+        if n:
+            kv, z = (t[:, :n * m].unflatten(1, (n, m)) for t in (kv, z))
+            pooled.append((z.softmax(2) * kv).sum(2))
+    return torch.cat(pooled, 1)
+
+
+def stream_over(axis):
+    """Right, but for the axis of the softmax."""
+    def attempt(chunks, wkv, wgate, ape):
+        m, x, pooled = len(ape), chunks[0][:, :0], []
+        for chunk in chunks:
+            x = torch.cat([x, chunk], 1)
+            n = x.shape[1] // m
+            kv, z = ((x @ w.mT)[:, :n * m].unflatten(1, (n, m)) for w in (wkv, wgate))
+            pooled.append(((z + ape).softmax(axis) * kv).sum(2))
+            x = x[:, n * m:]
+        return torch.cat(pooled, 1)
+    return attempt
+
+
+def attend_with_mask(view):
+    def attempt(q, kv, seen, sink):
+        scores = torch.einsum("bthc,bsc->bths", q, kv) / q.shape[-1] ** 0.5
+        p = plain.sink_weights(scores.masked_fill(~view(seen), -torch.inf), sink)
+        return torch.einsum("bths,bsc->bthc", p, kv)
+    return attempt
+
+
+def layer_with_mask_of_entries_first(attn, x):
+    def both(T, n, m):
+        return torch.cat([plain.visible(T, n, m), plain.sees(T, attn.config.window_size)], 1)
+    return hca_layer(attn, x, near=torch.ones(x.shape[1], 0).bool(), far=both)
+
+
 def stream_without_waiting(chunks, wkv, wgate, ape):
     return torch.cat([stream_at_once([x], wkv, wgate, ape) for x in chunks], 1)
 
@@ -315,6 +360,12 @@ def test_the_separate_layer_is_right():
      "adds the window under way"),
     ("hca.visible", lambda T, S, m: torch.arange(S)[:, None] < (torch.arange(T) + 1) // m,
      "transposed"),
+    ("hca.visible", lambda T, S, m: torch.arange(S) < (torch.arange(T)[:, None] + 1 // m),
+     "lacks parentheses"),
+    ("hca.visible", lambda T, S, m: (torch.arange(S) + 2) * m <= torch.arange(T)[:, None] + 1,
+     "one window late"),
+    ("hca.unseen", lambda t, w, m: [s for s in range(t + 1)
+                                    if not (t - w < s and s // m < (t + 1) // m)], "with OR"),
     ("hca.unseen", lambda t, w, m: list(range(t // m * m, t - w + 1)),
      "leave out a window that ends with t"),
     ("hca.unseen", lambda t, w, m: list(range((t + 1) // m * m, t - w)), "one token too long"),
@@ -332,6 +383,10 @@ def test_the_separate_layer_is_right():
      "leave the sink out"),
     ("hca.attend", attend_masked_late, "and then hide some"),
     ("hca.attend", attend_with_heads_at_1, "the heads' axis"),
+    ("hca.attend", attend_with_mask(lambda seen: seen), "has no axis for the heads"),
+    ("hca.attend", attend_with_mask(lambda seen: seen[None, :, None]), "an axis for the batch"),
+    ("hca.attend", attend_with_mask(lambda seen: seen.unsqueeze(-1)), "at the end of `seen`"),
+    ("hca.layer", layer_with_mask_of_entries_first, "your mask has the entries first"),
     ("hca.layer", layer_with_two_softmaxes, "a softmax each"),
     ("hca.layer", slip(hca_layer, back=0), "do not rotate the output back"),
     ("hca.layer", slip(hca_layer, back=1), "rotate it BACK"),
@@ -348,6 +403,12 @@ def test_the_separate_layer_is_right():
     ("hca.stream", colleagues_stream, "still has both faults"),
     ("hca.stream", slip(colleagues_stream, keep=True), "ape still starts anew"),
     ("hca.stream", slip(colleagues_stream, place=True), "is still forgotten"),
+    ("hca.stream", colleagues_stream_with_ape_again, "Likely: no token gets lost now, but tokens "
+     "that wait get ape once more"),
+    ("hca.stream", slip(colleagues_stream_with_ape_again, keep=False),
+     "Likely: tokens that wait get ape once more with each chunk, and a chunk"),
+    ("hca.stream", stream_over(-1), "your softmax runs over the channels"),
+    ("hca.stream", stream_over(1), "your softmax runs over the windows"),
     ("hca.stream", stream_at_once, "wait for the last chunk"),
     ("hca.stream", stream_without_waiting, "each is compressed by itself"),
 ])

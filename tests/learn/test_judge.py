@@ -268,6 +268,18 @@ def test_a_result_without_gradient_does_not_pass(capsys):
         assert "The values are right, but in the case" in (out := said(capsys)) and words in out
 
 
+def test_the_gradient_of_a_hidden_score_is_not_judged():
+    """logsumexp of nothing but -inf has the gradient nan there; the mask before drops it."""
+    def attempt(scores, sink):
+        total = torch.logaddexp(scores.logsumexp(-1), sink)
+        return (scores - total[..., None]).exp()
+
+    def detached(scores, sink):
+        return attempt(scores, sink.detach())
+    assert check("attention.sink", attempt) is attempt
+    assert check("attention.sink", detached) is not detached
+
+
 # ---- numbers, sequences, text ----
 
 @pytest.mark.parametrize("actual, expected, words", [

@@ -11,6 +11,8 @@ from einops import einsum, rearrange
 
 from minids import plain
 from minids.config import Config
+from minids.errors import MinidsError
+from minids.learn.compare import SEQUENCES, kind, same
 from minids.learn.exercise import Check
 from minids.plain import with_parts
 
@@ -80,6 +82,15 @@ def rotate_first(x, theta, rotate=plain.rotate):
 
 def _first_halves(x, theta):
     return rotate_first(x, theta, rotate_halves)
+
+
+def _in_place(x, theta):
+    """Writes into x. a and b are views of it, so that b is rotated with the new a."""
+    r = 2 * theta.shape[-1]
+    a, b = x[..., -r::2], x[..., 1 - r::2]
+    x[..., -r::2] = a * theta.cos() - b * theta.sin()
+    x[..., 1 - r::2] = a * theta.sin() + b * theta.cos()
+    return x
 
 
 def _without_sines(x, theta):
@@ -166,6 +177,10 @@ def _queries_without_rms(attn, x, theta):
 
 def _length_1(q):
     return q / q.norm(dim=-1, keepdim=True)
+
+
+def _rms_along(axis):
+    return lambda q: q * torch.rsqrt(q.square().mean(axis, keepdim=True) + 1e-6)
 
 
 def _minus_the_mean(q):
@@ -372,6 +387,12 @@ def _mixed_ranks(o, wo_a, wo_b, groups):
     return plain.grouped_output(o, wo_a, wo_b, groups)
 
 
+def _every_block(o, wo_a, wo_b, groups):
+    """The sum over groups of what each makes with all rows of wo_a."""
+    u = o.flatten(2).unflatten(-1, (groups, -1)) @ wo_a.T              # B T g (g rank)
+    return u.sum(dim=2) @ wo_b.T
+
+
 def _channels_in_turn(o, wo_a, wo_b, groups):
     """Group k gets the channels k, k + g, ... of all heads."""
     u = rearrange(o, "B T h c -> B T (h c)")
@@ -508,46 +529,95 @@ TWO_FAULTS = {"window one too wide", "sink fixed at 0"}
 
 
 def diagnosed(layer):
-    """A function of the same arguments: {"output", "right names", "wrong names"}.
+    """A function of the same arguments: {"output", "names"}.
 
     `layer` returns its output and the names of the faults that were repaired. The names are
-    counted, so that an answer is not given away.
+    counted, so that an answer is not given away, and only where a text is longer than the window
+    and its output is right. Raises `MinidsError` if `layer` returns something else.
     """
     @functools.wraps(layer)
-    def counted(attn, x):
+    def judged(attn, x):
         found = layer(attn, x)
-        if not (isinstance(found, tuple | list) and len(found) == 2):
-            return found
-        output, names = found
-        names = {names} if isinstance(names, str) else set(names)
-        return {"output": output, "right names": len(names & TWO_FAULTS),
-                "wrong names": len(names - TWO_FAULTS)}
-    return counted
+        if found is None:
+            return None
+        output, names = _output_and_names(found)
+        return {"output": output, "names": _count(attn, x, output, names)}
+    return judged
+
+
+def _output_and_names(found):
+    """(output, set of names), or (output, None) for an output alone."""
+    if isinstance(found, torch.Tensor):
+        return found, None
+    if not (isinstance(found, SEQUENCES) and found and isinstance(found[0], torch.Tensor)):
+        raise MinidsError(f"expected the output and then the names of the two faults, found "
+                          f"{kind(found)}")
+    output, *names = found
+    if len(names) == 1 and isinstance(names[0], tuple | list | set | frozenset):
+        names = names[0]
+    return output, {str(name).strip().lower() for name in names}
+
+
+def _count(attn, x, output, names) -> str:
+    if names is None:
+        return "missing"
+    wanted = plain.window_attention(attn, x)
+    long = x.shape[1] > attn.config.window_size
+    if not (long and same(output, wanted, atol=1e-4, rtol=1e-4)):
+        return "not counted yet"
+    return f"{len(names & TWO_FAULTS)} right, {len(names - TWO_FAULTS)} wrong"
 
 
 def _named(layer, names):
     return diagnosed(lambda attn, x: (layer(attn, x), names))
 
 
+def _sink_without_axis(scores, sink):
+    """The sinks of all heads lie along the axis of the keys."""
+    e, top = _exp(scores)
+    return e / (e.sum(-1, keepdim=True) + (sink - top).exp())
+
+
+# what may be wrong with the window and with the sink of a repaired layer
+WINDOWS = {
+    "": plain.sees,
+    "a long text still shows a fault": _too_wide,
+    "your window is one too narrow now; with the query's own token it should hold w": _too_narrow,
+}
+SINKS = {
+    "": plain.sink_weights,
+    "what a head does when nothing fits is still not learned": _sink_is_zero,
+    "the largest score is subtracted from the scores and not from the sink; exp(sink - largest) "
+    "should join the denominator": _sink_not_shifted,
+    "you add the sink as it is; it is a score, so exp(sink - largest) should join the denominator":
+        _sink_raw_after_the_shift,
+    "your sink has no effect; exp(sink - largest) should join the denominator": _softmax,
+}
+
+
 def _diagnoses():
-    """Every combination of what may be left to repair and of right and wrong names."""
+    """Layers that are not right, with names and without; then a right layer with wrong names."""
+    layers = {"; also, ".join(words for words in (window, sink) if words):
+              _fault(sees=sees, sink_weights=sink_weights)
+              for window, sees in WINDOWS.items() for sink, sink_weights in SINKS.items()}
+    layers |= {"your sinks lie along the keys' axis; attn_sink[:, None] puts them along the heads'":
+               _fault(sink_weights=_sink_without_axis)}
+    alone = "you return the output alone; return the names of the two faults too"
+    found = {}
+    for words, layer in layers.items():
+        if words:
+            found[words] = _named(layer, TWO_FAULTS)
+        found[f"{alone}; also, {words}" if words else alone] = diagnosed(layer)
     right, _ = sorted(TWO_FAULTS)
-    layers = {"your layer is right": plain.window_attention,
-              "your layer still has both faults":
-                  _fault(sees=_too_wide, sink_weights=_sink_is_zero),
-              "one fault is repaired; what a head does when nothing fits is still not learned":
-                  _fault(sink_weights=_sink_is_zero),
-              "one fault is repaired; a long text still shows the other": _fault(sees=_too_wide)}
-    names = {"your two names are right": TWO_FAULTS,
-             "you name one fault, rightly; name the other too": {right},
+    names = {"you name one fault, rightly; name the other too": {right},
              "one of your two names is right, the other is wrong": {right, "?"},
              "you name one fault, wrongly; there are two": {"?"},
-             "both of your names are wrong": {"?", "??"},
-             "you name more than two faults, two of them rightly": TWO_FAULTS | {"?"},
+             "both of your names are wrong; write them as the table does": {"?", "??"},
+             "you name more than two faults, two of them rightly; there are two":
+                 TWO_FAULTS | {"?"},
              "you name no fault; there are two": set()}
-    return {f"{layer}; {words}": _named(function, given)
-            for layer, function in layers.items() for words, given in names.items()
-            if function is not plain.window_attention or given != TWO_FAULTS}
+    return found | {f"your layer is right; {words}": _named(plain.window_attention, given)
+                    for words, given in names.items()}
 
 
 # ---- stretched frequencies ----
@@ -560,7 +630,7 @@ def _pair(length, rotations, r, base):
 
 def frequencies_with(config, ratio, exponent=-1.0, pair=_pair, low=math.floor, high=math.ceil,
                      least=0, most=lambda r: r - 1, ramp=lambda share: share.clamp(0, 1),
-                     mix=None, first=0):
+                     mix=None, first=0, place=lambda j: j, width=lambda low, high: high - low):
     """`frequencies` with another exponent, ends of the ramp, ramp, or mean of two frequencies."""
     r, factor = config.rope_head_dim, config.rope_factor
     base, length = config.rope(ratio)
@@ -570,8 +640,7 @@ def frequencies_with(config, ratio, exponent=-1.0, pair=_pair, low=math.floor, h
         return w
     start = max(low(pair(length, config.beta_fast, r, base)), least)
     end = min(high(pair(length, config.beta_slow, r, base)), most(r))
-    width = end - start
-    share = ramp((j - start) / (width if width else 0.001))
+    share = ramp((place(j) - start) / (width(start, end) or 0.001))
     return w / factor * share + w * (1 - share) if mix is None else mix(w, factor, share)
 
 
@@ -629,6 +698,10 @@ CHECKS = [
             "you have each angle twice, one after the other; there should be one for each pair, "
             "r/2":
                 lambda positions, w: plain.angles(positions, w).repeat_interleave(2, dim=1),
+            "you count from 0; take the positions that are given, which may begin anywhere":
+                lambda positions, w: plain.angles(torch.arange(len(positions)), w),
+            "you multiply element by element; every position should meet every pair, so one of the "
+            "two needs a new axis": lambda positions, w: positions * w,
             "you return the frequencies alone; multiply them by the positions":
                 lambda positions, w: plain.angles(torch.ones_like(positions), w),
             "you divide the positions by w; w is radians per position, so multiply":
@@ -678,6 +751,8 @@ CHECKS = [
             "too, (2i, 2i + 1)": _from_halves,
             "your second line uses the first channel after its change; it should use the old one":
                 _pairs(_with_the_changed_a),
+            "you write into x, and your second line reads the channel that the first has changed, "
+            "since slices are views of x; build a new tensor from the old channels": _in_place,
             "you rotate in the wrong direction; the minus sign belongs to the sine in the first "
             "channel of a pair": _backwards,
             "you add in both channels; the sine in the first channel of a pair has a minus sign":
@@ -726,6 +801,10 @@ CHECKS = [
             "the MEAN of the squares, and nothing else": _queries(norm=_length_1),
             "you subtract the mean, as LayerNorm does; RMS only divides":
                 _queries(norm=_minus_the_mean),
+            "your RMS runs over the axis of the heads; it should run over the c channels of each "
+            "head": _queries(norm=_rms_along(2)),
+            "your RMS runs over the tokens; it should run over the c channels of each head":
+                _queries(norm=_rms_along(1)),
             "you do not rotate the queries; rotate them by theta": _queries(rotate=_unrotated),
             "you rotate the queries backwards; only the layer's output is":
                 lambda attn, x, theta: plain.queries(attn, x, -theta),
@@ -809,6 +888,8 @@ CHECKS = [
             "you drop the first column; the sink's is the last": _first_column_dropped,
             "your exp overflows for large scores; subtract the largest first, or let softmax do it":
                 _sink_overflows,
+            "you append exp(sink) to the scores; append the sink itself, softmax takes its exp":
+                lambda scores, sink: plain.sink_weights(scores, sink.exp()),
             "you give each query a sink; there should be one for each head": _sink_for_each_query,
             "all heads share the mean sink; each should have its own": _sink_shared,
             "all heads take the first sink; each should have its own": _first_sink,
@@ -834,6 +915,8 @@ CHECKS = [
             "the first H/g in group 0": _interleaved,
             "you deal the channels to the groups one by one; a group should hold all channels of "
             "its heads, the first H/g heads in group 0": _channels_in_turn,
+            "every group meets every block of wo_a, and you add up what comes out; group k should "
+            "meet block k alone": _every_block,
             "all groups use the first block of wo_a; each should use its own": _first_block,
             "you deal the rows of wo_a to the groups one by one; its first `rank` rows should be "
             "group 0's":
@@ -934,10 +1017,7 @@ CHECKS = [
     ),
     Check(
         "attention.debug", _named(plain.window_attention, TWO_FAULTS), _layer_cases,
-        mistakes={
-            "you return the output alone; return the output and the names of the two faults, as "
-            "the table writes them": lambda attn, x: plain.window_attention(attn, x),
-        } | _diagnoses(),
+        mistakes=_diagnoses(),
         hints=(
             "Both faults hide: one as long as the text is short, one as long as the layer is "
             "fresh. Compare accordingly.",
@@ -972,6 +1052,16 @@ CHECKS = [
             "your frequencies grow with j; the exponent should be negative":
                 _frequencies(exponent=1.0),
             "you count the pairs from 1; j should run from 0 to r/2 - 1": _frequencies(first=1),
+            "j counts channels in your ramp, 0, 2, 4, ...; it should count pairs, 0 to r/2 - 1":
+                _frequencies(place=lambda j: 2 * j),
+            "j counts from 1 in your ramp; it should run from 0 to r/2 - 1":
+                _frequencies(place=lambda j: j + 1),
+            "you divide j - low by high; divide by high - low":
+                _frequencies(width=lambda low, high: high),
+            "your at(b) takes rope_theta; it should take the base that config.rope(ratio) gives":
+                lambda config, ratio: frequencies_with(
+                    config, ratio, pair=lambda length, b, r, base:
+                    _pair(length, b, r, config.rope_theta)),
             "your ramp is the wrong way round; the SLOW pairs, large j, should be stretched, the "
             "fast ones stay": _frequencies(ramp=lambda share: 1 - share.clamp(0, 1)),
             "beta_fast and beta_slow are exchanged; low should come from beta_fast, high from "

@@ -440,6 +440,15 @@ def _with(faults):
             "free": ("x", "qr", "p") if "what must be detached" in faults else ()}
 
 
+def _partly_detached():
+    """One or two inputs are not detached, and a fault of the divergence is left."""
+    subsets = [*combinations(("x", "qr", "p"), 1), *combinations(("x", "qr", "p"), 2)]
+    return {f"still to be fixed: {', '.join(faults)}; and a gradient still reaches "
+            f"{' and '.join(free)}": _learn(**(_with(faults) | {"free": free}))
+            for faults in _remaining() if "what must be detached" not in faults
+            for free in subsets}
+
+
 def _learn_cases(rng):
     config = Config.nano().replace(dim=12, q_lora_rank=8, index_n_heads=4, index_head_dim=6,
                                    rope_head_dim=4)
@@ -742,6 +751,9 @@ CHECKS = [
             "large negative number, such as -1e9": _hidden_at_minus_inf,
             "a query that sees no entry makes your result nan: the sum of its weights is 0, or "
             "its softmax has nothing but -inf; guard both": _unguarded_sum,
+            "you multiply the target by probabilities; KL takes their logarithms (log_softmax)":
+                lambda *a: divergence(*a, kl=lambda t, log_q, seen:
+                                      (torch.xlogy(t, t) - t * log_q.exp()).sum(-1)),
             "you return bits; ln gives nats": lambda *a: divergence(*a) / math.log(2),
         },
         hints=(
@@ -774,7 +786,7 @@ CHECKS = [
             "no gradient reaches the indexer, which is all that should learn; do not detach its "
             "scores": with_gradients(_scores_detached),
         } | {f"still to be fixed: {', '.join(faults)}": _learn(**_with(faults))
-             for faults in _remaining()},
+             for faults in _remaining()} | _partly_detached(),
         hints=(
             "Three questions: which way round is the KL, does the target sum to 1, and whom may "
             "this loss change?",
@@ -797,6 +809,9 @@ CHECKS = [
             "you look at the entries that are picked, index_topk; to pick them, the indexer scores "
             "all n // 4":
                 _times(lambda config, n: config.index_topk / (n // 4)),
+            "you count no more than index_topk entries, those that are read in the end; to pick "
+            "them, the indexer scores all n // 4":
+                _times(lambda config, n: min(config.index_topk, n // 4) / (n // 4)),
             "you add the sliding window; the indexer scores entries only":
                 _times(lambda config, n: (n // 4 + config.window_size) / (n // 4)),
             "your number is half of the right one; a multiply-add is two operations":

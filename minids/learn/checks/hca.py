@@ -129,6 +129,11 @@ def _ape_afterwards(kv_and_ape, z):
     return ((z.softmax(dim=2) + ape) * kv).sum(dim=2)
 
 
+def _pooled_over_tokens_and_channels(kv, z):
+    weights = z.flatten(2).softmax(dim=2).view_as(z)
+    return (weights * kv).sum(dim=2)
+
+
 def _pooled_over_the_sequence(kv, z):
     weights = z.flatten(1, 2).softmax(dim=1).view_as(z)
     return (weights * kv).sum(dim=2)
@@ -261,6 +266,26 @@ def _heads_axis_at_1(q, kv, seen, sink):
     return einsum(plain.sink_weights(scores, sink), kv, "B T H S, B S c -> B T H c")
 
 
+def _no_heads_axis(q, kv, seen, sink):
+    """T S meets the heads' axis; the scores become B T T S, or do not fit."""
+    scores = einsum(q, kv, "B T H c, B S c -> B T H S") / math.sqrt(q.shape[-1])
+    p = plain.sink_weights(scores.masked_fill(~seen, -math.inf), sink)
+    return einsum(p, kv, "B T H S, B S c -> B T H c")
+
+
+def _heads_axis_last(q, kv, seen, sink):
+    scores = einsum(q, kv, "B T H c, B S c -> B T H S") / math.sqrt(q.shape[-1])
+    scores = scores.masked_fill(~seen[..., None], -math.inf)
+    return einsum(plain.sink_weights(scores, sink), kv, "B T H S, B S c -> B T H c")
+
+
+def _one_mask_for_all(q, kv, seen, sink):
+    """seen[None, :, None] fits T S; of B T S it makes five axes."""
+    scores = einsum(q, kv, "B T H c, B S c -> B T H S") / math.sqrt(q.shape[-1])
+    scores = scores.masked_fill(~seen[None, :, None], -math.inf)
+    return einsum(plain.sink_weights(scores, sink), kv, "B T H S, B S c -> B T H c")
+
+
 def _attend_cases(rng):
     def arguments(B, T, H, c, S, seen):
         q = 1.5 * torch.randn(B, T, H, c, generator=rng)
@@ -307,6 +332,12 @@ def _entries_first(q, kv, seen, sink):
     """The entries before the keys, while the mask has the keys first."""
     T = q.shape[1]
     return plain.attend(q, torch.cat([kv[:, T:], kv[:, :T]], dim=1), seen, sink)
+
+
+def _mask_of_entries_first(q, kv, seen, sink):
+    """The mask of the entries before that of the keys, while the keys are first."""
+    S = kv.shape[1] - q.shape[1]
+    return plain.attend(q, kv, seen.roll(S, dims=-1), sink)
 
 
 def _window_of_m(attn, x):
@@ -360,22 +391,25 @@ class Arriving:
 
 
 def stream(chunks, wkv, wgate, ape, restart=False, lose=False, flush=False, forget=False,
-           keep=False, count=False):
+           keep=False, count=False, previous=False, twice=False, dim=2):
     """Pooled windows, B S c, of a sequence that arrives in chunks, each B T_i d.
 
     The keyword arguments make mistakes.
     """
-    m, waiting, entries, t = len(ape), None, [], 0
+    m, waiting, entries, t, before = len(ape), None, [], 0, 0
     for x in chunks:
         kv, z = x @ wkv.mT, x @ wgate.mT
         first = 0 if restart or waiting is None else waiting[0].shape[1]
-        first = t if count else first
-        t += x.shape[1]
+        first = before if previous else t if count else first
+        before = x.shape[1]
+        t += before
         z = z + ape[(first + torch.arange(x.shape[1])) % m]
         if waiting is not None:
             kv, z = (torch.cat([old, new], dim=1) for old, new in zip(waiting, (kv, z)))
+        if twice and waiting is not None:
+            z[:, :first] += ape[torch.arange(first) % m]
         S = kv.shape[1] // m
-        entries.append(pooled(windows(kv, m), windows(z, m)))
+        entries.append(pooled(windows(kv, m), windows(z, m), dim))
         if not (lose and S == 0):
             waiting = (kv, z) if keep else (kv[:, S * m:], z[:, S * m:])
         if forget:
@@ -412,6 +446,9 @@ CHECKS = [
             "tokens should sum to 1": _compress(pool=lambda kv, z: pooled(kv, z, dim=3)),
             "your softmax runs over the windows; an entry should know only its own m tokens":
                 _compress(pool=lambda kv, z: pooled(kv, z, dim=1)),
+            "your softmax runs over tokens and channels together; each channel should have its "
+            "own, over the window's m tokens":
+                _compress(pool=_pooled_over_tokens_and_channels),
             "your softmax runs over the whole sequence; each window should have its own":
                 _compress(pool=_pooled_over_the_sequence),
             "you index ape by the absolute position; it has m rows, one for each place in a "
@@ -522,6 +559,10 @@ CHECKS = [
                 lambda T, S, m: torch.arange(S) == (torch.arange(T) // m)[:, None],
             "you compare entries with tokens, s <= t; entry s has the tokens s m to s m + m - 1":
                 lambda T, S, m: torch.arange(S) <= torch.arange(T)[:, None],
+            "your t + 1 // m lacks parentheses, and // goes before +; it should be (t + 1) // m":
+                lambda T, S, m: torch.arange(S) < (torch.arange(T) + 1 // m)[:, None],
+            "you are one window late; the query that completes a window should see its entry":
+                lambda T, S, m: torch.arange(S) < (torch.arange(1, T + 1) // m - 1)[:, None],
             "your mask is transposed; rows should be queries and columns entries":
                 lambda *args: visible(*args).mT,
         },
@@ -551,6 +592,16 @@ CHECKS = [
                 lambda t, w, m: unseen(t, w, m, complete=lambda t, m: t // m),
             "you do not count the entries; they cover all complete windows":
                 lambda t, w, m: unseen(t, w, m, complete=lambda t, m: 0),
+            "you join the two ways with OR; list what NEITHER the sliding window NOR an entry "
+            "gives":
+                lambda t, w, m: [s for s in range(t + 1) if s <= t - w or s >= (t + 1) // m * m],
+            "you list what only one of the two ways gives; list what neither of them gives":
+                lambda t, w, m: [s for s in range(t + 1)
+                                 if (s <= t - w) != (s >= (t + 1) // m * m)],
+            "you begin one token early; the last token of the complete windows is in an entry":
+                lambda t, w, m: list(range(max(t + 1 - (t + 1) % m - 1, 0), t - w + 1)),
+            "you list the numbers within the window under way; list positions in the text":
+                lambda t, w, m: [s % m for s in unseen(t, w, m)],
             "you begin one token late; the first token after the complete windows is at "
             "m floor((t + 1) / m)":
                 lambda t, w, m: unseen(t, w, m)[1:],
@@ -591,6 +642,13 @@ CHECKS = [
             "score -inf": _masked_afterwards,
             "you put the heads' axis at place 1 of `seen`, which does not fit where each sequence "
             "has its own mask (B T S); it should come before the last axis": _heads_axis_at_1,
+            "your mask `seen` has no axis for the heads, so that its queries meet the heads of the "
+            "scores, B T H S; put one before its last axis": _no_heads_axis,
+            "you put the heads' axis at the end of `seen`; it should come before the last axis, "
+            "which is the keys'": _heads_axis_last,
+            "you put an axis for the batch in front of `seen`, which does not fit where each "
+            "sequence has its own mask (B T S); only the heads' axis is missing, before the last":
+                _one_mask_for_all,
             "you leave the sink out; exp(sink) should join the denominator":
                 _attend(weights=_no_sink),
             "you leave the sink out, and a query that sees nothing reads hidden keys; exp(sink) "
@@ -645,6 +703,13 @@ CHECKS = [
                 _layer(attend=_attend_apart),
             "your keys and your mask are in different order; where the keys come first, `sees` "
             "should come first too": _layer(attend=_entries_first),
+            "your mask has the entries first, and your kv the keys; both should be in the same "
+            "order": _layer(attend=_mask_of_entries_first),
+            "you place the entries twice; `place` rotates them once":
+                _layer(place=lambda *args: plain.place(plain.place(*args), *args[1:])),
+            "you exchange the compressor's wkv and wgate; `compress` takes wkv first":
+                _layer(compress=lambda x, wkv, wgate, *rest: plain.compress(
+                    x, wgate, wkv, *rest)),
             "you leave the sink out; exp(sink) should join the denominator":
                 _layer(sink_weights=_no_sink),
             "you leave the entries out; they should stand after the keys": _layer(use=(1, 0)),
@@ -679,6 +744,24 @@ CHECKS = [
             "ape is right now, by a count of all tokens, but a chunk that completes no window is "
             "still forgotten; its tokens should wait too":
                 lambda *a: stream(*a, lose=True, count=True),
+            "no token gets lost now, but tokens that wait get ape once more with each chunk; add "
+            "it once": lambda *a: stream(*a, twice=True),
+            "tokens that wait get ape once more with each chunk, and a chunk that completes no "
+            "window is still forgotten; add ape once, and let these tokens wait too":
+                lambda *a: stream(*a, twice=True, lose=True),
+            "no token gets lost now, but ape begins at the length of the chunk before; count all "
+            "tokens before this chunk, or those that wait":
+                lambda *a: stream(*a, previous=True),
+            "ape begins at the length of the chunk before, and a chunk that completes no window is "
+            "still forgotten; count all tokens before this chunk, or those that wait, and let "
+            "these tokens wait too":
+                lambda *a: stream(*a, previous=True, lose=True),
+            "your softmax runs over the channels; it should run over a window's m tokens, as in "
+            "the colleague's version":
+                lambda *a: stream(*a, dim=3),
+            "your softmax runs over the windows of a chunk; it should run over a window's m "
+            "tokens, as in the colleague's version":
+                lambda *a: stream(*a, dim=1),
             "you wait for the last chunk before you pool; a chunk does not stay, so its complete "
             "windows should be pooled when it arrives": _all_at_once,
             "nothing waits between chunks, each is compressed by itself; tokens of an incomplete "

@@ -127,6 +127,17 @@ CHECKS = [
                 lambda n_routed, n_active, n_shared: n_active / (n_routed + n_shared),
             "your expression lacks parentheses, and / goes before +; add up both counts first":
                 lambda n_routed, n_active, n_shared: n_active + n_shared / n_routed + n_shared,
+            "your sum above the line lacks parentheses, and / goes before +; add up the experts "
+            "that work, then divide":
+                lambda n_routed, n_active, n_shared: n_active + n_shared / (n_routed + n_shared),
+            "your sum below the line lacks parentheses, and / goes before +; add up all experts, "
+            "then divide":
+                lambda n_routed, n_active, n_shared: (n_active + n_shared) / n_routed + n_shared,
+            "you divide both counts by n_routed and add one whole n_shared; all experts, the "
+            "shared ones too, should be below the line":
+                lambda n_routed, n_active, n_shared: n_active / n_routed + n_shared,
+            "you return percent, rounded; it should be a share from 0 to 1 with all of its digits":
+                lambda *numbers: round(100 * active_share(*numbers), 1),
             "you return percent; it should be a share from 0 to 1":
                 lambda *numbers: 100 * active_share(*numbers),
             "you return percent and leave the shared expert out; it should be a share from 0 to 1 "
@@ -199,6 +210,11 @@ CHECKS = [
             "you count what is read only; what is written costs too":
                 lambda input_usd, output_usd, tokens_in, tokens_out:
                 input_usd * tokens_in / (tokens_in + tokens_out),
+            "you count what is written only; what is read costs too":
+                lambda input_usd, output_usd, tokens_in, tokens_out:
+                output_usd * tokens_out / (tokens_in + tokens_out),
+            "you drop the fraction with // or int(); / should keep it":
+                lambda *numbers: blended_price(*numbers) // 1,
             "you halve the price once more; dividing by all tokens is enough":
                 lambda *numbers: blended_price(*numbers) / 2,
             "you round the price; return all of its digits":

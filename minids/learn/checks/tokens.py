@@ -63,11 +63,16 @@ def _other_ties(better):
 
 
 def _all_but_the_last(pieces):
-    pairs = [pair for piece in pieces for pair in zip(piece, piece[1:-1])]
-    return pairs or _inside(pieces)
+    """ValueError, from `min`, where all pieces are short."""
+    return [pair for piece in pieces for pair in zip(piece, piece[1:-1])]
 
 
 def _with_its_count(pieces):
+    pair = best_pair(pieces)
+    return pair, _inside(pieces).count(pair)
+
+
+def _first_with_its_count(pieces):
     return Counter(_inside(pieces)).most_common(1)[0]
 
 
@@ -410,6 +415,10 @@ def _begins_late(ids, eos, assistant):
     return [said and n > 0 and mask[n - 1] for n, said in enumerate(mask)]
 
 
+def _every_eos(ids, eos, assistant):
+    return [said or i == eos for i, said in zip(ids, reply_mask(ids, eos, assistant))]
+
+
 def _next_targets(ids, eos, assistant):
     return reply_mask(ids, eos, assistant)[1:] + [False]
 
@@ -433,6 +442,8 @@ def _reply_cases(rng):
     yield "after a system text", ([bos, *some(3), *twice[1:]], eos, assistant)
     empty = [bos, user, *some(2), assistant, end, eos, user, *some(2), assistant, end, *some(2)]
     yield "an empty reply, and one without an end", (empty, eos, assistant)
+    document = [bos, *some(4), eos]
+    yield "after a document, whose eos ends no reply", (document + twice, eos, assistant)
     other = [9, 8, 7, 5, 6, 3, 4, 2, 8, 0, 5, 1, 6, 2]
     yield "other ids for eos and <Assistant>", (other, 2, 5)
 
@@ -483,6 +494,11 @@ def _contains_in_any_case(answer, pool, accepted):
 
 def _one_of_the_pool(answer, pool, accepted):
     return len({word for word in pool if word in _words(answer)}) == 1
+
+
+def _never(answer, pool, accepted):
+    """The accepted word must be named, and no word of the pool, which holds it."""
+    return accepted in _words(answer) and not any(word in _words(answer) for word in pool)
 
 
 def _once_only(answer, pool, accepted):
@@ -573,6 +589,9 @@ CHECKS = [
             "smallest": _other_ties(max),
             "you return the pair together with its count; return the pair (a, b) alone":
                 _with_its_count,
+            "you return the pair together with its count, and of several with the highest count "
+            "the first in the text; return the smallest, the pair (a, b) alone":
+                _first_with_its_count,
             "you return how often the pair occurs; return the pair (a, b)":
                 lambda pieces: max(Counter(_inside(pieces)).values()),
             "you take the rarest pair; it should be the most frequent":
@@ -626,7 +645,8 @@ CHECKS = [
             "you merge (b, a) as well; only a followed by b is the pair": _either_order,
             "you keep the new ids only; all other ids should stay where they are":
                 _without_the_others,
-            "you return the ids as they were; each place of the pair should become the new id":
+            "you return the ids as they were (a list never equals a tuple); each place of the pair "
+            "should become the new id":
                 lambda ids, pair, new: list(ids),
             "you replace digits in a text, and 1 2 is also in 11 25; compare whole ids": _in_text,
         },
@@ -651,6 +671,12 @@ CHECKS = [
             "whatever comes out":
                 _longest,
             "you do each merge at one place only; it should be done at every place": _first_only,
+            "you leave out the last merge; all should be done":
+                lambda ids, merges: encode(ids, merges[:-1]),
+            "you leave out the first merge; all should be done":
+                lambda ids, merges: encode(ids, merges[1:]),
+            "you look for (b, a); the pair of a merge is (a, b)":
+                lambda ids, merges: encode(ids, [(b, a, new) for a, b, new in merges]),
             "you stop after the first merge; is your `return` inside the loop? All merges should "
             "be done": _first_merge_alone,
             "you start again from the bytes with each merge; it should go on with the ids that "
@@ -691,6 +717,10 @@ CHECKS = [
                 _bits(total=lambda nats, text: math.log2(float(nats.sum())), unit=1.0),
             "you divide by 2; a bit is ln 2 nats": _bits(unit=2.0),
             "you divide by ln 10; a bit is ln 2 nats": _bits(unit=math.log(10)),
+            "you divide by the number of words; divide by the number of bytes":
+                _bits(size=lambda nats, text: len(text.split())),
+            "you return the perplexity of a token; it should be bits per byte":
+                lambda nats, text: math.exp(float(nats.mean())),
             "you count eight bits for each byte of the text; divide by the number of bytes":
                 _bits(size=lambda nats, text: 8 * len(text.encode())),
             "your fraction is upside down: bytes per bit; it should be bits per byte":
@@ -772,6 +802,8 @@ CHECKS = [
                 _reply(turns=lambda n, ends: len(ends) > 1 and n <= ends[-2]),
             "you count the first reply only; writing should begin again at the next <Assistant>":
                 _reply(turns=lambda n, ends: bool(ends) and n > ends[0]),
+            "you count every eos; one that ends a document, or comes before the reply, is not the "
+            "assistant's": _every_eos,
             "you go on counting after eos; what the user writes next should not count":
                 _never_ends,
             "you leave out the first token of each reply; writing should begin right after the "
@@ -825,6 +857,8 @@ CHECKS = [
                 _as_list(_one_of_the_pool),
             "you reject the accepted word where it is said twice; only OTHER words of the pool "
             "make an answer wrong": _as_list(_once_only),
+            "no answer is ever right: the pool holds the accepted word too; only OTHER words of "
+            "the pool make an answer wrong": _as_list(_never),
             "your verdicts are the wrong way round; True should mean that the answer is right":
                 _as_list(lambda *arguments: not verify(*arguments)),
         },
