@@ -210,7 +210,8 @@ def _try(exercise: Check, attempt, label: str, args, first: bool) -> Outcome:
     elif result is None and expected is not None:
         outcome.problem = f"{case} it returned None: is a `return` missing?"
     elif found := _differ(exercise, result, expected):
-        outcome.problem, outcome.difference = f"{case}: {found}", found
+        also = "; it also changes its own input" if _differ(exercise, used, args) else ""
+        outcome.problem, outcome.difference = f"{case}: {found}{also}", found
     elif _differ(exercise, used, args):
         outcome.problem = (f"{case} it changes its own input: work on a copy, without in-place "
                            "operations")
