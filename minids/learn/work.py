@@ -173,6 +173,7 @@ class Copy:
 
     def update(self, say) -> None:
         """Bring the shipped lesson, with the learner's answers."""
+        self.records.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.records / f"{self.name}.before-update.ipynb") as part:
             part.write_bytes(self.path.read_bytes())
         answers = ", with your answers" if self.is_changed() else ""

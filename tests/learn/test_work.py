@@ -205,6 +205,17 @@ def test_answers_are_mentioned_only_where_there_are_some(course, capsys):
     assert out.count("Reload Notebook") == 1
 
 
+def test_a_copy_that_came_without_its_records_is_updated(course, capsys):
+    work.prepare()
+    edit(course, answer)
+    shutil.rmtree(course / "work" / ".minids")      # as when only the notebooks were copied
+    work.update()
+    assert cell(copy_of(course), "a-double").source == ANSWER
+    capsys.readouterr()
+    work.update()
+    assert capsys.readouterr().out.count("up to date") == 2
+
+
 def test_what_cannot_be_placed_is_kept_beside(course, capsys):
     work.prepare()
 
