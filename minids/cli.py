@@ -265,14 +265,16 @@ def progress_flags(command) -> None:
 
 
 def progress_command(args) -> None:
+    import contextlib
     import json
 
     from minids.learn import report
 
-    if args.all is not None:
-        found, show = report.classroom(args.all), report.show_classroom
-    else:
-        found, show = report.learner(), report.show
+    with contextlib.redirect_stdout(sys.stderr):    # what is damaged is no part of the JSON
+        if args.all is not None:
+            found, show = report.classroom(args.all), report.show_classroom
+        else:
+            found, show = report.learner(), report.show
     print(json.dumps(found, indent=1) if args.json else show(found))
 
 

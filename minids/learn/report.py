@@ -81,8 +81,12 @@ def classroom(folder: Path) -> list[dict]:
     """
     if not folder.is_dir():
         raise MinidsError(f"no folder {folder}: expected one that holds a folder for each learner")
+    if (folder / "progress.jsonl").exists() or (folder / ".minids").is_dir():
+        raise MinidsError(f"{folder} belongs to one learner: expected the folder above, which "
+                          f"holds a folder for each")
     try:
-        homes = sorted(path for path in folder.iterdir() if path.is_dir())
+        homes = sorted(path for path in folder.iterdir()
+                       if path.is_dir() and not path.name.startswith("."))
     except OSError as error:
         raise MinidsError(f"cannot read {folder}: {error.strerror}") from error
     return sorted((_row(home) for home in homes), key=_urgency)

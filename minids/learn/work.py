@@ -19,25 +19,33 @@ from minids.system import paths
 from minids.system.files import atomic_write, write_text
 
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
-RELOAD = "If it is open in JupyterLab: File, Reload Notebook from Disk."
+RELOAD = "If a lesson is open in JupyterLab: File, Reload Notebook from Disk."
 
 
 def lessons(names=None) -> list[str]:
-    """The names of the shipped lessons in order; `names` selects some by number ("07"), name or
-    path. Raises `MinidsError` for a name that fits no lesson."""
+    """The names of the shipped lessons in order; `names` selects some by number ("07" or "7"),
+    name or path. Raises `MinidsError` for a name that fits no lesson."""
     known = sorted(path.stem for path in paths.notebooks().glob("[0-9][0-9]_*.ipynb"))
     if not names:
         return known
     chosen = []
     for name in names:
         stem = Path(name).name.removesuffix(".ipynb").removesuffix(".py")
+        stem = stem.zfill(2) if stem.isdecimal() else stem
         fits = [lesson for lesson in known if lesson == stem] or [
             lesson for lesson in known if lesson.startswith(f"{stem}_")]
         if not fits or not stem:
-            raise MinidsError(f"no lesson {name!r}: expected a number, such as 07, or one of "
-                              f"{', '.join(known)}")
+            raise MinidsError(f"no lesson {name!r}: {expected(known)}")
         chosen += fits
     return list(dict.fromkeys(chosen))
+
+
+def expected(known: list[str]) -> str:
+    """What a lesson may be called, for messages."""
+    if not known:
+        return "there are no lessons"
+    first, last = known[0], known[-1]
+    return f"expected a number from {first[:2]} to {last[:2]}, or a name such as {last}"
 
 
 def prepare(say=print) -> Path:
@@ -62,7 +70,7 @@ def prepare(say=print) -> Path:
 def update(names=None, say=print) -> None:
     """Bring the newest version of some lessons (default: all) into the learner's copies, and keep
     their answers. Says for each what was done."""
-    folder = paths.work()
+    folder, reload = paths.work(), False
     for copy in copies(folder, names):
         copy.take_over_edits(say)
         if copy.mine is None:
@@ -70,8 +78,11 @@ def update(names=None, say=print) -> None:
             say(f"{copy.name}: your copy is {copy.path}")
         elif copy.is_old():
             copy.update(say)
+            reload = True
         else:
             say(f"{copy.name}: up to date")
+    if reload:
+        say(RELOAD)
     copy_linked_files(folder)
 
 
@@ -126,6 +137,10 @@ class Copy:
         """Whether the learner changed, added or removed a cell."""
         return texts(self.mine) != texts(self.base or self.shipped)
 
+    def holds_work(self) -> bool:
+        """Whether the file of the copy holds what only the learner has."""
+        return self.path.exists() and (self.mine is None or self.is_changed())
+
     def write(self, notebook) -> None:
         """Write the copy, and then the version that it now comes from."""
         self.records.mkdir(parents=True, exist_ok=True)
@@ -158,10 +173,12 @@ class Copy:
 
     def update(self, say) -> None:
         """Bring the shipped lesson, with the learner's answers."""
+        self.records.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.records / f"{self.name}.before-update.ipynb") as part:
             part.write_bytes(self.path.read_bytes())
+        answers = ", with your answers" if self.is_changed() else ""
         self.bring(self.base, self.mine, say)
-        say(f"{self.name}: updated, with your answers. {RELOAD}")
+        say(f"{self.name}: updated{answers}")
 
     def bring(self, base, mine, say) -> None:
         """Write the shipped lesson with the answers in `mine`, which came from `base`."""
@@ -182,10 +199,10 @@ class Copy:
         notebook = parse(self.edited)
         content = json.dumps(texts(notebook)) if notebook else self.edited.decode(errors="replace")
         if not memory.exists() or memory.read_text(encoding="utf-8") != content:
-            if notebook is None or self.path.exists():
+            if notebook is None or self.holds_work():
                 kept = keep(self.edited, self.path, "from-notebooks")
                 reason = "cannot be read" if notebook is None else \
-                    "was edited, and you have a copy already"
+                    "was edited, and so was your own copy"
                 say(f"{where} {reason}. It is kept as {kept}.")
             else:
                 merged, unplaced = carry.merge(self.shipped, notebook, self.shipped)

@@ -136,12 +136,12 @@ def test_a_user_without_a_home(monkeypatch, capsys):
         raise RuntimeError("Could not determine home directory.")
     monkeypatch.delenv("MINIDS_HOME")
     monkeypatch.setattr(Path, "home", no_home)
-    with pytest.raises(MinidsError, match="no home folder is known.*MINIDS_HOME"):
+    with pytest.raises(MinidsError, match="this user has no home folder.*MINIDS_HOME"):
         paths.home()
     journal.record("mhc.site", "passed")
-    assert one_line(capsys).startswith("[progress] not saved: no home folder is known")
+    assert one_line(capsys).startswith("[progress] not saved: this user has no home folder")
     progress()
-    assert one_line(capsys).startswith("[progress] cannot be read: no home folder is known")
+    assert one_line(capsys).startswith("[progress] cannot be read: this user has no home folder")
 
 
 def test_files_that_cannot_be_opened(own_home, capsys):
@@ -247,6 +247,25 @@ def test_a_class_with_those_who_need_help_first(class_folder, capsys):
     out = capsys.readouterr().out
     assert "attention.angles: 3 attempts without a pass, 1 hint, first attempt 40 min ago" in out
     assert "most often: B" in out and "fay: cannot be read" in out and "notes.txt" not in out
+
+
+def test_what_is_damaged_is_no_part_of_the_json(class_folder, capsys):
+    home = class_folder / "zed"
+    home.mkdir(parents=True)
+    (home / "progress.jsonl").write_text("{\n")
+    assert cli.main(["progress", "--all", str(class_folder), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)[0]["learner"] == "zed" and "1 damaged lines" in err
+
+
+def test_the_folder_of_one_learner_is_not_a_class(class_folder, capsys):
+    (class_folder / "ada" / ".minids").mkdir(parents=True)
+    (class_folder / ".snapshots").mkdir()
+    assert cli.main(["progress", "--all", str(class_folder / "ada")]) == 2
+    assert "belongs to one learner: expected the folder above" in capsys.readouterr().err
+    assert cli.main(["progress", "--all", str(class_folder)]) == 0
+    out = capsys.readouterr().out
+    assert "ada" in out and "snapshots" not in out
 
 
 def test_a_class_folder_that_is_missing(tmp_path, capsys):

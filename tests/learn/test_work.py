@@ -188,10 +188,32 @@ def test_an_update_brings_the_lesson_and_keeps_the_answer(course, capsys):
     assert cell(updated, "a-double").source == ANSWER
     assert cell(updated, "a-double-check").outputs[0].text == "passed"
     assert cell(updated, "doubling-2").source == "import math, torch"
-    assert "07_double: updated, with your answers" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "07_double: updated, with your answers\n" in out and out.count("Reload") == 1
     assert not list((course / "work").glob("*unplaced*"))
     work.update(["07"])
     assert copy_of(course) == updated and "up to date" in capsys.readouterr().out
+
+
+def test_answers_are_mentioned_only_where_there_are_some(course, capsys):
+    work.prepare()
+    edit(course, answer)
+    release(course, "00_start_here", "07_double")
+    work.update()
+    out = capsys.readouterr().out
+    assert "00_start_here: updated\n" in out and "07_double: updated, with your answers\n" in out
+    assert out.count("Reload Notebook") == 1
+
+
+def test_a_copy_that_came_without_its_records_is_updated(course, capsys):
+    work.prepare()
+    edit(course, answer)
+    shutil.rmtree(course / "work" / ".minids")      # as when only the notebooks were copied
+    work.update()
+    assert cell(copy_of(course), "a-double").source == ANSWER
+    capsys.readouterr()
+    work.update()
+    assert capsys.readouterr().out.count("up to date") == 2
 
 
 def test_what_cannot_be_placed_is_kept_beside(course, capsys):
@@ -396,9 +418,10 @@ def test_a_number_means_the_core_lesson_first(course):
     ship(course, "07_double_deeper")
     assert work.lessons(["07"]) == ["07_double", "07_double_deeper"]
     assert work.lessons(["07_double"]) == ["07_double"]
+    assert work.lessons(["7", "0"]) == ["07_double", "07_double_deeper", "00_start_here"]
     assert work.lessons(["notebooks/07_double.ipynb"]) == ["07_double"]
     for name in ("7x", "", "8890"):
-        with pytest.raises(MinidsError, match="no lesson"):
+        with pytest.raises(MinidsError, match="no lesson .*: expected a number from 00 to 07, or"):
             work.lessons([name])
 
 
@@ -422,12 +445,24 @@ def test_edits_in_notebooks_become_the_copy_and_pull_works_after_the_named_comma
     assert cell(copy_of(course), "a-double").source == ANSWER
 
 
-def test_later_edits_in_notebooks_are_kept_beside_the_copy(course, capsys):
+def test_edits_in_notebooks_become_a_copy_in_which_nothing_was_changed(course, capsys):
     work.prepare()
+    edit(course, answer, folder="notebooks")
+    work.prepare()
+    assert "What you wrote is now in your own copy" in capsys.readouterr().out
+    assert cell(copy_of(course), "a-double").source == ANSWER
+    assert not list((course / "work").glob("*from-notebooks*"))
+
+
+def test_edits_in_notebooks_are_kept_beside_a_copy_that_was_changed(course, capsys):
+    work.prepare()
+    note = new_markdown_cell("Mine.", id="mine")
+    edit(course, lambda notebook: notebook.cells.append(note))
     edit(course, answer, folder="notebooks")
     for _ in range(2):
         work.prepare()
-        assert copy_of(course) == lesson()
+        assert cell(copy_of(course), "a-double").source == STUB
+        assert copy_of(course).cells[-1].source == "Mine."
     kept = copy_of(course, "07_double.from-notebooks-1")
     assert cell(kept, "a-double").source == ANSWER
     assert len(list((course / "work").glob("*from-notebooks*"))) == 1
