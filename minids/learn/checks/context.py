@@ -409,7 +409,9 @@ def _longest_cases(rng):
         Config.nano(), sum(cache(Config.nano(), 4000).values()))
     yield "nano, in less than its windows take", (Config.nano(), 2_500)
     yield "nano, in enough for more than its max_seq_len", (Config.nano(), 300_000)
-    yield "Flash in 640 GB: far too many tokens to try one by one", (Config.flash(), 640e9)
+    small = Config.nano().replace(n_layers=1, compress_ratios=(4, 0))
+    yield "one CSA layer, in enough for more than 2**20 tokens", (
+        small, sum(cache(small, 2**20 + 100).values()))
 
 
 CHECKS = [
@@ -439,8 +441,8 @@ CHECKS = [
                 lambda seen, w: ring(seen, w, empty=0),
             "your empty slots hold other negative numbers; each should hold -1":
                 lambda seen, w: (seen - 1) - (seen - 1 - torch.arange(w)) % w,
-            "you count back from the newest token over w slots, below 0 where there are fewer; slot "
-            "p % w should hold position p, and empty slots -1":
+            "you count back from the newest token over w slots, below 0 where there are fewer; "
+            "slot p % w should hold position p, and empty slots -1":
                 lambda seen, w: torch.arange(seen - w, seen),
             "your ring does not wrap around; once it is full, each new token should overwrite the "
             "oldest one":
@@ -806,7 +808,7 @@ CHECKS = [
         } | {
             f"you search up to {limit:,} tokens only; the upper bound should grow until it no "
             "longer fits": _up_to(limit)
-            for limit in (2**20, 10**6, 2**20 - 1, 2**24, 10**7, 10**8)
+            for limit in (2**20, 2**20 - 1, 10**6, 10**6 - 1)
         } | {
             "you return a whole number of HCA windows; some tokens more should fit, as long as no "
             "entry is added": lambda config, memory:

@@ -273,11 +273,8 @@ def without_carried(X, layer, pre, post, comb):
     return site(X, layer, pre, post, torch.zeros_like(comb))
 
 
-def weighed_by_sums(axis):
-    """A site that multiplies each stream by the sum of comb over an axis."""
-    def wrong(X, layer, pre, post, comb):
-        return site(X, layer, pre, post, comb.sum(axis).diag_embed())
-    return wrong
+def weighed_by_row_sums(X, layer, pre, post, comb):
+    return site(X, layer, pre, post, comb.sum(-1).diag_embed())
 
 
 def mixes_what_was_written(X, layer, pre, post, comb):
@@ -310,8 +307,8 @@ SITE_MISTAKES = {
         lambda X, layer, pre, post, comb: X + site(X, layer, pre, post, comb),
     "you mix what the layer has written, too; only what passes beside the layer should be mixed":
         mixes_what_was_written,
-    "you mix what the layer has written, too, and your sum runs over the second index of comb; only "
-    "what passes beside the layer should be mixed, with a sum over the first index":
+    "you mix what the layer has written, too, and your sum runs over the second index of comb; "
+    "only what passes beside the layer should be mixed, with a sum over the first index":
         _mixes_all_untransposed,
     "your carried streams are only weighed by comb's diagonal; each should be the sum over j of "
     "comb[j, k] X_j":
@@ -435,7 +432,7 @@ def _debug_mistakes():
         f"{norm}, and {carried}; your version should have no fault":
             _whole(maps=_maps(norm=one), site=other)
         for norm, one in NORMS.items() for carried, other in CARRIED.items()
-        if (one, other) != (_norm_of_each_stream, untransposed)
+        if (one is _norm_of_each_stream) != (other is untransposed)
     } | {
         f"both faults are repaired, but {change}; this was right before, and should stay":
             _whole(maps=_maps(**changes)) for change, changes in RIGHT_BEFORE.items()
@@ -798,8 +795,8 @@ CHECKS = [
             "you divide the numbers by their sum, which keeps the negative ones; the weights "
             "should be a softmax":
                 _weights(lambda raw: raw / raw.sum(-1, keepdim=True)),
-            "you divide absolute values by their sum, so a negative number weighs much; the weights "
-            "should be a softmax":
+            "you divide absolute values by their sum, so a negative number weighs much; the "
+            "weights should be a softmax":
                 _weights(lambda raw: raw.abs() / raw.abs().sum(-1, keepdim=True)),
             "you divide squares by their sum, so a negative number weighs much; the weights should "
             "be a softmax":
