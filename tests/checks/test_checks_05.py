@@ -131,7 +131,8 @@ def feed_by_lists(new, waiting, before):
     ("context.cache", cache_of_the_package), ("context.cache", cache_layer_by_layer),
     ("context.operations", operations_of_the_package),
     ("context.operations", operations_layer_by_layer),
-    ("context.longest", longest_by_steps), ("context.longest", longest_one_by_one),
+    ("context.longest", longest_by_steps),
+    pytest.param("context.longest", longest_one_by_one, marks=pytest.mark.slow),
     ("context.longest", lambda config, memory: float(longest_by_steps(config, memory)))])
 def test_other_right_answers_pass(name, attempt, capsys):
     assert check(name, attempt) is attempt, capsys.readouterr().out
@@ -238,6 +239,12 @@ def longest_by_halves(config, memory, limit=None, less=False):
     return low
 
 
+def longest_by_the_mean(n):
+    def attempt(config, memory):
+        return int(memory // (sum(cache_of_the_package(config, n).values()) / n))
+    return attempt
+
+
 def longest_by_doubling(config, memory):
     n = 1
     while sum(cache_of_the_package(config, 2 * n).values()) <= memory:
@@ -328,6 +335,14 @@ def first_that_does_not_fit(config, memory):
      "takes less than `memory` bytes"),
     ("context.longest", lambda config, memory: longest_by_halves(
         config, memory, limit=lambda config: config.max_seq_len), "stop at the model's"),
+    ("context.longest", lambda config, memory: longest_by_halves(
+        config, memory, limit=lambda config: 2**20), "search up to 1,048,576 tokens only"),
+    ("context.longest", longest_by_the_mean(2**20), "its windows do not grow"),
+    ("context.longest", longest_by_the_mean(1000), "its windows do not grow"),
+    ("context.reach", reach_as_typed(inside=lambda i, m, o: range(i * m - o, (i + 1) * m)),
+     "reaches one token back"),
+    ("context.operations", operated(hca_keys=lambda core, n, m, w, k: core * (n / m + w)),
+     "fractions of entries"),
     ("context.longest", first_that_does_not_fit, "one token more than fits"),
     ("context.longest", longest_by_doubling, "largest power of 2"),
 ])

@@ -183,6 +183,30 @@ def layer(**changes):
     return lambda *args: layer_as_typed(*args, **changes)
 
 
+def layer_with_matrices(*names):
+    """The matrices handed over in another order."""
+    def attempt(ffn, x, g):
+        limit, y = ffn.gate.config.swiglu_limit, 0
+        for e, one in enumerate(ffn.experts):
+            matrices = [getattr(one, name).weight for name in names]
+            y = y + plain.expert_forward(x, *matrices, limit, g[:, e:e + 1])
+        return y
+    return attempt
+
+
+def grouped(weigh):
+    """The sorted layer with a learner's way to the weights of the rows."""
+    def attempt(ffn, x, g):
+        K = ffn.gate.config.n_activated_experts
+        weights, chosen = g.topk(K)
+        order = chosen.flatten().argsort(stable=True)
+        sizes = torch.bincount(chosen.flatten(), minlength=len(ffn.experts)).tolist()
+        rows = [e(run) for e, run in zip(ffn.experts, x[order // K].split(sizes))]
+        y = torch.cat(rows) * weigh(weights, order, K)[:, None]
+        return y[order.argsort()].view(len(x), K, -1).sum(1) + ffn.shared_experts(x)
+    return attempt
+
+
 def layer_that_overwrites(ffn, x, g):
     limit = ffn.gate.config.swiglu_limit
     for e, one in enumerate(ffn.experts):
@@ -253,6 +277,7 @@ def step_by_where(bias, load, u):
      "a softmax over the chosen W x"),
     ("moe.route", routed(times=1.0), "route_scale is missing"),
     ("moe.route", lambda x, weight, bias, K, scale: x @ weight, "should be transposed"),
+    ("moe.hash_route", hashed(chosen=lambda s, ids, table: table[:len(ids)]), "by position"),
     ("moe.hash_route", hashed(norm=lambda g, s, scale: g * scale), "do not normalise"),
     ("moe.hash_route", hashed(norm=lambda g, s, scale: g), "neither normalised nor scaled"),
     ("moe.hash_route", hashed(norm=lambda g, s, scale: torch.full_like(g, scale / g.shape[1])),
@@ -275,6 +300,16 @@ def step_by_where(bias, load, u):
     ("moe.expert", lambda x, w1, w2, w3, limit, g: (F.silu(x @ w1) * (x @ w3) * g) @ w2,
      "as in torch.nn.Linear"),
     ("moe.layer", layer(column=lambda g, e: g[:, e]), "should be N 1"),
+    ("moe.layer", layer_with_matrices("w1", "w3", "w2"), "the order should be w1, w2, w3"),
+    ("moe.layer", layer_with_matrices("w2", "w1", "w3"), "the order should be w1, w2, w3"),
+    ("moe.grouped", grouped(lambda weights, order, K: weights[order // K].sum(1)),
+     "the sum of its token's weights"),
+    ("moe.grouped", grouped(lambda weights, order, K: weights[order // K, 0]),
+     "its token's first weight"),
+    ("moe.grouped", grouped(lambda weights, order, K: weights.flatten()[order // K]),
+     "by the token's number"),
+    ("moe.sequence_balance", lambda s, experts: (
+        balanced_as_typed(s, experts).item(), torch.zeros_like(s)), "taken out by .item()"),
     ("moe.layer", layer(over=lambda ffn: 2), "your loop runs over K experts"),
     ("moe.layer", layer(limit=0.0), "your experts have no clamps"),
     ("moe.layer", layer(shared=lambda run, ffn, g: 0.0), "you forget the shared expert"),

@@ -135,7 +135,8 @@ def sinkhorn_without_eps(raw, iters, eps):
 
 
 def plain_maps(X, fn, scale, base, iters=20, eps=1e-6, norm_eps=1e-6, norm=None, parts=None,
-               two=2.0, gate=torch.sigmoid, read=None, comb=lambda c: c, project=plain.sinkhorn):
+               two=2.0, gate=torch.sigmoid, read=None, comb=lambda c: c, project=plain.sinkhorn,
+               eps_on_pre=None):
     """The maps as a learner might write them, with room for one slip."""
     n = X.shape[2]
     x = F.rms_norm(X.flatten(2), X.flatten(2).shape[-1:], eps=norm_eps) if norm is None else norm(
@@ -144,8 +145,21 @@ def plain_maps(X, fn, scale, base, iters=20, eps=1e-6, norm_eps=1e-6, norm=None,
     parts = parts or (lambda a, n: (a[..., :n], a[..., n:2 * n]))
     (pre, post), (pre_base, post_base) = parts(a, n), parts(base, n)
     raw = (a[..., 2 * n:] * scale[2] + base[2 * n:]).unflatten(-1, (n, n))
-    return ((read or gate)(pre * scale[0] + pre_base) + eps,
+    return ((read or gate)(pre * scale[0] + pre_base) + (eps if eps_on_pre is None else eps_on_pre),
             two * gate(post * scale[1] + post_base), project(comb(raw), iters, eps))
+
+
+def norm_over_streams(X, norm_eps):
+    return (X / (X.square().mean(2, keepdim=True) + norm_eps).sqrt()).flatten(2)
+
+
+def sinkhorn_from_the_front(raw, iters, eps):
+    M = raw.softmax(-1) + eps
+    M = M / (M.sum(0, keepdim=True) + eps)
+    for _ in range(iters - 1):
+        M = M / (M.sum(1, keepdim=True) + eps)
+        M = M / (M.sum(0, keepdim=True) + eps)
+    return M
 
 
 def norm_of_streams(X, norm_eps):
@@ -232,6 +246,20 @@ def gain_untransposed(combs):
     ("mhc.sinkhorn", typed_sinkhorn(first=-1, then=(-2, -1)), "exchange rows and columns after"),
     ("mhc.sinkhorn", typed_sinkhorn(then=(-2, -1)), "your rounds go columns, then rows"),
     ("mhc.sinkhorn", typed_sinkhorn(first=None), "the columns after the softmax are missing"),
+    ("mhc.sinkhorn", sinkhorn_from_the_front, "your axes count from the front"),
+    ("mhc.maps", slip(norm=norm_over_streams), "over the n streams of each channel"),
+    ("mhc.debug", debugged(norm=norm_over_streams), "over the streams of a channel"),
+    ("mhc.debug", debugged(untransposed, norm=norm_over_streams), "still have their fault"),
+    ("mhc.debug", debugged(read=torch.sigmoid, eps_on_pre=0.0), "the 1e-6 on pre is gone"),
+    ("mhc.debug", debugged(typed_site(carry=lambda comb, X: comb.sum(-2)[..., None] * X)),
+     "the carried streams are not mixed"),
+    ("mhc.mixture", lambda raw, permutations: torch.einsum(
+        "...k,kij->...ij", raw.abs() / raw.abs().sum(-1, keepdim=True), permutations),
+     "absolute values by their sum"),
+    ("mhc.mixture", lambda raw, permutations: (raw.softmax(-1)[:, None, None] * permutations).sum(
+        0), "[..., None, None]"),
+    ("mhc.mixture", lambda raw, permutations: sum(
+        raw.softmax(0)[k] * permutations[k] for k in range(len(permutations))), "weights[..., k]"),
     ("mhc.maps", slip(two=1.0), "the factor 2 on post is missing"),
     ("mhc.maps", slip(norm=norm_of_streams), "one RMS over all n d numbers"),
     ("mhc.maps", slip(norm=lambda X, eps: X.flatten(2)), "the RMS is missing"),

@@ -220,6 +220,13 @@ def block_with_one_norm(block, X, ids):
     return X
 
 
+def block_with_both_norms(block, X, ids):
+    X = plain.site(X, lambda u: plain.attention(block.attn, block.attn_norm(u)),
+                   *plain.site_maps(block, X, "attn"))
+    return plain.site(X, lambda u: plain.moe_forward(block.ffn, block.ffn_norm(
+        block.attn_norm(u)), ids), *plain.site_maps(block, X, "ffn"))
+
+
 def block_that_calls_its_layers(block, X, ids):
     X = plain.site(X, lambda u: block.attn(block.attn_norm(u)), *plain.site_maps(block, X, "attn"))
     ffn = plain.site_maps(block, X, "ffn")
@@ -244,7 +251,27 @@ def root_then_where(x):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name, attempt, words", [
-    ("whole.sqrtsoftplus", lambda x: torch.log(1 + torch.exp(x)), "Perhaps"),
+    ("whole.sqrtsoftplus", lambda x: torch.log(1 + torch.exp(x)), "and the root is missing"),
+    ("whole.sqrtsoftplus", lambda x: F.softplus(x.clamp_min(0).sqrt()), "you take the root first"),
+    ("whole.sqrtsoftplus", lambda x: torch.where(
+        x > 30, x, torch.log(1 + x.clamp(max=30).exp())).sqrt(), "rounds to 1 for x below -17"),
+    ("whole.safe_affinity", checks.with_gradient(lambda x: F.softplus(x.clamp_min(-20)).sqrt()),
+     "you bound x from below by -20"),
+    ("whole.safe_affinity", checks.with_gradient(lambda x: (F.softplus(x) + 1e-12).sqrt()),
+     "you add 1e-12 to softplus"),
+    ("whole.safe_affinity", checks.with_gradient(
+        lambda x: F.softplus(x.double()).sqrt().float()), "you compute in float64"),
+    ("whole.block", lambda block, X, ids: (
+        checks._one_site_only("attn")(block, X, ids)
+        + checks._one_site_only("ffn")(block, X, ids) - X), "start from the block's input"),
+    ("whole.debug", block_with_both_norms, "the second site has both norms"),
+    ("whole.mtp_loss", typed_mtp(streams=slice(None, -3), given=slice(1, -2),
+                                 target=slice(2, -1)), "the last position that has a target"),
+    ("whole.active", lambda config: sum(
+        n if part not in ("embedding", "routed experts", "shared experts") else 0
+        for part, n in cost.parts(config).items()) + config.n_activated_experts * (
+            cost.parts(config)["routed experts"] + cost.parts(config)["shared experts"])
+     // config.n_routed_experts, "K / E of the shared experts, too"),
     ("whole.sqrtsoftplus", lambda x: torch.log(1 + torch.exp(x)).sqrt(), "your exp overflows"),
     ("whole.sqrtsoftplus", lambda x: (1 + x.exp()).sqrt(), "the logarithm is missing"),
     ("whole.rms_norm", norm_in_own_type, "you compute in x's own type"),
@@ -268,7 +295,7 @@ def root_then_where(x):
     ("whole.block", typed_block(old=True), "from the streams before attention"),
     ("whole.block", typed_block(site=mhc.untransposed), "over the second index of comb"),
     ("whole.block", typed_block(maps=("attn", "attn")), "attention site's maps"),
-    ("whole.debug", block_with_one_norm, "the layer of the second site still has its fault"),
+    ("whole.debug", block_with_one_norm, "the second site's layer still has its fault"),
     ("whole.debug", typed_block(site=mhc.untransposed, norms=("attn_norm", "attn_norm")),
      "both faults are still there"),
     ("whole.debug", typed_block(site=mhc.untransposed), "the carried streams still have"),
@@ -316,6 +343,8 @@ def test_a_slip_is_named(name, attempt, words, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("name, attempt", [
     ("whole.rms_norm", norm_in_own_type),
+    ("whole.safe_affinity", checks.with_gradient(lambda x: (F.softplus(x) + 1e-20).sqrt())),
+    ("whole.safe_affinity", checks.with_gradient(lambda x: F.softplus(x.double()).sqrt().float())),
     ("whole.forward", typed_forward(copies=lambda X, n: X.repeat(1, 1, 4, 1))),
     ("whole.count", lambda config: count_as_typed(config) | {
         "hyper-connections": 16 * config.dim + 5 + 2 * config.n_layers * (

@@ -331,6 +331,14 @@ def _operations(**changes):
     return lambda config, n: operations(config, n, **changes)
 
 
+def _window_only(keys):
+    """`operations` whose window-only layers read keys(n, w)."""
+    def wrong(config, n):
+        w = min(n, config.window_size)
+        return operations(config, n, window_only=keys(n, w) / w)
+    return wrong
+
+
 def _operations_cases(rng):
     yield "nano, 1,003 tokens", (Config.nano(), 1003)
     yield "Flash, 100,001 tokens", (Config.flash(), 100_001)
@@ -379,6 +387,16 @@ def _by_a_line(config, memory):
     return (memory - _window(config)) / _per_token(config)
 
 
+def _by_the_mean(n):
+    """`longest` by the mean bytes of a token in a context of n."""
+    return lambda config, memory: int(memory // (sum(cache(config, n).values()) / n))
+
+
+def _up_to(limit):
+    """`longest` that searches up to a limit."""
+    return lambda config, memory: min(longest(config, memory), limit)
+
+
 def _whole_windows(config, memory, m):
     return longest(config, memory) // m * m
 
@@ -391,6 +409,9 @@ def _longest_cases(rng):
         Config.nano(), sum(cache(Config.nano(), 4000).values()))
     yield "nano, in less than its windows take", (Config.nano(), 2_500)
     yield "nano, in enough for more than its max_seq_len", (Config.nano(), 300_000)
+    small = Config.nano().replace(n_layers=1, compress_ratios=(4, 0))
+    yield "one CSA layer, in enough for more than 2**20 tokens", (
+        small, sum(cache(small, 2**20 + 100).values()))
 
 
 CHECKS = [
@@ -420,6 +441,9 @@ CHECKS = [
                 lambda seen, w: ring(seen, w, empty=0),
             "your empty slots hold other negative numbers; each should hold -1":
                 lambda seen, w: (seen - 1) - (seen - 1 - torch.arange(w)) % w,
+            "you count back from the newest token over w slots, below 0 where there are fewer; "
+            "slot p % w should hold position p, and empty slots -1":
+                lambda seen, w: torch.arange(seen - w, seen),
             "your ring does not wrap around; once it is full, each new token should overwrite the "
             "oldest one":
                 lambda seen, w: torch.where(torch.arange(w) < seen, torch.arange(w), -1),
@@ -435,6 +459,10 @@ CHECKS = [
             "round before left there": _only_this_round,
             "position p is in your slot (p + 1) % w; it should be in slot p % w":
                 lambda seen, w: ring(seen, w).roll(1),
+            "position p is in your slot (p - 1) % w; it should be in slot p % w":
+                lambda seen, w: ring(seen, w).roll(-1),
+            "your slots run from the last to the first; position p should be in slot p % w":
+                lambda seen, w: ring(seen, w).flip(0),
         },
         hints=(
             "Write the positions 0, 1, 2, ... into slots 0, 1, ..., w - 1, 0, 1, ... on paper, "
@@ -460,6 +488,8 @@ CHECKS = [
             "you return no waiting tokens; what does not fill a window should be kept for the next "
             "call":
                 _feed(left=lambda t, full, waiting, new: t[:0]),
+            "you return all tokens as waiting; only those that do not fill a window should wait":
+                _feed(left=lambda t, full, waiting, new: t),
             "you cut the rest from the new tokens alone; it should be cut from waiting and new "
             "tokens together":
                 _feed(left=lambda t, full, waiting, new: new[full:]),
@@ -575,6 +605,16 @@ CHECKS = [
                 _span(lambda i, m, o: ((i - o) * m, (i + 1) * m - 1)),
             "you read one token more than an entry holds; it should end at (i + 1) m - 1":
                 _span(lambda i, m, o: ((i - o) * m, (i + 1) * m + 1)),
+            "you shift each entry by one token; entry i should hold the tokens from i m, or from "
+            "(i - 1) m under overlap, to (i + 1) m - 1":
+                _span(lambda i, m, o: ((i - o) * m + 1, (i + 1) * m + 1)),
+            "your overlap reaches one token back; an entry should also hold the whole window of m "
+            "tokens before its own":
+                _span(lambda i, m, o: (i * m - o, (i + 1) * m)),
+            "you read the two windows before an entry's own under overlap; it should be one":
+                _span(lambda i, m, o: ((i - 2 * o) * m, (i + 1) * m)),
+            "your entries begin at their number, not at their window; entry i should begin at i m":
+                _span(lambda i, m, o: (i - o * m, i + m)),
             "you read one token of each entry; it should stand for all tokens of its window":
                 _span(lambda i, m, o: (i * m, i * m + 1)),
             "you lose entry 0 under overlap; a slice counts a negative start from the end, so the "
@@ -683,6 +723,8 @@ CHECKS = [
                 _operations(scored=lambda n, k: k),
             "your indexer scores at most k entries; to find the best k it should score all n // 4":
                 _operations(scored=lambda n, k: min(k, n // 4)),
+            "you count fractions of index keys; there are only whole ones, so it should be n // 4":
+                _operations(scored=lambda n, k: n / 4),
             "your CSA core reads at most n entries; after n tokens there should be n // 4 to pick "
             "from":
                 _operations(read=lambda n, k, w: min(k, n) + w),
@@ -708,6 +750,17 @@ CHECKS = [
                 _operations(hca_core=lambda n, k, w, hca, core: len(hca) * core * w),
             "your HCA core reads every token; it should read n // m entries and the window":
                 _operations(hca_core=lambda n, k, w, hca, core: len(hca) * core * (n + w)),
+            "your HCA core counts fractions of entries; there are only whole ones, n // m":
+                _operations(hca_core=lambda n, k, w, hca, core:
+                            sum(core * (n / m + w) for m in hca)),
+            "your HCA core reads n // 4 entries; it should be n // m, with the layer's own ratio":
+                _operations(hca_core=lambda n, k, w, hca, core: len(hca) * core * (n // 4 + w)),
+            "your HCA core counts one layer; it should be the sum over all HCA layers":
+                _operations(hca_core=lambda n, k, w, hca, core: core * (n // hca[0] + w)),
+            "your window-only core reads the whole context; it was right, and should read w keys":
+                _window_only(lambda n, w: n),
+            "the window-only core is gone; it was right, and should be there":
+                _operations(window_only=0),
             "you count the indexer's products as FP8; they are FP4 times FP4, and each should "
             "count a half":
                 _operations(indexer=2),
@@ -744,6 +797,19 @@ CHECKS = [
                 lambda config, memory: int(_by_a_line(config, memory)),
             "you draw a straight line through a staircase and return a fraction; it should be the "
             "whole number of tokens up to the next step": _by_a_line,
+            "you divide by the bytes that a token adds and return a fraction, without the windows; "
+            "it should be the whole number of tokens, after the windows are subtracted":
+                lambda config, memory: memory / _per_token(config),
+        } | {
+            f"you divide by the mean bytes of a token, in a context of {n:,}, but its windows do "
+            "not grow; the bytes of n tokens should be computed by `cache`, for each n that you "
+            "try": _by_the_mean(n)
+            for n in (2**20, 1_000_000, 1 << 17, 100_000, 4096, 1024, 1000, 128, 1)
+        } | {
+            f"you search up to {limit:,} tokens only; the upper bound should grow until it no "
+            "longer fits": _up_to(limit)
+            for limit in (2**20, 2**20 - 1, 10**6, 10**6 - 1)
+        } | {
             "you return a whole number of HCA windows; some tokens more should fit, as long as no "
             "entry is added": lambda config, memory:
                 _whole_windows(config, memory, max(config.compress_ratios)),

@@ -65,6 +65,32 @@ def _sinkhorn(**changes):
     return lambda *args: sinkhorn_with(*args, **changes)
 
 
+def _half_rounds(raw, iters, eps):
+    """Columns and rows alternately, `iters` passes in all."""
+    M = raw.softmax(dim=-1) + eps
+    for i in range(iters):
+        M = M / (M.sum(dim=-1 if i % 2 else -2, keepdim=True) + eps)
+    return M
+
+
+def _eps_beside_the_quotient(raw, iters, eps):
+    M = raw.softmax(dim=-1) + eps
+    for axis in [-2, *(-1, -2) * (iters - 1)]:
+        M = M / M.sum(dim=axis, keepdim=True) + eps
+    return M
+
+
+def _axes_from_the_front(softmax):
+    """For one matrix: its sums go over axes 0 and 1, whatever these are; softmax: its axis."""
+    return _sinkhorn(start=lambda raw, eps: raw.softmax(softmax) + eps, first=(0,), each=(1, 0))
+
+
+def _exp_with_eps(raw, eps):
+    """Exponentials divided by (their sum + eps), from which no row's largest number escapes."""
+    M = (raw - raw.amax(dim=-1, keepdim=True)).exp()
+    return M / (M.sum(dim=-1, keepdim=True) + eps)
+
+
 def _one_round_more(**changes):
     return lambda raw, iters, eps: sinkhorn_with(raw, iters + 1, eps, **changes)
 
@@ -90,6 +116,16 @@ def _sinkhorn_cases(rng):
 
 def _norm_of_all(X, norm_eps):
     return rms(rearrange(X, "B T n d -> B T (n d)"), norm_eps)
+
+
+def _norm_over_streams(X, norm_eps):
+    """The n numbers of each channel share one RMS."""
+    return rearrange(rms(X.mT, norm_eps).mT, "B T n d -> B T (n d)")
+
+
+def _norm_over_tokens(X, norm_eps):
+    """All numbers of the batch share one RMS."""
+    return rearrange(rms(X.flatten(), norm_eps).view_as(X), "B T n d -> B T (n d)")
 
 
 def _norm_of_each_stream(X, norm_eps):
@@ -139,6 +175,31 @@ def maps_with(X, fn, scale, base, iters=20, eps=1e-6, norm_eps=1e-6, norm=_norm_
 
 def _maps(**changes):
     return lambda *args: maps_with(*args, **changes)
+
+
+PARTS = ("pre", "post", "comb")
+
+
+def _but_for(part):
+    """Which of the (2+n)n numbers do not belong to one of the three parts: 1 or 0 each."""
+    def chosen(count):
+        n = int((1 + count) ** 0.5) - 1                 # count is (2 + n) n
+        return torch.cat([torch.full((length,), float(part != name))
+                          for name, length in zip(PARTS, (n, n, n * n))])
+    return chosen
+
+
+def _without_base(part):
+    return _maps(add=lambda a, scale, base: a * scale + base * _but_for(part)(len(base)))
+
+
+def _without_scale(part):
+    return _maps(alpha=lambda scale: torch.where(torch.arange(3) == PARTS.index(part), 1.0, scale))
+
+
+def _base_of_pre_for_post(a, scale, base):
+    n = int((1 + len(base)) ** 0.5) - 1
+    return a * scale + torch.cat([base[:n], base[:n], base[2 * n:]])
 
 
 def _rows_exchanged(X, fn, scale, base, *rest):
@@ -208,9 +269,21 @@ def _layer_on_each_stream(X, layer, pre, post, comb):
                 pre, post, comb)
 
 
-def _mixes_what_was_written(X, layer, pre, post, comb):
+def without_carried(X, layer, pre, post, comb):
+    return site(X, layer, pre, post, torch.zeros_like(comb))
+
+
+def weighed_by_row_sums(X, layer, pre, post, comb):
+    return site(X, layer, pre, post, comb.sum(-1).diag_embed())
+
+
+def mixes_what_was_written(X, layer, pre, post, comb):
     written = site(X, layer, pre, post, torch.zeros_like(comb))
     return comb.mT @ (X + written)
+
+
+def _mixes_all_untransposed(X, layer, pre, post, comb):
+    return mixes_what_was_written(X, layer, pre, post, comb.mT)
 
 
 def _writes_to_one(X, layer, pre, post, comb):
@@ -228,12 +301,22 @@ SITE_MISTAKES = {
     "your layer reads the streams mixed by comb as it is; it should read X as it came":
         _reads(lambda X, pre, comb: _weighted_sum(pre, comb @ X)),
     "the carried streams are missing; what the layer gives should be added to them":
-        lambda X, layer, pre, post, comb: site(X, layer, pre, post, torch.zeros_like(comb)),
+        without_carried,
     "the streams pass unmixed; they should be mixed by comb": without_mixing,
     "X passes unmixed beside the mixed streams; comb should be all that passes":
         lambda X, layer, pre, post, comb: X + site(X, layer, pre, post, comb),
     "you mix what the layer has written, too; only what passes beside the layer should be mixed":
-        _mixes_what_was_written,
+        mixes_what_was_written,
+    "you mix what the layer has written, too, and your sum runs over the second index of comb; "
+    "only what passes beside the layer should be mixed, with a sum over the first index":
+        _mixes_all_untransposed,
+    "your carried streams are only weighed by comb's diagonal; each should be the sum over j of "
+    "comb[j, k] X_j":
+        lambda X, layer, pre, post, comb: site(X, layer, pre, post, comb * torch.eye(X.shape[2])),
+    "you mix the carried streams twice; it should be once":
+        lambda X, layer, pre, post, comb: site(X, layer, pre, post, comb @ comb),
+    "the weight pre comes after the layer as well; it should only weigh what is read":
+        lambda X, layer, pre, post, comb: site(X, layer, pre, pre * post, comb),
     "you exchange pre and post; pre should weigh what is read, post what is written": exchanged,
     "your layer reads the plain sum of the streams; they should be weighed with pre":
         _reads(lambda X, pre, comb: X.sum(dim=2)),
@@ -281,10 +364,79 @@ def _whole(**changes):
     return lambda *args: whole_site(*args, **changes)
 
 
+def _normed(u):
+    """A layer that does not see how large what it reads is."""
+    return nonlinear(u / u.square().mean(dim=-1, keepdim=True).sqrt())
+
+
 def _whole_cases(rng):
     X = _streams(rng, 1, 1, 3, 2)
     yield "one token, three streams", (X, nonlinear, *_site_parameters(rng, 3, 2))
     yield "B T n d", (_streams(rng, 2, 3, 4, 5), nonlinear, *_site_parameters(rng, 4, 5))
+    X = 1e-3 * _streams(rng, 2, 3, 4, 5)
+    yield "streams near 0, where the eps of the norm counts", (X, nonlinear,
+                                                               *_site_parameters(rng, 4, 5))
+    fn, scale, base = _site_parameters(rng, 4, 5)
+    base[:4] -= 40
+    X = _streams(rng, 2, 3, 4, 5)
+    yield "gates that are shut but for the 1e-6", (X, _normed, 0.1 * fn, scale, base)
+
+
+# What a repair may do to the norm before fn, and to the carried streams, besides what it should.
+NORMS = {
+    "the norm before fn still has its fault": _norm_of_each_stream,
+    "the norm before fn is gone": _without_norm,
+    "the norm before fn goes over the streams of a channel": _norm_over_streams,
+    "the norm before fn goes over all tokens": _norm_over_tokens,
+    "the norm before fn subtracts the mean": _layer_norm,
+    "the norm before fn divides by the root of the sum": _divided_by_the_sum,
+    "the norm before fn puts the numbers channel by channel": _stream_by_stream,
+}
+CARRIED = {
+    "the carried streams still have their fault": untransposed,
+    "the carried streams are not mixed": without_mixing,
+    "the carried streams are only weighed by comb's diagonal":
+        lambda X, layer, pre, post, comb: site(X, layer, pre, post, comb * torch.eye(X.shape[2])),
+    "the carried streams are missing": without_carried,
+    "X itself is added to the carried streams": lambda X, *rest: X + site(X, *rest),
+    "what the layer gives is mixed with the carried streams": mixes_what_was_written,
+}
+RIGHT_BEFORE = {
+    "the factor 2 on post is gone": dict(write=lambda a, eps: a.sigmoid()),
+    "the 1e-6 on pre is gone": dict(read=lambda a, eps: a.sigmoid()),
+    "the sigmoid on pre is gone": dict(read=lambda a, eps: a + eps),
+    "the sigmoid on post is gone": dict(write=lambda a, eps: 2 * a),
+    "pre has the factor 2, too": dict(read=lambda a, eps: 2 * a.sigmoid() + eps),
+    "pre is a softmax now": dict(read=lambda a, eps: a.softmax(-1) + eps),
+    "pre and post are exchanged": dict(exchanged=True),
+    "base is gone": dict(add=lambda a, scale, base: a * scale),
+    "scale is gone": dict(add=lambda a, scale, base: a + base),
+    "scale multiplies base, too": dict(add=lambda a, scale, base: (a + base) * scale),
+    "comb no longer goes through Sinkhorn": dict(sinkhorn=lambda raw, iters, eps: raw),
+    "comb is only a softmax": dict(sinkhorn=lambda raw, iters, eps: raw.softmax(-1) + eps),
+}
+SHOULD = {_norm_of_each_stream: "it should have none", untransposed: "they should have none"}
+NORM_SHOULD = "it should be over other numbers than the colleague's, and otherwise as it was"
+SUM_SHOULD = "each new stream should be a sum of the old ones, weighed with comb"
+
+
+def _debug_mistakes():
+    """{message: wrong version} for what is not repaired, or changed where nothing was wrong."""
+    return {
+        f"the carried streams are right now, but {norm}; {SHOULD.get(one, NORM_SHOULD)}":
+            _whole(maps=_maps(norm=one)) for norm, one in NORMS.items()
+    } | {
+        f"the norm before fn is right now, but {carried}; {SHOULD.get(other, SUM_SHOULD)}":
+            _whole(site=other) for carried, other in CARRIED.items()
+    } | {
+        f"{norm}, and {carried}; your version should have no fault":
+            _whole(maps=_maps(norm=one), site=other)
+        for norm, one in NORMS.items() for carried, other in CARRIED.items()
+        if (one is _norm_of_each_stream) != (other is untransposed)
+    } | {
+        f"both faults are repaired, but {change}; this was right before, and should stay":
+            _whole(maps=_maps(**changes)) for change, changes in RIGHT_BEFORE.items()
+    }
 
 
 # ---- exact doubly stochastic matrices ----
@@ -304,6 +456,26 @@ def _weighted(weights, permutations):
 def _weights(change):
     """`mixture` with the weights change(raw): ... K."""
     return lambda raw, permutations: _weighted(change(raw), permutations)
+
+
+def _by_position(raw, permutations):
+    return sum(raw.softmax(-1)[k] * permutations[k] for k in range(len(permutations)))
+
+
+def _from_the_front(raw, permutations):
+    return (raw.softmax(-1)[:, None, None] * permutations).sum(0)
+
+
+def _viewed(raw, permutations):
+    return (raw.softmax(-1).view(-1, 1, 1) * permutations).sum(0)
+
+
+def _without_ellipsis(raw, permutations):
+    return torch.einsum("k,kij->ij", raw.softmax(-1), permutations)
+
+
+def _summed_over_the_first(raw, permutations):
+    return (raw.softmax(-1)[..., None, None] * permutations).sum(0)
 
 
 def _permutations(n):
@@ -418,6 +590,23 @@ CHECKS = [
                 _sinkhorn(start=_softmax_without_eps),
             "eps is missing where you divide by the sums; it should be added to them":
                 _sinkhorn(eps_sums=False),
+            "you add eps to the quotient; it should be added to the sum that divides":
+                _eps_beside_the_quotient,
+            "your axes count from the front, 0 and 1; any number of axes may stand before, so rows "
+            "and columns should be -1 and -2":
+                _axes_from_the_front(-1),
+            "your axes count from the front, 0 and 1, in the softmax too; any number of axes may "
+            "stand before, so rows and columns should be -1 and -2":
+                _axes_from_the_front(1),
+            "you count each pass as an iteration; one iteration should be rows and columns, and "
+            "the first only columns, after the softmax":
+                _half_rounds,
+            "you divide exponentials by (their sum + eps); it should be a softmax, and eps should "
+            "be added after it":
+                _sinkhorn(start=_exp_with_eps),
+            "you take exp instead of softmax, without eps, and normalise the rows as in each "
+            "round; exp overflows, and it should be softmax plus eps":
+                _sinkhorn(start=lambda raw, eps: raw.exp(), first=(-1, -2)),
             "you take exp instead of softmax; it overflows, and the rows should be divided by "
             "their sums first":
                 _sinkhorn(start=lambda raw, eps: raw.exp() + eps),
@@ -488,6 +677,34 @@ CHECKS = [
                 _maps(add=lambda a, scale, base: a * scale),
             "scale is missing; it should multiply the part that depends on X":
                 _maps(add=lambda a, scale, base: a + base),
+            "you take the RMS over the n streams of each channel; it should be one RMS over all n "
+            "d numbers of a token":
+                _maps(norm=_norm_over_streams),
+            "you take one RMS over all tokens; each token should have its own, over its n d "
+            "numbers":
+                _maps(norm=_norm_over_tokens),
+            "your post takes the first n numbers of base, which are pre's; it should take the next "
+            "n":
+                _maps(add=_base_of_pre_for_post),
+            "your scale divides; it should multiply the part that depends on X":
+                _maps(alpha=lambda scale: 1 / scale),
+            "you take a softmax of comb's rows before Sinkhorn, which does that itself; it should "
+            "get the numbers as they are":
+                _maps(sinkhorn=lambda raw, iters, eps: sinkhorn(raw.softmax(-1), iters, eps)),
+            "you take exp of comb before Sinkhorn, which begins with a softmax; it should get the "
+            "numbers as they are":
+                _maps(sinkhorn=lambda raw, iters, eps: sinkhorn(raw.exp(), iters, eps)),
+            "you take a sigmoid of comb before Sinkhorn; it should get the numbers as they are":
+                _maps(sinkhorn=lambda raw, iters, eps: sinkhorn(raw.sigmoid(), iters, eps)),
+            "you exchange the scales of pre and post; scale[0] should be pre's, scale[1] post's":
+                _maps(alpha=lambda scale: scale[[1, 0, 2]]),
+        } | {
+            f"base is missing in {part}; all three parts should have theirs": _without_base(part)
+            for part in PARTS
+        } | {
+            f"scale is missing in {part}; all three parts should have theirs": _without_scale(part)
+            for part in PARTS
+        } | {
             "you use scale[0] for all three maps; each should have its own":
                 _maps(alpha=lambda scale: scale[:1].expand(3)),
             "you read the n x n numbers of comb column by column; they should be read row by row":
@@ -539,18 +756,6 @@ CHECKS = [
         mistakes={
             "both faults are still there; your version should have none":
                 _whole(maps=_maps(norm=_norm_of_each_stream), site=untransposed),
-            "the carried streams are right now, the norm before fn still has its fault; it should "
-            "have none":
-                _whole(maps=_maps(norm=_norm_of_each_stream)),
-            "the norm before fn is right now, the carried streams still have their fault; they "
-            "should have none":
-                _whole(site=untransposed),
-            "the norm before fn is gone; it should be there, over other numbers than the "
-            "colleague's":
-                _whole(maps=_maps(norm=_without_norm)),
-            "the norm before fn is gone, and the carried streams still have their fault; the norm "
-            "should be over other numbers than the colleague's":
-                _whole(maps=_maps(norm=_without_norm), site=untransposed),
             "you transpose comb before Sinkhorn; the maps should stay as they are, and the sum "
             "over comb change":
                 _whole(maps=_maps(order="(k j)"), site=untransposed),
@@ -559,14 +764,15 @@ CHECKS = [
             "you transpose comb before Sinkhorn, and the norm before fn still has its fault; the "
             "sum over comb should change instead":
                 _whole(maps=_maps(order="(k j)", norm=_norm_of_each_stream), site=untransposed),
-            "you have exchanged pre and post, which were right; pre should read, post should write":
-                _whole(site=exchanged),
-            "the factor 2 on post is gone; it was right and should be there":
-                _whole(maps=_maps(write=lambda a, eps: a.sigmoid())),
-            "X passes unmixed beside the mixed streams; comb should be all that passes":
-                _whole(site=lambda X, *rest: X + site(X, *rest)),
-            "the streams pass unmixed; they should be mixed by comb": _whole(site=without_mixing),
-        },
+            "the norm's eps is another; it was 1e-6, and should stay":
+                lambda X, layer, fn, scale, base: whole_site(
+                    X, layer, fn, scale, base, maps=lambda *args: maps(*args, norm_eps=0.0)),
+            "the norm's eps is torch's own, as F.rms_norm has it where none is given; it was 1e-6, "
+            "and should stay":
+                lambda X, layer, fn, scale, base: whole_site(
+                    X, layer, fn, scale, base, maps=lambda *args: maps(
+                        *args, norm_eps=torch.finfo(torch.float32).eps)),
+        } | _debug_mistakes(),
         hints=(
             "Compare step by step with your maps and site, on streams that differ: which of pre, "
             "post, comb is off?",
@@ -589,6 +795,38 @@ CHECKS = [
             "you divide the numbers by their sum, which keeps the negative ones; the weights "
             "should be a softmax":
                 _weights(lambda raw: raw / raw.sum(-1, keepdim=True)),
+            "you divide absolute values by their sum, so a negative number weighs much; the "
+            "weights should be a softmax":
+                _weights(lambda raw: raw.abs() / raw.abs().sum(-1, keepdim=True)),
+            "you divide squares by their sum, so a negative number weighs much; the weights should "
+            "be a softmax":
+                _weights(lambda raw: raw.square() / raw.square().sum(-1, keepdim=True)),
+            "you set negative numbers to 0 and divide by the sum; the weights should be a softmax":
+                _weights(lambda raw: raw.relu() / raw.relu().sum(-1, keepdim=True)),
+            "you subtract the smallest number and divide by the sum; the weights should be a "
+            "softmax":
+                _weights(lambda raw: (raw - raw.amin(-1, keepdim=True))
+                         / (raw - raw.amin(-1, keepdim=True)).sum(-1, keepdim=True)),
+            "you take a softmax of a softmax; it should be one":
+                _weights(lambda raw: raw.softmax(-1).softmax(-1)),
+            "your weights are a logarithm; they should be the softmax itself":
+                _weights(lambda raw: raw.log_softmax(-1)),
+            "your weights are a softmax of -raw; it should be softmax(raw)":
+                _weights(lambda raw: (-raw).softmax(-1)),
+            "you take weight k from the first axis; raw may have axes before, so the weights of "
+            "permutation k should be weights[..., k]":
+                _by_position,
+            "you put the new axes of the weights after the first axis, [:, None, None]; raw may "
+            "have axes before, so they should come last, [..., None, None]":
+                _from_the_front,
+            "you view the weights as K 1 1; raw may have axes before, which should stay":
+                _viewed,
+            "your einsum takes raw as K numbers; it may have axes before, which an ellipsis should "
+            "stand for":
+                _without_ellipsis,
+            "you sum over the first axis; raw may have axes before, so the sum should be over axis "
+            "-3, the permutations":
+                _summed_over_the_first,
             "your softmax goes over the first axis; it should go over the K permutations, the last":
                 _weights(lambda raw: raw.softmax(0)),
             "your softmax goes over all numbers; it should go over the K permutations of each "

@@ -73,6 +73,13 @@ def _sum_with_bias(x, weight, bias, K, scale):
     return torch.zeros_like(s).scatter(1, experts, g)
 
 
+def _bias_above_the_line(x, weight, bias, K, scale):
+    s = affinity(x @ weight.T)
+    experts = (s + bias).topk(K).indices
+    g = (s + bias).gather(1, experts) / s.gather(1, experts).sum(dim=1, keepdim=True) * scale
+    return torch.zeros_like(s).scatter(1, experts, g)
+
+
 def _weight_not_transposed(x, weight, bias, K, scale):
     return x @ weight                      # N d times E d: the sizes do not fit
 
@@ -107,7 +114,7 @@ def _uniform(total):
 
 
 def _hash_cases(rng):
-    table = torch.rand(11, 7, generator=rng).argsort(1)[:, :2]
+    table = torch.rand(31, 7, generator=rng).argsort(1)[:, :2]
     for label, N, scale in (("a few tokens", 5, 1.0),
                             ("a scale, and tokens that come again", 30, 1.5)):
         x, ids = torch.randn(N, 6, generator=rng), torch.randint(0, 11, (N,), generator=rng)
@@ -153,6 +160,12 @@ def _expert(**changes):
 def _limit_zero(x, w1, w2, w3, limit, g):
     a, b = (x @ w1.T).clamp(max=limit), (x @ w3.T).clamp(-limit, limit)
     return (F.silu(a) * b * g) @ w2.T
+
+
+def _cut_at_0(**changes):
+    """An expert with other clamps, which cut everything where the limit is 0."""
+    return lambda x, w1, w2, w3, limit, g: expert_forward_with(
+        x, w1, w2, w3, limit or 1e-30, g, **changes)
 
 
 def _limit(change):
@@ -294,7 +307,18 @@ def _grouped_cases(rng):
     return _tokens(rng, _lively(ffn, rng))
 
 
-def grouped_with(ffn, x, g, weigh="sorted", back="inverse", rows="token", shared=True):
+WEIGHTS = {
+    "sorted": lambda weights, order, K: weights.flatten()[order],
+    "tokens": lambda weights, order, K: weights.flatten(),
+    "inverse": lambda weights, order, K: weights.flatten()[order.argsort()],
+    "flat, by token": lambda weights, order, K: weights.flatten()[order // K],
+    "sum": lambda weights, order, K: weights[order // K].sum(1),
+    "first": lambda weights, order, K: weights[order // K, 0],
+    "one": lambda weights, order, K: torch.ones(len(order)),
+}
+
+
+def grouped_with(ffn, x, g, weigh="sorted", back="inverse", rows="token", shared=True, end="NK"):
     """`mix_experts`, sorted by expert, with weights, results, or rows in another order."""
     N, K = len(x), ffn.gate.config.n_activated_experts
     weights, chosen = g.topk(K)                                        # N K
@@ -302,17 +326,14 @@ def grouped_with(ffn, x, g, weigh="sorted", back="inverse", rows="token", shared
     counts = torch.bincount(chosen.flatten(), minlength=len(ffn.experts)).tolist()
     runs = x[order // K if rows == "token" else order % N].split(counts)
     y = torch.cat([expert(run) for expert, run in zip(ffn.experts, runs)])
-    if weigh == "sorted":
-        y = y * weights.flatten()[order][:, None]
-    elif weigh == "tokens":
-        y = y * weights.flatten()[:, None]
-    elif weigh == "inverse":
-        y = y * weights.flatten()[order.argsort()][:, None]
+    y = y * WEIGHTS[weigh](weights, order, K)[:, None]
     if back == "inverse":
         y = y[order.argsort()]
     elif back == "order":
         y = y[order]
-    y = y.view(N, K, -1).sum(dim=1)
+    elif back == "weighted again":
+        y = y[order.argsort()] * weights.flatten()[:, None]
+    y = y.view(N, K, -1).sum(dim=1) if end == "NK" else y.view(K, N, -1).sum(dim=0)
     return y + ffn.shared_experts(x) if shared else y
 
 
@@ -481,6 +502,23 @@ CHECKS = [
             "your weights are a softmax over the chosen W x; the affinities should be divided by "
             "their sum":
                 _route(weighs=lambda s, logits, bias: logits.exp()),
+            "your weights are a softmax over all W x; the chosen experts' affinities should be "
+            "divided by their sum":
+                _route(weighs=lambda s, logits, bias: logits.exp(), normed="all"),
+            "your weights are a softmax over all affinities; those of the chosen experts should be "
+            "divided by their sum":
+                _route(weighs=lambda s, logits, bias: s.exp(), normed="all"),
+            "you weigh with the bias, but divide by a sum without it; the bias should only pick":
+                _bias_above_the_line,
+            "you return the weights of all experts; those that were not chosen should be 0":
+                lambda x, weight, bias, K, scale: route_with(x, weight, bias, len(weight), scale),
+            "you choose K + 1 experts; there should be K":
+                lambda x, weight, bias, K, scale: plain.route(x, weight, bias, K + 1, scale),
+            "you pick the K smallest; it should be the K largest":
+                _route(picks=lambda s, logits, bias: -(s + bias)),
+            "you return a table of 0 and the scale; each chosen expert's weight should be its "
+            "share of the affinities":
+                lambda *args: (plain.route(*args) > 0) * args[-1],
             "you return the weights of the chosen experts alone, N K; they should stand in a table "
             "N E, with 0 elsewhere":
                 _route(place=False),
@@ -530,9 +568,15 @@ CHECKS = [
                 _hash(normed="everything"),
             "route_scale is missing; the normalised weights should be multiplied by it":
                 lambda x, ids, weight, table, scale: plain.hash_route(x, ids, weight, table, 1.0),
+            "your weights are a softmax over the table's affinities; these should be divided by "
+            "their sum":
+                _hash(score=lambda x: affinity(x).exp()),
+            "you use only the first expert of the table's K; all should work":
+                _hash(experts=lambda s, ids, table: table[ids][:, :1]),
             "your affinity is a sigmoid; it should be sqrt(softplus(x)) here, too":
                 _hash(score=torch.sigmoid),
-            "your affinity is a softmax; it should be sqrt(softplus(x)) here, too":
+            "your weights come from a softmax of W x; the affinity should be sqrt(softplus(x)) "
+            "here, too":
                 _hash(score=lambda x: x.softmax(-1)),
             "your affinity is softplus without the square root; it should be sqrt(softplus(x))":
                 _hash(score=F.softplus),
@@ -568,6 +612,15 @@ CHECKS = [
             "you exchange the two clamps; w1 x should be clamped from above, w3 x on both sides":
                 _expert(gate=(-1, 1), up=(None, 1)),
             "you clamp after the SiLU; w1 x should be clamped before it": _expert(after=True),
+            "you clamp w1 x on both sides, and a limit of 0 cuts everything; it should be clamped "
+            "from above only, and 0 should mean no clamp":
+                _cut_at_0(gate=(-1, 1)),
+            "you clamp w3 x from above only, and a limit of 0 cuts everything; it should be "
+            "clamped on both sides, and 0 should mean no clamp":
+                _cut_at_0(up=(None, 1)),
+            "you clamp w1 x only, and a limit of 0 cuts everything; w3 x should be clamped on both "
+            "sides, and 0 should mean no clamp":
+                _cut_at_0(up=(None, None)),
             "you clamp the product silu(w1 x) * w3 x; its two factors should be clamped instead, "
             "before the SiLU": _product_clamped,
             "there is no clamp; w1 x should be clamped from above and w3 x on both sides":
@@ -693,6 +746,10 @@ CHECKS = [
                 lambda ffn, x, g: mix_experts(ffn, x, g) + x,
             "your weights of an expert are N numbers; they should be N 1, so that each multiplies "
             "a row": _row_of_weights,
+            "a matrix that you hand to expert_forward has the wrong shape; the order should be w1, "
+            "w2, w3, each as it is stored, not transposed":
+                _experts(lambda x, w1, w2, w3, limit, g:
+                         expert_forward(x, w1, w3, w2, limit, g)),
             "you call an expert, which only holds its matrices; expert_forward should compute with "
             "them": _calls_the_experts,
         },
@@ -730,9 +787,42 @@ CHECKS = [
             "should be the other way round":
                 _grouped(weigh="inverse", back="order"),
             "the weights are gone; each row should be multiplied by its own":
-                _grouped(weigh=None),
+                _grouped(weigh="one"),
+            "the weights are gone, and the rows come back in the wrong order; each row should be "
+            "multiplied by its own weight, and come back by the inverse of `order`":
+                _grouped(weigh="one", back="order"),
+            "you multiply by the weights twice, in both orders; it should be once":
+                _grouped(back="weighted again"),
+            "you multiply each row by the sum of its token's weights; it should be the weight of "
+            "this one choice":
+                _grouped(weigh="sum"),
+            "you multiply each row by the sum of its token's weights, and the rows come back in "
+            "the wrong order; it should be the weight of this one choice, and the inverse of "
+            "`order`":
+                _grouped(weigh="sum", back="order"),
+            "you multiply each row by its token's first weight; it should be the weight of this "
+            "one choice":
+                _grouped(weigh="first"),
+            "you index the N K weights by the token's number, order // K; row i should get number "
+            "order[i] of the flat list":
+                _grouped(weigh="flat, by token"),
+            "you index the N K weights by the token's number, order // K, and the rows come back "
+            "in the wrong order; row i should get weight number order[i] of the flat list":
+                _grouped(weigh="flat, by token", back="order"),
             "you take token order[i] % N for row i of the sorted list; it should be order[i] // K":
                 _grouped(rows="mod"),
+            "you changed the token of row i, which was right as order[i] // K, and both faults are "
+            "still there; your version should have none":
+                _grouped(rows="mod", weigh="tokens", back="order"),
+            "you changed the token of row i, which was right as order[i] // K, and the rows come "
+            "back in the wrong order; they should, by the inverse of `order`":
+                _grouped(rows="mod", back="order"),
+            "you changed the token of row i, which was right as order[i] // K, and the weights do "
+            "not belong to their rows; they should be sorted like the rows":
+                _grouped(rows="mod", weigh="tokens"),
+            "you read the choices as K N; choice number i belongs to token i // K, so the sum "
+            "should be over the K of N K":
+                _grouped(end="KN"),
             "the shared expert is gone; it should be added for every token":
                 _grouped(shared=False),
         },
@@ -764,6 +854,12 @@ CHECKS = [
                 _table(share="first"),
             "you give a token the same expert K times; it should have K different ones":
                 _table(picks=lambda load, K, rank: load.argmin().expand(K)),
+            "of equal loads you take the higher number first; it should be the lower one":
+                _table(picks=lambda load, K, rank:
+                       len(load) - 1 - load.flip(0).argsort(stable=True)[:K]),
+            "your rows are not sorted, and their number is the token's rank; each should be "
+            "sorted, and stand in the row of its token's id":
+                _table(sort=False, row="rank"),
             "your row number is the token's rank; it should be the token's id":
                 _table(row="rank"),
             "your rows are not sorted; each should hold its experts in rising order":
@@ -831,14 +927,15 @@ CHECKS = [
                 _loss(K=False),
             "E and K are missing in f; it should be E / (K T) times the count":
                 _loss(E=False, K=False),
-            "T is missing in f; it should be E / (K T) times the count": _loss(T=False),
+            "T is missing; f and P should both be divided by the number of tokens": _loss(T=False),
             "f is only the count; it should be E / (K T) times the count":
                 _loss(E=False, K=False, T=False),
             "your f comes from the affinities and has a gradient; it should count choices":
                 _loss(counts=lambda p, e: p * e.shape[-1]),
             "your f counts a token's first expert only; it should count all K":
                 _loss(counts=lambda p, e: F.one_hot(e[..., 0], p.shape[-1]).float()),
-            "your P has no gradient, so the loss has none at all; P should not be detached":
+            "no gradient passes through your loss, because P is detached, or a number is taken out "
+            "by .item(); P and the sums should stay tensors with their gradient":
                 _loss(detach=True),
             "you do not normalise the affinities; P should be the mean of s / (sum of s over "
             "experts)":
@@ -852,6 +949,9 @@ CHECKS = [
             "you take f or P over the whole batch; each sequence should have its own, and the mean "
             "should be over losses":
                 _loss(pooled=True),
+            "you take f and P over the whole batch, and the loss is B times too large; each "
+            "sequence should have its own, and the mean should be over losses":
+                _loss(pooled=True, end=torch.sum),
             "you add the sequences; it should be their mean":
                 _loss(end=torch.sum),
             "you return a loss for each sequence; it should be their mean":

@@ -26,6 +26,8 @@ LESSON = "08_whole_model"
 def _affinity_cases(rng):
     yield "a few numbers", (torch.randn(7, generator=rng) * 2,)
     yield "B T E", (torch.randn(2, 3, 5, generator=rng) * 4,)
+    yield "from -20 to -17, where 1 + exp(x) rounds to 1", (
+        -17 - 3 * torch.rand(4, generator=rng),)
     large = torch.tensor([60.0, 90.0, 200.0]) + torch.rand(3, generator=rng)
     yield "large numbers, which overflow exp", (large,)
 
@@ -34,6 +36,32 @@ def _gradient_cases(rng):
     yield "a few numbers", (torch.randn(7, generator=rng) * 3,)
     yield "from -20 to -10", (-10 - 10 * torch.rand(2, 3, generator=rng),)
     yield "below -110, where softplus is 0", (-110 - 10 * torch.rand(4, generator=rng),)
+    yield "below -1000", (-1000 - 10 * torch.rand(4, generator=rng),)
+
+
+def _added(v):
+    return with_gradient(lambda x: (F.softplus(x) + v).sqrt())
+
+
+def _added_after(v):
+    return with_gradient(lambda x: F.softplus(x).sqrt() + v)
+
+
+def _bounded(v):
+    return with_gradient(lambda x: F.softplus(x).clamp_min(v).sqrt())
+
+
+def _bounded_after(v):
+    return with_gradient(lambda x: F.softplus(x).sqrt().clamp_min(v))
+
+
+def _input_bounded(v):
+    return with_gradient(lambda x: F.softplus(x.clamp_min(v)).sqrt())
+
+
+EPS = torch.finfo(torch.float32).eps
+SMALL = (1e-4, 1e-5, 1e-6, EPS, 1e-8, 1e-10, 1e-12)
+SMALLER = (1e-15, 1e-16, 1e-20, 1e-24, 1e-30)
 
 
 def _norm_cases(rng):
@@ -135,11 +163,14 @@ def block_forward_with(block, X, ids, site=plain.site, attn_norm="attn_norm", ff
                        first="attn", second="ffn", stale=False, after=False):
     """`block_forward` with another site, other norms, or other maps of the sites.
 
-    A norm may be None; stale: the second site's maps come from the block's input; after: the norms
-    come after the layers.
+    A norm may be None, or two names; stale: the second site's maps come from the block's input;
+    after: the norms come after the layers.
     """
-    def normed(name, layer):
-        norm = getattr(block, name) if name else lambda u: u
+    def normed(names, layer):
+        def norm(u):
+            for name in (names,) if isinstance(names, str) else names or ():
+                u = getattr(block, name)(u)
+            return u
         return (lambda u: norm(layer(u))) if after else (lambda u: layer(norm(u)))
 
     attention_layer = normed(attn_norm, lambda u: plain.attention(block.attn, u))
@@ -189,8 +220,77 @@ def _experts_read_the_input(block, X, ids):
     return post[..., None] * f[:, :, None] + comb.mT @ X
 
 
+def _parallel(join):
+    """Both sites start from the block's input; join(a, b, X) makes one result of theirs."""
+    def wrong(block, X, ids):
+        return join(_one_site_only("attn")(block, X, ids), _one_site_only("ffn")(block, X, ids), X)
+    return wrong
+
+
+def _norms_the_streams(block, X, ids):
+    X = block.attn_norm(X)
+    X = plain.site(X, lambda u: plain.attention(block.attn, u), *site_maps(block, X, "attn"))
+    X = block.ffn_norm(X)
+    return plain.site(X, lambda u: plain.moe_forward(block.ffn, u, ids),
+                      *site_maps(block, X, "ffn"))
+
+
+def _norms_what_is_read(block, X, ids):
+    """Each stream has its norm before it is weighed; the streams themselves are carried."""
+    for at, norm, layer in (("attn", block.attn_norm, lambda u: plain.attention(block.attn, u)),
+                            ("ffn", block.ffn_norm,
+                             lambda u: plain.moe_forward(block.ffn, u, ids))):
+        pre, post, comb = site_maps(block, X, at)
+        f = layer((pre[..., None] * norm(X)).sum(dim=2))
+        X = post[..., None] * f[:, :, None] + comb.mT @ X
+    return X
+
+
 def _called_layers(block, X, ids):
     return block.attn(X)                   # the modules of `plain` hold parameters: this raises
+
+
+# What a repair may do to the carried streams, and to the norms, besides what it should.
+CARRIED = {
+    "the carried streams still have their fault": mhc.untransposed,
+    "the carried streams are not mixed": mhc.without_mixing,
+    "the carried streams are only weighed by sums of comb's rows": mhc.weighed_by_row_sums,
+    "the carried streams are missing": mhc.without_carried,
+    "X itself is added to the carried streams": _with_residual,
+    "what the layer gives is mixed with the carried streams": mhc.mixes_what_was_written,
+}
+NORMS = {
+    "the second site's layer still has its fault": dict(ffn_norm="attn_norm"),
+    "both sites use ffn_norm": dict(attn_norm="ffn_norm"),
+    "the norms are exchanged": dict(attn_norm="ffn_norm", ffn_norm="attn_norm"),
+    "the second site has lost its norm": dict(ffn_norm=None),
+    "the first site has lost its norm": dict(attn_norm=None),
+    "both sites have lost their norms": dict(attn_norm=None, ffn_norm=None),
+    "the second site has both norms, one after the other":
+        dict(ffn_norm=("attn_norm", "ffn_norm")),
+    "the second site has both norms, ffn_norm first": dict(ffn_norm=("ffn_norm", "attn_norm")),
+    "both sites have both norms, one after the other":
+        dict(attn_norm=("attn_norm", "ffn_norm"), ffn_norm=("attn_norm", "ffn_norm")),
+}
+
+
+def _debug_mistakes():
+    """{message: wrong version} for what is not repaired, or not rightly."""
+    fault = dict(ffn_norm="attn_norm")
+    return {
+        f"the second site's layer is right now, but {carried}; " + (
+            "they should have none" if other is mhc.untransposed else
+            "each new stream should be a sum of the old ones, weighed with comb"):
+            _block(site=other) for carried, other in CARRIED.items()
+    } | {
+        f"the carried streams are right now, but {norms}; " + (
+            "it should have none" if one == fault else "each layer should get its own norm of u"):
+            _block(**one) for norms, one in NORMS.items()
+    } | {
+        f"{norms}, and {carried}; your version should have no fault": _block(site=other, **one)
+        for norms, one in NORMS.items() for carried, other in CARRIED.items()
+        if (one == fault) != (other is mhc.untransposed)
+    }
 
 
 def _block_cases(rng):
@@ -262,6 +362,12 @@ def _norms_each_stream(model, ids):
     return (plain.gates(model, X)[..., None] * y).sum(dim=2) @ model.head.weight.T
 
 
+def _norms_twice(model, ids):
+    X, eps = plain.features(model, ids), model.config.norm_eps
+    y = (plain.gates(model, X)[..., None] * rms_norm(X, model.norm.weight, eps)).sum(dim=2)
+    return rms_norm(y, model.norm.weight, eps) @ model.head.weight.T
+
+
 def _calls_the_blocks(model, ids):
     return model.layers[0](model.embed(ids)[:, :, None].repeat(1, 1, model.config.hc_mult, 1), ids)
 
@@ -284,12 +390,12 @@ def _mtp_cases(rng):
     return _model_cases(rng, n_mtp=1)
 
 
-def mtp_loss(model, ids, given=1, target=2, streams=0, of=F.cross_entropy):
+def mtp_loss(model, ids, given=1, target=2, streams=0, of=F.cross_entropy, last=0):
     """Mean cross-entropy of the MTP block. ids: B T.
 
     It is given the streams at t and the token at t + 1, and predicts the token at t + 2.
     """
-    n = ids.shape[1] - max(given, target, streams)
+    n = ids.shape[1] - max(given, target, streams) - last
     X = model.features(ids)[:, streams:streams + n]
     logits = model.mtp_logits(X, ids[:, given:given + n])              # B n V
     return of(logits.flatten(0, 1), ids[:, target:target + n].flatten())
@@ -308,6 +414,21 @@ def _whole_rows(model, ids):
     """All rows: the last ones get their targets from the beginning of the text."""
     logits = model.mtp_logits(model.features(ids), ids.roll(-1, 1))
     return F.cross_entropy(logits.flatten(0, 1), ids.roll(-2, 1).flatten())
+
+
+def _without_first(model, ids):
+    logits = model.mtp_logits(model.features(ids)[:, 1:-2], ids[:, 2:-1])
+    return F.cross_entropy(logits.flatten(0, 1), ids[:, 3:].flatten())
+
+
+def _whole_rows_but_one(model, ids):
+    logits = model.mtp_logits(model.features(ids), ids.roll(-1, 1))[:, :-1]
+    return F.cross_entropy(logits.flatten(0, 1), ids.roll(-2, 1)[:, :-1].flatten())
+
+
+def _filled_with_0(model, ids):
+    logits = model.mtp_logits(model.features(ids), F.pad(ids[:, 1:], (0, 1)))
+    return F.cross_entropy(logits.flatten(0, 1), F.pad(ids[:, 2:], (0, 2)).flatten())
 
 
 def _main_loss(model, ids):
@@ -399,6 +520,11 @@ def _no_hca(config, ratios):
     return -sum(_compressor(config.dim, r, config.head_dim) for r in ratios if r not in (0, 4))
 
 
+def _no_csa(config, ratios):
+    """Compressors of HCA layers only."""
+    return -ratios.count(4) * _compressor(config.dim, 4, config.head_dim)
+
+
 def _window_layers_too(config, ratios):
     return ratios.count(0) * _compressor(config.dim, 0, config.head_dim)
 
@@ -467,6 +593,13 @@ def _ape_forgotten(config, counts, ratios):
             "indexers": counts["indexers"] - ratios.count(4) * 8 * ci}
 
 
+def _but_k_of_e(config, part):
+    """A part without K of its E-ths, in whole numbers as of both kinds of experts together."""
+    counts, E, K = count(config), config.n_routed_experts, config.n_activated_experts
+    together = counts["routed experts"] + counts[part]
+    return together - together * K // E - (counts["routed experts"] * (E - K) // E)
+
+
 def _idle(config, share):
     """`active` with another number of routed experts that work: share(E, K)."""
     routed, E = count(config)["routed experts"], config.n_routed_experts
@@ -485,6 +618,30 @@ CHECKS = [
                 lambda x: x.sigmoid().sqrt(),
             "you take the root first; softplus should come first, then the square root":
                 lambda x: F.softplus(x.sqrt()),
+            "you take the root first, of x where it is above 0; softplus should come first, then "
+            "the square root":
+                lambda x: F.softplus(x.clamp_min(0).sqrt()),
+            "you take the root first, of absolute values; softplus should come first, then the "
+            "square root":
+                lambda x: F.softplus(x.abs().sqrt()),
+            "you take softplus of -x; it should be of x": lambda x: F.softplus(-x).sqrt(),
+            "you take the softplus of a softplus; there should be one, then the square root":
+                lambda x: F.softplus(F.softplus(x)),
+            "you divide softplus by 2; its square root should be taken":
+                lambda x: F.softplus(x) / 2,
+            "your logarithm is to the base 2; it should be the natural one":
+                lambda x: (F.softplus(x) / math.log(2)).sqrt(),
+            "you take the root of absolute values; it should be the root of softplus":
+                lambda x: x.abs().sqrt(),
+            "your exp overflows for large x, and 1 + exp(x) rounds to 1 for x below -17; "
+            "torch.nn.functional.softplus is safe in both and should be used":
+                lambda x: torch.log(1 + x.exp()).sqrt(),
+            "your exp overflows for large x, and the root is missing; "
+            "torch.nn.functional.softplus is safe there, and its square root should follow":
+                lambda x: torch.log1p(x.exp()),
+            "1 + exp(x) rounds to 1 for x below -17, and its logarithm to 0; the affinity should "
+            "stay above 0, as torch.nn.functional.softplus is":
+                lambda x: torch.where(x > 20, x, torch.log(1 + x.clamp(max=20).exp())).sqrt(),
             "you take the square of softplus; it should be its square root":
                 lambda x: F.softplus(x).square(),
             "you take the root of ReLU; it should be the root of softplus, which is above 0 "
@@ -538,6 +695,17 @@ CHECKS = [
             "your eps is outside the square root; it should be inside": _eps_outside,
             "you do not use the argument eps; it should be added to the mean square":
                 lambda x, weight, eps: rms_norm(x, weight, 0.0),
+            "you divide the sum of squares by d - 1; it should be their mean, over d":
+                _normed(lambda x, eps: (x.square().sum(-1, keepdim=True) / (x.shape[-1] - 1)
+                                        + eps).sqrt()),
+            "you divide by the largest absolute value; it should be the root of the mean square":
+                _normed(lambda x, eps: x.abs().amax(-1, keepdim=True) + eps),
+            "you take the square of the mean; it should be the mean of the squares":
+                _normed(lambda x, eps: (x.mean(-1, keepdim=True).square() + eps).sqrt()),
+            "you subtract eps; it should be added":
+                _normed(lambda x, eps: (_mean_square(x) - eps).sqrt()),
+            "you divide by the weight; the result should be multiplied by it":
+                lambda x, weight, eps: rms_norm(x, 1 / weight, eps),
             "you square eps; it should be added as it is":
                 lambda x, weight, eps: rms_norm(x, weight, eps * eps),
             "your result has another dtype than x; it should be computed in float32, then go back "
@@ -589,6 +757,27 @@ CHECKS = [
             "what the first site wrote": _block(stale=True),
             "your experts read the streams from before attention; the second site should start "
             "from the first one's result": _experts_read_the_input,
+            "both your sites start from the block's input, and you add their results; the second "
+            "site should start from what the first one wrote":
+                _parallel(lambda a, b, X: a + b),
+            "both your sites start from the block's input, and you add what they change; the "
+            "second site should start from what the first one wrote":
+                _parallel(lambda a, b, X: a + b - X),
+            "both your sites start from the block's input, and you take the mean of their results; "
+            "the second site should start from what the first one wrote":
+                _parallel(lambda a, b, X: (a + b) / 2),
+            "you norm the streams, which are then carried with it; each layer should get its norm "
+            "of u, and the streams should pass as they are": _norms_the_streams,
+            "you norm each stream before it is read; the norm should be of u, the weighted sum":
+                _norms_what_is_read,
+            "you add the block's input at the end; the second site's result should be returned as "
+            "it is":
+                lambda block, X, ids: X + block_forward(block, X, ids),
+            "the streams pass unmixed; they should be mixed by comb":
+                _block(site=mhc.without_mixing),
+            "you mix what the layers have written, too; only what passes beside a layer should be "
+            "mixed":
+                _block(site=mhc.mixes_what_was_written),
             "your second site uses the attention site's maps; it should use its own, \"ffn\"":
                 _block(second="attn"),
             "your first site uses the experts' maps; it should use its own, \"attn\"":
@@ -624,36 +813,17 @@ CHECKS = [
         mistakes={
             "both faults are still there; your version should have none":
                 _block(site=mhc.untransposed, ffn_norm="attn_norm"),
-            "the second site's layer is right now, the carried streams still have their fault; "
-            "they should have none":
-                _block(site=mhc.untransposed),
-            "the carried streams are right now, the layer of the second site still has its fault; "
-            "it should have none":
-                _block(ffn_norm="attn_norm"),
-            "the carried streams are right now, but both sites use ffn_norm; the first should use "
-            "attn_norm":
-                _block(attn_norm="ffn_norm"),
-            "the carried streams are right now, but the norms are exchanged; the first site should "
-            "use attn_norm":
-                _block(attn_norm="ffn_norm", ffn_norm="attn_norm"),
-            "both sites use ffn_norm, and the carried streams still have their fault; the first "
-            "site should use attn_norm":
-                _block(site=mhc.untransposed, attn_norm="ffn_norm"),
-            "the norms are exchanged, and the carried streams still have their fault; the first "
-            "site should use attn_norm":
-                _block(site=mhc.untransposed, attn_norm="ffn_norm", ffn_norm="attn_norm"),
-            "the second site has lost its norm; it should use ffn_norm":
-                _block(ffn_norm=None),
-            "the second site has lost its norm, and the carried streams still have their fault; it "
-            "should use ffn_norm":
-                _block(site=mhc.untransposed, ffn_norm=None),
-            "both sites have lost their norms; each should use its own":
-                _block(attn_norm=None, ffn_norm=None),
-            "X passes unmixed beside the mixed streams; comb should be all that passes":
-                _block(site=_with_residual),
             "the second site's maps come from the streams before attention now; they were right, "
             "and should come from what the first site wrote": _block(stale=True),
-        },
+            "the norms come after the layers now; they should come before": _block(after=True),
+            "pre and post are exchanged; they were right, and should stay":
+                _block(site=mhc.exchanged),
+            "the experts are gone; the second site should stay": _one_site_only("attn"),
+            "attention is gone, or its result is lost; the first site should stay":
+                _one_site_only("ffn"),
+            "you norm each stream before it is read; the norm should be of u, the weighted sum":
+                _norms_what_is_read,
+        } | _debug_mistakes(),
         hints=(
             "Compare step by step with lively weights: which of u, f, carried is the first that "
             "differs from the right one?",
@@ -697,6 +867,17 @@ CHECKS = [
             "you norm each stream; the last norm should come after the streams are weighed "
             "together": _norms_each_stream,
             "your last norm uses 1e-6; it should be config.norm_eps": _model(eps=1e-6),
+            "you norm the streams before the first block; the only norm outside the blocks should "
+            "be at the end": lambda model, ids: model_forward_with(
+                model, ids, streams=lambda X, n: rms_norm(
+                    X, model.norm.weight, model.config.norm_eps).repeat(1, 1, n, 1)),
+            "you norm twice, before the streams are weighed together and after; it should be only "
+            "after":
+                _norms_twice,
+            "you apply the blocks twice; each should be applied once":
+                _model(layers=lambda layers: [*layers, *layers]),
+            "you multiply logits by a scale of 1 / sqrt(d); they should be as they are":
+                lambda model, ids: model_forward(model, ids) * model.config.dim ** -0.5,
             "you use the embedding as the output matrix; it should be model.head":
                 _model(head=lambda model: model.embed),
             "you leave out the last block; all should be applied":
@@ -738,27 +919,34 @@ CHECKS = [
             "afterwards with torch.where does not help, for autograd multiplies by the branch that "
             "was not taken; the root's argument should stay above 0":
                 with_gradient(lambda x: F.softplus(x).sqrt()),
-            "you add a small number, which changes all affinities; a lower bound should change "
-            "only those that would be 0": with_gradient(lambda x: (F.softplus(x) + 1e-6).sqrt()),
-            "you add a number to softplus, which changes affinities; a lower bound should change "
-            "only those that would be 0":
-                with_gradient(lambda x: (F.softplus(x) + 1e-8).sqrt()),
-            "you add a small number after the root, where the gradient is still nan; the root's "
-            "argument should stay above 0":
-                with_gradient(lambda x: F.softplus(x).sqrt() + 1e-6),
-            "you bound the affinity after the root, where the gradient is still nan; the root's "
-            "argument should stay above 0":
-                with_gradient(lambda x: F.softplus(x).sqrt().clamp_min(1e-6)),
-            "your lower bound bites too early; float32 holds numbers down to 1e-38 "
+            "you compute in float64, which only moves the problem to x below -745, where softplus "
+            "is 0, too; the root's argument should stay above 0 for every x":
+                with_gradient(lambda x: F.softplus(x.double()).sqrt().float()),
+            "you take the root of 1 where softplus is 0; the affinity should be about 0 there":
+                with_gradient(lambda x: torch.where(F.softplus(x) > 0, F.softplus(x), 1.0).sqrt()),
+            "no gradient passes through your function; only where softplus is 0 it should be 0":
+                with_gradient(lambda x: F.softplus(x.detach()).sqrt()),
+        } | {
+            f"you add {v:.2g} to softplus, which changes affinities; a lower bound should change "
+            "only those that would be 0": _added(v) for v in SMALL
+        } | {
+            f"you add {v:.2g} to softplus, or bound it there, and small affinities change; a lower "
+            "bound of about 1e-38 (torch.finfo(torch.float32).tiny) should change only those that "
+            "would be 0": _added(v) for v in SMALLER
+        } | {
+            f"you add {v:.2g} after the root, where the gradient is still nan; the root's argument "
+            "should stay above 0": _added_after(v) for v in SMALL
+        } | {
+            f"you bound the affinity by {v:.2g} after the root, where the gradient is still nan; "
+            "the root's argument should stay above 0": _bounded_after(v) for v in SMALL[:5]
+        } | {
+            f"your lower bound of {v:.2g} bites too early; float32 holds numbers down to 1e-38 "
             "(torch.finfo(torch.float32).tiny), and it should be about there":
-                with_gradient(lambda x: F.softplus(x).clamp_min(1e-6).sqrt()),
-            "your lower bound is the float's eps, 1e-7, and bites too early; it should be its "
-            "smallest normal number, 1e-38":
-                with_gradient(lambda x: F.softplus(x).clamp_min(
-                    torch.finfo(torch.float32).eps).sqrt()),
-            "you bound x instead of softplus, and cut too early; the values below should stay what "
-            "they are":
-                with_gradient(lambda x: F.softplus(x.clamp_min(-10)).sqrt()),
+                _bounded(v) for v in SMALL
+        } | {
+            f"you bound x from below by {v}, which changes the affinities below; each should stay "
+            "what it is, to within 1e-18":
+                _input_bounded(v) for v in (-10, -15, -20, -30, -40, -50, -60, -70)
         },
         hints=(
             "The derivative of sqrt(s) is 1 / (2 sqrt(s)): infinite at s = 0. Where softplus "
@@ -768,7 +956,7 @@ CHECKS = [
             "tensor.clamp_min(v) has gradient 0 below v; the smallest normal float32 is "
             "torch.finfo(torch.float32).tiny.",
         ),
-        atol=1e-7,
+        atol=2e-18,         # the bound that the exercise states
     ),
     Check(
         "whole.mtp_loss", mtp_loss, _mtp_cases,
@@ -794,6 +982,21 @@ CHECKS = [
             "you roll the ids round, so the last rows get targets from the beginning of the text; "
             "those rows should be cut off":
                 _whole_rows,
+            "you leave out the last position that has a target; T - 2 rows should count":
+                _mtp(last=1),
+            "you leave out the first position; T - 2 rows should count": _without_first,
+            "you roll the ids round and cut off only one row; the last row still gets its target "
+            "from the beginning of the text, and should be cut off, too":
+                _whole_rows_but_one,
+            "you fill up the targets with token 0, which the last rows then should predict; those "
+            "rows should be cut off": _filled_with_0,
+            "you return the perplexity, exp of the loss; it should be the loss":
+                lambda model, ids: mtp_loss(model, ids).exp(),
+            "you return the mean log-probability, which is below 0; the loss should be its "
+            "negative":
+                _times(lambda B, T: -1),
+            "you return the mean of both losses, or a weighted sum; it should be the MTP block's":
+                lambda model, ids: (mtp_loss(model, ids) + _main_loss(model, ids)) / 2,
             "you take the sum over the positions; it should be the mean":
                 _times(lambda B, T: B * (T - 2)),
             "you add the positions of a sequence; it should be the mean over all":
@@ -857,12 +1060,49 @@ CHECKS = [
             "only the indexers' compressors are counted; wq_b and weights_proj should be, too":
                 _plus("indexers", lambda config, ratios: -ratios.count(4) * (
                     _wq_b(config, config.q_lora_rank) + config.index_n_heads * config.dim)),
+            "your indexer's weights_proj takes q_lora_rank inputs; it should take d":
+                _plus("indexers", lambda config, ratios: ratios.count(4) * config.index_n_heads
+                      * (config.q_lora_rank - config.dim)),
+            "your indexer has the attention's number of heads; it should be index_n_heads":
+                _plus("indexers", lambda config, ratios: ratios.count(4)
+                      * (config.n_heads - config.index_n_heads)
+                      * (config.index_head_dim * config.q_lora_rank + config.dim)),
+            "your indexer's heads are as wide as the attention's; it should be index_head_dim":
+                _plus("indexers", lambda config, ratios: ratios.count(4) * config.index_n_heads
+                      * config.q_lora_rank * (config.head_dim - config.index_head_dim)),
+            "the compressors of CSA layers are missing; every layer with a ratio above 0 should "
+            "have one":
+                _plus("compressors", _no_csa),
+            "you count the indexers' compressors among the compressors, too; they should count "
+            "only as indexers":
+                _plus("compressors", lambda config, ratios: ratios.count(4)
+                      * _compressor(config.dim, 4, config.index_head_dim)),
             "you count indexers in HCA layers; only CSA layers should have one":
                 _plus("indexers", _hca_indexers),
             "your experts have two matrices; each should have three: w1, w2 and w3":
                 _but(_two_matrices),
             "you count one routed expert for each layer; all E should be counted":
                 _but(_one_expert),
+            "you count a shared expert for each routed one; there should be one in each layer":
+                _but(lambda config, counts, ratios: {
+                    "shared experts": counts["shared experts"] * config.n_routed_experts}),
+            "you count the shared expert among the routed ones, too; it should count once":
+                _but(lambda config, counts, ratios: {
+                    "routed experts": counts["routed experts"] + counts["shared experts"]}),
+            "your experts have one matrix; each should have three: w1, w2 and w3":
+                _but(lambda config, counts, ratios: {
+                    part: counts[part] // 3 for part in ("routed experts", "shared experts")}),
+            "you count the experts of one layer; it should be the sum over all layers":
+                _but(lambda config, counts, ratios: {
+                    part: counts[part] // config.n_layers
+                    for part in ("routed experts", "shared experts")}),
+            "your sites' maps have n x n numbers; there should be (2 + n) n, with pre and post":
+                _plus("hyper-connections", lambda config, ratios: -2 * config.n_layers
+                      * 2 * config.hc_mult * (config.hc_mult * config.dim + 1)),
+            "you lose the numbers of the mHC head, which were there; the sites should be added to "
+            "them":
+                _plus("hyper-connections", lambda config, ratios:
+                      -(config.hc_mult ** 2 * config.dim + config.hc_mult + 1)),
             "you count one of a block's two mHC sites; both should be counted":
                 _plus("hyper-connections", _one_site),
             "the sites' base and scale are missing; they should count (2 + n) n and 3 numbers":
@@ -895,7 +1135,8 @@ CHECKS = [
         mistakes={
             "you count the embedding table; a token reads one row of it, so it should be left out":
                 lambda config: active(config) + count(config)["embedding"],
-            "you leave the shared expert out; every token uses it, so it should count":
+            "you leave the shared expert out, or count K - 1 routed ones; the shared one and K "
+            "routed ones work for every token and should count":
                 lambda config: active(config) - count(config)["shared experts"],
             "you return the total; idle experts and the embedding table should be left out":
                 lambda config: sum(count(config).values()),
@@ -910,6 +1151,24 @@ CHECKS = [
                 lambda config: _idle(config, lambda E, K: 1),
             "you count K + 1 routed experts; the shared one has its own part, so it should be K":
                 lambda config: _idle(config, lambda E, K: K + 1),
+            "you take K / E of the shared experts, too; every token uses them, so they should "
+            "count in full":
+                lambda config: active(config) - _but_k_of_e(config, "shared experts"),
+            "you leave out the routers; each token goes through them, so they should count":
+                lambda config: active(config) - count(config)["routers"],
+            "you leave out the hyper-connections; each token goes through them, so they should "
+            "count":
+                lambda config: active(config) - count(config)["hyper-connections"],
+            "you count the embedding table, and one routed expert of the K; it should be K, "
+            "without the table":
+                lambda config: _idle(config, lambda E, K: 1) + count(config)["embedding"],
+            "you count the embedding table, and K + 1 routed experts; it should be K, without the "
+            "table":
+                lambda config: _idle(config, lambda E, K: K + 1) + count(config)["embedding"],
+            "you take K / E of everything but the embedding; it should be the share of the routed "
+            "experts only":
+                lambda config: (sum(count(config).values()) - count(config)["embedding"])
+                * config.n_activated_experts // config.n_routed_experts,
             "you take K / E of everything; it should be the share of the routed experts only":
                 _share_of_everything,
             "you leave the head out; it is a matrix product for each token and should count":
