@@ -196,9 +196,8 @@ def cases(exercise: Check) -> list:
 
 def _try(exercise: Check, attempt, label: str, args, first: bool) -> Outcome:
     """Run one case. Raises `NotAttempted` if it is the first and shows that nothing is written."""
-    expected = call(exercise.reference, copy.deepcopy(args))
-    used = copy.deepcopy(args)
-    result = _result(attempt, used)
+    expected = _expected(exercise, args)
+    result, used = _run(attempt, args)
     outcome = Outcome(label, args, expected, result, used)
     if first and _shows_a_stub(attempt, result):
         raise NotAttempted
@@ -216,6 +215,16 @@ def _try(exercise: Check, attempt, label: str, args, first: bool) -> Outcome:
         outcome.problem = (f"{case} it changes its own input: work on a copy, without in-place "
                            "operations")
     return outcome
+
+
+def _expected(exercise: Check, args):
+    return call(exercise.reference, copy.deepcopy(args))
+
+
+def _run(function, args) -> tuple:
+    """What a function returns or raises, and its arguments afterwards; `args` stay as they are."""
+    used = copy.deepcopy(args)
+    return _result(function, used), used
 
 
 def _result(attempt, args):
@@ -367,8 +376,7 @@ def _agreement(exercise: Check, version, outcome: Outcome) -> str | None:
     "finite": results with finite values, or errors, that are the same. "nan": results whose only
     values are nan or inf; they are weak evidence, for many mistakes lead there.
     """
-    used = copy.deepcopy(outcome.args)
-    result = _result(version, used)
+    result, used = _run(version, outcome.args)
     if isinstance(result, BaseException):
         same_error = type(result) is type(outcome.result)
         return "finite" if same_error and _message(result) == _message(outcome.result) else None
