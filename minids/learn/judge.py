@@ -68,8 +68,8 @@ def judge(exercise: Check, attempt) -> tuple[str, str]:
     try:
         complaint = _complaint(exercise, attempt)
     except NotAttempted:
-        help = f'. Stuck? hint("{exercise.name}") gives the first of {len(exercise.hints)} hints'
-        return "not attempted", help[2:] if exercise.hints else ""
+        stuck = f'Stuck? hint("{exercise.name}") gives the first of {len(exercise.hints)} hints'
+        return "not attempted", stuck if exercise.hints else ""
     return ("not yet", complaint) if complaint else ("passed", "")
 
 
