@@ -529,6 +529,8 @@ CHECKS = [
             "value": _block_with(amax=lambda x: x.abs().mean()),
             "you take the distance from the smallest number to the largest; it should be the "
             "largest absolute value": _block_with(amax=lambda x: x.max() - x.min()),
+            "you leave out log2; the scale should be 2 to the power ceil(log2(max / 6))":
+                _block_with(scale_of=lambda amax: 2.0 ** math.ceil(amax / 6)),
         },
         hints=(
             "Three steps: the scale from the largest absolute value, the nearest code of x / "
