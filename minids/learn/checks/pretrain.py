@@ -616,7 +616,8 @@ CHECKS = [
                     logits[:, :-1].transpose(1, 2), ids[:, 1:], ignore_index=pad,
                     reduction="none"),
             "you mask where input or target is padding; only the target should decide":
-                _masked_by(_next_losses, lambda ids, pad: (ids[:, 1:] != pad) & (ids[:, :-1] != pad)),
+                _masked_by(_next_losses,
+                           lambda ids, pad: (ids[:, 1:] != pad) & (ids[:, :-1] != pad)),
             "you compare each position but the last with the token that it has just read; it "
             "should be the next one":
                 _masked_by(_losses_just_read, lambda ids, pad: ids[:, :-1] != pad),

@@ -229,14 +229,19 @@ def _named(name, i):
     return name.startswith(f"layers.{i}.")
 
 
+@cache
+def _tensors(config, i, own):
+    """(format, shape) of the tensors whose names are own(name, i)."""
+    return [tensor for name, tensor in _layout(config).items() if own(name, i)]
+
+
 def _bytes(config, i, own=_named, each=(), fp8=_blocks(128, 128), fp4=_blocks(1, 32), scale=1):
     """`layer_bytes`; the arguments after `i` make mistakes."""
     sizes, scales = EACH | dict(each), {"FP8": fp8, "FP4": fp4}
     total = 0
-    for name, (format, shape) in _layout(config).items():
-        if own(name, i):
-            total += int(sizes[format] * math.prod(shape))
-            total += scale * scales.get(format, _none)(shape)
+    for format, shape in _tensors(config, i, own):
+        total += int(sizes[format] * math.prod(shape))
+        total += scale * scales.get(format, _none)(shape)
     return total
 
 
@@ -418,7 +423,8 @@ CHECKS = [
             "you return a list; it should be a tensor of the shape of `codes`":
                 lambda codes: e8m0(codes).tolist(),
             "you compute in float16, which ends at 2^-24; it should be float32":
-                lambda codes: torch.exp2(codes.half() - 127).float().masked_fill(codes == 255, math.nan),
+                lambda codes: torch.exp2(codes.half() - 127).float().masked_fill(
+                    codes == 255, math.nan),
         },
         hints=(
             "By hand: 127 gives 1, 128 gives 2, 124 gives 1/8.",
@@ -497,7 +503,8 @@ CHECKS = [
                 lambda *args: fp4_matrix(*args).T,
             "you take one code from a byte, its low half; it holds two": _one_code,
             "you view the bytes as o x i; a byte holds two numbers, so it should be o x i/2":
-                lambda data, scales, o, i: torch.frombuffer(bytearray(data), dtype=torch.uint8).view(o, i),
+                lambda data, scales, o, i: torch.frombuffer(
+                    bytearray(data), dtype=torch.uint8).view(o, i),
         },
         hints=(
             "torch.frombuffer(bytearray(data), dtype=torch.uint8).view(o, i // 2) gives the bytes "
@@ -605,7 +612,8 @@ CHECKS = [
                 _bytes_with(own=lambda name, i: name.startswith(f"layers.{i}.attn")),
             "you compare names without the dot after the number, and leave the scales out; "
             "layer 4 gets layers 40 to 42 then, and FP8 and FP4 have scales":
-                _bytes_with(own=lambda name, i: name.startswith(f"layers.{i}"), fp8=_none, fp4=_none),
+                _bytes_with(own=lambda name, i: name.startswith(f"layers.{i}"), fp8=_none,
+                            fp4=_none),
             "you count an FP4 number as a whole byte, and leave the scales out; two should "
             "share one, and FP8 and FP4 have scales":
                 _bytes_with(each=(("FP4", 1),), fp8=_none, fp4=_none),

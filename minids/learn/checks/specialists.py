@@ -401,7 +401,8 @@ CHECKS = [
             "you return prompts x group; it should be flat, one number for each answer":
                 lambda rewards, group: advantages(rewards, group).view(-1, group),
             "you divide by the group's variance; it should be the difference alone":
-                _grouped(lambda groups: (groups - groups.mean(1, keepdim=True)) / groups.var(1, keepdim=True)),
+                _grouped(lambda groups: (groups - groups.mean(1, keepdim=True))
+                         / groups.var(1, keepdim=True)),
             "you divide by the group's standard deviation with a larger number added; it should "
             "be the difference alone":
                 _grouped(lambda groups: (groups - groups.mean(1, keepdim=True))
@@ -715,7 +716,8 @@ CHECKS = [
                 _for_all(lambda n, c, k: 1 - math.prod((n - c - i) / n for i in range(k))),
             "you leave out the last factor; it should be k factors, (n - c - i) / (n - i) for i "
             "from 0 to k - 1":
-                _for_all(lambda n, c, k: 1 - math.prod((n - c - i) / (n - i) for i in range(k - 1))),
+                _for_all(lambda n, c, k: 1 - math.prod(
+                    (n - c - i) / (n - i) for i in range(k - 1))),
             "you sample with replacement, and compute that all k are wrong; it should be 1 "
             "minus that, with different answers": _for_all(lambda n, c, k: (1 - c / n) ** k),
             "you sample with replacement, and compute that all k are right; it should be at "
