@@ -139,6 +139,11 @@ def jordans_step(W, G, M, lr, mu=0.95, decay=0.1):
 
 
 @pytest.mark.parametrize("name, attempt, words", [
+    ("muon.orthogonalise", orthogonalise_with([STEEP] * 8 + [FLAT] * 3), "three flat steps"),
+    ("muon.orthogonalise", orthogonalise_with([STEEP] * 5 + [FLAT] * 5), "five flat ones"),
+    ("muon.choose", lambda shapes: {n for n in shapes if n.endswith(".weight") and n not in (
+        "embed.weight", "head.weight")}, "the ending .weight"),
+    ("muon.flat", lambda a: (-0.75 * a, 0.25 * a), "in proportion to a"),
     ("muon.orthogonalise", not_transposed, "you do not transpose a tall matrix"),
     ("muon.orthogonalise", the_wrong_ones_transposed, "you transpose wide matrices"),
     ("muon.orthogonalise", orthogonalise_with(norm=lambda G: 1.0), "you do not normalise"),
@@ -147,9 +152,9 @@ def jordans_step(W, G, M, lr, mu=0.95, decay=0.1):
     ("muon.orthogonalise", orthogonalise_with([STEEP] * 10), "you take ten steep steps"),
     ("muon.orthogonalise", orthogonalise_with([STEEP] * 5), "five steep steps"),
     ("muon.orthogonalise", orthogonalise_with([(a, c, b) for a, b, c in [STEEP] * 8 + [FLAT] * 2]),
-     "the result has inf or nan"),
+     "you exchange b and c"),
     ("muon.orthogonalise", orthogonalise_with([(-a, b, c) for a, b, c in [STEEP] * 8]),
-     "In the case"),
+     "the numbers grow past"),
     ("muon.flat", lambda a: (a - 1.5, 1 - a - (a - 1.5)), "you return c first"),
     ("muon.flat", lambda a: (2 - 1.5 * a, a / 2 - 1), "a + 2 b + 4 c"),
     ("muon.step", fixed_step, "In the case"),

@@ -85,6 +85,11 @@ def colleagues_loss(logits, ids, pad):
     return F.cross_entropy(logits.transpose(1, 2), ids, reduction="none").mean(1).mean()
 
 
+def masked_both(logits, ids, pad):
+    losses = F.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
+    return losses[(ids[:, :-1] != pad) & (ids[:, 1:] != pad)].mean()
+
+
 def keeps_larger_ids(logits, ids, pad):
     losses = F.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
     return losses[ids[:, 1:] > pad].mean()
@@ -143,6 +148,9 @@ def totals(main, mtp, total=lambda main, mtp, w: main + w * mtp):
 
 
 @pytest.mark.parametrize("name, attempt, words", [
+    ("pretrain.masked_loss", masked_both, "where input or target is padding"),
+    ("pretrain.tokens_to_beat", lambda tokens, losses, baseline: np.interp(
+        baseline, losses[::-1], tokens[::-1]), "the lists backwards"),
     ("pretrain.learning_rate", rate_with(lambda s, n, w: s / n), "your cosine starts at step 0"),
     ("pretrain.learning_rate", rate_with(lambda s, n, w: (s - w) / (n - w),
                                          lambda s, w: s / w), "your first step has the rate 0"),

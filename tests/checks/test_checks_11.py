@@ -93,6 +93,13 @@ def decode_without_subnormals(code, e_bits, m_bits, bias):
     return (1 - 2 * (code >> e_bits + m_bits)) * (1 + m / (1 << m_bits)) * 2.0 ** (e - bias)
 
 
+def decode_in_eighths(code, e_bits, m_bits, bias):
+    sign, e = code >> e_bits + m_bits, (code >> m_bits) & 2**e_bits - 1
+    part = (code & 2**m_bits - 1) / 8
+    number = (1 + part) * 2.0 ** (e - bias) if e else part * 2.0 ** (1 - bias)
+    return -number if sign else number
+
+
 def round_down(x):
     scale = 2.0 ** math.floor(math.log2(x.abs().max() / 6))
     y = fake_quant(torch.cat([(x / scale).clamp(-6, 6), torch.full((32,), 0.0)]), "fp4")[:32]
@@ -140,6 +147,18 @@ def unpack_without_long(packed, scale):
 
 
 @pytest.mark.parametrize("name, attempt, words", [
+    ("numbers.largest_spread", lambda a, b, c, d: round(math.log2(b / d * c / a)),
+     "to the nearest whole number"),
+    ("numbers.largest_spread", lambda a, b, c, d: math.floor(math.log2(c / d)) - math.floor(
+        math.log2(a / b)), "each by itself"),
+    ("numbers.decode", decode_in_eighths, "you divide the mantissa by 8"),
+    ("numbers.unpack", lambda packed, scale: torch.tensor(FP4_VALUES)[torch.stack(
+        [packed & 15, packed >> 4], -1).flatten(1).long()] * torch.exp2(
+            scale.float() - 127).repeat_interleave(32), "without an axis"),
+    ("numbers.hadamard_transform",
+     lambda x: checks._signs(x.shape[-1]) @ x * x.shape[-1] ** -0.5, "from the left"),
+    ("numbers.straight_through", checks.with_gradient(lambda x, r: r(x) + (x - r(x)).detach()),
+     "you exchange the two"),
     ("numbers.decode", decode_with_its_own_bias, "the argument `bias`"),
     ("numbers.round_block", round_by(power_up), "ties go to the smaller"),
     ("numbers.round_block", round_by(power_up, ties_up), "ties go to the larger"),

@@ -113,6 +113,14 @@ def gain_at_two_tenths(ratio, A, clip):
 
 
 @pytest.mark.parametrize("name, attempt, words", [
+    ("specialists.pass_at_k", checks._for_all(lambda n, c, k: 0.0 if n - c < k else
+                                              1 - comb(n - c, k) / comb(n, k)),
+     "you return 0 where fewer than k"),
+    ("specialists.pass_at_k", checks._for_all(lambda n, c, k: 1.0 if n - c <= k else
+                                              1 - comb(n - c, k) / comb(n, k)),
+     "you return 1 where exactly k"),
+    ("specialists.kept", lambda p, old, A, mask, bound: 1.0 - ((A < 0) & (
+        (((old - p) ** 2) * mask).sum(1) / mask.sum(1) > bound)).float(), "you square"),
     ("specialists.kept", kept_also_at_zero, "answers with A = 0"),
     ("specialists.kept", kept_below_the_bound, "you compare with >="),
     ("specialists.advantages", advantages_by_axis(0), "over axis 0, across the prompts"),

@@ -117,10 +117,15 @@ def mean_of_two(states):
 
 
 @pytest.mark.parametrize("name, attempt, words", [
+    ("distillation.token_loss", checks.with_gradient(lambda s, t, x: -(
+        t.log_softmax(-1)[:, x] - s.log_softmax(-1)[:, x]).detach() * s.log_softmax(-1)[:, x]),
+     "N x N"),
+    ("distillation.opd_loss", lambda kl, f, w: (w / w.sum() * torch.stack(
+        [kl[f == i].mean() for i in range(len(w))])).sum(), "a family without tokens"),
     ("distillation.reverse_kl", lambda s, t: (s.softmax(-1) * (
-        s.softmax(-1) / t.softmax(-1)).log()).sum(-1), "logits 200 apart"),
+        s.softmax(-1) / t.softmax(-1)).log()).sum(-1), "the logarithm of a softmax"),
     ("distillation.reverse_kl", lambda s, t: (s.softmax(-1) * (
-        s.softmax(-1).log() - t.softmax(-1).log())).sum(-1), "logits 200 apart"),
+        s.softmax(-1).log() - t.softmax(-1).log())).sum(-1), "the logarithm of a softmax"),
     ("distillation.reverse_kl", lambda s, t: F.kl_div(
         s.log_softmax(-1), t.softmax(-1), reduction="batchmean"), "[not yet]"),
     ("distillation.mean_weights", compares(lambda states: states[1:2]), "the first two models"),

@@ -98,6 +98,8 @@ def interval_with(half):
 
 
 @pytest.mark.parametrize("name, attempt, words", [
+    ("inference.speed_up", lambda rate, k, verify, draft: (1 - rate ** (k + 1)) / (1 - rate) / (
+        verify + k * draft), "divides by 0 at rate 1"),
     ("inference.top_p", top_p_with(lambda total, before, top_p: before <= top_p),
      "one token too many where the sum before it equals"),
     ("inference.top_p", top_p_with(lambda total, before, top_p: total < top_p),

@@ -130,7 +130,15 @@ def fp4_high_first(data, *rest):
     return fp4_by_loops(bytes(b >> 4 | (b & 15) << 4 for b in data), *rest)
 
 
+def fp4_with_bytes(data, scales, o, i):
+    packed = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(o, i // 2)
+    s = torch.frombuffer(bytearray(scales), dtype=torch.uint8).view(o, i // 32)
+    codes = torch.stack([packed & 15, packed >> 4], -1).flatten(1)
+    return torch.tensor(FP4_VALUES)[codes.long()] * (2.0 ** (s - 127)).repeat_interleave(32, 1)
+
+
 @pytest.mark.parametrize("name, attempt, words", [
+    ("real.fp4_matrix", fp4_with_bytes, "wrap round"),
     ("real.byte_range", json_up_to_the_end, "you read JSON up to the end"),
     ("real.byte_range", big_endian, "the wrong way round"),
     ("real.fp4_matrix", fp4_unpacked(lambda low, high: torch.stack(

@@ -6,6 +6,7 @@ and the sum over families in `add_gradients`.
 """
 
 import torch
+import torch.nn.functional as F
 
 from minids.learn.checks.gradient import with_gradient
 from minids.learn.exercise import Check
@@ -39,6 +40,17 @@ def _weighed_by(weights):
         logp, logq = student.log_softmax(-1), teacher.log_softmax(-1)
         return (weights(logp.exp(), logq.exp()) * (logp - logq)).sum(-1)
     return wrong
+
+
+def _log_of_softmax(student, teacher, weights=lambda p, q: p):
+    p, q = student.softmax(-1), teacher.softmax(-1)
+    return (weights(p, q) * (p / q).log()).sum(-1)
+
+
+def _half_way(student, teacher):
+    p, q = student.softmax(-1), teacher.softmax(-1)
+    middle = ((p + q) / 2).log()
+    return ((p * (p.log() - middle) + q * (q.log() - middle)) / 2).sum(-1)
 
 
 def _by_positions(student, teacher):
@@ -89,8 +101,26 @@ def _raw_logits(student, teacher, token):
     return -(q - p).detach() * p
 
 
+def _picked(pick):
+    """A version that picks the tokens' numbers from log-probabilities with pick(logs, token)."""
+    def wrong(student, teacher, token):
+        p, q = (pick(x.log_softmax(-1), token) for x in (student, teacher))
+        return -(q - p).detach() * p
+    return with_gradient(wrong)
+
+
+def _from_probabilities(student, teacher, token):
+    p, q = (x.softmax(-1).gather(-1, token[:, None])[:, 0] for x in (student, teacher))
+    return -(q - p).detach() * p
+
+
+def _over_positions(student, teacher, token):
+    p, q = (x.log_softmax(0).gather(-1, token[:, None])[:, 0] for x in (student, teacher))
+    return -(q - p).detach() * p
+
+
 def _token_cases(rng):
-    for label, N, V in (("one position", 1, 3), ("several positions", 5, 11)):
+    for label, N, V in (("three positions", 3, 4), ("several positions", 5, 11)):
         yield label, (_logits(rng, N, V), _logits(rng, N, V), torch.randint(V, (N,), generator=rng))
 
 
@@ -184,6 +214,29 @@ def _named_for_each(states):
     return mean, names
 
 
+def _pairs_averaged(x):
+    """The mean of the mean so far and the next one."""
+    mean = x[0]
+    for t in x[1:]:
+        mean = (mean + t) / 2
+    return mean
+
+
+def _in_double(states):
+    mean, odd = mean_weights(states)
+    return {n: torch.stack([s[n].double() for s in states]).mean(0) if t.is_floating_point()
+            else t for n, t in mean.items()}, odd
+
+
+def _odd_left_out(states):
+    mean, odd = mean_weights(states)
+    return {name: t for name, t in mean.items() if name not in odd}, odd
+
+
+def _all_in_float32(states):
+    return {n: torch.stack([s[n].float() for s in states]).mean(0) for n in states[0]}, []
+
+
 def _mean_cases(rng):
     def state(tables):
         return {"embed.weight": torch.randn(6, 4, generator=rng),
@@ -234,15 +287,26 @@ def _in_order_of_appearance(kl, family, weights):
     return (w * means).sum() / w.sum()
 
 
+def _empty_means(share):
+    """A version that takes the mean of every family, missing ones too, times share(weights)."""
+    def wrong(kl, family, weights):
+        means = torch.stack([kl[family == i].mean() for i in range(len(weights))])
+        return (share(weights) * means).sum()
+    return wrong
+
+
 def _opd_cases(rng):
-    for label, family, F in (("two families", [0, 0, 0, 0, 0, 1, 1], 2),
-                             ("out of order", [2, 0, 1, 0, 0, 2, 0, 0, 1, 0], 3),
-                             ("a family is missing", [3, 0, 0, 3, 0, 0, 0], 4)):
+    for label, family, number in (("two families", [0, 0, 0, 0, 0, 1, 1], 2),
+                                  ("out of order", [2, 0, 1, 0, 0, 2, 0, 0, 1, 0], 3),
+                                  ("a family is missing", [3, 0, 0, 3, 0, 0, 0], 4)):
         family = torch.tensor(family)
-        weights = 0.5 + torch.rand(F, generator=rng) + torch.arange(F)
+        weights = 0.5 + torch.rand(number, generator=rng) + torch.arange(number)
         kl = torch.rand(len(family), generator=rng) + 2.0 * family
         yield label, (kl, family, weights / weights.sum())
-    yield "weights that do not sum to 1", (kl, family, torch.tensor([2.0, 1.0, 1.0, 3.0]))
+    whole = torch.tensor([1, 0, 0, 3, 2, 0, 1])
+    yield "weights that do not sum to 1", (kl, whole, torch.tensor([2.0, 1.0, 1.0, 3.0]))
+    yield "one token of each family", (kl[:4], torch.arange(4),
+                                       torch.tensor([0.1, 0.2, 0.3, 0.4]))
     yield "the first family is missing", (kl, (family + 3) // 3, torch.tensor([0.5, 0.2, 0.3]))
 
 
@@ -296,6 +360,30 @@ CHECKS = [
             "for each position": lambda s, t: reverse_kl(t, s).sum(),
             "you compute the forward KL and do not sum over the vocabulary; it should be the "
             "reverse KL, summed": lambda s, t: _terms(t, s),
+            "you take the logarithm of a softmax, which is -inf for small probabilities; it "
+            "should be log_softmax": _log_of_softmax,
+            "you give kl_div logits for its first argument; it should be log-probabilities":
+                lambda s, t: F.kl_div(t, s.softmax(-1), reduction="none").sum(-1),
+            "you compute the forward KL, as the mean over positions and vocabulary; it should "
+            "be the reverse KL, summed at each position": lambda s, t: _terms(t, s).mean(),
+            "you take the softmax and the sum over the positions; both should be over axis -1, "
+            "the vocabulary": lambda s, t: _terms(s.T, t.T).sum(-1),
+            "you compute the student's negative entropy; the teacher's log should be subtracted":
+                lambda s, t: (s.softmax(-1) * s.log_softmax(-1)).sum(-1),
+            "you add the teacher's log; it should be subtracted":
+                lambda s, t: (s.softmax(-1) * (s.log_softmax(-1) + t.log_softmax(-1))).sum(-1),
+            "you compute the Jensen-Shannon divergence, against the mean of both; it should be "
+            "against the teacher": _half_way,
+            "you take only the student's likeliest token; it should be the sum over the "
+            "vocabulary":
+                lambda s, t: (s.log_softmax(-1) - t.log_softmax(-1)).gather(
+                    -1, s.argmax(-1, keepdim=True))[:, 0],
+            "you keep the summed axis; it should be one number for each position, without an "
+            "axis of 1": lambda s, t: reverse_kl(s, t)[:, None],
+            "you square differences of logits; it should be the sum of p (log p - log q)":
+                lambda s, t: (s - t).square().sum(-1),
+            "you add up absolute differences of the probabilities; it should be the sum of p "
+            "(log p - log q)": lambda s, t: (s.softmax(-1) - t.softmax(-1)).abs().sum(-1),
         },
         hints=(
             "A weighted mean of log p - log q. Whose probabilities are the weights when the "
@@ -349,6 +437,32 @@ CHECKS = [
                 _token(lambda p, q: (-(q - p).detach() * p).mean()),
             "you return the sum; it should be a loss for each position":
                 _token(lambda p, q: (-(q - p).detach() * p).sum()),
+            "you take every token at every position, N x N; each position should have its own "
+            "token": _picked(lambda logs, token: logs[:, token]),
+            "you pick rows by the tokens; it should be the token's column, in its own row":
+                _picked(lambda logs, token: logs[token % len(logs)]),
+            "you keep the axis of the picked token, N x 1; it should be one number for each "
+            "position": _picked(lambda logs, token: logs.gather(-1, token[:, None])),
+            "you pick the likeliest token; it should be the sampled one, `token`":
+                _picked(lambda logs, token: logs.amax(-1)),
+            "you take all tokens of the vocabulary; it should be the sampled one, `token`":
+                _picked(lambda logs, token: logs),
+            "you take the softmax over the positions; it should be over axis -1, the vocabulary":
+                with_gradient(_over_positions),
+            "you take probabilities; log_softmax should come before you pick the token":
+                with_gradient(_from_probabilities),
+            "you return the detached advantage alone, so nothing can be learned; it should be "
+            "minus that times log p": _token(lambda p, q: -(q - p).detach()),
+            "your advantage is q / p - 1; it should be log q - log p":
+                _token(lambda p, q: -((q - p).exp() - 1).detach() * p),
+            "you subtract the mean advantage; it should be log q - log p alone":
+                _token(lambda p, q: -((q - p) - (q - p).mean()).detach() * p),
+            "you add log p; it should be multiplied with the advantage":
+                _token(lambda p, q: -((q - p).detach() + p)),
+            "you compute the teacher's surprise, -log q, which has no gradient; it should be "
+            "minus the detached advantage times log p": _token(lambda p, q: -q),
+            "you compute the whole reverse KL; it should be from the sampled token alone":
+                with_gradient(lambda student, teacher, token: reverse_kl(student, teacher)),
         },
         hints=(
             "Two numbers for each position: the log-probability that each model gives to the "
@@ -419,6 +533,26 @@ CHECKS = [
             "your mean stays in float32; each tensor should get its own type back": _all_float32,
             "you return the mean alone; it should be the mean and the names":
                 lambda states: mean_weights(states)[0],
+            "you take each entry that most models have; the first model's table should be kept "
+            "as it is": _mean(lambda tables: torch.stack(tables).mode(0).values),
+            "you take the median of tables of integers; the first model's should be kept":
+                _mean(lambda tables: torch.stack(tables).median(0).values),
+            "you name a table only if every entry differs; one entry should be enough":
+                _mean(_first, lambda tables: any(bool((tables[0] != t).all()) for t in tables[1:])),
+            "you compare the tables' sums; tables with the same sum can differ, so it should be "
+            "each entry": _mean(_first, lambda tables: len({int(t.sum()) for t in tables}) > 1),
+            "you average the mean so far with the next model, so later models count more; each "
+            "should count alike": _mean(_first, combine=_pairs_averaged),
+            "you take the median of the weights; it should be the mean":
+                _mean(_first, combine=lambda x: x.median(0).values),
+            "your mean stays in float64; each tensor should get its own type back": _in_double,
+            "you leave the tables that differ out of the mean; it should hold the first model's":
+                _odd_left_out,
+            "you average all tensors in float32 and leave them so, and name none; the first "
+            "model's tables should be kept, those that differ named, and each tensor get its "
+            "own type back": _all_in_float32,
+            "you return the number of names; it should be their list":
+                lambda states: (mean_weights(states)[0], len(mean_weights(states)[1])),
         },
         hints=(
             "Two kinds of tensors: numbers that have a mean, and numbers that are names.",
@@ -466,6 +600,23 @@ CHECKS = [
             "you return one number for each family; it should be their sum":
                 lambda kl, f, w: torch.stack([kl[f == i].mean() for i in f.unique()]) * _share(
                     w, f.unique()),
+            "you take the mean of a family without tokens, which is nan; families that are not "
+            "in the batch should be left out, and their weights too":
+                _empty_means(lambda w: w / w.sum()),
+            "you take the mean of a family without tokens, which is nan, and do not scale the "
+            "weights; those of the families that are there should be scaled to sum 1":
+                _empty_means(lambda w: w),
+            "you divide by the number of weights; it should be by the sum of the weights of the "
+            "families that are there":
+                lambda kl, f, w: _opd(lambda w, there: w[there])(kl, f, w) / len(w),
+            "you scale all weights by softmax; those of the families that are there should be "
+            "divided by their sum": _opd(lambda w, there: w.softmax(0)[there]),
+            "you divide by the weights; they should be multiplied with":
+                _opd(lambda w, there: (1 / w[there]) / (1 / w[there]).sum()),
+            "you take the largest family mean; it should be the sum by weight":
+                lambda kl, f, w: torch.stack([kl[f == i].mean() for i in f.unique()]).max(),
+            "you take the median of a family's tokens; it should be their mean":
+                _opd(each=lambda x: x.median()),
         },
         hints=(
             "First one number for each family, then the sum of these by weight.",

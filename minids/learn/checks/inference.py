@@ -1,7 +1,7 @@
 """Checks of lesson 14: sampling, drafts and their acceptance, and what a difference is worth (V4
 report, sections 2.1, 5.3)."""
 
-from math import ceil
+from math import ceil, exp
 
 import torch
 
@@ -84,6 +84,39 @@ def _flattened(p, bound):
     return top_p(p.flatten(), bound).view(p.shape)
 
 
+def _without_sorting(allowed):
+    """A version that keeps tokens by allowed(p, bound), and scales them to sum to 1."""
+    def version(p, bound):
+        left = p * allowed(p, bound)
+        return left / _all_of_a_row(left)
+    return version
+
+
+def _mask_in_sorted_order(p, bound):
+    return _right(p.sort(dim=-1, descending=True).values, bound)
+
+
+def _mask_by_gather(p, bound):
+    ranked, order = p.sort(dim=-1, descending=True)
+    return _right(ranked, bound).gather(-1, order)
+
+
+def _by_axis_0(p, bound):
+    return top_p(p.movedim(0, -1), bound).movedim(-1, 0)
+
+
+def _one_distribution(p, bound):
+    """Goes through the order of `p` as if it had one axis."""
+    order = p.argsort(descending=True)
+    out, total = torch.zeros_like(p), 0.0
+    for i in order:
+        out[i] = p[i]
+        total += p[i].item()
+        if total >= bound:
+            break
+    return out / out.sum()
+
+
 def _top_p_cases(rng):
     yield "four tokens by hand, two are kept", (torch.tensor([0.15, 0.5, 0.04, 0.31]), 0.7)
     yield "one token has more than top_p by itself", (torch.tensor([0.02, 0.93, 0.05]), 0.9)
@@ -151,6 +184,11 @@ def _accept_cases(rng):
     yield "a guess that the model never says", (*_with_zeros(), 0)
 
 
+def _shrunk(function):
+    """A version from the two probabilities of the guess, without a division by 0."""
+    return _of_the_guess(lambda p, q: function(p, q) if p and q else 0.0)
+
+
 def _residual_cases(rng):
     yield "three tokens by hand", (torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.2, 0.6, 0.2]))
     yield "seven tokens", tuple(_pair(rng, 7))
@@ -175,10 +213,23 @@ def _speed(tokens=None, cost=None):
     return wrong
 
 
+def _closed(last=1, at_one=None):
+    """Tokens by the sum's closed form, with `at_one(k)` at rate 1, where it divides by 0."""
+    def tokens(rate, k):
+        return at_one(k) if at_one and rate == 1 else (1 - rate ** (k + last)) / (1 - rate)
+    return tokens
+
+
+def _until_rejected(rate, k):
+    """Tokens of the passes that end with a rejected draft."""
+    return sum((i + 1) * rate**i * (1 - rate) for i in range(k))
+
+
 def _speed_cases(rng):
     yield "one draft, free", (0.7, 1, 1.0, 0.0)
     yield "one draft", (0.85, 1, 1.3, 0.12)
     yield "three drafts", (0.6, 3, 1.5, 0.2)
+    yield "drafts that cost more than the pass", (0.8, 4, 1.2, 0.5)
     yield "drafts that are always accepted", (1.0, 4, 1.1, 0.1)
     yield "drafts that are never accepted", (0.0, 2, 1.2, 0.3)
 
@@ -214,6 +265,13 @@ def _as_others(error):
         both = [torch.tensor(x, dtype=torch.float64) for x in (before, after)]
         return _interval(_differences(before, after), lambda d: error(*both))
     return wrong
+
+
+def _shared(a, b, times, correction=1):
+    """The standard error from two variances less `times` the covariance."""
+    covariance = ((a - a.mean()) * (b - b.mean())).sum() / (len(a) - 1)
+    total = a.var(correction=correction) + b.var(correction=correction) - times * covariance
+    return (total / len(a)).sqrt()
 
 
 def _results(choose):
@@ -284,6 +342,28 @@ CHECKS = [
                 _kept(lambda ranked, bound: torch.arange(ranked.shape[-1]) < 1),
             "you return which tokens are kept; it should be their probabilities, scaled to sum to "
             "1": _kept(_right, scale=lambda left: (left > 0).to(left.dtype)),
+            "you treat p as one distribution, so with more axes an index picks rows; it should "
+            "work on the last axis of each row": _one_distribution,
+            "you sort and add up along the first axis; it should be the last one, with axis -1":
+                _by_axis_0,
+            "you apply a softmax to p, which holds probabilities already; leave it out":
+                lambda p, bound: top_p(p.softmax(-1), bound),
+            "you take the logarithm of p first; it should be the probabilities themselves":
+                lambda p, bound: top_p(p.log(), bound),
+            "you keep single probabilities of at least top_p; it should be their running sum "
+            "that is compared": _without_sorting(lambda p, bound: p >= bound),
+            "you keep single probabilities above 1 - top_p; it should be their running sum that "
+            "is compared with top_p": _without_sorting(lambda p, bound: p > 1 - bound),
+            "you compare with a share of the largest probability, as min-p does; it should be "
+            "the running sum that is compared with top_p":
+                _without_sorting(lambda p, bound: p >= bound * p.amax(-1, keepdim=True)),
+            "you apply the mask in sorted order to unsorted probabilities; it should go back to "
+            "the tokens' own order": _without_sorting(_mask_in_sorted_order),
+            "you put the mask back with the order itself, by gather; it should go to the "
+            "tokens' own places, by scatter or the inverse of the order":
+                _without_sorting(_mask_by_gather),
+            "you keep a fixed number of tokens, as top-k does; it should be as many as reach "
+            "top_p together": _kept(lambda ranked, bound: torch.arange(ranked.shape[-1]) < 2),
         },
         hints=(
             "Sort from the likeliest down and add up. A token stays while the sum of those BEFORE "
@@ -331,6 +411,28 @@ CHECKS = [
             "you decide with a random number; it should be the probability itself": _sampled,
             "you return one number for each token; it should be the one of the guess":
                 lambda p, q, guess: (p / q).clamp_max(1),
+            "you do not use `guess`; it should be the probabilities of that token":
+                lambda p, q, guess: min(1.0, float(p[0] / q[0])) if q[0] else 1.0,
+            "you take the largest probabilities of both; it should be those of the guess":
+                lambda p, q, guess: min(1.0, float(p.max() / q.max())),
+            "you take the difference p - q, which can be negative; it should be the quotient, "
+            "at most 1": _of_the_guess(lambda p, q: p - q),
+            "you take 1 minus the distance of p and q; it should be min(1, p / q)":
+                _of_the_guess(lambda p, q: 1 - abs(p - q)),
+            "you take 1 minus what q has more than p; that should be divided by q: min(1, p / "
+            "q)": _of_the_guess(lambda p, q: min(1.0, 1 - (q - p))),
+            "you take exp of p - q, as if they were logarithms; it should be p / q":
+                _of_the_guess(lambda p, q: min(1.0, exp(p - q))),
+            "you return q, how often the helper proposes the guess; it should be min(1, p / q)":
+                _of_the_guess(lambda p, q: q),
+            "you divide by 1 - q; it should be by q":
+                _of_the_guess(lambda p, q: min(1.0, p / (1 - q))),
+            "you accept only the model's likeliest token; it should be accepted with "
+            "probability min(1, p / q)": lambda p, q, guess: float(p.argmax() == guess),
+            "you divide what p has more than q; it should be p / q, at most 1":
+                _of_the_guess(lambda p, q: max(0.0, p - q) / q),
+            "you take the ratio upside down, and 0 for a guess that the model never says; it "
+            "should be p over q": _shrunk(lambda p, q: min(1.0, q / p)),
         },
         hints=(
             "Where the helper proposes a token too often, q > p, some of its proposals must be "
@@ -379,6 +481,35 @@ CHECKS = [
                 _to_one(lambda p, q: p / q),
             "you return a token; it should be the distribution from which it is drawn":
                 lambda p, q: (p - q).argmax(),
+            "you divide by 1 - q at each token; it should be divided by one number, the sum of "
+            "what is left": lambda p, q: (p - q).clamp_min(0) / (1 - q),
+            "you weigh p with 1 / (1 - q); it should be the difference p - q, where it is "
+            "positive": _to_one(lambda p, q: p / (1 - q)),
+            "you weigh p with 1 - q; it should be the difference p - q, where it is positive":
+                _to_one(lambda p, q: p * (1 - q)),
+            "you take 1 - q, what the helper does not say; it should be the difference p - q, "
+            "where it is positive": _to_one(lambda p, q: 1 - q),
+            "you take the probability of rejection, 1 - min(1, p / q); it should be the "
+            "difference p - q, where it is positive":
+                _to_one(lambda p, q: 1 - torch.nan_to_num(p / q, posinf=1.0).clamp_max(1)),
+            "you divide by p too; it should be the difference p - q itself, where it is "
+            "positive": _to_one(lambda p, q: torch.nan_to_num(1 - q / p, neginf=0.0).clamp_min(0)),
+            "you take the probability of acceptance, min(1, p / q); it should be the difference "
+            "p - q, where it is positive": _to_one(lambda p, q: (p / q).clamp_max(1)),
+            "you square the differences; they should stay as they are, negative ones as 0":
+                _to_one(lambda p, q: (p - q).square()),
+            "you give the same probability to each token where p exceeds q; it should be in "
+            "proportion to p - q": _to_one(lambda p, q: (p > q).float()),
+            "you divide by the largest number; it should be by the sum":
+                lambda p, q: (p - q).clamp_min(0) / (p - q).max(),
+            "you divide by the mean; it should be by the sum": lambda p, q: residual(p, q) * len(p),
+            "you divide by the number of tokens; it should be by the sum of what is left":
+                lambda p, q: (p - q).clamp_min(0) / len(p),
+            "you divide by the sum of all absolute differences, which is twice too large; it "
+            "should be that of the positive ones":
+                lambda p, q: (p - q).clamp_min(0) / (p - q).abs().sum(),
+            "you divide by the root of the sum of squares; it should be by the sum":
+                lambda p, q: (p - q).clamp_min(0) / (p - q).clamp_min(0).norm(),
         },
         hints=(
             "The accepted guesses deliver min(p, q) of each token. What of p is still missing?",
@@ -435,6 +566,47 @@ CHECKS = [
                     sum(rate**i for i in range(k + 1)) - verify - k * draft),
             "you compute how much faster it is; it should be how many times as fast":
                 lambda *args: speed_up(*args) - 1,
+            "your closed form divides by 0 at rate 1, where the sum is drafts + 1; add the "
+            "powers up instead, or treat rate 1 apart": _speed(tokens=_closed()),
+            "your closed form has one term too few, and divides by 0 at rate 1; it should be 1 "
+            "+ rate + ... + rate^drafts": _speed(tokens=_closed(last=0)),
+            "you take `drafts` tokens at rate 1; it should be drafts + 1 there":
+                _speed(tokens=_closed(at_one=lambda k: k)),
+            "you take one token at rate 1; it should be drafts + 1 there":
+                _speed(tokens=_closed(at_one=lambda k: 1)),
+            "you sum to infinity, 1 / (1 - rate); it should end with rate^drafts":
+                _speed(tokens=lambda rate, k: 1 / (1 - rate)),
+            "you leave out the passes in which all drafts are accepted, with drafts + 1 tokens; "
+            "they should count too": _speed(tokens=_until_rejected),
+            "you count only drafts before one that is rejected, and no token of the pass; it "
+            "should be 1 + rate + ... + rate^drafts":
+                _speed(tokens=lambda rate, k: _until_rejected(rate, k) - (1 - rate**k)),
+            "you start with rate^1 and go one too far; it should be 1 + rate + ... + "
+            "rate^drafts": _speed(tokens=lambda rate, k: sum(rate**i for i in range(1, k + 2))),
+            "you multiply the rate by 1, 2, 3, ...; it should be its powers, 1 + rate + rate^2 "
+            "+ ...": _speed(tokens=lambda rate, k: 1 + sum(rate * i for i in range(1, k + 1))),
+            "you count `verify` for each draft and `draft` once; it should be verify + drafts * "
+            "draft": _speed(cost=lambda k, verify, draft: k * verify + draft),
+            "you multiply the costs; they should be added: verify + drafts * draft":
+                _speed(cost=lambda k, verify, draft: verify * k * draft or 1.0),
+            "you count `draft` in units of `verify`; both are in passes over a single token, so "
+            "it should be verify + drafts * draft":
+                _speed(cost=lambda k, verify, draft: verify * (1 + k * draft)),
+            "you subtract the cost of the guesses; it should be added: verify + drafts * draft":
+                _speed(cost=lambda k, verify, draft: verify - k * draft),
+            "you pay only for guesses that follow an accepted one; all `drafts` of them are "
+            "made in any case":
+                lambda rate, k, verify, draft: sum(rate**i for i in range(k + 1)) / (
+                    verify + draft * sum(rate**i for i in range(k))),
+            "you pay a guess for each token that comes out; all `drafts` of them are made in "
+            "any case":
+                lambda rate, k, verify, draft: (lambda tokens: tokens / (verify + draft * tokens))(
+                    sum(rate**i for i in range(k + 1))),
+            "you multiply by `verify`; without drafts a token costs 1, so it should be tokens "
+            "divided by the cost":
+                lambda rate, k, verify, draft: speed_up(rate, k, verify, draft) * verify,
+            "you take the larger of the two costs; it should be their sum, verify + drafts * "
+            "draft": _speed(cost=lambda k, verify, draft: max(verify, k * draft)),
         },
         hints=(
             "Tokens of a pass: one in any case, one more if the first draft is accepted, another "
@@ -501,6 +673,47 @@ CHECKS = [
                 _results(lambda mean, low, high: (low, high)),
             "you return the half widths; it should be the ends, mean - half and mean + half":
                 _results(lambda mean, low, high: (mean, low - mean, high - mean)),
+            "you take the covariance off once; the variance of the differences should be both "
+            "variances less twice the covariance": _as_others(lambda a, b: _shared(a, b, 1)),
+            "you add twice the covariance; it should be taken off":
+                _as_others(lambda a, b: _shared(a, b, -2)),
+            "you mix n and n - 1, in variances and covariance; all three should be divided by n "
+            "- 1": _as_others(lambda a, b: _shared(a, b, 2, correction=0)),
+            "you add the standard deviations of the two lists; it should be the standard "
+            "deviation of the differences":
+                _as_others(lambda a, b: (a.std() + b.std()) / len(a) ** 0.5),
+            "you subtract the standard deviations of the two lists; it should be the standard "
+            "deviation of the differences":
+                _as_others(lambda a, b: (a.std() - b.std()).abs() / len(a) ** 0.5),
+            "you add the two standard errors' squares and halve them, as a mean; it should be "
+            "the standard deviation of the differences":
+                _as_others(lambda a, b: ((a.var() + b.var()) / (2 * len(a))) ** 0.5),
+            "you pool both lists into one; it should be the standard deviation of the "
+            "differences": _as_others(lambda a, b: torch.cat([a, b]).std() / len(a) ** 0.5),
+            "you take the standard deviation of `after` alone; it should be that of the "
+            "differences": _as_others(lambda a, b: b.std() / len(a) ** 0.5),
+            "you take the standard deviation of `before` alone; it should be that of the "
+            "differences": _as_others(lambda a, b: a.std() / len(a) ** 0.5),
+            "you take the formula for shares, m (1 - m), of the mean difference; it should be "
+            "the standard deviation of the differences":
+                _with_error(lambda d: (d.mean().abs() * (1 - d.mean().abs()) / len(d)) ** 0.5),
+            "you take 2n for the number of problems; it should be n, for each has one "
+            "difference": _with_error(lambda d: d.std() / (2 * len(d)) ** 0.5),
+            "you leave out 1.96 and the standard error; it should be 1.96 s / sqrt(n) to both "
+            "sides": _with_error(errors=0),
+            "you take 2.58 standard errors, a 99 % interval; it should be 1.96":
+                _with_error(errors=2.58),
+            "you drop the signs of the differences for s; they should stay":
+                _with_error(lambda d: d.abs().std() / len(d) ** 0.5),
+            "you take the median of the differences; it should be their mean":
+                lambda before, after: (lambda d, mean, low, high: (
+                    float(d.quantile(0.5)), float(d.quantile(0.5)) - (mean - low),
+                    float(d.quantile(0.5)) + (high - mean)))(
+                        _differences(before, after), *difference(before, after)),
+            "you subtract the wrong way round, and add two variances; it should be after minus "
+            "before, and the standard deviation of the differences":
+                lambda before, after: _as_others(
+                    lambda a, b: ((a.var() + b.var()) / len(a)) ** 0.5)(after, before),
         },
         hints=(
             "One number for each problem: what `after` has more than `before`. From there only "

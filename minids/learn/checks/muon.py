@@ -1,5 +1,6 @@
 """Checks of lesson 09: orthogonalised updates (V4 report, sections 2.4 and 4.2.2)."""
 
+import math
 from functools import partial
 from itertools import combinations
 
@@ -12,6 +13,7 @@ from minids.weights import layout
 
 LESSON = "09_muon"
 STEEP, FLAT = (3.4445, -4.7750, 2.0315), (2.0, -1.5, 0.5)
+DIVISIONS = (torch.Tensor.div, torch.Tensor.__truediv__, torch.div)
 TEN = (STEEP,) * 8 + (FLAT,) * 2
 
 
@@ -41,7 +43,24 @@ class Watched(torch.Tensor):
                 rows, columns = result.shape
                 raise ValueError(f"you make a {rows} x {columns} matrix, but the smaller side "
                                  f"of G is {small}: transpose a tall matrix first, and no other")
+            if largest := _runs_away(function, args, result):
+                raise ValueError(f"the numbers grow past 10^{math.log10(largest):.0f}: a step is "
+                                 "a X + b A X + c A A X with A = X X^T of its X; G is divided "
+                                 "by its norm before")
         return result
+
+
+def _runs_away(function, args, result):
+    """The largest of some finite numbers whose result is not finite, other than by a division.
+
+    0 if this is not so.
+    """
+    values = result.as_subclass(torch.Tensor)
+    if function in DIVISIONS or values.dtype != torch.float32 or values.isfinite().all():
+        return 0
+    numbers = [a.as_subclass(torch.Tensor) for a in args if isinstance(a, torch.Tensor)]
+    largest = max((number.abs().max().item() for number in numbers), default=0)
+    return largest if math.isfinite(largest) else 0
 
 
 def _watched(G):
@@ -72,6 +91,23 @@ def _terms(side):
             X = a * X + b * side(A, X) + c * side(A, side(A, X))
         return X.mT if G.shape[0] > G.shape[1] else X
     return wrong
+
+
+def _by_step(step):
+    """A version with X = step(X, A, a, b, c), A = X X^T."""
+    def wrong(G):
+        X = G.mT if G.shape[0] > G.shape[1] else G
+        X = X / (X.norm() + 1e-20)
+        for coefficients in TEN:
+            X = step(X, X @ X.mT, *coefficients)
+        return X.mT if G.shape[0] > G.shape[1] else X
+    return wrong
+
+
+def _one_after_the_other(X, A, a, b, c):
+    X = a * X
+    X = X + b * A @ X
+    return X + c * A @ A @ X
 
 
 def _square_once(G):
@@ -112,6 +148,19 @@ def _largest_entry(X):
     return X.abs().max()
 
 
+def _sum_of_sizes(X):
+    return X.abs().sum()
+
+
+def _normalised_each_time(G):
+    X = G.mT if G.shape[0] > G.shape[1] else G
+    for a, b, c in TEN:
+        X = X / (X.norm() + 1e-20)
+        A = X @ X.mT
+        X = a * X + b * A @ X + c * A @ A @ X
+    return X.mT if G.shape[0] > G.shape[1] else X
+
+
 def _sum_of_squares(X):
     return X.square().sum()
 
@@ -132,6 +181,9 @@ def _orthogonalise_cases(rng):
     yield "tall", (strong(11, 5, (-0.55, 0.5, 0.35, 0.3)),)
     yield "two directions a thousand times as strong as the others", (
         strong(6, 10, (0.7, -0.6), 0.0006),)
+    apart = torch.zeros(6, 9)
+    apart[0, 0], apart[1:, 1:] = 0.9, 1e-5 * torch.randn(5, 8, generator=rng)
+    yield "one direction a hundred thousand times as strong as the others", (_watched(apart),)
     yield "all zeros, an expert that no token chose", (_watched(torch.zeros(3, 5)),)
 
 
@@ -169,16 +221,21 @@ def _larger(rows, columns):
 
 
 def _step(W, G, M, lr, mu=0.95, decay=0.1, look=lambda mu, M, G, old: mu * M + G, coupled=False,
-          gamma=0.18, scale=_larger, fresh=1.0, shrink=None, move=None, stored=None):
+          gamma=0.18, scale=_larger, momentum=lambda mu, M, G: mu * M + G, shrink=None, move=None,
+          stored=None):
     """`muon_step`; the arguments after `decay` make mistakes."""
     if coupled:
         G = G + decay * W
         shrink = _shrink_not
-    old, M = M, mu * M + (1 - mu if fresh == "1 - mu" else fresh) * G
+    old, M = M, momentum(mu, M, G)
     O = orthogonalise(look(mu, M, G, old)) * gamma * scale(*W.shape)
     kept = (shrink or _shrink)(W, lr, decay)
     new = move(W, kept, O, lr, decay) if move else kept - lr * O
     return new, stored(mu, M, G) if stored else M
+
+
+def _damped(mu, M, G):
+    return mu * M + (1 - mu) * G
 
 
 def _shrink(W, lr, decay):
@@ -198,6 +255,11 @@ def _orthogonal_first(W, G, M, lr, mu=0.95, decay=0.1):
     M = mu * M + orthogonalise(G)
     O = (mu * M + orthogonalise(G)) * 0.18 * _larger(*W.shape)
     return W * (1 - lr * decay) - lr * O, M
+
+
+def _decay_ahead(W, G, M, lr, mu=0.95, decay=0.1):
+    M = mu * M + G
+    return W - lr * 0.18 * _larger(*W.shape) * orthogonalise(mu * M + G + decay * W), M
 
 
 def _fixed_mu(W, G, M, lr, mu=0.95, decay=0.1):
@@ -272,6 +334,26 @@ def _without(*marks):
     return wrong
 
 
+def _by_ending(*without):
+    return lambda shapes: {name for name in shapes
+                           if name.endswith(".weight") and name not in without}
+
+
+def _in_layers(shapes):
+    """Of these names, those of Muon or with the ending "ape" that begin with "layers."."""
+    names = choose(shapes) if isinstance(shapes, dict) else shapes
+    return {name for name in names if name.startswith("layers.")}
+
+
+def _in_attention(shapes):
+    return {name for name in choose(shapes) if "attn" in name}
+
+
+def _not_norm_or_bias(shapes):
+    return {name for name in shapes if name not in ("embed.weight", "head.weight")
+            and not any(word in name for word in ("norm", "bias"))}
+
+
 CHECKS = [
     Check(
         "muon.orthogonalise", orthogonalise, _orthogonalise_cases,
@@ -338,6 +420,46 @@ CHECKS = [
                 _by_svd,
             "you compute in bfloat16; G is float32, and the iteration should stay in float32":
                 _in_bfloat16,
+            "you take three flat steps; it should be two":
+                partial(orthogonalise, steps=(STEEP,) * 8 + (FLAT,) * 3),
+            "you take nine steep steps and a flat one; it should be eight and two":
+                partial(orthogonalise, steps=(STEEP,) * 9 + (FLAT,)),
+            "you take five steep steps and five flat ones; it should be eight and two":
+                partial(orthogonalise, steps=(STEEP,) * 5 + (FLAT,) * 5),
+            "you take five steep steps and two flat ones; it should be eight and two":
+                partial(orthogonalise, steps=(STEEP,) * 5 + (FLAT,) * 2),
+            "you alternate steep and flat steps; it should be eight steep ones, then two flat "
+            "ones": partial(orthogonalise, steps=(STEEP, FLAT) * 5),
+            "you take one steep step and one flat one; it should be eight and two":
+                partial(orthogonalise, steps=(STEEP, FLAT)),
+            "you divide by the sum of the absolute values; it should be the Frobenius norm, the "
+            "root of the sum of the squares": partial(orthogonalise, norm=_sum_of_sizes),
+            "you multiply the result with the norm of G; its singular values should stay near 1":
+                lambda G: orthogonalise(G) * G.norm(),
+            "you normalise before every step; it should be once, before the first":
+                _normalised_each_time,
+            "you add far more than 1e-20 to the norm, which shows in weak directions; it should "
+            "be 1e-20": partial(orthogonalise, eps=1e-3),
+            "you multiply with A once in the last term, c A X; it should be twice, c A A X":
+                _by_step(lambda X, A, a, b, c: a * X + b * A @ X + c * A @ X),
+            "you multiply with A three times in the last term; it should be twice, c A A X":
+                _by_step(lambda X, A, a, b, c: a * X + b * A @ X + c * A @ A @ A @ X),
+            "you square the numbers of A one by one; A A should be a matrix product":
+                _by_step(lambda X, A, a, b, c: a * X + (b * A + c * A**2) @ X),
+            "you leave the first term out; a step should be a X + b A X + c A A X":
+                _by_step(lambda X, A, a, b, c: b * A @ X + c * A @ A @ X),
+            "you leave the last term out; a step should be a X + b A X + c A A X":
+                _by_step(lambda X, A, a, b, c: a * X + b * A @ X),
+            "you exchange b and c; a step should be a X + b A X + c A A X":
+                _by_step(lambda X, A, a, b, c: a * X + c * A @ X + b * A @ A @ X),
+            "you change X before the step has used it up; all three terms should have the same "
+            "X": _by_step(_one_after_the_other),
+            "you subtract b A X; b has its own sign already, so it should be added":
+                _by_step(lambda X, A, a, b, c: a * X - b * A @ X + c * A @ A @ X),
+            "you divide by the root of the mean of the squares; it should be that of their sum, "
+            "the Frobenius norm": partial(orthogonalise, norm=lambda X: X.square().mean().sqrt()),
+            "you divide each column by its own norm; the whole matrix should be divided by one "
+            "number": partial(orthogonalise, norm=lambda X: X.norm(dim=0)),
         },
         hints=(
             "Three parts: divide by the Frobenius norm (plus 1e-20), eight steps with STEEP and "
@@ -381,6 +503,26 @@ CHECKS = [
                 lambda a: (2 * a - 2.5, a - 1.5),
             "your c is twice as large as it should be: 2 c = 2 a - 3":
                 lambda a: (4 - 3 * a, 2 * a - 3),
+            "you scale V4's numbers in proportion to a, which is right for a = 2 only; both "
+            "conditions should be solved for b and c": lambda a: (-0.75 * a, 0.25 * a),
+            "you subtract a in the slope at 1; it should be a + 3 b + 5 c": _solved(-1, 3, 5, 0.0),
+            "you leave a out of p(1); the sum of all three coefficients should be 1":
+                lambda a: (1 + (a + 3) / 2, -(a + 3) / 2),
+            "you set c = 0, which only makes the slope 0 at 1; the three coefficients should "
+            "sum to 1 as well": lambda a: (-a / 3, 0.0),
+            "you set b = 0, which only makes the slope 0 at 1; the three coefficients should "
+            "sum to 1 as well": lambda a: (0.0, -a / 5),
+            "your c is right, but you add it in b; b should be 1 - a - c":
+                lambda a: (1 - a + (a - 1.5), a - 1.5),
+            "your c is right, but your b does not make the slope at 1 zero: it should be 3 b = "
+            "-a - 5 c": lambda a: (-a - 5 * (a - 1.5), a - 1.5),
+            "you multiply 3 with a part of 1 - a - c only; each of the three should be "
+            "multiplied": lambda a: (1 - a - (2 * a - 3) / 4, (2 * a - 3) / 4),
+            "you multiply 3 with the 1 of 1 - a - c only; each of the three should be "
+            "multiplied": lambda a: (1.75 - a, -0.75),
+            "you return c alone; it should be b, then c": lambda a: a - 1.5,
+            "you round to whole numbers; b and c can be fractions":
+                lambda a: (int(2.5 - 2 * a), int(a - 1.5)),
         },
         hints=(
             "Two conditions, two unknowns: p(1) = a + b + c = 1 and p'(1) = a + 3 b + 5 c = 0.",
@@ -393,7 +535,7 @@ CHECKS = [
         "muon.step", muon_step, _step_cases,
         mistakes=_left_over() | {
             "you damp the gradient with 1 - mu; it should be M = mu M + G":
-                _with(fresh="1 - mu"),
+                _with(momentum=_damped),
             "you look ahead with mu M + (1 - mu) G; it should be mu M + G":
                 _with(look=lambda mu, M, G, old: mu * M + (1 - mu) * G),
             "you look ahead with M + G; it should be mu M + G":
@@ -442,6 +584,47 @@ CHECKS = [
                 _with(move=lambda W, kept, O, lr, decay: W - lr * O * (1 - lr * decay)),
             "you always take mu = 0.95; it should be the argument `mu`": _fixed_mu,
             "you always take a decay of 0.1; it should be the argument `decay`": _fixed_decay,
+            "you damp the gradient with 1 - mu, in M and in the look ahead; it should be mu M + "
+            "G both times": _with(momentum=_damped, look=lambda mu, M, G, old: _damped(mu, M, G)),
+            "you weigh M with 1 - mu and G with mu; it should be M = mu M + G":
+                _with(momentum=lambda mu, M, G: (1 - mu) * M + mu * G),
+            "you add G to M without mu; it should be M = mu M + G":
+                _with(momentum=lambda mu, M, G: M + G),
+            "you multiply G with mu, not M; it should be M = mu M + G":
+                _with(momentum=lambda mu, M, G: M + mu * G),
+            "you look ahead with M + mu G; it should be mu M + G":
+                _with(look=lambda mu, M, G, old: M + mu * G),
+            "you look ahead with the old M, damped twice; it should be mu M + G with the new M":
+                _with(look=lambda mu, M, G, old: mu * (old + G)),
+            "you orthogonalise the old M; it should be mu M + G with the new M":
+                _with(look=lambda mu, M, G, old: old),
+            "you return the old M; it should be the new one, mu M + G":
+                lambda W, G, M, *rest: (muon_step(W, G, M, *rest)[0], M.clone()),
+            "you return the update alone; it should be the new W":
+                _with(move=lambda W, kept, O, lr, decay: O),
+            "you return the change of W; it should be the new W":
+                _with(move=lambda W, kept, O, lr, decay: kept - lr * O - W),
+            "you take the root of rows + columns; it should be that of the larger of the two":
+                _with(scale=lambda rows, columns: (rows + columns) ** 0.5),
+            "you take the root of 0.18 too; it should be 0.18 sqrt(max(rows, columns))":
+                _with(gamma=1.0, scale=lambda rows, columns: (0.18 * max(rows, columns)) ** 0.5),
+            "you square the larger side; it should be its root":
+                _with(scale=lambda rows, columns: max(rows, columns) ** 2),
+            "you divide by the root of the larger side; it should be multiplied with it":
+                _with(scale=lambda rows, columns: max(rows, columns) ** -0.5),
+            "you leave out the learning rate, in the decay and in the update; both should have "
+            "it":
+                _with(shrink=lambda W, lr, decay: W * (1 - decay),
+                      move=lambda W, kept, O, lr, decay: kept - O),
+            "you subtract lr * decay from W; W should be multiplied by 1 - lr * decay":
+                _with(shrink=lambda W, lr, decay: W - lr * decay),
+            "you multiply the decay with lr twice; W should shrink by 1 - lr * decay":
+                _with(shrink=lambda W, lr, decay: W * (1 - lr * lr * decay)),
+            "you scale the decay with 0.18 sqrt(max(rows, columns)) too; W should shrink by 1 - "
+            "lr * decay":
+                _with(shrink=lambda W, lr, decay: W * (1 - lr * decay * 0.18 * _larger(*W.shape))),
+            "you add the decay to what is orthogonalised; it should shrink W directly":
+                _decay_ahead,
         },
         hints=(
             "Go through the algorithm line by line: momentum, look ahead, orthogonalise, scale, "
@@ -504,6 +687,34 @@ CHECKS = [
                 lambda shapes: [name for name in shapes if name in choose(shapes)],
             "the names are right, in a dict; it should be a set of names":
                 lambda shapes: {name: shapes[name] for name in choose(shapes)},
+            "you choose by the ending .weight, so norms come in and mHC's matrices hc_..._fn "
+            "are left out; you should choose by the number of dimensions":
+                _by_ending("embed.weight", "head.weight"),
+            "you take every name with the ending .weight; norms, embedding and head should go "
+            "to AdamW, and hc_..._fn are matrices too": _by_ending(),
+            "you give Muon ape and leave out mHC's matrices hc_..._fn; it should be the other "
+            "way round":
+                lambda shapes: _also("ape")(shapes) - {name for name in shapes if "hc_" in name},
+            "you give Muon ape, and leave out all with 'head' in its name, hc_head_fn too; ape "
+            "should go to AdamW, and of these only head.weight":
+                lambda shapes: _also("ape")(shapes) - {name for name in shapes if "head" in name},
+            "you take the numbered layers alone; the matrices of the MTP block and hc_head_fn "
+            "should be Muon's too": _in_layers,
+            "you take the numbered layers alone, and ape; the MTP block's matrices and "
+            "hc_head_fn should be Muon's too, and ape AdamW's":
+                lambda shapes: _in_layers(_also("ape")(shapes)),
+            "you leave out mHC's matrices and all with 'gate' in its name; both kinds multiply "
+            "tokens and should be Muon's": _without("hc_", "gate"),
+            "you leave out the experts and everything else that is not attention; all matrices "
+            "should be Muon's": _in_attention,
+            "you exclude by name and forget sinks, base and scale, which are not matrices; you "
+            "should choose by the number of dimensions": _not_norm_or_bias,
+            "you take the vectors; Muon should get the matrices, with len(shape) == 2":
+                lambda shapes: {name for name, shape in shapes.items() if len(shape) < 2},
+            "you find no name at all; the shapes of matrices have the length 2":
+                lambda shapes: set(),
+            "you return the shapes; it should be the names":
+                lambda shapes: {tuple(shapes[name]) for name in choose(shapes)},
         },
         hints=(
             "A parameter for Muon has two dimensions: len(shape) == 2.",

@@ -21,7 +21,7 @@ def decode(code, e_bits, m_bits, bias):
 
 def _decode(code, e_bits, m_bits, bias, hidden=True, power=1, part=lambda m, bits: m / 2**bits,
             bias_of=lambda bias, bits: bias, sign_of=lambda bit: (-1.0) ** bit, field_bits=0,
-            flush=False, swapped=False, infinite=False):
+            flush=False, swapped=False, infinite=False, exponent=None, small=None):
     """`decode`; the arguments after `bias` make mistakes."""
     mantissa, field = code % 2**m_bits, code // 2**m_bits % 2 ** (e_bits + field_bits)
     if swapped:
@@ -30,12 +30,26 @@ def _decode(code, e_bits, m_bits, bias, hidden=True, power=1, part=lambda m, bit
     if infinite and field == 2**e_bits - 1:
         return sign * math.inf
     if field == 0 and hidden:
+        if small:
+            return sign * small(part(mantissa, m_bits), bias)
         return 0.0 if flush else sign * part(mantissa, m_bits) * 2.0 ** (power - bias)
-    return sign * (1 + part(mantissa, m_bits)) * 2.0 ** (field - bias)
+    shift = exponent(field, bias) if exponent else field - bias
+    return sign * (1 + part(mantissa, m_bits)) * 2.0**shift
 
 
 def _decode_with(**changes):
     return lambda *args: _decode(*args, **changes)
+
+
+def _two_complement(code, e_bits, m_bits, bias):
+    """The topmost bit is taken to count -2^(e_bits + m_bits), as in whole numbers."""
+    bits = e_bits + m_bits
+    return decode(code % 2**bits, e_bits, m_bits, bias) - 2.0**bits * (code >> bits)
+
+
+def _whole_small(code, e_bits, m_bits, bias):
+    number = decode(code, e_bits, m_bits, bias)
+    return number * 2**m_bits if code // 2**m_bits % 2**e_bits == 0 else number
 
 
 def _sign_last(code, e_bits, m_bits, bias):
@@ -57,7 +71,8 @@ def _normal_only_sign(code, e_bits, m_bits, bias):
 def _decode_cases(rng):
     for code in (0b0110, 0b0011, 0b0111, 0b1101, 0b0001, 0b1000, 0b1001):
         yield f"E2M1, code {code:04b}", (code, 2, 1, 1)
-    for code in (0b00111000, 0b01111110, 0b10111000, 0b00000001, 0b10000101, 0b11010011):
+    for code in (0b00111000, 0b01111110, 0b10111000, 0b00000001, 0b10000101, 0b11010011,
+                 0b00101100):
         yield f"E4M3, code {code:08b}", (code, 4, 3, 7)
     yield "E3M2, code 110110", (0b110110, 3, 2, 3)
     for code in (0b01011, 0b00001, 0b11110):
@@ -106,6 +121,28 @@ def _block(x, scale_of=lambda amax: _up(amax / 6), nearest=_nearest_even,
     y = nearest((x / scale).abs())
     y = torch.where(torch.signbit(x), -y, y) if signed else y
     return back(y, scale), scale
+
+
+def _without_sizes(a):
+    """The nearest of the grid for numbers whose sign is still there: negative ones become 0."""
+    return _nearest_even(a.clamp_min(0))
+
+
+def _keeping_signs_away(x):
+    scale = _up(x.abs().max().item() / 6)
+    return _without_sizes(x / scale) * scale, scale
+
+
+def _multiplied_first(x):
+    scale = _up(x.abs().max().item() / 6)
+    y = _nearest_even((x * scale).abs())
+    return torch.where(torch.signbit(x), -y, y) / scale, scale
+
+
+def _to_even_numbers(a):
+    """At a tie the number that is a multiple of 2 wins, not the even code."""
+    distance = (a[:, None] - GRID).abs() + 1e-7 * (GRID % 2 != 0)
+    return GRID[distance.argmin(1)]
 
 
 def _block_with(**changes):
@@ -165,6 +202,16 @@ def _tiled(s):
     return s.repeat(1, 32)
 
 
+def _scales_first(packed, scale):
+    codes = _alternate(packed & 15, packed >> 4)
+    return _powers(scale).repeat_interleave(32) * torch.tensor(FP4_VALUES)[codes.long()]
+
+
+def _low_half_cut(packed, scale):
+    codes = _alternate(packed & 7, packed >> 4)
+    return torch.tensor(FP4_VALUES)[codes.long()] * _each_32(_powers(scale))
+
+
 def _bytes_as_index(packed, scale):
     codes = _alternate(packed & 15, packed >> 4)
     return torch.tensor(FP4_VALUES)[codes] * _each_32(_powers(scale))
@@ -208,6 +255,11 @@ def _halves(x):
     return torch.cat([a + b, a - b], -1) * 2**-0.5
 
 
+def _both_axes(x):
+    y = hadamard_transform(x)
+    return _signs(x.shape[-2]) @ y if x.ndim > 1 else y
+
+
 def _hadamard_cases(rng):
     yield "four channels", (torch.tensor([1.0, 2, 3, 5]),)
     yield "two channels of two vectors", (torch.tensor([[1.0, 2.0], [-0.5, 4.0]]),)
@@ -237,6 +289,8 @@ def _spread_cases(rng):
     yield "numbers 1 to 3 in E4M3", (3.0, 1.0, 448.0, 2.0**-9)
     yield "E3M2 in E4M3", (28.0, 0.0625, 448.0, 2.0**-9)
     yield "the largest numbers are 8 and 256", (8.0, 0.25, 256.0, 2.0**-4)
+    yield "numbers 0.5 to 4 in E4M3", (4.0, 0.5, 448.0, 2.0**-9)
+    yield "numbers 0.5 to 7.5 in E4M3", (7.5, 0.5, 448.0, 2.0**-9)
 
 
 # ---- straight through ----
@@ -280,6 +334,33 @@ def _straight_cases(rng):
     yield "a rounding that has a gradient of its own", (2 * x, _OwnGradient.apply, w)
 
 
+SCALES = {
+    "you round the scale's exponent down; it should be rounded up":
+        {"scale_of": lambda amax: 2.0 ** math.floor(math.log2(amax / 6))},
+    "you round the scale's exponent to the nearest; it should be rounded up":
+        {"scale_of": lambda amax: 2.0 ** round(math.log2(amax / 6))},
+    "you always go to the next power of two; it should be ceil, not floor plus 1":
+        {"scale_of": lambda amax: 2.0 ** (math.floor(math.log2(amax / 6)) + 1)},
+    "you take the rule of MXFP4; it should be ceil(log2(max / 6))":
+        {"scale_of": lambda amax: 2.0 ** (math.floor(math.log2(amax)) - 2)},
+    "your scale is max / 6 itself; it should be a power of two":
+        {"scale_of": lambda amax: amax / 6},
+    "you do not divide the largest number by 6; the scale should be that of max / 6":
+        {"scale_of": _up},
+    "you take the largest number with its sign; it should be the largest absolute value":
+        {"amax": lambda x: x.max()},
+    "you leave the numbers divided by the scale; they should be multiplied with it again":
+        {"back": lambda y, scale: y},
+    "you lose the signs; they should stay": {"signed": False},
+}
+
+
+def _with_wrong_ties():
+    """{message: version} for these faults together with ties that go to the smaller number."""
+    return {f"{fault}. And ties go to the smaller number; the even code should win":
+            _block_with(nearest=_nearest_lower, **changes) for fault, changes in SCALES.items()}
+
+
 CHECKS = [
     Check(
         "numbers.decode", decode, _decode_cases,
@@ -319,6 +400,43 @@ CHECKS = [
                 _decode_with(part=lambda m, bits: m / 10),
             "you return infinity for the highest exponent; here all codes should be finite numbers":
                 _decode_with(infinite=True),
+            "you divide the mantissa by 8, which is right for three bits only; it should be "
+            "2^m_bits": _decode_with(part=lambda m, bits: m / 8),
+            "you lose the mantissa, as // does, which cuts; it should be divided by 2^m_bits "
+            "with /": _decode_with(part=lambda m, bits: 0),
+            "you divide the mantissa by 2, which is right for one bit only; it should be "
+            "2^m_bits": _decode_with(part=lambda m, bits: m / 2),
+            "you divide the mantissa by 16; it should be 2^m_bits":
+                _decode_with(part=lambda m, bits: m / 16),
+            "you divide the mantissa by m_bits; it should be 2^m_bits":
+                _decode_with(part=lambda m, bits: m / bits),
+            "you divide the mantissa by 2 m_bits; it should be 2^m_bits":
+                _decode_with(part=lambda m, bits: m / (2 * bits)),
+            "you divide the mantissa by 2^(m_bits + 1); it should be 2^m_bits":
+                _decode_with(part=lambda m, bits: m / 2 ** (bits + 1)),
+            "you take the mantissa of subnormal numbers as a whole number; it should be divided "
+            "by 2^m_bits there too": _whole_small,
+            "you return the mantissa's share alone for subnormal numbers; it should be times "
+            "2^(1 - bias)": _decode_with(small=lambda part, bias: part),
+            "you give subnormal numbers the hidden 1; with the exponent 1 - bias there should "
+            "be none": _decode_with(small=lambda part, bias: (1 + part) * 2.0 ** (1 - bias)),
+            "you take bias - 1 for the exponent of subnormal numbers; it should be 1 - bias":
+                _decode_with(small=lambda part, bias: part * 2.0 ** (bias - 1)),
+            "you add the bias to the exponent of normal numbers; it should be subtracted":
+                _decode_with(exponent=lambda field, bias: field + bias),
+            "you subtract the exponent's field from the bias; it should be field - bias":
+                _decode_with(exponent=lambda field, bias: bias - field),
+            "the exponent of your normal numbers is too large by 1; it should be field - bias":
+                _decode_with(exponent=lambda field, bias: field - bias + 1),
+            "the exponent of your normal numbers is too small by 1; it should be field - bias":
+                _decode_with(exponent=lambda field, bias: field - bias - 1),
+            "you always take 7 for the bias; it should be the argument `bias`":
+                _decode_with(bias_of=lambda bias, bits: 7),
+            "you subtract for the sign bit, as in whole numbers; it should only change the sign":
+                _two_complement,
+            "you shift a whole number by field - bias, which can be negative; it should be 2.0 "
+            "** (field - bias)":
+                _decode_with(exponent=lambda field, bias: (1 << field - bias).bit_length() - 1),
         },
         hints=(
             "Cut the code in three: code >> (e_bits + m_bits), then the next e_bits, then the "
@@ -332,7 +450,7 @@ CHECKS = [
     ),
     Check(
         "numbers.round_block", round_block, _block_cases,
-        mistakes={
+        mistakes=_with_wrong_ties() | {
             "you round the scale's exponent down, so the largest numbers get clipped at 6 scales; "
             "it should be rounded up":
                 _block_with(scale_of=lambda amax: 2.0 ** math.floor(math.log2(amax / 6))),
@@ -380,6 +498,29 @@ CHECKS = [
                 lambda x: (_block(x)[0], math.log2(_block(x)[1])),
             "you return the inverse of the scale; it should be the scale":
                 lambda x: (_block(x)[0], 1 / _block(x)[1]),
+            "you look for the nearest of the eight numbers with the sign still there, so "
+            "negative numbers become 0; it should be for the absolute value": _keeping_signs_away,
+            "you multiply with the scale first and divide at the end; it should be the other "
+            "way round": _multiplied_first,
+            "at a tie you take the even number; it should be the even code (of 0.25 and 0.75 "
+            "the codes 0 and 2)": _block_with(nearest=_to_even_numbers),
+            "you round to halves everywhere; above 2 the numbers in GRID are 3, 4 and 6":
+                _block_with(nearest=lambda a: (a * 2).round() / 2),
+            "you take the natural logarithm; the scale should be a power of two, with log2":
+                _block_with(scale_of=lambda amax: 2.0 ** math.ceil(math.log(amax / 6))),
+            "you round max / 6 up to a whole number; it is its exponent, log2, that should be "
+            "rounded up": _block_with(scale_of=lambda amax: float(math.ceil(amax / 6))),
+            "you divide the exponent by 6; it should be the largest number, before the "
+            "logarithm": _block_with(scale_of=lambda amax: 2.0 ** math.ceil(math.log2(amax) / 6)),
+            "you subtract 6 from the exponent; the largest number should be divided by 6 before "
+            "the logarithm":
+                _block_with(scale_of=lambda amax: 2.0 ** (math.ceil(math.log2(amax)) - 6)),
+            "you take the mean size for the largest number; it should be the largest absolute "
+            "value": _block_with(amax=lambda x: x.abs().mean()),
+            "you take the distance from the smallest number to the largest; it should be the "
+            "largest absolute value": _block_with(amax=lambda x: x.max() - x.min()),
+            "you leave out log2; the scale should be 2 to the power ceil(log2(max / 6))":
+                _block_with(scale_of=lambda amax: 2.0 ** math.ceil(amax / 6)),
         },
         hints=(
             "Three steps: the scale from the largest absolute value, the nearest code of x / "
@@ -430,6 +571,27 @@ CHECKS = [
                 _unpack_with(values=[float(code) for code in range(16)]),
             "you index with a tensor of bytes, which torch takes for a mask; the codes should be "
             "int64 first": _bytes_as_index,
+            "you repeat the scales without an axis, which flattens all rows into one; it should "
+            "be along axis 1": _unpack_with(spread=lambda s: s.repeat_interleave(32)),
+            "you repeat the scales without an axis, which makes one row of them all; it should "
+            "be along axis 1": _scales_first,
+            "you repeat the scales along axis 0; it should be axis 1, the columns":
+                _unpack_with(spread=lambda s: s.repeat_interleave(32, 0)),
+            "you repeat each scale 16 times; a scale serves 16 bytes, which are 32 numbers":
+                _unpack_with(spread=lambda s: s.repeat_interleave(16, 1)),
+            "you do not repeat the scales; each should serve 32 columns":
+                _unpack_with(spread=lambda s: s),
+            "you change the scale after 16 columns; it should be after 32":
+                _unpack_with(spread=lambda s: s[:, (torch.arange(32 * s.shape[1]) // 16).clamp_max(
+                    s.shape[1] - 1)]),
+            "you cut the low half to three bits; it has four, so it should be packed & 15":
+                _low_half_cut,
+            "you read the scale's byte as an E4M3 number; it should be 2^(byte - 127)":
+                _unpack_with(power=lambda s: s.view(torch.float8_e4m3fn).float()),
+            "you leave the bias out of the scale; it should be 2^(byte - 127)":
+                _unpack_with(power=lambda s: torch.exp2(s.float())),
+            "you return the two halves in an axis of their own; they should be neighbours in "
+            "one row": lambda packed, scale: torch.stack([packed & 15, packed >> 4], -1),
         },
         hints=(
             "Decode the worked example by hand and compare number by number. It has only one "
@@ -469,6 +631,24 @@ CHECKS = [
                 _transform_with((1, 1), (-1, -1)),
             "you return the matrix; it should be x times the matrix":
                 lambda x: _signs(x.shape[-1]) * x.shape[-1] ** -0.5,
+            "you multiply with the matrix from the left, which takes the first axis; x @ H "
+            "should transform the last one":
+                lambda x: _signs(x.shape[-1]) @ x * x.shape[-1] ** -0.5,
+            "you take n from the first axis; it should be the size of the last one":
+                lambda x: x @ _signs(len(x)) * len(x) ** -0.5,
+            "you divide by the root of the first axis's size; it should be that of the last "
+            "axis": lambda x: x @ _signs(x.shape[-1]) * len(x) ** -0.5,
+            "you make the matrix for all numbers of x together; n should be the size of the "
+            "last axis": lambda x: x @ _signs(x.numel()) * x.numel() ** -0.5,
+            "you transform two axes; it should be the last alone": _both_axes,
+            "you divide by 2, which is right for n = 4 only; it should be sqrt(n)":
+                lambda x: x @ _signs(x.shape[-1]) / 2,
+            "you divide by log2(n), the number of doublings; it should be sqrt(n)":
+                lambda x: x @ _signs(x.shape[-1]) / math.log2(x.shape[-1]),
+            "you scale each result to length 1; its length should stay that of x":
+                lambda x: torch.nn.functional.normalize(x @ _signs(x.shape[-1]), dim=-1),
+            "your result has the wrong sign; it should be x H / sqrt(n)":
+                lambda x: -hadamard_transform(x),
         },
         hints=(
             "Begin with a 1 x 1 matrix of 1. Doubling: [H, H] above, [H, -H] below.",
@@ -506,6 +686,25 @@ CHECKS = [
             "one that the largest number needs": lambda a, b, c, d: _floor_log(b / d),
             "you return the factor 2^d; it should be d":
                 lambda a, b, c, d: 2 ** largest_spread(a, b, c, d),
+            "you round to the nearest whole number; the wide scale's exponent should be rounded "
+            "up, and the ratio of the ranges down":
+                lambda a, b, c, d: round(math.log2(b / d * c / a)),
+            "you round the ranges of both formats down, each by itself; it should be their "
+            "ratio that is rounded": lambda a, b, c, d: _floor_log(c / d) - _floor_log(a / b),
+            "you round the range of the wide format down and that of the narrow one up; it "
+            "should be their ratio that is rounded":
+                lambda a, b, c, d: _floor_log(c / d) - math.ceil(math.log2(a / b)),
+            "you compare the wide format's largest number with the narrow one's smallest; it "
+            "should be the ranges of both": lambda a, b, c, d: _floor_log(c / b),
+            "you compare the narrow format's largest number with the wide one's smallest; it "
+            "should be the ranges of both": lambda a, b, c, d: _floor_log(a / d),
+            "you divide where you should multiply; it should be the wide range, wide_max / "
+            "wide_min, by the narrow one, code_max / code_min":
+                lambda a, b, c, d: _floor_log(c / a / (b / d)),
+            "you subtract the ranges; they should be divided, for scales multiply":
+                lambda a, b, c, d: math.floor((c - d) - (a - b)),
+            "you take the natural logarithm; it should be log2, for scales are powers of two":
+                lambda a, b, c, d: math.floor(math.log(b / d * c / a)),
         },
         hints=(
             "Take two codes: the largest at the largest scale, 2^d, and the smallest at the "
@@ -542,6 +741,16 @@ CHECKS = [
                 with_gradient(lambda x, rounding: x + rounding(x).detach()),
             "your gradient is the quotient rounding(x) / x; it should be 1":
                 with_gradient(lambda x, rounding: x * (rounding(x) / x).detach()),
+            "you exchange the two: your value is x, and the gradient rounding's; it should be x "
+            "plus a detached difference":
+                with_gradient(lambda x, rounding: rounding(x) + (x - rounding(x)).detach()),
+            "you return the difference alone; it should be added to x":
+                with_gradient(lambda x, rounding: (rounding(x) - x).detach()),
+            "you return the mean of x and rounding(x); it should be rounding(x), with the "
+            "gradient of x": with_gradient(lambda x, rounding: (x + rounding(x)) / 2),
+            "you start a new tensor that requires a gradient, so none reaches x; it should be x "
+            "plus a detached difference":
+                with_gradient(lambda x, rounding: rounding(x).detach().requires_grad_()),
         },
         hints=(
             "You need an expression whose value is rounding(x) and in which autograd sees x alone.",

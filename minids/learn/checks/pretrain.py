@@ -3,6 +3,7 @@ section 4.2)."""
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -36,6 +37,13 @@ def _schedule(rise=lambda s, w: (s + 1) / w, shape=lambda d: 0.55 + 0.45 * math.
 
 def _times(factor):
     return lambda step, steps, peak, warmup: factor(peak) * learning_rate(step, steps, 1.0, warmup)
+
+
+def _to_a_tenth_itself(step, steps, peak, warmup):
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    share = 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / (steps - warmup))
+    return 0.1 + (peak - 0.1) * share
 
 
 def _schedule_cases(rng):
@@ -101,6 +109,39 @@ def _mtp_from_logits(logits, mtp_logits, ids, weight):
     return total_loss(logits, logits[:, :-1], ids, weight)
 
 
+def _with_parts(first, second):
+    """A version from (logits, targets) of both losses, chosen by first and second."""
+    def wrong(logits, mtp_logits, ids, weight):
+        losses = [F.cross_entropy(scores.flatten(0, 1), targets.flatten())
+                  for scores, targets in (first(logits, ids), second(mtp_logits, ids))]
+        return losses[0] + weight * losses[1], *losses
+    return wrong
+
+
+def _main(logits, ids):
+    return logits, ids[:, 1:]
+
+
+def _mtp(logits, ids):
+    return logits, ids[:, 2:]
+
+
+def _axes_as_they_are(logits, mtp_logits, ids, weight):
+    loss, mtp = F.cross_entropy(logits, ids[:, 1:]), F.cross_entropy(mtp_logits, ids[:, 2:])
+    return loss + weight * mtp, loss, mtp
+
+
+def _one_divisor(logits, mtp_logits, ids, weight):
+    _, loss, mtp = total_loss(logits, mtp_logits, ids, weight)
+    mtp = mtp * ids[:, 2:].numel() / ids[:, 1:].numel()
+    return loss + weight * mtp, loss, mtp
+
+
+def _roles_exchanged(logits, mtp_logits, ids, weight):
+    _, loss, mtp = total_loss(logits, mtp_logits, ids, weight)
+    return mtp + weight * loss, mtp, loss
+
+
 def _total_cases(rng):
     for label, B, T, weight in (("one sequence", 1, 4, 0.3), ("a batch", 3, 7, 0.3),
                                 ("another weight", 2, 5, 0.1)):
@@ -149,6 +190,46 @@ def _input_mask(logits, ids, pad):
     return losses[ids[:, :-1] != pad].mean()
 
 
+def _masked_by(losses, keep=lambda ids, pad: ids[:, 1:] != pad,
+               divisor=lambda ids, kept, pad: kept.sum()):
+    """A version with other losses(logits, ids), B T-1, others that it keeps, and divisor."""
+    def wrong(logits, ids, pad):
+        kept = keep(ids, pad)
+        return (losses(logits, ids) * kept).sum() / divisor(ids, kept, pad)
+    return wrong
+
+
+def _next_losses(logits, ids):
+    return F.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
+
+
+def _same_losses(logits, ids):
+    return F.cross_entropy(logits[:, 1:].transpose(1, 2), ids[:, 1:], reduction="none")
+
+
+def _losses_just_read(logits, ids):
+    return F.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, :-1], reduction="none")
+
+
+def _minus_probability(logits, ids):
+    return -logits[:, :-1].softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+
+
+def _two_ahead(logits, ids, pad):
+    losses = F.cross_entropy(logits[:, :-2].transpose(1, 2), ids[:, 2:], reduction="none")
+    return losses[ids[:, 2:] != pad].mean()
+
+
+def _zeroed_logits(logits, ids, pad):
+    logits = logits * (ids != pad)[..., None]
+    return _next_losses(logits, ids).mean()
+
+
+def _pad_forbidden(logits, ids, pad):
+    logits = logits.index_fill(2, torch.tensor([pad]), -1e9)
+    return masked_loss(logits, ids, pad)
+
+
 def _masked_cases(rng):
     def rows(lengths, T, pad):
         ids = torch.randint(0, 10, (len(lengths), T), generator=rng)
@@ -161,6 +242,9 @@ def _masked_cases(rng):
     yield "some padding", rows((6, 3), 6, 2)
     yield "another padding token, 7", rows((6, 4), 6, 7)
     yield "padding is token 0, rows of very different lengths", rows((9, 2, 5), 9, 0)
+    logits, ids, pad = rows((7, 7), 7, 3)
+    ids[0, :3] = pad
+    yield "padding in front", (logits, ids, pad)
 
 
 # ---- units ----
@@ -216,6 +300,51 @@ def _which(tokens, losses, baseline):
 def _from_the_last(tokens, losses, baseline):
     share = (losses[-1] - baseline) / (losses[-1] - losses[0])
     return float(tokens[-1] + share * (tokens[0] - tokens[-1]))
+
+
+def _only_between(tokens, losses, baseline, below=lambda loss, baseline: loss <= baseline):
+    """Looks only at pairs of points with the earlier one at the baseline or above."""
+    for i in range(1, len(losses)):
+        if losses[i - 1] >= baseline and below(losses[i], baseline):
+            share = (losses[i - 1] - baseline) / (losses[i - 1] - losses[i])
+            return tokens[i - 1] + share * (tokens[i] - tokens[i - 1])
+    return math.inf
+
+
+def _strictly_between(tokens, losses, baseline):
+    above = [math.nan if loss == baseline else loss for loss in losses]
+    return _only_between(tokens, above, baseline)
+
+
+def _nearest(tokens, losses, baseline):
+    return tokens[min(range(len(losses)), key=lambda i: abs(losses[i] - baseline))]
+
+
+def _whole_line(tokens, losses, baseline):
+    if losses[-1] > baseline:
+        return math.inf
+    share = (losses[0] - baseline) / (losses[0] - losses[-1])
+    return tokens[0] + share * (tokens[-1] - tokens[0])
+
+
+def _extended(tokens, losses, baseline):
+    found = tokens_to_beat(tokens, losses, baseline)
+    if math.isfinite(found):
+        return found
+    slope = (tokens[-1] - tokens[-2]) / (losses[-2] - losses[-1])
+    return tokens[-1] + (losses[-1] - baseline) * slope
+
+
+def _last_point_below(tokens, losses, baseline):
+    return max((t for t, loss in zip(tokens, losses) if loss <= baseline), default=math.inf)
+
+
+def _interp(tokens, losses, baseline):
+    return float(np.interp(baseline, losses, tokens))
+
+
+def _interp_reversed(tokens, losses, baseline):
+    return float(np.interp(baseline, losses[::-1], tokens[::-1]))
 
 
 def _beat_cases(rng):
@@ -292,6 +421,48 @@ CHECKS = [
             "you multiply only 0.55 with the peak; both terms should be: peak * (0.55 + ...)":
                 lambda s, n, peak, w: learning_rate(s, n, peak, w) if s < w else (
                     peak * 0.55 + 0.45 * math.cos(math.pi * (s - w) / (n - w))),
+            "you divide by warmup + 1, so the last step of the warm-up is below the peak; it "
+            "should be (step + 1) / warmup": _schedule(rise=lambda s, w: (s + 1) / (w + 1)),
+            "you rise from 0 with step / (warmup - 1); it should be (step + 1) / warmup":
+                _schedule(rise=lambda s, w: s / (w - 1)),
+            "you start the warm-up at a tenth of the peak; it should be (step + 1) / warmup of "
+            "it": _schedule(rise=lambda s, w: 0.1 + 0.9 * (s + 1) / w),
+            "you divide whole numbers with //, which cuts; it should be (step + 1) / warmup":
+                _schedule(rise=lambda s, w: (s + 1) // w),
+            "your warm-up ends a step early; the cosine should begin at step `warmup`":
+                _schedule(rising=lambda s, w: s + 1 < w),
+            "your cosine begins at 1.1 times the peak; its middle should be 0.55 and its "
+            "amplitude 0.45 times the peak":
+                _schedule(shape=lambda d: 0.1 + 0.5 * (1 + math.cos(math.pi * d))),
+            "your cosine has the amplitude 0.9, which takes it below 0; it should be 0.55 plus "
+            "0.45 cos(pi d)": _schedule(shape=lambda d: 0.1 + 0.9 * math.cos(math.pi * d)),
+            "your cosine goes from 0.9 of the peak to 0; it should go from the peak to a tenth":
+                _schedule(shape=lambda d: 0.45 * (1 + math.cos(math.pi * d))),
+            "you take a quarter of a period, cos(pi d / 2); it should be half a period, cos(pi "
+            "d)": _schedule(shape=lambda d: 0.1 + 0.9 * math.cos(math.pi / 2 * d)),
+            "your decay is exponential; it should be half a period of a cosine":
+                _schedule(shape=lambda d: 0.1**d),
+            "you stay at the peak after the warm-up; half a period of a cosine should follow":
+                _schedule(shape=lambda d: 1.0),
+            "you give cos an angle in degrees; it should be in radians, pi d":
+                _schedule(shape=lambda d: 0.55 + 0.45 * math.cos(180 * d)),
+            "your cosine is a step ahead; d should be 0 at step `warmup` and 1 at step `steps`":
+                _schedule(done=lambda s, n, w: (s - w + 1) / (n - w + 1)),
+            "your first step has the rate 0, and your cosine starts at step 0; it should be "
+            "(step + 1) / warmup, and (step - warmup) / (steps - warmup)":
+                _schedule(rise=lambda s, w: s / w, done=lambda s, n, w: s / n),
+            "your first step has the rate 0, and the cosine ends at 0; it should be (step + 1) "
+            "/ warmup, and a tenth of the peak":
+                _schedule(rise=lambda s, w: s / w,
+                          shape=lambda d: 0.5 * (1 + math.cos(math.pi * d))),
+            "your cosine ends at a hundredth of the peak; it should be a tenth":
+                _schedule(shape=lambda d: 0.505 + 0.495 * math.cos(math.pi * d)),
+            "your cosine ends at the rate 0.1; it should be a tenth of the peak":
+                _to_a_tenth_itself,
+            "you multiply the warm-up with a cosine that starts at step 0; the cosine should "
+            "start after the warm-up":
+                lambda step, steps, peak, warmup: peak * min(1.0, (step + 1) / warmup) * (
+                    0.55 + 0.45 * math.cos(math.pi * step / steps)),
         },
         hints=(
             "Two cases: below `warmup` a straight line that reaches `peak` at step warmup - 1, "
@@ -359,6 +530,38 @@ CHECKS = [
             "so log_softmax comes first": _no_log,
             "your losses have the wrong sign; a loss should be minus the log-probability":
                 _scaled(lambda targets: -1),
+            "you divide the sum by 2; it should be main loss + weight * MTP loss":
+                _sum_with(lambda loss, mtp, weight: (loss + weight * mtp) / 2),
+            "you give the main loss the weight, and the MTP loss the rest; it should be main "
+            "loss + weight * MTP loss":
+                _sum_with(lambda loss, mtp, weight: weight * loss + (1 - weight) * mtp),
+            "you subtract the MTP loss; it should be added with its weight":
+                _sum_with(lambda loss, mtp, weight: loss - weight * mtp),
+            "you divide the MTP loss by the weight; it should be multiplied with it":
+                _sum_with(lambda loss, mtp, weight: loss + mtp / weight),
+            "you exchange the two losses; the main loss comes from `logits`, and the weight "
+            "belongs to the MTP loss": _roles_exchanged,
+            "you divide the MTP loss by the number of targets of the main loss; it should be "
+            "its own mean": _one_divisor,
+            "you cut the last position of `logits` off; ids has a column more, so each of the T "
+            "positions should have a target":
+                _with_parts(lambda x, ids: (x[:, :-1], ids[:, 1:-1]), _mtp),
+            "you cut the last position of both kinds of logits off; ids has a column more, so "
+            "each position should have a target":
+                _with_parts(lambda x, ids: (x[:, :-1], ids[:, 1:-1]),
+                            lambda x, ids: (x[:, :-1], ids[:, 2:-1])),
+            "you shift twice, so that the logits at t are compared with token t + 2; it should "
+            "be t + 1": _with_parts(lambda x, ids: (x[:, :-1], ids[:, 2:]), _mtp),
+            "you shift twice, so that the MTP logits at t are compared with token t + 3; it "
+            "should be t + 2": _with_parts(_main, lambda x, ids: (x[:, :-1], ids[:, 3:])),
+            "you shift both twice; it should be t + 1 for the logits and t + 2 for MTP":
+                _with_parts(lambda x, ids: (x[:, :-1], ids[:, 2:]),
+                            lambda x, ids: (x[:, :-1], ids[:, 3:])),
+            "you flatten logits and targets in different orders; both should go row by row":
+                _with_parts(lambda x, ids: (x.transpose(0, 1), ids[:, 1:]),
+                            lambda x, ids: (x.transpose(0, 1), ids[:, 2:])),
+            "you give cross_entropy B T V, and it takes axis 1 for the vocabulary; flatten B "
+            "and T first, or transpose to B V T": _axes_as_they_are,
         },
         hints=(
             "Column 0 of ids is input only. The logits at t are for column t + 1, the MTP logits "
@@ -412,6 +615,36 @@ CHECKS = [
                 lambda logits, ids, pad: F.cross_entropy(
                     logits[:, :-1].transpose(1, 2), ids[:, 1:], ignore_index=pad,
                     reduction="none"),
+            "you mask where input or target is padding; only the target should decide":
+                _masked_by(_next_losses,
+                           lambda ids, pad: (ids[:, 1:] != pad) & (ids[:, :-1] != pad)),
+            "you compare each position but the last with the token that it has just read; it "
+            "should be the next one":
+                _masked_by(_losses_just_read, lambda ids, pad: ids[:, :-1] != pad),
+            "you shift logits and targets alike, so each position is compared with the token "
+            "that it has just read; it should be logits[:, :-1] and ids[:, 1:]":
+                _masked_by(_same_losses),
+            "you compare with the token just read, and divide by all positions; it should be "
+            "the next token, and the number of targets that count":
+                _masked(shift=False, reduce="all"),
+            "you compare with the token after the next; it should be the next": _two_ahead,
+            "you divide by all tokens of `ids`; it should be the number of targets that count":
+                _masked_by(_next_losses, divisor=lambda ids, kept, pad: ids.numel()),
+            "you divide by the number of inputs that are no padding; it should be that of the "
+            "targets":
+                _masked_by(_next_losses, divisor=lambda ids, kept, pad: (ids[:, :-1] != pad).sum()),
+            "you take minus the probability; it should be minus its logarithm":
+                _masked_by(_minus_probability),
+            "you set logits to 0 and still count every target; padding should be left out of "
+            "the mean": _zeroed_logits,
+            "you take the logit of padding away; padding should be left out as a target, and "
+            "the logits stay": _pad_forbidden,
+            "you take the median; it should be the mean":
+                lambda logits, ids, pad: _next_losses(logits, ids)[ids[:, 1:] != pad].median(),
+            "you give cross_entropy B T V, and it takes axis 1 for the vocabulary; flatten B "
+            "and T first, or transpose to B V T":
+                lambda logits, ids, pad: F.cross_entropy(
+                    logits[:, :-1], ids[:, 1:], ignore_index=pad),
         },
         hints=(
             "Three questions: which token is each position compared with? Which targets count? "
@@ -455,6 +688,24 @@ CHECKS = [
             "you divide by 2; a bit is log(2) = 0.693 nats": lambda x, t, b: x * t / 2 / b,
             "you compute bytes per bit; it should be the inverse":
                 lambda x, t, b: 1 / bits_per_byte(x, t, b),
+            "you compute nats of the whole text; it should be divided by the bytes and by "
+            "log(2)": lambda x, t, b: x * t,
+            "you do not multiply by the tokens, nor divide by log(2); it should be both":
+                lambda x, t, b: x / b,
+            "you divide by log(10), which gives decimal digits; it should be log(2)":
+                lambda x, t, b: x * t / b / math.log(10),
+            "you multiply by 8 instead of changing the unit; a nat is 1 / log(2) bits":
+                lambda x, t, b: x * t / b * 8,
+            "you divide by 8 instead of changing the unit; a nat is 1 / log(2) bits":
+                lambda x, t, b: x * t / b / 8,
+            "you take the logarithm of the whole loss, which is one already; it should be "
+            "divided by log(2)": lambda x, t, b: math.log2(x * t) / b,
+            "you take exp of the loss; it should be divided by log(2)":
+                lambda x, t, b: math.exp(x) * t / b,
+            "you compute a perplexity, 2 to the power of the result; it should be the bits "
+            "themselves": lambda x, t, b: 2 ** bits_per_byte(x, t, b),
+            "you divide tokens by bytes with //, which cuts to 0; it should be /":
+                lambda x, t, b: x * (t // b) / math.log(2),
         },
         hints=(
             "Two steps: the loss of the whole text in nats, then the same in bits, for one byte.",
@@ -512,6 +763,25 @@ CHECKS = [
                 _beat_with(never=lambda tokens: None),
             "you return nan if the baseline is never reached; it should be math.inf":
                 _beat_with(never=lambda tokens: math.nan),
+            "you look only between points, so a first point below the baseline is missed; it "
+            "should give that point's tokens": _only_between,
+            "you look for the baseline strictly between two points, so points that equal it and "
+            "a first point below it are missed; they should count": _strictly_between,
+            "you return the measured point that is nearest to the baseline; it should be where "
+            "the line between two points crosses it": _nearest,
+            "you draw one line from the first point to the last; it should be the line between "
+            "the two points around the crossing": _whole_line,
+            "you extend the line beyond the last point if the baseline is never reached; it "
+            "should be math.inf": _extended,
+            "you return the last measured point below the baseline; it should be where the line "
+            "first crosses it": _last_point_below,
+            "you give np.interp losses that fall, and it needs rising ones; for losses that "
+            "rise and fall, walk along the points instead": _interp,
+            "you give np.interp the lists backwards: it finds the last crossing and stops at "
+            "the ends; it should be the first one, or math.inf": _interp_reversed,
+            "you round down to whole tokens; the crossing can be a fraction":
+                lambda *args: (lambda found: found if math.isinf(found) else int(found))(
+                    tokens_to_beat(*args)),
         },
         hints=(
             "Walk along the points until the loss is at or below the baseline.",

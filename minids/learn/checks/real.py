@@ -58,6 +58,12 @@ def _header_to_n(head, name):
     return f"bytes={8 + n + start}-{8 + n + end - 1}"
 
 
+def _header_from_0(head, name):
+    n = int.from_bytes(head[:8], "little")
+    start, end = json.loads(head[:n])[name]["data_offsets"]
+    return f"bytes={8 + n + start}-{8 + n + end - 1}"
+
+
 def _header_to_the_end(head, name):
     n = int.from_bytes(head[:8], "little")
     start, end = json.loads(head[8:])[name]["data_offsets"]
@@ -177,6 +183,12 @@ def _matrix_with(**changes):
     return lambda data, scales, o, i: _matrix(data, scales, o, i, **changes)
 
 
+def _one_code(data, scales, o, i):
+    codes = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(o, i // 2) & 15
+    s = e8m0(torch.frombuffer(bytearray(scales), dtype=torch.uint8)).view(o, i // 32)
+    return torch.tensor(FP4_VALUES)[codes.long()] * s.repeat_interleave(16, 1)
+
+
 def _tuple_as_table(data, scales, o, i):
     packed = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(o, i // 2)
     return FP4_VALUES[_alternate(packed & 15, packed >> 4)]
@@ -217,15 +229,31 @@ def _named(name, i):
     return name.startswith(f"layers.{i}.")
 
 
+@cache
+def _tensors(config, i, own):
+    """(format, shape) of the tensors whose names are own(name, i)."""
+    return [tensor for name, tensor in _layout(config).items() if own(name, i)]
+
+
 def _bytes(config, i, own=_named, each=(), fp8=_blocks(128, 128), fp4=_blocks(1, 32), scale=1):
     """`layer_bytes`; the arguments after `i` make mistakes."""
     sizes, scales = EACH | dict(each), {"FP8": fp8, "FP4": fp4}
     total = 0
-    for name, (format, shape) in _layout(config).items():
-        if own(name, i):
-            total += int(sizes[format] * math.prod(shape))
-            total += scale * scales.get(format, _none)(shape)
+    for format, shape in _tensors(config, i, own):
+        total += int(sizes[format] * math.prod(shape))
+        total += scale * scales.get(format, _none)(shape)
     return total
+
+
+def _with_bf16_scales(config, i):
+    return layer_bytes(config, i) + sum(
+        _blocks(128, 128)(shape if len(shape) > 1 else (1, *shape))
+        for name, (format, shape) in _layout(config).items()
+        if format == "BF16" and _named(name, i))
+
+
+def _all_of_two_bytes():
+    return {"each": dict.fromkeys(EACH, 2)}
 
 
 def _bytes_with(**changes):
@@ -287,6 +315,43 @@ CHECKS = [
             "bytes=first-last": _range_with(text="Range: bytes={}-{}"),
             "you put spaces in; it should be bytes=first-last": _range_with(text="bytes={} - {}"),
             "you return two numbers; it should be the text bytes=first-last": _numbers,
+            "your beginning is one byte too far; both kinds of counting include the first byte, "
+            "so it should be 8 + n + start":
+                _range_with(first=lambda n, start, end: 8 + n + start + 1),
+            "you add the eight bytes twice; they should be added once":
+                _range_with(first=lambda n, start, end: 16 + n + start,
+                            last=lambda n, start, end: 16 + n + end - 1),
+            "you subtract the eight bytes; they come before the header, so they should be added":
+                _range_with(first=lambda n, start, end: n - 8 + start,
+                            last=lambda n, start, end: n - 8 + end - 1),
+            "you add four bytes before the header; its length takes eight":
+                _range_with(first=lambda n, start, end: 4 + n + start,
+                            last=lambda n, start, end: 4 + n + end - 1),
+            "you give the number of bytes less 1 as the end; it should be the place of the last "
+            "byte": _range_with(last=lambda n, start, end: end - start - 1),
+            "you add the number of bytes to the header's end instead of the tensor's beginning; "
+            "it should be 8 + n + end - 1":
+                _range_with(last=lambda n, start, end: 8 + n + end - start - 1),
+            "you move the end only; data_offsets count from the end of the header, so the "
+            "beginning should be moved as well": _range_with(first=lambda n, start, end: start),
+            "you move the beginning only; data_offsets count from the end of the header, so the "
+            "end should be moved as well": _range_with(last=lambda n, start, end: end - 1),
+            "you read the header from byte 0, and eight bytes with its length come first; it "
+            "should be head[8:8 + n]": _header_from_0,
+            "you write a colon after bytes; it should be bytes=first-last":
+                _range_with(text="bytes:{}-{}"),
+            "you write a space after bytes; it should be bytes=first-last":
+                _range_with(text="bytes {}-{}"),
+            "you put a colon between the two numbers; it should be bytes=first-last":
+                _range_with(text="bytes={}:{}"),
+            "you put a comma between the two numbers; it should be bytes=first-last":
+                _range_with(text="bytes={},{}"),
+            "you write the total size after the range, as an answer has it; it should be "
+            "bytes=first-last": _range_with(text="bytes={}-{}/*"),
+            "you return the header in a dict; it should be its value alone, the text "
+            "bytes=first-last": lambda head, name: {"Range": byte_range(head, name)},
+            "you return bytes; it should be a text, a str":
+                lambda head, name: byte_range(head, name).encode(),
         },
         hints=(
             "Draw the file: 8 bytes, the header, the tensors. Where is byte 0 of data_offsets?",
@@ -336,6 +401,30 @@ CHECKS = [
                 _for_255(1.0),
             "all is right but the byte 0, which you turn into 0; it should be 2^-127":
                 lambda codes: e8m0(codes).masked_fill(codes == 0, 0.0),
+            "your scales are float64; they should be float32": lambda codes: e8m0(codes).double(),
+            "your scales are bfloat16; they should be float32":
+                lambda codes: e8m0(codes).bfloat16(),
+            "you turn 0 into nan as well; only 255 should be":
+                lambda codes: e8m0(codes).masked_fill(codes == 0, math.nan),
+            "you turn 254 into nan as well; only 255 should be":
+                lambda codes: e8m0(codes).masked_fill(codes == 254, math.nan),
+            "you read the byte with a sign, from -128 to 127; it should be from 0 to 255, less "
+            "127": lambda codes: torch.exp2(codes.to(torch.int8).float()),
+            "you read the byte with a sign before you subtract 127, so 128 and above become "
+            "negative; it should be from 0 to 255":
+                lambda codes: torch.exp2(codes.to(torch.int8).float() - 127).masked_fill(
+                    codes == 255, math.nan),
+            "you take powers of the whole number 2, which have no fractions; it should be 2.0 "
+            "** (b - 127), a float": lambda codes: 2 ** (codes.int() - 127),
+            "you multiply b - 127 by 2; it should be 2 to that power":
+                lambda codes: (codes.float() - 127) * 2,
+            "you divide the byte by 127; it should be subtracted, 2^(b - 127)":
+                lambda codes: torch.exp2(codes.float() / 127),
+            "you return a list; it should be a tensor of the shape of `codes`":
+                lambda codes: e8m0(codes).tolist(),
+            "you compute in float16, which ends at 2^-24; it should be float32":
+                lambda codes: torch.exp2(codes.half() - 127).float().masked_fill(
+                    codes == 255, math.nan),
         },
         hints=(
             "By hand: 127 gives 1, 128 gives 2, 124 gives 1/8.",
@@ -389,6 +478,33 @@ CHECKS = [
             "numbers": _tuple_as_table,
             "you return all numbers in one row; it should be o x i":
                 lambda *args: fp4_matrix(*args).flatten(),
+            "you subtract 127 from the scales' bytes, which have no negative numbers and wrap "
+            "round; they should become floats first, as in e8m0":
+                _matrix_with(power=lambda s: torch.exp2((s - 127).float())),
+            "you repeat the scales without an axis, which flattens all rows into one; it should "
+            "be along axis 1": _matrix_with(spread=lambda s: s.repeat_interleave(32)),
+            "you repeat the scales along axis 0; it should be axis 1, the columns":
+                _matrix_with(spread=lambda s: s.repeat_interleave(32, 0)),
+            "you repeat each scale 16 times; a scale serves 32 numbers":
+                _matrix_with(spread=lambda s: s.repeat_interleave(16, 1)),
+            "you do not repeat the scales; each should serve 32 columns":
+                _matrix_with(spread=lambda s: s),
+            "you take 126 for the scale's bias; it should be 127":
+                _matrix_with(power=lambda s: e8m0(s) * 2),
+            "you leave the bias out of the scale; it should be 2^(byte - 127)":
+                _matrix_with(power=lambda s: torch.exp2(s.float())),
+            "you multiply with byte - 127; the scale should be 2 to that power":
+                _matrix_with(power=lambda s: s.float() - 127),
+            "you read the scale's byte as an E4M3 number; it should be 2^(byte - 127)":
+                _matrix_with(power=lambda s: s.view(torch.float8_e4m3fn).float()),
+            "your numbers are float64; they should be float32":
+                lambda *args: fp4_matrix(*args).double(),
+            "you return the matrix transposed; it should be o x i, one row after the other":
+                lambda *args: fp4_matrix(*args).T,
+            "you take one code from a byte, its low half; it holds two": _one_code,
+            "you view the bytes as o x i; a byte holds two numbers, so it should be o x i/2":
+                lambda data, scales, o, i: torch.frombuffer(
+                    bytearray(data), dtype=torch.uint8).view(o, i),
         },
         hints=(
             "torch.frombuffer(bytearray(data), dtype=torch.uint8).view(o, i // 2) gives the bytes "
@@ -457,6 +573,51 @@ CHECKS = [
                 _bytes_with(own=lambda name, i: True),
             "you count scales of four bytes; E8M0 should have one byte": _bytes_with(scale=4),
             "you count scales of two bytes; E8M0 should have one byte": _bytes_with(scale=2),
+            "you count one scale for each matrix; it should be one for 128 x 128 numbers of "
+            "FP8, and for 32 columns of a row of FP4":
+                _bytes_with(fp8=lambda shape: 1, fp4=lambda shape: 1),
+            "you count one FP8 scale for 128 rows of a column; it should be one for 128 x 128":
+                _bytes_with(fp8=_blocks(128, 1)),
+            "you count FP8 scales in blocks of 64 x 64; they should be of 128 x 128":
+                _bytes_with(fp8=_blocks(64, 64)),
+            "you round the number of FP8 blocks to the nearest; an incomplete block has a scale "
+            "too, so round up": _bytes_with(fp8=_blocks(128, 128, round)),
+            "you count two bytes for every number; it should be 1 for FP8, a half for FP4, 2 "
+            "for BF16, 4 for F32, 8 for I64": _bytes_with(**_all_of_two_bytes()),
+            "you count two bytes for every number, and no scales; the formats have different "
+            "sizes, and FP8 and FP4 have scales":
+                _bytes_with(**_all_of_two_bytes(), fp8=_none, fp4=_none),
+            "you leave out tensors of I64; the tables of the hash layers should be 8 bytes a "
+            "number": _bytes_with(each=(("I64", 0),)),
+            "you leave out tensors of F32; they should be 4 bytes a number":
+                _bytes_with(each=(("F32", 0),)),
+            "you leave out tensors of BF16; they should be 2 bytes a number":
+                _bytes_with(each=(("BF16", 0),)),
+            "you leave out tensors of F32 and I64; they should be 4 and 8 bytes a number":
+                _bytes_with(each=(("F32", 0), ("I64", 0))),
+            "you count int64 as one byte a number; the tables of the hash layers should be 8":
+                _bytes_with(each=(("I64", 1),)),
+            "you count int64 as two bytes a number; the tables of the hash layers should be 8":
+                _bytes_with(each=(("I64", 2),)),
+            "you count int64 and float32 as two bytes a number; they should be 8 and 4":
+                _bytes_with(each=(("I64", 2), ("F32", 2))),
+            "you compare the number in the second part of the name alone, so the MTP block "
+            "counts too; names should begin with layers":
+                _bytes_with(own=lambda name, i: name.split(".")[1:2] == [str(i)]),
+            "you count from 1, so it is the next layer; layers are numbered from 0, as in the "
+            "names": _bytes_with(own=lambda name, i: _named(name, i + 1)),
+            "you count the feed-forward part alone; attention, norms and mHC belong to the "
+            "layer too": _bytes_with(own=lambda name, i: name.startswith(f"layers.{i}.ffn")),
+            "you count the attention alone; experts, norms and mHC belong to the layer too":
+                _bytes_with(own=lambda name, i: name.startswith(f"layers.{i}.attn")),
+            "you compare names without the dot after the number, and leave the scales out; "
+            "layer 4 gets layers 40 to 42 then, and FP8 and FP4 have scales":
+                _bytes_with(own=lambda name, i: name.startswith(f"layers.{i}"), fp8=_none,
+                            fp4=_none),
+            "you count an FP4 number as a whole byte, and leave the scales out; two should "
+            "share one, and FP8 and FP4 have scales":
+                _bytes_with(each=(("FP4", 1),), fp8=_none, fp4=_none),
+            "you add scales to BF16 too; only FP8 and FP4 have them": _with_bf16_scales,
         },
         hints=(
             "Walk through layout.tensors(config).items() and take the names that begin with "

@@ -48,6 +48,38 @@ def _backwards(logits, ids, wrote):
     return reply_loss(logits.flip(1), ids.flip(1), wrote.flip(1))
 
 
+def _reply_from(losses, mask=lambda wrote: wrote[:, 1:], divisor=lambda wrote: wrote[:, 1:].sum()):
+    """A version with other losses(logits, ids), B T-1, another mask and divisor."""
+    def wrong(logits, ids, wrote):
+        return (losses(logits, ids) * mask(wrote)).sum() / divisor(wrote)
+    return wrong
+
+
+def _next_losses(logits, ids):
+    return F.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
+
+
+def _losses_backwards(logits, ids):
+    return F.cross_entropy(logits[:, 1:].transpose(1, 2), ids[:, :-1], reduction="none")
+
+
+def _minus_probability(logits, ids):
+    return -logits[:, :-1].softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+
+
+def _two_ahead(logits, ids, wrote):
+    losses = F.cross_entropy(logits[:, :-2].transpose(1, 2), ids[:, 2:], reduction="none")
+    return losses[wrote[:, 2:]].mean()
+
+
+def _chosen_first(logits, ids, wrote):
+    return F.cross_entropy(logits[wrote][:-1], ids[wrote][1:])
+
+
+def _prompt_as_token_0(logits, ids, wrote):
+    return _next_losses(logits, ids * wrote).mean()
+
+
 def _reply_cases(rng):
     for label, wrote in (("one conversation", [[0, 0, 0, 1, 1, 1]]),
                          ("replies of two lengths", [[0, 0, 1, 1, 1, 1, 0], [0, 0, 0, 0, 1, 1, 0]]),
@@ -198,14 +230,14 @@ def _any_token(p, o, m):
 
 def _kept_cases(rng):
     """Answers that tell the mistakes apart: long ones drift a little, short ones far."""
-    length = torch.tensor([6, 6, 2, 2, 1, 3, 6, 4, 5, 3])
-    drift = torch.tensor([0.06, 0.3, 0.18, 0.3, -2.0, -0.3, 0.06, 0.3, 0.35, 0.02])
-    A = torch.tensor([-0.5, -0.5, -0.25, 0.75, -0.5, 0.5, 0.75, -0.25, 0.0, -0.5])
+    length = torch.tensor([6, 6, 2, 2, 1, 3, 6, 4, 5, 3, 5, 4])
+    drift = torch.tensor([0.06, 0.3, 0.18, 0.3, -2.0, -0.3, 0.06, 0.3, 0.35, 0.02, 0.6, -0.5])
+    A = torch.tensor([-0.5, -0.5, -0.25, 0.75, -0.5, 0.5, 0.75, -0.25, 0.0, -0.5, -0.5, -0.5])
     for label, scale in (("some drift", 1.0), ("a little more", 1.1)):
         mask = torch.arange(6) < length[:, None]
-        wobble = 0.05 * torch.randn(10, 6, generator=rng) * mask
+        wobble = 0.05 * torch.randn(len(A), 6, generator=rng) * mask
         wobble = (wobble - wobble.sum(1, keepdim=True) / length[:, None]) * mask
-        old = -0.5 - torch.rand(10, 6, generator=rng)
+        old = -0.5 - torch.rand(len(A), 6, generator=rng)
         drifted = old - scale * drift[:, None] - wobble
         logprobs = torch.where(mask, drifted, torch.full_like(old, -4.0))
         yield label, (logprobs, old, A, mask, 0.2)
@@ -232,10 +264,17 @@ def _for_all(function):
     return lambda table: torch.tensor([float(function(*row)) for row in table], dtype=torch.float64)
 
 
+@_for_all
+def _by_factorials(n, c, k):
+    wrong = math.factorial(n - c) / math.factorial(n - c - k)
+    return 1 - wrong * math.factorial(n - k) / math.factorial(n)
+
+
 def _pass_cases(rng):
     yield "k = 1", ([(4, 1, 1), (10, 3, 1), (7, 7, 1)],)
     yield "larger k", ([(4, 1, 2), (8, 2, 4), (16, 3, 5), (10, 0, 5)],)
     yield "fewer wrong answers than k", ([(6, 4, 3), (5, 5, 5), (8, 7, 2)],)
+    yield "as many wrong answers as k", ([(5, 2, 3), (6, 3, 3), (4, 3, 1)],)
 
 
 CHECKS = [
@@ -274,6 +313,38 @@ CHECKS = [
             "you return one loss for each token; it should be their mean":
                 lambda logits, ids, wrote: F.cross_entropy(
                     logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none") * wrote[:, 1:],
+            "you count a token only if the one before it is the assistant's too, so the first "
+            "of each reply is lost; only who wrote the predicted token should decide":
+                _reply_from(_next_losses, lambda wrote: wrote[:, 1:] & wrote[:, :-1],
+                            lambda wrote: (wrote[:, 1:] & wrote[:, :-1]).sum()),
+            "you count a token if the one before it is the assistant's as well; only who wrote "
+            "the predicted token should decide":
+                _reply_from(_next_losses, lambda wrote: wrote[:, 1:] | wrote[:, :-1],
+                            lambda wrote: (wrote[:, 1:] | wrote[:, :-1]).sum()),
+            "you pick the assistant's tokens first and shift then, so the first of a reply is "
+            "lost and replies run into each other; you should shift first": _chosen_first,
+            "you compare with the token after the next; it should be the next": _two_ahead,
+            "you divide by the number of the assistant's tokens that are read, wrote[:, :-1]; "
+            "it should be those that are predicted, wrote[:, 1:]":
+                _reply_from(_next_losses, divisor=lambda wrote: wrote[:, :-1].sum()),
+            "you divide by all tokens of `ids`; it should be the number of tokens that count":
+                _reply_from(_next_losses, divisor=torch.numel),
+            "you set the prompt's targets to token 0 and count them; they should be left out":
+                _prompt_as_token_0,
+            "you shift the wrong way, and your mask is one place off; the logits at t should be "
+            "compared with token t + 1, where the assistant wrote it":
+                _reply_from(_losses_backwards),
+            "you do not shift the targets, and divide by all positions; the logits at t should "
+            "be compared with token t + 1, and the mean be over the tokens that count":
+                _reply(False, lambda wrote: wrote, "all"),
+            "you take minus the probability; it should be minus its logarithm":
+                _reply_from(_minus_probability),
+            "you give cross_entropy B T V, and it takes axis 1 for the vocabulary; flatten B "
+            "and T first, or transpose to B V T":
+                lambda logits, ids, wrote: F.cross_entropy(
+                    logits[:, :-1], ids[:, 1:], reduction="none")[wrote[:, 1:]].mean(),
+            "you mask the logits and count every target; it is the losses that should be masked":
+                lambda logits, ids, wrote: _next_losses(logits * wrote[..., None], ids).mean(),
         },
         hints=(
             "Two shifts by one place: logits against targets, and the mask against the logits.",
@@ -329,6 +400,30 @@ CHECKS = [
                 lambda rewards, group: -advantages(rewards, group),
             "you return prompts x group; it should be flat, one number for each answer":
                 lambda rewards, group: advantages(rewards, group).view(-1, group),
+            "you divide by the group's variance; it should be the difference alone":
+                _grouped(lambda groups: (groups - groups.mean(1, keepdim=True))
+                         / groups.var(1, keepdim=True)),
+            "you divide by the group's standard deviation with a larger number added; it should "
+            "be the difference alone":
+                _grouped(lambda groups: (groups - groups.mean(1, keepdim=True))
+                         / (groups.std(1, keepdim=True) + 1e-4)),
+            "you divide by the size of the group; the difference from the mean should stay as "
+            "it is": lambda rewards, group: advantages(rewards, group) / group,
+            "you drop the signs; worse than the mean should be negative":
+                lambda rewards, group: advantages(rewards, group).abs(),
+            "you compare with the first answer of the group; it should be the mean":
+                _grouped(lambda groups: groups - groups[:, :1]),
+            "you compare with the answer before it; it should be the mean of the group":
+                lambda rewards, group: rewards - rewards.roll(1),
+            "you repeat the means as a whole, a b a b; each should come `group` times in a run, "
+            "a a b b":
+                lambda rewards, group: rewards - rewards.view(-1, group).mean(1).repeat(group),
+            "you subtract the groups' means from all rewards, and the sizes do not fit; each "
+            "group should have its own mean beside it":
+                lambda rewards, group: rewards - rewards.view(-1, group).mean(1),
+            "you flatten prompts and answers in the wrong order; the result should stand as the "
+            "rewards do, group after group":
+                lambda rewards, group: advantages(rewards, group).view(-1, group).T.flatten(),
         },
         hints=(
             "Answers of one prompt are neighbours: the first `group` rewards belong together, "
@@ -384,6 +479,24 @@ CHECKS = [
             "you return the mean of each answer; it should be one number for each token":
                 lambda *args: clipped_gain(*args).mean(1),
             "you multiply B R with B; A needs a second axis, so that it should be B 1": _by_token,
+            "you clip bad answers only; good ones should be bounded from above":
+                _gain(_least, high=lambda clip: None),
+            "your upper bound is 1; it should be 1 + clip": _gain(_least, high=lambda clip: 1),
+            "your lower bound is 1; it should be 1 - clip": _gain(_least, low=lambda clip: 1),
+            "you take the exponential of the ratio; it is a quotient of probabilities already":
+                lambda ratio, A, clip: clipped_gain(ratio.exp(), A, clip),
+            "you take the logarithm of the ratio; it should be the ratio itself":
+                lambda ratio, A, clip: clipped_gain(ratio.log(), A, clip),
+            "you drop the sign of A; bad answers should have a negative gain":
+                lambda ratio, A, clip: clipped_gain(ratio, A.abs(), clip),
+            "you return minus the maximum; it should be the minimum, without a minus":
+                _gain(lambda ratio, clamped, A: -torch.maximum(ratio * A, clamped * A)),
+            "you set tokens outside the bounds to 0; it should be the minimum of ratio A and "
+            "clamped ratio A": _gain(lambda ratio, clamped, A: ratio * A * (ratio == clamped)),
+            "you return the sum; it should be one number for each token":
+                lambda *args: clipped_gain(*args).sum(),
+            "you return the smallest of all; it should be one number for each token":
+                lambda *args: clipped_gain(*args).min(),
         },
         hints=(
             "Two candidates for each token, ratio A and clamped ratio A. Which one is the more "
@@ -442,6 +555,43 @@ CHECKS = [
                 with_gradient(lambda p, o, f: (p - o).exp() * (f - p).exp() - (f - p) - 1),
             "you return the mean; it should be one number for each token":
                 with_gradient(lambda p, o, f: kl_estimate(p, o, f).mean()),
+            "you divide logarithms in both quotients, as if they were probabilities; a quotient "
+            "should be exp of a difference of logs":
+                with_gradient(lambda p, o, f: p / o * (f / p - (f / p).log() - 1)),
+            "you divide logarithms for r, as if they were probabilities; r should be "
+            "exp(reference - logprobs)":
+                with_gradient(lambda p, o, f: (p - o).exp() * (f / p - (f / p).log() - 1)),
+            "you divide logarithms for r and leave out the ratio; r should be exp(reference - "
+            "logprobs), and the ratio exp(logprobs - old)":
+                with_gradient(lambda p, o, f: f / p - (f / p).log() - 1),
+            "you leave out exp, so that r and log r cancel; it should be exp(log r) - log r - 1":
+                _kl(body=lambda s: s - s - 1),
+            "your ratio compares pi_ref with pi_old; it should be pi / pi_old":
+                _kl(ratio=lambda p, o, f: (f - o).exp()),
+            "you exchange pi_old and pi_ref; it should be pi / pi_old for the ratio and r = "
+            "pi_ref / pi": _kl(ratio=lambda p, o, f: (p - f).exp(), log_r=lambda p, o, f: o - p),
+            "your r compares pi_old with pi; it should be pi_ref / pi":
+                _kl(log_r=lambda p, o, f: o - p),
+            "you clip the ratio; here it should stay as it is":
+                _kl(ratio=lambda p, o, f: (p - o).exp().clamp(0.8, 1.2)),
+            "you take the logarithm with base 2; it should be the natural one":
+                _kl(body=lambda s: s.exp() - s / math.log(2) - 1),
+            "you add the ratio; the estimate should be multiplied with it":
+                with_gradient(lambda p, o, f: (p - o).exp() + (f - p).exp() - (f - p) - 1),
+            "you weigh with the probability pi; tokens are sampled already, so it should be the "
+            "ratio": _kl(ratio=lambda p, o, f: p.exp()),
+            "you compute the terms of the KL, pi log(pi / pi_ref); it should be ratio (r - log "
+            "r - 1)": _kl(ratio=lambda p, o, f: p.exp(), body=lambda s: -s),
+            "your values are right, but you detach the ratio and r; the gradient should flow "
+            "through both":
+                with_gradient(lambda p, o, f: (p - o).exp().detach() * (
+                    (f - p).exp().detach() - (f - p) - 1)),
+            "your values are right, but you detach r in its first place; the gradient should "
+            "flow through it there too": _kl(body=lambda s: s.exp().detach() - s - 1),
+            "you return the sum; it should be one number for each token":
+                with_gradient(lambda p, o, f: kl_estimate(p, o, f).sum()),
+            "you return the mean of each answer; it should be one number for each token":
+                with_gradient(lambda p, o, f: kl_estimate(p, o, f).mean(-1)),
         },
         hints=(
             "Two quotients: ratio = pi / pi_old says how much likelier a token is now; r = pi_ref "
@@ -493,6 +643,23 @@ CHECKS = [
                 _kept(drift=lambda p, o, m: ((o - p) * m).sum() / m.sum()),
             "you decide token by token; a whole answer should stay or go": _per_token,
             "you return True and False; it should be 1.0 and 0.0": lambda *args: kept(*args).bool(),
+            "you square the differences of the logs, so answers that became likelier go too; it "
+            "should be log(pi_old / pi) itself":
+                _kept(drift=lambda p, o, m: ((o - p).square() * m).sum(1) / m.sum(1)),
+            "you compare the drift with -bound; it should exceed +bound":
+                _kept(out=lambda bad, drift, bound: bad & (drift > -bound)),
+            "you compare the quotient pi_old / pi with 1 + bound; it should be its logarithm, "
+            "with the bound": _kept(out=lambda bad, drift, bound: bad & (drift.exp() > 1 + bound)),
+            "you compare the quotient pi / pi_old with the bound; it should be log(pi_old / pi) "
+            "> bound": _kept(out=lambda bad, drift, bound: bad & ((-drift).exp() < bound)),
+            "you take differences of probabilities; it should be those of their logarithms":
+                _kept(drift=lambda p, o, m: ((o.exp() - p.exp()) * m).sum(1) / m.sum(1)),
+            "you multiply with A; it should be 1 or 0 for each answer":
+                lambda p, o, A, *rest: A * kept(p, o, A, *rest),
+            "you return one number for each token; it should be one for each answer":
+                lambda p, o, A, mask, bound: kept(p, o, A, mask, bound)[:, None] * mask,
+            "you return whole numbers; it should be 1.0 and 0.0, floats":
+                lambda *args: kept(*args).int(),
         },
         hints=(
             "For each answer one number: the mean over its tokens of old - logprobs. Positive: it "
@@ -529,6 +696,39 @@ CHECKS = [
                 _for_all(lambda n, c, k: 1 - comb(n - c, k) // comb(n, k)),
             "you exchange n - c and n; it should be 1 - (n - c over k) / (n over k)":
                 _for_all(lambda n, c, k: 1 - comb(n, k) / comb(n - c, k)),
+            "you return 0 where fewer than k answers are wrong; one of k is right there for "
+            "sure, so it should be 1":
+                _for_all(lambda n, c, k: 0.0 if n - c < k else pass_at_k(n, c, k)),
+            "you return 1 where exactly k answers are wrong; all k can be wrong then, so only "
+            "fewer than k should give 1":
+                _for_all(lambda n, c, k: 1.0 if n - c <= k else pass_at_k(n, c, k)),
+            "you return 0 where exactly k answers are wrong, or fewer; fewer should give 1, and "
+            "exactly k the formula":
+                _for_all(lambda n, c, k: 0.0 if n - c <= k else pass_at_k(n, c, k)),
+            "you return 0 where fewer than k answers are right; one right answer should be "
+            "enough": _for_all(lambda n, c, k: 0.0 if c < k else pass_at_k(n, c, k)),
+            "you return 1 where at least k answers are right; it should be so only where fewer "
+            "than k are wrong": _for_all(lambda n, c, k: 1.0 if c >= k else pass_at_k(n, c, k)),
+            "you take factorials of negative numbers where fewer than k answers are wrong; "
+            "there it should be 1": _by_factorials,
+            "you divide by n in each factor; after each answer one less is left, so it should "
+            "be n, n - 1, n - 2, ...":
+                _for_all(lambda n, c, k: 1 - math.prod((n - c - i) / n for i in range(k))),
+            "you leave out the last factor; it should be k factors, (n - c - i) / (n - i) for i "
+            "from 0 to k - 1":
+                _for_all(lambda n, c, k: 1 - math.prod(
+                    (n - c - i) / (n - i) for i in range(k - 1))),
+            "you sample with replacement, and compute that all k are wrong; it should be 1 "
+            "minus that, with different answers": _for_all(lambda n, c, k: (1 - c / n) ** k),
+            "you sample with replacement, and compute that all k are right; it should be at "
+            "least one of k different answers": _for_all(lambda n, c, k: (c / n) ** k),
+            "you choose from n - k; it should be k from the n - c wrong answers":
+                _for_all(lambda n, c, k: 1 - comb(n - k, c) / comb(n, k)),
+            "you count orders above the line and choices below; both should be choices":
+                _for_all(lambda n, c, k: 1 - math.perm(n - c, k) / comb(n, k)),
+            "you exchange k and c and sample with replacement, 1 - (1 - k / n)^c; it should be "
+            "1 minus the probability that all k are wrong":
+                _for_all(lambda n, c, k: 1 - (1 - k / n) ** c),
         },
         hints=(
             "Ask for the opposite: how likely is it that all k are wrong?",
