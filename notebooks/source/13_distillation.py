@@ -767,6 +767,12 @@ def everywhere(parts):
             for name, texts in parts.items()}
 
 
+def forward_kl(student, teacher):
+    """KL(teacher || student) at each position. student, teacher: N V, logits -> N."""
+    logp, logq = student.log_softmax(-1), teacher.log_softmax(-1)
+    return F.kl_div(logp, logq, reduction="none", log_target=True).sum(-1)
+
+
 def broken(steps=5, first=10_000, change=lambda parts: parts, **fault):
     """The mean KL to the right teachers after a few steps of a recipe."""
     model, settings = copy.deepcopy(start).train(), replace(SETTINGS, steps=8)
@@ -783,7 +789,7 @@ def broken(steps=5, first=10_000, change=lambda parts: parts, **fault):
 other = dict(zip(FAMILIES, FAMILIES[::-1]))
 recipes = {"no step": dict(steps=0), "as it is": {},
            "as it is, other problems": dict(first=20_000),
-           "KL turned round": dict(kl=lambda s, t: reverse_kl(t, s)),
+           "KL turned round": dict(kl=forward_kl),
            "wrong head": dict(head_of=other.get),
            "prompt counts too": dict(change=everywhere)}
 after = {name: broken(**recipe) for name, recipe in recipes.items()}
