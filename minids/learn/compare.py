@@ -158,7 +158,10 @@ def _wide(tensor: torch.Tensor) -> torch.Tensor:
 def _values(a, b, actual, expected, atol, rtol) -> str:
     """What to say of values that differ. a, b: actual and expected in double precision."""
     if expected.is_floating_point() and not torch.isfinite(a[torch.isfinite(b)]).all():
-        return "the result has inf or nan where it should be finite: the numbers run away"
+        if torch.isinf(a[torch.isfinite(b)]).any():
+            return "the result is infinite where it should be finite: the numbers run away"
+        return ("the result is nan where it should be finite: 0 / 0, the mean of nothing, or "
+                "numbers that run away?")
     wrong = ~torch.isclose(a, b, rtol=rtol, atol=atol if expected.is_floating_point() else 0.0,
                            equal_nan=True)
     if not expected.is_floating_point():

@@ -255,13 +255,23 @@ def _error(exercise: Check, attempt, args, error: BaseException) -> str:
     text = f"{type(error).__name__}: {_message(error)}"
     if isinstance(error, TypeError) and (advice := _signature_advice(exercise, attempt, args)):
         return f"{text}. {advice}"
-    if line := _line(attempt, error):
-        text += f", in the line `{line}`"
+    line = _line(attempt, error)
     if suggestion := _nearest(attempt, error):
-        return f"{text}. Did you mean `{suggestion}`?"
-    if any(words in text for words in SIZES):
-        return f"{text}. Is keepdim=True, or `[:, None]`, missing?"
-    return text
+        advice = f". Did you mean `{suggestion}`?"
+    elif any(words in text for words in SIZES):
+        advice = _size_advice(line)
+    else:
+        advice = ""
+    return text + (f", in the line `{line}`" if line else "") + advice
+
+
+def _size_advice(line: str) -> str:
+    """What may be wrong with sizes that do not fit, by the line of code where they meet."""
+    if "repeat_interleave(" in line and "dim=" not in line:
+        return ". Without dim=, repeat_interleave flattens"
+    if "keepdim" in line or "None" in line:
+        return ""
+    return ". Is keepdim=True, or `[:, None]`, missing?"
 
 
 def _message(error: BaseException) -> str:

@@ -153,6 +153,10 @@ def test_not_implemented_counts_as_empty_only_in_the_attempt_itself(capsys):
 
 # ---- errors ----
 
+def without_an_axis(x):
+    return x + torch.ones(3)
+
+
 @pytest.mark.parametrize("attempt, message", [
     (lambda x: x[0], "expected shape (7,), found ()"),
     (lambda x: F.softplus(x).sqrt().double(),
@@ -168,7 +172,7 @@ def test_not_implemented_counts_as_empty_only_in_the_attempt_itself(capsys):
     (torch.ones(3), "Expected a function, found Tensor"),
     (lambda x: F.softpluss(x).sqrt(), "Did you mean `softplus`?"),
     (lambda x: xs + 1, "Did you mean"),  # noqa: F821
-    (lambda x: x + torch.ones(3), "Is keepdim=True, or `[:, None]`, missing?"),
+    (without_an_axis, "Is keepdim=True, or `[:, None]`, missing?"),
     (lambda x: sys.exit("bye"), "raised SystemExit: bye"),
     (lambda x: F.softplus(x).sqrt().to_sparse(), "expected a dense tensor"),
     (lambda x: F.softplus(x).sqrt().to("meta"), "on the device cpu, found one on meta"),
@@ -373,7 +377,7 @@ def test_nan_and_inf_are_no_evidence_for_a_mistake(monkeypatch, capsys):
                        "you take log of it": lambda x: (x - 9).log()})
     for attempt in (lambda x: x * torch.inf, lambda x: x * torch.nan):
         check("x", attempt)
-        assert "the numbers run away" in (out := said(capsys)) and "Likely" not in out
+        assert "run away" in (out := said(capsys)) and "Likely" not in out
 
 
 def test_overflow_in_one_case_is_named(monkeypatch, capsys):
