@@ -661,7 +661,7 @@ def with_gradients(loss_of):
                 "indexer": torch.cat([g.flatten() for g in found[3:]])}
     return both
 
-
+# %%
 sees = visible(70, 17, M)
 weights = (torch.rand(2, 70, 4, 17, generator=torch.Generator().manual_seed(9)) / 20
            * sees[:, None])
