@@ -79,9 +79,11 @@ def test_a_lesson_is_run_answered_saved_and_found_again(lab, open_notebook, less
 
 @pytest.mark.parametrize("lesson", ["00", "07"])
 def test_code_fits_and_outputs_are_accessible(lab, open_notebook, lesson):
-    """As shipped, at 1366 pixels: no visible code scrolls sideways; axe-core finds nothing serious.
-    """
+    """As shipped, at 1366 pixels: no visible code scrolls sideways, folded outputs show nothing of
+    the answer, and axe-core finds nothing serious."""
     notebook = open_notebook(lab.start(lesson))
+    folded = notebook.page.locator(".jp-OutputPlaceholder")
+    assert folded.count() > 3 and folded.locator(".jp-PlaceholderText:visible").count() == 0
     too_wide, found = [], set()
     for cell in notebook.ids("true"):
         code = notebook.select(cell).locator(".cm-scroller")
