@@ -51,14 +51,12 @@ def wait_for(server: subprocess.Popen) -> int:
 def command(folder: Path, lesson: str, options=()) -> list[str]:
     """The command line of JupyterLab, at a lesson in `folder`.
 
-    Its address is that of the lesson, also where no browser opens. It hides the first line of
-    folded outputs, offers the kernel of this environment only, and keeps the list of open tabs with
-    the copies.
+    Its address is that of the lesson, also where no browser opens. It offers the kernel of this
+    environment only, and keeps the list of open tabs with the copies.
     """
     return [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder}",
             f"--LabApp.default_url=/lab/tree/{lesson}.ipynb",
             f"--LabApp.workspaces_dir={folder / '.minids' / 'workspaces'}",
-            "--LabApp.custom_css=True", f"--ServerApp.static_custom_path={SETTINGS / 'custom'}",
             "--KernelSpecManager.allowed_kernelspecs=python3", "--Application.log_level=WARN",
             *options]
 
@@ -73,6 +71,7 @@ def environment(stack: ExitStack) -> dict[str, str]:
     # Code of this clone goes before that of another one, kernels of this environment before others.
     put_first(env, "PYTHONPATH", paths.ROOT)
     put_first(env, "JUPYTER_PATH", Path(sys.prefix, "share", "jupyter"))
+    put_first(env, "JUPYTER_PATH", SETTINGS)        # labextensions/
     put_first(env, "JUPYTER_CONFIG_PATH", SETTINGS)
     if not all(map(usable, (jupyter_config_dir(), jupyter_data_dir(), jupyter_runtime_dir()))):
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="minids-")))

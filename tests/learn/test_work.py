@@ -596,7 +596,9 @@ def test_jupyterlab_opens_the_copy_with_our_kernel_and_settings(course, monkeypa
     with ExitStack() as stack:
         env = jupyter.environment(stack)
     assert env["PYTHONPATH"] == f"{course}{os.pathsep}/elsewhere"
-    assert env["JUPYTER_PATH"].startswith(sys.prefix)
+    extensions, share = env["JUPYTER_PATH"].split(os.pathsep)[:2]
+    assert os.path.isfile(os.path.join(extensions, "labextensions", "minids", "package.json"))
+    assert share.startswith(sys.prefix)
     settings = env["JUPYTER_CONFIG_PATH"].split(os.pathsep)[0]
     with open(os.path.join(settings, "labconfig", "default_setting_overrides.json")) as file:
         overrides = json.load(file)
