@@ -39,6 +39,11 @@ test-fast: setup ## the quick unit tests, without notebooks: two to four minutes
 test-all: test ## the same as test, then the teacher's edition: every solution must pass its check
 	@export MINIDS_STRICT=1; $(SHIPPED) --solved && $(PYTEST) $(NBVAL) "$$home/lessons"
 
+test-browser: setup ## a learner's day in JupyterLab, in headless Chromium: ten minutes
+	@$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -r tests/browser/requirements.txt
+	@test -n "$(CHROMIUM)" || command -v chromium chromium-browser google-chrome >/dev/null || $(PY) -m playwright install chromium
+	@$(PY) -m pytest --override-ini addopts= tests/browser
+
 lessons: setup ## build both editions of all lessons, or of some: make lessons LESSONS="00 08"
 	@$(PY) -m minids course build $(LESSONS)
 	@$(PY) -m minids course lint
@@ -48,11 +53,6 @@ lint: setup ## check style (ruff), types (mypy, if it is configured) and lessons
 	@$(PY) -m ruff check --select F --ignore F401,F811 --config 'exclude=[]' notebooks/source
 	@! grep -q '^\[tool\.mypy\]' pyproject.toml || $(PY) -m mypy
 	@$(PY) -m minids course lint
-
-test-browser: setup ## a learner's day in JupyterLab, in headless Chromium: ten minutes
-	@$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -r tests/browser/requirements.txt
-	@test -n "$(CHROMIUM)" || command -v chromium chromium-browser google-chrome >/dev/null || $(PY) -m playwright install chromium
-	@$(PY) -m pytest --override-ini addopts= tests/browser
 
 bench: setup ## benchmarks: run them on an otherwise idle machine
 	@$(PY) -m pytest -s --override-ini addopts= tests/benchmarks

@@ -70,7 +70,7 @@ def work() -> Path:
 
 def _own(folder: Path) -> bool:
     """Whether a folder can be written to and is this user's. The superuser owns everything."""
-    user = os.getuid() if hasattr(os, "getuid") else 0
+    user = getattr(os, "getuid", lambda: 0)()           # Windows has none
     return os.access(folder, os.W_OK) and user in (0, folder.stat().st_uid)
 
 

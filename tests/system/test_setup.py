@@ -282,7 +282,7 @@ def test_help_lists_every_command(clone):
     text = (clone / "Makefile").read_text()
     commands = next(line for line in text.splitlines() if line.startswith(".PHONY")).split()[1:]
     assert [line.split()[0] for line in lines] == commands
-    assert all(line[11] == " " and line[12] != " " for line in lines)   # no tab, whatever the sed
+    assert all(line[13] == " " and line[14] != " " for line in lines)   # no tabs
 
 
 def test_an_unsuitable_python_is_refused(clone, monkeypatch):
