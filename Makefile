@@ -33,7 +33,7 @@ lab: setup ## open the course in JupyterLab: make lab LESSON=07 ARGS="--no-brows
 test: $(if $(LESSON),setup,lint) ## lint, all tests, all notebooks; one lesson: make test LESSON=04
 	@$(SHIPPED) && $(PYTEST) $(NBVAL) $(if $(LESSON),tests/checks/test_checks_$(LESSON).py,tests) "$$home/lessons"
 
-test-fast: setup ## the quick unit tests, without notebooks: two to four minutes
+test-fast: setup ## the quick unit tests, without notebooks: four to five minutes
 	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && $(PYTEST) -m "not slow" tests
 
 test-all: test ## the same as test, then the teacher's edition: every solution must pass its check

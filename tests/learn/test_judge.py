@@ -45,6 +45,7 @@ def test_a_right_answer_passes_and_is_recorded(name, capsys):
     assert len(find(name).hints) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_known_mistake_is_named(name, monkeypatch):
     exercise = find(name)
