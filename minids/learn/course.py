@@ -201,7 +201,7 @@ def _failed_cell(notebook) -> tuple:
 def _normalise(notebook) -> None:
     """Reduce the outputs to what does not change between runs.
 
-    Each stream becomes one output; widget handles and all metadata except `alt` are removed.
+    Each stream becomes one output; widget handles and all metadata are removed.
     """
     count = 0
     for cell in notebook.cells:
@@ -227,9 +227,7 @@ def _normalised(outputs, count: int) -> list:
         elif "data" in out:
             # A widget's handle is useless without its kernel.
             out.data.pop("application/vnd.jupyter.widget-view+json", None)
-            alts = {mime: {"alt": out.metadata[mime]["alt"]} for mime in out.data
-                    if "alt" in out.metadata.get(mime, {})}
-            out.metadata = nbformat.from_dict(alts)
+            out.metadata = nbformat.from_dict({})
             if out.output_type == "execute_result":
                 out.execution_count = count
         result.append(out)

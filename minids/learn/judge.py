@@ -315,11 +315,6 @@ def _signature_advice(exercise: Check, attempt, args) -> str | None:
         signature.bind(*args)
     except TypeError:
         return f"The check calls it with ({', '.join(wanted)}); yours takes {signature}"
-    return _exchanged(signature, wanted)
-
-
-def _exchanged(signature: inspect.Signature, wanted: list[str]) -> str | None:
-    """What to say of parameters that stand in another order."""
     have = [*signature.parameters][:len(wanted)]
     if have != wanted and sorted(have) == sorted(wanted):
         return f"It should take ({', '.join(wanted)}), in this order; yours takes {signature}"
@@ -333,12 +328,8 @@ def _described(exercise: Check, attempt, wrong: list[Outcome]) -> str:
     first = wrong[0]
     if first.difference is None:
         return first.problem
-    try:
-        wanted = [*inspect.signature(exercise.reference).parameters][:len(first.args)]
-        if advice := _exchanged(inspect.signature(attempt), wanted):
-            return advice
-    except (TypeError, ValueError):
-        pass
+    if advice := _signature_advice(exercise, attempt, first.args):
+        return advice
     pairs = [outcome.difference.pair for outcome in wrong
              if outcome.difference and outcome.difference.place == first.difference.place]
     if len(pairs) == len(wrong) and all(pairs) and (text := probe(pairs)):
