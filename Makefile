@@ -18,7 +18,7 @@ SHIPPED = home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && $(PY) -m minids c
 PYTEST  = MINIDS_HOME="$$home" $(PY) -m pytest --rootdir . -c pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test test-fast test-all test-browser lessons lint bench clean
+.PHONY: help setup lab test test-fast test-all test-browser lessons lint bench bench-gpu clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s%s\n", $$1, $$2 }' Makefile
@@ -56,6 +56,9 @@ lint: setup ## check style (ruff), types (mypy, if it is configured) and lessons
 
 bench: setup ## benchmarks: run them on an otherwise idle machine
 	@$(PY) -m pytest -s --override-ini addopts= tests/benchmarks
+
+bench-gpu: setup ## is what a GPU computes right, and how fast is it: at most eight minutes
+	@$(PY) tests/benchmarks/gpu.py $(ARGS)
 
 clean: ## remove .venv and caches; notebooks, data, work and runs stay
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

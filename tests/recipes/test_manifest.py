@@ -41,6 +41,12 @@ def small(tmp_path):
     return tmp_path
 
 
+def test_a_table_of_this_machine_need_not_be_listed(small):
+    (small / "records").mkdir()
+    (small / "records" / "bench-a-gpu.json").write_text("{}")
+    assert manifest.problems(small) == []
+
+
 def test_a_changed_file_is_found(small):
     (small / "b.bin").write_bytes(b"six")           # the same length
     (problem,) = manifest.problems(small)
