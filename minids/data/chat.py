@@ -25,7 +25,8 @@ line joins.
 
     system, developer    content; tools; response_format, a JSON schema for the answer. A developer
                          message is written like a user's and must have content.
-    user                 content. Consecutive user messages become one, joined by a blank line.
+    user                 content; extracted_url, a URL in it, which the task read_url asks about.
+                         Consecutive user messages become one, joined by a blank line.
     assistant            content; reasoning_content, or reasoning for short; tool_calls; prefix or
                          wo_eos, with which the message stays open for the model to continue.
     tool                 the result of a tool call. It becomes part of a user message, results in
@@ -57,6 +58,7 @@ from minids.data.special import (
     DSML,
     END_THINK,
     EOS,
+    EXTRACTED_URL,
     MARKS,
     REMINDER,
     TASKS,
@@ -100,7 +102,7 @@ ROLE_TOKEN = {"system": "", "developer": MARKS[USER], "user": MARKS[USER], "assi
               "latest_reminder": MARKS[REMINDER]}
 KEYS = {"system": {"content", "tools", "response_format", "task"},
         "developer": {"content", "tools", "response_format", "task"},
-        "user": {"content", "task"},
+        "user": {"content", "extracted_url", "task"},
         "assistant": {"content", "reasoning_content", "reasoning", "tool_calls", "prefix", "task"},
         "tool": {"content", "tool_call_id"},
         "latest_reminder": {"content", "task"}}
@@ -135,6 +137,8 @@ def reply_mask(ids, tokenizer: Tokenizer) -> list[bool]:
     True for reasoning, the `</think>` after it, the answer, tool calls and eos. False for
     everything else, including the opening `<think>` or `</think>` and the token of a task, which
     belong to the prompt. `ids` may hold several conversations, each of which starts with bos.
+    A reply counts if it follows `<Assistant>` or a task's token, which it does unless a system
+    message, a reminder or another reply stands between it and the question.
     """
     known = token_ids(tokenizer)
     eos, assistant = tokenizer.id(EOS), tokenizer.id(ASSISTANT)
@@ -295,6 +299,8 @@ def _turn(message: dict, order: dict[str, int], where: str) -> _Turn:
         return _Turn(role, [(text, None)], _reasoning(message, where), task)
     if role == "developer" and not text:
         raise MinidsError(f"{where}: expected a developer's message with content, found none")
+    if message.get("extracted_url"):
+        text += MARKS[EXTRACTED_URL] + clean(message["extracted_url"], where)
     if message.get("tools"):
         text += "\n\n" + tools.describe_tools(message["tools"], where)
     if message.get("response_format"):
@@ -346,12 +352,12 @@ def _check_message(message, where: str) -> None:
     if lost:
         raise MinidsError(f"{where}: expected a message of role {role!r} with keys of "
                           f"{', '.join(sorted(KEYS[role]))}; found {', '.join(lost)}")
-    task, call_id = message.get("task"), message.get("tool_call_id")
+    task = message.get("task")
     if task is not None and (not isinstance(task, str) or task not in TASKS):
         raise MinidsError(f"{where}: expected a task of {', '.join(TASKS)}; found {task!r:.100}")
-    if call_id is not None and not isinstance(call_id, str):
-        raise MinidsError(f'{where}: expected "tool_call_id" to be the "id" of a tool call, '
-                          f"a text; found {call_id!r:.100}")
+    for key in ("tool_call_id", "extracted_url"):
+        if message.get(key) and not isinstance(message[key], str):
+            raise MinidsError(f'{where}: expected text under "{key}", found {message[key]!r:.100}')
 
 
 def _check_mode(mode: str, modes) -> None:

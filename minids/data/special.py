@@ -22,9 +22,10 @@ from minids.errors import MinidsError
 BOS, EOS, _, USER, ASSISTANT, THINK, END_THINK = SPECIAL
 REMINDER = "<｜latest_reminder｜>"
 DSML = "｜DSML｜"
+EXTRACTED_URL = "<｜extracted_url｜>"
 TASKS = {task: f"<｜{task}｜>"        # the tokens for quick instructions
          for task in ("action", "query", "authority", "domain", "title", "read_url")}
-NAMES = (*SPECIAL, REMINDER, DSML, *TASKS.values())
+NAMES = (*SPECIAL, REMINDER, DSML, EXTRACTED_URL, *TASKS.values())
 MARKS = {name: chr(0xD800 + i) for i, name in enumerate(NAMES)}
 
 _NAME = re.compile("|".join(map(re.escape, NAMES)))
