@@ -38,8 +38,9 @@ reply to them is a word or a line without reasoning, such as a title; parse it a
 counts if a reply follows it or is due; of user messages that become one, only the first one's does.
 The keys "mask", "name" and "id" change nothing.
 
-**Reasoning** stays only after the last user message. Earlier replies are encoded as in non-think
-and earlier developer messages vanish, unless `drop_thinking` is False or a message has tools.
+**Reasoning** stays only after the last message of a user, a developer or a tool. Earlier replies
+are encoded as in non-think and earlier developer messages vanish, unless `drop_thinking` is False
+or a message has tools.
 
 **Special tokens.** Content is always plain text: in the ids the name of a special token inside it
 does not become that token. In rendered text the two look alike, so feed a model ids.
