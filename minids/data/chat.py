@@ -16,9 +16,12 @@
     think-high    <think>      reasoning </think> answer
     think-max     <think>      the same; a text that asks for effort precedes the system text
 
-Which text asks for effort depends on the model. `COURSE_EFFORTS`, the default, is short and ours;
-`V4_EFFORTS` is that of V4's first release, `V4_0731_EFFORTS` that of Flash-0731, which has one more
-mode, "think-low", without a text: its own default.
+Which text asks for effort depends on the model. `COURSE_EFFORTS`, the default, is short and ours.
+`V4_EFFORTS` are those of V4's first release, `V4_0731_EFFORTS` those of Flash-0731, which has one
+more mode, "think-low", without a text: its own default. A checkpoint's encoding_dsv4.py tells which
+it follows: the one defines REASONING_EFFORT_MAX, the other REASONING_EFFORT_PROMPTS.
+
+    encode_chat(talk, load_v4(), "think-max", V4_0731_EFFORTS)
 
 **Roles.** Content is text, None (no text) or a list of {"type": "text", "text": ...}, which a blank
 line joins.
@@ -266,6 +269,9 @@ def _last_question(turns: list[_Turn]) -> int:
 
 def _turns(messages) -> list[_Turn]:
     """The checked messages; those of users and tools in a row are joined."""
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise MinidsError('expected a conversation, a list of messages like {"role": "user", '
+                          f'"content": "Hello"}}; found {messages!r:.100}')
     turns: list[_Turn] = []
     order: dict[str, int] = {}      # of the tool calls that were made last
     for n, message in enumerate(messages):
@@ -280,9 +286,6 @@ def _turns(messages) -> list[_Turn]:
             turns.append(turn)
         if message["role"] == "assistant" and message.get("tool_calls"):
             order = tools.call_order(message["tool_calls"])
-    if not turns:
-        raise MinidsError("expected a conversation of at least one message, like "
-                          '{"role": "user", "content": "Hello"}; found none')
     return turns
 
 

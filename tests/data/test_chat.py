@@ -454,7 +454,10 @@ def test_a_parsed_message_encodes_to_the_same_text(content, reasoning, calls, mo
 # ---- mistakes ----
 
 @pytest.mark.parametrize("messages, message", [
-    ([], "at least one message"),
+    ([], r"expected a conversation, a list of messages .* found \[\]"),
+    (None, "found None"),
+    ("Hello", "found 'Hello'"),
+    ({"messages": [user("a")]}, "found {'messages'"),
     (["hello"], "message 0 of the conversation: expected a dict with a role .* found 'hello'"),
     ([user("a"), {"role": "bot", "content": "s"}], "message 1 .* role of system, develop"),
     ([{"content": "s"}], "expected a dict with a role"),
