@@ -80,7 +80,7 @@ def test_spellings_are_read_as_transformers_reads_them(name):
     (spelled(hidden_size="64"), "^hidden_size must be a whole number"),
     (spelled(o_groups=3), "o_groups: expected a divisor of num_attention_heads = 4"),
     (spelled(num_experts_per_tok=9), "num_experts_per_tok: expected at most n_routed_experts = 8"),
-    (spelled(qk_rope_head_dim=15), "qk_rope_head_dim: expected even"),
+    (spelled("partial_rotary_factor", qk_rope_head_dim=15), "qk_rope_head_dim: expected even"),
 ])
 def test_messages_name_the_keys_of_the_file(d, message):
     with pytest.raises(ConfigError, match=message):

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minids.config import HF_KEYS, Config
+from minids.config import Config
+from minids.config_file import HF_KEYS
 from minids.system.files import atomic_write, check_writable
 from minids.system.paths import DATA, data
 from minids.weights import layout

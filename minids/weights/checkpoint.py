@@ -32,7 +32,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from minids import numerics
-from minids.config import MAX_BYTES, Config
+from minids.config import Config
+from minids.config_file import MAX_BYTES
 from minids.errors import MinidsError
 from minids.model import Model
 from minids.system.devices import has_all_types
