@@ -26,6 +26,9 @@ SIGNS = {
 # all experts of a layer in one tensor: `ffn.switch_mlp.*` (mlx), `mlp.experts.gate_up_proj`
 STACKED = re.compile(r"\.switch_mlp\.|\.experts\.\D")
 DRAFT = "mtp."
+DSPARK = "DSpark, a draft module that takes the place of the MTP block"
+UNKNOWN = "the model of config.json does not have them"
+# the released base models hold these twice
 SHARED = {"mtp.0.emb.tok_emb.weight": "embed.weight", "mtp.0.head.weight": "head.weight"}
 
 
@@ -65,15 +68,13 @@ def left_alone(extra: list[str]) -> str:
     other = [name for name in extra if not name.startswith(DRAFT)]
     reasons = []
     if draft:
-        modules = sorted({name.split(".")[1] for name in draft})
+        *modules, last = sorted({f"mtp.{name.split('.')[1]}" for name in draft})
         is_dspark = any(".markov_head." in name or ".main_proj." in name for name in draft)
-        module = "DSpark, a draft module that is not the MTP block" if is_dspark else \
-            "parts that the model of config.json does not have"
-        reasons.append(f"{len(draft):,} tensors below mtp.{' and mtp.'.join(modules)} ({module})")
+        reasons.append(f"{len(draft):,} tensors of {', '.join(modules)}{' and ' * bool(modules)}"
+                       f"{last} ({DSPARK if is_dspark else UNKNOWN})")
     if shared:
         reasons.append(f"{' and '.join(shared)} (the MTP block shares "
                        f"{' and '.join(SHARED[name] for name in shared)})")
     if other:
-        reasons.append(f"{len(other):,} tensors that the model of config.json does not have, "
-                       f"such as {other[0]}")
+        reasons.append(f"{len(other):,} tensors such as {other[0]} ({UNKNOWN})")
     return f"left alone: {'; '.join(reasons)}" if reasons else ""
