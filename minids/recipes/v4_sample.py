@@ -30,6 +30,7 @@ from minids.system.paths import DATA, data
 from minids.weights import layout
 from minids.weights.save import released, write_shards
 
+SEED = 4
 CONFIG = Config(vocab_size=512, dim=128, n_layers=4, compress_ratios=(0, 4, 128, 4, 0),
                 n_heads=2, head_dim=128, rope_head_dim=32, q_lora_rank=128, o_groups=2,
                 o_lora_rank=128, window_size=128, index_n_heads=16, index_head_dim=32,
@@ -133,12 +134,12 @@ def write(folder: Path, tensors: dict[str, torch.Tensor], config: dict) -> None:
 
 def build(folder: Path) -> None:
     """Write all samples into `folder`, which is `data/` unless you only want to look."""
-    write(folder / "v4_sample", stored(layout.tensors(CONFIG), seed=4), released_json(CONFIG))
-    base = as_base(stored(layout.tensors(BASE), seed=5))
+    write(folder / "v4_sample", stored(layout.tensors(CONFIG), SEED), released_json(CONFIG))
+    base = as_base(stored(layout.tensors(BASE), SEED + 1))
     write(folder / "v4_sample_base", base, released_json(BASE))
     formats = layout.tensors(TRUNK) | layout.dspark(
         TRUNK, len(DSPARK["dspark_target_layer_ids"]), DSPARK["dspark_markov_rank"])
-    write(folder / "v4_sample_0731", stored(formats, seed=6), json_of_0731(TRUNK))
+    write(folder / "v4_sample_0731", stored(formats, SEED + 2), json_of_0731(TRUNK))
 
 
 if __name__ == "__main__":
