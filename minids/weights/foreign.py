@@ -27,7 +27,7 @@ SIGNS = {
 STACKED = re.compile(r"\.switch_mlp\.|\.experts\.\D")
 DRAFT = "mtp."
 DSPARK = "DSpark, a draft module that takes the place of the MTP block"
-UNKNOWN = "the model of config.json does not have them"
+UNKNOWN = "not part of the model of config.json"
 # the released base models hold these twice
 SHARED = {"mtp.0.emb.tok_emb.weight": "embed.weight", "mtp.0.head.weight": "head.weight"}
 
@@ -70,11 +70,15 @@ def left_alone(extra: list[str]) -> str:
     if draft:
         *modules, last = sorted({f"mtp.{name.split('.')[1]}" for name in draft})
         is_dspark = any(".markov_head." in name or ".main_proj." in name for name in draft)
-        reasons.append(f"{len(draft):,} tensors of {', '.join(modules)}{' and ' * bool(modules)}"
-                       f"{last} ({DSPARK if is_dspark else UNKNOWN})")
+        reasons.append(f"{_count(draft)} of {', '.join(modules)}{' and ' * bool(modules)}{last} "
+                       f"({DSPARK if is_dspark else UNKNOWN})")
     if shared:
         reasons.append(f"{' and '.join(shared)} (the MTP block shares "
                        f"{' and '.join(SHARED[name] for name in shared)})")
     if other:
-        reasons.append(f"{len(other):,} tensors such as {other[0]} ({UNKNOWN})")
+        reasons.append(f"{_count(other)} such as {other[0]} ({UNKNOWN})")
     return f"left alone: {'; '.join(reasons)}" if reasons else ""
+
+
+def _count(names: list[str]) -> str:
+    return f"{len(names):,} tensor{'s' * (len(names) != 1)}"

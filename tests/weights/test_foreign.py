@@ -138,5 +138,5 @@ def test_a_draft_module_may_have_any_format(server, name):
     server.files[INDEX] = json.dumps({"weight_map": WEIGHTS | {name: "a.safetensors"}}).encode()
     checkpoint = Checkpoint(REPO)
     assert checkpoint.extra() == [name]
-    assert checkpoint.left_alone() == ("left alone: 1 tensors of mtp.0 "
-                                       "(the model of config.json does not have them)")
+    assert checkpoint.left_alone() == (
+        "left alone: 1 tensor of mtp.0 (not part of the model of config.json)")
