@@ -143,8 +143,8 @@ def _check_model(d: dict) -> None:
 
 def _check_quantisation(d: dict) -> None:
     """Raise `ConfigError` if the weights are stored in a format that is not V4's own."""
-    readable = "as in the released files: only BF16, F32, FP8 and FP4 in their layout are read"
-    require(not d.get("quantization"), "quantization", f"none (it is a key of mlx), {readable}",
+    why = "(of the formats of weights, only those of the released files are read)"
+    require(not d.get("quantization"), "quantization", f"no such key of mlx {why}",
             d.get("quantization"))
     quantisation = d.get("quantization_config")
     if not quantisation:
@@ -154,7 +154,7 @@ def _check_quantisation(d: dict) -> None:
         found = quantisation.get(key)
         optional = found is None and key != "quant_method"
         require(found == value or optional, f"quantization_config.{key}",
-                f"{json.dumps(value) if value else 'none'}, {readable}", found)
+                f"{json.dumps(value) if value else 'none'} {why}", found)
 
 
 def _ratios_of(d: dict, n_layers: int, n_mtp: int) -> tuple[int, ...]:

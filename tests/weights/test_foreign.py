@@ -40,7 +40,7 @@ def asked(server) -> set[str]:
 
 CONFIGS = {     # what config.json of a derivative has -> the key that the message names
     "AWQ": ({"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128}},
-            'quantization_config.quant_method: expected "fp8", .* found \'awq\''),
+            'quantization_config.quant_method: expected "fp8" .*, found \'awq\''),
     "GPTQ": ({"quantization_config": {"quant_method": "gptq", "bits": 4, "desc_act": False}},
              "found 'gptq'"),
     "compressed-tensors": ({"quantization_config": {
@@ -48,18 +48,18 @@ CONFIGS = {     # what config.json of a derivative has -> the key that the messa
         "found 'compressed-tensors'"),
     "NVFP4 in FP8": ({"quantization_config": FP8 | {
         "quant_algo": "MIXED_PRECISION", "moe_quant_algo": "NVFP4", "group_size": 16}},
-        "quantization_config.quant_algo: expected none, .* found 'MIXED_PRECISION'"),
+        "quantization_config.quant_algo: expected none .*, found 'MIXED_PRECISION'"),
     "NVFP4 experts": ({"quantization_config": FP8 | {"moe_quant_algo": "NVFP4"}},
-                      "quantization_config.moe_quant_algo: expected none, .* found 'NVFP4'"),
+                      "quantization_config.moe_quant_algo: expected none .*, found 'NVFP4'"),
     "NVFP4": ({"quantization_config": {"quant_algo": "NVFP4", "producer": {"name": "modelopt"}}},
               "quantization_config.quant_method: .* found None"),
     "mlx": ({"quantization": {"group_size": 64, "bits": 4, "mode": "affine"},
              "quantization_config": {"group_size": 64, "bits": 4, "mode": "affine"}},
-            "quantization: expected none .*mlx.* found {'group_size': 64"),
+            "quantization: expected no .*mlx.*, found {'group_size': 64"),
     "EXL3": ({"quantization_config": {"quant_method": "exl3", "bits": 2}}, "found 'exl3'"),
     "bitsandbytes": ({"quantization_config": {"quant_method": "bitsandbytes"}}, "bitsandbytes"),
     "smaller blocks": ({"quantization_config": FP8 | {"weight_block_size": [32, 32]}},
-                       r"weight_block_size: expected \[128, 128\], .* found \[32, 32\]"),
+                       r"weight_block_size: expected \[128, 128\] .*, found \[32, 32\]"),
     "another FP8": ({"quantization_config": FP8 | {"fmt": "e5m2"}}, "fmt: expected \"e4m3\""),
     "V4.1": ({"model_type": "deepseek_v41", "architectures": ["DeepseekV41ForCausalLM"]},
              "model_type: expected \"deepseek_v4\" .*V4.1.*, found 'deepseek_v41'"),
