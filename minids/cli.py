@@ -630,9 +630,8 @@ def real_info(args) -> None:
     print(f"{len(inventory):,} tensors, {sum(size for _, size in by_dtype.values()):,} bytes")
     for dtype, (count, size) in sorted(by_dtype.items()):
         print(f"  {dtype:8} {count:8,} tensors {size:18,} bytes")
-    extra = checkpoint.extra()
-    if extra:
-        print(f"{len(extra)} tensors that this model does not use, such as {extra[0]}")
+    if checkpoint.left_alone():
+        print(checkpoint.left_alone())
 
 
 def real_fetch(args) -> None:

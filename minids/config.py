@@ -7,49 +7,14 @@ computes with these numbers see `minids.model`, for what it costs `minids.cost`.
 
 import dataclasses
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minids.errors import MinidsError
-from minids.system.files import read_small, write_text
+from minids import config_file
+from minids.config_file import CSA, CSA_RATE, HCA, HF_KEYS, SLIDING, ConfigError, require
+from minids.system.files import write_text
 
-# reference key -> key in config.json, where the value is the same
-HF_KEYS = {
-    "vocab_size": "vocab_size",
-    "dim": "hidden_size",
-    "moe_inter_dim": "moe_intermediate_size",
-    "n_layers": "num_hidden_layers",
-    "n_mtp_layers": "num_nextn_predict_layers",
-    "n_heads": "num_attention_heads",
-    "n_routed_experts": "n_routed_experts",
-    "n_shared_experts": "n_shared_experts",
-    "n_activated_experts": "num_experts_per_tok",
-    "route_scale": "routed_scaling_factor",
-    "swiglu_limit": "swiglu_limit",
-    "q_lora_rank": "q_lora_rank",
-    "head_dim": "head_dim",
-    "rope_head_dim": "qk_rope_head_dim",
-    "norm_eps": "rms_norm_eps",
-    "o_groups": "o_groups",
-    "o_lora_rank": "o_lora_rank",
-    "window_size": "sliding_window",
-    "rope_theta": "rope_theta",
-    "compress_rope_theta": "compress_rope_theta",
-    "index_n_heads": "index_n_heads",
-    "index_head_dim": "index_head_dim",
-    "index_topk": "index_topk",
-    "hc_mult": "hc_mult",
-    "hc_sinkhorn_iters": "hc_sinkhorn_iters",
-    "hc_eps": "hc_eps",
-    "max_seq_len": "max_position_embeddings",
-    "expert_dtype": "expert_dtype",
-}
-SLIDING = "sliding_attention"
-CSA = "compressed_sparse_attention"
-HCA = "heavily_compressed_attention"
-CSA_RATE = 4  # the ratio that means "with overlap and an indexer"; a larger one is an HCA layer
 # the largest accepted values, where not 2^20: no product of sizes can exceed 64 bits
 LARGEST = {"vocab_size": 2**24, "bos_token_id": 2**24, "eos_token_id": 2**24, "pad_token_id": 2**24,
            "hc_mult": 2**10, "hc_sinkhorn_iters": 2**10, "max_seq_len": 2**40,
@@ -58,11 +23,6 @@ POSITIVE = ("vocab_size", "dim", "n_layers", "n_heads", "head_dim", "rope_head_d
             "o_groups", "o_lora_rank", "window_size", "index_n_heads", "index_head_dim",
             "index_topk", "moe_inter_dim", "n_routed_experts", "n_activated_experts", "hc_mult",
             "hc_sinkhorn_iters", "max_seq_len", "norm_eps")
-MAX_BYTES = 2**20  # of a config.json; V4's have 2 KB
-
-
-class ConfigError(MinidsError):
-    """A configuration that cannot be a DeepSeek-V4 model; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -126,44 +86,44 @@ class Config:
                 _check_float(field.name, getattr(self, field.name))
                 object.__setattr__(self, field.name, float(getattr(self, field.name)))
         for name in POSITIVE:
-            _require(getattr(self, name) > 0, name, "above 0", getattr(self, name))
+            require(getattr(self, name) > 0, name, "above 0", getattr(self, name))
         for name in ("rope_factor", "beta_fast", "beta_slow"):
-            _require(getattr(self, name) >= 1e-3, name, "at least 0.001", getattr(self, name))
+            require(getattr(self, name) >= 1e-3, name, "at least 0.001", getattr(self, name))
         for name in ("rope_theta", "compress_rope_theta"):
-            _require(getattr(self, name) > 1, name, "above 1", getattr(self, name))
+            require(getattr(self, name) > 1, name, "above 1", getattr(self, name))
         self._check_ratios()
         self._check_sizes()
 
     def _check_ratios(self) -> None:
         """Raise `ConfigError` unless the compression ratios fit the layers."""
         name, ratios = "compress_ratios", self.compress_ratios
-        _require(len(ratios) == self.n_layers + self.n_mtp_layers, name,
-                 f"one entry for each of {self.n_layers} layers and {self.n_mtp_layers} MTP blocks",
-                 len(ratios))
+        require(len(ratios) == self.n_layers + self.n_mtp_layers, name,
+                f"one entry for each of {self.n_layers} layers and {self.n_mtp_layers} MTP blocks",
+                len(ratios))
         allowed = all(type(r) is int and (r == 0 or CSA_RATE <= r <= 2**20) for r in ratios)
-        _require(allowed, name,
-                 f"0 (window only), {CSA_RATE} (CSA) or more (HCA) in each entry", ratios)
-        _require(not any(ratios[self.n_layers:]), name, "0 for the MTP blocks", ratios)
-        _require(len({r for r in ratios if r > CSA_RATE}) <= 1, name,
-                 "one HCA ratio for the whole model", ratios)
+        require(allowed, name,
+                f"0 (window only), {CSA_RATE} (CSA) or more (HCA) in each entry", ratios)
+        require(not any(ratios[self.n_layers:]), name, "0 for the MTP blocks", ratios)
+        require(len({r for r in ratios if r > CSA_RATE}) <= 1, name,
+                "one HCA ratio for the whole model", ratios)
 
     def _check_sizes(self) -> None:
         """Raise `ConfigError` unless the sizes fit each other."""
         r, E = self.rope_head_dim, self.n_routed_experts
-        _require(r % 2 == 0 and r <= self.head_dim, "rope_head_dim",
-                 f"even and at most head_dim = {self.head_dim}", r)
-        _require(r <= self.index_head_dim, "index_head_dim",
-                 f"at least rope_head_dim = {r}", self.index_head_dim)
-        _require(self.n_heads % self.o_groups == 0, "o_groups",
-                 f"a divisor of n_heads = {self.n_heads}", self.o_groups)
-        _require(self.n_activated_experts <= E, "n_activated_experts",
-                 f"at most n_routed_experts = {E}", self.n_activated_experts)
-        _require(self.n_shared_experts == 1, "n_shared_experts", "1, as in every V4 model",
-                 self.n_shared_experts)
-        _require(self.n_hash_layers <= self.n_layers, "n_hash_layers",
-                 f"at most n_layers = {self.n_layers}", self.n_hash_layers)
-        _require(self.expert_dtype in ("fp4", "fp8"), "expert_dtype", '"fp4" or "fp8"',
-                 self.expert_dtype)
+        require(r % 2 == 0 and r <= self.head_dim, "rope_head_dim",
+                f"even and at most head_dim = {self.head_dim}", r)
+        require(r <= self.index_head_dim, "index_head_dim",
+                f"at least rope_head_dim = {r}", self.index_head_dim)
+        require(self.n_heads % self.o_groups == 0, "o_groups",
+                f"a divisor of n_heads = {self.n_heads}", self.o_groups)
+        require(self.n_activated_experts <= E, "n_activated_experts",
+                f"at most n_routed_experts = {E}", self.n_activated_experts)
+        require(self.n_shared_experts == 1, "n_shared_experts", "1, as in every V4 model",
+                self.n_shared_experts)
+        require(self.n_hash_layers <= self.n_layers, "n_hash_layers",
+                f"at most n_layers = {self.n_layers}", self.n_hash_layers)
+        require(self.expert_dtype in ("fp4", "fp8"), "expert_dtype", '"fp4" or "fp8"',
+                self.expert_dtype)
 
     def is_hash(self, layer: int) -> bool:
         """Whether the experts of this layer are looked up by token id (report 2.1). MTP blocks
@@ -240,47 +200,19 @@ class Config:
         All spellings are understood that `transformers` reads: `compress_ratios` and
         `num_hash_layers`, or `layer_types` and `mlp_layer_types`; `compress_rates`, or
         `compress_rate_csa` and `compress_rate_hca`. Lists that are longer than the model has layers
-        are cut. Raises `ConfigError` for what is not a V4 configuration.
+        are cut. A file with keys of DSpark (`dspark_block_size`, ...) has no MTP blocks: below
+        `mtp.` it means another draft module. Raises `ConfigError` for what is not a V4
+        configuration, and for weights in a format that the released files do not have.
         """
-        d = source if isinstance(source, dict) else _read_json(Path(source))
+        d = source if isinstance(source, dict) else config_file.read(Path(source))
+        required = [key for key in HF_KEYS if _has_no_default(key)]
         try:
-            return cls._from_hf(d)
+            return cls(**config_file.fields_of(d, required))
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             if isinstance(error, ConfigError):
-                raise
+                raise ConfigError(config_file.in_words_of_file(str(error), d)) from None
             raise ConfigError(f"not a DeepSeek-V4 configuration: "
                               f"{type(error).__name__}: {error}") from None
-
-    @classmethod
-    def _from_hf(cls, d: dict) -> "Config":
-        model_type = d.get("model_type", "deepseek_v4")
-        _require(model_type == "deepseek_v4", "model_type", '"deepseek_v4"', model_type)
-        scoring = d.get("scoring_func", "sqrtsoftplus")
-        _require(scoring == "sqrtsoftplus", "scoring_func", '"sqrtsoftplus"', scoring)
-        _require(not d.get("tie_word_embeddings", False), "tie_word_embeddings", "false", True)
-        fields = {key: d[hf] for key, hf in HF_KEYS.items() if d.get(hf) is not None}
-        for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            if d.get(key) is not None:
-                fields[key] = d[key][0] if isinstance(d[key], list) and d[key] else d[key]
-        quantisation = d.get("quantization_config")
-        if isinstance(quantisation, dict) and "expert_dtype" in quantisation:
-            fields.setdefault("expert_dtype", quantisation["expert_dtype"])
-        if "rope_head_dim" not in fields and d.get("partial_rotary_factor") is not None:
-            fields["rope_head_dim"] = int(d["head_dim"] * d["partial_rotary_factor"])
-        missing = [hf for key, hf in HF_KEYS.items() if key not in fields and _has_no_default(key)]
-        if missing:
-            raise ConfigError(f"not a DeepSeek-V4 configuration: no {', '.join(missing)}")
-        fields.setdefault("n_mtp_layers", 0)
-        for key in ("n_layers", "n_mtp_layers"):  # before they size anything
-            n = fields[key]
-            _require(isinstance(n, int) and 0 <= n <= 4096, HF_KEYS[key],
-                     "a whole number up to 4096", n)
-        fields |= {"compress_ratios": _ratios_of(d, fields["n_layers"], fields["n_mtp_layers"]),
-                   "n_hash_layers": _hash_layers_of(d, fields["n_layers"])}
-        try:
-            return cls(**fields | _rope_of(d))
-        except ConfigError as error:
-            raise ConfigError(_in_words_of_file(str(error), d)) from None
 
     def to_json(self, path: str | Path | None = None) -> dict:
         """The configuration as in `config.json`, written to `path` (a file) unless that is None.
@@ -318,129 +250,19 @@ class Config:
         return d
 
 
-# ---- reading config.json ----
-
-def _read_json(path: Path) -> dict:
-    """The JSON object of a config.json, or of the one in a folder."""
-    path = path / "config.json" if path.is_dir() else path
-    if not path.exists():
-        raise ConfigError(f"no configuration at {path}: expected a config.json, "
-                          f"or a folder with one")
-    try:
-        d = json.loads(read_small(path, MAX_BYTES).decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not readable JSON: {error}") from None
-    if not isinstance(d, dict):
-        raise ConfigError(f"{path}: expected a JSON object, found {type(d).__name__}")
-    return d
-
-
-def _ratios_of(d: dict, n_layers: int, n_mtp: int) -> tuple[int, ...]:
-    """`compress_ratios`, from any spelling; those of MTP blocks are 0, whatever the file says."""
-    rates = _rates_of(d)
-    if d.get("layer_types") is not None:
-        types = _layers_of(d, "layer_types", n_layers)
-        unknown = set(types) - {SLIDING, CSA, HCA}
-        _require(not unknown, "layer_types", f"{SLIDING}, {CSA} or {HCA}", sorted(unknown))
-        rates = {SLIDING: 0, CSA: CSA_RATE, HCA: 128} | rates
-        ratios = [rates[t] for t in types]
-    elif d.get("compress_ratios") is not None:
-        ratios = _layers_of(d, "compress_ratios", n_layers)
-        hca = rates.get(HCA)        # `transformers` takes 128 for the name of HCA, not for its rate
-        ratios = [hca if hca and r == 128 else r for r in ratios]
-        _require(not hca or max(ratios, default=0) <= hca, "compress_ratios",
-                 f"at most {hca}, the rate of HCA layers in this file", max(ratios, default=0))
-    else:
-        raise ConfigError("not a DeepSeek-V4 configuration: "
-                          "neither compress_ratios nor layer_types")
-    return (*ratios, *[0] * n_mtp)
-
-
-def _rates_of(d: dict) -> dict[str, int]:
-    """{kind of layer: its compression ratio}, as far as the file gives them."""
-    rates, keys = dict(d.get("compress_rates") or {}), {}
-    for kind, key in ((CSA, "compress_rate_csa"), (HCA, "compress_rate_hca")):
-        keys[kind] = f"compress_rates[{kind}]"
-        if d.get(key) is not None:
-            rates[kind], keys[kind] = d[key], key
-    _require(rates.get(CSA, CSA_RATE) == CSA_RATE, keys[CSA],
-             f"{CSA_RATE}, the rate with overlap", rates.get(CSA))
-    _require(rates.get(HCA, 128) > CSA_RATE, keys[HCA], f"more than {CSA_RATE}", rates.get(HCA))
-    return rates
-
-
-def _layers_of(d: dict, key: str, n_layers: int) -> list:
-    """The entries of a list for the layers. A longer list also covers MTP blocks, or layers that
-    this file's model does not have."""
-    entries = list(d[key])
-    _require(len(entries) >= n_layers, key,
-             f"an entry for each of {n_layers} layers (num_hidden_layers)", len(entries))
-    return entries[:n_layers]
-
-
-def _hash_layers_of(d: dict, n_layers: int) -> int:
-    """`n_hash_layers`, from either spelling."""
-    if d.get("mlp_layer_types") is None:
-        n_hash = d.get("num_hash_layers")
-        _require(n_hash is None or type(n_hash) is int, "num_hash_layers", "a whole number", n_hash)
-        return min(n_layers, 3 if n_hash is None else n_hash)
-    types = _layers_of(d, "mlp_layer_types", n_layers)
-    is_hash = [t == "hash_moe" for t in types]
-    hash_first = is_hash == sorted(is_hash, reverse=True)
-    _require(hash_first and set(types) <= {"hash_moe", "moe"}, "mlp_layer_types",
-             "hash_moe layers first, then moe", types)
-    return sum(is_hash)
-
-
-def _rope_of(d: dict) -> dict[str, Any]:
-    """The fields of the rotary embedding, as far as nested entries give them."""
-    fields, rope = {}, d.get("rope_parameters") or {}
-    scaling = d.get("rope_scaling") or rope.get("compress") or rope
-    for kind, key in (("main", "rope_theta"), ("compress", "compress_rope_theta")):
-        if isinstance(rope.get(kind), dict) and "rope_theta" in rope[kind]:
-            fields[key] = rope[kind]["rope_theta"]
-    rope_type = scaling.get("rope_type", scaling.get("type", "default"))
-    _require(rope_type in ("default", "yarn"), "rope_scaling type", '"yarn" or "default"',
-             rope_type)
-    if rope_type == "yarn":
-        fields |= {"original_seq_len": scaling["original_max_position_embeddings"],
-                   "rope_factor": scaling["factor"],
-                   "beta_fast": scaling.get("beta_fast") or 32.0,
-                   "beta_slow": scaling.get("beta_slow") or 1.0}
-    return fields
-
-
-def _in_words_of_file(message: str, d: dict) -> str:
-    """An error message of `Config` with the keys of the file in place of the names of fields."""
-    keys = HF_KEYS | {
-        "compress_ratios": "layer_types" if d.get("layer_types") else "compress_ratios",
-        "n_hash_layers": "mlp_layer_types" if d.get("mlp_layer_types") else "num_hash_layers",
-        "original_seq_len": "original_max_position_embeddings", "rope_factor": "factor"}
-    if d.get("qk_rope_head_dim") is None:
-        keys["rope_head_dim"] = "partial_rotary_factor x head_dim"
-    return re.sub(r"\w+", lambda word: keys.get(word[0], word[0]), message)
-
-
 # ---- checks ----
 
 def _check_int(name: str, value: Any) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ConfigError(f"{name} must be a whole number of at least 0, found {value!r:.80}")
     largest = LARGEST.get(name, 2**20)
-    _require(value <= largest, name, f"at most {largest}", value)
+    require(value <= largest, name, f"at most {largest}", value)
 
 
 def _check_float(name: str, value: Any) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not 0 <= value <= 1e9:
         raise ConfigError(f"{name} must be a number from 0 to 1e9, found {value!r:.80}")
-
-
-def _require(ok: bool, name: str, expected: str, found: Any) -> None:
-    if not ok:
-        huge = type(found) is int and found.bit_length() > 99
-        text = f"a number of {found.bit_length()} bits" if huge else repr(found)
-        raise ConfigError(f"{name}: expected {expected}, found {text}"[:500])
 
 
 def _has_no_default(key: str) -> bool:

@@ -9,8 +9,9 @@ import minids
 
 PACKAGE = Path(minids.__file__).parent
 # The lowest first. `plain` and `model` do not import each other.
-LAYERS = ("errors", "system", "numerics", "config", "data", "model", "plain", "weights", "cost",
-          "pretrain", "inference", "learn", "posttrain", "recipes", "show", "flags", "cli")
+LAYERS = ("errors", "system", "numerics", "config_file", "config", "data", "model", "plain",
+          "weights", "cost", "pretrain", "inference", "learn", "posttrain", "recipes", "show",
+          "flags", "cli")
 MODULES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))}

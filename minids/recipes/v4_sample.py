@@ -1,12 +1,18 @@
-"""The sample checkpoint `data/v4_sample/`: a small model in exactly the format of the release.
+"""Three sample checkpoints in exactly the format of the released files, with random weights.
 
     python -m minids.recipes.v4_sample
 
-The spelling of config.json, the shards, the index and the types are those of the release: FP8 with
-E8M0 scales in whole 128 x 128 blocks, packed FP4 experts, BF16, float32, int64 tables. Each kind of
-layer occurs: window only, CSA and HCA, routed by hash and by score, and the MTP block. The weights
-are random, from a fixed seed: the files are there to be read, the model generates noise. Its
-tokenizer is the shipped one, cut after its first 512 ids.
+    data/v4_sample          as Flash and Pro: FP8 with E8M0 scales in whole 128 x 128 blocks, packed
+                            FP4 experts, BF16, float32, int64 tables, the MTP block
+    data/v4_sample_base     as Flash-Base and Pro-Base: FP8 experts, float32 scales, and two tensors
+                            of the MTP block that repeat the embedding and the head
+    data/v4_sample_0731     as Flash-0731 and Pro-0813: DSpark, another draft module, below `mtp.`,
+                            and `compress_ratios` that cover it too
+
+The spelling of config.json, the shards, the index and the types are those of the release. Each kind
+of layer occurs: window only, CSA and HCA, routed by hash and by score. The weights are random, from
+fixed seeds: the files are there to be read, the models generate noise. The tokenizer is the shipped
+one, cut after its first ids. The latter two are smaller, and their 128 x 128 blocks are not whole.
 """
 
 import json
@@ -17,12 +23,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minids.config import HF_KEYS, Config
+from minids.config import Config
+from minids.config_file import HF_KEYS
 from minids.system.files import atomic_write, check_writable
 from minids.system.paths import DATA, data
 from minids.weights import layout
-from minids.weights.checkpoint import empty_model
-from minids.weights.save import save
+from minids.weights.save import released, write_shards
 
 SEED = 4
 CONFIG = Config(vocab_size=512, dim=128, n_layers=4, compress_ratios=(0, 4, 128, 4, 0),
@@ -30,6 +36,14 @@ CONFIG = Config(vocab_size=512, dim=128, n_layers=4, compress_ratios=(0, 4, 128,
                 o_lora_rank=128, window_size=128, index_n_heads=16, index_head_dim=32,
                 index_topk=16, moe_inter_dim=128, n_routed_experts=4, n_activated_experts=2,
                 n_hash_layers=2, original_seq_len=256, max_seq_len=4096)
+SMALLER = CONFIG.replace(vocab_size=320, dim=32, n_heads=4, head_dim=64, rope_head_dim=16,
+                         q_lora_rank=64, o_lora_rank=96, window_size=32, index_head_dim=16,
+                         moe_inter_dim=64)
+BASE = SMALLER.replace(expert_dtype="fp8")
+TRUNK = SMALLER.replace(n_mtp_layers=0, compress_ratios=SMALLER.compress_ratios[:-1])
+# keys of config.json that describe DSpark: the layers it reads, the width of its Markov head
+DSPARK = {"dspark_block_size": 5, "dspark_noise_token_id": 319,
+          "dspark_target_layer_ids": [1, 2, 3], "dspark_markov_rank": 16}
 
 
 def numbers(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -52,14 +66,42 @@ def numbers(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.n
     return x.astype(np.float32)
 
 
+def stored(formats: dict[str, layout.Spec], seed: int) -> dict[str, torch.Tensor]:
+    """{name: tensor} as the released files hold them, with scales, for `layout.tensors`."""
+    rng, tensors = np.random.default_rng(seed), {}
+    for name, (format, shape) in formats.items():
+        tensors |= released(name, torch.from_numpy(numbers(name, shape, rng)), format)
+    return tensors
+
+
+def as_base(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same with float32 scales that are no powers of two, and the embedding and the head once
+    more, under the names of the MTP block."""
+    tensors = {name: 0.75 * t.float() if name.endswith(".scale") else t
+               for name, t in tensors.items()}
+    return tensors | {"mtp.0.emb.tok_emb.weight": tensors["embed.weight"].clone(),
+                      "mtp.0.head.weight": tensors["head.weight"].clone()}
+
+
 def released_json(config: Config) -> dict:
     """config.json in the spelling of the released files: that of Flash, with the sizes of
     `config`."""
-    released = json.loads(data("v4", "flash.config.json").read_text(encoding="utf-8"))
-    released |= {hf: getattr(config, key) for key, hf in HF_KEYS.items()}
-    released["rope_scaling"]["original_max_position_embeddings"] = config.original_seq_len
-    return released | {"compress_ratios": config.compress_ratios,
-                       "num_hash_layers": config.n_hash_layers}
+    flash = json.loads(data("v4", "flash.config.json").read_text(encoding="utf-8"))
+    flash |= {hf: getattr(config, key) for key, hf in HF_KEYS.items()}
+    flash["rope_scaling"]["original_max_position_embeddings"] = config.original_seq_len
+    return flash | {"compress_ratios": config.compress_ratios,
+                    "num_hash_layers": config.n_hash_layers}
+
+
+def json_of_0731(config: Config) -> dict:
+    """config.json of a model with DSpark, of which `config` is the trunk.
+
+    As in Flash-0731, the ratios cover the three draft blocks, and one MTP layer is named although
+    there is none.
+    """
+    ratios = (*config.compress_ratios, *[0] * layout.DSPARK_BLOCKS)
+    return released_json(config) | {"compress_ratios": ratios,
+                                    "num_nextn_predict_layers": 1} | DSPARK
 
 
 def cut_tokenizer(vocab_size: int) -> dict:
@@ -73,27 +115,32 @@ def cut_tokenizer(vocab_size: int) -> dict:
     return tokenizer
 
 
-def build(folder: Path) -> None:
-    """Write the sample to `folder`; each file appears when it is complete."""
+def write(folder: Path, tensors: dict[str, torch.Tensor], config: dict) -> None:
+    """Write a sample to `folder`; each file appears when it is complete."""
     check_writable(folder, folder=True)
-    rng = np.random.default_rng(SEED)
-    model = empty_model(CONFIG, torch.float32)
-    tensors = {name: torch.from_numpy(numbers(name, shape, rng))
-               for name, (_, shape) in layout.tensors(CONFIG).items()}
-    model.load_state_dict(tensors, assign=True)
     folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = cut_tokenizer(config["vocab_size"])
     with tempfile.TemporaryDirectory() as scratch:
-        scratch = Path(scratch, "sample")
-        save(model, scratch, format="v4")
-        config = json.dumps(released_json(CONFIG), indent=2)
-        (scratch / "config.json").write_text(config + "\n", encoding="utf-8", newline="\n")
-        tokenizer = json.dumps(cut_tokenizer(CONFIG.vocab_size), ensure_ascii=False, indent=0)
-        (scratch / "tokenizer.json").write_text(tokenizer + "\n", encoding="utf-8",
-                                                newline="\n")
-        for file in scratch.iterdir():
-            with atomic_write(folder / file.name) as part:
-                part.write_bytes(file.read_bytes())
+        part = Path(scratch)
+        write_shards(part, layout.in_shards(tensors),
+                     lambda names: {name: tensors[name] for name in names})
+        for name, text in (("config", json.dumps(config, indent=2)),
+                           ("tokenizer", json.dumps(tokenizer, ensure_ascii=False, indent=0))):
+            (part / f"{name}.json").write_text(text + "\n", encoding="utf-8", newline="\n")
+        for file in part.iterdir():
+            with atomic_write(folder / file.name) as target:
+                target.write_bytes(file.read_bytes())
+
+
+def build(folder: Path) -> None:
+    """Write all samples into `folder`, which is `data/` unless you only want to look."""
+    write(folder / "v4_sample", stored(layout.tensors(CONFIG), SEED), released_json(CONFIG))
+    base = as_base(stored(layout.tensors(BASE), SEED + 1))
+    write(folder / "v4_sample_base", base, released_json(BASE))
+    formats = layout.tensors(TRUNK) | layout.dspark(
+        TRUNK, len(DSPARK["dspark_target_layer_ids"]), DSPARK["dspark_markov_rank"])
+    write(folder / "v4_sample_0731", stored(formats, SEED + 2), json_of_0731(TRUNK))
 
 
 if __name__ == "__main__":
-    build(Path(sys.argv[1]) if len(sys.argv) > 1 else DATA / "v4_sample")
+    build(Path(sys.argv[1]) if len(sys.argv) > 1 else DATA)

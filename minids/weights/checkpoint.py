@@ -32,11 +32,12 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from minids import numerics
-from minids.config import MAX_BYTES, Config
+from minids.config import Config
+from minids.config_file import MAX_BYTES, ConfigError
 from minids.errors import MinidsError
 from minids.model import Model
 from minids.system.devices import has_all_types
-from minids.weights import layout
+from minids.weights import foreign, layout
 from minids.weights.folder import LocalFiles
 from minids.weights.header import DTYPES, Entry
 from minids.weights.hub import HubFiles
@@ -79,9 +80,10 @@ class Checkpoint:
     configuration before its bytes are fetched or used. Raises `MinidsError` for whatever goes
     wrong.
 
-    `config` is the configuration. Where the files hold no MTP tensor at all (`transformers` drops
-    them), it is the configuration without MTP blocks: `config.n_mtp_layers == 0`. `where` names the
-    source in messages, `revision` is the commit that is read (None for a folder).
+    `config` is the configuration. Where the files hold no MTP block (`transformers` drops it,
+    Flash-0731 and Pro-0813 have another draft module in its place), it is the configuration without
+    MTP blocks: `config.n_mtp_layers == 0`. `left_alone()` says which tensors are not read. `where`
+    names the source in messages, `revision` is the commit that is read (None for a folder).
     """
 
     def __init__(self, source: str | Path, revision: str | None = None) -> None:
@@ -130,6 +132,10 @@ class Checkpoint:
             names |= dict.fromkeys(matching)
         return list(names)
 
+    def left_alone(self) -> str:
+        """One sentence: which tensors are not read, and why. Empty where all of them are."""
+        return foreign.left_alone(self.extra())
+
     def extra(self) -> list[str]:
         """Tensors that the model of config.json does not have. They are not read.
 
@@ -156,19 +162,22 @@ class Checkpoint:
     def check(self) -> None:
         """Raise `MinidsError` unless names, shapes and types are those of `config`.
 
-        Reads headers only.
+        Further tensors below `mtp.` are left alone, and so are files with nothing else. Reads
+        headers only.
         """
         by_file: dict[str, set[str]] = {}
         for file, stored in self._stored.values():
             by_file.setdefault(file, set()).add(stored)
-        for file in sorted(by_file):
+        skipped = {name for name in self.extra() if name.startswith(foreign.DRAFT)}
+        names = [name for name in self._stored if name not in skipped]
+        for file in sorted({self._stored[name][0] for name in names}):
             in_file, in_index = set(self.files.header(file)), by_file[file]
             if in_file != in_index:
                 raise MinidsError(f"{self.where}: {INDEX} and {file} disagree: "
                                   f"{count_and_names('only in the index', in_index - in_file)}"
                                   f"{count_and_names('only in the file', in_file - in_index)}"
                                   f"Fetch both again.")
-        info = self.inventory()
+        info = self.inventory(names)
         compared = [layout.mismatch(name, *self._layout[name], info)
                     for name in self._layout if name in info]
         wrong = [problem for problem, _ in compared if problem]
@@ -316,14 +325,18 @@ def _read_config(files: Files) -> Config:
     if not isinstance(values, dict):
         raise MinidsError(f"{files.where}: config.json: expected a JSON object, "
                           f"found {type(values).__name__}")
-    return Config.from_json(values)
+    try:
+        return Config.from_json(values)
+    except ConfigError as error:
+        raise ConfigError(f"{files.where}: config.json: {error}") from None
 
 
 def _find_tensors(index: dict[str, str], config: Config,
                   where: str) -> tuple[Config, dict[str, tuple[str, str]]]:
     """(config, {V4's name: (file, name in that file)}).
 
-    The configuration is that without MTP blocks if the files have none.
+    The configuration is that without MTP blocks if the files have none. Names of formats that are
+    not read are refused.
     """
     stored: dict[str, tuple[str, str]] = {}
     for name_in_file, file in index.items():
@@ -332,7 +345,8 @@ def _find_tensors(index: dict[str, str], config: Config,
             raise MinidsError(f"{where}: {name_in_file} and {stored[name][1]} both mean {name}; "
                               f"expected one of them")
         stored[name] = file, name_in_file
-    if config.n_mtp_layers and not any(name.startswith("mtp.") for name in stored):
+    foreign.refuse(stored, where)
+    if config.n_mtp_layers and not foreign.has_mtp(stored):
         ratios = config.compress_ratios[: config.n_layers]
         config = config.replace(n_mtp_layers=0, compress_ratios=ratios)
     return config, stored
@@ -372,9 +386,9 @@ def load(path: str | Path, device: Device = "cpu",
 
     Any mixture of BF16, F32, FP8 and FP4 tensors is read. Matrices become `dtype`; what the model
     keeps in float32 (norms, sinks, hyper-connections, ...) stays float32. A checkpoint without MTP
-    tensors gives a model without MTP blocks: `model.config.n_mtp_layers == 0`. Raises
-    `MinidsError`, before it takes memory, where the files are not whole or do not hold the model of
-    their config.json.
+    block gives a model without one: `model.config.n_mtp_layers == 0`. So do Flash-0731 and
+    Pro-0813; `Checkpoint.left_alone` says which tensors are not read. Raises `MinidsError`, before
+    it takes memory, where the files are not whole or do not hold the model of their config.json.
     """
     if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         raise MinidsError(f"dtype: expected a floating-point type such as torch.float32 or "

@@ -23,7 +23,10 @@ FILE = re.compile(r"\w[\w.\-]{0,99}\.safetensors", re.ASCII)
 
 
 class DType(NamedTuple):
-    """The bits of an element, and PyTorch's type; None where no file of V4 uses the type."""
+    """The bits of an element, and PyTorch's type.
+
+    That is None where no file of V4 uses the type: such tensors are listed, not read.
+    """
 
     bits: int
     torch_dtype: torch.dtype | None = None
@@ -33,11 +36,12 @@ DTYPES = {      # under safetensors' names
     "F64": DType(64), "F32": DType(32, torch.float32),
     "F16": DType(16, torch.float16), "BF16": DType(16, torch.bfloat16),
     "F8_E4M3": DType(8, torch.float8_e4m3fn), "F8_E5M2": DType(8),
-    "F8_E8M0": DType(8, torch.float8_e8m0fnu),
+    "F8_E4M3FNUZ": DType(8), "F8_E5M2FNUZ": DType(8), "F8_E8M0": DType(8, torch.float8_e8m0fnu),
     "F6_E2M3": DType(6), "F6_E3M2": DType(6), "F4": DType(4),
     "I64": DType(64, torch.int64), "I32": DType(32, torch.int32), "I16": DType(16),
     "I8": DType(8, torch.int8),
     "U64": DType(64), "U32": DType(32), "U16": DType(16), "U8": DType(8), "BOOL": DType(8),
+    "C64": DType(64),
 }
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from minids.config import MAX_BYTES
+from minids.config_file import MAX_BYTES
 from minids.errors import MinidsError
 from minids.system.files import atomic_write, write_text
 from minids.weights import header

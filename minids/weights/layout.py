@@ -5,6 +5,7 @@ read.
 """
 
 import math
+from collections.abc import Iterable
 
 from minids.config import CSA_RATE
 from minids.errors import MinidsError
@@ -14,6 +15,8 @@ INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 # what a reader accepts, under safetensors' names of the types
 FLOATS, INTEGERS, SCALES = ("F32", "BF16", "F16"), ("I64", "I32"), ("F8_E8M0", "F32")
 CODES = {"F8_E4M3": "FP8", "I8": "FP4"}     # stored type -> number format, with a scale beside
+
+DSPARK_BLOCKS = 3
 
 Spec = tuple[str, tuple[int, ...]]          # a number format or a stored type, and a shape
 
@@ -38,6 +41,26 @@ def tensors(config) -> dict[str, Spec]:
         t |= {prefix + name: ("BF16", (d,)) for name in norms}
         t |= _hc_head(config, prefix)
     return t
+
+
+def dspark(config, targets: int, rank: int) -> dict[str, Spec]:
+    """The tensors of DSpark, the draft module of Flash-0731 and Pro-0813; {name: as in `tensors`}.
+
+    It is stored as three blocks below `mtp.` in place of the MTP block. It reads `targets` layers
+    of the model (`dspark_target_layer_ids`); its Markov head has width `rank`
+    (`dspark_markov_rank`). `minids.Model` has none of them.
+    """
+    d, last = config.dim, f"mtp.{DSPARK_BLOCKS - 1}."
+    t = {"mtp.0.main_proj.weight": ("FP8", (d, targets * d)),
+         "mtp.0.main_norm.weight": ("BF16", (d,))}
+    for i in range(DSPARK_BLOCKS):
+        t |= _block(config, f"mtp.{i}.", 0, False)
+    t |= {last + "norm.weight": ("BF16", (d,))} | _hc_head(config, last)
+    return t | {
+        last + "markov_head.markov_w1.weight": ("BF16", (config.vocab_size, rank)),
+        last + "markov_head.markov_w2.weight": ("BF16", (config.vocab_size, rank)),
+        last + "confidence_head.proj.weight": ("BF16", (1, d + rank)),
+    }
 
 
 def _block(config, prefix: str, ratio: int, is_hash: bool) -> dict:
@@ -120,8 +143,13 @@ def on_disk(name: str, format: str, shape: tuple[int, ...]) -> dict[str, Spec]:
 
 def inventory(config) -> dict[str, Spec]:
     """{tensor name: (safetensors' type, shape)} as released, in the order of the shards."""
-    return {stored: tensor for name, (format, shape) in tensors(config).items()
-            for stored, tensor in on_disk(name, format, shape).items()}
+    return stored(tensors(config))
+
+
+def stored(formats: dict[str, Spec]) -> dict[str, Spec]:
+    """What the released files hold for these tensors: {name: (safetensors' type, shape)}."""
+    return {name: tensor for weight, (format, shape) in formats.items()
+            for name, tensor in on_disk(weight, format, shape).items()}
 
 
 def disk_bytes(config) -> int:
@@ -138,19 +166,24 @@ def nbytes(tensor: Spec) -> int:
 def shards(config) -> dict[str, list[str]]:
     """{file name: names of its tensors} as released.
 
-    The embedding, a file for each layer, the head, then MTP if there is any.
+    The embedding, a file for each layer, the head, then a file for each MTP block.
     """
-    groups = {}
-    for name in inventory(config):
+    return in_shards(inventory(config))
+
+
+def in_shards(names: Iterable[str]) -> dict[str, list[str]]:
+    """{file name: names}, cut as `shards` says. `names` are in the order of the model."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name in names:
         first, second, *_ = name.split(".") + [""]
-        if first == "layers":
-            group = "layers", second
+        if first in ("layers", "mtp"):
+            group = first, second
         else:
-            group = first if first in ("embed", "mtp") else "head"
+            group = "embed" if first == "embed" else "head", ""
         groups.setdefault(group, []).append(name)
     count = len(groups)
-    return {f"model-{i:05d}-of-{count:05d}.safetensors": names
-            for i, names in enumerate(groups.values(), 1)}
+    return {f"model-{i:05d}-of-{count:05d}.safetensors": group
+            for i, group in enumerate(groups.values(), 1)}
 
 
 # ---- what files hold, compared with the layout ----

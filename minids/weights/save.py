@@ -2,19 +2,19 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
 from minids import numerics
-from minids.config import Config
 from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
 from minids.model import Model
 from minids.weights import layout
 from minids.weights.folder import whole_folder
-from minids.weights.layout import INDEX, SINGLE, Spec, count_and_names, scale_name
+from minids.weights.layout import INDEX, SINGLE, count_and_names, scale_name
 
 FORMATS = ("bf16", "fp32", "v4")
 # as in config.json of the released models
@@ -48,11 +48,19 @@ def save(model: Model, path: str | Path, format: str = "bf16",
                           f"{count_and_names('unexpected', state.keys() - tensors.keys())}")
     if tokenizer is not None and not hasattr(tokenizer, "save") and not Path(tokenizer).is_file():
         raise MinidsError(f"no tokenizer at {tokenizer}: expected a tokenizer.json")
+
+    def make(names: list[str]) -> dict[str, torch.Tensor]:
+        shard: dict[str, torch.Tensor] = {}
+        for name in names:
+            if name in state:       # the others are scales
+                shard |= released(name, state[name].detach().cpu(), tensors[name][0])
+        return shard
+
     config = model.config.to_json() | {"torch_dtype": "float32" if format == "fp32" else "bfloat16"}
     with whole_folder(path) as folder:
         if format == "v4":
             config["quantization_config"] = QUANTISATION
-            _write_shards(folder, model.config, state, tensors)
+            write_shards(folder, layout.shards(model.config), make)
         else:
             plain = {name: _plain(t, tensors[name][0], format) for name, t in state.items()}
             save_file(plain, folder / SINGLE, {"format": "pt"})
@@ -72,21 +80,23 @@ def _plain(t: torch.Tensor, number_format: str, format: str) -> torch.Tensor:
     return t.detach().to("cpu", dtype).contiguous()
 
 
-def _write_shards(folder: Path, config: Config, state: dict[str, torch.Tensor],
-                  tensors: dict[str, Spec]) -> None:
+def write_shards(folder: Path, shards: dict[str, list[str]],
+                 make: Callable[[list[str]], dict[str, torch.Tensor]]) -> None:
+    """Write the files {name: names of its tensors} and their index.
+
+    `make(names)` gives the tensors of one file as they are stored.
+    """
     weight_map: dict[str, str] = {}
-    for file, names in layout.shards(config).items():
-        shard: dict[str, torch.Tensor] = {}
-        for name in names:
-            if name in state:       # the others are scales
-                shard |= _released(name, state[name].detach().cpu(), tensors[name][0])
-        save_file(shard, folder / file, {"format": "pt"})
+    size = 0
+    for file, names in shards.items():
+        tensors = make(names)
+        save_file(tensors, folder / file, {"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
-    index = {"metadata": {"total_size": layout.disk_bytes(config)}, "weight_map": weight_map}
-    _write_json(folder / INDEX, index)
+        size += sum(t.nbytes for t in tensors.values())
+    _write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
 
 
-def _released(name: str, t: torch.Tensor, number_format: str) -> dict[str, torch.Tensor]:
+def released(name: str, t: torch.Tensor, number_format: str) -> dict[str, torch.Tensor]:
     """{name: tensor} as the released files store one tensor of the CPU, with its scale if it has
     one."""
     if number_format not in ("FP8", "FP4"):

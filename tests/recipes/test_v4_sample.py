@@ -16,15 +16,49 @@ from minids.weights.checkpoint import Checkpoint
 from minids.weights.layout import INDEX
 
 HERE = DATA / "v4_sample"
+SAMPLES = [HERE, DATA / "v4_sample_base", DATA / "v4_sample_0731"]
 
 
 def test_the_script_makes_the_shipped_files(tmp_path):
     v4_sample.build(tmp_path)
-    made = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    shipped = {p.name: p.read_bytes() for p in HERE.iterdir() if p.name != "README.md"}
-    assert made.keys() == shipped.keys()
-    assert not [name for name in made if made[name] != shipped[name]]
-    assert sum(map(len, shipped.values())) < 3_000_000
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in SAMPLES)
+    for sample, limit in zip(SAMPLES, (3_000_000, 1_000_000, 1_000_000)):
+        made = {p.name: p.read_bytes() for p in (tmp_path / sample.name).iterdir()}
+        shipped = {p.name: p.read_bytes() for p in sample.iterdir() if p.name != "README.md"}
+        assert made.keys() == shipped.keys()
+        assert not [name for name in made if made[name] != shipped[name]]
+        assert sum(map(len, shipped.values())) < limit
+
+
+def test_the_siblings_differ_from_the_sample_as_the_releases_do():
+    first, base, later = (json.loads((p / "config.json").read_text()) for p in SAMPLES)
+    words = lambda d: {k: v for k, v in d.items() if isinstance(v, (str, bool, dict))}
+    assert words(base) == words(first) | {"expert_dtype": "fp8"}
+    assert words(later) == words(first)
+    assert first.keys() == base.keys() == later.keys() - v4_sample.DSPARK.keys()
+    flash = json.loads(data("v4", "flash-0731.config.json").read_text(encoding="utf-8"))
+    assert later.keys() == flash.keys()
+    assert len(later["compress_ratios"]) == later["num_hidden_layers"] + 3
+    index = [json.loads((p / INDEX).read_text()) for p in SAMPLES]
+    for d, folder in zip(index, SAMPLES):
+        with Checkpoint(folder) as c:
+            assert d["metadata"]["total_size"] == sum(map(layout.nbytes, c.inventory().values()))
+            assert layout.in_shards(c.names()) == {
+                file: [name for name in d["weight_map"] if d["weight_map"][name] == file]
+                for file in sorted(set(d["weight_map"].values()))}
+    assert len(set(index[2]["weight_map"].values())) == later["num_hidden_layers"] + 2 + 3
+
+
+@pytest.mark.parametrize("sample", SAMPLES[1:], ids=["base", "0731"])
+def test_blocks_of_fp8_and_all_kinds_of_layers_occur_in_the_siblings(sample):
+    config = Config.from_json(sample)
+    kinds = {(min(r, CSA_RATE + 1), config.is_hash(i))
+             for i, r in enumerate(config.compress_ratios[:config.n_layers])}
+    assert {(0, True), (4, True), (4, False), (5, False)} == kinds
+    with Checkpoint(sample) as c:
+        scales = {shape for name, (_, shape) in c.inventory().items() if ".attn." in name
+                  and name.endswith(".scale")}
+    assert {(1, 1), (2, 1), (1, 2)} <= scales
 
 
 def test_the_format_is_the_released_one():
@@ -55,8 +89,9 @@ def test_every_kind_of_layer_occurs():
     assert {(0, True), (4, True), (4, False), (5, False), (0, False)} <= kinds
 
 
-def test_it_runs_and_balances_no_expert_away():
-    model, tokenizer = load(HERE), Tokenizer.load(HERE)
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.name)
+def test_it_runs_and_balances_no_expert_away(sample):
+    model, tokenizer = load(sample), Tokenizer.load(sample)
     text = "The wind was cold, and the road went on for many miles. " * 12
     ids = tokenizer.encode(text, bos=True)
     assert tokenizer.decode(ids[1:]) == text and max(ids) < model.config.vocab_size
