@@ -40,7 +40,7 @@ class HubFiles:
     """
 
     def __init__(self, repo: str, revision: str | None):
-        self.hub = Requests(repo, revision or "main")
+        self.repo, self.hub = repo, Requests(repo, revision or "main")
         self._headers: dict[str, dict[str, Entry]] = {}
         self._sizes: dict[str, int] = {}                    # bytes of each file
         home = _cache_of(repo)

@@ -53,6 +53,7 @@ def server(tmp_path, monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr(hub_requests, "BACKOFF", 0.001)
+    monkeypatch.setattr(os, "fsync", lambda _: None)
     monkeypatch.setattr(hub, "HEAD", 4096)      # headers of the sample take one or two requests
     monkeypatch.setattr(hub, "GAP", 0)
     close_session()
@@ -624,12 +625,12 @@ def write_files(folder, config):
     (folder / "config.json").write_text(json.dumps(config.to_json()))
 
 
+@pytest.mark.slow
 def test_a_layer_takes_few_requests(server, tmp_path, monkeypatch):
     """Flash's number of experts, in matrices 4,096 times smaller."""
     config = model().config.replace(dim=64, moe_inter_dim=32, n_routed_experts=256, head_dim=32,
                                     rope_head_dim=16, n_activated_experts=6)
     flash, smaller = Config.flash(), 4096
-    monkeypatch.setattr(os, "fsync", lambda _: None)
     assert flash.dim * flash.moe_inter_dim == smaller * config.dim * config.moe_inter_dim
     server.folder = tmp_path / "files"
     server.folder.mkdir()
