@@ -614,7 +614,7 @@ def real_jobs(command) -> None:
                                "routers' biases: 61 kB of V4-Flash, and 17 MB of tables of "
                                "contents")
     portrait.add_argument("--out", type=Path, metavar="FILE",
-                          help="the file to write (default: a file in MINIDS_HOME/portraits, where "
+                          help="the file to write (default: a file in ~/.minids/portraits, where "
                                "the last lesson looks)")
     layer.add_argument("--layer", type=int, default=3, metavar="I",
                        help="number of the layer, from 0")

@@ -17,7 +17,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from urllib.parse import urlsplit
 
 from minids.errors import MinidsError
 
@@ -123,22 +122,23 @@ class Requests:
         from huggingface_hub.utils import build_hf_headers, get_session
 
         file, at = answer.file, answer.start + len(answer.data)
-        hub, link = endpoint(), self._links.get(file)
-        url = link or hf_hub_url(self.repo, file, revision=self.revision, endpoint=hub)
+        link = self._links.get(file)
+        url = link or hf_hub_url(self.repo, file, revision=self.revision, endpoint=endpoint())
         headers = build_hf_headers(token=False if link else None)   # the token is for the Hub alone
         headers |= {"Range": f"bytes={at}-{answer.end - 1}", "Accept-Encoding": "identity"}
         try:
             with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT) as response:
-                status, host = response.status_code, urlsplit(str(response.url)).netloc
-                elsewhere = host != urlsplit(hub).netloc
+                first, last = (response.history or [response])[0].url, response.url
+                elsewhere = bool(link) or (first.host, first.port) != (last.host, last.port)
+                status = response.status_code
                 if status in TRY_AGAIN:
                     raise _Again(f"status {status}", _retry_after(response.headers))
                 if status in EXPIRED and elsewhere:
-                    raise _Expired(f"{host} refuses the Hub's link to it (status {status})")
+                    raise _Expired(f"{last.host} refuses the Hub's link to it (status {status})")
                 if status not in (200, 206):
                     raise self._refused(response, file)
                 if elsewhere:
-                    self._links[file] = str(response.url)
+                    self._links[file] = str(last)
                 self._receive(response, answer, arrived)
         except OfflineModeIsEnabled:
             raise Unreachable(f"{self.where}: {file}: HF_HUB_OFFLINE is set and it is not in the "
