@@ -593,15 +593,29 @@ def real_jobs(command) -> None:
     info = add_command(jobs, "info", real_info, "list what a checkpoint holds")
     fetch = add_command(jobs, "fetch", real_fetch,
                         "fetch chosen tensors, after printing their size")
+    portrait = add_command(jobs, "portrait", real_portrait,
+                           "keep what the small tensors of all layers say, for the last lesson",
+                           "Fetch sinks, routers, hash tables, hyper-connections, compressor "
+                           "biases and norms of all layers (0.25 GB of the 160 GB of V4-Flash), "
+                           "after printing their size, and keep the numbers that the figures of "
+                           "the last lesson need in a small file. An interrupted fetch is resumed "
+                           "by the same command.")
     layer = add_command(jobs, "layer", real_layer, "run one layer at its full size",
                         "Run one layer at its full size on random streams, beside the layer of "
                         "transformers if that is installed and fits.")
     run = add_command(jobs, "run", real_run, "read a text with a model larger than memory")
-    for job in (info, fetch, layer):
+    for job in (info, fetch, portrait, layer):
         job.add_argument("repo", metavar="REPO", help="OWNER/NAME on the Hub, or a folder")
         job.add_argument("--revision", metavar="R", help="branch, tag or commit (default: main)")
     fetch.add_argument("--tensors", nargs="+", required=True, metavar="PATTERN",
                        help='names of tensors, or patterns such as "layers.*.ffn.gate.*"')
+    portrait.add_argument("--small", action="store_true",
+                          help="only sinks, the static part of the hyper-connections and the "
+                               "routers' biases: 61 kB of V4-Flash, and 17 MB of tables of "
+                               "contents")
+    portrait.add_argument("--out", type=Path, metavar="FILE",
+                          help="the file to write (default: a file in ~/.minids/portraits, where "
+                               "the last lesson looks)")
     layer.add_argument("--layer", type=int, default=3, metavar="I",
                        help="number of the layer, from 0")
     model_flag(run, required=True, help="a checkpoint in the released format")
@@ -639,6 +653,21 @@ def real_fetch(args) -> None:
 
     checkpoint = Checkpoint(args.repo, args.revision)
     fetch_tensors(checkpoint, checkpoint.find(*args.tensors), checkpoint.where)
+
+
+def real_portrait(args) -> None:
+    from minids.weights import portrait
+    from minids.weights.checkpoint import Checkpoint
+
+    if args.out is not None:
+        check_writable(args.out)
+    with Checkpoint(args.repo, args.revision) as checkpoint:
+        print(f"{checkpoint.where}: reading the tables of contents", flush=True)
+        names = portrait.names(checkpoint.config, args.small)
+        fetch_tensors(checkpoint, names, "a small portrait" if args.small else "a portrait")
+        path = portrait.save(portrait.take(checkpoint, args.small), args.out)
+    print(f"the portrait is in {path} ({path.stat().st_size:,} bytes)"
+          + ("; the last lesson draws it" if args.out is None else ""))
 
 
 def fetch_tensors(checkpoint, names, what: str) -> None:

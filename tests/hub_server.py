@@ -12,16 +12,19 @@ TOKEN = "hf_right"
 class LocalHub:
     """`OWNER/NAME` is the repository, `main` its branch.
 
-    Large files redirect to another origin, as on the real Hub. `log` has an entry for each request:
-    (host, file, first byte, last byte, Authorization). `faults` are used up one a request, for
-    requests of shards or, with `everywhere`, of any file: None, or a function of the handler and of
-    the answer (status, headers, body) that changes the answer, or returns None when it has done
-    everything itself.
+    Large files redirect to signed links on another origin, as on the real Hub. A link is good for
+    `uses` requests, then it has expired, and the other origin answers 403. `renamed` are former
+    names of the repository, which redirect to it. `log` has an entry for each request that is not
+    answered by a redirect: (host, file, first byte, last byte, Authorization); `links` the file of
+    each link that was given out. `faults` are used up one a request, for requests of shards or,
+    with `everywhere`, of any file: None, or a function of the handler and of the answer (status,
+    headers, body) that changes the answer, or returns None when it has done everything itself.
     """
 
     def __init__(self, folder, repo="owner/sample"):
         self.folder, self.repo, self.private = folder, repo, False
         self.log, self.faults, self.everywhere, self.files = [], [], False, {}
+        self.links, self.left, self.uses, self.renamed = [], {}, 10**9, ()
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -60,7 +63,16 @@ class LocalHub:
         common = {"X-Repo-Commit": COMMIT}
         if path.startswith("/cdn/"):
             file, common = path.removeprefix("/cdn/"), {}
-            status, headers, body = self.ranged(handler, self.bytes(file), file)
+            signature = urlsplit(handler.path).query.removeprefix("signature=")
+            self.left[signature] = self.left.get(signature, 0) - 1
+            if self.left[signature] < 0:
+                status, headers, body = 403, {}, b"expired"
+            else:
+                status, headers, body = self.ranged(handler, self.bytes(file), file)
+        elif path.lstrip("/").partition("/resolve/")[0] in self.renamed:
+            rest = path.partition("/resolve/")[2]
+            self.send(handler, 307, {"Location": f"/{self.repo}/resolve/{rest}"}, b"")
+            return
         else:
             repo, _, rest = path.lstrip("/").partition("/resolve/")
             revision, _, file = rest.partition("/")
@@ -78,7 +90,11 @@ class LocalHub:
             elif file.endswith(".safetensors"):
                 digest = hashlib.sha256(data).hexdigest()
                 status, body = 302, b""
-                headers = {"Location": f"http://localhost:{self.port}/cdn/{file}?signature=x",
+                self.links.append(file)
+                signature = str(len(self.links))
+                self.left[signature] = self.uses
+                signed = f"http://localhost:{self.port}/cdn/{file}?signature={signature}"
+                headers = {"Location": signed,
                            "X-Linked-Size": str(len(data)), "X-Linked-ETag": f'"{digest}"'}
             else:
                 status, headers, body = self.ranged(handler, data, file)

@@ -49,7 +49,8 @@ def refused(capsys, *argv) -> str:
 @pytest.mark.parametrize("command", [
     "", "doctor", "lab", "progress", "mine", "train", "sft", "grpo", "distill", "lifecycle",
     "generate", "eval", "course", "course build", "course copy", "course lint", "course update",
-    "course reset", "course status", "real", "real info", "real fetch", "real layer", "real run"])
+    "course reset", "course status", "real", "real info", "real fetch", "real portrait",
+    "real layer", "real run"])
 def test_each_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main([*command.split(), "--help"])

@@ -3,7 +3,8 @@
 A checkpoint is "OWNER/NAME" on the Hub, a folder, or a `Checkpoint`. Functions that end in
 `_of` measure one checkpoint and read only the tensors they need; `trace` needs a whole forward
 pass and therefore a folder. The `plot_` functions of the same names take {name of the model:
-checkpoint} (or traces) and show them side by side.
+checkpoint} (or traces) and show them side by side. A `Portrait` takes the place of a checkpoint
+where its numbers are enough: for all but spectra and rounding.
 """
 
 import json
@@ -22,10 +23,11 @@ from minids.errors import MinidsError
 from minids.model import mhc
 from minids.show.drawing import bar_places, heat
 from minids.show.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
-from minids.weights import layout
+from minids.weights import layout, portrait
 from minids.weights.checkpoint import Checkpoint
 from minids.weights.folder import LocalFiles
 from minids.weights.layout import scale_name
+from minids.weights.portrait import NORMS, Portrait
 from minids.weights.streamed import streamed
 
 TYPES = {"F8_E4M3": BLUE, "I8": ORANGE, "F8_E8M0": VERMILION, "BF16": GREEN, "F32": PURPLE,
@@ -204,7 +206,7 @@ def by_layer(source, tensor: str) -> dict[int, torch.Tensor]:
 
 def sinks_of(source) -> dict[int, torch.Tensor]:
     """{layer: the sinks of its heads, H}."""
-    return by_layer(source, "attn.attn_sink")
+    return source.sinks if isinstance(source, Portrait) else by_layer(source, "attn.attn_sink")
 
 
 def tables_of(source, ids=None) -> dict[int, torch.Tensor]:
@@ -212,37 +214,46 @@ def tables_of(source, ids=None) -> dict[int, torch.Tensor]:
 
     All ids count as equally frequent, or as frequent as in `ids`.
     """
-    source = opened(source)
-    config, loads = source.config, {}
-    for layer, table in by_layer(source, "ffn.gate.tid2eid").items():  # vocab K
-        times = torch.ones(config.vocab_size)
+    if isinstance(source, Portrait):
         if ids is not None:
-            times = ids.flatten().bincount(minlength=config.vocab_size).float()
-        choices = times.repeat_interleave(table.shape[1])
-        load = torch.zeros(config.n_routed_experts).index_add_(0, table.flatten(), choices)
-        loads[layer] = load / load.mean()
-    return loads
+            raise MinidsError("a portrait keeps the loads of a hash table, not the table: expected "
+                              "no ids, or the checkpoint itself")
+        return source.load
+    source = opened(source)
+    return {layer: portrait.load_of(table, source.config, ids)
+            for layer, table in by_layer(source, "ffn.gate.tid2eid").items()}
 
 
 def routers_of(source) -> dict[str, torch.Tensor]:
     """The gates' "bias", score layers x E, and each layer's mean "cosine" of two experts' rows."""
-    cosines = []
-    for W in by_layer(source, "ffn.gate.weight").values():                                  # E d
-        C = F.normalize(W, dim=1) @ F.normalize(W, dim=1).T
-        cosines.append((C.sum() - len(C)) / (len(C) * (len(C) - 1)))
+    if isinstance(source, Portrait):
+        return {"bias": torch.stack(list(source.bias.values())),
+                "cosine": torch.tensor([cosine.item() for cosine in source.cosine.values()])}
+    cosines = [portrait.cosine_of(W) for W in by_layer(source, "ffn.gate.weight").values()]
     return {"bias": torch.stack(list(by_layer(source, "ffn.gate.bias").values())),
             "cosine": torch.stack(cosines)}
 
 
 def connections_of(source) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The static part of all S = 2 L sites, from base and scale: pre S n, post S n, comb S n n."""
-    source = opened(source)
+    source = source if isinstance(source, Portrait) else opened(source)
     config, n = source.config, source.config.hc_mult
-    sites = [f"layers.{i}.hc_{at}_" for i in range(config.n_layers) for at in ("attn", "ffn")]
-    read = source.read_all([site + part for site in sites for part in ("base", "scale")])
+    base, scale = _static_part(source)
     X, fn = torch.zeros(1, 1, n, 1), torch.zeros((2 + n) * n, n)  # streams that say nothing
-    maps = [mhc.maps(X, fn, read[site + "scale"], read[site + "base"], config) for site in sites]
+    maps = [mhc.maps(X, fn, scale[site], base[site], config) for site in range(2 * config.n_layers)]
     return tuple(torch.stack([triple[k][..., 0] for triple in maps]) for k in range(3))
+
+
+def _static_part(source) -> tuple[dict[int, torch.Tensor], dict[int, torch.Tensor]]:
+    """`base` and `scale` of all sites, numbered through the model."""
+    if isinstance(source, Portrait):
+        return source.base, source.scale
+    layers = range(source.config.n_layers)
+    sites = [f"layers.{i}.hc_{at}_" for i in layers for at in ("attn", "ffn")]
+    read = source.read_all([site + part for site in sites for part in ("base", "scale")])
+    base, scale = ({site: read[prefix + part] for site, prefix in enumerate(sites)}
+                   for part in ("base", "scale"))
+    return base, scale
 
 
 def through_depth(comb) -> tuple[list[float], list[float]]:
@@ -265,12 +276,23 @@ def biases_of(source) -> dict[int, tuple[int, torch.Tensor]]:
     Weights are means over channels; 1 where all slots weigh the same. A CSA layer has 8 slots: the
     four tokens before its window, then its own.
     """
-    weights = {}
-    for layer, ape in by_layer(source, "attn.compressor.ape").items():                      # m fc
-        m = len(ape)
-        slots = torch.cat(ape.chunk(2, dim=1)) if m == 4 else ape  # 2m c or m c
-        weights[layer] = m, slots.softmax(0).mean(1) * len(slots)
-    return weights
+    if isinstance(source, Portrait):
+        return {layer: (source.config.compress_ratios[layer], weights)
+                for layer, weights in source.slots.items()}
+    return {layer: (len(ape), portrait.slots_of(ape))
+            for layer, ape in by_layer(source, "attn.compressor.ape").items()}
+
+
+def reach_of(source: Portrait) -> tuple[torch.Tensor, torch.Tensor]:
+    """How far a token moves pre, post and comb of each site, and the size of the static part.
+
+    Both S 3. For the first see `minids.weights.portrait.reach_of`; the second is a root mean
+    square.
+    """
+    n = source.config.hc_mult
+    parts = [base.split([n, n, n * n]) for base in source.base.values()]
+    sizes = [[part.square().mean().sqrt().item() for part in site] for site in parts]
+    return torch.stack(list(source.reach.values())), torch.tensor(sizes)
 
 
 def spectra_of(source, layer: int | None = None) -> dict[str, torch.Tensor]:
@@ -449,16 +471,21 @@ def plot_tables(models, texts):
 
 
 def plot_routers(models):
-    """Plot the spread of the balancing biases by depth, and how alike the rows of a gate are."""
-    figure, axes = plt.subplots(1, 2, figsize=(10.2, 3.4))
-    for (name, source), colour, style in zip(models.items(), COLOURS, LINES):
-        routers = routers_of(source)
-        bias = routers["bias"]
+    """Plot the spread of the balancing biases by depth, and how alike the rows of a gate are.
+
+    Small portraits do not know the rows.
+    """
+    routers = {name: routers_of(source) for name, source in models.items()}
+    panels = 2 if any(len(one["cosine"]) for one in routers.values()) else 1
+    figure, (axes,) = plt.subplots(1, panels, figsize=(5.1 * panels, 3.4), squeeze=False)
+    for (name, one), colour, style in zip(routers.items(), COLOURS, LINES):
+        bias = one["bias"]
         spread = (bias - bias.mean(1, keepdim=True)).square().mean(1).sqrt()
         axes[0].plot(_depth(spread), spread.tolist(), style, color=colour, marker="o",
                      label=name)
-        axes[1].plot(_depth(routers["cosine"]), routers["cosine"].tolist(), style, color=colour,
-                     marker="o", label=name)
+        if panels == 2:
+            axes[1].plot(_depth(one["cosine"]), one["cosine"].tolist(), style, color=colour,
+                         marker="o", label=name)
     for axis in axes:
         axis.set_xlabel("depth (0: first such layer, 1: last)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center",
@@ -466,8 +493,9 @@ def plot_routers(models):
     axes[0].set_ylim(bottom=0)
     axes[0].set_ylabel("standard deviation over experts")
     axes[0].set_title("the balancing biases")
-    axes[1].set_ylabel("mean cosine of two rows")
-    axes[1].set_title("the gates' rows")
+    if panels == 2:
+        axes[1].set_ylabel("mean cosine of two rows")
+        axes[1].set_title("the gates' rows")
     return figure
 
 
@@ -518,6 +546,61 @@ def plot_biases(models):
     axes[0].set_ylabel("weight / even weight")
     axes[0].set_ylim(0, 1.45 * axes[0].get_ylim()[1])  # room for the legends
     return figure
+
+
+def plot_reach(models):
+    """Plot what a token adds to the hyper-connections' maps beside their static part, by site.
+
+    models: {name: portrait}.
+    """
+    figure, axes = _panels(models, sharey=True)
+    for axis, source in zip(axes, models.values()):
+        reach, static = reach_of(source)
+        for k, (what, colour) in enumerate(zip(("pre", "post", "comb"), COLOURS)):
+            axis.plot(reach[:, k].tolist(), "-", color=colour, label=f"{what}: a token")
+            axis.plot(static[:, k].tolist(), "--", color=colour, label=f"{what}: static")
+        axis.set_xlabel("site")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6,
+                  fontsize=9)
+    axes[0].set_ylim(bottom=0)
+    axes[0].set_ylabel("size before the bounds")
+    return figure
+
+
+def plot_norms(models):
+    """Plot the size of the norms' weights, layer by layer. models: {name: portrait}."""
+    figure, axes = _panels(models, sharey=True)
+    for axis, source in zip(axes, models.values()):
+        norms = torch.stack(list(source.norms.values())).T
+        for norm, values, colour, style in zip(NORMS, norms, COLOURS, LINES):
+            axis.plot(values.tolist(), style, color=colour, label=norm)
+        axis.set_xlabel("layer")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    axes[0].set_ylim(bottom=0)
+    axes[0].set_ylabel("weights of a norm (r.m.s.)")
+    return figure
+
+
+def portrait_figures(portraits) -> dict:
+    """{alternative text: figure} of what portraits say; of small ones there are three.
+
+    portraits: {name of the model: portrait}, all of them whole or all small.
+    """
+    plots = {"The sink of each head, layer by layer": plot_sinks,
+             "Static comb matrices of three sites, and their effect through all sites":
+                 plot_connections,
+             "The routers: spread of the balancing biases, similarity of rows": plot_routers}
+    if not any(portrait.small for portrait in portraits.values()):
+        plots |= {"Loads that the hash tables give to experts, if all ids were equally frequent":
+                      lambda models: plot_tables(models, {}),
+                  "Weights that the compressors' biases give to the slots of a window": plot_biases,
+                  "What a token adds to the hyper-connections' maps, beside their static part":
+                      plot_reach,
+                  "The size of the norms' weights, by layer": plot_norms}
+    names = " and ".join(portraits)
+    return {f"{text}: {names}": plot(portraits) for text, plot in plots.items()}
 
 
 def plot_spectra(models):

@@ -42,7 +42,7 @@ from minids.numerics import FP4_VALUES, fp4_decode
 from minids.recipes import v4_sample
 from minids.show import real, style
 from minids.system import paths
-from minids.weights import header, hub, layout
+from minids.weights import header, hub, layout, portrait
 from minids.weights.checkpoint import Checkpoint, empty
 from minids.weights.layout import INDEX
 from minids.weights.streamed import streamed
@@ -801,6 +801,28 @@ print("The codes are used well: their entropy is above 3 of 4 bits.")
 # From codes and scales alone the error comes out right to within a tenth of itself. FP8 has the same 2.7 % everywhere; FP4's depends on how outliers stretch the scales: the sample has wide columns, many of its numbers fall to 0, and its error is larger.
 # The released Flash can be asked the same: how large is its error, and do its scales stay within 14 powers of two? The report says of its scales (not of the error) that they stay close enough (3.4). Why 14: with the largest block at $6 \cdot 2^6 = 384$, which fits below FP8's 448, the smallest number of a block 14 powers lower is $0.5 \cdot 2^{6 - 14} = 2^{-9}$, FP8's smallest.
 #
+# ### The real model, from a portrait
+#
+# One command fetches the routers, biases, hash tables, hyper-connections, sinks and norms of all 43 layers of Flash, a quarter of a gigabyte, and keeps only the numbers that these figures need, about a tenth of a megabyte:
+#
+#     minids real portrait deepseek-ai/DeepSeek-V4-Flash
+#
+# With `--small` it fetches the sinks, the static part of the hyper-connections and the routers' biases: 61 kB, beside 17 MB of tables of contents. If the fetch is interrupted, the same command resumes it. The file is kept in your own folder, beside your progress, and the next cell draws the real model beside mini as soon as it is there.
+
+# %% tags=["nbval-ignore-output"]
+seen = portrait.kept()
+if seen is None:
+    style.say("No portrait of a real model is here yet. In a terminal: "
+              "minids real portrait deepseek-ai/DeepSeek-V4-Flash")
+else:
+    beside = portrait.take(Checkpoint(MINI), seen.small)
+    for text, figure in real.portrait_figures({seen.title: seen, "mini": beside}).items():
+        style.show(figure, text)
+
+# %% [markdown]
+# Five of the figures are those above, now of the real model. Two are new, and only a whole portrait has them. The first shows how far a token moves the maps of the hyper-connections. A solid line is what streams with independent entries would add: the size of a row of `fn`, times `scale`. A dashed line is the size of `base`, the static part. Where a
+# solid line lies far above the dashed line of the same colour, the static part says little about that site (question 3 below). The second shows the weights of four norms in each layer.
+#
 # ## 6. What needs a whole pass
 #
 # Loads by score, predictions layer by layer: these depend on hidden states, and a hidden state needs *all* layers before it. If the model is larger than memory, its layers come one after another: while one computes, a thread reads the next.
@@ -911,7 +933,7 @@ print(f"memory: two layers, embedding and head, {memory / 1e9:.1f} GB, and the a
 #
 # The base models are released with FP8 experts and float32 scales; `minids` reads these, too. Later releases under similar names (another draft module, for example) are different models: tensors that the configuration does not know are named, not guessed at.
 #
-# **Shown here:** the format, to the byte, on a sample that has it; that one class serves both sizes; how to compare. **Not shown:** anything about the real model's weights, because this lesson runs without them. Every figure of section 5 awaits your `REPO`, and
+# **Shown here:** the format, to the byte, on a sample that has it; that one class serves both sizes; how to compare. **Not shown:** anything about the real model's weights, because this lesson runs without them. Every figure of section 5 awaits your `REPO` or a portrait, and
 # you know its price. That a trained nano has large sinks or keeps its streams apart does not mean that Flash does.
 #
 # ## Key points

@@ -1,7 +1,9 @@
 """Remote reads with the real client, huggingface_hub, from a local Hub that serves the sample."""
 
+import errno
 import gzip
 import json
+import os
 import struct
 from functools import cache
 from pathlib import Path
@@ -28,9 +30,9 @@ from minids.cli import main
 from minids.config import Config
 from minids.errors import MinidsError
 from minids.system.paths import DATA
-from minids.weights import header, hub, layout
+from minids.weights import header, hub, hub_requests, layout
 from minids.weights.checkpoint import Checkpoint
-from minids.weights.hub import Unreachable
+from minids.weights.hub_requests import Unreachable
 from minids.weights.layout import INDEX, SINGLE
 from minids.weights.streamed import streamed
 
@@ -50,7 +52,8 @@ def server(tmp_path, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(hub, "BACKOFF", 0.001)
+    monkeypatch.setattr(hub_requests, "BACKOFF", 0.001)
+    monkeypatch.setattr(os, "fsync", lambda _: None)
     monkeypatch.setattr(hub, "HEAD", 4096)      # headers of the sample take one or two requests
     monkeypatch.setattr(hub, "GAP", 0)
     close_session()
@@ -177,8 +180,8 @@ def test_an_interrupted_fetch_is_resumed(server, monkeypatch):
     remote = Checkpoint(REPO)
     remote.inventory([WQ])
     before = len(server.sent())
-    server.faults = [None] * 5 + [status(403)]              # the scale, four pieces, then no more
-    with pytest.raises(MinidsError, match="refuses your token"):
+    server.faults = [None] * 5 + [status(418)]              # the scale, four pieces, then no more
+    with pytest.raises(MinidsError, match="found 418"):
         remote.fetch([WQ])
     start, end = entry(WQ)[1][2:]
     pieces = [a for _, a, b in server.sent()[before:-1] if start <= a and b < end]
@@ -189,12 +192,62 @@ def test_an_interrupted_fetch_is_resumed(server, monkeypatch):
     assert requests[0] == start + 1000 * len(pieces)        # nothing is fetched twice
 
 
+@pytest.mark.parametrize("change", ["a byte", "the place", "no note", "no JSON", "too short"])
+def test_pieces_are_used_only_if_they_match_their_note(server, tmp_path, monkeypatch, change):
+    monkeypatch.setattr(hub, "PIECE", 1000)
+    remote = Checkpoint(REPO)
+    remote.inventory([WQ])
+    server.faults = [None] * 5 + [status(418)]
+    with pytest.raises(MinidsError, match="found 418"):
+        remote.fetch([WQ])
+    part = next((tmp_path / "assets").rglob("*.part"))
+    note, data = part.with_name(part.name + ".json"), bytearray(part.read_bytes())
+    assert len(data) >= 4000
+    good = 0
+    if change == "a byte":          # of the third piece: the first two stay
+        data[2500] ^= 1
+        part.write_bytes(data)
+        good = 2000
+    elif change == "too short":     # the disk lost the end of the third piece
+        part.write_bytes(data[:2500])
+        good = 2000
+    elif change == "the place":
+        text = json.loads(note.read_text())
+        text["source"]["start"] += 8
+        note.write_text(json.dumps(text))
+    elif change == "no JSON":
+        note.write_text("{")
+    else:
+        note.unlink()
+    start, end = entry(WQ)[1][2:]
+    before = len(server.sent())
+    equal(Checkpoint(REPO).read_all([WQ]), {WQ: model().state_dict()[WQ]})
+    requests = [a for _, a, b in server.sent()[before:] if start <= a and b < end]
+    assert requests[0] == start + good
+    assert not list((tmp_path / "assets").rglob("*.part*"))
+
+
+def test_a_tensor_is_kept_as_soon_as_it_has_come(server, monkeypatch):
+    """Neighbours share a request; where it ends early, those that came whole are here."""
+    monkeypatch.setattr(hub, "GAP", 2**17)
+    remote = Checkpoint(REPO)
+    names = [n for n in remote.find("layers.1.*") if "experts" not in n]
+    size = remote.price(names).fetch
+    server.faults = [cut(size // 2), status(418)]
+    with pytest.raises(MinidsError, match="found 418"):
+        remote.fetch(names)
+    price = remote.price(names)
+    assert size // 3 < price.here <= size // 2 and price.fetch + price.here == size
+    state = model().state_dict()
+    equal(remote.read_all(names), {name: state[name] for name in names})
+
+
 def test_an_error_stops_the_other_files_and_keeps_what_was_fetched(server):
     remote = Checkpoint(REPO)
     names = remote.find("layers.*.attn.wq_a.weight", "layers.*.attn.wkv.weight")
     remote.inventory(names)
-    server.faults = [None, None, status(410)] + [None] * 50
-    with pytest.raises(MinidsError, match="status 200 or 206, found 410|stopped"):
+    server.faults = [None, None, status(418)] + [None] * 50
+    with pytest.raises(MinidsError, match="status 200 or 206, found 418|stopped"):
         remote.fetch(names)
     here = remote.price(names).here
     assert here > 0
@@ -204,11 +257,80 @@ def test_an_error_stops_the_other_files_and_keeps_what_was_fetched(server):
     assert sent() - before == remote.price(names).here - here
 
 
-def test_a_full_disk_is_reported_before_it_is_full(server, monkeypatch):
-    monkeypatch.setattr(hub.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+def test_the_whole_fetch_needs_room_before_it_begins(server, monkeypatch):
     remote = Checkpoint(REPO)
-    with pytest.raises(MinidsError, match="16385 bytes are to be fetched, 0 are free"):
-        remote.read_all([WQ])
+    names = remote.find("layers.*.attn.wq_a.weight")
+    price, before = remote.price(names), len(server.log)
+    assert price.files == 4
+    need = price.fetch + 32 * price.tensors         # each tensor is kept with its digest
+    monkeypatch.setattr(hub.shutil, "disk_usage", lambda _: SimpleNamespace(free=need - 1))
+    words = (f"{need:,} bytes are to be fetched, {need - 1:,} are free. What was fetched before is "
+             f"kept.*HF_HOME")
+    with pytest.raises(MinidsError, match=words):
+        remote.fetch(names)
+    assert len(server.log) == before and remote.price(names).here == 0
+    monkeypatch.setattr(hub.shutil, "disk_usage", lambda _: SimpleNamespace(free=need))
+    remote.fetch(names)
+    monkeypatch.setattr(hub.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    remote.read_all(names)                          # what is here needs no room
+
+
+def test_pieces_that_are_here_need_no_room(server, monkeypatch):
+    monkeypatch.setattr(hub, "PIECE", 1000)
+    remote = Checkpoint(REPO)
+    size = remote.price([WQ]).fetch
+    server.faults = [None] * 5 + [status(418)]      # the scale and four pieces of the codes
+    with pytest.raises(MinidsError, match="found 418"):
+        remote.fetch([WQ])
+    scale = remote.price([WQ]).here
+    free = size - scale - 4000 + 32
+    monkeypatch.setattr(hub.shutil, "disk_usage", lambda _: SimpleNamespace(free=free - 1))
+    with pytest.raises(MinidsError, match=f"{free:,} bytes are to be fetched"):
+        remote.fetch([WQ])
+    monkeypatch.setattr(hub.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    remote.fetch([WQ])
+
+
+def test_a_disk_that_is_full_later(server, monkeypatch):
+    def full(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    remote = Checkpoint(REPO)
+    remote.fetch(["norm.weight"])
+    monkeypatch.setattr(hub.os, "fsync", lambda _: full(None, None))
+    with pytest.raises(MinidsError, match="No space left on device. What was fetched before is "
+                                          "kept. .*HF_HOME"):
+        remote.fetch([WQ])
+    monkeypatch.undo()
+    assert remote.price(["norm.weight"]).here > 0
+
+
+def test_a_read_only_cache_addressed_by_branch(server, monkeypatch):
+    """Nothing is written where nothing has changed."""
+    first = Checkpoint(REPO).read_all([WQ])
+
+    def refuse(path, *_):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    for name in ("atomic_write", "write_text", "check_writable"):
+        monkeypatch.setattr(hub, name, refuse)
+    again = Checkpoint(REPO)
+    equal(again.read_all([WQ]), first)
+    with pytest.raises(MinidsError, match="Read-only file system. What was fetched before is kept"):
+        again.read("layers.2.attn.wq_a.weight")     # its header is not here
+
+
+def test_a_cache_that_cannot_be_written(server, tmp_path):
+    """A file lies where a folder should be, which stops even the superuser."""
+    Checkpoint(REPO)
+    commits = next((tmp_path / "assets").rglob("commits"))
+    (commits / COMMIT).rename(commits / "aside")
+    remote = Checkpoint(REPO, COMMIT)
+    remote.price([WQ])
+    (commits / COMMIT).rename(commits / "also")
+    (commits / COMMIT).write_bytes(b"")
+    with pytest.raises(MinidsError, match="cannot use the folder .* another one with HF_HOME"):
+        remote.fetch([WQ])
 
 
 # ---- faults of the network and of the server ----
@@ -225,7 +347,8 @@ def test_cut_connections_are_resumed(server):
 
 @pytest.mark.parametrize("fault", [status(429, Retry_After="0"), status(429),
                                    status(429, RateLimit='"api";r=0;t=0'),
-                                   status(503), status(500), shorter, cut(3)])
+                                   status(503), status(500), status(520), status(522),
+                                   status(524), shorter, cut(3)])
 def test_temporary_faults_are_retried(server, fault):
     server.everywhere, server.faults = True, [fault] * 3
     remote = Checkpoint(REPO)
@@ -237,9 +360,10 @@ def test_temporary_faults_are_retried(server, fault):
                                           (cut(0), "RemoteProtocolError|ReadError")])
 def test_permanent_faults_end_the_retries(server, fault, words):
     server.everywhere, server.faults = True, [fault] * 50
-    with pytest.raises(Unreachable, match=f"gave up after {hub.ATTEMPTS} attempts .*({words})"):
+    tries = hub_requests.ATTEMPTS
+    with pytest.raises(Unreachable, match=f"gave up after {tries} attempts .*({words})"):
         Checkpoint(REPO)
-    assert len(server.faults) == 50 - hub.ATTEMPTS
+    assert len(server.faults) == 50 - tries
 
 
 def test_a_long_wait_is_refused(server):
@@ -255,8 +379,8 @@ def test_a_long_wait_is_refused(server):
     (grown, "when its header was read"),
     (status(206), "the answer is about ''"),
     (status(404), "has no model-00003"),
-    (status(403), "refuses your token"),
-    (status(410), "expected status 200 or 206, found 410"),
+    (status(418), "expected status 200 or 206, found 418"),
+    (status(403), r"localhost refuses the Hub's link to it \(status 403\), also to a new one"),
 ])
 def test_wrong_answers(server, fault, words):
     remote = Checkpoint(REPO)
@@ -267,6 +391,50 @@ def test_wrong_answers(server, fault, words):
     assert len(str(caught.value).splitlines()) == 1
     server.faults = []
     equal(remote.read_all([WQ]), {WQ: model().state_dict()[WQ]})
+
+
+def test_expired_links_are_renewed(server, monkeypatch):
+    """Each link is good for three requests. The token is not to blame, and is not sent along."""
+    monkeypatch.setattr(hub, "PIECE", 1000)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    server.private, server.uses = True, 3
+    equal(Checkpoint(REPO).read_all([WQ]), {WQ: model().state_dict()[WQ]})
+    requests = 2 + 1 + 17                           # the header, the scale, the codes
+    assert server.links == [entry(WQ)[0]] * -(-requests // 3)
+    assert len(server.sent()) == requests + len(server.links) - 1       # and one for each expiry
+    assert {host: auth for host, *_, auth in server.log} == {
+        "127.0.0.1": f"Bearer {TOKEN}", "localhost": None}
+
+
+def test_a_link_that_is_refused_is_resolved_again_once(server):
+    remote = Checkpoint(REPO)
+    remote.inventory([WQ])
+    links = len(server.links)
+    server.faults = [status(403), None, status(403), status(403)]   # the scale, then the codes
+    with pytest.raises(MinidsError, match="refuses the Hub's link .* what was fetched is kept"):
+        remote.read_all([WQ])
+    assert not server.faults and len(server.links) == links + 2
+    remote.read_all([WQ])
+
+
+def test_a_refusal_of_the_hub_itself_is_about_the_token(server, monkeypatch):
+    """Also when a link expires and the Hub refuses to give another one."""
+    monkeypatch.setattr(hub, "PIECE", 1000)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    server.private, server.uses = True, 6
+    remote = Checkpoint(REPO)
+    remote.inventory([WQ])
+    monkeypatch.setenv("HF_TOKEN", "hf_withdrawn")
+    with pytest.raises(MinidsError, match=r"refuses your token \(status 403\)"):
+        remote.read_all([WQ])
+    assert remote.price([WQ]).here > 0
+
+
+def test_a_renamed_repository_gets_the_token_too(server, monkeypatch):
+    server.private, server.renamed = True, ("owner/before",)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    equal(Checkpoint("owner/before").read_all([WQ]), {WQ: model().state_dict()[WQ]})
+    assert {host for host, *_, auth in server.log if auth} == {"127.0.0.1"}
 
 
 def test_a_server_without_ranges(server):
@@ -439,11 +607,9 @@ def test_runs():
 
 # ---- at full size ----
 
-@pytest.mark.slow
-def test_flash_at_full_size(tmp_path):
-    """The released layout of V4-Flash, in files with headers and no data: what reading costs."""
-    config, stored = Config.flash(), layout.inventory(Config.flash())
-    shards = layout.shards(config)
+def write_files(folder, config):
+    """The released layout of a model, in files with headers and no data."""
+    stored, shards = layout.inventory(config), layout.shards(config)
     for file, names in shards.items():
         entries, at = {}, 0
         for name in names:
@@ -451,11 +617,48 @@ def test_flash_at_full_size(tmp_path):
             entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + size]}
             at += size
         text = json.dumps(entries).encode()
-        with open(tmp_path / file, "wb") as out:
+        with open(folder / file, "wb") as out:
             out.write(struct.pack("<Q", len(text)) + text)
             out.truncate(8 + len(text) + at)
     weight_map = {name: file for file, names in shards.items() for name in names}
-    (tmp_path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "config.json").write_text(json.dumps(config.to_json()))
+
+
+@pytest.mark.slow
+def test_a_layer_takes_few_requests(server, tmp_path, monkeypatch):
+    """Flash's number of experts, in matrices 4,096 times smaller."""
+    config = model().config.replace(dim=64, moe_inter_dim=32, n_routed_experts=256, head_dim=32,
+                                    rope_head_dim=16, n_activated_experts=6)
+    flash, smaller = Config.flash(), 4096
+    assert flash.dim * flash.moe_inter_dim == smaller * config.dim * config.moe_inter_dim
+    server.folder = tmp_path / "files"
+    server.folder.mkdir()
+    write_files(server.folder, config)
+    monkeypatch.setattr(hub, "PIECE", hub.PIECE // smaller)
+    monkeypatch.setattr(hub, "GAP", 2**17 // smaller)
+    remote = Checkpoint(REPO)
+    names = remote.find("layers.2.*")
+    price, before = remote.price(names), len(server.sent())
+    assert price.tensors > 1500 and price.files == 1
+    remote.fetch(names)
+    assert len(server.sent()) - before <= 1.25 * price.fetch / hub.PIECE + 2
+    assert len(server.links) == 1                   # one link serves the header and all pieces
+
+
+def test_a_layer_of_flash_takes_117_requests():
+    entries, at = {}, 0
+    for name, spec in layout.inventory(Config.flash()).items():
+        if name.startswith("layers.3."):
+            entries[name] = header.Entry(*spec, at, at := at + layout.nbytes(spec))
+    assert len(entries) > 1500 and len(header.runs(entries, hub.GAP, hub.PIECE)) == 117
+
+
+@pytest.mark.slow
+def test_flash_at_full_size(tmp_path):
+    """The released layout of V4-Flash, in files with headers and no data: what reading costs."""
+    config, stored = Config.flash(), layout.inventory(Config.flash())
+    write_files(tmp_path, config)
     (tmp_path / "config.json").write_bytes((DATA / "v4" / "flash.config.json").read_bytes())
     remote = Checkpoint(tmp_path)
     assert remote.config == config and remote.extra() == []
