@@ -43,12 +43,13 @@ class Indexer(nn.Module):
         q = rotate(self.wq_b(qr).unflatten(-1, (Hi, ci)), rot[..., None, :])
         return round_index(q) if self.round_queries else q
 
-    def forward(self, x: Tensor, qr: Tensor, keys: Tensor, current: Pass | None = None) -> Tensor:
+    def forward(self, x: Tensor, qr: Tensor, keys: Tensor, current: Pass | None = None,
+                part: slice = slice(None)) -> Tensor:
         """x: B T d, qr: B T q_lora_rank, keys: B S ci -> scores B T S, float32, future entries
-        included."""
+        included. The queries are those of the pass, or `part` of them."""
         B, T, _ = x.shape
         current = current or Pass(self.config, T, x.device)
-        q = self.queries(qr, current.rotation(self.rotary))                      # B T Hi ci
+        q = self.queries(qr, current.rotation(self.rotary)[..., part, :])        # B T Hi ci
         w = self.weights_proj(x).float() * self.scale                            # B T Hi
         # entries are scored part by part, so that the scores of single heads stay in the cache
         size = max(1024, 2**18 // (B * T * w.shape[2]))
