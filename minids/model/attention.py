@@ -21,8 +21,8 @@ from minids.model.passes import Pass
 from minids.model.rotary import Rotary, rotate
 from minids.model.state import LayerState
 
-# Where no gradient is needed, a call whose queries have more than WHOLE scores and channels, all
-# heads together, processes them in stripes of about STRIPE: so memory grows little with the text.
+# Where no gradient is needed, queries that have more than WHOLE scores and channels, all heads
+# together, are processed in stripes of about STRIPE: so memory grows little with the text.
 WHOLE, STRIPE = 2**26, 2**24
 MASKED = 8      # times k: of so many entries a mask hides those that are not picked
 
@@ -62,7 +62,10 @@ class Attention(nn.Module):
         entries = keys = None
         if self.ratio:
             entries, keys = self.compressed(x, current, state)
-        size = self.stripe(B, T, entries, current)
+        size = T            # what a gradient needs is kept in any case
+        if not (torch.is_grad_enabled() or current.options.index):
+            S = 0 if entries is None else entries.shape[1]
+            size = stripe_size(self.config, self.ratio, B, T, S)
         if size >= T:
             return self.attend(x, qr, kv, entries, keys, current, slice(0, T))
         stripes = [slice(start, min(start + size, T)) for start in range(0, T, size)]
@@ -70,22 +73,6 @@ class Attention(nn.Module):
         return torch.cat([self.attend(x[:, part], qr[:, part],
                                       kv[:, part.start:before + part.stop], entries, keys,
                                       current, part) for part in stripes], dim=1)
-
-    def stripe(self, B: int, T: int, entries: Tensor | None, current: Pass) -> int:
-        """How many of T queries to process at once: all, unless that takes much memory.
-
-        A stripe is a multiple of the window. What a gradient needs is kept in any case.
-        """
-        cfg = self.config
-        if torch.is_grad_enabled() or current.options.index:
-            return T
-        S = 0 if entries is None else entries.shape[1]
-        if self.ratio == CSA_RATE:
-            S = min(S, MASKED * cfg.index_topk)
-        each = B * cfg.n_heads * (2 * cfg.window_size + S + cfg.head_dim)
-        if T * each <= WHOLE:
-            return T
-        return max(STRIPE // each // cfg.window_size, 1) * cfg.window_size
 
     def window(self, x: Tensor, current: Pass, state: LayerState | None) -> Tensor:
         """The keys that the queries' windows see: B before+T c, the `before` keys before the first
@@ -180,6 +167,17 @@ class Attention(nn.Module):
         rows = torch.arange(len(x), device=x.device)[:, None, None]
         picks = entries[rows, best.indices]                                      # B T k c
         return picks, picks_mask, scores.gather(2, best.indices) if learn else None
+
+
+def stripe_size(config: Config, ratio: int, B: int, T: int, S: int) -> int:
+    """How many of T queries, which read S entries, to process at once: all of them, or as many
+    windows as give about STRIPE numbers."""
+    if ratio == CSA_RATE:
+        S = min(S, MASKED * config.index_topk)
+    each = B * config.n_heads * (2 * config.window_size + S + config.head_dim)
+    if T * each <= WHOLE:
+        return T
+    return max(STRIPE // each // config.window_size, 1) * config.window_size
 
 
 def attend_step(q: Tensor, kv: Tensor, entries: Tensor | None,

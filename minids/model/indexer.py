@@ -17,6 +17,8 @@ from minids.model.passes import Pass
 from minids.model.rotary import Rotary, rotate
 from minids.model.state import CompressorState
 
+PART = 1024     # entries that are scored at a time, at least
+
 
 class Indexer(nn.Module):
     """score[t, s] = sum_h w[t, h] * relu(q[t, h] . k[s])."""
@@ -52,7 +54,7 @@ class Indexer(nn.Module):
         q = self.queries(qr, current.rotation(self.rotary)[..., part, :])        # B T Hi ci
         w = self.weights_proj(x).float() * self.scale                            # B T Hi
         # entries are scored part by part, so that the scores of single heads stay in the cache
-        size = max(1024, 2**18 // (B * T * w.shape[2]))
+        size = max(PART, 2**18 // (B * T * w.shape[2]))
         parts = [self.score(q.flatten(1, 2), w, part) for part in keys.split(size, dim=1)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)          # B T S
 

@@ -7,6 +7,7 @@ from twin import lively
 
 from minids.config import Config
 from minids.model import attention, moe
+from minids.model.attention import stripe_size
 from minids.model.packing import Packing
 from minids.model.passes import Options
 
@@ -102,26 +103,19 @@ def test_where_a_gradient_or_the_indexers_loss_is_needed_there_is_one_stripe(opt
     assert lengths == [T] * CHOOSING.n_layers
 
 
-def stripe(config: Config, ratio: int, B: int, T: int) -> int:
-    """How many queries a layer processes at once."""
-    with torch.device("meta"), torch.no_grad():
-        layer = attention.Attention(config, ratio)
-        entries = torch.empty(B, T // ratio, config.head_dim) if ratio else None
-        return layer.stripe(B, T, entries, attention.Pass(config, T, "meta"))
-
-
 def test_the_models_of_the_course_compute_in_one_piece():
     for config in (Config.nano(), Config.mini()):
         for ratio in set(config.compress_ratios):
             for B, T in ((1, 4096), (16, 1024), (96, 256)):
-                assert stripe(config, ratio, B, T) == T
+                assert stripe_size(config, ratio, B, T, T // (ratio or T + 1)) == T
 
 
 def test_the_stripes_of_full_size_layers():
     for config in (Config.flash(), Config.pro()):
-        assert stripe(config, 4, 1, 4096) == stripe(config, 4, 1, 2**20) == 128
-        assert stripe(config, 4, 1, 1) == 1
-    assert stripe(Config.flash(), 0, 1, 4096) == 256
+        assert stripe_size(config, 4, 1, 4096, 1024) == 128
+        assert stripe_size(config, 4, 1, 2**20, 2**18) == 128
+        assert stripe_size(config, 4, 1, 1, 2**18) == 1
+    assert stripe_size(Config.flash(), 0, 1, 4096, 0) == 256
 
 
 def test_experts_one_by_one(monkeypatch):
