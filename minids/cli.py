@@ -653,7 +653,6 @@ def fetch_tensors(checkpoint, names, what: str) -> None:
 def real_layer(args) -> None:
     import torch
 
-    from minids.system.devices import has_all_types
     from minids.system.paths import DATA
     from minids.weights import memory, one_layer
     from minids.weights.checkpoint import Checkpoint
@@ -666,17 +665,17 @@ def real_layer(args) -> None:
     if Path(args.repo).resolve() == DATA / "v4_sample":
         print("This is the sample in V4's format: random weights, small sizes.")
     layer = f"layer {args.layer} ({kind}, experts by {routing})"
-    fetch_tensors(checkpoint, names, f"{checkpoint.where}, {layer}")
     stored, decoded = (memory.weights(checkpoint, args.layer, dtype, packed=packed)
                        for packed in (True, False))
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
-    print(f"on {machine}, {dtype}: its weights take {stored:,} bytes of memory, experts as stored; "
-          f"{decoded:,} if all were decoded")
-    weights, ratio = stored if has_all_types(device) else decoded, config.compress_ratios[args.layer]
-    for T in one_layer.LENGTHS:
-        need = weights + memory.activations(config, ratio, T, dtype)
-        print(f"{T:5,} tokens: weights and activations take about {need:,} bytes")
+    print(f"on {machine}, {dtype}: the weights of {layer} take {stored:,} bytes of memory, "
+          f"experts as stored; {decoded:,} if all were decoded")
+    need = one_layer.needs(checkpoint, args.layer, device, dtype)
+    for T, size in need.items():
+        print(f"{T:5,} tokens: weights and activations take about {size:,} bytes")
     print(f"{memory.free(device):,} bytes are free", flush=True)
+    one_layer.too_long(need, args.layer, device)
+    fetch_tensors(checkpoint, names, f"{checkpoint.where}, {layer}")
     for trial in one_layer.trials(checkpoint, args.layer, device, dtype):
         print(describe(trial), flush=True)
 

@@ -88,15 +88,15 @@ def read_layer(checkpoint: Checkpoint, i: int, device="cpu",
     without float8.
 
     What is not on this machine is fetched first. `MinidsError` where the memory of `device` is too
-    small, before the layer is read.
+    small, before anything is fetched or read.
     """
-    config, prefix = checkpoint.config, f"layers.{i}."
-    checkpoint.fetch(layer_names(checkpoint, i))
+    config, prefix, names = checkpoint.config, f"layers.{i}.", layer_names(checkpoint, i)
     packed = has_all_types(device)
     need, available = memory.weights(checkpoint, i, dtype, packed), memory.free(device)
     if need > available:
         raise MinidsError(f"layer {i} takes {need:,} bytes of memory, {available:,} are free "
                           f"on {device}")
+    checkpoint.fetch(names)
     block = empty(lambda: Block(config, config.compress_ratios[i], config.is_hash(i)), dtype)
 
     def read(name, dtype):
@@ -236,6 +236,31 @@ def estimate_reference_memory(checkpoint: Checkpoint, i: int, T: int, dtype: tor
 
 # ---- both on random inputs ----
 
+def needs(checkpoint: Checkpoint, i: int, device="cpu", dtype: torch.dtype = torch.float32,
+          lengths=None) -> dict[int, int]:
+    """{length: about how many bytes layer `i` takes, weights and activations}."""
+    config, ratio = checkpoint.config, checkpoint.config.compress_ratios[i]
+    weights = memory.weights(checkpoint, i, dtype, has_all_types(device))
+    return {T: weights + memory.activations(config, ratio, T, dtype) for T in lengths or LENGTHS}
+
+
+def too_long(need: dict[int, int], i: int, device) -> dict[int, str]:
+    """{length: why it is skipped}, for the lengths that do not fit into the memory of `device`.
+
+    `MinidsError` where none fits.
+    """
+    why, shortest = _too_much(need, device), min(need)
+    if len(why) == len(need):
+        raise MinidsError(f"layer {i} with {shortest:,} tokens: {why[shortest]} on {device}")
+    return why
+
+
+def _too_much(need: dict[int, int], device) -> dict[int, str]:
+    available = memory.free(device)
+    return {T: f"it needs about {n / 1e9:.2f} GB of memory, {available / 1e9:.2f} are free"
+            for T, n in need.items() if n > available}
+
+
 def trials(checkpoint: Checkpoint, i: int, device="cpu", dtype: torch.dtype = torch.float32,
            lengths=None, seconds: float | None = None) -> Iterator[Trial]:
     """Layer `i` on random inputs of some lengths, and `transformers`' layer where memory suffices.
@@ -243,17 +268,11 @@ def trials(checkpoint: Checkpoint, i: int, device="cpu", dtype: torch.dtype = to
     Gives each result as it comes: first those of the layer, with `theirs` None; then, for each
     length that it has run at, those with `transformers`' layer. Each pass is repeated for about
     `seconds`. Defaults: `LENGTHS` and `SECONDS`. `MinidsError` where memory suffices for no length,
-    before the layer is read, and where it runs out.
+    before anything is fetched or read, and where it runs out.
     """
     lengths, seconds = lengths or LENGTHS, SECONDS if seconds is None else seconds
     config, ratio = checkpoint.config, checkpoint.config.compress_ratios[i]
-    checkpoint.fetch(layer_names(checkpoint, i))
-    weights = memory.weights(checkpoint, i, dtype, has_all_types(device))
-    need = {T: weights + memory.activations(config, ratio, T, dtype) for T in lengths}
-    why = _too_much(need, memory.free(device))
-    if len(why) == len(lengths):
-        raise MinidsError(f"layer {i} with {min(lengths):,} tokens: {why[min(lengths)]} "
-                          f"on {device}")
+    why = too_long(needs(checkpoint, i, device, dtype, lengths), i, device)
     with memory.explained(f"layer {i}", device):
         block = read_layer(checkpoint, i, device, dtype)
     indexer, ours = block.attn.indexer if ratio == CSA_RATE else None, {}
@@ -282,18 +301,12 @@ def trials(checkpoint: Checkpoint, i: int, device="cpu", dtype: torch.dtype = to
         yield _compare(T, result, theirs)
 
 
-def _too_much(need: dict[int, int], available: int) -> dict[int, str]:
-    """{length: why it is not run}, for the lengths that need more memory than is available."""
-    return {T: f"it needs about {n / 1e9:.2f} GB of memory, {available / 1e9:.2f} are free"
-            for T, n in need.items() if n > available}
-
-
 def _why_no_reference(checkpoint: Checkpoint, i: int, lengths, device, dtype) -> dict[int, str]:
     """{length: why `transformers`' layer cannot run}, for the lengths at which it cannot."""
     if find_spec("transformers") is None:
         return dict.fromkeys(lengths, "it is not installed")
     need = {T: estimate_reference_memory(checkpoint, i, T, dtype) for T in lengths}
-    return _too_much(need, memory.free(device))
+    return _too_much(need, device)
 
 
 def _compare(T: int, ours: Result, theirs: Result) -> Trial:

@@ -237,10 +237,14 @@ def print_streaming(place, files, device, dtype, T: int) -> dict:
     """Measure and print streaming and plain reading, of files outside memory if possible."""
     cold = drop_page_cache(files)
     plain = read_speed(files)
-    need, room = 2.2 * max(path.stat().st_size for path in files), memory.free(device)
+    need = 2.2 * max(path.stat().st_size for path in files)
+    with Checkpoint(place) as checkpoint:
+        need += max(memory.activations(checkpoint.config, ratio, T, dtype)
+                    for ratio in set(checkpoint.config.compress_ratios))
+    room = memory.free(device)
     if need > room:
-        print(f"plain reading: {plain / 1e9:.2f} GB/s; streaming is skipped: two layers take "
-              f"{need / 1e9:.1f} GB of memory, {room / 1e9:.1f} are free")
+        print(f"plain reading: {plain / 1e9:.2f} GB/s; streaming is skipped: two layers and their "
+              f"activations take {need / 1e9:.1f} GB of memory, {room / 1e9:.1f} are free")
         return {}
     drop_page_cache(files)
     ours = streaming_speed(place, device, dtype, T)

@@ -1,7 +1,6 @@
 """The memory that is stated before the work is the memory that the work takes."""
 
 import fnmatch
-from types import SimpleNamespace
 
 import allocations
 import pytest
@@ -11,7 +10,7 @@ from minids.config import Config
 from minids.errors import MinidsError
 from minids.recipes import v4_sample
 from minids.system.paths import DATA
-from minids.weights import layout, memory, one_layer
+from minids.weights import layout, memory, one_layer, streamed
 from minids.weights.checkpoint import Checkpoint, Price
 
 SAMPLE = DATA / "v4_sample"
@@ -66,6 +65,7 @@ def compare(config, i, T, dtype):
     assert abs(stated - counted) < 0.25 * counted + 50_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config, dtype, goal", [
     (FLASH, torch.bfloat16, 5.0e9), (FLASH, torch.float32, 6.0e9),
     (PRO, torch.bfloat16, 16.2e9), (PRO, torch.float32, 18.5e9)])
@@ -90,12 +90,60 @@ def test_a_full_size_layer_with_all_experts():
     assert 0.95 < (counted.weights + activations) / counted.peak < 1.05
 
 
+class Described:
+    """A checkpoint in the released format, without files: names, types and shapes."""
+
+    def __init__(self, config):
+        self.config, self.inventory = config, layout.inventory(config)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def names(self):
+        return list(self.inventory)
+
+    def find(self, pattern):
+        return fnmatch.filter(self.inventory, pattern)
+
+    def info(self, name):
+        return self.inventory[name]
+
+    def price(self, names):
+        return Price(0, 0, 0, sum(layout.nbytes(self.inventory[name]) for name in names))
+
+
 def of_layout(config, i, dtype):
-    """`memory.weights` of a checkpoint in the released format that is not here."""
-    inventory = layout.inventory(config)
-    price = lambda names: Price(0, 0, 0, sum(layout.nbytes(inventory[n]) for n in names))
-    find = lambda pattern: fnmatch.filter(inventory, pattern)
-    return memory.weights(SimpleNamespace(config=config, price=price, find=find), i, dtype)
+    """The bytes of the weights of a layer in the released format."""
+    return memory.weights(Described(config), i, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("T, dtype, goal", [
+    (2, torch.bfloat16, 10.5e9), (4096, torch.bfloat16, 11e9), (4096, torch.float32, 14.5e9)])
+def test_a_pass_of_the_streamed_model(T, dtype, goal, monkeypatch):
+    """Of three layers of Flash: two are in memory, so more of them take no more."""
+    config = FLASH.replace(n_layers=3, compress_ratios=(4, 128, 4), n_hash_layers=1, n_mtp_layers=0)
+    counted = allocations.of_report(config, T, dtype)
+    monkeypatch.setattr(streamed, "Checkpoint", lambda path: Described(config))
+    stated = streamed.memory_of_a_pass("Flash", T, dtype)
+    assert counted < goal and 0.95 < stated / counted < 1.05
+
+
+def test_layers_that_are_not_alike(monkeypatch):
+    """The two largest neighbours count, and the activations of any layer."""
+    config = FLASH.replace(n_layers=4, compress_ratios=(0, 4, 128, 4), n_hash_layers=0,
+                           n_mtp_layers=0)
+    sizes = {}
+    for ratios in ((0, 4, 128, 4), (0, 128, 0, 128), (0, 0, 0, 0)):
+        changed = config.replace(compress_ratios=ratios)
+        monkeypatch.setattr(streamed, "Checkpoint", lambda path: Described(changed))
+        sizes[ratios] = streamed.memory_of_a_pass("Flash", 1, torch.bfloat16)
+    least, middle, most = sorted(sizes.values())
+    assert list(sizes.values()) == [most, middle, least]
+    assert 0 < middle - least < 2e7 < most - middle < 1e8
 
 
 def test_memory_is_freed_in_the_count():

@@ -118,8 +118,11 @@ def test_lengths_that_do_not_fit_are_skipped(remote, monkeypatch):
     assert describe(trials[0]) == f"4,096 tokens: skipped, {trials[0].why}"
     monkeypatch.setattr(memory, "free", lambda device: need[5] - 1)
     monkeypatch.setattr(one_layer, "read_layer", None)
+    monkeypatch.setattr(Checkpoint, "fetch", None)
     with pytest.raises(MinidsError, match="layer 3 with 5 tokens: it needs about 0.00 GB"):
         next(one_layer.trials(remote, 3, lengths=(4096, 5), seconds=0))
+    monkeypatch.setattr(one_layer, "LENGTHS", (4096, 5))
+    assert main(["real", "layer", str(SAMPLE)]) == 2
 
 
 @pytest.mark.parametrize("error", [
