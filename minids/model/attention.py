@@ -67,7 +67,7 @@ class Attention(nn.Module):
             S = 0 if entries is None else entries.shape[1]
             size = stripe_size(self.config, self.ratio, B, T, S)
         if size >= T:
-            return self.attend(x, qr, kv, entries, keys, current, slice(0, T))
+            return self.attend(x, qr, kv, entries, keys, current)
         stripes = [slice(start, min(start + size, T)) for start in range(0, T, size)]
         before = kv.shape[1] - T
         return torch.cat([self.attend(x[:, part], qr[:, part],
@@ -107,22 +107,23 @@ class Attention(nn.Module):
         return entries.shape[1] > self.config.index_topk and not current.options.dense
 
     def attend(self, x: Tensor, qr: Tensor, kv: Tensor, entries: Tensor | None,
-               keys: Tensor | None, current: Pass, part: slice) -> Tensor:
-        """The output of the pass's queries `part`: B T d.
+               keys: Tensor | None, current: Pass, part: slice | None = None) -> Tensor:
+        """The output of the pass's queries, or of `part` of them: B T d.
 
         x: B T d, qr: B T q_lora_rank and kv: B before+T c are those of these queries.
         """
         cfg = self.config
         B, T, _ = x.shape
-        rot = current.rotation(self.rotary)[..., part, :]                        # T c/2, or B T c/2
+        rot = current.rotation(self.rotary)                                      # T c/2, or B T c/2
+        window_mask = current.window_mask(cfg.window_size, kv.shape[1] - T)
+        if part is not None:
+            rot = rot[..., part, :]
+            window_mask = None if window_mask is None else window_mask[..., part, :kv.shape[1]]
         q = rms(self.wq_b(qr).view(B, T, cfg.n_heads, cfg.head_dim), cfg.norm_eps)
         q = rotate(q, rot[..., None, :])                                         # B T H c
         read, entry_mask, scores = entries, None, None
         if entries is not None:
             read, entry_mask, scores = self.chosen(x, qr, entries, keys, current, part)
-        window_mask = current.window_mask(cfg.window_size, kv.shape[1] - T)
-        if window_mask is not None:
-            window_mask = window_mask[..., part, :kv.shape[1]]
         if T == 1 and window_mask is None and entry_mask is None:
             o, p = attend_step(q, kv, read, self.attn_sink)                      # B 1 H c
         else:
@@ -136,8 +137,8 @@ class Attention(nn.Module):
         return self.wo_b(o.transpose(0, 1).reshape(B, T, -1))
 
     def chosen(self, x: Tensor, qr: Tensor, entries: Tensor, keys: Tensor | None, current: Pass,
-               part: slice) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The entries that the queries `part` may read; which of them a query does not see (a mask
+               part: slice | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The entries that the queries may read; which of them a query does not see (a mask
         to add to scores, or None: it sees all); the indexer's scores of them where the pass needs
         its loss.
 
@@ -146,7 +147,7 @@ class Attention(nn.Module):
         """
         S, k = entries.shape[1], self.config.index_topk
         mask = current.entry_mask(self.ratio, S)
-        if mask is not None:
+        if mask is not None and part is not None:
             mask = mask[..., part, :]
         learn = current.options.index
         pick = self.ratio == CSA_RATE and self.picks(entries, current)

@@ -46,12 +46,13 @@ class Indexer(nn.Module):
         return round_index(q) if self.round_queries else q
 
     def forward(self, x: Tensor, qr: Tensor, keys: Tensor, current: Pass | None = None,
-                part: slice = slice(None)) -> Tensor:
+                part: slice | None = None) -> Tensor:
         """x: B T d, qr: B T q_lora_rank, keys: B S ci -> scores B T S, float32, future entries
         included. The queries are those of the pass, or `part` of them."""
         B, T, _ = x.shape
         current = current or Pass(self.config, T, x.device)
-        q = self.queries(qr, current.rotation(self.rotary)[..., part, :])        # B T Hi ci
+        rot = current.rotation(self.rotary)
+        q = self.queries(qr, rot if part is None else rot[..., part, :])         # B T Hi ci
         w = self.weights_proj(x).float() * self.scale                            # B T Hi
         # entries are scored part by part, so that the scores of single heads stay in the cache
         size = max(PART, 2**18 // (B * T * w.shape[2]))
