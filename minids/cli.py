@@ -682,7 +682,7 @@ def real_layer(args) -> None:
     import torch
 
     from minids.system.paths import DATA
-    from minids.weights import one_layer
+    from minids.weights import memory, one_layer
     from minids.weights.checkpoint import Checkpoint
 
     device, dtype = gpu_or_cpu(args)
@@ -693,22 +693,40 @@ def real_layer(args) -> None:
     if Path(args.repo).resolve() == DATA / "v4_sample":
         print("This is the sample in V4's format: random weights, small sizes.")
     layer = f"layer {args.layer} ({kind}, experts by {routing})"
-    fetch_tensors(checkpoint, names, f"{checkpoint.where}, {layer}")
-    stored, decoded = (one_layer.estimate_memory(checkpoint, args.layer, dtype, packed=packed)
+    stored, decoded = (memory.weights(checkpoint, args.layer, dtype, packed=packed)
                        for packed in (True, False))
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
-    print(f"on {machine}, {dtype}: it takes {stored:,} bytes of memory, experts as stored; "
-          f"{decoded:,} if all were decoded", flush=True)
+    print(f"on {machine}, {dtype}: the weights of {layer} take {stored:,} bytes of memory, "
+          f"experts as stored; {decoded:,} if all were decoded")
+    need = one_layer.needs(checkpoint, args.layer, device, dtype)
+    for T, size in need.items():
+        print(f"{T:5,} tokens: weights and activations take about {size:,} bytes")
+    print(f"{memory.free(device):,} bytes are free", flush=True)
+    one_layer.too_long(need, args.layer, device)
+    fetch_tensors(checkpoint, names, f"{checkpoint.where}, {layer}")
     for trial in one_layer.trials(checkpoint, args.layer, device, dtype):
-        print(f"{trial.tokens:5,} tokens: {trial.ours.seconds:9.4f} s, "
-              f"at most {trial.ours.memory / 1e9:.2f} GB in use")
-        if trial.theirs is None:
-            print(f"       transformers' layer: not run, {trial.why}")
-        else:
-            print(f"       transformers' layer: {trial.theirs.seconds:9.4f} s, "
-                  f"at most {trial.theirs.memory / 1e9:.2f} GB; "
-                  f"largest difference {trial.max_difference:.2g} where outputs are of size "
-                  f"{trial.rms:.2g}, {trial.same_experts:.1%} of tokens with the same experts")
+        print(describe(trial), flush=True)
+
+
+def describe(trial) -> str:
+    """What a trial of a layer showed, in one to three lines."""
+    from math import isnan
+
+    if trial.ours is None:
+        return f"{trial.tokens:5,} tokens: skipped, {trial.why}"
+    if trial.theirs is None and not trial.why:
+        return (f"{trial.tokens:5,} tokens: {trial.ours.seconds:9.4f} s, "
+                f"at most {trial.ours.memory / 1e9:.2f} GB in use")
+    at = f"transformers' layer, {trial.tokens:5,} tokens:"
+    if trial.theirs is None:
+        return f"{at} not run, {trial.why}"
+    entries = "" if isnan(trial.same_entries) else (
+        f"; {trial.same_entries:.1%} of the picked entries are the same")
+    return (f"{at} {trial.theirs.seconds:9.4f} s, at most {trial.theirs.memory / 1e9:.2f} GB\n"
+            f"       {trial.same_experts:.1%} of tokens have the same experts{entries}\n"
+            f"       outputs of size {trial.rms:.2g} differ by {trial.median_difference:.2g} "
+            f"(median); by at most {trial.max_difference:.2g} where these are the same, "
+            f"{trial.alike:.1%} of tokens")
 
 
 def real_run(args) -> None:
@@ -716,24 +734,38 @@ def real_run(args) -> None:
 
     from minids.data.tokenizer import Tokenizer
     from minids.inference.generate import generate
-    from minids.weights.streamed import bytes_of_a_pass, report, streamed
+    from minids.weights import memory
+    from minids.weights.streamed import bytes_of_a_pass, memory_of_a_pass, report, streamed
 
     device, dtype = gpu_or_cpu(args)
     tokenizer, size = Tokenizer.load(find_model(args.model)), bytes_of_a_pass(args.model)
     ids, new = tokenizer.encode(args.prompt, bos=True), args.max_new_tokens
-    print(f"{len(ids)} tokens on {device}. One pass reads {size:,} bytes of layers"
-          + (f", {new} new tokens read {size * new:,} more." if new else "."), flush=True)
-    model = streamed(args.model, device, dtype)
-    reading = report(model, ids)
-    for i, (rms, load) in enumerate(zip(reading["rms"], reading["load"])):
-        print(f"  layer {i:2}: streams {rms:10.3f}, "
-              f"the busiest of {len(load)} experts takes {max(load) / sum(load):6.1%}")
+    need = memory_of_a_pass(args.model, len(ids), dtype, device)
+    available = memory.free(device)
+    print(f"{len(ids):,} tokens on {device}, {dtype}. One pass reads {size:,} bytes of layers"
+          + (f", {new} new tokens read {size * new:,} more" if new else "")
+          + f": {size * (1 + new) / 1e9:,.1f} seconds at 1 GB a second.")
+    print(f"It takes about {need:,} bytes of memory; {available:,} are free.", flush=True)
+    if need > available:
+        raise MinidsError(f"{args.model}: a pass of {len(ids):,} tokens takes about {need:,} bytes "
+                          f"of memory, {available:,} are free on {device}. Close other programs, "
+                          f"or choose a shorter text.")
+
+    def show_layer(i, rms, load):
+        print(f"  layer {i:2}: streams {rms:10.3f}, the busiest of {len(load)} experts takes "
+              f"{max(load) / sum(load):6.1%}", flush=True)
+
+    with memory.explained(str(args.model), device):
+        model = streamed(args.model, device, dtype)
+    reading = report(model, ids, show_layer)
     loss = sum(reading["nats"]) / len(reading["nats"])
     print(f"perplexity of the text: {exp(loss):,.1f} ({loss:.3f} nats per token)")
     probs, tokens = (t.tolist() for t in reading["next"].softmax(-1).topk(5))
-    print("next: " + ", ".join(f"{tokenizer.decode([i])!r} {p:.1%}" for p, i in zip(probs, tokens)))
+    print("next: " + ", ".join(f"{tokenizer.decode([i])!r} {p:.1%}" for p, i in zip(probs, tokens)),
+          flush=True)
     if new:
-        print(args.prompt + tokenizer.decode(generate(model, ids, new, temperature=0)))
+        with memory.explained(f"{new:,} new tokens", device):
+            print(args.prompt + tokenizer.decode(generate(model, ids, new, temperature=0)))
 
 
 def gpu_or_cpu(args):

@@ -21,6 +21,11 @@ from minids.model.passes import Pass
 from minids.model.rotary import Rotary, rotate
 from minids.model.state import LayerState
 
+# Where no gradient is needed, queries that have more than WHOLE scores and channels, all heads
+# together, are processed in stripes of about STRIPE: so memory grows little with the text.
+WHOLE, STRIPE = 2**26, 2**24
+MASKED = 8      # times k: of so many entries a mask hides those that are not picked
+
 
 class Attention(nn.Module):
     """p = exp(q.k / sqrt(c)) / (sum exp(q.k / sqrt(c)) + exp(sink)).
@@ -50,30 +55,79 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, current: Pass | None = None,
                 state: LayerState | None = None) -> Tensor:
         """x: B T d -> B T d. With a `LayerState`, x continues what it has seen."""
-        cfg = self.config
         B, T, _ = x.shape
-        current = current or Pass(cfg, T, x.device)
-        rot = current.rotation(self.rotary)                                      # T c/2, or B T c/2
+        current = current or Pass(self.config, T, x.device)
         qr = self.q_norm(self.wq_a(x))                                           # B T q_lora_rank
-        q = rms(self.wq_b(qr).view(B, T, cfg.n_heads, cfg.head_dim), cfg.norm_eps)
-        q = rotate(q, rot[..., None, :])                                         # B T H c
-        kv = rotate(self.kv_norm(self.wkv(x)), rot)                              # B T c
+        kv = self.window(x, current, state)                                      # B before+T c
+        entries = keys = None
+        if self.ratio:
+            entries, keys = self.compressed(x, current, state)
+        size = T            # what a gradient needs is kept in any case
+        if not (torch.is_grad_enabled() or current.options.index):
+            S = 0 if entries is None else entries.shape[1]
+            size = stripe_size(self.config, self.ratio, B, T, S)
+        if size >= T:
+            return self.attend(x, qr, kv, entries, keys, current)
+        stripes = [slice(start, min(start + size, T)) for start in range(0, T, size)]
+        before = kv.shape[1] - T
+        return torch.cat([self.attend(x[:, part], qr[:, part],
+                                      kv[:, part.start:before + part.stop], entries, keys,
+                                      current, part) for part in stripes], dim=1)
+
+    def window(self, x: Tensor, current: Pass, state: LayerState | None) -> Tensor:
+        """The keys that the queries' windows see: B before+T c, the `before` keys before the first
+        query and then the queries' own."""
+        cfg, T = self.config, x.shape[1]
+        kv = rotate(self.kv_norm(self.wkv(x)), current.rotation(self.rotary))    # B T c
         if self.round_keys:
             kv = round_keys(kv, cfg.rope_head_dim)
         if state is None:
             kv = F.pad(kv, (0, 0, cfg.window_size, 0))                           # B w+T c
         else:
             kv = state.extend(kv)
-        if T == 1:
-            kv = kv[:, 1:]                       # the window ends with the query's own key
-        entries = entry_mask = scores = None
-        if self.ratio:
-            entries, entry_mask, scores = self.compressed(x, qr, current, state)
+        # the window ends with the query's own key
+        return kv[:, 1:] if T == 1 else kv
+
+    def compressed(self, x: Tensor, current: Pass,
+                   state: LayerState | None) -> tuple[Tensor, Tensor | None]:
+        """All entries, B S c; the indexer's keys of them, B S ci, where they are needed."""
+        entries = self.compressor(x, current, state.compressor if state else None)   # B S c
+        if self.ratio != CSA_RATE:
+            return entries, None
+        learn = current.options.index
+        # a state needs the keys in any case
+        if not (learn or state is not None or self.picks(entries, current)):
+            return entries, None
+        # picking has no gradient, and the gradient of the indexer's loss stays in the indexer
+        with torch.set_grad_enabled(learn and torch.is_grad_enabled()):
+            return entries, self.indexer.keys(x.detach(), current, state.indexer if state else None)
+
+    def picks(self, entries: Tensor, current: Pass) -> bool:
+        """Whether queries read a choice of the entries, not all."""
+        return entries.shape[1] > self.config.index_topk and not current.options.dense
+
+    def attend(self, x: Tensor, qr: Tensor, kv: Tensor, entries: Tensor | None,
+               keys: Tensor | None, current: Pass, part: slice | None = None) -> Tensor:
+        """The output of the pass's queries, or of `part` of them: B T d.
+
+        x: B T d, qr: B T q_lora_rank and kv: B before+T c are those of these queries.
+        """
+        cfg = self.config
+        B, T, _ = x.shape
+        rot = current.rotation(self.rotary)                                      # T c/2, or B T c/2
         window_mask = current.window_mask(cfg.window_size, kv.shape[1] - T)
+        if part is not None:
+            rot = rot[..., part, :]
+            window_mask = None if window_mask is None else window_mask[..., part, :kv.shape[1]]
+        q = rms(self.wq_b(qr).view(B, T, cfg.n_heads, cfg.head_dim), cfg.norm_eps)
+        q = rotate(q, rot[..., None, :])                                         # B T H c
+        read, entry_mask, scores = entries, None, None
+        if entries is not None:
+            read, entry_mask, scores = self.chosen(x, qr, entries, keys, current, part)
         if T == 1 and window_mask is None and entry_mask is None:
-            o, p = attend_step(q, kv, entries, self.attn_sink)                   # B 1 H c
+            o, p = attend_step(q, kv, read, self.attn_sink)                      # B 1 H c
         else:
-            o, p = attend_blocks(q, kv, window_mask, entries, entry_mask, self.attn_sink)
+            o, p = attend_blocks(q, kv, window_mask, read, entry_mask, self.attn_sink)
         if current.options.index and scores is not None and p is not None and scores.shape[2]:
             current.record.index.append(index_divergence(p, scores, entry_mask))
         o = rotate(o, rot[..., None, :].conj())
@@ -82,40 +136,49 @@ class Attention(nn.Module):
         o = torch.bmm(o, wo_a.mT)                                                # g BT o_lora_rank
         return self.wo_b(o.transpose(0, 1).reshape(B, T, -1))
 
-    def compressed(self, x: Tensor, qr: Tensor, current: Pass,
-                   state: LayerState | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The entries that queries may read; which of them a query does not see (a mask to add to
-        scores, or None: it sees all); the indexer's scores of them where the pass needs its loss.
+    def chosen(self, x: Tensor, qr: Tensor, entries: Tensor, keys: Tensor | None, current: Pass,
+               part: slice | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The entries that the queries may read; which of them a query does not see (a mask
+        to add to scores, or None: it sees all); the indexer's scores of them where the pass needs
+        its loss.
 
         Either all entries, B S c, with a mask T S or B T S; or, where CSA has so many that a mask
         would waste work, each query's own picks, B T k c, with a mask B T k.
         """
-        entries = self.compressor(x, current, state.compressor if state else None)   # B S c
         S, k = entries.shape[1], self.config.index_topk
         mask = current.entry_mask(self.ratio, S)
-        if self.ratio != CSA_RATE:
+        if mask is not None and part is not None:
+            mask = mask[..., part, :]
+        learn = current.options.index
+        pick = self.ratio == CSA_RATE and self.picks(entries, current)
+        if keys is None or not (pick or learn):
             return entries, mask, None
-        learn, pick = current.options.index, S > k and not current.options.dense
-        # picking has no gradient, and the gradient of the indexer's loss stays in the indexer
+        # see `compressed`
         with torch.set_grad_enabled(learn and torch.is_grad_enabled()):
-            x, qr = x.detach(), qr.detach()
-            scores = None
-            if pick or learn or state is not None:       # a state needs the keys in any case
-                keys = self.indexer.keys(x, current, state.indexer if state else None)
-            if pick or learn:
-                scores = self.indexer(x, qr, keys, current)                      # B T S
-        if not pick or scores is None:
+            scores = self.indexer(x.detach(), qr.detach(), keys, current, part)  # B T S
+        if not pick:
             return entries, mask, scores
         seen = scores.detach() if mask is None else scores.detach() + mask
         best = seen.topk(k, sorted=False)                                        # B T k
         picks_mask = None if mask is None else forbid(best.values == float("-inf"))
-        if S <= 8 * k and x.shape[1] > 1:       # masking few entries is faster than copying picks
+        if S <= MASKED * k and x.shape[1] > 1:  # masking few entries is faster than copying picks
             mask = torch.full_like(seen, float("-inf"))
             mask.scatter_(2, best.indices, 0.0 if picks_mask is None else picks_mask)
             return entries, mask, scores
         rows = torch.arange(len(x), device=x.device)[:, None, None]
         picks = entries[rows, best.indices]                                      # B T k c
         return picks, picks_mask, scores.gather(2, best.indices) if learn else None
+
+
+def stripe_size(config: Config, ratio: int, B: int, T: int, S: int) -> int:
+    """How many of T queries, which read S entries, to process at once: all of them, or as many
+    windows as give about STRIPE numbers."""
+    if ratio == CSA_RATE:
+        S = min(S, MASKED * config.index_topk)
+    each = B * config.n_heads * (2 * config.window_size + S + config.head_dim)
+    if T * each <= WHOLE:
+        return T
+    return max(STRIPE // each // config.window_size, 1) * config.window_size
 
 
 def attend_step(q: Tensor, kv: Tensor, entries: Tensor | None,

@@ -17,6 +17,8 @@ from minids.model.passes import Pass
 from minids.model.rotary import Rotary, rotate
 from minids.model.state import CompressorState
 
+PART = 1024     # entries that are scored at a time, at least
+
 
 class Indexer(nn.Module):
     """score[t, s] = sum_h w[t, h] * relu(q[t, h] . k[s])."""
@@ -43,15 +45,17 @@ class Indexer(nn.Module):
         q = rotate(self.wq_b(qr).unflatten(-1, (Hi, ci)), rot[..., None, :])
         return round_index(q) if self.round_queries else q
 
-    def forward(self, x: Tensor, qr: Tensor, keys: Tensor, current: Pass | None = None) -> Tensor:
+    def forward(self, x: Tensor, qr: Tensor, keys: Tensor, current: Pass | None = None,
+                part: slice | None = None) -> Tensor:
         """x: B T d, qr: B T q_lora_rank, keys: B S ci -> scores B T S, float32, future entries
-        included."""
+        included. The queries are those of the pass, or `part` of them."""
         B, T, _ = x.shape
         current = current or Pass(self.config, T, x.device)
-        q = self.queries(qr, current.rotation(self.rotary))                      # B T Hi ci
+        rot = current.rotation(self.rotary)
+        q = self.queries(qr, rot if part is None else rot[..., part, :])         # B T Hi ci
         w = self.weights_proj(x).float() * self.scale                            # B T Hi
         # entries are scored part by part, so that the scores of single heads stay in the cache
-        size = max(1024, 2**18 // (B * T * w.shape[2]))
+        size = max(PART, 2**18 // (B * T * w.shape[2]))
         parts = [self.score(q.flatten(1, 2), w, part) for part in keys.split(size, dim=1)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)          # B T S
 

@@ -8,22 +8,25 @@ Routed experts stay packed, in FP4 or FP8. An expert that tokens go to is decode
 at a time, and works on all its tokens together. `reference_layer` makes the layer of `transformers`
 with the same weights, all of them decoded. `trials` runs both on random inputs and compares them.
 The time that this takes on a GPU has not been measured yet: `tests/benchmarks` does it where there
-is one. For a whole model see `minids.weights.streamed`.
+is one. For the memory that it takes see `minids.weights.memory`, for a whole model
+`minids.weights.streamed`.
 """
 
-import math
 import threading
 import time
+from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import NamedTuple
 
 import psutil
 import torch
 
+from minids.config import CSA_RATE
 from minids.errors import MinidsError
 from minids.model.block import Block
+from minids.model.masks import incomplete
 from minids.system.devices import has_all_types
-from minids.weights import layout
+from minids.weights import layout, memory
 from minids.weights.checkpoint import Checkpoint, empty
 from minids.weights.layout import scale_name
 from minids.weights.names import STACKS, to_transformers
@@ -42,18 +45,34 @@ class Timing(NamedTuple):
 class Trial(NamedTuple):
     """A layer on `tokens` random tokens, here and in `transformers`.
 
-    `why` says why `theirs` is None, if it is. `same_experts` is the share of tokens that go to the
-    same experts in both, `max_difference` the largest difference of two outputs among these tokens.
-    `rms` is the root mean square of the outputs.
+    `ours` and `theirs` are None where a layer was not run; `why` says why, unless it is yet to run.
+    `same_experts` is the share of tokens that go to the same experts in both, `same_entries` the
+    share of a CSA layer's picks that are the same, if it has more entries than it picks. `alike` is
+    the share of tokens with the same experts and the same picks, `max_difference` the largest
+    difference of two outputs among these, `median_difference` the median of all outputs. `rms` is
+    the root mean square of the outputs.
     """
 
     tokens: int
-    ours: Timing
+    ours: Timing | None
     theirs: Timing | None = None
     why: str = ""
-    max_difference: float = float("nan")
     same_experts: float = float("nan")
+    same_entries: float = float("nan")
+    alike: float = float("nan")
+    max_difference: float = float("nan")
+    median_difference: float = float("nan")
     rms: float = float("nan")
+
+
+class Result(NamedTuple):
+    """What `_run` saw: the output, T n d; each token's experts in order, T K; the entries that each
+    query picked, T S, or None where it picks none; `Timing`."""
+
+    y: torch.Tensor
+    experts: torch.Tensor
+    picks: torch.Tensor | None
+    timing: Timing
 
 
 def layer_names(checkpoint: Checkpoint, i: int) -> list[str]:
@@ -69,15 +88,15 @@ def read_layer(checkpoint: Checkpoint, i: int, device="cpu",
     without float8.
 
     What is not on this machine is fetched first. `MinidsError` where the memory of `device` is too
-    small, before the layer is read.
+    small, before anything is fetched or read.
     """
-    config, prefix = checkpoint.config, f"layers.{i}."
-    checkpoint.fetch(layer_names(checkpoint, i))
+    config, prefix, names = checkpoint.config, f"layers.{i}.", layer_names(checkpoint, i)
     packed = has_all_types(device)
-    need, available = estimate_memory(checkpoint, i, dtype, packed), free(device)
+    need, available = memory.weights(checkpoint, i, dtype, packed), memory.free(device)
     if need > available:
         raise MinidsError(f"layer {i} takes {need:,} bytes of memory, {available:,} are free "
                           f"on {device}")
+    checkpoint.fetch(names)
     block = empty(lambda: Block(config, config.compress_ratios[i], config.is_hash(i)), dtype)
 
     def read(name, dtype):
@@ -92,32 +111,6 @@ def read_layer(checkpoint: Checkpoint, i: int, device="cpu",
         return codes, checkpoint.raw(scale_name(name)).to(device)
 
     return fill(block, prefix, read, stored, dtype, checkpoint.where)
-
-
-def estimate_memory(checkpoint: Checkpoint, i: int, dtype: torch.dtype, packed: bool = True) -> int:
-    """Bytes of memory of layer `i`, its matrices as `dtype`.
-
-    Routed experts count as they are stored, or decoded unless `packed`.
-    """
-    total = 0
-    if packed:
-        price = checkpoint.price(checkpoint.find(f"layers.{i}.ffn.experts.*"))
-        total += price.fetch + price.here
-    for name, (format, shape) in layout.tensors(checkpoint.config).items():
-        if name.startswith(f"layers.{i}.") and not (packed and ".experts." in name):
-            in_float32 = format == "F32" or len(shape) == 1
-            size = 8 if format == "I64" else 4 if in_float32 else dtype.itemsize
-            total += size * math.prod(shape)
-    return total
-
-
-def free(device) -> int:
-    """Bytes of memory that are free on a device."""
-    if torch.device(device).type == "cuda":
-        # PyTorch keeps freed memory for new tensors
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + cached
-    return psutil.virtual_memory().available
 
 
 def random_input(config, T: int, device="cpu", dtype: torch.dtype = torch.float32, seed: int = 0):
@@ -136,7 +129,7 @@ def measure(run, device, seconds: float):
     """(output, `Timing`) of `run()`, called as often as fits in the time, at least once."""
     queued = torch.device(device).type in ("cuda", "mps")
     fastest, spent = float("inf"), 0.0
-    with PeakMemory(device) as memory:
+    with PeakMemory(device) as used:
         while fastest == float("inf") or spent < seconds:
             begin = time.perf_counter()
             y = run()
@@ -144,7 +137,7 @@ def measure(run, device, seconds: float):
                 torch.accelerator.synchronize(device)
             took = time.perf_counter() - begin
             fastest, spent = min(fastest, took), spent + took
-    return y, Timing(fastest, memory.peak)
+    return y, Timing(fastest, used.peak)
 
 
 class PeakMemory:
@@ -238,60 +231,137 @@ def estimate_reference_memory(checkpoint: Checkpoint, i: int, T: int, dtype: tor
     config, ratio = checkpoint.config, checkpoint.config.compress_ratios[i]
     scores = config.n_heads * T * (T + (T // ratio if ratio else 0))
     # at most four float32 numbers for each score at once
-    return estimate_memory(checkpoint, i, dtype, packed=False) + 16 * scores
+    return memory.weights(checkpoint, i, dtype, packed=False) + 16 * scores
+
+
+# ---- both on random inputs ----
+
+def needs(checkpoint: Checkpoint, i: int, device="cpu", dtype: torch.dtype = torch.float32,
+          lengths=None) -> dict[int, int]:
+    """{length: about how many bytes layer `i` takes, weights and activations}."""
+    config, ratio = checkpoint.config, checkpoint.config.compress_ratios[i]
+    weights = memory.weights(checkpoint, i, dtype, has_all_types(device))
+    return {T: weights + memory.activations(config, ratio, T, dtype) for T in lengths or LENGTHS}
+
+
+def too_long(need: dict[int, int], i: int, device) -> dict[int, str]:
+    """{length: why it is skipped}, for the lengths that do not fit into the memory of `device`.
+
+    `MinidsError` where none fits.
+    """
+    why, shortest = _too_much(need, device), min(need)
+    if len(why) == len(need):
+        raise MinidsError(f"layer {i} with {shortest:,} tokens: {why[shortest]} on {device}")
+    return why
+
+
+def _too_much(need: dict[int, int], device) -> dict[int, str]:
+    available = memory.free(device)
+    return {T: f"it needs about {n / 1e9:.2f} GB of memory, {available / 1e9:.2f} are free"
+            for T, n in need.items() if n > available}
 
 
 def trials(checkpoint: Checkpoint, i: int, device="cpu", dtype: torch.dtype = torch.float32,
-           lengths=None, seconds: float | None = None) -> list[Trial]:
+           lengths=None, seconds: float | None = None) -> Iterator[Trial]:
     """Layer `i` on random inputs of some lengths, and `transformers`' layer where memory suffices.
 
-    Each pass is repeated for about `seconds`. Defaults: `LENGTHS` and `SECONDS`.
+    Gives each result as it comes: first those of the layer, with `theirs` None; then, for each
+    length that it has run at, those with `transformers`' layer. Each pass is repeated for about
+    `seconds`. Defaults: `LENGTHS` and `SECONDS`. `MinidsError` where memory suffices for no length,
+    before anything is fetched or read, and where it runs out.
     """
     lengths, seconds = lengths or LENGTHS, SECONDS if seconds is None else seconds
-    block = read_layer(checkpoint, i, device, dtype)
-    inputs = {T: random_input(checkpoint.config, T, device, dtype) for T in lengths}
-    ours = {T: _run(block, block.ffn.gate, dict(X=X, ids=ids), device, seconds)
-            for T, (X, ids) in inputs.items()}
-    why = _why_no_reference(checkpoint, i, lengths, device, dtype)
-    layer, arguments = reference_layer(block) if len(why) < len(lengths) else (None, None)
-    del block
-    results = []
+    config, ratio = checkpoint.config, checkpoint.config.compress_ratios[i]
+    why = too_long(needs(checkpoint, i, device, dtype, lengths), i, device)
+    with memory.explained(f"layer {i}", device):
+        block = read_layer(checkpoint, i, device, dtype)
+    indexer, ours = block.attn.indexer if ratio == CSA_RATE else None, {}
     for T in lengths:
         if T in why:
-            results.append(Trial(T, ours.pop(T)[2], why=why[T]))
-        else:
-            theirs = _run(layer, layer.mlp.gate, arguments(*inputs[T]), device, seconds)
-            results.append(_compare(T, ours.pop(T), theirs))
-    return results
+            yield Trial(T, None, why=why[T])
+            continue
+        with memory.explained(f"layer {i} with {T:,} tokens", device):
+            X, ids = random_input(config, T, device, dtype)
+            ours[T] = _run(block, block.ffn.gate, indexer, dict(X=X, ids=ids), device, seconds)
+        yield Trial(T, ours[T].timing)
+    why = _why_no_reference(checkpoint, i, list(ours), device, dtype)
+    layer = None
+    if len(why) < len(ours):
+        with memory.explained("transformers' layer", device):
+            layer, arguments = reference_layer(block)
+        indexer = layer.self_attn.compressor.indexer if ratio == CSA_RATE else None
+    del block
+    for T, result in ours.items():
+        if layer is None or T in why:
+            yield Trial(T, result.timing, why=why[T])
+            continue
+        with memory.explained(f"transformers' layer with {T:,} tokens", device):
+            given = arguments(*random_input(config, T, device, dtype))
+            theirs = _run(layer, layer.mlp.gate, indexer, given, device, seconds)
+        yield _compare(T, result, theirs)
 
 
 def _why_no_reference(checkpoint: Checkpoint, i: int, lengths, device, dtype) -> dict[int, str]:
     """{length: why `transformers`' layer cannot run}, for the lengths at which it cannot."""
     if find_spec("transformers") is None:
         return dict.fromkeys(lengths, "it is not installed")
-    available = free(device)
     need = {T: estimate_reference_memory(checkpoint, i, T, dtype) for T in lengths}
-    return {T: f"it needs about {n / 1e9:.1f} GB of memory, {available / 1e9:.1f} are free"
-            for T, n in need.items() if n > available}
+    return _too_much(need, device)
 
 
-def _compare(T: int, ours, theirs) -> Trial:
-    """The trial of two results of `_run`."""
-    (y, experts, timing), (z, their_experts, their_timing) = ours, theirs
-    same = (experts == their_experts).all(-1)               # T
-    differences = (y - z).abs()[same]                       # T' n d: tokens with the same experts
-    largest = differences.max().item() if len(differences) else float("nan")
-    return Trial(T, timing, their_timing, max_difference=largest,
-                 same_experts=same.float().mean().item(), rms=z.pow(2).mean().sqrt().item())
+def _compare(T: int, ours: Result, theirs: Result) -> Trial:
+    """The trial of two results."""
+    same_experts = (ours.experts == theirs.experts).all(-1)                      # T
+    alike, same_entries = same_experts, float("nan")
+    if ours.picks is not None and theirs.picks is not None:
+        both = (ours.picks & theirs.picks).sum().item()
+        same_entries = both / max(ours.picks.sum().item(), 1)
+        alike = alike & (ours.picks == theirs.picks).all(-1)
+    differences = (ours.y - theirs.y).abs()                                      # T n d
+    among = differences[alike]
+    return Trial(T, ours.timing, theirs.timing, same_experts=same_experts.float().mean().item(),
+                 same_entries=same_entries, alike=alike.float().mean().item(),
+                 max_difference=among.max().item() if len(among) else float("nan"),
+                 median_difference=differences.median().item(),
+                 rms=theirs.y.pow(2).mean().sqrt().item())
 
 
-def _run(layer, gate, arguments: dict, device, seconds: float):
-    """(output, T n d; each token's experts in order, T K; `Timing`).
+def _run(layer, gate, indexer, arguments: dict, device, seconds: float) -> Result:
+    """Run a layer, ours or `transformers`'.
 
-    The last output of both kinds of gate is the experts.
+    The last output of both kinds of gate is the experts. Our indexer gives scores, stripe by
+    stripe, that of `transformers` the numbers of the picks, or -1.
     """
-    chosen = []
-    hook = gate.register_forward_hook(lambda gate, args, output: chosen.append(output[-1]))
+    experts, index = [], []
+
+    def begin(*_):
+        experts.clear()
+        index.clear()
+
+    hooks = [layer.register_forward_pre_hook(begin),
+             gate.register_forward_hook(lambda _, __, output: experts.append(output[-1]))]
+    if indexer is not None:
+        hooks.append(indexer.register_forward_hook(lambda _, __, output: index.append(output)))
     y, timing = measure(lambda: layer(**arguments), device, seconds)
-    hook.remove()
-    return y[0].float().cpu(), chosen[-1].cpu().sort().values, timing
+    for hook in hooks:
+        hook.remove()
+    k = layer.config.index_topk if isinstance(layer, Block) else None
+    return Result(y[0].float().cpu(), experts[-1].cpu().sort().values, _picks(index, k), timing)
+
+
+def _picks(index: list[torch.Tensor], k: int | None) -> torch.Tensor | None:
+    """Which entries each query picked, T S, or None where it picks none.
+
+    `index` are the parts of what an indexer gave: scores, of which the k best are picked, or picks.
+    """
+    if not index:
+        return None
+    given = torch.cat(index, dim=1)[0].cpu()                    # T S scores, or T k picks
+    if k is not None:
+        T, S = given.shape
+        mask = incomplete(0, T, S, CSA_RATE, "cpu")
+        best = (given if mask is None else given + mask).topk(k)
+        given = best.indices.masked_fill(best.values == float("-inf"), -1)
+    S = len(given) // CSA_RATE
+    picks = torch.zeros(len(given), S + 1, dtype=torch.bool)    # the last column takes the -1
+    return picks.scatter_(1, given % (S + 1), True)[:, :S]

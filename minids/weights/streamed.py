@@ -22,8 +22,11 @@ from minids.errors import MinidsError
 from minids.model import Model
 from minids.model.block import Block
 from minids.system.devices import has_all_types
+from minids.weights import memory
 from minids.weights.checkpoint import Checkpoint, check_table, decode, empty
 from minids.weights.layout import nbytes, scale_name
+
+LOGITS = 1024       # tokens whose logits `report` computes at a time
 
 
 class Layers:
@@ -133,33 +136,72 @@ def streamed(path, device="cpu", dtype: torch.dtype = torch.float32) -> Model:
 def bytes_of_a_pass(path) -> int:
     """Bytes that `streamed` reads for one forward pass: all layers, as they are stored."""
     with Checkpoint(Path(path)) as checkpoint:
-        names = [name for name in checkpoint.names() if name.startswith("layers.")]
-        return sum(nbytes(checkpoint.info(name)) for name in names)
+        return sum(_stored(checkpoint).values())
+
+
+def _stored(checkpoint: Checkpoint) -> dict[int, int]:
+    """{layer: the bytes of its tensors, as they are stored}."""
+    sizes = dict.fromkeys(range(checkpoint.config.n_layers), 0)
+    for name in checkpoint.names():
+        if name.startswith("layers."):
+            sizes[int(name.split(".")[1])] += nbytes(checkpoint.info(name))
+    return sizes
+
+
+def memory_of_a_pass(path, T: int, dtype: torch.dtype = torch.float32, device="cpu") -> int:
+    """About how many bytes of memory `report` takes for a text of T tokens.
+
+    Embedding and head stay. The layers take most with the two largest neighbours in memory, each as
+    it is stored and, of what is not a routed expert, decoded; and the activations of one of them.
+    """
+    with Checkpoint(Path(path)) as checkpoint:
+        config, packed = checkpoint.config, has_all_types(device)
+        layers = [size + memory.weights(checkpoint, i, dtype, packed)
+                  - (memory.of_experts(checkpoint, i) if packed else 0)
+                  for i, size in _stored(checkpoint).items()]
+    pairs = [sum(layers[i:i + 2]) for i in range(max(len(layers) - 1, 1))]
+    working = max(memory.activations(config, ratio, T, dtype)
+                  for ratio in set(config.compress_ratios[:config.n_layers]))
+    vocab, size = config.vocab_size, dtype.itemsize
+    head = 4 * vocab * (config.dim if size < 4 else 0)      # a copy in float32
+    logits = 2 * 4 * vocab * min(T, LOGITS) + T * config.hc_mult * config.dim * size
+    return 2 * vocab * config.dim * size + max(max(pairs) + working, head + logits)
 
 
 @torch.inference_mode()
-def report(model: Model, ids: list[int]) -> dict:
+def report(model: Model, ids: list[int], on_layer=lambda i, rms, load: None) -> dict:
     """What one pass over a text shows. `model` comes from `streamed`, `ids` are one text.
 
     "nats": the loss of each token after the first; "next": the logits after the last one, vocab;
     and for each layer "rms", the root mean square of the residual streams after it, and "load", the
-    number of tokens of each expert.
+    number of tokens of each expert. `on_layer` gets these two as soon as layer i has computed.
+    `MinidsError` where memory runs out.
     """
     if len(ids) < 2:
         raise MinidsError(f"expected a text of at least 2 tokens, found {len(ids)}")
     rms, loads, E = [], [], model.config.n_routed_experts
 
+    def after(block, args, X):
+        rms.append(X.float().pow(2).mean().sqrt().item())
+        on_layer(len(rms) - 1, rms[-1], loads[-1])
+
     def watch(i, block):
-        block.register_forward_hook(
-            lambda _, __, X: rms.append(X.float().pow(2).mean().sqrt().item()))
+        block.register_forward_hook(after)
         block.ffn.gate.register_forward_hook(
             lambda _, __, output: loads.append(output[1].flatten().bincount(minlength=E).tolist()))
 
+    device = model.embed.weight.device
     model.layers.on_block = watch
     try:
-        logits = model(torch.tensor([ids], device=model.embed.weight.device))[0]    # T vocab
+        with memory.explained(f"a pass of {len(ids):,} tokens", device):
+            y = model.hidden(model.features(torch.tensor([ids], device=device)))[0]      # T d
+            nats, targets = [], torch.tensor(ids[1:], device=device)
+            # in a long text, the logits of all tokens take more memory than all else
+            for start in range(0, len(ids), LOGITS):
+                logits = model.project(y[start:start + LOGITS])                  # t vocab
+                following = targets[start:start + LOGITS]       # one fewer at the end
+                nats += nn.functional.cross_entropy(logits[:len(following)], following,
+                                                    reduction="none").tolist()
     finally:
         model.layers.on_block = lambda i, block: None
-    targets = torch.tensor(ids[1:], device=logits.device)
-    nats = nn.functional.cross_entropy(logits[:-1], targets, reduction="none")
-    return {"nats": nats.tolist(), "next": logits[-1], "rms": rms, "load": loads}
+    return {"nats": nats, "next": logits[-1], "rms": rms, "load": loads}

@@ -29,7 +29,7 @@ import torch
 from minids.config import Config
 from minids.errors import MinidsError
 from minids.recipes import v4_sample
-from minids.weights import layout, one_layer
+from minids.weights import layout, memory, one_layer
 from minids.weights.checkpoint import Checkpoint
 from minids.weights.header import DTYPES
 from minids.weights.layout import INDEX
@@ -161,7 +161,7 @@ def streaming_speed(folder, device, dtype, T: int) -> float:
 
 def needed_bytes(checkpoint: Checkpoint, i: int, T: int, dtype) -> int:
     """Bytes of weights that T tokens need: K experts for one token, all of them for many."""
-    c, whole = checkpoint.config, one_layer.estimate_memory(checkpoint, i, dtype)
+    c, whole = checkpoint.config, memory.weights(checkpoint, i, dtype)
     experts = checkpoint.price(checkpoint.find(f"layers.{i}.ffn.experts.*"))
     # of the experts, if choices are random
     share = 1 - (1 - c.n_activated_experts / c.n_routed_experts) ** T
@@ -189,9 +189,12 @@ def bench(folder, small: bool = False, n: int = 2, lengths=one_layer.LENGTHS,
             print(f"a copy in memory: {speed / 1e9:,.0f} GB/s, read and written")
             checkpoint = Checkpoint(place)
             for i, ratio in list(enumerate(checkpoint.config.compress_ratios))[:2]:
+                weights = memory.weights(checkpoint, i, dtype)
                 for trial in one_layer.trials(checkpoint, i, device, dtype, lengths, seconds):
-                    needed = needed_bytes(checkpoint, i, trial.tokens, dtype)
-                    ratios |= print_trial(trial, {4: "CSA", 128: "HCA"}[ratio], needed, speed)
+                    T, kind = trial.tokens, {4: "CSA", 128: "HCA"}[ratio]
+                    stated = weights + memory.activations(checkpoint.config, ratio, T, dtype)
+                    needed = needed_bytes(checkpoint, i, T, dtype)
+                    ratios |= print_trial(trial, kind, stated, needed, speed)
             checkpoint.close()
         else:
             print("no GPU: time and memory of a layer, and the share of the memory's speed that it "
@@ -201,32 +204,47 @@ def bench(folder, small: bool = False, n: int = 2, lengths=one_layer.LENGTHS,
     return ratios
 
 
-def print_trial(trial: one_layer.Trial, kind: str, size: int, speed: float) -> dict:
-    """Print a trial. Returns the ratios of the two layers, if both ran."""
-    ours, theirs = trial.ours, trial.theirs
-    at = f"{kind}, {trial.tokens:,} tokens"
-    print(f"{at}: {ours.seconds * 1e3:,.2f} ms, {ours.memory / 1e9:.2f} GB; it needs "
-          f"{size / 1e9:.3f} GB of weights: {size / ours.seconds / 1e9:,.1f} GB/s, "
-          f"{size / ours.seconds / speed:.1%} of a copy's speed")
-    if theirs is None:
-        print(f"    transformers' layer was not run: {trial.why}")
-        return {}
-    faster, leaner = theirs.seconds / ours.seconds, ours.memory / theirs.memory
-    print(f"    transformers' layer: {theirs.seconds * 1e3:,.2f} ms, {theirs.memory / 1e9:.2f} GB; "
-          f"ours is {faster:.2f} times as fast (goal {FASTER}) in {leaner:.2f} of its memory (goal "
-          f"{LEANER}); largest difference {trial.max_difference:.2g} of {trial.rms:.2g}, "
-          f"{trial.same_experts:.1%} of tokens with the same experts")
-    return {f"{at}: speed": faster, f"{at}: memory": leaner}
+def print_trial(trial: one_layer.Trial, kind: str, stated: int, size: int, speed: float) -> dict:
+    """Print a result as it comes: our layer's, or transformers' beside it.
+
+    `stated` are the bytes that weights and activations take by `memory`, `size` those of the
+    weights that the tokens need. Returns the ratios of the two layers, if both ran.
+    """
+    ours, theirs, at = trial.ours, trial.theirs, f"{kind}, {trial.tokens:,} tokens"
+    if ours is None:
+        print(f"{at}: skipped, {trial.why}", flush=True)
+    elif theirs is None and not trial.why:
+        print(f"{at}: {ours.seconds * 1e3:,.2f} ms, {ours.memory / 1e9:.2f} GB (stated: "
+              f"{stated / 1e9:.2f}); it needs {size / 1e9:.3f} GB of weights: "
+              f"{size / ours.seconds / 1e9:,.1f} GB/s, {size / ours.seconds / speed:.1%} of a "
+              f"copy's speed", flush=True)
+    elif theirs is None:
+        print(f"    transformers' layer, {at}: not run, {trial.why}", flush=True)
+    else:
+        faster, leaner = theirs.seconds / ours.seconds, ours.memory / theirs.memory
+        print(f"    transformers' layer, {at}: {theirs.seconds * 1e3:,.2f} ms, "
+              f"{theirs.memory / 1e9:.2f} GB; ours is {faster:.2f} times as fast (goal {FASTER}) "
+              f"in {leaner:.2f} of its memory (goal {LEANER})\n"
+              f"    {trial.same_experts:.1%} of tokens with the same experts, "
+              f"{trial.same_entries:.1%} of the picks the same; outputs of size {trial.rms:.2g} "
+              f"differ by {trial.median_difference:.2g} (median), by at most "
+              f"{trial.max_difference:.2g} where these are the same", flush=True)
+        return {f"{at}: speed": faster, f"{at}: memory": leaner}
+    return {}
 
 
 def print_streaming(place, files, device, dtype, T: int) -> dict:
     """Measure and print streaming and plain reading, of files outside memory if possible."""
     cold = drop_page_cache(files)
     plain = read_speed(files)
-    need, room = 2.2 * max(path.stat().st_size for path in files), one_layer.free(device)
+    need = 2.2 * max(path.stat().st_size for path in files)
+    with Checkpoint(place) as checkpoint:
+        need += max(memory.activations(checkpoint.config, ratio, T, dtype)
+                    for ratio in set(checkpoint.config.compress_ratios))
+    room = memory.free(device)
     if need > room:
-        print(f"plain reading: {plain / 1e9:.2f} GB/s; streaming is skipped: two layers take "
-              f"{need / 1e9:.1f} GB of memory, {room / 1e9:.1f} are free")
+        print(f"plain reading: {plain / 1e9:.2f} GB/s; streaming is skipped: two layers and their "
+              f"activations take {need / 1e9:.1f} GB of memory, {room / 1e9:.1f} are free")
         return {}
     drop_page_cache(files)
     ours = streaming_speed(place, device, dtype, T)

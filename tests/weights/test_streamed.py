@@ -9,13 +9,16 @@ import torch
 from minids import generate, load, save
 from minids.cli import main
 from minids.config import Config
+from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
 from minids.model import Model
 from minids.system.paths import DATA
+from minids.weights import memory
+from minids.weights import streamed as streamed_module
 from minids.weights.checkpoint import Checkpoint, view_bytes
 from minids.weights.folder import LocalFiles
 from minids.weights.header import Entry
-from minids.weights.streamed import Layers, bytes_of_a_pass, report, streamed
+from minids.weights.streamed import Layers, bytes_of_a_pass, memory_of_a_pass, report, streamed
 
 SAMPLE = DATA / "v4_sample"
 IDS = torch.randint(0, 512, (2, 150), generator=torch.Generator().manual_seed(0))
@@ -177,9 +180,50 @@ def test_the_command(capsys, tmp_path):
                  "--max-new-tokens", "2"]) == 0
     output = capsys.readouterr().out
     size = bytes_of_a_pass(SAMPLE)
-    assert f"One pass reads {size:,} bytes" in output
+    assert f"One pass reads {size:,} bytes" in output and "seconds at 1 GB a second" in output
+    ids = Tokenizer.load(SAMPLE).encode("The road went on", bos=True)
+    need = memory_of_a_pass(SAMPLE, len(ids))
+    assert f"It takes about {need:,} bytes of memory; " in output
     assert f"2 new tokens read {2 * size:,} more" in output
     assert output.count("  layer ") == 4
     assert "perplexity of the text" in output and "The road went on" in output
     assert main(["real", "run", "--model", str(tmp_path / "none"), "--prompt", "x"]) == 2
     assert "no model at" in capsys.readouterr().err
+
+
+def test_a_text_that_does_not_fit(capsys, monkeypatch):
+    """Nothing is read."""
+    monkeypatch.setattr(memory, "free", lambda device: 1_000_000)
+    monkeypatch.setattr(streamed_module, "streamed", None)
+    assert main(["real", "run", "--model", str(SAMPLE), "--prompt", "The road"]) == 2
+    output, problem = capsys.readouterr()
+    assert "1,000,000 are free." in output and problem.count("\n") == 1
+    assert "bytes of memory, 1,000,000 are free on cpu. Close other programs" in problem
+
+
+def test_what_was_seen_before_memory_ran_out(capsys, monkeypatch):
+    """Layers are printed as they come."""
+    fill = Layers.fill
+
+    def short_of_memory(self, block, i):
+        if i == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return fill(self, block, i)
+
+    monkeypatch.setattr(Layers, "fill", short_of_memory)
+    assert main(["real", "run", "--model", str(SAMPLE), "--prompt", "The road went on"]) == 2
+    output, problem = capsys.readouterr()
+    assert [f"  layer  {i}: " in output for i in range(4)] == [True, True, True, False]
+    assert problem.startswith("minids: a pass of 9 tokens: the memory of cpu ran out.")
+    assert problem.count("\n") == 1
+
+
+def test_the_report_computes_logits_part_by_part(monkeypatch):
+    """Wherever the text is cut: also where the last part is one token, which has no target."""
+    ids, model = IDS[0].tolist(), streamed(SAMPLE)
+    whole = report(model, ids)
+    for size in (149, 50, 64, 1):
+        monkeypatch.setattr(streamed_module, "LOGITS", size)
+        parts = report(model, ids)
+        assert parts["nats"] == pytest.approx(whole["nats"], abs=1e-5)
+        torch.testing.assert_close(parts["next"], whole["next"], atol=1e-5, rtol=1e-5)

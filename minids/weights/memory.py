@@ -1,0 +1,110 @@
+"""The memory that a layer of a checkpoint takes, known before it is read.
+
+A pass needs the layer's weights and its activations: the tensors that live while it computes.
+Activations grow with the text. `activations` adds up the largest of them, as `minids.model` makes
+them; a test compares the sum with what the model's code allocates at V4's sizes.
+"""
+
+import math
+from contextlib import contextmanager
+
+import psutil
+import torch
+
+from minids.config import CSA_RATE
+from minids.errors import MinidsError
+from minids.model import attention, moe
+from minids.model.indexer import PART
+from minids.weights import layout
+
+
+def free(device) -> int:
+    """Bytes of memory that are free on a device."""
+    if torch.device(device).type == "cuda":
+        # PyTorch keeps freed memory for new tensors
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    return psutil.virtual_memory().available
+
+
+def weights(checkpoint, i: int, dtype: torch.dtype, packed: bool = True) -> int:
+    """Bytes of memory of layer `i`, its matrices as `dtype`.
+
+    Routed experts count as they are stored, or decoded unless `packed`.
+    """
+    total = of_experts(checkpoint, i) if packed else 0
+    for name, (format, shape) in layout.tensors(checkpoint.config).items():
+        if name.startswith(f"layers.{i}.") and not (packed and ".experts." in name):
+            in_float32 = format == "F32" or len(shape) == 1
+            size = 8 if format == "I64" else 4 if in_float32 else dtype.itemsize
+            total += size * math.prod(shape)
+    return total
+
+
+def of_experts(checkpoint, i: int) -> int:
+    """Bytes of the routed experts of layer `i`, as they are stored."""
+    price = checkpoint.price(checkpoint.find(f"layers.{i}.ffn.experts.*"))
+    return price.fetch + price.here
+
+
+def activations(config, ratio: int, T: int, dtype: torch.dtype) -> int:
+    """About how many bytes one text of T tokens takes in a layer with this compression ratio, in
+    inference, beside the layer's weights."""
+    numbers, S = T * config.dim, T // ratio if ratio else 0
+    streams = 2 * config.hc_mult * numbers * dtype.itemsize         # what comes in, what goes out
+    inputs = 2 * numbers * dtype.itemsize                           # of attention or experts
+    mask = 4 * T * S
+    maps = 4 * config.hc_mult * numbers         # a copy in float32, of which hyper-connections come
+    expert = config.dim * config.moe_inter_dim * (2 + 2 * dtype.itemsize)     # one matrix, decoded
+    steps = maps, _of_attention(config, ratio, T, dtype), _of_experts(config, T, dtype) + expert
+    return streams + inputs + mask + max(steps)
+
+
+def _of_attention(config, ratio: int, T: int, dtype: torch.dtype) -> int:
+    """Queries, scores and outputs of one stripe of queries, keys and entries of all."""
+    H, c, w = config.n_heads, config.head_dim, 2 * config.window_size
+    size, S = dtype.itemsize, T // ratio if ratio else 0
+    queries = attention.stripe_size(config, ratio, 1, T, S)
+    queries += -queries % config.window_size if queries > config.window_size else 0
+    own = index = heads = 0
+    if ratio == CSA_RATE and S > config.index_topk:
+        index = 2 * 4 * S                       # the indexer's scores,
+        heads = 8 * config.index_n_heads * min(S, PART)         # and those of its heads
+        if S > attention.MASKED * config.index_topk:
+            S = config.index_topk
+            own = S * c * size                  # each query has copies of its own entries
+    scores = 4 * (w + 2 * S)                    # of the entries before and after their mask
+    softmax = 2 * 4 * (w + S)
+    products = size * (w + S + 3 * c) if S else 0
+    rotated = c * (8 + size) - c * size         # in float32, when the scores are gone
+    head = c * size + max(scores + max(softmax, products), rotated)
+    working = max(H * head + own, heads)
+    return queries * (H * c * size + working + index) + T * (config.q_lora_rank + 8 * c) * size
+
+
+def _of_experts(config, T: int, dtype: torch.dtype) -> int:
+    """The rows of all experts, and what the experts make of them, see `minids.model.moe.MoE`."""
+    rows, size = T * config.n_activated_experts, dtype.itemsize
+    inner = config.moe_inter_dim * (2 * size + 16)      # w1 x, w3 x; clamped, gated, in float32
+    if rows * config.dim > moe.MANY:
+        return 2 * rows * config.dim * size + T * inner                 # the shared expert's
+    return rows * (config.dim * size + inner)
+
+
+@contextmanager
+def explained(what: str, device):
+    """A `with` block in which running out of memory is a `MinidsError`: one line."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        raise MinidsError(f"{what}: the memory of {device} ran out. Close other programs, or "
+                          f"choose a shorter text.") from None
+
+
+def ran_out(error: Exception) -> bool:
+    """Whether an error says that memory ran out: Python's, a GPU's or torch's on the CPU."""
+    words = ("out of memory", "not enough memory", "can't allocate memory")
+    return (isinstance(error, (MemoryError, torch.OutOfMemoryError))
+            or any(word in str(error).lower() for word in words))
