@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from minids.config import Config
+from minids.system.devices import moved
 
 
 def frequencies(config: Config, ratio: int) -> Tensor:
@@ -49,7 +50,7 @@ class Rotary:
 
     def at(self, positions: Tensor) -> Tensor:
         """e^(i position w): complex64, ... x width/2, for a tensor of positions."""
-        w = torch.tensor(self.w, dtype=torch.float32, device=positions.device)
+        w = moved(torch.tensor(self.w, dtype=torch.float32), positions.device)
         angles = positions[..., None].float() * w                                # float32, as V4's
         return torch.complex(angles.cos(), angles.sin())
 
