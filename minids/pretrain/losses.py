@@ -27,8 +27,8 @@ def mean(loss):
     return total / count.clamp(1)
 
 
-def floats(numbers: dict) -> dict[str, float]:
-    """{name: number} for the log. The host waits for a GPU once, not for each of the numbers.
+def floats(numbers: dict) -> dict:
+    """{name: float} for the log. The host waits for a GPU once, not for each of the numbers.
 
     numbers: {name: tensor of one float32 number}, on one device.
     """
