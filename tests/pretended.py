@@ -43,6 +43,7 @@ _rules = "all"
 _counters = []
 
 aten = torch.ops.aten
+COMPOSED = torch._C.DispatchKey.CompositeImplicitAutograd
 # a CPU tensor may take part in these: as a source, or as indices that are moved by themselves
 MIXES = {aten.copy_.default, aten._to_copy.default, aten._copy_from.default}
 INDEXES = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default,
@@ -154,6 +155,8 @@ class PretendedTensor(torch.Tensor):
 
 def _run(operator, args, kwargs):
     """Compute an operator on the CPU tensors that its tensors wrap, and wrap the results."""
+    if torch.is_inference_mode_enabled() and operator.has_kernel_for_dispatch_key(COMPOSED):
+        return operator.decompose(*args, **kwargs)      # else its parts would not come by here
     flat, form = tree_flatten((args, kwargs))
     wrapped = {id(x.raw): x for x in flat if isinstance(x, PretendedTensor)}
     _check_operator(operator)

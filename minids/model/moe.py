@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from minids.config import Config
 from minids.model.linear import Linear
-from minids.model.passes import Pass, load
+from minids.model.passes import Pass, expert_loads
 
 # Experts for each chosen one, up to which a GPU computes all of them; `Config.mini` has as many
 ALL_AT_ONCE = 16
@@ -115,7 +115,7 @@ class MoE(nn.Module):
             y = sum(self.experts[e](flat, w) for e, w in zip(experts[0].tolist(), g[0]))
             return y.view_as(x) + self.shared_experts(x)
         order = experts.flatten().argsort(stable=True)           # NK: choices, expert by expert
-        counts = load(experts, len(self.experts)).tolist()
+        counts = expert_loads(experts, len(self.experts)).tolist()
         # unused experts are skipped, but not in training: there they take zero rows, so that their
         # gradient is zero, not missing
         used = [(expert, count) for expert, count in zip(self.experts, counts)

@@ -32,7 +32,7 @@ class Options:
     index: bool = False
 
 
-def load(experts: Tensor, E: int) -> Tensor:
+def expert_loads(experts: Tensor, E: int) -> Tensor:
     """How many tokens each of E experts got: E, integers. experts: N K, the choices of a gate.
 
     `torch.bincount` does the same, but makes the host wait for a GPU.
@@ -58,7 +58,7 @@ class Record:
     @property
     def loads(self) -> list[Tensor]:
         """For each gate that routes by score, how many tokens each expert got: E."""
-        return [load(experts, self.n_experts) for experts in self.experts]
+        return [expert_loads(experts, self.n_experts) for experts in self.experts]
 
     @property
     def balance_loss(self) -> Tensor:

@@ -74,9 +74,9 @@ def optimiser_step(model, optimiser, settings: PostTrainConfig, step: int,
 def replay_loss(model, settings: PostTrainConfig, number: int) -> torch.Tensor:
     """Add the gradient of the next-token loss on `settings.replay` rows of pre-training text.
 
-    Returns that loss, in nats per token, one number. Each number has other rows, until the replayed corpus is
-    exhausted; runs with the same seed replay the same rows. A model forgets what it no longer
-    sees, so it keeps seeing some of it (Ouyang et al., arXiv 2203.02155, "PPO-ptx").
+    Returns that loss, in nats per token, as a tensor. Each number has other rows, until the
+    replayed corpus is exhausted; runs with the same seed replay the same rows. A model forgets what
+    it no longer sees, so it keeps seeing some of it (Ouyang et al., arXiv 2203.02155, "PPO-ptx").
     """
     ids = torch.from_numpy(batch_of(replayed_corpus(), settings.replay, REPLAY_ROW, settings.seed,
                                     number, whole_documents=True))                  # B T+1

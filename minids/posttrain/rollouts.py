@@ -84,8 +84,8 @@ def rollouts(model, prompts, max_new: int, temperature: float = 1.0, top_p: floa
     training = model.training
     model.eval()
     try:
-        fields = _sample(model, prompts, noise.to(model.embed.weight.device), temperature, top_p,
-                         record)
+        fields = _sample(model, torch.tensor(prompts), moved(noise, model.embed.weight.device),
+                         temperature, top_p, record)
     finally:
         model.train(training)
     return Rollouts(**{name: _outside_inference(value) for name, value in fields.items()})
@@ -100,12 +100,12 @@ def _outside_inference(value):
 
 @torch.inference_mode()
 def _sample(model, prompts, noise, temperature, top_p, record) -> dict:
-    """The fields of `Rollouts`. noise: B max_new, uniform."""
+    """The fields of `Rollouts`. prompts: B P, on the CPU; noise: B max_new, uniform."""
     config, device = model.config, noise.device
-    B, P, max_new = len(prompts), len(prompts[0]), noise.shape[1]
+    (B, P), max_new = prompts.shape, noise.shape[1]
     T = P + max_new
     ids = torch.full((B, T), config.pad_token_id, device=device)
-    ids[:, :P] = moved(torch.tensor(prompts), device)
+    ids[:, :P] = moved(prompts, device)
     length = torch.full((B,), T, device=device)
     logprobs = torch.zeros(B, max_new, device=device)
     masks = None                                        # after the end, all tokens are allowed
@@ -116,7 +116,7 @@ def _sample(model, prompts, noise, temperature, top_p, record) -> dict:
     any_experts = torch.arange(K, device=device)
 
     # The prompts, each of several equal ones once
-    first, owner = shared(ids[:, :P])
+    first, owner = (moved(rows, device) for rows in shared(prompts))
     state = model.new_state(len(first), T - 1)
     X, passed = model.run(ids[first, :P], state)
     experts = []
@@ -169,7 +169,7 @@ def inverse_cdf(logp, noise):
     where = logp.device if has_all_types(logp.device) else "cpu"
     cdf = logp.to(where).double().exp().cumsum(-1)
     token = torch.searchsorted(cdf, cdf[:, -1:] * noise.to(where).double(), right=True)
-    return token.to(logp.device)
+    return moved(token, logp.device)
 
 
 def log_distribution(logits, temperature: float, allowed=None):

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from minids.errors import MinidsError
 from minids.system import distributed
+from minids.system.devices import moved
 from minids.weights.checkpoint import Checkpoint, load
 
 
@@ -72,9 +73,11 @@ class Teachers:
         """Let a teacher read its family's texts; cache its last hidden states at the positions of
         the reply, N d."""
         model = self.model(family)
+        device = model.embed.weight.device
+        rows, places = moved(texts.reply.nonzero().T, device)                        # N, N
         with torch.no_grad():
-            X = model.features(texts.ids[:, :-1].to(model.embed.weight.device))      # B T-1 n d
-            hidden = model.hidden(X[texts.reply.to(X.device)][None])[0]              # N d
+            X = model.features(moved(texts.ids[:, :-1], device))                     # B T-1 n d
+            hidden = model.hidden(X[rows, places][None])[0]                          # N d
         if self.cache is None:
             self._hidden[family] = hidden
             return

@@ -174,7 +174,8 @@ def train_step(model, optimiser, ids, settings: TrainConfig, step: int, masters=
 
     # 2. The step of the optimiser, with the norm of the gradient clipped
     norm = torch.nn.utils.clip_grad_norm_(masters.parameters(), settings.max_grad_norm)
-    record = floats(means | {"grad_norm": norm})
+    # without any gradient, torch's norm is a zero on the CPU
+    record = floats(means | {"grad_norm": norm.to(ids.device)})
     if not all(map(math.isfinite, record.values())):
         raise MinidsError(
             f"the loss is {record['loss']} and the norm of the gradient {record['grad_norm']} at "
