@@ -6,6 +6,7 @@ loss and the rate of balancing see `minids.pretrain.settings`.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -137,15 +138,16 @@ class MoE(nn.Module):
         faster than it can sort tokens, and the host need not wait to learn how many each expert
         got. With many it would be a waste: V4-Flash chooses 6 of 256.
         """
-        N, E, one = len(flat), len(self.experts), self.experts[0]
-        w1 = torch.cat([e.w1.matrix() for e in self.experts])                    # EI d
-        w3 = torch.cat([e.w3.matrix() for e in self.experts])                    # EI d
-        w2 = torch.cat([e.w2.matrix() for e in self.experts], dim=1)             # d EI
+        modules: list[Any] = list(self.experts)
+        N, E = len(flat), len(modules)
+        w1 = torch.cat([e.w1.matrix() for e in modules])                         # EI d
+        w3 = torch.cat([e.w3.matrix() for e in modules])                         # EI d
+        w2 = torch.cat([e.w2.matrix() for e in modules], dim=1)                  # d EI
         weights = g.new_zeros(N, E).scatter_add(1, experts, g)                   # N E
-        rows = one.w1.rounded(flat)
+        rows = modules[0].w1.rounded(flat)      # all experts round alike
         h = swiglu(F.linear(rows, w1).float(), F.linear(rows, w3).float(), self.limit)
         h = h.view(N, E, -1) * weights[:, :, None]                               # N E I
-        return F.linear(one.w2.rounded(h.to(flat.dtype)).flatten(1), w2)
+        return F.linear(modules[0].w2.rounded(h.to(flat.dtype)).flatten(1), w2)
 
 
 def grouped(rows: Tensor, counts: Sequence[int], linears: Iterable[Linear]) -> Tensor:
