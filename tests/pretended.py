@@ -26,7 +26,8 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 import torch
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from minids.system import devices
 
 NAME = "pretended"
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,7 +41,7 @@ RULES = {
     "no complex": ((torch.float64, *COMPLEX, *FLOAT8), ("frexp",)),
 }
 _rules = "all"
-_counters = []
+_counters, _makers = [], []
 
 aten = torch.ops.aten
 COMPOSED = torch._C.DispatchKey.CompositeImplicitAutograd
@@ -87,10 +88,29 @@ def rules(name: str):
     """Inside, the device lacks what these rules say: see `RULES`."""
     global _rules
     before, _rules = _rules, name
+    devices._can_compute.cache_clear()
     try:
         yield
     finally:
         _rules = before
+        devices._can_compute.cache_clear()
+
+
+class Made:
+    """How many tensors came to the device."""
+
+    count = 0
+
+
+@contextmanager
+def made():
+    """Counts, inside, the tensors that come to the device or are made there."""
+    tensors = Made()
+    _makers.append(tensors)
+    try:
+        yield tensors
+    finally:
+        _makers.remove(tensors)
 
 
 class PretendedTensor(torch.Tensor):
@@ -157,39 +177,58 @@ def _run(operator, args, kwargs):
     """Compute an operator on the CPU tensors that its tensors wrap, and wrap the results."""
     if torch.is_inference_mode_enabled() and operator.has_kernel_for_dispatch_key(COMPOSED):
         return operator.decompose(*args, **kwargs)      # else its parts would not come by here
-    flat, form = tree_flatten((args, kwargs))
-    wrapped = {id(x.raw): x for x in flat if isinstance(x, PretendedTensor)}
+    tensors = []
+    raw_args = _to_cpu(args, tensors)
+    raw_kwargs = {key: _to_cpu(value, tensors) for key, value in kwargs.items()}
     _check_operator(operator)
-    _check_devices(operator, args, kwargs, flat)
+    _check_devices(operator, args, kwargs, tensors)
     target = kwargs.get("device")
     here = target is None or torch.device(target).type == NAME
-    _count(operator, args, kwargs, here)
-
-    def to_cpu(x):
-        if isinstance(x, PretendedTensor):
-            return x.raw
-        return torch.device("cpu") if isinstance(x, torch.device) else x
-    args, kwargs = tree_unflatten([to_cpu(x) for x in flat], form)
-    if operator in MIXES and isinstance(args[0], torch.Tensor) and id(args[0]) not in wrapped:
+    if operator in MIXES and not isinstance(args[0], PretendedTensor):
         here = False                                        # a copy into a tensor of the CPU
-    shapes = [(x, x.shape) for x in flat if isinstance(x, PretendedTensor)]
-    result = PHYSICAL.get(operator, operator)(*args, **kwargs)
-    for x, shape in shapes:
-        if x.raw.shape != shape:
-            raise NotImplementedError(f"{operator} resizes its output: unknown to {NAME}")
+    _count(operator, args, kwargs, here)
+    result = PHYSICAL.get(operator, operator)(*raw_args, **raw_kwargs)
+    if _written(operator):
+        for x in tensors:
+            if type(x) is PretendedTensor and x.raw.shape != x.shape:
+                raise NotImplementedError(f"{operator} resizes its output: unknown to {NAME}")
+    return _to_here(result, tensors) if here else result
 
-    def to_here(x):
-        if isinstance(x, torch.Tensor) and here:
-            known = wrapped.get(id(x))
-            with torch.inference_mode(x.is_inference()):     # a view of a tensor made outside of it
-                return wrap(x) if known is None else known
-        return x
-    return tree_map(to_here, result)
+
+def _to_cpu(x, tensors: list):
+    """An argument with CPU tensors in place of those of the device; adds all tensors to a list."""
+    kind = type(x)
+    if kind is PretendedTensor:
+        tensors.append(x)
+        return x.raw
+    if kind in (list, tuple):
+        return kind([_to_cpu(item, tensors) for item in x])
+    if isinstance(x, torch.Tensor):
+        tensors.append(x)
+    return torch.device("cpu") if kind is torch.device else x
+
+
+def _to_here(x, tensors: list):
+    """A result with tensors of the device; one that is an argument comes back as itself."""
+    if isinstance(x, torch.Tensor):
+        for known in tensors:
+            if type(known) is PretendedTensor and known.raw is x:
+                return known
+        if x.is_inference() == torch.is_inference_mode_enabled():
+            return wrap(x)
+        with torch.inference_mode(x.is_inference()):     # a view of a tensor made outside of it
+            return wrap(x)
+    if isinstance(x, list | tuple):
+        items = [_to_here(item, tensors) for item in x]
+        return items if isinstance(x, list) else tuple(items)
+    return x
 
 
 def wrap(raw: torch.Tensor) -> PretendedTensor:
     """A tensor of the pretended device with the numbers of `raw`, whose memory it shares."""
     _check_type(raw.dtype)
+    for tensors in _makers:
+        tensors.count += 1
     return PretendedTensor(raw)
 
 
@@ -200,34 +239,44 @@ def _check_type(dtype: torch.dtype) -> None:
 
 
 def _check_operator(operator) -> None:
-    name = operator._schema.name.removeprefix("aten::")
-    lacks = RULES[_rules][1]
-    if name in lacks or "mps" in lacks and not _on_apple(operator):
+    if _lacks(operator, _rules):
         raise NotImplementedError(f"The operator '{operator}' is not currently implemented for the "
                                   f"{NAME} device")
 
 
-def _check_devices(operator, args, kwargs, flat) -> None:
+@cache
+def _lacks(operator, rules: str) -> bool:
+    lacks = RULES[rules][1]
+    name = operator._schema.name.removeprefix("aten::")
+    return name in lacks or "mps" in lacks and not _on_apple(operator)
+
+
+def _check_devices(operator, args, kwargs, tensors) -> None:
     """Raise where CUDA does: CPU tensors take part only as numbers, as indices, or to be copied."""
-    _check_generator(kwargs.get("generator"))
-    if operator in MIXES:
-        return
-    foreign = [x for x in flat if isinstance(x, torch.Tensor)
-               and not isinstance(x, PretendedTensor)]
-    if not foreign:
+    if "generator" in kwargs:
+        _check_generator(kwargs["generator"])
+    foreign = [x for x in tensors if type(x) is not PretendedTensor]
+    if not foreign or operator in MIXES:
         return
     if operator in INDEXES:
-        values = args[2:3]
         if isinstance(args[0], PretendedTensor) and all(
-                isinstance(x, PretendedTensor) or not x.dim() for x in values):
+                isinstance(x, PretendedTensor) or not x.dim() for x in args[2:3]):
             return
     elif all(x.dim() == 0 for x in foreign) and _takes_numbers(operator):
-        written = [x for argument, x in zip(operator._schema.arguments, args)
-                   if argument.alias_info is not None and argument.alias_info.is_write]
-        if all(isinstance(x, PretendedTensor) for x in tree_flatten(written)[0]):
+        written = []
+        for i in _written(operator):
+            _to_cpu(args[i] if i < len(args) else list(kwargs.values()), written)
+        if all(type(x) is PretendedTensor for x in written):
             return
     raise RuntimeError(f"Expected all tensors to be on the same device, but found at least two "
                        f"devices, {NAME}:0 and cpu! (in {operator})")
+
+
+@cache
+def _written(operator) -> list[int]:
+    """The numbers of the arguments that an operator writes to."""
+    return [i for i, argument in enumerate(operator._schema.arguments)
+            if argument.alias_info is not None and argument.alias_info.is_write]
 
 
 def _check_generator(generator) -> None:

@@ -108,7 +108,7 @@ def distill(student, teachers: dict, settings: DistillConfig, out, resume: bool 
     """
     # 1. The teachers
     check_writable(out, folder=True)
-    out, tokenizer, device = Path(out), Tokenizer.load(), device or distributed.device()
+    out, tokenizer, device = Path(out), Tokenizer.load(), distributed.device_or_cpu(device)
     if settings.method != "sft" and set(teachers) != set(settings.families):
         raise MinidsError(f"teachers: expected one for each of {', '.join(settings.families)}; "
                           f"found {', '.join(teachers) or 'none'}")
@@ -221,7 +221,8 @@ def add_gradients(model, school: Teachers, texts: dict[str, Texts],
         X = model.features(ids[:, :-1])                                             # B T-1 n d
         token = ids[rows, places + 1]                                               # N
         student = model.logits(X[rows, places][None])[0]                            # N vocab
-        teacher = school.logits(family) if has_teachers else None                         # N vocab
+        # N vocab
+        teacher = school.logits(family).to(device) if has_teachers else None
         loss = losses(student, teacher, token, settings.method).mean()
         if model.mtp and settings.mtp_weight and ids.shape[1] > 2:
             # the tokens after the next ones, B T-2; the MTP block alone learns from them

@@ -79,7 +79,7 @@ def grpo(base, settings: GRPOConfig, out, resume: bool = True, on_step=None,
     """
     # 1. The policy, and the model that it must not move far away from
     check_writable(out, folder=True)
-    device = device or distributed.device()
+    device = distributed.device_or_cpu(device)
     model, tokenizer = load(base, device, torch.float32), Tokenizer.load()
     reference = load(base, device, torch.float32) if settings.beta else None
 

@@ -66,7 +66,7 @@ def sft(base, settings: SFTConfig, out, resume: bool = True, on_step=None,
     """
     # 1. The model
     check_writable(out, folder=True)
-    device = device or distributed.device()
+    device = distributed.device_or_cpu(device)
     model, tokenizer = load(base, device, torch.float32), Tokenizer.load()
     longest = model.config.max_seq_len
     if settings.seq_len > longest:

@@ -14,7 +14,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from minids.errors import MinidsError
-from minids.system import distributed
 from minids.system.devices import moved
 from minids.weights.checkpoint import Checkpoint, load
 
@@ -44,12 +43,13 @@ class Teachers:
     """The teachers' folders, their models, and the hidden states of the texts they read last.
 
     With a folder `cache`, one teacher or one head is in memory at a time, and hidden states wait on
-    disk: V4 does so with teachers of a trillion parameters. Without it all stay in memory.
+    disk: V4 does so with teachers of a trillion parameters. Without it all stay in memory. The
+    teachers are on `device`, on the CPU as `minids.load` puts models; a student may be elsewhere.
     """
 
-    def __init__(self, folders: dict, cache: Path | None = None, device=None):
+    def __init__(self, folders: dict, cache: Path | None = None, device="cpu"):
         self.folders = {family: Path(folder) for family, folder in folders.items()}
-        self.cache, self.device = cache, device or distributed.device()
+        self.cache, self.device = cache, device
         self._models, self._hidden, self._files = {}, {}, set()
 
     def model(self, family: str):

@@ -46,8 +46,8 @@ def train(config: Config, settings: TrainConfig, out, resume: bool = True, on_st
     `model/`, the trained model in `settings.format`. With `resume=False` a former run in `out` is
     deleted. `on_step(record)` is called after each step. `tokens` holds the id streams of the
     shipped tokenizer, {split: ids}; by default those that `settings.data` names. `device`: by
-    default the accelerator, if there is one. `model` is the model to train, in place; by default a
-    new one with random weights from the seed. For the records see `minids.pretrain.records`.
+    default the one that MINIDS_DEVICE names, or the CPU. `model` is the model to train, in place;
+    by default a new one with random weights from the seed. For the records see `minids.pretrain.records`.
 
     Under torchrun each process calls this; the first one writes, and its log alone has the losses
     on validation and held-out text. Raises `MinidsError` for what cannot be trained or written,
@@ -55,7 +55,7 @@ def train(config: Config, settings: TrainConfig, out, resume: bool = True, on_st
     """
     # 1. The text, checked against the sizes of the model before anything is written
     check_writable(out, folder=True)
-    device = torch.device(device or distributed.device())
+    device = distributed.device_or_cpu(device)
     tokens = streams(settings) if tokens is None else tokens
     check(config, settings, tokens)
     if model is not None and model.config != config:
