@@ -111,6 +111,8 @@ def total_gradients(parameters) -> None:
 
 def anyone(flag: bool, device) -> bool:
     """Whether the flag is set in any process."""
+    if size() == 1:
+        return flag         # a tensor on a GPU would have to be waited for
     count = torch.tensor([int(flag)], device=device)
     total([count])
     return bool(count)

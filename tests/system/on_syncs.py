@@ -5,6 +5,7 @@ Each case is counted in a model of two layers and in one of four: a wait in ever
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from tiny import TINY
@@ -26,7 +27,8 @@ from minids.pretrain import qat
 from minids.pretrain.losses import floats, stream_loss
 from minids.pretrain.optim import make_optimiser
 from minids.pretrain.settings import Stage, TrainConfig
-from minids.pretrain.train import train_step
+from minids.pretrain.train import train, train_step
+from minids.weights.save import save
 from tests import pretended
 
 LAYERS, BOS = (2, 4), 0
@@ -152,6 +154,17 @@ def test_a_step_with_rounded_numbers_is_one_wait(device):
     assert waits(prepare) == [1, 1]
 
 
+def test_a_step_of_a_run_is_one_wait(device, tmp_path):
+    """Log, progress bar and Ctrl-C included."""
+    settings, seen = settings_of(steps=4, batch=2, accumulate=2, eval_every=9, save_every=9), []
+    ids = texts().repeat(2, 1).flatten().numpy()
+    with pretended.syncs() as count:
+        train(new_model(2).config, settings, tmp_path / "run", device=device,
+              tokens=dict.fromkeys(("train", "valid", "heldout"), ids),
+              on_step=lambda record: seen.append(count.total))
+    assert np.diff(seen)[:2].tolist() == [1, 1]        # the last step also saves a checkpoint
+
+
 @pytest.mark.parametrize("case", STEPS)
 def test_a_training_step_is_that_of_the_cpu(device, case):
     settings, model = settings_of(**STEPS[case]), new_model(4).train()
@@ -208,6 +221,15 @@ def test_a_step_of_sft_is_two_waits(device):
             optimiser_step(model, optimiser, settings, 0)
         return work
     assert waits(prepare) == [2, 2]
+
+
+def test_a_step_of_a_run_of_sft_is_two_waits(device, tmp_path):
+    save(new_model(2), tmp_path / "base", format="fp32", tokenizer=Tokenizer.load())
+    settings, seen = sft.SFTConfig(steps=3, batch=2, eval_problems=0), []
+    with pretended.syncs() as count:
+        sft.sft(tmp_path / "base", settings, tmp_path / "run", device=device,
+                on_step=lambda record: seen.append(count.total))
+    assert np.diff(seen)[0] == 2            # the last step also saves a checkpoint
 
 
 @pytest.mark.parametrize("options", [dict(), dict(beta=0.0, top_p=0.9), dict(replay=1)])
