@@ -285,17 +285,21 @@ def mine_flags(command) -> None:
     add("--check", action="store_true",
         help="compare its logits with minids and transformers, and name the functions at fault")
     add("--train", action="store_true", help="train it for a minute on the shipped text")
+    add("--device", metavar="NAME", default="cpu",
+        help="where to train it: cpu, cuda, cuda:1 or mps")
 
 
 def mine_command(args) -> int:
     from minids.learn import mine, trial
+    from minids.system.distributed import device
 
+    device = device(args.device)
     model = mine.assemble()
     path = mine.write(model, args.out)
     print(f"{mine.table(model)}\nyour model is in {path}", flush=True)
     equal = trial.check(model) if args.check else True
     if args.train:
-        trial.train(mine.as_module(model.text))
+        trial.train(mine.as_module(model.text), device=device)
     return 0 if equal else 1
 
 

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from minids.errors import MinidsError
+from minids.system.devices import moved
 
 # by code
 FP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0,
@@ -126,7 +127,8 @@ def fake_quant(x: torch.Tensor, kind: str) -> torch.Tensor:
 
     `kind` is a key of `KINDS`. Shape and dtype stay. Weights may be stacked in leading dimensions;
     activations are cut into blocks along the last axis. Raises `MinidsError` for an unknown kind
-    and for NaN or infinity.
+    and for NaN or infinity; on a GPU, which would have to be waited for, a block with one of these
+    becomes NaN instead.
     """
     if kind not in KINDS:
         raise MinidsError(f"no number format {kind!r}: expected one of {', '.join(KINDS)}")
@@ -140,11 +142,11 @@ class _StraightThrough(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, kind: str) -> torch.Tensor:
         rows, columns, largest, _ = KINDS[kind]
         flat = x.unsqueeze(0) if x.dim() < 2 else x
-        y, scale = _divide(flat, kind)
+        y, scale = _divide(flat, kind, wait=False)
         if largest == 448.0:
             y = _round_fp8(y)
         else:
-            values = torch.tensor(FP4_VALUES, device=x.device)
+            values = moved(torch.tensor(FP4_VALUES), x.device)
             y = F.embedding(_fp4_codes(y).int(), values.unsqueeze(1)).squeeze(-1)
         return (y * _spread(scale, y.shape, rows, columns)).view(x.shape).to(x.dtype)
 
@@ -154,8 +156,11 @@ class _StraightThrough(torch.autograd.Function):
         return grad, None
 
 
-def _divide(w: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """`w` in float32 divided by its blocks' scales, and the scales, powers of two in float32."""
+def _divide(w: torch.Tensor, kind: str, wait: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    """`w` in float32 divided by its blocks' scales, and the scales, powers of two in float32.
+
+    NaN and infinity are an error, or without `wait` on a GPU a scale of NaN.
+    """
     rows, columns, largest, least = KINDS[kind]
     w = w.float()
     o, i = w.shape[-2:]
@@ -163,7 +168,8 @@ def _divide(w: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
     # ... o/rows rows i/columns columns
     a = a.unflatten(-1, (-1, columns)).unflatten(-3, (-1, rows))
     amax = a.amax((-3, -1))
-    if not amax.isfinite().all():
+    finite, asks = amax.isfinite(), wait or w.device.type == "cpu"
+    if asks and not finite.all():
         raise MinidsError(f"numbers to be rounded to {kind} must be finite, found NaN or infinity")
     # float32 has 8 bits of exponent and 23 of mantissa: compared so, the ceiling of log2 is exact
     amax = amax.clamp(min=least)
@@ -171,6 +177,7 @@ def _divide(w: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
     exponent = (bits >> 23) - (code >> 23) + ((bits & MANTISSA) > (code & MANTISSA))
     exponent = torch.where(amax == 0, 0, exponent.clamp(-127, 127))   # a block of zeros: scale 1
     scale = _power_of_two(exponent)
+    scale = scale if asks else scale.masked_fill(~finite, torch.nan)
     return w / _spread(scale, w.shape, rows, columns), scale
 
 

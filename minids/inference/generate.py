@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from minids.inference.sampling import check, enough_threads, sample
+from minids.inference.sampling import check, checked, enough_threads, sample
 from minids.inference.speculate import speculate
 from minids.model import Model
+from minids.model.state import State
 
 
 def generate(model: Model, ids: Any, max_new_tokens: int = 100, temperature: float = 1.0,
@@ -65,24 +66,30 @@ def stream(model: Model, prompts: Sequence[Sequence[int]], max_new_tokens: int =
     training = model.training
     model.eval()
     try:
-        pos = min(lengths)
-        state = model.new_state(B, max(lengths) + max_new_tokens - 1)
-        ids = torch.tensor([p[:pos] for p in prompts], device=device)                    # B pos
-        logits = model(ids, state)[:, -1]                                                # B vocab
+        pos, longest = min(lengths), max(lengths)
+        state = model.new_state(B, longest + max_new_tokens - 1)
+        given = torch.tensor([[*p, *[-1] * (longest - len(p))] for p in prompts], device=device)
+        logits = next_logits(model, given[:, :pos], state)                               # B vocab
         while True:
-            sampled = sample(logits, temperature, top_p, generator).tolist()
+            token = sample(logits, temperature, top_p, generator)                        # B
+            if pos < longest:       # rows inside their prompts go on with it, not with a sample
+                token = torch.where(given[:, pos] < 0, token, given[:, pos])
+            sampled = checked(token.tolist())   # the one time that the host waits for a GPU
             new: list[int | None] = [None] * B
             for i in range(B):
-                if pos < lengths[i]:
-                    sampled[i] = prompts[i][pos]  # still inside the prompt: its token, not a sample
-                elif left[i]:
+                if pos >= lengths[i] and left[i]:
                     new[i] = sampled[i]
                     left[i] = 0 if sampled[i] in stop else left[i] - 1
             yield new
             if not any(left):
                 return
             with enough_threads(model, B):
-                logits = model(torch.tensor(sampled, device=device)[:, None], state)[:, -1]
+                logits = next_logits(model, token[:, None], state)
             pos += 1
     finally:
         model.train(training)
+
+
+def next_logits(model: Model, ids: torch.Tensor, state: State) -> torch.Tensor:
+    """The logits after the last of `ids`, which are known to be in the vocabulary: B vocab."""
+    return model.logits(model.features(ids, state))[:, -1]

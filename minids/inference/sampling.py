@@ -38,8 +38,26 @@ def sample(logits, temperature: float, top_p: float, generator=None):
     """One id for each row of logits: B vocab -> B."""
     if is_greedy(temperature):
         return logits.argmax(-1)
-    p = distribution(logits, temperature, top_p)
-    return torch.multinomial(p, 1, generator=generator).squeeze(-1)
+    return pick(distribution(logits, temperature, top_p), generator)
+
+
+def pick(weights, generator=None):
+    """One id for each row, sampled in proportion to its weights: ... vocab -> ...
+
+    The id for which weight / noise is largest, where the noise is exponential; -1 where the weights
+    are NaN (see `checked`). It is the id that `torch.multinomial` gives for the same generator, but
+    that makes the host wait for a GPU, to check the weights.
+    """
+    noise = torch.empty_like(weights).exponential_(generator=generator)
+    return (weights / noise).argmax(-1).masked_fill(weights[..., 0].isnan(), -1)
+
+
+def checked(ids: list[int]) -> list[int]:
+    """The ids that `pick` gave; raises `MinidsError` where it had nothing to pick from."""
+    if min(ids) < 0:
+        raise MinidsError("the model's logits are NaN: expected numbers to sample from; its "
+                          "weights may be damaged, or its training may have diverged")
+    return ids
 
 
 def distribution(logits, temperature: float, top_p: float):
@@ -62,10 +80,11 @@ def nucleus(p, top_p: float):
     p: ... vocab, probabilities -> ... vocab, booleans. Holtzman et al. (arXiv 1904.09751).
     """
     vocab = p.shape[-1]
-    for k in (min(128, vocab), vocab):      # usually a few ids are enough, and a full sort is slow
+    # on a CPU, a full sort is slow, and usually a few ids are enough; to ask a GPU is slower
+    for k in (min(128, vocab), vocab) if p.device.type == "cpu" else (vocab,):
         top = p.topk(k)
         allowed = top.values.cumsum(-1) - top.values < top_p   # the more likely ids do not reach it
-        if not allowed[..., -1].any():
+        if k == vocab or not allowed[..., -1].any():
             break
     return torch.zeros_like(p, dtype=torch.bool).scatter_(-1, top.indices, allowed)
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import torch
 
 from minids.errors import MinidsError
-from minids.inference.sampling import check, distribution, enough_threads
+from minids.inference.sampling import check, checked, distribution, enough_threads, pick
+from minids.system.devices import moved
 
 
 @dataclass
@@ -47,16 +48,16 @@ def speculate(model, ids, max_new_tokens: int = 100, temperature: float = 1.0, t
     if drafts < 1:
         raise MinidsError(f"drafts: expected at least 1, found {drafts}")
     stop = (model.config.eos_token_id,) if stop is None else stop
-    device = model.embed.weight.device
-    generator = torch.Generator(device)
+    device, generator = model.embed.weight.device, torch.Generator()
     generator.seed() if seed is None else generator.manual_seed(seed)
-    to_probs = lambda logits: distribution(logits[0], temperature, top_p)    # 1 T vocab -> T vocab
+    # 1 T vocab -> T vocab, on the CPU: a GPU is waited for once a draft and once a pass
+    to_probs = lambda logits: distribution(logits[0], temperature, top_p).cpu()
     out = Speculation(tried=[0] * drafts, accepted=[0] * drafts)
     training = model.training
     model.eval()
     try:
         state, drafter = model.new_state(1, len(ids) + max_new_tokens - 1), Drafter(model)
-        X = model.features(torch.tensor([ids], device=device), state)   # 1 T n d
+        X = model.features(moved(torch.tensor([ids]), device), state)   # 1 T n d
         out.passes = 1
         new = [sample_one(to_probs(model.logits(X[:, -1:]))[0], generator)]
         after = [*ids[1:], *new]                                  # the token after each stream in X
@@ -68,7 +69,7 @@ def speculate(model, ids, max_new_tokens: int = 100, temperature: float = 1.0, t
                         return out
                 count = min(drafts, max_new_tokens - len(out.ids) - 1)
                 draft_ids, draft_probs = drafter.draft(X, after, count, to_probs, generator)
-                X = model.features(torch.tensor([[new[-1], *draft_ids]], device=device), state)
+                X = model.features(moved(torch.tensor([[new[-1], *draft_ids]]), device), state)
                 probs = to_probs(model.logits(X))                       # one row more than drafts
                 out.passes += 1
                 new = accept(draft_ids, draft_probs, probs, generator)
@@ -130,19 +131,19 @@ class Drafter:
 
     def read(self, X, after: list[int]):
         """The block's streams at the last position of X, 1 1 n d, and logits there, 1 1 vocab."""
-        ids = torch.tensor([after], device=X.device)
+        ids = moved(torch.tensor([after]), X.device)
         Y = self.model.run_mtp_block(X, ids, state=self.state)[0][:, -1:]
         return Y, self.model.project(self.model.mtp[0].head(Y))
 
 
 def sample_one(weights, generator) -> int:
     """One id, sampled in proportion to `weights` over the vocabulary."""
-    return int(torch.multinomial(weights, 1, generator=generator))
+    return checked([int(pick(weights, generator))])[0]
 
 
 def bernoulli(p: float, generator) -> bool:
     """True with probability p."""
-    return float(torch.rand((), generator=generator, device=generator.device)) < p
+    return float(torch.rand((), generator=generator)) < p
 
 
 @torch.inference_mode()

@@ -126,14 +126,14 @@ def _name_faults(model: mine.Model, nano, ids, expected) -> None:
 # ---- training ----
 
 
-def train(module, seconds: float = 60) -> list[float]:
+def train(module, seconds: float = 60, device="cpu") -> list[float]:
     """Train a nano model of a my_v4 for some time; returns the loss of each step, nats per token.
 
-    float32 on the CPU, on some of the shipped books; the learning rate rises for a tenth of the
+    In float32 on `device`, on some of the shipped books; the learning rate rises for a tenth of the
     time, then falls to zero. Shows a progress bar, the loss, and a text that the model writes.
     """
     torch.manual_seed(0)
-    model = module.Model(Config.nano())
+    model = module.Model(Config.nano()).to(device)
     tokens = books.encode(books.documents("train")[:BOOKS], Tokenizer.load())
     adamw = torch.optim.AdamW(model.parameters(), lr=PEAK, betas=(0.9, 0.95), weight_decay=0.1)
     losses, begin = [], time.monotonic()
@@ -142,7 +142,7 @@ def train(module, seconds: float = 60) -> list[float]:
         while (passed := time.monotonic() - begin) < seconds or not losses:
             adamw.param_groups[0]["lr"] = PEAK * _rate(passed / seconds)
             batch = torch.from_numpy(batch_of(tokens, BATCH, LENGTH, 0, len(losses)))
-            losses.append(_step(model, adamw, batch))
+            losses.append(_step(model, adamw, batch.to(device)))
             bar.update(min(passed, seconds) - bar.n)
             bar.set_postfix_str(f"step {len(losses)}, loss {losses[-1]:.2f}")
     print(f"{len(losses)} steps of {BATCH * LENGTH} tokens: the loss has gone from {losses[0]:.2f} "
@@ -179,6 +179,6 @@ def write(model, prompt: str, tokens: int = 80) -> str:
     tokenizer, rng = Tokenizer.load(), torch.Generator().manual_seed(0)
     ids = tokenizer.encode(prompt, bos=True)
     for _ in range(tokens):
-        logits = model(torch.tensor([ids]))[:, -1]
+        logits = model(torch.tensor([ids], device=model.embed.weight.device))[:, -1].cpu()
         ids.append(int(sample(logits, temperature=0.7, top_p=0.9, generator=rng)))
     return tokenizer.decode(ids[1:])

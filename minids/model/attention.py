@@ -130,7 +130,7 @@ class Attention(nn.Module):
             o, p = attend_blocks(q, kv, window_mask, read, entry_mask, self.attn_sink)
         if current.options.index and scores is not None and p is not None and scores.shape[2]:
             current.record.index.append(index_divergence(p, scores, entry_mask))
-        o = rotate(o, rot[..., None, :].conj())
+        o = rotate(o, rot[..., None, :], inverse=True)
         o = o.reshape(B * T, cfg.o_groups, -1).transpose(0, 1)                   # g BT Hc/g
         wo_a = self.wo_a.matrix().view(cfg.o_groups, -1, o.shape[-1])      # g o_lora_rank Hc/g
         o = torch.bmm(o, wo_a.mT)                                                # g BT o_lora_rank

@@ -38,7 +38,9 @@ class Linear(nn.Linear):
             return self.codes.to(self.dtype)
         return numerics.decode(self.codes, self.scale, self.dtype)
 
+    def rounded(self, x: Tensor) -> Tensor:
+        """The input as the product takes it."""
+        return numerics.fake_quant(x, "fp8_act") if self.round_input else x
+
     def forward(self, x: Tensor) -> Tensor:
-        if self.round_input:
-            x = numerics.fake_quant(x, "fp8_act")
-        return F.linear(x, self.matrix())
+        return F.linear(self.rounded(x), self.matrix())

@@ -41,7 +41,7 @@ def affinities(X: Tensor, fn: Tensor, scale: Tensor, base: Tensor,
     """What the three maps are made of, before any bound: n N, n N and n n N. See `maps`."""
     n = config.hc_mult
     # which of the three scales each output takes
-    owner = torch.tensor([0] * n + [1] * n + [2] * n * n, device=X.device)
+    owner = (torch.arange((2 + n) * n, device=X.device) // n).clamp_(max=2)
     a = affinity(X.flatten(2).flatten(0, 1).float(), fn, config.norm_eps)        # (2+n)n N
     a = torch.addcmul(base[:, None], a, scale[owner][:, None])
     pre, post, comb = a.split([n, n, n * n])

@@ -6,6 +6,7 @@ loss and the rate of balancing see `minids.pretrain.settings`.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,10 @@ from torch import Tensor, nn
 
 from minids.config import Config
 from minids.model.linear import Linear
-from minids.model.passes import Pass
+from minids.model.passes import Pass, expert_loads
+
+# Experts for each chosen one, up to which a GPU computes all of them; `Config.mini` has as many
+ALL_AT_ONCE = 16
 
 MANY = 2**26    # numbers of the rows of all experts: from here on, experts work one by one
 
@@ -108,11 +112,13 @@ class MoE(nn.Module):
         flat = x.flatten(0, 1)                                                   # N d
         g, experts = self.gate(flat, ids, current, experts)                      # N K, N K
         N, K = experts.shape
+        if x.device.type != "cpu" and len(self.experts) <= ALL_AT_ONCE * K:
+            return self.all_experts(flat, g, experts).view_as(x) + self.shared_experts(x)
         if N == 1 and not self.training:         # decoding: nothing to sort
             y = sum(self.experts[e](flat, w) for e, w in zip(experts[0].tolist(), g[0]))
             return y.view_as(x) + self.shared_experts(x)
         order = experts.flatten().argsort(stable=True)           # NK: choices, expert by expert
-        counts = torch.bincount(experts.flatten(), minlength=len(self.experts)).tolist()
+        counts = expert_loads(experts, len(self.experts)).tolist()
         # unused experts are skipped, but not in training: there they take zero rows, so that their
         # gradient is zero, not missing
         used = [(expert, count) for expert, count in zip(self.experts, counts)
@@ -129,6 +135,25 @@ class MoE(nn.Module):
             y = grouped(h.to(x.dtype), counts, (e.w2 for e in modules))   # NK d
         y = y.index_select(0, order.argsort())    # token by token again
         return y.view(N, K, -1).sum(1).view_as(x) + self.shared_experts(x)
+
+    def all_experts(self, flat: Tensor, g: Tensor, experts: Tensor) -> Tensor:
+        """The routed part of the sum as one wide expert, whose hidden numbers are those of all
+        experts: flat: N d -> N d.
+
+        The weight of an expert that a token did not choose is 0. With few experts a GPU does this
+        faster than it can sort tokens, and the host need not wait to learn how many each expert
+        got. With many it would be a waste: V4-Flash chooses 6 of 256.
+        """
+        modules: list[Any] = list(self.experts)
+        N, E = len(flat), len(modules)
+        w1 = torch.cat([e.w1.matrix() for e in modules])                         # EI d
+        w3 = torch.cat([e.w3.matrix() for e in modules])                         # EI d
+        w2 = torch.cat([e.w2.matrix() for e in modules], dim=1)                  # d EI
+        weights = g.new_zeros(N, E).scatter_add(1, experts, g)                   # N E
+        rows = modules[0].w1.rounded(flat)      # all experts round alike
+        h = swiglu(F.linear(rows, w1).float(), F.linear(rows, w3).float(), self.limit)
+        h = h.view(N, E, -1) * weights[:, :, None]                               # N E I
+        return F.linear(modules[0].w2.rounded(h.to(flat.dtype)).flatten(1), w2)
 
 
 def grouped(rows: Tensor, counts: Sequence[int], linears: Iterable[Linear]) -> Tensor:

@@ -41,9 +41,13 @@ class Packing:
     def windows(self, m: int) -> tuple[Tensor, Tensor, Tensor]:
         """The complete windows of m tokens of all documents, row by row: their tokens, B x S x m;
         the document of each window, B x S, -1 where a row has fewer than S; and the number of each
-        window in its document, B x S."""
+        window in its document, B x S.
+
+        S is the most that a row has. To know it, the host would wait for a GPU: there it is the
+        most that a row can have, T // m.
+        """
         ends = (self.position + 1) % m == 0                                      # B T
-        S = int(ends.sum(1).max())
+        S = int(ends.sum(1).max()) if ends.device.type == "cpu" else ends.shape[1] // m
         # B S: the ends first, in their order
         last = ends.logical_not().byte().argsort(dim=1, stable=True)[:, :S]
         exists = ends.gather(1, last)

@@ -32,6 +32,15 @@ class Options:
     index: bool = False
 
 
+def expert_loads(experts: Tensor, E: int) -> Tensor:
+    """How many tokens each of E experts got: E, integers. experts: N K, the choices of a gate.
+
+    `torch.bincount` does the same, but makes the host wait for a GPU.
+    """
+    experts = experts.flatten()
+    return experts.new_zeros(E).scatter_add_(0, experts, torch.ones_like(experts))
+
+
 @dataclass
 class Record:
     """What one pass recorded, in the order of the layers.
@@ -49,7 +58,7 @@ class Record:
     @property
     def loads(self) -> list[Tensor]:
         """For each gate that routes by score, how many tokens each expert got: E."""
-        return [torch.bincount(e.flatten(), minlength=self.n_experts) for e in self.experts]
+        return [expert_loads(experts, self.n_experts) for experts in self.experts]
 
     @property
     def balance_loss(self) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from minids.config import Config
+from minids.system.devices import has_all_types, moved
 
 
 def frequencies(config: Config, ratio: int) -> Tensor:
@@ -30,8 +31,11 @@ def frequencies(config: Config, ratio: int) -> Tensor:
 
 
 class Rotary:
-    """The rotations of vectors `width` channels wide: one unit complex number for each pair of
-    channels and position.
+    """The rotations of vectors `width` channels wide: one for each pair of channels and position.
+
+    A rotation is a unit complex number, since one product is the fastest way to rotate a pair. On a
+    device without complex numbers it is two real ones: in the channels of the pair stand the cosine
+    and the sine of the angle.
 
     Only the last `rope_head_dim` channels rotate: the pairs before them have frequency 0, so they
     are multiplied by 1. Rotations of one `kind` are equal, whichever layer they belong to.
@@ -44,20 +48,28 @@ class Rotary:
             self.w = torch.cat([still, frequencies(config, ratio)]).tolist()     # width/2
 
     def __call__(self, start: int, count: int, device: torch.device | str, step: int = 1) -> Tensor:
-        """Complex64, count x width/2, for positions start, start + step, ..."""
+        """For positions start, start + step, ...: see `at`."""
         return self.at(torch.arange(start, start + count * step, step, device=device))
 
     def at(self, positions: Tensor) -> Tensor:
-        """e^(i position w): complex64, ... x width/2, for a tensor of positions."""
-        w = torch.tensor(self.w, dtype=torch.float32, device=positions.device)
+        """e^(i position w) for a tensor of positions: complex64, ... x width/2; on a device without
+        complex numbers float32, ... x width."""
+        w = moved(torch.tensor(self.w, dtype=torch.float32), positions.device)
         angles = positions[..., None].float() * w                                # float32, as V4's
-        return torch.complex(angles.cos(), angles.sin())
+        if has_all_types(positions.device):
+            return torch.complex(angles.cos(), angles.sin())
+        return torch.stack([angles.cos(), angles.sin()], dim=-1).flatten(-2)
 
 
-def rotate(x: Tensor, rot: Tensor) -> Tensor:
-    """Rotate each pair of channels (2i, 2i+1) of x by rot[i].
+def rotate(x: Tensor, rot: Tensor, inverse: bool = False) -> Tensor:
+    """Rotate each pair of channels (2i, 2i+1) of x by its rotation in rot, or back if `inverse`.
 
-    x: ... T c, or ... T H c with rot[..., None, :]. `rotate(x, rot.conj())` is the inverse.
+    x: ... T c, or ... T H c with rot[..., None, :]. For rot see `Rotary.at`.
     """
-    pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))       # ... T c/2
-    return torch.view_as_real(pairs * rot).flatten(-2).to(x.dtype)
+    pairs = x.float().reshape(*x.shape[:-1], -1, 2)                              # ... T c/2 2
+    if rot.is_complex():
+        y = torch.view_as_complex(pairs) * (rot.conj() if inverse else rot)
+        return torch.view_as_real(y).flatten(-2).to(x.dtype)
+    (a, b), (cos, sin) = pairs.unbind(-1), rot.unflatten(-1, (-1, 2)).unbind(-1)
+    sin = -sin if inverse else sin
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2).to(x.dtype)

@@ -18,6 +18,7 @@ from minids.model.mtp import MTP
 from minids.model.norm import RMSNorm
 from minids.model.passes import Options, Pass, Record
 from minids.model.state import State
+from minids.numerics import STRIPE
 
 
 class Model(nn.Module):
@@ -48,6 +49,8 @@ class Model(nn.Module):
 
         With a `State`, `ids` continue what it has seen, and it advances.
         """
+        if ids.device.type != "cpu":
+            self.check_range(ids)
         return self.logits(self.features(ids, state))
 
     def features(self, ids: Tensor, state: State | None = None,
@@ -80,7 +83,12 @@ class Model(nn.Module):
 
     def project(self, y: Tensor) -> Tensor:
         """The output matrix, a float32 product in a model of any type: ... d -> ... vocab."""
-        return F.linear(y.float(), self.head.matrix().float())
+        W, y = self.head.matrix(), y.float()
+        if W.dtype == torch.float32:
+            return F.linear(y, W)
+        # stripe by stripe: a float32 copy of the whole matrix would be 2.1 GB in V4-Flash
+        stripes = W.split(max(STRIPE // W.shape[1], 1))
+        return torch.cat([F.linear(y, stripe.float()) for stripe in stripes], dim=-1)
 
     def mtp_logits(self, X: Tensor, next_ids: Tensor, depth: int = 0,
                    options: Options = Options()) -> Tensor:
@@ -132,8 +140,12 @@ class Model(nn.Module):
 
     def check(self, ids: Tensor) -> None:
         """Raise `MinidsError` unless `ids` is a B x T tensor of token ids that fits the context,
-        and what V4 keeps in float32 is float32."""
-        vocab, longest = self.config.vocab_size, self.config.max_seq_len
+        and what V4 keeps in float32 is float32.
+
+        Of ids on a GPU only `forward` checks the range: loops call `run` or `features`, with ids
+        that were checked before they came to the GPU.
+        """
+        longest = self.config.max_seq_len
         kept = self.hc_head_fn.dtype
         if kept != torch.float32:
             raise MinidsError(f"the whole model was made {kept}; expected norms, sinks and "
@@ -143,12 +155,19 @@ class Model(nn.Module):
         if ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32) or ids.numel() == 0:
             raise MinidsError(f"ids: expected a non-empty B x T tensor of integers, "
                               f"found {tuple(ids.shape)} of {ids.dtype}")
-        low, high = (int(v) for v in ids.aminmax())
-        if low < 0 or high >= vocab:
-            raise MinidsError(f"ids: expected 0 to {vocab - 1}, found {low if low < 0 else high}")
+        if ids.device.type == "cpu":
+            self.check_range(ids)
         if ids.shape[1] > longest:
             raise MinidsError(f"ids: expected at most {longest} tokens (max_seq_len), "
                               f"found {ids.shape[1]}")
+
+    def check_range(self, ids: Tensor) -> None:
+        """Raise `MinidsError` unless all of `ids` are in the vocabulary. For a GPU's ids the host
+        has to wait."""
+        vocab = self.config.vocab_size
+        low, high = torch.stack(ids.aminmax()).tolist()
+        if low < 0 or high >= vocab:
+            raise MinidsError(f"ids: expected 0 to {vocab - 1}, found {low if low < 0 else high}")
 
 
 @torch.no_grad()

@@ -28,9 +28,10 @@ from minids.posttrain.settings import PostTrainConfig
 from minids.posttrain.sft import worked
 from minids.posttrain.teachers import Teachers, Texts
 from minids.pretrain.batches import IGNORED
-from minids.pretrain.losses import mean, mtp_loss
+from minids.pretrain.losses import floats, mean, mtp_loss
 from minids.pretrain.run_folder import locked, prepare, read_log, write_log
 from minids.system import distributed
+from minids.system.devices import moved
 from minids.system.files import check_writable
 from minids.weights.checkpoint import load
 from minids.weights.digest import digest
@@ -107,7 +108,7 @@ def distill(student, teachers: dict, settings: DistillConfig, out, resume: bool 
     """
     # 1. The teachers
     check_writable(out, folder=True)
-    out, tokenizer, device = Path(out), Tokenizer.load(), device or distributed.device()
+    out, tokenizer, device = Path(out), Tokenizer.load(), distributed.device_or_cpu(device)
     if settings.method != "sft" and set(teachers) != set(settings.families):
         raise MinidsError(f"teachers: expected one for each of {', '.join(settings.families)}; "
                           f"found {', '.join(teachers) or 'none'}")
@@ -206,36 +207,42 @@ def add_gradients(model, school: Teachers, texts: dict[str, Texts],
     teacher's head is needed at a time.
     """
     has_teachers, device = settings.method != "sft", model.embed.weight.device
+    model.check_range(torch.cat([part.ids.flatten() for part in texts.values()]))
     if has_teachers:
         for family, part in texts.items():
             school.read(family, part)
     weight = dict(zip(settings.families, settings.weights))
     total_weight, record = sum(weight[family] for family in texts), defaultdict(float)
+    shares, measured = {}, {}
     for family, part in texts.items():
-        share = weight[family] / total_weight
-        ids, reply = part.ids.to(device), part.reply.to(device)                     # B T, B T-1
+        share = shares[family] = weight[family] / total_weight
+        ids, reply = moved(part.ids, device), moved(part.reply, device)             # B T, B T-1
+        rows, places = moved(part.reply.nonzero().T, device)                        # N, N
         X = model.features(ids[:, :-1])                                             # B T-1 n d
-        token = ids[:, 1:][reply]                                                   # N
-        student = model.logits(X[reply][None])[0]                                   # N vocab
-        teacher = school.logits(family) if has_teachers else None                         # N vocab
+        token = ids[rows, places + 1]                                               # N
+        student = model.logits(X[rows, places][None])[0]                            # N vocab
+        # N vocab
+        teacher = school.logits(family).to(device) if has_teachers else None
         loss = losses(student, teacher, token, settings.method).mean()
         if model.mtp and settings.mtp_weight and ids.shape[1] > 2:
             # the tokens after the next ones, B T-2; the MTP block alone learns from them
             far = ids.masked_fill(~F.pad(reply, (1, 0)), IGNORED)[:, 2:]
             mtp = mean(mtp_loss(model, X.detach(), ids[:, :-1], far)[0])
             (settings.mtp_weight * share * mtp).backward(inputs=list(model.mtp.parameters()))
-            record["mtp_loss"] += share * mtp.item()
+            measured["mtp_loss", family] = mtp.detach()
         (share * loss).backward()
-        record["loss"] += share * loss.item()
+        measured["loss", family] = loss.detach()
         record["tokens"] += len(token)
         if has_teachers:
             with torch.no_grad():
-                kl = divergence(student, teacher).mean().item()
+                measured["kl", family] = divergence(student, teacher).mean()
                 signal, spread = noise(student, teacher)
-            record[f"kl_{family}"] = kl
-            record["kl"] += share * kl
-            record["signal"] += share * signal.mean().item()
-            record["noise"] += share * spread.mean().item()
+            measured["signal", family] = signal.mean()
+            measured["noise", family] = spread.mean()
+    for (name, family), number in floats(measured).items():
+        record[name] += shares[family] * number
+        if name == "kl":
+            record[f"kl_{family}"] = number
     return dict(record)
 
 

@@ -26,8 +26,10 @@ from minids.posttrain.loop import optimiser_step, post_training_run, validate
 from minids.posttrain.records import GRPOStep, Validation
 from minids.posttrain.rollouts import Rollouts, by_length, log_distribution, rollouts, shared
 from minids.posttrain.settings import PostTrainConfig
+from minids.pretrain.losses import floats
 from minids.pretrain.settings import require_least
 from minids.system import distributed
+from minids.system.devices import moved
 from minids.system.files import check_writable
 from minids.weights.checkpoint import load
 
@@ -77,7 +79,7 @@ def grpo(base, settings: GRPOConfig, out, resume: bool = True, on_step=None,
     """
     # 1. The policy, and the model that it must not move far away from
     check_writable(out, folder=True)
-    device = device or distributed.device()
+    device = distributed.device_or_cpu(device)
     model, tokenizer = load(base, device, torch.float32), Tokenizer.load()
     reference = load(base, device, torch.float32) if settings.beta else None
 
@@ -93,22 +95,23 @@ def grpo(base, settings: GRPOConfig, out, resume: bool = True, on_step=None,
             generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
             r = rollouts(model, prompts, LIMITS[mode], settings.temperature, settings.top_p,
                          generator, record=True)
+            replies = r.replies
 
             # 3. Rewards: the verifier's verdict, less a penalty for length
             verdicts = [is_correct(problem, reply, tokenizer, mode)
-                        for problem, reply in zip(problems, r.replies)]
+                        for problem, reply in zip(problems, replies)]
             rewards = torch.tensor([reward(verdict, len(reply), mode, settings)
-                                    for verdict, reply in zip(verdicts, r.replies)])      # B
+                                    for verdict, reply in zip(verdicts, replies)])        # B
 
             # 4. Advantages: a reply counts against the mean of its group
             scores = advantages(rewards, settings)                                        # B
 
             # 5. Loss and updates
             stats = update_policy(model, reference, optimiser, r, scores, settings, step)
+            tokens = sum(map(len, replies))
             record: GRPOStep = {"mode": mode, "reward": rewards.mean().item(),
                                 "accuracy": sum(verdicts) / len(verdicts),
-                                "length": r.mask.sum(1).float().mean().item(),
-                                "tokens": int(r.mask.sum())}
+                                "length": tokens / len(replies), "tokens": tokens}
             run.log_step(record | stats)
             if run.is_due(settings.eval_every):
                 run.log(*validate(model, tokenizer, settings))
@@ -138,20 +141,20 @@ def advantages(rewards, settings: GRPOConfig):
 
 def update_policy(model, reference, optimiser, r: Rollouts, scores, settings: GRPOConfig,
                   step: int) -> GRPOStep:
-    """The updates on one batch of replies; scores: B, their advantages.
+    """The updates on one batch of replies; scores: B, their advantages, on the CPU.
 
     Returns the log record, means over the updates. Without a KL, a reply as good as the mean of its
     group has no gradient: it counts in the mean loss, but is not read again.
     """
-    scores, totals = scores.to(r.ids.device), defaultdict(float)
+    totals = defaultdict(float)
     for i in range(settings.steps_per_generation):
-        rows = torch.arange(i, len(r.ids), settings.steps_per_generation, device=r.ids.device)
+        rows = torch.arange(i, len(r.ids), settings.steps_per_generation)
         share = 1.0
         if not settings.beta:
             matter = rows[scores[rows] != 0]
             share = len(matter) / len(rows)
             rows = matter if len(matter) else rows[:1]      # without any, one is read for the log
-        part = r.rows(rows)
+        part, part_scores = r.rows(moved(rows, r.ids.device)), moved(scores[rows], r.ids.device)
 
         # The log-probabilities of the reply tokens, B R: reference, policy
         with torch.no_grad():
@@ -161,7 +164,7 @@ def update_policy(model, reference, optimiser, r: Rollouts, scores, settings: GR
         logprobs, entropy = policy(model, part, settings, settings.keep_routing)
 
         # The loss, and its gradient
-        loss, stats = objective(logprobs, part.logprobs, ref_logprobs, scores[rows], part.mask,
+        loss, stats = objective(logprobs, part.logprobs, ref_logprobs, part_scores, part.mask,
                                 settings.epsilon, settings.beta,
                                 settings.off_policy_mask_threshold,
                                 settings.use_bias_correction_kl)
@@ -169,7 +172,8 @@ def update_policy(model, reference, optimiser, r: Rollouts, scores, settings: GR
         entropy = (entropy * part.mask).sum() / part.mask.sum()
 
         # One step of the optimiser
-        stats |= {"loss": share * loss.item(), "entropy": entropy.item()}
+        stats = floats(stats | {"loss": loss.detach(), "entropy": entropy})
+        stats["loss"] *= share
         stats |= optimiser_step(model, optimiser, settings, step,
                                 number=step * settings.steps_per_generation + i)
         for name, value in stats.items():
@@ -182,7 +186,8 @@ def update_policy(model, reference, optimiser, r: Rollouts, scores, settings: GR
 def objective(logprobs, old_logprobs, ref_logprobs, advantages, mask,
               epsilon: float | None = 0.2, beta: float = 0.02,
               off_policy_mask_threshold: float | None = 0.1, use_bias_correction_kl: bool = True):
-    """GRPO's loss, to be minimised, and {"kl", "clip_fraction", "masked_fraction"} for the log.
+    """GRPO's loss, to be minimised, and {"kl", "clip_fraction", "masked_fraction"} for the log, one
+    number each.
 
     logprobs, old_logprobs, ref_logprobs: B R, of the sampled tokens under the policy, under the
     policy that sampled them, and under the reference. advantages: B. mask: B R, whether there is a
@@ -217,9 +222,9 @@ def objective(logprobs, old_logprobs, ref_logprobs, advantages, mask,
         kl = ratio * kl
 
     loss = -(mean(gain) * M - beta * mean(kl)).mean()
-    return loss, {"kl": mean(kl).mean().item(),
-                  "clip_fraction": (clipped.sum() / mask.sum()).item(),
-                  "masked_fraction": 1 - M.mean().item()}
+    return loss, {"kl": mean(kl).mean().detach(),
+                  "clip_fraction": clipped.sum() / mask.sum(),
+                  "masked_fraction": 1 - M.mean()}
 
 
 def policy(model, r: Rollouts, settings: GRPOConfig, keep_routing: bool):

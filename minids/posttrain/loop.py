@@ -20,9 +20,10 @@ from minids.model.passes import Options
 from minids.posttrain.records import Update, Validation
 from minids.posttrain.settings import PostTrainConfig
 from minids.pretrain.batches import Part, batch_of
-from minids.pretrain.losses import cross_entropy, mean
+from minids.pretrain.losses import cross_entropy, floats, mean
 from minids.pretrain.optim import learning_rate, make_optimiser
 from minids.pretrain.run import open_run
+from minids.system.devices import moved
 from minids.weights.digest import digest
 
 REPLAY_TOKENS, REPLAY_ROW = 2**19, 256      # tokens of the replayed corpus, and of one row
@@ -52,36 +53,39 @@ def optimiser_step(model, optimiser, settings: PostTrainConfig, step: int,
     `number` picks the replayed rows; by default it is `step`. The gates' biases stay as
     pre-training left them.
     """
-    record: Update = {}
+    numbers = {}
     if settings.replay:
-        record["replay_loss"] = replay_loss(model, settings, step if number is None else number)
+        numbers["replay_loss"] = replay_loss(model, settings, step if number is None else number)
     lr = learning_rate(settings, step)
     for group in optimiser.param_groups:
         group["lr"] = lr * group["times"]
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm).item()
-    if not math.isfinite(norm):
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+    record: Update = floats(numbers | {"grad_norm": norm})
+    if not math.isfinite(record["grad_norm"]):
         raise MinidsError(
-            f"the norm of the gradient is {norm} at step {step + 1}: expected a finite number. The "
-            f"last checkpoint is complete; try a lower learning rate than {settings.lr}.")
+            f"the norm of the gradient is {record['grad_norm']} at step {step + 1}: expected a "
+            f"finite number. The last checkpoint is complete; try a lower learning rate than "
+            f"{settings.lr}.")
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
-    return record | {"grad_norm": norm, "lr": lr}
+    return record | {"lr": lr}
 
 
-def replay_loss(model, settings: PostTrainConfig, number: int) -> float:
+def replay_loss(model, settings: PostTrainConfig, number: int) -> torch.Tensor:
     """Add the gradient of the next-token loss on `settings.replay` rows of pre-training text.
 
-    Returns that loss, in nats per token. Each number has other rows, until the replayed corpus is
-    exhausted; runs with the same seed replay the same rows. A model forgets what it no longer
-    sees, so it keeps seeing some of it (Ouyang et al., arXiv 2203.02155, "PPO-ptx").
+    Returns that loss, in nats per token, as a tensor. Each number has other rows, until the
+    replayed corpus is exhausted; runs with the same seed replay the same rows. A model forgets what
+    it no longer sees, so it keeps seeing some of it (Ouyang et al., arXiv 2203.02155, "PPO-ptx").
     """
     ids = torch.from_numpy(batch_of(replayed_corpus(), settings.replay, REPLAY_ROW, settings.seed,
                                     number, whole_documents=True))                  # B T+1
-    part = Part(ids.to(model.embed.weight.device), model.config.bos_token_id)
+    model.check_range(ids)
+    part = Part(moved(ids, model.embed.weight.device), model.config.bos_token_id)
     X = model.features(part.x, options=Options(part.documents))                     # B T n d
     loss = mean(cross_entropy(model.logits(X), part.y))
     loss.backward()
-    return loss.item()
+    return loss.detach()
 
 
 @cache

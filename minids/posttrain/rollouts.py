@@ -9,12 +9,12 @@ For rewards and losses see `minids.posttrain.grpo`.
 from collections import defaultdict
 from dataclasses import dataclass
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 
 from minids.errors import MinidsError
 from minids.inference.sampling import check, cooled, enough_threads, is_greedy, nucleus
-from minids.system.devices import has_all_types
+from minids.system.devices import has_all_types, moved
 
 
 @dataclass
@@ -84,8 +84,8 @@ def rollouts(model, prompts, max_new: int, temperature: float = 1.0, top_p: floa
     training = model.training
     model.eval()
     try:
-        fields = _sample(model, prompts, noise.to(model.embed.weight.device), temperature, top_p,
-                         record)
+        fields = _sample(model, torch.tensor(prompts), moved(noise, model.embed.weight.device),
+                         temperature, top_p, record)
     finally:
         model.train(training)
     return Rollouts(**{name: _outside_inference(value) for name, value in fields.items()})
@@ -100,59 +100,61 @@ def _outside_inference(value):
 
 @torch.inference_mode()
 def _sample(model, prompts, noise, temperature, top_p, record) -> dict:
-    """The fields of `Rollouts`. noise: B max_new, uniform."""
+    """The fields of `Rollouts`. prompts: B P, on the CPU; noise: B max_new, uniform."""
     config, device = model.config, noise.device
-    B, P, max_new = len(prompts), len(prompts[0]), noise.shape[1]
+    (B, P), max_new = prompts.shape, noise.shape[1]
     T = P + max_new
     ids = torch.full((B, T), config.pad_token_id, device=device)
-    ids[:, :P] = torch.tensor(prompts, device=device)
+    ids[:, :P] = moved(prompts, device)
     length = torch.full((B,), T, device=device)
     logprobs = torch.zeros(B, max_new, device=device)
     masks = None                                        # after the end, all tokens are allowed
     if record and (top_p < 1 or is_greedy(temperature)):
         masks = torch.full((B, max_new, -(-config.vocab_size // 8)), 255, dtype=torch.uint8,
                            device=device)
+    K = config.n_activated_experts                      # after the end, any experts will do
+    any_experts = torch.arange(K, device=device)
 
     # The prompts, each of several equal ones once
-    first, owner = shared(ids[:, :P])
+    first, owner = (moved(rows, device) for rows in shared(prompts))
     state = model.new_state(len(first), T - 1)
     X, passed = model.run(ids[first, :P], state)
     experts = []
     if record:
-        K = config.n_activated_experts                  # after the end, any experts will do
-        experts = [torch.arange(K, device=device).repeat(B, T - 1, 1) for _ in passed.experts]
+        experts = [any_experts.repeat(B, T - 1, 1) for _ in passed.experts]
         for e, chosen in zip(experts, passed.experts):
             e[:, :P] = chosen.view(len(first), P, K)[owner]
     logits = model.logits(X[:, -1:])[owner, 0]                                      # B vocab
     state.select(owner)
 
-    # Token by token; of b rows in the state, those that are alive have not ended
+    # Token by token; of b rows in the state, those that are alive have not ended. What is not
+    # alive is masked, not left out: the host would have to wait for a GPU to learn the numbers.
     rows = torch.arange(B, device=device)
     alive = torch.ones(B, dtype=torch.bool, device=device)
     for t in range(max_new):
         allowed = allowed_ids(logits, temperature, top_p)
         logp = log_distribution(logits, temperature, allowed)                       # b vocab
         token = inverse_cdf(logp, noise[rows, t, None])                             # b 1
-        here = rows[alive]
-        ids[here, P + t] = token[alive, 0]
-        logprobs[here, t] = logp.gather(1, token)[alive, 0]
+        ids[rows, P + t] = torch.where(alive, token[:, 0], config.pad_token_id)
+        logprobs[rows, t] = torch.where(alive, logp.gather(1, token)[:, 0], 0.0)
         if masks is not None:
-            masks[here, t] = packed(allowed[alive])
+            masks[rows, t] = torch.where(alive[:, None], packed(allowed), 255)
         ended = alive & (token[:, 0] == config.eos_token_id)
-        length[rows[ended]] = P + t + 1
+        length[rows] = torch.where(ended, P + t + 1, length[rows])
         alive = alive & ~ended
-        left = int(alive.sum())
-        if left == 0 or t + 1 == max_new:
+        left = alive.tolist()                       # the one time that the host waits
+        if not any(left) or t + 1 == max_new:
             break
-        if left <= 0.75 * len(rows):        # drop ended rows when it pays for copying the state
-            state.select(alive)
-            rows, token, alive = rows[alive], token[alive], alive[alive]
+        if sum(left) <= 0.75 * len(left):   # drop ended rows when it pays for copying the state
+            keep = moved(torch.tensor([i for i, row in enumerate(left) if row]), device)
+            state.select(keep)
+            rows, token, alive = rows[keep], token[keep], alive[keep]
         with enough_threads(model, len(rows)):
             X, passed = model.run(token, state)
             logits = model.logits(X)[:, -1]
         for e, chosen in zip(experts, passed.experts):
-            e[rows[alive], P + t] = chosen[alive]
-    T = int(length.max())
+            e[rows, P + t] = torch.where(alive[:, None], chosen, any_experts)
+    T = P + t + 1
     return dict(ids=ids[:, :T], prompt=P, length=length, logprobs=logprobs[:, : T - P],
                 temperature=temperature,
                 experts=[e[:, : T - 1].flatten(0, 1) for e in experts] if record else None,
@@ -167,7 +169,7 @@ def inverse_cdf(logp, noise):
     where = logp.device if has_all_types(logp.device) else "cpu"
     cdf = logp.to(where).double().exp().cumsum(-1)
     token = torch.searchsorted(cdf, cdf[:, -1:] * noise.to(where).double(), right=True)
-    return token.to(logp.device)
+    return moved(token, logp.device)
 
 
 def log_distribution(logits, temperature: float, allowed=None):
@@ -208,11 +210,17 @@ def by_length(prompts) -> list[list[int]]:
 
 
 def packed(mask: torch.Tensor) -> torch.Tensor:
-    """... n, booleans -> ... ceil(n/8), bytes."""
-    return torch.from_numpy(np.packbits(mask.cpu().numpy(), axis=-1)).to(mask.device)
+    """... n, booleans -> ... ceil(n/8), bytes, the first boolean in the highest bit."""
+    bits = F.pad(mask.byte(), (0, -mask.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    return (bits << places(mask.device)).sum(-1, dtype=torch.uint8)
 
 
 def unpacked(bits: torch.Tensor, n: int) -> torch.Tensor:
     """The first n booleans of each row of bytes."""
-    mask = np.unpackbits(bits.cpu().numpy(), axis=-1, count=n).astype(bool)
-    return torch.from_numpy(mask).to(bits.device)
+    mask = bits.unsqueeze(-1) >> places(bits.device) & 1
+    return mask.flatten(-2)[..., :n].bool()
+
+
+def places(device) -> torch.Tensor:
+    """The places of a byte's bits, from the highest: 8."""
+    return torch.arange(7, -1, -1, dtype=torch.uint8, device=device)

@@ -20,9 +20,10 @@ from minids.posttrain.loop import optimiser_step, post_training_run, validate
 from minids.posttrain.records import SFTStep, Validation
 from minids.posttrain.settings import PostTrainConfig
 from minids.pretrain.batches import IGNORED
-from minids.pretrain.losses import cross_entropy, mean, mtp_loss
+from minids.pretrain.losses import cross_entropy, floats, mean, mtp_loss
 from minids.pretrain.settings import require_least
 from minids.system import distributed
+from minids.system.devices import moved
 from minids.system.files import check_writable
 from minids.weights.checkpoint import load
 
@@ -65,7 +66,7 @@ def sft(base, settings: SFTConfig, out, resume: bool = True, on_step=None,
     """
     # 1. The model
     check_writable(out, folder=True)
-    device = device or distributed.device()
+    device = distributed.device_or_cpu(device)
     model, tokenizer = load(base, device, torch.float32), Tokenizer.load()
     longest = model.config.max_seq_len
     if settings.seq_len > longest:
@@ -90,7 +91,7 @@ def sft(base, settings: SFTConfig, out, resume: bool = True, on_step=None,
             loss.backward()
 
             # 4. The update
-            record: SFTStep = {name: part.item() for name, part in parts.items()}
+            record: SFTStep = floats({name: part.detach() for name, part in parts.items()})
             record["tokens"] = int(rows[1].sum())
             run.log_step(record | optimiser_step(model, optimiser, settings, step))
             if run.is_due(settings.eval_every):
@@ -157,7 +158,8 @@ def losses(model, ids, wrote, settings: SFTConfig) -> dict:
     ids, wrote: B T, see `packed_rows`.
     """
     bos, device = model.config.bos_token_id, model.embed.weight.device
-    ids, wrote = ids.to(device), wrote.to(device)
+    model.check_range(ids)
+    ids, wrote = moved(ids, device), moved(wrote, device)
     x, y = ids[:, :-1], ids.masked_fill(~wrote, IGNORED)[:, 1:]                     # B T-1
     X = model.features(x, options=Options(Packing.of(x, bos)))                      # B T-1 n d
     parts = {"loss": mean(cross_entropy(model.logits(X), y))}

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from minids.errors import MinidsError
-from minids.system import distributed
+from minids.system.devices import moved
 from minids.weights.checkpoint import Checkpoint, load
 
 
@@ -43,12 +43,13 @@ class Teachers:
     """The teachers' folders, their models, and the hidden states of the texts they read last.
 
     With a folder `cache`, one teacher or one head is in memory at a time, and hidden states wait on
-    disk: V4 does so with teachers of a trillion parameters. Without it all stay in memory.
+    disk: V4 does so with teachers of a trillion parameters. Without it all stay in memory. The
+    teachers are on `device`, on the CPU as `minids.load` puts models; a student may be elsewhere.
     """
 
-    def __init__(self, folders: dict, cache: Path | None = None, device=None):
+    def __init__(self, folders: dict, cache: Path | None = None, device="cpu"):
         self.folders = {family: Path(folder) for family, folder in folders.items()}
-        self.cache, self.device = cache, device or distributed.device()
+        self.cache, self.device = cache, device
         self._models, self._hidden, self._files = {}, {}, set()
 
     def model(self, family: str):
@@ -72,9 +73,11 @@ class Teachers:
         """Let a teacher read its family's texts; cache its last hidden states at the positions of
         the reply, N d."""
         model = self.model(family)
+        device = model.embed.weight.device
+        rows, places = moved(texts.reply.nonzero().T, device)                        # N, N
         with torch.no_grad():
-            X = model.features(texts.ids[:, :-1].to(model.embed.weight.device))      # B T-1 n d
-            hidden = model.hidden(X[texts.reply.to(X.device)][None])[0]              # N d
+            X = model.features(moved(texts.ids[:, :-1], device))                     # B T-1 n d
+            hidden = model.hidden(X[rows, places][None])[0]                          # N d
         if self.cache is None:
             self._hidden[family] = hidden
             return

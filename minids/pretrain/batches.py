@@ -123,7 +123,7 @@ def targets(ids, bos_id: int, packed: bool = True):
 
 
 def packing(x, bos_id: int, packed: bool = True) -> Packing | None:
-    """The documents of x, B T; None where each row has one document, so that none need keeping
-    apart."""
-    several = packed and bool((x[:, 1:] == bos_id).any())
+    """The documents of x, B T; None where none need keeping apart: without `packed`, and where
+    each row has one document, except on a GPU, which would have to be asked."""
+    several = packed and (x.device.type != "cpu" or bool((x[:, 1:] == bos_id).any()))
     return Packing.of(x, bos_id) if several else None

@@ -11,6 +11,7 @@ from minids.model.passes import Options, Record
 from minids.pretrain.batches import IGNORED, Part, packing, parts_of, targets
 from minids.pretrain.optim import mtp_weight
 from minids.pretrain.settings import TrainConfig
+from minids.system.devices import moved
 
 
 def cross_entropy(logits, y):
@@ -24,6 +25,14 @@ def mean(loss):
     """The mean of a loss (sum, count); 0 where nothing counts."""
     total, count = loss
     return total / count.clamp(1)
+
+
+def floats(numbers: dict) -> dict:
+    """{name: float} for the log. The host waits for a GPU once, not for each of the numbers.
+
+    numbers: {name: tensor of one float32 number}, on one device.
+    """
+    return dict(zip(numbers, torch.stack(list(numbers.values())).tolist())) if numbers else {}
 
 
 def mtp_loss(model, X, x, far, options: Options = Options()):
@@ -58,6 +67,13 @@ def counts(part: Part) -> dict:
     queries = (packed.position >= CSA_RATE - 1).sum() if packed else B * max(T - CSA_RATE + 1, 0)
     return {"loss": (part.y != IGNORED).sum(), "mtp_loss": (part.z != IGNORED).sum(),
             "balance_loss": B, "index_loss": queries}        # queries: those that see an entry
+
+
+def totals(parts: list[Part], names) -> dict:
+    """The sums of `counts` over all parts, at least 1, for the losses with these names."""
+    counted = [counts(part) for part in parts]
+    return {name: torch.as_tensor(sum(count[name] for count in counted)).clamp(min=1)
+            for name in names}
 
 
 def losses(model, part: Part, settings: TrainConfig, step: int,
@@ -107,17 +123,19 @@ def stream_loss(model, stream, seq_len: int, tokenizer=None, every: int = 1, pac
     starts = range(0, max(len(stream) - 1 - overlap, 1), seq_len - overlap)[::every]
     # (ids, how many targets at the beginning do not count)
     windows = [(stream[start : start + seq_len + 1], overlap if start else 0) for start in starts]
-    total, counted = 0.0, []
+    sums, counted = [], []
     for length, skip in sorted({(len(ids), skip) for ids, skip in windows}):
         alike = np.stack([ids for ids, n in windows if (len(ids), n) == (length, skip)])
-        for ids in torch.from_numpy(alike).to(device).split(max(4096 // seq_len, 1)):
-            x, y = ids[:, :-1], targets(ids, bos_id, packed)[:, skip:]
+        for ids in torch.from_numpy(alike).split(max(4096 // seq_len, 1)):
+            model.check_range(ids)
+            y = targets(ids, bos_id, packed)[:, skip:]
+            counted.append(y[y != IGNORED].numpy())
+            x, y = moved(ids[:, :-1], device), moved(y, device)
             X = model.features(x, options=Options(packing(x, bos_id, packed), dense))
             logits = model.logits(X)[:, skip:]                                           # B T vocab
-            total += cross_entropy(logits, y)[0].item()
-            counted.append(y[y != IGNORED].cpu().numpy())
+            sums.append(cross_entropy(logits, y)[0])
     model.train(training)
-    counted = np.concatenate(counted)
+    counted, total = np.concatenate(counted), sum(torch.stack(sums).tolist())
     nats = total / max(len(counted), 1)
     if tokenizer is None:
         return nats, None

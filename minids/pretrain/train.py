@@ -24,7 +24,7 @@ from minids.model.moe import balance
 from minids.model.transformer import Model
 from minids.pretrain.anticipatory_routing import Anticipation
 from minids.pretrain.batches import batch_at, parts_of, streams
-from minids.pretrain.losses import choices, counts, loss_weights, losses, stream_loss
+from minids.pretrain.losses import choices, floats, loss_weights, losses, stream_loss, totals
 from minids.pretrain.mixed_precision import computing_copy, refresh
 from minids.pretrain.optim import learning_rate, make_optimiser
 from minids.pretrain.records import Spike, TextLoss, TrainStep
@@ -32,6 +32,7 @@ from minids.pretrain.run import open_run
 from minids.pretrain.run_folder import read_routes, step_of
 from minids.pretrain.settings import TrainConfig
 from minids.system import distributed
+from minids.system.devices import moved
 from minids.system.files import check_writable
 from minids.weights.checkpoint import load
 
@@ -45,8 +46,8 @@ def train(config: Config, settings: TrainConfig, out, resume: bool = True, on_st
     `model/`, the trained model in `settings.format`. With `resume=False` a former run in `out` is
     deleted. `on_step(record)` is called after each step. `tokens` holds the id streams of the
     shipped tokenizer, {split: ids}; by default those that `settings.data` names. `device`: by
-    default the accelerator, if there is one. `model` is the model to train, in place; by default a
-    new one with random weights from the seed. For the records see `minids.pretrain.records`.
+    default the one that MINIDS_DEVICE names, or the CPU. `model` is the model to train, in place;
+    by default a new one with random weights from the seed. For the records see `minids.pretrain.records`.
 
     Under torchrun each process calls this; the first one writes, and its log alone has the losses
     on validation and held-out text. Raises `MinidsError` for what cannot be trained or written,
@@ -54,7 +55,7 @@ def train(config: Config, settings: TrainConfig, out, resume: bool = True, on_st
     """
     # 1. The text, checked against the sizes of the model before anything is written
     check_writable(out, folder=True)
-    device = torch.device(device or distributed.device())
+    device = distributed.device_or_cpu(device)
     tokens = streams(settings) if tokens is None else tokens
     check(config, settings, tokens)
     if model is not None and model.config != config:
@@ -77,7 +78,8 @@ def train(config: Config, settings: TrainConfig, out, resume: bool = True, on_st
             run.save()              # a place to go back to
 
         def batch(step):
-            return torch.from_numpy(batch_at(tokens["train"], settings, step)).to(device)  # B T+1
+            ids = torch.from_numpy(batch_at(tokens["train"], settings, step))              # B T+1
+            return moved(ids, device)
 
         # 4. The steps
         read = 0
@@ -157,11 +159,11 @@ def train_step(model, optimiser, ids, settings: TrainConfig, step: int, masters=
     # 1. The losses and their gradients, part by part; of n processes each takes every n-th part
     optimiser.zero_grad(set_to_none=True)
     parts = parts_of(ids, settings, model.config.bos_token_id, distributed.size())
-    totals = {name: max(sum(counts(part)[name] for part in parts), 1) for name in weights}
+    count = totals(parts, weights)
     means, loads = dict.fromkeys(weights, torch.zeros((), device=ids.device)), []
     for i, part in enumerate(parts[distributed.rank()::distributed.size()]):
         sums, passed = losses(model, part, settings, step, experts and experts[i])
-        shares = {name: loss / totals[name] for name, loss in sums.items()}
+        shares = {name: loss / count[name] for name, loss in sums.items()}
         weighted = [weights[name] * share for name, share in shares.items() if weights[name]]
         if weighted:        # none in a warm-up where no document is long enough for an entry
             sum(weighted).backward()
@@ -171,13 +173,14 @@ def train_step(model, optimiser, ids, settings: TrainConfig, step: int, masters=
     distributed.total(list(means.values()))
 
     # 2. The step of the optimiser, with the norm of the gradient clipped
-    record = {name: mean.item() for name, mean in means.items()}
-    norm = torch.nn.utils.clip_grad_norm_(masters.parameters(), settings.max_grad_norm).item()
-    if not all(map(math.isfinite, (norm, *record.values()))):
+    norm = torch.nn.utils.clip_grad_norm_(masters.parameters(), settings.max_grad_norm)
+    # without any gradient, torch's norm is a zero on the CPU
+    record = floats(means | {"grad_norm": norm.to(ids.device)})
+    if not all(map(math.isfinite, record.values())):
         raise MinidsError(
-            f"the loss is {record['loss']} and the norm of the gradient {norm} at step {step + 1}: "
-            f"expected finite numbers. The last checkpoint is complete; try a lower learning rate "
-            f"than {settings.lr}.")
+            f"the loss is {record['loss']} and the norm of the gradient {record['grad_norm']} at "
+            f"step {step + 1}: expected finite numbers. The last checkpoint is complete; try a "
+            f"lower learning rate than {settings.lr}.")
     for group in optimiser.param_groups:
         group["lr"] = lr * group["times"]
     optimiser.step()
@@ -188,7 +191,7 @@ def train_step(model, optimiser, ids, settings: TrainConfig, step: int, masters=
     if settings.at(step)[0].attention != "warmup":
         distributed.total(loads)
         balance(model, loads, settings.balance)
-    return record | {"grad_norm": norm, "lr": lr}
+    return record | {"lr": lr}
 
 
 def check(config: Config, settings: TrainConfig, tokens) -> None:

@@ -105,8 +105,8 @@ def lifecycle(plan: Plan, out, base=None, resume: bool = True, device=None) -> d
 
     Returns the report, also written to out/report.json: {"base", "models": {name: a report of
     `minids.inference.evaluate`}, "logs": {stage: its log}}. Without `resume` all stages begin
-    again. `device`: by default the accelerator, if there is one. Raises `Interrupted` and
-    `MinidsError` as the stages do; the same command then continues.
+    again. `device`: by default the one that MINIDS_DEVICE names, or the CPU. Raises `Interrupted`
+    and `MinidsError` as the stages do; the same command then continues.
     """
     with locked(Path(out), "life.json", "life cycle"):
         return carry_out(plan, Path(out), base, resume, device)
@@ -204,7 +204,7 @@ def evaluation(plan: Plan, out: Path, base, device=None) -> dict:
 
 def measure(plan: Plan, out: Path, folder: str, families, device, everything: bool = False) -> dict:
     """The report on the model in `folder`/model, from cards/ if it is there already."""
-    model = load(out / folder / "model", device or distributed.device())
+    model = load(out / folder / "model", distributed.device_or_cpu(device))
     options = dict(families=families, modes=plan.modes, count=plan.problems, samples=plan.samples,
                    difficulties=plan.distill.difficulties, seed=plan.distill.seed,
                    everything=everything)

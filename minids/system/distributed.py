@@ -52,6 +52,17 @@ def device(name: str | None = None) -> torch.device:
     return torch.device(kind, index)
 
 
+def device_or_cpu(given: torch.device | str | None = None) -> torch.device:
+    """The device given; by default the one that MINIDS_DEVICE names, and without that the CPU.
+
+    For functions that lessons call: models and tensors that a lesson makes are on the CPU, whatever
+    the machine has.
+    """
+    if given is None:
+        return device(os.environ.get("MINIDS_DEVICE") or "cpu")
+    return torch.device(given)
+
+
 @contextmanager
 def joined(device):
     """Inside, the processes can communicate: through NCCL on CUDA, through gloo on a CPU."""
@@ -100,6 +111,8 @@ def total_gradients(parameters) -> None:
 
 def anyone(flag: bool, device) -> bool:
     """Whether the flag is set in any process."""
+    if size() == 1:
+        return flag         # a tensor on a GPU would have to be waited for
     count = torch.tensor([int(flag)], device=device)
     total([count])
     return bool(count)

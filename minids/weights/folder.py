@@ -105,11 +105,13 @@ class LocalFiles:
         return tensors
 
     def _read_bytes(self, name: str, start: int, end: int, device) -> torch.Tensor:
-        """Bytes of a file, uint8, read piece by piece; for a GPU by way of pinned memory."""
+        """Bytes of a file, uint8, read piece by piece; for a device by way of the CPU's memory, which
+        is pinned for a GPU."""
         data = torch.empty(end - start, dtype=torch.uint8, device=device)
         staging = None
-        if data.is_cuda:
-            staging = torch.empty(min(PIECE, len(data)), dtype=torch.uint8, pin_memory=True)
+        if data.device.type != "cpu":
+            staging = torch.empty(min(PIECE, len(data)), dtype=torch.uint8,
+                                  pin_memory=data.is_cuda)
         try:
             with self._lock:
                 file = self._file(name)

@@ -47,7 +47,7 @@ versions()
 # ## One line that looks like a mistake
 #
 # V4's attention turns queries and keys by their position, as many models do. After the weighted sum it turns the *output* too: **backwards**. At first sight the line undoes
-# work that was just done. In `minids/model/attention.py` it reads `o = rotate(o, rot[..., None, :].conj())`. We take it out of the shipped nano model and measure the loss on the beginnings
+# work that was just done. In `minids/model/attention.py` it reads `o = rotate(o, rot[..., None, :], inverse=True)`. We take it out of the shipped nano model and measure the loss on the beginnings
 # of documents that the model never saw in training (lesson 01).
 #
 # **Predict before you run:** does the loss rise? By how much at the very first token, and by how much later?
@@ -67,10 +67,9 @@ def losses(model, rows):
     return F.cross_entropy(logits.mT, rows[:, 1:], reduction="none").mean(0)
 
 
-def forwards_only(x, rot, turn=attention.rotate):
-    """minids turns by complex numbers, and back by their conjugates: here what should be
-    turned back stays as it is."""
-    return x if rot.is_conj() else turn(x, rot)
+def forwards_only(x, rot, inverse=False, turn=attention.rotate):
+    """What should be turned back stays as it is."""
+    return x if inverse else turn(x, rot)
 
 
 whole = losses(shipped, rows)

@@ -1,5 +1,7 @@
 """Continuing ids: greedy against full passes, batches against single prompts, sampling."""
 
+import copy
+
 import pytest
 import torch
 from tiny import SPEAKER
@@ -7,7 +9,7 @@ from tiny import SPEAKER
 from minids import Model
 from minids.errors import MinidsError
 from minids.inference.generate import generate, stream
-from minids.inference.sampling import distribution, nucleus, sample
+from minids.inference.sampling import distribution, nucleus, pick, sample
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +143,22 @@ def test_the_nucleus_is_the_shortest_prefix_that_reaches_top_p():
 def test_bad_input_is_refused(model, prompt, options, message):
     with pytest.raises(MinidsError, match=message):
         generate(model, prompt, **options)
+
+
+def test_weights_that_are_no_numbers_are_an_error(model):
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.norm.weight[0] = torch.nan
+    for drafts in (0, 1):
+        with pytest.raises(MinidsError, match="logits are NaN"):
+            generate(broken, [0, 5, 9], 4, drafts=drafts)
+
+
+def test_picking_is_multinomial():
+    weights = torch.rand(5, 97).square()
+    weights[:, 40:] = 0
+    for seed in range(50):
+        a, b = (torch.Generator().manual_seed(seed) for _ in range(2))
+        expected = torch.multinomial(weights, 1, generator=a)[:, 0]
+        assert torch.equal(pick(weights, b), expected)
+        assert torch.equal(a.get_state(), b.get_state())

@@ -11,7 +11,7 @@ from minids.config import ConfigError
 from minids.errors import MinidsError
 from minids.model import mhc
 from minids.model.linear import Linear
-from minids.model.moe import balance, sqrt_softplus
+from minids.model.moe import MoE, balance, sqrt_softplus
 from minids.model.norm import Normalise, rms
 
 
@@ -55,6 +55,49 @@ def test_mtp_is_its_equations():
         y = sum(g[..., j, None] * Y[..., j, :] for j in range(n))
         logits = plain_norm(y, w["mtp.0.norm.weight"], eps) @ w["head.weight"].T
         torch.testing.assert_close(model.mtp_logits(X, ids[:, 1:]), logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("is_hash", [False, True])
+@pytest.mark.parametrize("limit", [0.0, 0.5])
+@pytest.mark.parametrize("rounds", [False, True])
+def test_all_experts_at_once_are_the_chosen_ones(is_hash, limit, rounds):
+    """Value and gradients of the two ways to compute the routed experts; unused experts have a
+    gradient of zero in both."""
+    torch.manual_seed(0)
+    moe = MoE(SMALL.replace(swiglu_limit=limit), is_hash)
+    for p in moe.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    if is_hash:         # experts 6 and 7 are not in the table
+        moe.gate.tid2eid.copy_(torch.rand(SMALL.vocab_size, 6).argsort(1)[:, :3])
+    for expert in moe.experts:
+        for linear in expert.children():
+            linear.round_input = rounds
+    x, ids = torch.randn(2, 9, SMALL.dim, requires_grad=True), torch.arange(18).view(2, 9)
+    flat = x.flatten(0, 1)
+    one_by_one = moe(x, ids) - moe.shared_experts(x)
+    at_once = moe.all_experts(flat, *moe.gate(flat, ids)).view_as(x)
+    torch.testing.assert_close(at_once, one_by_one, atol=1e-5, rtol=1e-5)
+    parts = [x, moe.gate.weight, *moe.experts.parameters()]
+    grads = [torch.autograd.grad((y * y).sum(), parts, retain_graph=True)
+             for y in (one_by_one, at_once)]
+    for a, b in zip(*grads):
+        torch.testing.assert_close(b, a, atol=1e-3, rtol=1e-4)
+    unused = len(list(moe.experts[0].parameters())) * 2 if is_hash else 0
+    assert sum(not g.any() for g in grads[1]) == unused
+
+
+def test_a_head_in_bfloat16_is_a_float32_product(monkeypatch):
+    """Converted in stripes of any height, whatever the number of rows."""
+    torch.manual_seed(0)
+    model = Model(SMALL).eval()
+    model.head.weight = torch.nn.Parameter(model.head.weight.bfloat16())
+    y = torch.randn(2, 5, SMALL.dim).bfloat16()
+    expected = torch.einsum("btd,vd->btv", y.double(), model.head.weight.double())
+    for stripe in (1, 10 * SMALL.dim, 2**24):
+        monkeypatch.setattr("minids.model.transformer.STRIPE", stripe)
+        logits = model.project(y)
+        assert logits.dtype == torch.float32 and logits.shape == (2, 5, SMALL.vocab_size)
+        torch.testing.assert_close(logits.double(), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_affinity_gradient_is_finite_everywhere():

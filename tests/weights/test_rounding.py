@@ -135,7 +135,7 @@ def plain_attention(attn, x):
     window_mask = Pass(cfg, T, "cpu").window_mask(cfg.window_size, cfg.window_size)
     kv = F.pad(kv, (0, 0, cfg.window_size, 0))
     o, _ = attend_blocks(q, kv, window_mask, entries, unseen, attn.attn_sink)
-    o = rotate(o, rot[:, None].conj()).reshape(B, T, cfg.o_groups, -1)
+    o = rotate(o, rot[:, None], inverse=True).reshape(B, T, cfg.o_groups, -1)
     wo_a = attn.wo_a.weight.view(cfg.o_groups, cfg.o_lora_rank, -1)
     o = torch.einsum("btgi,goi->btgo", o, wo_a)                          # not rounded
     return r(o.reshape(B, T, -1)) @ attn.wo_b.weight.T
