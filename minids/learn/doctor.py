@@ -103,7 +103,8 @@ def _torch() -> list[str]:
     except Exception as error:  # a name in MINIDS_DEVICE, or a driver
         return [f"no device can be used ({error}): set MINIDS_DEVICE to cpu"]
     is_cpu = device.type == "cpu"
-    _line("device", "CPU (all lessons run on it)" if is_cpu else str(device))
+    _line("device", "CPU (all lessons run on it)" if is_cpu else
+          f"{device} (commands use it; lessons run on the CPU)")
     problems = [] if is_cpu else _accelerator(device)
     threads, cores = torch.get_num_threads(), os.cpu_count()
     settings = [f"{name}={os.environ[name]}" for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
@@ -132,7 +133,7 @@ def _accelerator(device) -> list[str]:
     except Exception as error:      # what a device cannot do, it refuses in many ways
         problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return [f"{device} does not compute as the CPU does ({problem}): use the CPU, by `--device "
-            "cpu` in commands and MINIDS_DEVICE=cpu in the environment of lessons"] * bool(problem)
+            "cpu` in commands or MINIDS_DEVICE=cpu in the environment"] * bool(problem)
 
 
 def _loss_and_gradient(device) -> tuple[float, float]:

@@ -2,11 +2,10 @@
 
 import copy
 
+import pretended
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-
-from tests import pretended
 
 
 @pytest.fixture(scope="module")
