@@ -23,8 +23,10 @@ draft before. For sampling and verification see `minids.inference.block_drafts`.
 Left out, because it is no part of the released files: how many drafts a busy server verifies.
 """
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +41,7 @@ from minids.model.linear import Linear
 from minids.model.masks import forbid
 from minids.model.norm import RMSNorm, rms
 from minids.model.passes import Options, Pass
-from minids.model.rotary import rotate
+from minids.model.rotary import Rotary, rotate
 from minids.model.state import State
 from minids.model.transformer import Model
 
@@ -91,14 +93,19 @@ class DSpark(nn.Module):
         self.mtp = nn.ModuleList(DraftBlock(config, drafts, first=i == 0, last=i == end)
                                  for i in range(end + 1))
 
+    @property
+    def blocks(self) -> list["DraftBlock"]:
+        """The blocks, in their order."""
+        return [cast(DraftBlock, block) for block in self.mtp]
+
     def context(self, h: Tensor) -> Tensor:
         """The context that all blocks read: h: B T kd, from `read` -> c: B T d."""
-        first = self.mtp[0]
+        first = self.blocks[0]
         return first.main_norm(first.main_proj(h))
 
     def keys(self, c: Tensor, positions: Tensor) -> list[Tensor]:
         """Each block's keys of a context: c: B T d; positions: T, or B T -> B T c, for each."""
-        return [block.attn.keys(c, block.attn.rotary.at(positions)) for block in self.mtp]
+        return [block.attn.keys(c, block.attn.rotary.at(positions)) for block in self.blocks]
 
     def forward(self, model: Model, anchors: Tensor, start: Tensor,
                 windows: list[Tensor]) -> Tensor:
@@ -112,23 +119,23 @@ class DSpark(nn.Module):
         ids[:, 0] = anchors
         X = model.embed(ids).unsqueeze(2).repeat(1, 1, self.config.hc_mult, 1)   # B size n d
         current = DraftPass(self.config, start, ids.shape[1])
-        for block, window in zip(self.mtp, windows):
+        for block, window in zip(self.blocks, windows):
             X = block(X, ids, current, window)
-        last = self.mtp[-1]
+        last = self.blocks[-1]
         return mhc.head(X, last.hc_head_fn, last.hc_head_scale, last.hc_head_base, self.config)
 
     def logits(self, model: Model, y: Tensor) -> Tensor:
         """The base logits, before the Markov head: y: ... d -> ... vocab, float32."""
-        return model.project(self.mtp[-1].norm(y))
+        return model.project(self.blocks[-1].norm(y))
 
     def bias(self, before: Tensor) -> Tensor:
-        """What the Markov head adds to the logits of the tokens after `before`: ids -> ... vocab."""
-        return self.mtp[-1].markov_head(before)
+        """What the Markov head adds to the logits of what follows `before`: ids -> ... vocab."""
+        return self.blocks[-1].markov_head(before)
 
     def confidence(self, y: Tensor, before: Tensor) -> Tensor:
         """A logit for each draft: its sigmoid estimates the chance that the draft is accepted if
         those before it are. y: ... d; before: ..., the token before each draft -> ... ."""
-        last = self.mtp[-1]
+        last = self.blocks[-1]
         e = last.markov_head.markov_w1(before)
         return last.confidence_head.proj(torch.cat([y, e], dim=-1)).squeeze(-1)
 
@@ -138,6 +145,7 @@ class DraftBlock(Block):
 
     def __init__(self, config: Config, drafts: DSparkConfig, first: bool, last: bool) -> None:
         super().__init__(config, ratio=0, is_hash=False)
+        self.attn: DraftAttention
         d, n, eps = config.dim, config.hc_mult, config.norm_eps
         self.attn = DraftAttention(config, ratio=0)
         if first:
@@ -173,7 +181,7 @@ class DraftAttention(Attention):
         p = torch.cat([s, sink], dim=-1).softmax(-1)[..., :-1].to(q.dtype)
         o = torch.einsum("bths,bsc->bthc", p, keys)
         o = rotate(o, rot[..., None, :].conj()).reshape(B, T, cfg.o_groups, -1)
-        wo_a = self.wo_a.matrix().view(cfg.o_groups, -1, o.shape[-1])            # g o_lora_rank Hc/g
+        wo_a = self.wo_a.matrix().view(cfg.o_groups, -1, o.shape[-1])       # g o_lora_rank Hc/g
         return self.wo_b(torch.einsum("btgi,goi->btgo", o, wo_a).flatten(2))
 
 
@@ -205,7 +213,7 @@ class DraftPass(Pass):
         super().__init__(config, size, start.device)
         self.start = start                                                       # B
 
-    def rotation(self, rotary) -> Tensor:
+    def rotation(self, rotary: Rotary) -> Tensor:
         """B x size x width/2."""
         key = "tokens", rotary.kind
         if key not in self.tables:
@@ -215,10 +223,11 @@ class DraftPass(Pass):
 
     def missing(self, w: int) -> Tensor:
         """B x w+size: -inf for the keys of positions before 0, which there are none of; else 0."""
-        if "missing" not in self.tables:
+        key = "missing", w
+        if key not in self.tables:
             before = torch.arange(-w, self.T, device=self.device)
-            self.tables["missing"] = forbid(self.start[:, None] + before < 0)
-        return self.tables["missing"]
+            self.tables[key] = forbid(self.start[:, None] + before < 0)
+        return self.tables[key]
 
 
 def read(model: Model, dspark: DSpark, ids: Tensor, state: State | None = None,
@@ -229,7 +238,7 @@ def read(model: Model, dspark: DSpark, ids: Tensor, state: State | None = None,
     """
     means: dict[int, Tensor] = {}
 
-    def keep(layer: int):
+    def keep(layer: int) -> Callable:
         return lambda block, inputs, X: means.__setitem__(layer, X.mean(2))
 
     layers = dspark.drafts.dspark_target_layer_ids
@@ -244,4 +253,4 @@ def read(model: Model, dspark: DSpark, ids: Tensor, state: State | None = None,
 def initialise(dspark: DSpark) -> None:
     """Random weights, as `transformer.initialise` makes them; the Markov head starts at zero."""
     transformer.initialise(dspark)                                # type: ignore[arg-type]
-    nn.init.zeros_(dspark.mtp[-1].markov_head.markov_w2.weight)   # type: ignore[union-attr]
+    nn.init.zeros_(dspark.blocks[-1].markov_head.markov_w2.weight)

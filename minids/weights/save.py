@@ -79,14 +79,14 @@ def _write_shards(folder: Path, config: Config, state: dict[str, torch.Tensor],
         shard: dict[str, torch.Tensor] = {}
         for name in names:
             if name in state:       # the others are scales
-                shard |= _released(name, state[name].detach().cpu(), tensors[name][0])
+                shard |= released(name, state[name].detach().cpu(), tensors[name][0])
         save_file(shard, folder / file, {"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
     index = {"metadata": {"total_size": layout.disk_bytes(config)}, "weight_map": weight_map}
     _write_json(folder / INDEX, index)
 
 
-def _released(name: str, t: torch.Tensor, number_format: str) -> dict[str, torch.Tensor]:
+def released(name: str, t: torch.Tensor, number_format: str) -> dict[str, torch.Tensor]:
     """{name: tensor} as the released files store one tensor of the CPU, with its scale if it has
     one."""
     if number_format not in ("FP8", "FP4"):
