@@ -9,7 +9,7 @@ import torch
 from minids.inference import speculate as rule
 from minids.inference.sampling import check, distribution, enough_threads
 from minids.inference.speculate import Speculation
-from minids.model.dspark import read
+from minids.model.dspark import read_target
 
 
 @torch.inference_mode()
@@ -32,7 +32,7 @@ def speculate_blocks(model, dspark, ids, max_new_tokens: int = 100, temperature:
     try:
         state, drafter = model.new_state(1, len(ids) + max_new_tokens - 1), BlockDrafter(
             model, dspark)
-        X, h = read(model, dspark, torch.tensor([ids], device=device), state)
+        X, h = read_target(model, dspark, torch.tensor([ids], device=device), state)
         out.passes = 1
         new = [rule.sample_one(to_probs(model.logits(X[:, -1:])[0])[0], generator)]
         with enough_threads(model, 1):
@@ -45,7 +45,7 @@ def speculate_blocks(model, dspark, ids, max_new_tokens: int = 100, temperature:
                 count = min(size, max_new_tokens - len(out.ids) - 1)
                 draft_ids, draft_probs = drafter.draft(new[-1], count, to_probs, generator)
                 block = torch.tensor([[new[-1], *draft_ids]], device=device)
-                X, h = read(model, dspark, block, state)
+                X, h = read_target(model, dspark, block, state)
                 probs = to_probs(model.logits(X)[0])                 # one row more than drafts
                 out.passes += 1
                 new = rule.accept(draft_ids, draft_probs, probs, generator)
@@ -69,7 +69,7 @@ class BlockDrafter:
                         for _ in dspark.mtp]
 
     def extend(self, h) -> None:
-        """Take in h, 1 T kd, of the next T tokens; see `minids.model.dspark.read`."""
+        """Take in h, 1 T kd, of the next T tokens; see `minids.model.dspark.read_target`."""
         positions = torch.arange(self.pos, self.pos + h.shape[1], device=h.device)
         keys = self.dspark.keys(self.dspark.context(h), positions)
         w = self.windows[0].shape[1]

@@ -8,7 +8,7 @@ own sizes); what is special to V4 is in the inference code of these releases.
 The target model has read the tokens 0 to a - 1 of a text, and has written token a, the *anchor*,
 which it has not read. With the target's streams X_l after its layer l, d wide each:
 
-    h_t = concat of mean over the streams of X_l at t, for the target layers l       (see `read`)
+    h_t = concat of mean over the streams of X_l at t, for the target layers l   (`read_target`)
     c_t = RMS(main_proj h_t) * main_norm                                             the context
     X   = embed(anchor, noise, noise, ...), repeated for n streams, at positions a, a + 1, ...
     X   = each of the blocks in turn
@@ -99,7 +99,7 @@ class DSpark(nn.Module):
         return [cast(DraftBlock, block) for block in self.mtp]
 
     def context(self, h: Tensor) -> Tensor:
-        """The context that all blocks read: h: B T kd, from `read` -> c: B T d."""
+        """The context that all blocks read: h: B T kd, from `read_target` -> c: B T d."""
         first = self.blocks[0]
         return first.main_norm(first.main_proj(h))
 
@@ -230,7 +230,7 @@ class DraftPass(Pass):
         return self.tables[key]
 
 
-def read(model: Model, dspark: DSpark, ids: Tensor, state: State | None = None,
+def read_target(model: Model, dspark: DSpark, ids: Tensor, state: State | None = None,
          options: Options = Options()) -> tuple[Tensor, Tensor]:
     """One pass of the target: the streams after its last layer, B T n d, and h, B T kd.
 

@@ -9,7 +9,7 @@ it costs more acceptance than the bytes are worth.
 """
 
 import argparse
-import math
+import dataclasses
 import time
 from pathlib import Path
 
@@ -18,10 +18,12 @@ import torch.nn.functional as F
 
 from minids.data import mixture
 from minids.data.tokenizer import Tokenizer
-from minids.model.dspark import DSpark, DSparkConfig, initialise, read
+from minids.model.dspark import DSpark, DSparkConfig, initialise, read_target
 from minids.model.packing import Packing
 from minids.model.passes import Options
 from minids.pretrain.batches import batch_of
+from minids.pretrain.optim import learning_rate, make_optimiser
+from minids.pretrain.settings import RunSettings
 from minids.system.files import check_writable
 from minids.system.paths import DATA
 from minids.weights.checkpoint import load
@@ -32,8 +34,8 @@ DRAFTS = DSparkConfig(dspark_block_size=5, dspark_noise_token_id=2,
                       dspark_target_layer_ids=(1, 2, 3), dspark_markov_rank=32)
 GAMMA = 4.0                                 # the weight of draft i, counted from 0: exp(-i / GAMMA)
 CE, TV, CONFIDENCE = 0.1, 0.9, 1.0          # weights of the three losses
-STEPS, ROWS, SEQ_LEN, ANCHORS = 3000, 8, 256, 24
-LR, WARMUP = 2e-3, 100
+ROWS, SEQ_LEN, ANCHORS = 8, 256, 24         # of a step; blocks begin at the anchors of each row
+SETTINGS = RunSettings(steps=600, optimiser="muon", lr=1e-2)
 
 
 def blocks(model, dspark, ids, generator) -> dict:
@@ -47,7 +49,7 @@ def blocks(model, dspark, ids, generator) -> dict:
     size, w = dspark.drafts.dspark_block_size, model.config.window_size
     packing = Packing.of(ids, model.config.bos_token_id)
     with torch.no_grad():
-        X, h = read(model, dspark, ids, options=Options(packing))
+        X, h = read_target(model, dspark, ids, options=Options(packing))
         hidden = model.hidden(X)                                                 # B T d
     anchor = torch.rand(B, T - 1, generator=generator).topk(ANCHORS).indices     # B A
     row = torch.arange(B)[:, None].expand_as(anchor).flatten()                   # N
@@ -88,11 +90,11 @@ def expected_length(out: dict) -> float:
     return 1 + float(rate.cumprod(-1).sum(-1)[out["counts"][:, -1]].mean())
 
 
-def train(model, drafts: DSparkConfig = DRAFTS, steps: int = STEPS, seed: int = 0,
+def train(model, drafts: DSparkConfig = DRAFTS, settings: RunSettings = SETTINGS,
           show=print) -> DSpark:
     """A DSpark module for `model`, trained on the mixture."""
-    tokenizer = Tokenizer.load()
-    stream = mixture.stream("train", steps * ROWS * SEQ_LEN // 2, tokenizer)
+    tokenizer, seed = Tokenizer.load(), settings.seed
+    stream = mixture.stream("train", settings.steps * ROWS * SEQ_LEN, tokenizer)
     valid = torch.from_numpy(batch_of(mixture.stream("valid", 60_000, tokenizer), 64, SEQ_LEN, 0,
                                       0))
     torch.manual_seed(seed)
@@ -100,23 +102,19 @@ def train(model, drafts: DSparkConfig = DRAFTS, steps: int = STEPS, seed: int = 
     initialise(dspark)
     model.eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
-    vectors = [p for p in dspark.parameters() if p.ndim == 1]
-    matrices = [p for p in dspark.parameters() if p.ndim > 1]
-    optimiser = torch.optim.AdamW([{"params": matrices}, {"params": vectors, "times": 3.0}], lr=LR,
-                                  betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    optimiser = make_optimiser(dspark, settings)
     began = time.monotonic()
-    for step in range(steps):
-        rate = LR * min((step + 1) / WARMUP, 0.5 * (1 + math.cos(math.pi * step / steps)))
+    for step in range(settings.steps):
         for group in optimiser.param_groups:
-            group["lr"] = rate * group.get("times", 1.0)
+            group["lr"] = learning_rate(settings, step) * group["times"]
         ids = torch.from_numpy(batch_of(stream, ROWS, SEQ_LEN, seed, step))
         dspark.train()
         loss = loss_of(blocks(model, dspark, ids, generator))
         optimiser.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(dspark.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(dspark.parameters(), settings.max_grad_norm)
         optimiser.step()
-        if step % 100 == 99:
+        if (step + 1) % settings.eval_every == 0:
             with torch.no_grad():
                 dspark.eval()
                 out = blocks(model, dspark, valid, torch.Generator().manual_seed(1))
@@ -131,11 +129,12 @@ def main(argv=None) -> None:
     """Train the module, and write its folder."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=DATA / "checkpoints" / "nano-dspark")
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--steps", type=int, default=SETTINGS.steps)
     arguments = parser.parse_args(argv)
     check_writable(arguments.out, folder=True)
     torch.set_num_threads(1)
-    dspark = train(load(DATA / "checkpoints" / "nano"), steps=arguments.steps)
+    settings = dataclasses.replace(SETTINGS, steps=arguments.steps)
+    dspark = train(load(DATA / "checkpoints" / "nano"), settings=settings)
     save_dspark(dspark, arguments.out)
 
 

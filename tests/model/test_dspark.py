@@ -9,7 +9,7 @@ from twin import lively
 
 from minids import Config, MinidsError
 from minids.inference.block_drafts import BlockDrafter
-from minids.model.dspark import DraftPass, DSpark, DSparkConfig, initialise, read
+from minids.model.dspark import DraftPass, DSpark, DSparkConfig, initialise, read_target
 from minids.model.packing import Packing
 from minids.model.passes import Options
 from minids.weights import layout
@@ -43,7 +43,7 @@ def text():
 def hidden(pair, ids, start=None, h=None):
     """y of a block whose anchor is the last of `ids`: 1 size d."""
     model, dspark = pair
-    h = read(model, dspark, ids[:, :-1])[1] if h is None else h
+    h = read_target(model, dspark, ids[:, :-1])[1] if h is None else h
     drafter = BlockDrafter(model, dspark)
     drafter.extend(h)
     return dspark(model, ids[0, -1:], torch.tensor([ids.shape[1] - 1]), drafter.windows)
@@ -100,7 +100,7 @@ def test_configurations():
 def test_what_is_read_from_the_target(pair, text):
     """The mean over the streams after each target layer; the pass is otherwise a plain one."""
     model, dspark = pair
-    X, h = read(model, dspark, text)
+    X, h = read_target(model, dspark, text)
     torch.testing.assert_close(X, model.features(text), atol=0, rtol=0)
     torch.testing.assert_close(h[..., -SMALL.dim:], X.mean(2), atol=0, rtol=0)   # layer 4 is last
     assert h.shape == (1, 30, 3 * SMALL.dim)
@@ -158,7 +158,7 @@ def test_every_draft_sees_the_window_and_the_whole_block(pair, text):
     """The last w tokens of the context, for every position of the block, and no others."""
     model, dspark = pair
     a, w = text.shape[1] - 1, SMALL.window_size
-    h, y = read(model, dspark, text[:, :-1])[1], hidden(pair, text)
+    h, y = read_target(model, dspark, text[:, :-1])[1], hidden(pair, text)
     for t in range(a):
         other = h.clone()
         other[:, t] += torch.randn(h.shape[-1])
@@ -200,7 +200,7 @@ def test_a_context_that_grows_is_the_context_from_scratch(pair, text):
     model, dspark = pair
     state, drafter, pos = model.new_state(1, 40), BlockDrafter(model, dspark), 0
     for count, rejected in ((1, 0), (2, 0), (5, 2), (4, 3), (1, 0), (9, 0), (6, 5)):
-        _, h = read(model, dspark, text[:, pos:pos + count], state)
+        _, h = read_target(model, dspark, text[:, pos:pos + count], state)
         state.rewind(rejected)
         drafter.extend(h[:, :count - rejected])
         pos += count - rejected
@@ -215,7 +215,7 @@ def test_rows_begin_at_their_own_positions_and_documents_are_apart(pair, text):
     first = torch.zeros(1, 30, dtype=torch.bool)
     first[0, [0, 13]] = True
     packing, w = Packing(first), SMALL.window_size
-    _, h = read(model, dspark, text, options=Options(packing))
+    _, h = read_target(model, dspark, text, options=Options(packing))
     keys = dspark.keys(dspark.context(h), packing.position)
     anchors = torch.tensor([2, 12, 15, 29])
     at = (anchors[:, None] + torch.arange(-w, 0)).clamp_min(0)
@@ -229,7 +229,7 @@ def test_rows_begin_at_their_own_positions_and_documents_are_apart(pair, text):
 def test_every_parameter_learns(pair, text):
     model = pair[0]
     dspark = module(seed=3).requires_grad_(True)
-    _, h = read(model, dspark, text[:, :-1])
+    _, h = read_target(model, dspark, text[:, :-1])
     drafter = BlockDrafter(model, dspark)
     drafter.extend(h)
     y = dspark(model, text[0, -1:], torch.tensor([29]), drafter.windows)
