@@ -28,8 +28,8 @@ def plot_block():
     axis.text(2.1, 3.0, "one vector a token, out of layers 40 to 42", ha="center", fontsize=9)
     axis.text(2.1, 0.1, "read by the model", ha="center", fontsize=9)
     arrow(axis, (3.75, 2.6), (4.15, 2.6), (4.15, 1.58), (4.55, 1.58))
-    box(axis, 7.1, 1.58, "three small blocks, run once:\nevery place sees the last 128 c and all "
-        "five places", 5.0, 0.62, GREEN)
+    box(axis, 7.1, 1.58, "three small blocks, run once:\nevery position sees the last 128 c "
+        "and all five positions", 5.0, 0.62, GREEN)
     drafts = (",", "of", "course", "!", "How")
     for i, (word, draft) in enumerate(zip(("Yes", *["noise"] * 4), drafts)):
         x = 5.1 + i

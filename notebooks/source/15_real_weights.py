@@ -943,18 +943,18 @@ style.show(dspark_figures.plot_block(),
 #
 # 1. *Context.* After each target layer (40, 41 and 42 in Flash) the mean over the four streams is kept. The three means of token $t$, side by side, are $h_t$, and $c_t = \mathrm{RMS}(\mathtt{main\_proj}\, h_t) \cdot \mathtt{main\_norm}$.
 # 2. *Input.* The anchor, then four times the noise token 128,799: "a token stands here, unknown yet".
-# 3. *Three blocks.* They are V4's, with other keys. A query sees the last 128 vectors $c_t$, through the block's own `wkv`, and all five places of the block, the later ones too. Nothing is given away by that: later places hold noise.
-# 4. *Logits.* Place $i$ gives the logits $z_i$ of the token after it. `norm` and `hc_head` are the module's, embedding and output matrix are the model's.
+# 3. *Three blocks.* They are V4's, with other keys. A query sees the last 128 vectors $c_t$, through the block's own `wkv`, and all five positions of the block, the later ones too. Nothing is given away by that: later positions hold noise.
+# 4. *Logits.* Position $i$ gives the logits $z_i$ of the token after it. `norm` and `hc_head` are the module's, embedding and output matrix are the model's.
 #
 # ### What goes wrong, and the Markov head
 #
-# All places are predicted at once, so no draft knows what the others became. Say a text goes on with "of course" or "no problem", both equally likely. Place 1 gives half of its probability to "of" and half to "no", place 2 half to "course" and half to "problem". Drawn apart, half of all drafts are "of problem" or "no course". (The example is the paper's.)
+# All positions are predicted at once, so no draft knows what the others became. Say a text goes on with "of course" or "no problem", both equally likely. Position 1 gives half of its probability to "of" and half to "no", position 2 half to "course" and half to "problem". Sampled independently, half of all drafts are "of problem" or "no course". (The example is the paper's.)
 #
 # The **Markov head** repairs that. It adds to the logits what the token before says about its successor:
 #
 # $$q_i = \mathrm{softmax}\big(z_i + W_2\, w_1[x_{i-1}]\big)$$
 #
-# $w_1[x]$ is a row of 256 numbers for each token, $W_2$ has the shape 129,280 x 256. The product of the two is a table with a row and a column for each token: 16.7 billion numbers, stored as 66 million. Drafts are still drawn one after the other, but only this product has to wait.
+# $w_1[x]$ is a row of 256 numbers for each token, $W_2$ has the shape 129,280 x 256. The product of the two is a table with a row and a column for each token: 16.7 billion numbers, stored as 66 million. Drafts are still sampled one after the other, but only this product has to wait for the draft before.
 #
 # **Predict before you run:** with a single number a token, $w_1$ is 1 for "of" and -1 for "no", and $W_2$ is 2 for "course" and -2 for "problem". By hand: after "of", "course" gets 2 and "problem" -2, so its probability is $e^2 / (e^2 + e^{-2}) = 1 / (1 + e^{-4})$. What share of the drafts is nonsense now?
 
