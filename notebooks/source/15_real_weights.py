@@ -912,9 +912,10 @@ print(f"memory: two layers, embedding and head, {memory / 1e9:.1f} GB, and the a
 # %%
 with torch.device("meta"):
     released = DSpark(Config.flash(), DSparkConfig())
-print("config.json:", DSparkConfig().to_json())
+for key, value in DSparkConfig().to_json().items():
+    print(f"config.json: {key:25}{value}")
 bare = released.mtp[1].state_dict().keys()
-print(f"mtp.0, mtp.1, mtp.2: {len(bare)} names of a block with a window, routed by score")
+print(f"mtp.0, mtp.1, mtp.2: {len(bare)} names of a window block, routed by score; and")
 for i, block in enumerate(released.mtp):
     for name, t in block.state_dict().items():
         if name not in bare:
@@ -1021,7 +1022,7 @@ print(f"{len(plain)} greedy tokens: the same ids with and without drafts")
 # **Predict before you run:** nano's MTP block learned together with nano; DSpark came later and read less text. Whose first draft is accepted more often? Whose fifth? (MTP is asked for five drafts, too.) And what is DSpark worth without its Markov head? We let each continue the beginnings of held-out documents at temperature 1.
 
 # %%
-starts = dspark_figures.prompts(tokenizer, ("scenes", "stories", "text", "problems"), 6, 24)
+starts = dspark_figures.prompts(tokenizer, ("scenes", "stories", "text", "problems"), 4, 24)
 mute = dspark_figures.without_markov_head(dspark)
 runs = {"MTP, 1 draft": [speculate(nano, s, 32, seed=0, stop=()) for s in starts],
         "MTP, 5 drafts": [speculate(nano, s, 32, seed=0, stop=(), drafts=5) for s in starts],
