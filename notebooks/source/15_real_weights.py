@@ -1053,7 +1053,7 @@ style.say("Tokens a pass: DSpark brings most; MTP with one draft, and DSpark wit
           "Markov head, bring far fewer.")
 
 # %% [markdown]
-# MTP's first draft is hard to beat: its block learned together with nano and reads the streams of the last layer. Its second is made from the block's own output, and only about half of these are accepted. DSpark starts a little lower and hardly falls: its fifth draft is nearly as good as its second. That makes about three tokens a pass, a little more than MTP with five drafts.
+# MTP's first draft is hard to beat: its block learned together with nano and reads the streams of the last layer. Its second is made from the block's own output, and only about half of these are accepted. DSpark starts a little lower and hardly falls: its fifth draft is nearly as good as its second. That makes about three tokens a pass, a little more than MTP with five drafts. With more documents (`data/checkpoints/nano-dspark/README.md`) you see where: in stories and scenes, which repeat themselves. In real English DSpark brings no more than five drafts of MTP.
 #
 # Without the Markov head a draft from the second on is accepted a third of the time: one position does not know what the one before it has become. (This control is harsh. The module learned with its head, and its blocks rely on it. The paper compares with a module that was trained without a head: DSpark's accepted length is 16 to 18 % larger.)
 #
