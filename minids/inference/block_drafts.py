@@ -23,15 +23,16 @@ def speculate_blocks(model, dspark, ids, max_new_tokens: int = 100, temperature:
     check(model, [ids], max_new_tokens, temperature, top_p)
     stop = (model.config.eos_token_id,) if stop is None else stop
     device, size = model.embed.weight.device, dspark.drafts.dspark_block_size
-    generator = torch.Generator(device)
+    generator = torch.Generator()
     generator.seed() if seed is None else generator.manual_seed(seed)
-    to_probs = lambda logits: distribution(logits, temperature, top_p)      # T vocab -> T vocab
+    # T vocab -> T vocab, on the CPU, where drafts are sampled and judged
+    to_probs = lambda logits: distribution(logits, temperature, top_p).cpu()
     out = Speculation(tried=[0] * size, accepted=[0] * size)
     training = model.training
     model.eval()
     try:
-        state, drafter = model.new_state(1, len(ids) + max_new_tokens - 1), BlockDrafter(
-            model, dspark)
+        state = model.new_state(1, len(ids) + max_new_tokens - 1)
+        drafter = BlockDrafter(model, dspark)
         X, h = read_target(model, dspark, torch.tensor([ids], device=device), state)
         out.passes = 1
         new = [rule.sample_one(to_probs(model.logits(X[:, -1:])[0])[0], generator)]

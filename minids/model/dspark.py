@@ -20,7 +20,8 @@ A block is V4's, with other keys: the last w positions of the context, c_t throu
 matrix are the target's. The blocks run once for all drafts; only the Markov head waits for the
 draft before. For sampling and verification see `minids.inference.block_drafts`.
 
-Left out, because it is no part of the released files: how many drafts a busy server verifies.
+Left out: how many drafts a busy server verifies, which is no part of the released files; and the
+rounding of keys and inputs to FP8 in serving (`minids.weights.rounding`).
 """
 
 from collections.abc import Callable

@@ -92,6 +92,7 @@ def test_drafts_that_are_always_accepted_give_six_tokens_a_pass(monkeypatch):
     assert out.acceptance == 1
 
 
+@pytest.mark.slow
 def test_a_text_ends_where_it_should():
     model = lively(SMALL, 4)
     dspark = module(SMALL, DSparkConfig(5, 3, (1, 3, 4), 6))
@@ -100,3 +101,14 @@ def test_a_text_ends_where_it_should():
     cut = speculate_blocks(model, dspark, [5, 9], 20, temperature=0, stop=(end,)).ids
     assert cut == whole[:whole.index(end) + 1]
     assert speculate_blocks(model, dspark, [5, 9], 1, temperature=0, stop=()).ids == whole[:1]
+
+
+@pytest.mark.slow
+def test_bfloat16():
+    """Target and module in bfloat16, but for what stays float32."""
+    model, dspark = lively(SMALL, 4), module(SMALL, DSparkConfig(5, 3, (1, 3, 4), 6))
+    for name, p in (*model.named_parameters(), *dspark.named_parameters()):
+        if p.ndim == 2 and "hc_" not in name:
+            p.data = p.data.bfloat16()
+    out = speculate_blocks(model, dspark, [5, 9], 20, seed=0, stop=())
+    assert len(out.ids) == 20 == out.passes + sum(out.accepted)
