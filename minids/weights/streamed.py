@@ -3,12 +3,12 @@
     model = streamed("DeepSeek-V4-Flash", device="cuda", dtype=torch.bfloat16)
     logits = model(ids)         # reads every layer once, each while the one before it computes
 
-At most two layers are in memory. A file is read from its first byte to its last. Routed experts
-stay as they are stored, in FP4 or FP8, and are decoded one by one as they are used: a layer of
-V4-Flash takes 3.6 GB. On a device without float8 they are decoded as they are read. The results are
-those of `minids.load`, bit for bit. Generation works too, but reads the whole model for each token.
-The path to a GPU has not been tested on one. To fetch files from the Hub see
-`minids.weights.checkpoint`.
+At most two layers are in memory; for the bytes see `memory_of_a_pass`. A file is read from its
+first byte to its last. Routed experts stay as they are stored, in FP4 or FP8, and are decoded one
+by one as they are used: a layer of V4-Flash takes 3.6 GB. On a device without float8 they are
+decoded as they are read. The results are those of `minids.load`, bit for bit. Generation works too,
+but reads the whole model for each token. The path to a GPU has not been tested on one. To fetch
+files from the Hub see `minids.weights.checkpoint`.
 """
 
 from concurrent.futures import ThreadPoolExecutor

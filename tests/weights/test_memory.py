@@ -8,6 +8,7 @@ import torch
 
 from minids.config import Config
 from minids.errors import MinidsError
+from minids.model import moe
 from minids.recipes import v4_sample
 from minids.system.paths import DATA
 from minids.weights import layout, memory, one_layer, streamed
@@ -20,6 +21,12 @@ DTYPES = [torch.bfloat16, torch.float32]
 LAYERS = {"Flash, window": (FLASH, 0), "Flash, CSA": (FLASH, 2), "Flash, HCA": (FLASH, 3),
           "Pro, CSA": (PRO, 2), "Pro, HCA": (PRO, 0),
           "sample, window": (v4_sample.CONFIG, 0), "sample, CSA": (v4_sample.CONFIG, 1)}
+
+
+@pytest.fixture(autouse=True)
+def sorted_tokens(monkeypatch):
+    """A GPU computes all of a few experts at once, with more activations; V4 has many."""
+    monkeypatch.setattr(moe, "ALL_AT_ONCE", 0, raising=False)
 
 
 def few_experts(config):
