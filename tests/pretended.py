@@ -122,7 +122,7 @@ class PretendedTensor(torch.Tensor):
     def __new__(cls, raw: torch.Tensor):
         tensor = torch.Tensor._make_wrapper_subclass(
             cls, raw.shape, strides=raw.stride(), storage_offset=raw.storage_offset(),
-            dtype=raw.dtype, device=torch.device(NAME, 0))
+            dtype=raw.dtype, device=_device())
         tensor.raw = raw
         return tensor
 
@@ -405,6 +405,11 @@ def start() -> torch.device:
     # a module's parameters become new ones: torch's way to change them in place skips `raw`
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     torch.Generator = PretendedGenerator
+    return _device()
+
+
+@cache
+def _device() -> torch.device:
     return torch.device(NAME, 0)
 
 

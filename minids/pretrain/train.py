@@ -49,7 +49,8 @@ def train(config: Config, settings: TrainConfig, out, resume: bool = True, on_st
     deleted. `on_step(record)` is called after each step. `tokens` holds the id streams of the
     shipped tokenizer, {split: ids}; by default those that `settings.data` names. `device`: by
     default the one that MINIDS_DEVICE names, or the CPU. `model` is the model to train, in place;
-    by default a new one with random weights from the seed. For the records see `minids.pretrain.records`.
+    by default a new one with random weights from the seed. For the records see
+    `minids.pretrain.records`.
 
     Under torchrun each process calls this; the first one writes, and its log alone has the losses
     on validation and held-out text. Raises `MinidsError` for what cannot be trained or written,

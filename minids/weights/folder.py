@@ -105,8 +105,8 @@ class LocalFiles:
         return tensors
 
     def _read_bytes(self, name: str, start: int, end: int, device) -> torch.Tensor:
-        """Bytes of a file, uint8, read piece by piece; for a device by way of the CPU's memory, which
-        is pinned for a GPU."""
+        """Bytes of a file, uint8, read piece by piece; for an accelerator by way of the CPU's
+        memory, pinned for CUDA."""
         data = torch.empty(end - start, dtype=torch.uint8, device=device)
         staging = None
         if data.device.type != "cpu":

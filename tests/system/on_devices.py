@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny import NARROW, ROUNDED, SPEAKER
 
-from minids import Model, generate, load, numerics, plain, save
+from minids import Model, cli, generate, load, numerics, plain, save
 from minids.data import mixture
 from minids.data.tokenizer import Tokenizer
 from minids.inference import answers, evaluate
@@ -344,7 +344,16 @@ def test_as_it_is_served(device):
         same(model(ids.to(device)), usual(ids))
 
 
-# ---- lessons, my_v4, the doctor ----
+# ---- commands, lessons, my_v4, the doctor ----
+
+def test_a_command_uses_it(device, capsys):
+    command, told = ["generate", "--prompt", "In the", "--max-new-tokens", "3", "--seed", "0"], []
+    for flags in [], ["--device", "cpu"]:
+        with pretended.made() as tensors:
+            assert cli.main([*command, *flags]) == 0
+        assert bool(tensors.count) == (not flags)
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1] and told[0].startswith("In the")
 
 def test_the_doctor_computes_on_it(device, capsys):
     doctor()
