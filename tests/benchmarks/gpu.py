@@ -218,19 +218,20 @@ def layers(bench: Bench):
 
 
 def rows_of(trial):
-    """The rows of a trial: seconds and memory, here and in `transformers`, and the difference."""
-    at = f"a layer, {trial.tokens:,} tokens"
-    yield Row(f"{at}: minids", 1e3 * trial.ours.seconds, "ms")
-    yield Row(f"{at}: minids, memory", trial.ours.memory / 1e9, "GB")
-    if trial.theirs is None:
-        print(f"  transformers' layer was not run: {trial.why}")
-        return
-    yield Row(f"{at}: transformers", 1e3 * trial.theirs.seconds, "ms")
-    yield Row(f"{at}: transformers, memory", trial.theirs.memory / 1e9, "GB")
-    yield Row(f"{at}: transformers' time, in ours", trial.theirs.seconds / trial.ours.seconds, "")
-    yield Row(f"{at}: tokens with the same experts", 100 * trial.same_experts, "%")
-    difference = trial.max_difference / trial.rms
-    yield Row(f"{at}: largest difference among them", difference, "of the rms")
+    """The rows of a result as it comes: our layer's time and memory, or those of `transformers`'
+    layer and how far the two differ."""
+    at, ours, theirs = f"a layer, {trial.tokens:,} tokens", trial.ours, trial.theirs
+    if theirs is None and trial.why:
+        print(f"  {at}, {'minids' if ours is None else 'transformers'}: not run, {trial.why}")
+    elif theirs is None:
+        yield Row(f"{at}: minids", 1e3 * ours.seconds, "ms")
+        yield Row(f"{at}: minids, memory", ours.memory / 1e9, "GB")
+    else:
+        yield Row(f"{at}: transformers", 1e3 * theirs.seconds, "ms")
+        yield Row(f"{at}: transformers, memory", theirs.memory / 1e9, "GB")
+        yield Row(f"{at}: transformers' time, in ours", theirs.seconds / ours.seconds, "")
+        yield Row(f"{at}: tokens with the same experts", 100 * trial.same_experts, "%")
+        yield Row(f"{at}: difference, median", trial.median_difference / trial.rms, "of the rms")
 
 
 PARTS = {       # title: (function, seconds that it needs on a GPU)
