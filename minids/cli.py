@@ -694,8 +694,9 @@ def real_layer(args) -> None:
     config, names = checkpoint.config, one_layer.layer_names(checkpoint, args.layer)
     routing = "hash" if config.is_hash(args.layer) else "score"
     kind = {0: "window only", 4: "CSA"}.get(config.compress_ratios[args.layer], "HCA")
-    if Path(args.repo).resolve() == DATA / "v4_sample":
-        print("This is the sample in V4's format: random weights, small sizes.")
+    folder = Path(args.repo).resolve()
+    if folder.parent == DATA and folder.name.startswith("v4_sample"):
+        print("This is a sample in V4's format: random weights, small sizes.")
     layer = f"layer {args.layer} ({kind}, experts by {routing})"
     stored, decoded = (memory.weights(checkpoint, args.layer, dtype, packed=packed)
                        for packed in (True, False))

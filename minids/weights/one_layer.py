@@ -295,10 +295,15 @@ def trials(checkpoint: Checkpoint, i: int, device="cpu", dtype: torch.dtype = to
         if layer is None or T in why:
             yield Trial(T, result.timing, why=why[T])
             continue
-        with memory.explained(f"transformers' layer with {T:,} tokens", device):
-            given = arguments(*random_input(config, T, device, dtype))
-            theirs = _run(layer, layer.mlp.gate, indexer, given, device, seconds)
-        yield _compare(T, result, theirs)
+        try:
+            with memory.explained(f"transformers' layer with {T:,} tokens", device):
+                given = arguments(*random_input(config, T, device, dtype))
+                theirs = _run(layer, layer.mlp.gate, indexer, given, device, seconds)
+        except NotImplementedError as error:
+            lacking = f"{device} lacks an operation that it needs: {str(error).splitlines()[0]}"
+            yield Trial(T, result.timing, why=lacking)
+        else:
+            yield _compare(T, result, theirs)
 
 
 def _why_no_reference(checkpoint: Checkpoint, i: int, lengths, device, dtype) -> dict[int, str]:

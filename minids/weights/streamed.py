@@ -59,7 +59,8 @@ class Layers:
                 self.on_block(i, block)
                 yield block
                 if self.queue:
-                    torch.cuda.synchronize(self.device)     # the GPU may still read its memory
+                    # the GPU may still read its memory; the copies of the next layer go on
+                    torch.cuda.current_stream(self.device).synchronize()
                 block._modules.clear()      # the caller's loop still holds the block itself
                 block._parameters.clear()
 

@@ -355,6 +355,7 @@ def test_a_command_uses_it(device, capsys):
         told.append(capsys.readouterr().out)
     assert told[0] == told[1] and told[0].startswith("In the")
 
+
 def test_the_doctor_computes_on_it(device, capsys):
     doctor()
     out = capsys.readouterr().out

@@ -106,6 +106,18 @@ def test_where_memory_or_transformers_is_missing(remote, monkeypatch):
         one_layer.read_layer(remote, 3)
 
 
+def test_a_device_that_lacks_what_transformers_needs(remote, monkeypatch):
+    def reference_layer(block):
+        layer, arguments = original(block)
+        layer.forward = lambda **_: (_ for _ in ()).throw(NotImplementedError("no histc\nhere"))
+        return layer, arguments
+
+    original = one_layer.reference_layer
+    monkeypatch.setattr(one_layer, "reference_layer", reference_layer)
+    ours, trial = one_layer.trials(remote, 0, lengths=(5,), seconds=0)
+    assert ours.ours and trial.why == "cpu lacks an operation that it needs: no histc"
+
+
 def test_lengths_that_do_not_fit_are_skipped(remote, monkeypatch):
     """With a sentence, and the others are run. Where none fits, nothing is read."""
     whole = memory.weights(remote, 3, torch.float32)
