@@ -174,7 +174,7 @@ def test_the_command(remote, capsys, monkeypatch):
     monkeypatch.setattr(one_layer, "SECONDS", 0)
     assert main(["real", "layer", str(SAMPLE), "--layer", "2"]) == 0
     output = capsys.readouterr().out
-    assert "This is the sample" in output and "layer 2 (HCA, experts by score)" in output
+    assert "This is a sample" in output and "layer 2 (HCA, experts by score)" in output
     assert "0 bytes to fetch" in output and "bytes are free" in output
     for T in (1, 64):
         need = memory.weights(remote, 2, torch.float32)
