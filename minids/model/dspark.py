@@ -1,4 +1,4 @@
-"""DSpark: three small blocks that draft five tokens in one pass, in place of the MTP block.
+"""DSpark: three blocks that draft five tokens in one pass, in place of the MTP block.
 
 The checkpoints of July and August 2026 (Flash-0731, Pro-0813) and the DSpark variants of the first
 release hold it under `mtp.0` to `mtp.2`. Paper: DSpark (DeepSeek-AI, 2026, in the repository

@@ -4,7 +4,7 @@
 
 The loss is that of the DSpark paper (section 3.3) with its weights. The target is frozen. Blocks
 begin at random places of the course's mixture, as it is: the paper has the target write the text.
-Experts are stored in FP4 although the module was not trained for it: that costs 0.01 tokens a pass.
+Experts are stored in FP4 though the module was not trained for it: that costs 0.01 tokens per pass.
 """
 
 import argparse
@@ -119,7 +119,7 @@ def train(model, drafts: DSparkConfig = DRAFTS, settings: RunSettings = SETTINGS
                 out = blocks(model, dspark, valid, torch.Generator().manual_seed(1))
             rates = accept_rates(out)[out["counts"].all(-1)].mean(0)
             show(f"step {step + 1:5}  loss {loss.item():.3f}  valid "
-                 f"{loss_of(out).item():.3f}  {expected_length(out):.3f} tokens a pass  accepted "
+                 f"{loss_of(out).item():.3f}  {expected_length(out):.3f} tokens per pass  accepted "
                  f"{' '.join(f'{r:.0%}' for r in rates)}  {time.monotonic() - began:.0f} s")
     return dspark.eval().requires_grad_(False)
 

@@ -22,13 +22,14 @@ def plot_block():
     for i, word in enumerate(("Can", "you", "help", "?")):
         box(axis, 0.75 + 0.9 * i, 0.55, word, 0.75, 0.45, YELLOW)
         arrow(axis, (0.75 + 0.9 * i, 0.8), (0.75 + 0.9 * i, 1.3))
-        box(axis, 0.75 + 0.9 * i, 2.6, "c", 0.4, 0.4, SKY)
+        box(axis, 0.75 + 0.9 * i, 2.6, f"$c_{i}$", 0.46, 0.4, SKY)
         arrow(axis, (0.75 + 0.9 * i, 1.88), (0.75 + 0.9 * i, 2.36))
     box(axis, 2.1, 1.58, "the model, layers 0 to 42", 3.5, 0.52, SKY)
-    axis.text(2.1, 3.0, "one vector a token, out of layers 40 to 42", ha="center", fontsize=9)
+    axis.text(2.1, 3.0, "one vector per token, from layers 40 to 42", ha="center", fontsize=9)
     axis.text(2.1, 0.1, "read by the model", ha="center", fontsize=9)
-    arrow(axis, (3.75, 2.6), (4.15, 2.6), (4.15, 1.58), (4.55, 1.58))
-    box(axis, 7.1, 1.58, "three small blocks, run once:\nevery position sees the last 128 c "
+    axis.plot([0.5, 0.5, 3.7, 3.7], [2.28, 2.2, 2.2, 2.28], color=BLACK, linewidth=1.1)
+    arrow(axis, (3.7, 2.2), (4.1, 2.2), (4.1, 1.58), (4.55, 1.58))
+    box(axis, 7.1, 1.58, "three blocks, run once: every position sees\nthe last 128 vectors c "
         "and all five positions", 5.0, 0.62, GREEN)
     drafts = (",", "of", "course", "!", "How")
     for i, (word, draft) in enumerate(zip(("Yes", *["noise"] * 4), drafts)):
@@ -45,8 +46,8 @@ def plot_block():
     arrow(axis, (4.35, 3.35), (5.02, 3.02), linestyle="--")
     axis.text(5.1, 0.1, "anchor", ha="center", fontsize=9)
     axis.text(7.6, 0.1, "no token is known here yet", ha="center", fontsize=9)
-    axis.text(7.1, 4.15, "five drafts, sampled from left to right; dashed: the Markov head adds "
-              "what the token before says", ha="center", fontsize=9)
+    axis.text(7.1, 4.05, "five drafts, sampled from left to right;\n"
+              "dashed: the Markov head adds a bias for the previous token", ha="center", fontsize=9)
     return figure
 
 
@@ -65,8 +66,8 @@ def prompts(tokenizer, kinds: Sequence[str], count: int, tokens: int) -> list[li
     return chosen
 
 
-def tokens_a_pass(runs: Sequence[Speculation], samples: int = 2000) -> tuple[float, float, float]:
-    """Tokens for each pass of the target after the one over the prompt, and a 95 % interval over
+def tokens_per_pass(runs: Sequence[Speculation], samples: int = 2000) -> tuple[float, float, float]:
+    """Tokens per pass of the target after the one over the prompt, and a 95 % interval over
     the documents (bootstrap). runs: one for each document."""
     tokens, passes = np.array([(len(run.ids) - 1, run.passes - 1) for run in runs]).T
     pick = np.random.default_rng(0).integers(len(runs), size=(samples, len(runs)))
@@ -102,11 +103,12 @@ def plot_drafts(runs: dict[str, Sequence[Speculation]]):
         rates = acceptance(some)
         left.bar(bar_places(len(rates), k, len(runs)), 100 * np.array(rates), 0.736 / len(runs),
                  color=colour, label=name)
-        interval_bars(right, [k], [tokens_a_pass(some)], 0.7, colour)
+        interval_bars(right, [k], [tokens_per_pass(some)], 0.7, colour)
     depth = max(len(some[0].tried) for some in runs.values())
     left.set_xticks(range(depth), [f"draft {i + 1}" for i in range(depth)])
     left.set(ylabel="accepted, if those before were (%)", ylim=(0, 100))
     left.legend(fontsize=9, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0))
-    right.set_xticks(range(len(runs)), [name.replace(", ", ",\n") for name in runs], fontsize=8)
-    right.set(ylabel="tokens a pass (1 without drafts)", ylim=(0, None))
+    names = [name.replace(", ", ",\n").replace("no ", "no\n") for name in runs]
+    right.set_xticks(range(len(runs)), names, fontsize=9)
+    right.set(ylabel="tokens per pass (1 without drafts)", ylim=(0, None))
     return figure

@@ -808,25 +808,31 @@ print("The codes are used well: their entropy is above 3 of 4 bits.")
 #
 # ### The real model, from a portrait
 #
-# One command fetches the routers, biases, hash tables, hyper-connections, sinks and norms of all 43 layers of Flash, a quarter of a gigabyte, and keeps only the numbers that these figures need, about a tenth of a megabyte:
+# A **portrait** is a small file of statistics about a checkpoint: enough for the figures of this section, too little to run the model. One command fetches the routers, biases, hash tables, hyper-connections, sinks and norms of all 43 layers of Flash, a quarter of a gigabyte, and keeps only the numbers that the figures need, about a tenth of a megabyte:
 #
 #     minids real portrait deepseek-ai/DeepSeek-V4-Flash
 #
-# With `--small` it fetches the sinks, the static part of the hyper-connections and the routers' biases: 61 kB, beside 17 MB of tables of contents. If the fetch is interrupted, the same command resumes it. The file is kept in your own folder, beside your progress, and the next cell draws the real model beside mini as soon as it is there.
+# With `--small` it fetches the sinks, the static part of the hyper-connections and the routers' biases: 61 kB, beside 17 MB of tables of contents. If the fetch is interrupted, the same command resumes it. The file is kept in your own folder, beside your progress. As soon as it is there, the next cell draws the real model beside mini. Until then it draws one figure of the sample and mini, to show what to expect.
 
 # %% tags=["nbval-ignore-output"]
-seen = portrait.kept()
-if seen is None:
+real_model = portrait.kept()
+mini = portrait.take(Checkpoint(MINI), small=real_model is not None and real_model.small)
+if real_model is None:
     style.say("No portrait of a real model is here yet. In a terminal: "
               "minids real portrait deepseek-ai/DeepSeek-V4-Flash")
+    style.show(real.plot_reach({"sample": portrait.take(Checkpoint(SAMPLE)), "mini": mini}),
+               "What a token adds to the hyper-connections' maps, beside their static part: in "
+               "the sample more than the static part, in mini mostly less")
 else:
-    beside = portrait.take(Checkpoint(MINI), seen.small)
-    for text, figure in real.portrait_figures({seen.title: seen, "mini": beside}).items():
+    pair = {real_model.title: real_model, "mini": mini}
+    for text, figure in real.portrait_figures(pair).items():
         style.show(figure, text)
 
 # %% [markdown]
-# Five of the figures are those above, now of the real model. Two are new, and only a whole portrait has them. The first shows how far a token moves the maps of the hyper-connections. A solid line is what streams with independent entries would add: the size of a row of `fn`, times `scale`. A dashed line is the size of `base`, the static part. Where a
-# solid line lies far above the dashed line of the same colour, the static part says little about that site (question 3 below). The second shows the weights of four norms in each layer.
+# A whole portrait gives seven figures: five that you have seen above, and two new ones. (The figure of the hash tables counts all ids alike, because a portrait knows no text.) A small portrait gives three: sinks, hyper-connections and the routers' biases.
+#
+# The first new figure compares two sizes for `pre`, `post` and `comb` at each site, before the sigmoid or Sinkhorn. Solid: how much the token's part typically varies, estimated as `scale` times the root mean square of the norms of the rows of `fn`, as if the normalised streams had independent entries of size 1. Dashed: `base`, the static part.
+# Where a solid line lies far above the dashed line of the same colour, the static part says little about that site (question 3 below). The second new figure shows the weights of four norms in each layer.
 #
 # ## 6. What needs a whole pass
 #
@@ -926,30 +932,36 @@ print(f"memory: two layers, embedding and head, {memory / 1e9:.1f} GB, and the a
 # %% [markdown]
 # ## 7. Optional: a block of drafts
 #
-# *15 minutes; nothing later needs it.* In July and August 2026 DeepSeek replaced the files: Flash-0731 and Pro-0813. Their layers have the names and shapes that you know. Under `mtp.` there is something else. The MTP block is gone, and **DSpark** stands in its place ([paper and training code](https://github.com/deepseek-ai/DeepSpec), June 2026): a module that drafts five
-# tokens at once. The repositories with `-DSpark` in their name hold the first release with this module.
+# *20 minutes; nothing later needs it.* In July and August 2026 DeepSeek released both models again, as Flash-0731 and Pro-0813. (Sections 1 to 6 are about the first release, of April.) Their layers have the same names and shapes. Under `mtp.` the MTP block is gone, and **DSpark** takes its place ([paper and training code](https://github.com/deepseek-ai/DeepSpec)): a module that
+# drafts five tokens at once. The repositories with `-DSpark` in their name hold the first release with this module.
 #
 # What is stored? We build Flash's module without memory and list what its three parts have of their own.
 
 # %%
 with torch.device("meta"):
-    released = DSpark(Config.flash(), DSparkConfig())
+    released = DSpark(flash, DSparkConfig())
 for key, value in DSparkConfig().to_json().items():
     print(f"config.json: {key:25}{value}")
 bare = released.mtp[1].state_dict().keys()
-print(f"mtp.0, mtp.1, mtp.2: {len(bare)} names of a window block, routed by score; and")
+print(f"mtp.0, mtp.1, mtp.2: {len(bare)} tensors of an ordinary block\n"
+      "(window attention, experts by score), and in addition")
 for i, block in enumerate(released.mtp):
     for name, t in block.state_dict().items():
         if name not in bare:
             print(f"  mtp.{i}.{name:35}{' x '.join(map(str, t.shape))}")
 count = sum(t.numel() for t in released.state_dict().values())
-mtp_block = cost.params(Config.flash())["mtp"]
-print(f"{count:,} parameters; the MTP block had {mtp_block:,}")
+print(f"{count:,} parameters; the MTP block had {cost.params(flash)['mtp']:,}")
+
+trunk = {name: tensor for name, tensor in layout.inventory(flash).items()
+         if not name.startswith("mtp.")}
+files = trunk | layout.stored(layout.dspark(flash, targets=3, rank=256))
+print(f"with the layers and all scales: {len(files):,} tensors, "
+      f"{sum(map(layout.nbytes, files.values())):,} bytes")
 
 # %% [markdown]
-# Each part holds an ordinary V4 block: attention, 256 experts, hyper-connections. Together with the layers, and with a scale for each FP8 and FP4 matrix, that makes 72,317 tensors and 166,878,536,440 bytes: exactly what the index of Flash-0731 says.
+# Each part holds an ordinary V4 block: attention, 256 experts, hyper-connections. With the rest of the model and all scales these are 72,317 tensors and 166,878,536,440 bytes. The published index of Flash-0731 says the same.
 #
-# The names tell the rest. `enorm`, `hnorm`, `e_proj` and `h_proj` are missing, so the module does not join the last layer's streams and the next token, as MTP does. `main_proj` is 12,288 = 3 x 4,096 wide: it reads three layers of the model. And there are two new heads.
+# The names show how it works. `enorm`, `hnorm`, `e_proj` and `h_proj` are missing, so the module does not join the last layer's streams and the next token, as MTP does. `main_proj` is 12,288 = 3 x 4,096 wide: it reads three layers of the model. And there are two new heads.
 #
 # ### Why a block in one pass?
 #
@@ -958,64 +970,79 @@ print(f"{count:,} parameters; the MTP block had {mtp_block:,}")
 # %% jupyter={"source_hidden": true}
 style.show(dspark_figures.plot_block(),
            "The model reads four tokens and hands over a vector for each, made of three "
-           "layers. Three small blocks take these vectors, the anchor and four noise tokens, "
+           "layers. Three blocks take these vectors, the anchor and four noise tokens, "
            "and give logits for five drafts in one run; the Markov head passes each draft on")
 
 # %% [markdown]
-# The model has read the tokens $0$ to $a - 1$. It has just written token $a$, the **anchor**, and has not read it yet.
+# The model that verifies the drafts is called the **target**. It has read the tokens $0$ to $a - 1$. It has just written token $a$, the **anchor**, and has not read it yet.
 #
-# 1. *Context.* After each target layer (40, 41 and 42 in Flash) the mean over the four streams is kept. The three means of token $t$, side by side, are $h_t$, and $c_t = \mathrm{RMS}(\mathtt{main\_proj}\, h_t) \cdot \mathtt{main\_norm}$.
+# 1. *Context.* DSpark reads three layers of the target (40, 41 and 42 in Flash). After each of them it takes the mean over the four streams. The three means of token $t$, side by side, are $h_t$, and $c_t = \mathrm{RMS}(\mathtt{main\_proj}\, h_t) \cdot \mathtt{main\_norm}$.
 # 2. *Input.* The anchor, then four times the noise token 128,799: "a token stands here, unknown yet".
-# 3. *Three blocks.* They are V4's, with other keys. A query sees the last 128 vectors $c_t$, through the block's own `wkv`, and all five positions of the block, the later ones too. Nothing is given away by that: later positions hold noise.
-# 4. *Logits.* Position $i$ gives the logits $z_i$ of the token after it. `norm` and `hc_head` are the module's, embedding and output matrix are the model's.
+# 3. *Three blocks.* They are ordinary V4 blocks; only the keys differ. Every position sees the context of the 128 tokens before the anchor, $c_{a-128}$ to $c_{a-1}$, through the block's own `wkv`, and all five positions of the block, later ones included. That leaks nothing: later positions hold noise.
+# 4. *Logits.* Call the anchor $x_0$ and the drafts $x_1$ to $x_5$. The output at the place of $x_{i-1}$ gives $z_i$, the logits of draft $x_i$. `norm` and `hc_head` belong to the module; the embedding and the output matrix are the target's.
 #
 # ### What goes wrong, and the Markov head
 #
-# All positions are predicted at once, so no draft knows what the others became. Say a text goes on with "of course" or "no problem", both equally likely. Position 1 gives half of its probability to "of" and half to "no", position 2 half to "course" and half to "problem". Sampled independently, half of all drafts are "of problem" or "no course". (The example is the paper's.)
+# All drafts are predicted at once, so no draft knows what the others became. Say a text goes on with "of course" or "no problem", both equally likely. The first draft is "of" or "no" with probability 1/2 each, the second "course" or "problem". Sampled independently, half of all pairs are "of problem" or "no course". (The example is the paper's.)
 #
-# The **Markov head** repairs that. It adds to the logits what the token before says about its successor:
+# The **Markov head** fixes this. It adds a bias that depends on the previous token:
 #
-# $$q_i = \mathrm{softmax}\big(z_i + W_2\, w_1[x_{i-1}]\big)$$
+# $$q_i = \mathrm{softmax}\big(z_i + W_2\, w_1[x_{i-1}]\big), \qquad i = 1 \dots 5$$
 #
-# $w_1[x]$ is a row of 256 numbers for each token, $W_2$ has the shape 129,280 x 256. The product of the two is a table with a row and a column for each token: 16.7 billion numbers, stored as 66 million. Drafts are still sampled one after the other, but only this product has to wait for the draft before.
+# $w_1[x]$ is a row of 256 numbers for each token, $W_2$ has the shape 129,280 x 256. The product of the two is a table with a row and a column for each token: 16.7 billion numbers, stored as 66 million. Drafts are still sampled one after the other, but only this product has to wait for the previous draft.
 #
-# **Predict before you run:** with a single number a token, $w_1$ is 1 for "of" and -1 for "no", and $W_2$ is 2 for "course" and -2 for "problem". By hand: after "of", "course" gets 2 and "problem" -2, so its probability is $e^2 / (e^2 + e^{-2}) = 1 / (1 + e^{-4})$. What share of the drafts is nonsense now?
+# **Predict before you run:** with one number per token (rank 1), $w_1$ is 1 for "of" and -1 for "no", and $W_2$ is 2 for "course" and -2 for "problem". So after "of", "course" gets 2 and "problem" -2. What share of the pairs is nonsense now?
 
 # %% jupyter={"outputs_hidden": true}
 w1 = {"of": 1.0, "no": -1.0}
 W2 = torch.tensor([2.0, -2.0])                    # "course", "problem"
 z = torch.zeros(2)                                # both equally likely
+nonsense = {"of": 1, "no": 0}                     # the second word that does not fit
+share = 0.0
 for first in w1:
     q = torch.softmax(z + W2 * w1[first], dim=-1)
     print(f"after {first!r}: course {q[0]:.1%}, problem {q[1]:.1%}")
-print(f"nonsense: {1 / (1 + math.exp(4)):.1%} of the drafts, and 50.0% without the head")
+    share += 0.5 * q[nonsense[first]].item()
+print(f"nonsense: {share:.1%} of the pairs; without the head it was half of them")
 
 # %% [markdown]
 # ### On nano
 #
-# `data/checkpoints/nano-dspark` is such a module for our nano model: three blocks, layers 1 to 3 of 0 to 3, five drafts, rank 32. `python -m minids.recipes.nano_dspark` trained it in about a quarter of an hour on one core; nano itself stayed as it was. The loss is the paper's: with $p$ for the model's distribution and $q$ for the draft's,
+# `data/checkpoints/nano-dspark` is such a module for our nano model: three blocks, layers 1 to 3 of 0 to 3, five drafts, rank 32. `python -m minids.recipes.nano_dspark` trained it in 5 to 10 minutes on one core; nano itself stayed as it was. It learned from the course's text, while the paper's modules learn from text that their target has written. The loss is the paper's, with $p$ for
+# the target's distribution and $q$ for the draft's:
 #
-# $$\sum_i e^{-i/4}\, \big(0.1 \cdot \text{cross entropy}_i + 0.9\, \lVert p_i - q_i \rVert_1 + \text{that of the confidence}_i\big), \qquad i = 0 \dots 4$$
+# $$\sum_{i=1}^{5} e^{-(i-1)/4}\, \big(0.1 \cdot \mathrm{CE}_i + 0.9\, \lVert p_i - q_i \rVert_1 + \mathrm{BCE}_i\big)$$
 #
-# The middle term is what counts: a draft is accepted with probability $\sum_v \min(p, q) = 1 - \frac{1}{2} \lVert p - q \rVert_1$ (lesson 14). The **confidence head** estimates this number from the hidden vector and $w_1$ of the token before; a busy server verifies only the drafts that are likely to be worth it.
+# CE is the cross entropy of the draft with the text. The middle term is what counts: a draft is accepted with probability $\sum_v \min(p, q) = 1 - \frac{1}{2} \lVert p - q \rVert_1$ (lesson 14). The **confidence head** estimates this probability from $y_i$, the module's output before its norm, and $w_1[x_{i-1}]$; BCE is the binary cross entropy of its estimate with the true one. A busy server
+# verifies only the drafts that are likely to be worth it.
 
 # %%
 nano = minids.load(NANO)
 dspark = load_dspark(paths.data("checkpoints", "nano-dspark"), nano)
 start = tokenizer.encode(mixture.document("stories", "heldout", 0), bos=True)[:40]
+
 with torch.inference_mode():
+    # 1. The context of 40 tokens; each block's keys of its last w tokens
     X, h = read_target(nano, dspark, torch.tensor([start]))             # 1 T n d, 1 T 3d
     anchor = nano.logits(X[:, -1:])[0, 0].argmax()
     drafter = BlockDrafter(nano, dspark)
     drafter.extend(h)
+    # 2. and 3. Anchor and noise through the three blocks
     y = dspark(nano, anchor[None], torch.tensor([len(start)]), drafter.windows)      # 1 5 d
-    base = dspark.logits(nano, y)[0]                             # 5 vocab
-    drafts = [anchor]
-    for i in range(5):                                           # greedy: the most likely ones
-        drafts.append((base[i] + dspark.bias(drafts[-1])).argmax())
-    drafts = torch.stack(drafts)                                 # the anchor, and five drafts
-    sure = dspark.confidence(y[0], drafts[:-1]).sigmoid()        # 5
-    p = nano(torch.cat([torch.tensor(start), drafts])[None])[0, len(start):].softmax(-1)
+    # 4. Logits, without the Markov head
+    base = dspark.logits(nano, y)[0]                                    # 5 vocab
+
+# %%
+with torch.inference_mode():
+    tokens = [anchor]
+    for i in range(5):                              # greedy: the most likely ones
+        tokens.append((base[i] + dspark.bias(tokens[-1])).argmax())
+    tokens = torch.stack(tokens)                    # the anchor, and five drafts
+    q = (base + dspark.bias(tokens[:-1])).softmax(-1)                   # 5 vocab
+    confidence = dspark.confidence(y[0], tokens[:-1]).sigmoid()         # 5
+    # the target judges all drafts in one pass
+    p = nano(torch.cat([torch.tensor(start), tokens])[None])[0, len(start):-1].softmax(-1)
+    chance = torch.minimum(p, q).sum(-1)                                # 5
 
 # %% tags=["nbval-ignore-output"]
 def shown(token):
@@ -1023,14 +1050,14 @@ def shown(token):
 
 
 print("...", ascii(tokenizer.decode(start[-10:])), "and the anchor", shown(anchor))
-for i, draft in enumerate(drafts[1:]):
-    print(f"draft {i + 1}: {shown(draft):8} the model gives it {p[i, draft]:4.0%}; confidence "
-          f"{sure[i]:4.0%}; without the Markov head {shown(base[i].argmax())}")
+for i, draft in enumerate(tokens[1:]):
+    print(f"draft {i + 1}: {shown(draft):8} chance of acceptance {chance[i]:4.0%}, confidence "
+          f"{confidence[i]:4.0%}; without the Markov head {shown(base[i].argmax())}")
 
 # %% [markdown]
 # One run of the blocks, five drafts. The last column shows what each position would say by itself: words that do not fit together, and the end of the sentence several times. With the token before, they become a phrase.
 #
-# The confidence is an average over what the module has seen. Over much held-out text it is close: about 80 % for the first draft and 65 % for the fifth, and so is $\sum_v \min(p, q)$. For a single draft it can be far off, as here: the module cannot know what the model will say.
+# The confidence should equal the chance of acceptance, $\sum_v \min(p, q)$. Here it comes close for most drafts. It is an estimate: the module has not seen $p$.
 #
 # The promise of lesson 14 holds for these drafts too, because it holds for any: the rule that accepts and replaces them has not changed. Greedy ids must therefore be the same with and without drafts.
 
@@ -1041,59 +1068,64 @@ assert drafted.ids == plain
 print(f"{len(plain)} greedy tokens: the same ids with and without drafts")
 
 # %% [markdown]
-# **Predict before you run:** nano's MTP block learned together with nano; DSpark came later and read less text. Whose first draft is accepted more often? Whose fifth? (MTP is asked for five drafts, too.) And what is DSpark worth without its Markov head? We let each continue the beginnings of held-out documents at temperature 1.
+# **Predict before you run:** nano's MTP block was trained together with nano; DSpark was trained afterwards, on less text. Whose first draft is accepted more often? Whose fifth? (MTP is asked for five drafts, too.) And what is DSpark worth without its Markov head? We let each continue the beginnings of held-out documents at temperature 1.
 
 # %%
 starts = dspark_figures.prompts(tokenizer, ("scenes", "stories", "text", "problems"), 4, 24)
-mute = dspark_figures.without_markov_head(dspark)
+no_head = dspark_figures.without_markov_head(dspark)
 runs = {"MTP, 1 draft": [speculate(nano, s, 32, seed=0, stop=()) for s in starts],
         "MTP, 5 drafts": [speculate(nano, s, 32, seed=0, stop=(), drafts=5) for s in starts],
         "DSpark": [speculate_blocks(nano, dspark, s, 32, seed=0, stop=()) for s in starts],
-        "DSpark, no Markov head": [speculate_blocks(nano, mute, s, 32, seed=0, stop=())
+        "DSpark, no Markov head": [speculate_blocks(nano, no_head, s, 32, seed=0, stop=())
                                    for s in starts]}
 
 # %% tags=["nbval-ignore-output"] jupyter={"outputs_hidden": true}
 style.show(dspark_figures.plot_drafts(runs),
            "MTP's first draft is accepted most often, its later ones about half of the time. "
            "All five of DSpark's are accepted often; without the Markov head only the first "
-           "is. Tokens a pass: under 2 for MTP with one draft, most for DSpark")
-for name, some_runs in runs.items():
-    mean, low, high = dspark_figures.tokens_a_pass(some_runs)
-    print(f"{name:24}{mean:5.2f} tokens a pass (95 % interval over {len(starts)} documents: "
+           "is. Tokens per pass: under 2 for MTP with one draft, most for DSpark")
+for name, documents in runs.items():
+    mean, low, high = dspark_figures.tokens_per_pass(documents)
+    print(f"{name:24}{mean:5.2f} tokens per pass (95 % interval over {len(starts)} documents: "
           f"{low:.2f} to {high:.2f})")
 
 # %% jupyter={"outputs_hidden": true, "source_hidden": true}
-lengths = {name: dspark_figures.tokens_a_pass(some_runs)[0] for name, some_runs in runs.items()}
-by_depth = {name: dspark_figures.acceptance(some_runs) for name, some_runs in runs.items()}
+lengths = {name: dspark_figures.tokens_per_pass(each)[0] for name, each in runs.items()}
+by_depth = {name: dspark_figures.acceptance(each) for name, each in runs.items()}
 assert lengths["DSpark"] > lengths["MTP, 5 drafts"] > lengths["MTP, 1 draft"]
 assert lengths["DSpark"] > lengths["DSpark, no Markov head"] + 0.5
 assert by_depth["MTP, 1 draft"][0] > by_depth["DSpark"][0] - 0.05
 assert by_depth["DSpark"][1] > by_depth["MTP, 5 drafts"][1] + 0.05
 style.say("First drafts: MTP's are at least about as good. Second drafts: DSpark's are "
           "better.")
-style.say("Tokens a pass: DSpark brings most; MTP with one draft, and DSpark without its "
+style.say("Tokens per pass: DSpark brings most; MTP with one draft, and DSpark without its "
           "Markov head, bring far fewer.")
 
 # %% [markdown]
-# MTP's first draft is hard to beat: its block learned together with nano and reads the streams of the last layer. Its second is made from the block's own output, and only about half of these are accepted. DSpark starts a little lower and hardly falls: its fifth draft is nearly as good as its second. That makes about three tokens a pass, a little more than MTP with five drafts. With more documents (`data/checkpoints/nano-dspark/README.md`) you see where: in stories and scenes, which repeat themselves. In real English DSpark brings no more than five drafts of MTP.
+# MTP's first draft is hard to beat: its block was trained together with nano and reads the streams of the last layer. (It has two bars although it is one block. A share counts only the places where a pass began, and these differ; lesson 14.) Its second draft is made from the block's own output, and only about half of these are accepted.
 #
-# Without the Markov head a draft from the second on is accepted a third of the time: one position does not know what the one before it has become. (This control is harsh. The module learned with its head, and its blocks rely on it. The paper compares with a module that was trained without a head: DSpark's accepted length is 16 to 18 % larger.)
+# DSpark starts a little lower, loses about ten points at the second draft, and then stays level. These shares count a draft only if those before it were accepted, which favours easy passages. Over all places of held-out text, the chance of acceptance falls slowly, from about 80 % for the first draft to 65 % for the fifth.
 #
-# Tokens a pass are not time. Five MTP drafts take five runs of its block, one after the other, DSpark's take one run of three blocks; and a pass over six tokens costs more than a pass over one. On nano the machinery around each call decides, so we do not time it here. DeepSeek's paper reports, for V4-Flash under live traffic, 60 to 85 % more tokens a second for each user than MTP with one
-# draft, at the same throughput of the whole system.
+# That makes about three tokens per pass, a little more than MTP with five drafts. The two intervals overlap. Over 64 documents, compared document by document, the difference is clear (`data/checkpoints/nano-dspark/README.md`): DSpark gains in stories and scenes, which repeat themselves. In real English it brings no more than five drafts of MTP.
+#
+# Without the Markov head the first draft is accepted clearly less often, because the head also uses the anchor. Of the later ones only a quarter to a third are accepted: no position knows which token was sampled before it. This control is harsh. The module learned with its head, and its blocks rely on it. The paper compares with other drafters that were trained by themselves, and reports
+# accepted runs that are 16 to 31 % longer than those of DFlash and Eagle3.
+#
+# Tokens per pass are not time. Five MTP drafts take five runs of its block, one after the other, DSpark's take one run of three blocks; and a pass over six tokens costs more than a pass over one. On nano, overhead per call dominates, so we do not time it here. For V4-Flash under live traffic the paper reports 60 to 85 % more tokens per second for each user than with one MTP draft, at the
+# same throughput of the whole system.
 #
 # ### What is known, and what is not
 #
 # | | |
 # | --- | --- |
 # | names, types and shapes of all tensors | known: they give the published bytes exactly |
-# | the equations above | known: the inference code in the releases, the paper and several independent programs agree |
+# | the equations above | known: the paper, its training code, and several independent ports of the released inference code agree |
 # | block size 5, noise token 128,799, rank 256 (Pro: 512), layers 40 to 42 (Pro: 58 to 60) | known: `config.json` |
 # | the loss | the paper's, for its own experiments with other models; that V4's module was trained with the same weights is not stated |
 # | text, length and cost of V4's training | not published |
 # | how many drafts a server verifies | the scheduler is described in the paper; it is no part of the files |
 #
-# Three traps for readers. `config.json` still says `num_nextn_predict_layers: 1`, although three parts are stored. Its `compress_ratios` are three longer than the model has layers. And V4.1 hands over the streams *before* its target layers, V4 those *after* them.
+# Three traps for readers. `config.json` still says `num_nextn_predict_layers: 1`, although three parts are stored. Its `compress_ratios` have three more entries than the model has layers. And V4.1, a later and different model, takes the streams *before* its target layers; V4 takes them *after*.
 #
 # ## In the real V4
 #
@@ -1110,8 +1142,7 @@ style.say("Tokens a pass: DSpark brings most; MTP with one draft, and DSpark wit
 #
 # The base models are released with FP8 experts and float32 scales; `minids` reads these, too. Flash-0731 and Pro-0813 have another draft module (section 7). Other later releases are different models: tensors that the configuration does not know are named, not guessed at.
 #
-# **Shown here:** the format, to the byte, on a sample that has it; that one class serves both sizes; how to compare. **Not shown:** anything about the real model's weights, because this lesson runs without them. Every figure of section 5 awaits your `REPO` or a portrait, and
-# you know its price. That a trained nano has large sinks or keeps its streams apart does not mean that Flash does.
+# **Shown here:** the format, to the byte, on a sample that has it; that one class serves both sizes; how to compare. **Not shown:** anything about the real model's weights, because this lesson runs without them. Section 5 shows them once you set `REPO`, and you know its price; a portrait shows five of its seven figures. That a trained nano has large sinks or keeps its streams apart does not mean that Flash does.
 #
 # ## Key points
 # - A safetensors file: eight bytes, a JSON header, numbers without gaps. `data_offsets` count from the end of the header; HTTP ranges count from the file's first byte and include the last.
