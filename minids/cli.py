@@ -665,6 +665,7 @@ def real_portrait(args) -> None:
 
     if args.out is not None:
         check_writable(args.out)
+        portrait.check_target(args.out)
     with Checkpoint(args.repo, args.revision) as checkpoint:
         print(f"{checkpoint.where}: reading the tables of contents", flush=True)
         names = portrait.names(checkpoint.config, args.small)

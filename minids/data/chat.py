@@ -53,6 +53,7 @@ and encoding_dsv4.py), which defines the texts below and every order of tokens. 
 tool calls see `minids.data.tools`, for sampling replies `minids.inference.answers`.
 """
 
+import operator
 from dataclasses import dataclass
 
 from minids.data import tools
@@ -378,7 +379,12 @@ def _read(reply, mode: str, tokenizer: Tokenizer | None) -> str:
         return mark(reply)
     if tokenizer is None:
         raise MinidsError("expected the tokenizer of a reply that is ids: pass it as `tokenizer`")
-    return from_ids(reply, tokenizer)
+    try:
+        ids = [operator.index(i) for i in reply]
+    except TypeError:
+        raise MinidsError(f"expected a reply, text or a list of ids, found {reply!r:.100}; of a "
+                          "batch, pass one row") from None
+    return from_ids(ids, tokenizer)
 
 
 def _malformed(expected: str, found: str) -> MinidsError:

@@ -19,9 +19,10 @@ def atomic_write(path):
     """Yield a temporary path beside `path`; on success it replaces `path`, else it is removed.
 
     Raises `MinidsError` where the operating system refuses (no such folder, no space, no
-    permission).
+    permission), and where `path` is a device or a pipe, which a file must not replace.
     """
     path = Path(path)
+    _refuse_what_is_no_file(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
@@ -61,6 +62,8 @@ def check_writable(path, folder: bool = False) -> None:
     """
     path = Path(path)
     where = path if folder else path.parent
+    if not folder:
+        _refuse_what_is_no_file(path)
     try:
         while folder and not where.exists():
             where = where.parent
@@ -71,3 +74,10 @@ def check_writable(path, folder: bool = False) -> None:
     except OSError as error:
         what = f"cannot use the folder {path}" if folder else f"cannot write {path}"
         raise MinidsError(f"{what}: {error.strerror or error}; choose another one") from None
+
+
+def _refuse_what_is_no_file(path: Path) -> None:
+    """Raise `MinidsError` if there is a device, a pipe or the like at `path`."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise MinidsError(f"cannot write {path}: expected a new file or one to replace, found a "
+                          f"device or a pipe; choose another name")

@@ -181,19 +181,32 @@ def save(portrait: Portrait, path: str | Path | None = None) -> Path:
                for kind in NUMBERS for i, values in getattr(portrait, kind).items()}
     _compare(tensors, portrait.config, portrait.small, portrait.name)
     about = {"name": portrait.name, "revision": portrait.revision, "small": portrait.small,
-             "config": portrait.config.to_json(), "sha256": _digest(save_tensors(tensors))}
+             "config": portrait.config.to_json()}
+    about["sha256"] = _digest(about, save_tensors(tensors))
+    check_target(path)
     with atomic_write(path) as part:
         part.write_bytes(save_tensors(tensors, {"portrait": json.dumps(about)}))
     return Path(path)
 
 
+def check_target(path: str | Path) -> None:
+    """Raise `MinidsError` if `path` is a file that is no portrait: it must not be replaced."""
+    path = Path(path)
+    if path.is_file() and b'"portrait"' not in path.read_bytes()[:2**12]:
+        raise MinidsError(f"{path} is no portrait: expected a new file, or a portrait to replace")
+
+
 def load(path: str | Path) -> Portrait:
     """Read a portrait. `MinidsError` for a damaged one, and for any other file."""
     data = read_small(path, LARGEST)
-    entries = header.tensors(data, len(data), path)
+    damaged = MinidsError(f"{path} is damaged: remove it, and take the portrait again")
+    try:
+        entries = header.tensors(data, len(data), path)
+    except MinidsError:
+        raise damaged from None
     about = _about(data[8:header.header_end(data, len(data), path)], path)
-    if about["sha256"] != _digest(data):
-        raise MinidsError(f"{path} is damaged: remove it, and take the portrait again")
+    if about.pop("sha256") != _digest(about, data):
+        raise damaged
     config, small, tensors = Config.from_json(about["config"]), about["small"], load_tensors(data)
     _compare(tensors, config, small, path)
     numbers: dict[str, Numbers] = {kind: {} for kind in NUMBERS}
@@ -220,15 +233,11 @@ def _about(text: bytes, path) -> dict:
 
 
 def kept() -> Portrait | None:
-    """The portrait in the learner's own folder: a whole one before small ones, then the newest.
-
-    None where there is none.
-    """
-    paths = list((home() / "portraits").glob("*.safetensors"))
+    """The portrait in the learner's own folder that was taken last; None where there is none."""
+    paths = [path for path in (home() / "portraits").glob("*.safetensors") if path.is_file()]
     if not paths:
         return None
-    return load(min(paths, key=lambda p: (p.name.endswith(".small.safetensors"),
-                                          -p.stat().st_mtime, p.name)))
+    return load(max(paths, key=lambda path: (path.stat().st_mtime_ns, path.name)))
 
 
 def shapes(config: Config, small: bool) -> dict[str, tuple[int, ...]]:
@@ -266,6 +275,7 @@ def _compare(tensors: dict[str, Tensor], config: Config, small: bool, where) -> 
                               f"found {'NaN or infinity' if t.is_floating_point() else t.dtype}")
 
 
-def _digest(data: bytes) -> str:
-    """sha256 of what follows the header of a safetensors file."""
-    return hashlib.sha256(data[8 + int.from_bytes(data[:8], "little"):]).hexdigest()
+def _digest(about: dict, data: bytes) -> str:
+    """sha256 of what the metadata say, and of what follows the header of a safetensors file."""
+    numbers = data[8 + int.from_bytes(data[:8], "little"):]
+    return hashlib.sha256(json.dumps(about).encode() + numbers).hexdigest()

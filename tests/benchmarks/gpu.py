@@ -42,6 +42,7 @@ from test_full_size import config, print_streaming, write_layers
 
 SHIPPED = ("nano", "mini")
 TEXT = "The old king had three sons, and the youngest of them was the wisest. "
+SMALL = 5           # seconds that a part needs in small
 CLOSE = 1e-3        # the largest relative difference of float32 results on two devices
 
 
@@ -209,8 +210,8 @@ def layers(bench: Bench):
             for trial in one_layer.trials(checkpoint, 0, bench.device, bench.dtype, lengths,
                                           0.1 if bench.small else 2.0):
                 yield from rows_of(trial)
-        if bench.left < (0 if bench.small else 45):
-            raise TimeoutError("reading layers from the disk")
+        if bench.left < (SMALL if bench.small else 45):
+            raise TimeoutError("no time is left for reading layers from the disk")
         share = print_streaming(place, files, bench.device, bench.dtype, lengths[-1])
         for name, value in share.items():
             yield Row("reading layers from the disk while they compute", 100 * value,
@@ -250,9 +251,11 @@ def run(bench: Bench, out: Path) -> dict:
              "small": bench.small, "rows": [], "skipped": []}
     print(f"{table['device']}, torch {table['torch']}")
     for title, (part, need) in PARTS.items():
-        if bench.left < (0 if bench.small else need):
+        need = SMALL if bench.small else need
+        if bench.left < need:
             table["skipped"].append(title)
-            print(f"\n{title}: skipped, {bench.left:.0f} s are left and it needs about {need}")
+            print(f"\n{title}: skipped, {max(bench.left, 0):.0f} s are left and it needs about "
+                  f"{need}")
             write_text(out, json.dumps(table, indent=1) + "\n")
             continue
         print(f"\n{title}" + (" (small: the sample's sizes)" if bench.small else ""))
@@ -289,8 +292,12 @@ def main(argv=None) -> int:
         slug = re.sub(r"[^a-z0-9]+", "-", bench.name().lower()).strip("-")
         out = args.out or DATA / "records" / f"bench-{slug}.json"
         check_writable(out)
+        if not 0 < args.minutes <= 60:
+            raise MinidsError(f"--minutes: expected more than 0, at most 60, found {args.minutes}")
+        with tempfile.TemporaryDirectory(dir=args.folder):
+            pass
         table = run(bench, out)
-    except MinidsError as error:
+    except (MinidsError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     wrong = [row["what"] for row in table["rows"] if row["held"] is False]

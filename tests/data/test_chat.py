@@ -363,6 +363,14 @@ def test_the_mask_ends_at_the_next_question_if_a_reply_has_no_eos(tok):
 
 # ---- parsing a message ----
 
+@pytest.mark.parametrize("reply", [[[1, 2]], None, ["a"], 5, [1.5]])
+def test_what_is_no_reply(tok, reply):
+    for parse in (lambda: parse_message(reply, "non-think", tok),
+                  lambda: parse_reply(reply, tok, "non-think")):
+        with pytest.raises(MinidsError, match="expected a reply, text or a list of ids, found"):
+            parse()
+
+
 def test_parse_message(tok):
     expected = assistant("6", reasoning_content="so", tool_calls=[])
     assert parse_message(f"so{END_THINK}6{EOS}", "think-high") == expected

@@ -29,11 +29,18 @@ def test_all_parts_in_small(tmp_path):
 
 def test_parts_that_do_not_fit_into_the_time_are_skipped(tmp_path):
     out = tmp_path / "table.json"
-    done = run("--small", "--device", "cpu", "--out", out, "--minutes", "-1")
+    done = run("--small", "--device", "cpu", "--out", out, "--minutes", "0.0001")
     assert done.returncode == 0, done.stderr
     table = json.loads(out.read_text())
     assert table["rows"] == [] and len(table["skipped"]) == 4
     assert done.stdout.count("skipped") == 4
+
+
+@pytest.mark.parametrize("flags", [["--minutes", "-1"], ["--folder", "nowhere/at/all"]])
+def test_bad_flags_are_one_line(tmp_path, flags):
+    done = run("--small", "--device", "cpu", "--out", tmp_path / "table.json", *flags)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_a_gpu_only_the_small_form_runs(tmp_path):

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from minids.errors import MinidsError
-from minids.system.files import check_writable
+from minids.system.files import check_writable, write_text
 
 
 def test_a_place_that_can_be_written_is_left_as_it_is(tmp_path):
@@ -35,6 +35,15 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path, path, folder, messa
     (tmp_path / "folder").mkdir()
     with pytest.raises(MinidsError, match=message):
         check_writable(tmp_path / path, folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_or_a_device_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for write in (check_writable, lambda path: write_text(path, "text")):
+        with pytest.raises(MinidsError, match="pipe: expected a new file or one to replace"):
+            write(tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")

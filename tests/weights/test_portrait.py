@@ -61,7 +61,8 @@ def rewritten(path, change, **tensors):
     change(about)
     tensors = load_file(path) | tensors
     save_file(tensors, path)
-    about["sha256"] = portrait._digest(path.read_bytes())
+    about.pop("sha256", None)
+    about["sha256"] = portrait._digest(about, path.read_bytes())
     save_file(tensors, path, {"portrait": json.dumps(about)})
 
 
@@ -167,9 +168,10 @@ def test_a_portrait_is_found_again(tmp_path):
     equal(portrait.kept(), whole)
     sample = portrait.save(portrait.take(Checkpoint(SAMPLE)))
     os.utime(sample, (0, 0))
-    portrait.save(small)
-    equal(portrait.kept(), whole)       # whole, and newer than that of the sample
+    equal(portrait.kept(), whole)       # newer than that of the sample
     os.utime(sample, (2**32, 2**32))
+    assert portrait.kept().name == "v4_sample"
+    (sample.parent / "gone.safetensors").symlink_to(tmp_path / "nowhere at all")
     assert portrait.kept().name == "v4_sample"
     assert portrait.place("a/b") == home() / "portraits" / "a--b.safetensors"
     out = portrait.save(small, tmp_path / "mine")
@@ -182,10 +184,10 @@ def test_damaged_portraits_are_refused(tmp_path):
     path = portrait.save(portrait.take(Checkpoint(NANO)), tmp_path / "nano")
     good = path.read_bytes()
     for damaged, words in (
-            (good[:-1], "not a whole safetensors file"), (good[:100], "not a whole safetensors"),
-            (b"", "not a whole safetensors file"),
+            (good[:-1], "is damaged: remove it"), (good[:100], "is damaged"), (b"", "is damaged"),
             (good[:-3] + bytes([good[-3] ^ 1]) + good[-2:], "is damaged: remove it"),
-            (good.replace(b"__metadata__", b"__metbdata__"), "not a whole safetensors file"),
+            (good.replace(b'"name\\": \\"nano', b'"name\\": \\"mini'), "is damaged"),
+            (good.replace(b"__metadata__", b"__metbdata__"), "is damaged"),
             (bytes(portrait.LARGEST + 1), "expected at most")):
         path.write_bytes(damaged)
         with pytest.raises(MinidsError, match=words) as caught:
@@ -195,6 +197,15 @@ def test_damaged_portraits_are_refused(tmp_path):
         portrait.load(next(SAMPLE.glob("*00007-of*")))
     with pytest.raises(MinidsError, match="cannot be read"):
         portrait.load(tmp_path / "nowhere")
+
+
+def test_another_file_is_not_replaced(tmp_path):
+    other = tmp_path / "config.json"
+    other.write_text("{}")
+    with pytest.raises(MinidsError, match="config.json is no portrait: expected a new file"):
+        portrait.save(portrait.take(Checkpoint(NANO), small=True), other)
+    assert main(["real", "portrait", str(NANO), "--small", "--out", str(other)]) == 2
+    assert other.read_text() == "{}"
 
 
 @pytest.mark.parametrize("change, words", [
