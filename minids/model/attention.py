@@ -202,7 +202,7 @@ def attend_blocks(q: Tensor, kv: Tensor, window_mask: Tensor | None, entries: Te
     """Softmax attention over the window, the compressed entries and the sink.
 
     q: B T H c; kv: B before+T c, the `before` keys before the first query and then the queries'
-    own; window_mask: see `Pass.window_mask`; entries, entry_mask: see `Attention.compressed`;
+    own; window_mask: see `Pass.window_mask`; entries, entry_mask: see `Attention.chosen`;
     sink: H -> the output, B T H c, and the weights of the entries, B T H S (None without entries).
 
     Queries are cut into blocks; a block needs only its own keys and the `before` keys before it.
