@@ -7,9 +7,10 @@ own distribution, whatever the drafts are. One sequence at a time.
 import torch
 
 from minids.inference import speculate as rule
-from minids.inference.sampling import check, distribution, enough_threads
-from minids.inference.speculate import Speculation
+from minids.inference.sampling import check
+from minids.inference.speculate import Speculation, draft_and_verify
 from minids.model.dspark import read_target
+from minids.system.devices import moved
 
 
 @torch.inference_mode()
@@ -21,43 +22,15 @@ def speculate_blocks(model, dspark, ids, max_new_tokens: int = 100, temperature:
     At most `dspark_block_size` drafts a pass. Raises `MinidsError` as `generate` does.
     """
     check(model, [ids], max_new_tokens, temperature, top_p)
-    stop = (model.config.eos_token_id,) if stop is None else stop
-    device, size = model.embed.weight.device, dspark.drafts.dspark_block_size
-    generator = torch.Generator()
-    generator.seed() if seed is None else generator.manual_seed(seed)
-    # T vocab -> T vocab, on the CPU, where drafts are sampled and judged
-    to_probs = lambda logits: distribution(logits, temperature, top_p).cpu()
-    out = Speculation(tried=[0] * size, accepted=[0] * size)
-    training = model.training
-    model.eval()
-    try:
-        state = model.new_state(1, len(ids) + max_new_tokens - 1)
-        drafter = BlockDrafter(model, dspark)
-        X, h = read_target(model, dspark, torch.tensor([ids], device=device), state)
-        out.passes = 1
-        new = [rule.sample_one(to_probs(model.logits(X[:, -1:])[0])[0], generator)]
-        with enough_threads(model, 1):
-            while True:
-                for token in new:
-                    out.ids.append(token)
-                    if token in stop or len(out.ids) == max_new_tokens:
-                        return out
-                drafter.extend(h)                       # of the tokens that the target has read
-                count = min(size, max_new_tokens - len(out.ids) - 1)
-                draft_ids, draft_probs = drafter.draft(new[-1], count, to_probs, generator)
-                block = torch.tensor([[new[-1], *draft_ids]], device=device)
-                X, h = read_target(model, dspark, block, state)
-                probs = to_probs(model.logits(X)[0])                 # one row more than drafts
-                out.passes += 1
-                new = rule.accept(draft_ids, draft_probs, probs, generator)
-                accept_length = len(new) - 1
-                for depth in range(min(len(new), len(draft_ids))):
-                    out.tried[depth] += 1
-                    out.accepted[depth] += depth < accept_length
-                state.rewind(len(draft_ids) - accept_length)         # forget rejected drafts
-                h = h[:, :accept_length + 1]
-    finally:
-        model.train(training)
+    drafter = BlockDrafter(model, dspark)
+
+    def draft(h, after, count, to_probs, generator):
+        drafter.extend(h)
+        return drafter.draft(after[-1], count, to_probs, generator)
+
+    return draft_and_verify(model, ids, dspark.drafts.dspark_block_size,
+                            lambda ids, state: read_target(model, dspark, ids, state), draft,
+                            max_new_tokens, temperature, top_p, seed, stop)
 
 
 class BlockDrafter:
@@ -85,12 +58,12 @@ class BlockDrafter:
         if not count:
             return draft_ids, draft_probs
         device = self.windows[0].device
-        y = self.dspark(self.model, torch.tensor([anchor], device=device),
-                        torch.tensor([self.pos], device=device), self.windows)
-        base = self.dspark.logits(self.model, y)[0]                              # size vocab
+        start = torch.full((1,), self.pos, device=device)
+        y = self.dspark(self.model, moved(torch.tensor([anchor]), device), start, self.windows)
+        base = self.dspark.logits(self.model, y)                                 # 1 size vocab
         for i in range(count):
-            bias = self.dspark.bias(torch.tensor([before], device=device))       # 1 vocab
-            draft_probs.append(to_probs(base[i:i + 1] + bias)[0])
+            bias = self.dspark.bias(moved(torch.tensor([[before]]), device))     # 1 1 vocab
+            draft_probs.append(to_probs(base[:, i:i + 1] + bias)[0])
             before = rule.sample_one(draft_probs[-1], generator)
             draft_ids.append(before)
         return draft_ids, torch.stack(draft_probs)

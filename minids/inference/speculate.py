@@ -47,6 +47,26 @@ def speculate(model, ids, max_new_tokens: int = 100, temperature: float = 1.0, t
                           "without drafts")
     if drafts < 1:
         raise MinidsError(f"drafts: expected at least 1, found {drafts}")
+    drafter = Drafter(model)
+
+    def read(ids, state):
+        X = model.features(ids, state)
+        return X, X
+
+    return draft_and_verify(model, ids, drafts, read, drafter.draft, max_new_tokens, temperature,
+                            top_p, seed, stop)
+
+
+def draft_and_verify(model, ids, drafts: int, read, draft, max_new_tokens: int,
+                     temperature: float, top_p: float, seed: int | None,
+                     stop: tuple[int, ...] | None) -> Speculation:
+    """Continue a prompt with at most `drafts` drafts a pass, whoever makes them.
+
+    `read(ids, state)` is a pass of the model: its streams, 1 T n d, and what the drafter is told of
+    these tokens, 1 T .... `draft(told, after, count, to_probs, generator)` gives `count` ids and
+    the distributions they were sampled from, from what it has not been told yet and the tokens
+    after each of them.
+    """
     stop = (model.config.eos_token_id,) if stop is None else stop
     device, generator = model.embed.weight.device, torch.Generator()
     generator.seed() if seed is None else generator.manual_seed(seed)
@@ -56,11 +76,11 @@ def speculate(model, ids, max_new_tokens: int = 100, temperature: float = 1.0, t
     training = model.training
     model.eval()
     try:
-        state, drafter = model.new_state(1, len(ids) + max_new_tokens - 1), Drafter(model)
-        X = model.features(moved(torch.tensor([ids]), device), state)   # 1 T n d
+        state = model.new_state(1, len(ids) + max_new_tokens - 1)
+        X, told = read(moved(torch.tensor([ids]), device), state)
         out.passes = 1
         new = [sample_one(to_probs(model.logits(X[:, -1:]))[0], generator)]
-        after = [*ids[1:], *new]                                  # the token after each stream in X
+        after = [*ids[1:], *new]                               # the token after each one in `told`
         with enough_threads(model, 1):
             while True:
                 for token in new:
@@ -68,8 +88,8 @@ def speculate(model, ids, max_new_tokens: int = 100, temperature: float = 1.0, t
                     if token in stop or len(out.ids) == max_new_tokens:
                         return out
                 count = min(drafts, max_new_tokens - len(out.ids) - 1)
-                draft_ids, draft_probs = drafter.draft(X, after, count, to_probs, generator)
-                X = model.features(moved(torch.tensor([[new[-1], *draft_ids]]), device), state)
+                draft_ids, draft_probs = draft(told, after, count, to_probs, generator)
+                X, told = read(moved(torch.tensor([[new[-1], *draft_ids]]), device), state)
                 probs = to_probs(model.logits(X))                       # one row more than drafts
                 out.passes += 1
                 new = accept(draft_ids, draft_probs, probs, generator)
@@ -78,7 +98,7 @@ def speculate(model, ids, max_new_tokens: int = 100, temperature: float = 1.0, t
                     out.tried[depth] += 1
                     out.accepted[depth] += depth < accept_length
                 state.rewind(len(draft_ids) - accept_length)            # forget rejected drafts
-                X, after = X[:, :accept_length + 1], new
+                told, after = told[:, :accept_length + 1], new
     finally:
         model.train(training)
 
