@@ -4,11 +4,11 @@ import itertools
 
 import pytest
 import torch
+from helpers import every_outcome
 from tiny import SMALL, THREE_TOKENS
 from twin import lively
 
 from minids import generate
-from minids.inference import speculate as rule
 from minids.inference.block_drafts import speculate_blocks
 from minids.model.dspark import DSpark, DSparkConfig, initialise
 
@@ -26,32 +26,17 @@ def module(config, drafts, seed=0):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size, new", [(1, 3), (2, 4)])
-def test_the_distribution_is_that_of_plain_sampling(monkeypatch, size, new):
+def test_the_distribution_is_that_of_plain_sampling(size, new):
     """Exactly, by enumeration over three tokens: every outcome of every random choice."""
-    model, prompt = lively(THREE_TOKENS, 1), [0, 2, 2, 1, 0, 1]
+    model, prompt, accepted = lively(THREE_TOKENS, 1), [0, 2, 2, 1, 0, 1], set()
     dspark = module(THREE_TOKENS, DSparkConfig(size, 2, (0, 1), 2, n_blocks=2))
-    chances, todo, accepted = {}, [()], set()
-    path: list = []
 
-    def pick(weights):
-        nonlocal at, chance
-        weights = weights / weights.sum()
-        if at == len(path):         # a new fork: the first outcome now, the others later
-            outcomes = [i for i, w in enumerate(weights.tolist()) if w > 0]
-            todo.extend(tuple(path) + (i,) for i in outcomes[1:])
-            path.append(outcomes[0])
-        chance *= float(weights[path[at]])
-        at += 1
-        return path[at - 1]
-
-    monkeypatch.setattr(rule, "sample_one", lambda weights, generator: pick(weights.double()))
-    monkeypatch.setattr(rule, "bernoulli", lambda p, generator: bool(
-        pick(torch.tensor([1 - p, p], dtype=torch.float64))))
-    while todo:
-        path, at, chance = list(todo.pop()), 0, 1.0
+    def run():
         out = speculate_blocks(model, dspark, prompt, new, stop=())
         accepted.add(sum(out.accepted))
-        chances[tuple(out.ids)] = chances.get(tuple(out.ids), 0.0) + chance
+        return tuple(out.ids)
+
+    chances = every_outcome(run)
     with torch.no_grad():
         texts = list(itertools.product(range(3), repeat=new))
         p = model(torch.tensor([prompt + list(text) for text in texts])).softmax(-1)

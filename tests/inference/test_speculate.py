@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from helpers import every_outcome
 from tiny import SMALL, THREE_TOKENS
 from twin import lively
 
@@ -40,29 +41,9 @@ def test_a_state_forgets_the_end_of_the_last_call(config):
 
 
 def tree(model, prompt, new, drafts):
-    """{text: probability} of `speculate`, following every outcome of its random choices."""
-    chances, todo = {}, [()]
-    while todo:
-        path, at, chance = list(todo.pop()), 0, 1.0
-
-        def pick(weights):
-            nonlocal at, chance
-            weights = weights / weights.sum()
-            if at == len(path):         # a new fork: the first outcome now, the others later
-                outcomes = [i for i, w in enumerate(weights.tolist()) if w > 0]
-                todo.extend(tuple(path) + (i,) for i in outcomes[1:])
-                path.append(outcomes[0])
-            chance *= float(weights[path[at]])
-            at += 1
-            return path[at - 1]
-
-        with pytest.MonkeyPatch.context() as patch:
-            pick_bool = lambda p: bool(pick(torch.tensor([1 - p, p], dtype=torch.float64)))
-            patch.setattr(module, "sample_one", lambda weights, generator: pick(weights.double()))
-            patch.setattr(module, "bernoulli", lambda p, generator: pick_bool(p))
-            text = tuple(speculate(model, prompt, new, stop=(), drafts=drafts).ids)
-        chances[text] = chances.get(text, 0.0) + chance
-    return chances
+    """{text: probability} of `speculate`."""
+    return every_outcome(
+        lambda: tuple(speculate(model, prompt, new, stop=(), drafts=drafts).ids))
 
 
 @pytest.mark.slow
