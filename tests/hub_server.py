@@ -1,7 +1,9 @@
 """A small Hub: serves a folder as the real one serves a repository, with faults on request."""
 
 import hashlib
+import os
 import threading
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
@@ -176,3 +178,28 @@ def grown(handler, code, headers, body):
 def everything(hub, file):
     """The whole file, as from a server that ignores ranges."""
     return lambda *_: (200, {}, hub.bytes(file))
+
+
+@contextmanager
+def used(folder, tmp_path, monkeypatch):
+    """A `LocalHub` that `minids` uses: with an empty cache, no token, no time lost by waiting, and
+    requests for exactly what is wanted."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import close_session
+
+    from minids.weights import hub, hub_requests
+
+    server = LocalHub(folder)
+    monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+    monkeypatch.setenv("HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(hub_requests, "BACKOFF", 0.001)
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    monkeypatch.setattr(hub, "HEAD", 4096)      # headers of the sample take one or two requests
+    monkeypatch.setattr(hub, "GAP", 0)
+    close_session()
+    yield server
+    server.close()
+    close_session()

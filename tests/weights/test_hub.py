@@ -3,7 +3,6 @@
 import errno
 import gzip
 import json
-import os
 import struct
 from functools import cache
 from pathlib import Path
@@ -22,6 +21,7 @@ from hub_server import (
     other_range,
     shorter,
     status,
+    used,
 )
 from safetensors import safe_open
 
@@ -46,20 +46,8 @@ WQ = "layers.1.attn.wq_a.weight"
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """The local Hub, an empty cache, no token, and no time lost by waiting."""
-    server = LocalHub(SAMPLE)
-    monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
-    monkeypatch.setenv("HF_ASSETS_CACHE", str(tmp_path / "assets"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(hub_requests, "BACKOFF", 0.001)
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-    monkeypatch.setattr(hub, "HEAD", 4096)      # headers of the sample take one or two requests
-    monkeypatch.setattr(hub, "GAP", 0)
-    close_session()
-    yield server
-    server.close()
-    close_session()
+    with used(SAMPLE, tmp_path, monkeypatch) as server:
+        yield server
 
 
 @cache

@@ -6,7 +6,7 @@ import os
 
 import pytest
 import torch
-from hub_server import COMMIT, LocalHub, status
+from hub_server import COMMIT, status, used
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -16,11 +16,10 @@ from minids.errors import MinidsError
 from minids.model.mhc import affinity
 from minids.show import real
 from minids.system.paths import DATA, home
-from minids.weights import hub, hub_requests, layout, portrait
+from minids.weights import layout, portrait
 from minids.weights.checkpoint import Checkpoint
 
-constants = pytest.importorskip("huggingface_hub.constants")
-close_session = pytest.importorskip("huggingface_hub.utils").close_session
+pytest.importorskip("huggingface_hub")
 SAMPLE, NANO = DATA / "v4_sample", DATA / "checkpoints" / "nano"
 REPO = "owner/sample"
 
@@ -28,20 +27,8 @@ REPO = "owner/sample"
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """The local Hub, an empty cache, and requests for exactly what is wanted."""
-    server = LocalHub(SAMPLE)
-    monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
-    monkeypatch.setenv("HF_ASSETS_CACHE", str(tmp_path / "assets"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(hub_requests, "BACKOFF", 0.001)
-    monkeypatch.setattr(hub, "HEAD", 4096)
-    monkeypatch.setattr(hub, "GAP", 0)
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-    close_session()
-    yield server
-    server.close()
-    close_session()
+    with used(SAMPLE, tmp_path, monkeypatch) as server:
+        yield server
 
 
 def equal(a, b):
