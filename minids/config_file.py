@@ -57,10 +57,10 @@ FIXED = {"scoring_func": "sqrtsoftplus", "topk_method": "noaux_tc", "n_group": 1
 # the same in `quantization_config`; None: the released files have no such key
 FIXED_QUANTISATION = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128],
                       "quant_algo": None, "moe_quant_algo": None}
-# keys whose values are not plain numbers or words -> the type of their values
-TYPES = dict.fromkeys(("architectures", "layer_types", "mlp_layer_types", "compress_ratios"), list)
-TYPES |= dict.fromkeys(("compress_rates", "rope_parameters", "rope_parameters.main",
-                        "rope_parameters.compress", "rope_scaling", "quantization_config"), dict)
+# keys whose values are not numbers or words; a dot leads into an object
+LISTS = ("architectures", "layer_types", "mlp_layer_types", "compress_ratios")
+OBJECTS = ("compress_rates", "rope_parameters", "rope_parameters.main", "rope_parameters.compress",
+           "rope_scaling", "quantization_config")
 
 
 class ConfigError(MinidsError):
@@ -132,11 +132,11 @@ def has_dspark(d: dict) -> bool:
 def _check_types(d: dict) -> None:
     """Raise `ConfigError` if a key has a number or a word where a list or an object belongs, or the
     other way round."""
-    for key, kind in TYPES.items():
+    for key in LISTS + OBJECTS:
         *outer, last = key.split(".")
         value = ((d.get(outer[0]) or {}) if outer else d).get(last)
-        expected = "a list" if kind is list else "an object"
-        require(value is None or type(value) is kind, key, expected, value)
+        kind, expected = (list, "a list") if key in LISTS else (dict, "an object")
+        require(value is None or isinstance(value, kind), key, expected, value)
 
 
 def _check_model(d: dict) -> None:
