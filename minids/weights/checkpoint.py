@@ -405,13 +405,16 @@ def view_bytes(data: torch.Tensor, entry: Entry) -> torch.Tensor:
 def holds_nan(t: torch.Tensor) -> torch.Tensor:
     """Whether any number of a tensor, or any code or scale in float8, is NaN: a bool on its device.
 
-    One pass. Only codes in FP8 take memory, as much as they have.
+    Takes no memory: in float8, NaN are the bytes 0x7F and 0xFF (E4M3) or 0xFF (E8M0), which are the
+    largest signed and the largest unsigned byte; and the maximum of floats with NaN is NaN.
     """
     if t.dtype == torch.float8_e4m3fn:
-        return (t.view(torch.uint8) & 0x7F).amax() == 0x7F      # one bit is the sign
+        return (t.view(torch.int8).amax() == 0x7F) | (t.view(torch.uint8).amax() == 0xFF)
     if t.dtype == torch.float8_e8m0fnu:
         return t.view(torch.uint8).amax() == 0xFF
-    return t.amax().isnan()             # `amax` passes NaN on
+    if not t.is_floating_point():
+        return torch.zeros((), dtype=torch.bool, device=t.device)
+    return t.amax().isnan()
 
 
 def decode(stored_as: str, raw: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype,
