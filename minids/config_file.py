@@ -57,6 +57,10 @@ FIXED = {"scoring_func": "sqrtsoftplus", "topk_method": "noaux_tc", "n_group": 1
 # the same in `quantization_config`; None: the released files have no such key
 FIXED_QUANTISATION = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128],
                       "quant_algo": None, "moe_quant_algo": None}
+# keys whose values are not numbers or words; a dot leads into an object
+LISTS = ("architectures", "layer_types", "mlp_layer_types", "compress_ratios")
+OBJECTS = ("compress_rates", "rope_parameters", "rope_parameters.main", "rope_parameters.compress",
+           "rope_scaling", "quantization_config")
 
 
 class ConfigError(MinidsError):
@@ -89,9 +93,9 @@ def read(path: Path) -> dict:
 def fields_of(d: dict, required: list[str]) -> dict[str, Any]:
     """The fields of a `Config` that a config.json gives; those that are `required` are there.
 
-    Raises `ConfigError` for what is not a V4 configuration. Wrong types may also give the errors of
-    Python.
+    Raises `ConfigError` for what is not a V4 configuration.
     """
+    _check_types(d)
     _check_model(d)
     _check_quantisation(d)
     fields = {key: d[hf] for key, hf in HF_KEYS.items() if d.get(hf) is not None}
@@ -101,8 +105,9 @@ def fields_of(d: dict, required: list[str]) -> dict[str, Any]:
     quantisation = d.get("quantization_config") or {}
     if "expert_dtype" in quantisation:
         fields.setdefault("expert_dtype", quantisation["expert_dtype"])
-    if "rope_head_dim" not in fields and d.get("partial_rotary_factor") is not None:
-        fields["rope_head_dim"] = _rotating(d["head_dim"], d["partial_rotary_factor"])
+    factor = d.get("partial_rotary_factor")
+    if "rope_head_dim" not in fields and "head_dim" in fields and factor is not None:
+        fields["rope_head_dim"] = _rotating(fields["head_dim"], factor, "partial_rotary_factor")
     missing = [HF_KEYS[key] for key in required if key not in fields]
     if missing:
         raise ConfigError(f"not a DeepSeek-V4 configuration: no {', '.join(missing)}")
@@ -110,7 +115,7 @@ def fields_of(d: dict, required: list[str]) -> dict[str, Any]:
         fields["n_mtp_layers"] = 0
     for key in ("n_layers", "n_mtp_layers"):  # before they size anything
         n = fields[key]
-        require(isinstance(n, int) and 0 <= n <= 4096, HF_KEYS[key], "a whole number up to 4096", n)
+        require(type(n) is int and 0 <= n <= 4096, HF_KEYS[key], "a whole number up to 4096", n)
     fields |= {"compress_ratios": _ratios_of(d, fields["n_layers"], fields["n_mtp_layers"]),
                "n_hash_layers": _hash_layers_of(d, fields["n_layers"])}
     return fields | _rope_of(d, fields["head_dim"], fields["rope_head_dim"])
@@ -122,6 +127,16 @@ def has_dspark(d: dict) -> bool:
     So it is in Flash-0731 and Pro-0813, whose `num_nextn_predict_layers` is 1 all the same.
     """
     return any(value for key, value in d.items() if key.startswith("dspark_"))
+
+
+def _check_types(d: dict) -> None:
+    """Raise `ConfigError` if a key has a number or a word where a list or an object belongs, or the
+    other way round."""
+    for key in LISTS + OBJECTS:
+        *outer, last = key.split(".")
+        value = ((d.get(outer[0]) or {}) if outer else d).get(last)
+        kind, expected = (list, "a list") if key in LISTS else (dict, "an object")
+        require(value is None or isinstance(value, kind), key, expected, value)
 
 
 def _check_model(d: dict) -> None:
@@ -149,7 +164,6 @@ def _check_quantisation(d: dict) -> None:
     quantisation = d.get("quantization_config")
     if not quantisation:
         return
-    require(isinstance(quantisation, dict), "quantization_config", "an object", quantisation)
     for key, value in FIXED_QUANTISATION.items():
         found = quantisation.get(key)
         optional = found is None and key != "quant_method"
@@ -159,35 +173,41 @@ def _check_quantisation(d: dict) -> None:
 
 def _ratios_of(d: dict, n_layers: int, n_mtp: int) -> tuple[int, ...]:
     """`compress_ratios`, from any spelling; those of MTP blocks are 0, whatever the file says."""
-    rates = _rates_of(d)
+    rates, by_type, by_ratio = _rates_of(d), None, None
     if d.get("layer_types") is not None:
         types = _layers_of(d, "layer_types", n_layers)
-        unknown = set(types) - {SLIDING, CSA, HCA}
-        require(not unknown, "layer_types", f"{SLIDING}, {CSA} or {HCA}", sorted(unknown))
-        rates = {SLIDING: 0, CSA: CSA_RATE, HCA: 128} | rates
-        ratios = [rates[t] for t in types]
-    elif d.get("compress_ratios") is not None:
-        ratios = _layers_of(d, "compress_ratios", n_layers)
+        unknown = [t for t in types if t not in (SLIDING, CSA, HCA)]
+        require(not unknown, "layer_types", f"{SLIDING}, {CSA} or {HCA}", unknown)
+        by_type = [({SLIDING: 0, CSA: CSA_RATE, HCA: 128} | rates)[t] for t in types]
+    if d.get("compress_ratios") is not None:
+        by_ratio = _layers_of(d, "compress_ratios", n_layers)
+        require(all(type(r) is int for r in by_ratio), "compress_ratios",
+                "whole numbers", by_ratio)
         hca = rates.get(HCA)        # `transformers` takes 128 for the name of HCA, not for its rate
-        ratios = [hca if hca and r == 128 else r for r in ratios]
-        require(not hca or max(ratios, default=0) <= hca, "compress_ratios",
-                f"at most {hca}, the rate of HCA layers in this file", max(ratios, default=0))
-    else:
+        by_ratio = [hca if hca and r == 128 else r for r in by_ratio]
+        require(not hca or max(by_ratio, default=0) <= hca, "compress_ratios",
+                f"at most {hca}, the rate of HCA layers in this file", max(by_ratio, default=0))
+    if by_type is None and by_ratio is None:
         raise ConfigError("not a DeepSeek-V4 configuration: "
                           "neither compress_ratios nor layer_types")
-    return (*ratios, *[0] * n_mtp)
+    require(by_type is None or by_ratio in (None, by_type), "compress_ratios",
+            f"{by_type}, as layer_types of this file says", by_ratio)
+    return (*(by_type or by_ratio or ()), *[0] * n_mtp)
 
 
 def _rates_of(d: dict) -> dict[str, int]:
     """{kind of layer: its compression ratio}, as far as the file gives them."""
-    rates, keys = dict(d.get("compress_rates") or {}), {}
+    rates = {}
     for kind, key in ((CSA, "compress_rate_csa"), (HCA, "compress_rate_hca")):
-        keys[kind] = f"compress_rates[{kind}]"
-        if d.get(key) is not None:
-            rates[kind], keys[kind] = d[key], key
-    require(rates.get(CSA, CSA_RATE) == CSA_RATE, keys[CSA],
-            f"{CSA_RATE}, the rate with overlap", rates.get(CSA))
-    require(rates.get(HCA, 128) > CSA_RATE, keys[HCA], f"more than {CSA_RATE}", rates.get(HCA))
+        rate = d.get(key)
+        if rate is None:
+            key, rate = f"compress_rates[{kind}]", (d.get("compress_rates") or {}).get(kind)
+        if rate is not None:
+            expected = (f"{CSA_RATE}, the rate with overlap" if kind == CSA else
+                        f"more than {CSA_RATE}")
+            fits = type(rate) is int and (rate == CSA_RATE if kind == CSA else rate > CSA_RATE)
+            require(fits, key, expected, rate)
+            rates[kind] = rate
     return rates
 
 
@@ -202,15 +222,17 @@ def _layers_of(d: dict, key: str, n_layers: int) -> list:
 
 def _hash_layers_of(d: dict, n_layers: int) -> int:
     """`n_hash_layers`, from either spelling."""
+    n_hash = d.get("num_hash_layers")
+    require(n_hash is None or type(n_hash) is int, "num_hash_layers", "a whole number", n_hash)
     if d.get("mlp_layer_types") is None:
-        n_hash = d.get("num_hash_layers")
-        require(n_hash is None or type(n_hash) is int, "num_hash_layers", "a whole number", n_hash)
         return min(n_layers, 3 if n_hash is None else n_hash)
     types = _layers_of(d, "mlp_layer_types", n_layers)
     is_hash = [t == "hash_moe" for t in types]
     hash_first = is_hash == sorted(is_hash, reverse=True)
-    require(hash_first and set(types) <= {"hash_moe", "moe"}, "mlp_layer_types",
+    require(hash_first and all(t in ("hash_moe", "moe") for t in types), "mlp_layer_types",
             "hash_moe layers first, then moe", types)
+    require(n_hash is None or min(n_layers, n_hash) == sum(is_hash), "num_hash_layers",
+            f"{sum(is_hash)}, as mlp_layer_types of this file says", n_hash)
     return sum(is_hash)
 
 
@@ -220,7 +242,8 @@ def _rope_of(d: dict, head_dim: int, rope_head_dim: int) -> dict[str, Any]:
     nested = {kind: rope.get(kind) or {} for kind in ("main", "compress")}
     for where, entry in (("", d), *((f"rope_parameters.{k}.", e) for k, e in nested.items())):
         if entry.get("partial_rotary_factor") is not None:
-            found = _rotating(head_dim, entry["partial_rotary_factor"])
+            found = _rotating(head_dim, entry["partial_rotary_factor"],
+                              f"{where}partial_rotary_factor")
             require(found == rope_head_dim, f"{where}partial_rotary_factor x head_dim",
                     f"{rope_head_dim} (qk_rope_head_dim)", found)
     for kind, key in (("main", "rope_theta"), ("compress", "compress_rope_theta")):
@@ -228,22 +251,30 @@ def _rope_of(d: dict, head_dim: int, rope_head_dim: int) -> dict[str, Any]:
             fields[key] = nested[kind]["rope_theta"]
     kind = nested["main"].get("rope_type", "default")
     require(kind == "default", "rope_parameters.main.rope_type", '"default"', kind)
-    return fields | _yarn_of(d.get("rope_scaling") or rope.get("compress") or rope)
+    places = {"rope_scaling": d.get("rope_scaling"),
+              "rope_parameters.compress": nested["compress"], "rope_parameters": rope}
+    return fields | next((_yarn_of(entry, key) for key, entry in places.items() if entry), {})
 
 
-def _rotating(head_dim: int, factor: float) -> int:
-    """The channels of a head that rotate, as `transformers` counts them."""
+def _rotating(head_dim: int, factor: float, key: str) -> int:
+    """The channels of a head that rotate, as `transformers` counts them, from the value of `key`.
+    """
+    require(type(factor) in (int, float) and 0 <= factor <= 1, key, "a number from 0 to 1", factor)
+    require(type(head_dim) is int and 0 < head_dim <= 2**20, "head_dim",
+            "a whole number from 1 to 2^20", head_dim)
     return int(head_dim * factor)
 
 
-def _yarn_of(scaling: dict) -> dict[str, Any]:
+def _yarn_of(scaling: dict, where: str) -> dict[str, Any]:
     """The fields of YaRN, from the entry that describes it; none without YaRN."""
     kind = scaling.get("rope_type", scaling.get("type", "default"))
-    require(kind in ("default", "yarn"), "rope_scaling type", '"yarn" or "default"', kind)
+    require(kind in ("default", "yarn"), f"{where} type", '"yarn" or "default"', kind)
     if kind == "default":
         return {}
+    for key in ("factor", "original_max_position_embeddings"):
+        require(scaling.get(key) is not None, f"{where}.{key}", "a number with YaRN", None)
     for key, value in (("attention_factor", 1), ("truncate", True)):
-        require(scaling.get(key) in (None, value), f"rope_scaling.{key}",
+        require(scaling.get(key) in (None, value), f"{where}.{key}",
                 f"{json.dumps(value)}, as in every V4 model", scaling.get(key))
     return {"original_seq_len": scaling["original_max_position_embeddings"],
             "rope_factor": scaling["factor"],
@@ -254,7 +285,7 @@ def _yarn_of(scaling: dict) -> dict[str, Any]:
 def in_words_of_file(message: str, d: dict) -> str:
     """An error message of `Config` with the keys of the file in place of the names of fields."""
     keys = HF_KEYS | {
-        "compress_ratios": "layer_types" if d.get("layer_types") else "compress_ratios",
+        "compress_ratios": "compress_ratios" if d.get("compress_ratios") else "layer_types",
         "n_hash_layers": "mlp_layer_types" if d.get("mlp_layer_types") else "num_hash_layers",
         "original_seq_len": "original_max_position_embeddings", "rope_factor": "factor"}
     if d.get("qk_rope_head_dim") is None:

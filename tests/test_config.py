@@ -164,6 +164,21 @@ def test_the_draft_module_of_later_releases_is_no_mtp_block():
     (spelled(compress_rates={CSA: 8}), rf"compress_rates\[{CSA}\]: expected 4"),
     (old(compress_ratios=[0, 4, 16, 4], compress_rate_hca=8),
      "compress_ratios: expected at most 8"),
+    (spelled(compress_ratios=[0, 4, 0, 4, 0]),
+     r"compress_ratios: expected \[0, 4, 16, 4\], as layer_types .*, found \[0, 4, 0, 4\]"),
+    (spelled(num_hash_layers=2), "num_hash_layers: expected 1, as mlp_layer_types .*, found 2"),
+    (spelled(architectures="DeepseekV4ForCausalLM"),
+     "architectures: expected a list, found 'DeepseekV4ForCausalLM'"),
+    (old(compress_ratios=[0, 4, 128, "4"]), r"compress_ratios: expected whole numbers, found \[0"),
+    (spelled(layer_types=[[SLIDING], CSA, HCA, CSA]), "layer_types: expected .*, found .*sliding"),
+    (spelled(rope_scaling="yarn"), "rope_scaling: expected an object, found 'yarn'"),
+    (spelled(rope_scaling={"type": "yarn", "factor": 16}),
+     "rope_scaling.original_max_position_embeddings: expected a number with YaRN, found None"),
+    (spelled(compress_rates=5), "compress_rates: expected an object, found 5"),
+    (spelled(compress_rate_hca="16"), "compress_rate_hca: expected more than 4, found '16'"),
+    (spelled(rope_parameters={"main": 5}), "rope_parameters.main: expected an object, found 5"),
+    (spelled("qk_rope_head_dim", partial_rotary_factor="half"),
+     "partial_rotary_factor: expected a number from 0 to 1, found 'half'"),
     (spelled(hidden_size=0), "^hidden_size: expected above 0"),
     (spelled(hidden_size="64"), "^hidden_size must be a whole number"),
     (spelled(o_groups=3), "o_groups: expected a divisor of num_attention_heads = 4"),
@@ -173,3 +188,25 @@ def test_the_draft_module_of_later_releases_is_no_mtp_block():
 def test_messages_name_the_keys_of_the_file(d, message):
     with pytest.raises(ConfigError, match=message):
         Config.from_json(d)
+
+
+def test_both_spellings_that_agree_are_read():
+    both = spelled(compress_ratios=[0, 4, 128, 4, 0], num_hash_layers=1)
+    assert Config.from_json(both) == Config.nano()
+
+
+WRONG = (5, -1, 1e300, 10**400, True, "x", [], [5], ["x"], [[]], [None, {}], {}, {"main": 5},
+         {"type": "yarn"}, {"type": ["yarn"], "factor": "x"}, {"main": {"rope_theta": []}})
+
+
+@pytest.mark.parametrize("spelling", [spelled, old])
+def test_no_value_gives_an_error_of_python(spelling):
+    keys = NANO | old() | {"rope_parameters": 0, "quantization_config": 0, "compress_rate_csa": 0,
+                           "compress_rate_hca": 0, "quantization": 0, "dspark_block_size": 0}
+    for key in keys:
+        for value in WRONG:
+            for without in ((), ("qk_rope_head_dim", "rope_scaling")):
+                try:
+                    Config.from_json(spelling(*without) | {key: value})
+                except ConfigError as error:
+                    assert not re.search(r"\w+Error: ", str(error)), (key, value, str(error))

@@ -73,12 +73,12 @@ class Checkpoint:
     """A checkpoint, read tensor by tensor. Use it in a `with` block, or call `close()`.
 
     `source` is a folder or "OWNER/NAME" on the Hub; a `Path` is always a folder. `revision` is a
-    branch, a tag or a commit of the repository.
+    branch, a tag or a commit of the repository; folders have none.
 
     Opening reads config.json and the index, nothing else. Missing shards matter only when something
     is read from them, so a few downloaded shards are enough. Every tensor is compared with the
-    configuration before its bytes are fetched or used. Raises `MinidsError` for whatever goes
-    wrong.
+    configuration before its bytes are fetched or used, and NaN is refused as it is read. Raises
+    `MinidsError` for whatever goes wrong.
 
     `config` is the configuration. Where the files hold no MTP block (`transformers` drops it,
     Flash-0731 and Pro-0813 have another draft module in its place), it is the configuration without
@@ -87,7 +87,10 @@ class Checkpoint:
     """
 
     def __init__(self, source: str | Path, revision: str | None = None) -> None:
-        local = isinstance(source, Path) or os.path.isdir(source)
+        local = isinstance(source, Path) or os.path.exists(source)
+        if local and revision is not None:
+            raise MinidsError(f"revision: expected none for {source}, which is on this machine; "
+                              f"found {revision!r:.60}. Only a repository of the Hub has revisions")
         self.files: Files = LocalFiles(source) if local else HubFiles(str(source), revision)
         self.where, self.revision = self.files.where, self.files.revision
         try:
@@ -120,17 +123,38 @@ class Checkpoint:
     def find(self, *patterns: str) -> list[str]:
         """The names that match a pattern, such as "layers.*.ffn.gate.*"; without those of scales.
 
-        `MinidsError` for a pattern that matches no tensor of this model.
+        `MinidsError` for a pattern that matches no tensor of this model, or one that the files do
+        not have.
         """
         names: dict[str, None] = {}
         for pattern in patterns:
             matching = [n for n in self._stored if n in self._layout and fnmatchcase(n, pattern)]
+            absent = [n for n in self.missing() if fnmatchcase(n, pattern)]
+            if absent:
+                raise self._not_the_model(absent)
             if not matching:
                 examples = ", ".join(list(self._layout)[1:4])
-                raise MinidsError(f"no tensor matches {pattern!r}: expected a name or a pattern "
-                                  f"such as layers.*.ffn.gate.weight; names look like {examples}")
+                raise MinidsError(f"{self.where}: no tensor matches {pattern!r}: expected a name "
+                                  f"or a pattern such as layers.*.ffn.gate.weight; names look like "
+                                  f"{examples}")
             names |= dict.fromkeys(matching)
         return list(names)
+
+    def below(self, prefix: str) -> list[str]:
+        """The names that begin with `prefix`, such as "layers.3."; without those of scales.
+
+        `MinidsError` unless these are all tensors that the files have there, and all that the model
+        has: what is left is a module that can be read by itself.
+        """
+        absent, extra = ([name for name in names if name.startswith(prefix)]
+                         for names in (self.missing(), self.extra()))
+        if absent or extra:
+            raise self._not_the_model(absent, extra)
+        return self.find(f"{prefix}*")
+
+    def missing(self) -> list[str]:
+        """Weights of the model of config.json that the index does not have. Reads nothing."""
+        return [name for name in self._layout if name not in self._stored]
 
     def left_alone(self) -> str:
         """One sentence: which tensors are not read, and why. Empty where all of them are."""
@@ -184,11 +208,15 @@ class Checkpoint:
         missing = self._layout.keys() - info.keys()
         extra = info.keys() - self._layout.keys() - {scale for _, scale in compared}
         if missing or extra or wrong:
-            hint = "What is unexpected may belong to a later model." if extra else ""
-            raise MinidsError(f"{self.where}: the files do not hold the model of config.json: "
-                              f"{count_and_names('missing', missing)}"
-                              f"{count_and_names('unexpected', extra)}"
-                              f"{count_and_names('wrong', wrong)}{hint}".rstrip())
+            raise self._not_the_model(missing, extra, wrong)
+
+    def _not_the_model(self, missing: Iterable[str] = (), extra: Iterable[str] = (),
+                       wrong: Iterable[str] = ()) -> MinidsError:
+        hint = "What is unexpected may belong to a later model." if extra else ""
+        return MinidsError(f"{self.where}: the files do not hold the model of config.json: "
+                           f"{count_and_names('missing', missing)}"
+                           f"{count_and_names('unexpected', extra)}"
+                           f"{count_and_names('wrong', wrong)}{hint}".rstrip())
 
     # ---- reading ----
 
@@ -248,11 +276,23 @@ class Checkpoint:
         for place in places.values():
             by_file.setdefault(place.file, {})[place.name] = place.entry
         data = {file: self.files.read(file, entries, device) for file, entries in by_file.items()}
-        for name, (file, stored, entry) in places.items():
-            if entry.dtype == "F8_E8M0" and (data[file][stored] == 255).any():
-                raise MinidsError(f"{self.where}: {name} holds NaN; expected powers of two")
-        return {name: view_bytes(data[file][stored], entry)
-                for name, (file, stored, entry) in places.items()}
+        raw = {name: view_bytes(data[file][stored], entry)
+               for name, (file, stored, entry) in places.items()}
+        self._refuse_nan(raw)
+        return raw
+
+    def _refuse_nan(self, raw: dict[str, torch.Tensor]) -> None:
+        """Raise `MinidsError` if anything that was read would be decoded to NaN."""
+        # an infinite scale is as bad as NaN: times a code of 0 it is NaN
+        float_scales = {name for name, t in raw.items()
+                        if name not in self._layout and t.dtype == torch.float32}
+        flags = [holds_nan(0 * t if name in float_scales else t) for name, t in raw.items()]
+        for name, is_nan in zip(raw, torch.stack(flags).tolist() if flags else []):
+            if is_nan:
+                is_power = raw[name].dtype == torch.float8_e8m0fnu
+                raise MinidsError(f"{self.where}: {name} holds NaN"
+                                  f"{' or infinity' * (name in float_scales)}; expected "
+                                  f"{'powers of two' if is_power else 'numbers'}")
 
     def _fetch(self, places: dict[str, Place], progress: bool = False) -> None:
         missing: dict[str, dict[str, Entry]] = {}
@@ -292,6 +332,8 @@ class Checkpoint:
             raise MinidsError(f"{self.where}: {name} is not read: {reason}")
 
     def _require_stored(self, name: str) -> None:
+        if name in self._layout and name not in self._stored:
+            raise self._not_the_model([name])
         if name not in self._stored:
             raise MinidsError(f"{self.where}: no tensor {name}. `names()` lists what there is.")
 
@@ -360,6 +402,21 @@ def view_bytes(data: torch.Tensor, entry: Entry) -> torch.Tensor:
     return aligned.view(dtype).view(entry.shape)
 
 
+def holds_nan(t: torch.Tensor) -> torch.Tensor:
+    """Whether any number of a tensor, or any code or scale in float8, is NaN: a bool on its device.
+
+    Takes no memory: in float8, NaN are the bytes 0x7F and 0xFF (E4M3) or 0xFF (E8M0), which are the
+    largest signed and the largest unsigned byte; and the maximum of floats with NaN is NaN.
+    """
+    if t.dtype == torch.float8_e4m3fn:
+        return (t.view(torch.int8).amax() == 0x7F) | (t.view(torch.uint8).amax() == 0xFF)
+    if t.dtype == torch.float8_e8m0fnu:
+        return t.view(torch.uint8).amax() == 0xFF
+    if not t.is_floating_point():
+        return torch.zeros((), dtype=torch.bool, device=t.device)
+    return t.amax().isnan()
+
+
 def decode(stored_as: str, raw: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype,
            device: Device, where: str) -> torch.Tensor:
     """The numbers of a tensor of safetensors' type `stored_as`, on `device`, in memory of its own.
@@ -403,8 +460,6 @@ def load(path: str | Path, device: Device = "cpu",
     for name, t in state.items():
         if name.endswith("tid2eid"):
             check_table(t, checkpoint.config, f"{path}: {name}")
-        elif t.isnan().any():
-            raise MinidsError(f"{path}: {name} holds NaN; expected numbers")
     model.load_state_dict(state, assign=True)
     return model.eval()
 

@@ -38,8 +38,9 @@ class LocalFiles:
         self.path, self.where = Path(path), str(path)
         recover(self.path)
         if not self.path.is_dir():
+            found = "a file" if self.path.exists() else "nothing"
             raise MinidsError(f"no checkpoint at {self.path}: expected a folder with config.json "
-                              f"and {SINGLE} or {INDEX}")
+                              f"and {SINGLE} or {INDEX}, found {found}")
         self._headers, self._open = {}, {}
         self._lock = threading.Lock()       # a file has one position for all threads
 

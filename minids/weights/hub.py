@@ -60,7 +60,8 @@ class HubFiles:
             commit = config.commit
         except Unreachable as error:
             if known is None:
-                raise
+                raise Unreachable(f"{error} (There is no folder {self.repo} here, either.)") \
+                    from None
             config, commit = None, known
             warnings.warn(f"{error} Going on with commit {commit[:12]}, which {revision} was when "
                           "last seen.", stacklevel=4)

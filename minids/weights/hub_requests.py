@@ -73,8 +73,9 @@ class Requests:
             raise MinidsError('reading from the Hub needs huggingface_hub: '
                               'pip install "minids[real]"')
         if not re.fullmatch(r"\w[\w.\-]{0,95}/\w[\w.\-]{0,95}", repo, re.ASCII):
-            raise MinidsError(f"{repo!r} is neither a folder nor a repository's name: expected "
-                              f"OWNER/NAME, such as deepseek-ai/DeepSeek-V4-Flash")
+            raise MinidsError(f"nothing is at {repo!r:.200}, and it is no repository's name: "
+                              "expected a folder, or OWNER/NAME such as "
+                              "deepseek-ai/DeepSeek-V4-Flash")
         if not re.fullmatch(r"[\w./\-]{1,200}", revision, re.ASCII):
             raise MinidsError(f"{revision!r:.60} is no revision: expected a branch, a tag "
                               f"or a commit")
@@ -179,15 +180,16 @@ class Requests:
             return MinidsError(f"{self.where}: no revision {self.revision!r:.60}: expected a "
                                f"branch, a tag or a commit of {repo}")
         if status == 401 and not get_token():
-            return MinidsError(f"{repo} is private, gated or does not exist (status 401): check "
-                               "the name; if it is right, set HF_TOKEN")
+            return MinidsError(f"{repo} is private, gated or does not exist (status 401), and "
+                               f"there is no folder {self.repo} here: check the name; if it is "
+                               "right, set HF_TOKEN")
         if status in (401, 403):
             return MinidsError(f"{repo} refuses your token (status {status}): expected one that "
                                "may read it; accept the terms on its page if it has any, and check "
                                "HF_TOKEN")
         if status == 404:
-            return MinidsError(f"no repository {repo} (status 404 for {file}): expected OWNER/NAME "
-                               "as on the Hub")
+            return MinidsError(f"no repository {repo} (status 404 for {file}), and no folder "
+                               f"{self.repo} here: expected one of them")
         if status == 416:
             return MinidsError(f"{self.where}: {file} ends before the bytes that its header "
                                "promises (status 416). It is damaged or has changed. Fetch it "

@@ -193,7 +193,7 @@ def expected(config, names, where) -> dict:
 
     So a hostile configuration does not take memory.
     """
-    experts = 3 * config.n_layers * config.n_routed_experts
+    experts = 3 * (config.n_layers + config.n_mtp_layers) * config.n_routed_experts
     if experts > len(names):
         raise MinidsError(f"{where}: config.json describes {experts} expert matrices, the files "
                           f"hold {len(names)} tensors. Take both from the same checkpoint.")
@@ -212,8 +212,10 @@ def mismatch(name: str, format: str, shape, info: dict) -> tuple[str | None, str
     types = INTEGERS if format == "I64" else FLOATS
     if dtype in types and stored_shape == shape:
         return None, None
+    (released, released_shape), *_ = on_disk(name, format, shape).values()
+    codes = f"{released} {list(released_shape)} or " if released in CODES else ""
     return (f"{name} is {dtype} {list(stored_shape)}, "
-            f"expected {' or '.join(types)} {list(shape)}"), None
+            f"expected {codes}{' or '.join(types)} {list(shape)}"), None
 
 
 def _mismatch_of_codes(name: str, shape, info: dict, codes_shape, scale_shape):

@@ -79,7 +79,7 @@ def layer_names(checkpoint: Checkpoint, i: int) -> list[str]:
     """The names of the tensors of layer `i`, for `checkpoint.price` and `checkpoint.fetch`."""
     if not 0 <= i < checkpoint.config.n_layers:
         raise MinidsError(f"layer: expected 0 to {checkpoint.config.n_layers - 1}, found {i}")
-    return checkpoint.find(f"layers.{i}.*")
+    return checkpoint.below(f"layers.{i}.")
 
 
 def read_layer(checkpoint: Checkpoint, i: int, device="cpu",

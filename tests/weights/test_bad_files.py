@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tiny import FEW_BYTES
 
+from minids.config import SLIDING
 from minids.errors import MinidsError
 from minids.model import Model
 from minids.weights import checkpoint
-from minids.weights.checkpoint import Checkpoint, load
+from minids.weights.checkpoint import Checkpoint, holds_nan, load
 from minids.weights.layout import INDEX, SINGLE
+from minids.weights.one_layer import read_layer
 from minids.weights.save import save
 from minids.weights.streamed import streamed
 
@@ -63,9 +65,13 @@ def refused(path, words):
 # ---- the folder ----
 
 def test_no_such_folder(tmp_path):
-    refused(tmp_path / "none", "no checkpoint at .*expected a folder")
+    refused(tmp_path / "none", "no checkpoint at .*expected a folder.*, found nothing")
     (tmp_path / "file").write_text("")
-    refused(tmp_path / "file", "no checkpoint at")
+    refused(tmp_path / "file", "no checkpoint at .*found a file")
+    with pytest.raises(MinidsError, match="no checkpoint at .*found a file"):
+        Checkpoint(str(tmp_path / "file"))
+    with pytest.raises(MinidsError, match="nothing is at './none', and it is no repository's"):
+        Checkpoint("./none")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "no configuration at")
 
@@ -145,6 +151,54 @@ def test_an_index_that_does_not_match(copy):
     refused(path, r"disagree: 1 only in the file \(layers.0.attn.attn_sink\)")
 
 
+def test_tensors_that_the_index_lacks(copy):
+    path, name = copy("sharded"), "layers.1.ffn.gate.bias"
+    with Checkpoint(path) as files:
+        assert files.missing() == [] and files.below("layers.1.") == files.find("layers.1.*")
+    edit_json(path / INDEX, lambda d: d["weight_map"].pop(name))
+    words = rf"{path.name}: the files do not hold the model of config.json: 1 missing \({name}\)"
+    with Checkpoint(path) as files:
+        assert files.missing() == [name]
+        for read in (lambda: files.read(name), lambda: files.find("layers.*.ffn.gate.bias"),
+                     lambda: files.below("layers.1."), lambda: read_layer(files, 1)):
+            with pytest.raises(MinidsError, match=words):
+                read()
+        assert read_layer(files, 0)
+    edit_json(path / INDEX, lambda d: [d["weight_map"].pop(n) for n in list(d["weight_map"])
+                                       if n.startswith("layers.1.")])
+    with Checkpoint(path) as files, pytest.raises(MinidsError, match=r"6 missing \(layers.1.ffn"):
+        files.find("layers.1.ffn.experts.*")
+
+
+def test_a_layer_with_more_than_its_configuration_says(copy):
+    path = copy("sharded")
+    values = json.loads((path / "config.json").read_text())
+    assert values["layer_types"][1] != SLIDING
+    edit_json(path / "config.json", lambda d: d["layer_types"].__setitem__(1, SLIDING))
+    with Checkpoint(path) as files:
+        words = r"unexpected \(layers.1.attn.(compressor|indexer).* may belong to a later model"
+        with pytest.raises(MinidsError, match=words):
+            read_layer(files, 1)
+        assert files.read("layers.1.attn_norm.weight").isfinite().all()
+
+
+def test_mtp_blocks_that_are_not_stored(copy):
+    path = copy("single")
+    edit_json(path / "config.json", lambda d: d.update(num_nextn_predict_layers=2))
+    with Checkpoint(path) as files:
+        assert files.config.n_mtp_layers == 2
+        assert files.missing() and all(n.startswith("mtp.1.") for n in files.missing())
+    edit_json(path / "config.json", lambda d: d.update(num_nextn_predict_layers=4096))
+    refused(path, f"describes {3 * 2 * (FEW_BYTES.n_layers + 4096)} expert matrices")
+
+
+def test_a_folder_has_no_revision(copy):
+    path = copy("single")
+    for source in (path, str(path)):
+        with pytest.raises(MinidsError, match="revision: expected none for .*; found 'main'"):
+            Checkpoint(source, "main")
+
+
 # ---- the tensors ----
 
 TABLE = "layers.0.ffn.gate.tid2eid"
@@ -157,6 +211,10 @@ TABLE = "layers.0.ffn.gate.tid2eid"
     (lambda t: t.update({"norm.scale": torch.zeros(2)}), r"1 unexpected \(norm.scale\)"),
     (lambda t: t.update({"norm.weight": torch.zeros(31)}),
      r"norm.weight is F32 \[31\], expected F32 or BF16 or F16 \[32\]"),
+    (lambda t: t.update({"layers.0.ffn.experts.1.w1.weight": torch.zeros(64, 16).byte()}),
+     r"w1.weight is U8 \[64, 16\], expected I8 \[64, 16\] or F32 or BF16 or F16 \[64, 32\]"),
+    (lambda t: t.update({"layers.0.attn.wq_a.weight": torch.zeros(64, 32).byte()}),
+     r"wq_a.weight is U8 \[64, 32\], expected F8_E4M3 \[64, 32\] or F32 or BF16 or F16 \[64, 32\]"),
     (lambda t: t.update({"head.weight": t["head.weight"].T.contiguous()}),
      r"head.weight is F32 \[32, 40\]"),
     (lambda t: t.update({"head.weight": t["head.weight"].long()}), "head.weight is I64"),
@@ -241,6 +299,53 @@ def test_a_number_that_is_nan(copy, name):
     path = copy("single")
     edit_tensors(path / SINGLE, lambda tensors: tensors[name].view(-1)[-1:].fill_(float("nan")))
     refused(path, f"{name} holds NaN; expected numbers")
+
+
+@pytest.mark.parametrize("name", [
+    "embed.weight", "head.weight", "layers.1.attn_norm.weight", "layers.1.ffn.gate.weight",
+    "layers.1.hc_attn_fn", "layers.1.attn.wq_a.weight", "layers.1.ffn.shared_experts.w2.weight"])
+def test_nan_is_refused_however_it_is_read(copy, name):
+    path = copy("sharded")
+    file = json.loads((path / INDEX).read_text())["weight_map"][name]
+
+    def change(tensors):
+        t = tensors[name]
+        t.view(-1)[-1:] = torch.tensor([float("nan")]).to(t.dtype)
+    edit_tensors(path / file, change)
+    words = f"{name} holds NaN; expected numbers"
+    with Checkpoint(path) as files:
+        reads = [lambda: files.read(name), lambda: files.raw(name), lambda: files.read_all([name]),
+                 lambda: streamed(path)(torch.arange(9)[None])]
+        if name.startswith("layers.1."):
+            reads.append(lambda: read_layer(files, 1))
+        for read in reads:
+            with pytest.raises(MinidsError, match=words), torch.inference_mode():
+                read()
+    refused(path, words)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_a_float32_scale_that_is_not_finite(copy, value):
+    path, name = copy("sharded"), "layers.0.attn.wq_a.scale"
+
+    def change(tensors):
+        tensors[name] = tensors[name].float()
+        tensors[name][0, 0] = value
+    edit_tensors(path / "model-00002-of-00005.safetensors", change)
+    refused(path, f"{name} holds NaN or infinity; expected numbers")
+
+
+def test_holds_nan_knows_every_code():
+    bytes_ = torch.arange(256, dtype=torch.uint8)
+    for dtype in (torch.float8_e4m3fn, torch.float8_e8m0fnu):
+        for t in bytes_.view(dtype).split(1):
+            assert holds_nan(t) == t.float().isnan().any()
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        numbers = torch.tensor([1, float("inf"), -float("inf"), 0]).to(dtype)
+        assert not holds_nan(numbers)
+        for i in range(4):
+            assert holds_nan(numbers.index_fill(0, torch.tensor(i), float("nan")))
+    assert not holds_nan(torch.tensor([-1, 127], dtype=torch.int8))
 
 
 def test_a_header_that_promises_too_much(copy):
