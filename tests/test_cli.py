@@ -204,7 +204,8 @@ class Full(io.StringIO):
         raise OSError(ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("job", [["real", "info"], ["generate", "--model"]])
+@pytest.mark.parametrize("job", [["real", "info"],
+                                 ["generate", "--max-new-tokens", 3, "--model"]])
 def test_a_full_disk_behind_the_output_is_one_line(job, model, tmp_path, monkeypatch, capsys):
     with open(tmp_path / "output", "w") as file:
         monkeypatch.setattr(sys, "stdout", Full(file))

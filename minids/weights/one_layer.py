@@ -28,7 +28,7 @@ from minids.model.masks import incomplete
 from minids.system.devices import has_all_types
 from minids.weights import layout, memory
 from minids.weights.checkpoint import Checkpoint, empty
-from minids.weights.layout import count_and_names, scale_name
+from minids.weights.layout import scale_name
 from minids.weights.names import STACKS, to_transformers
 from minids.weights.streamed import fill
 
@@ -76,17 +76,10 @@ class Result(NamedTuple):
 
 
 def layer_names(checkpoint: Checkpoint, i: int) -> list[str]:
-    """The names of the tensors of layer `i`, for `checkpoint.price` and `checkpoint.fetch`.
-
-    `MinidsError` where the files do not hold all of them.
-    """
+    """The names of the tensors of layer `i`, for `checkpoint.price` and `checkpoint.fetch`."""
     if not 0 <= i < checkpoint.config.n_layers:
         raise MinidsError(f"layer: expected 0 to {checkpoint.config.n_layers - 1}, found {i}")
-    names = [n for n in layout.tensors(checkpoint.config) if n.startswith(f"layers.{i}.")]
-    if missing := [name for name in names if name not in checkpoint]:
-        raise MinidsError(f"{checkpoint.where}: the files do not hold layer {i}: "
-                          f"{count_and_names('missing', missing).rstrip()}")
-    return names
+    return checkpoint.find(f"layers.{i}.*")
 
 
 def read_layer(checkpoint: Checkpoint, i: int, device="cpu",

@@ -16,7 +16,7 @@ from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
 from minids.model import Model
 from minids.system.paths import DATA
-from minids.weights import memory
+from minids.weights import memory, one_layer
 from minids.weights import streamed as streamed_module
 from minids.weights.checkpoint import Checkpoint, view_bytes
 from minids.weights.folder import LocalFiles
@@ -284,14 +284,26 @@ def test_a_layer_that_is_not_there(copy, capsys, nothing_is_read):
     (copy / INDEX).write_text(json.dumps(index))
     assert "missing (layers.2.attn.attn_sink, " in refused(capsys, copy)
     assert main(["real", "layer", str(copy), "--layer", "2"]) == 2
-    words = "the files do not hold layer 2: 37 missing (layers.2.attn.attn_sink, "
-    assert words in capsys.readouterr().err
+    assert "missing (layers.2.attn.attn_sink, " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("of", ["attn.wkv.scale", "ffn.experts.3.w2.scale", "ffn.gate.bias"])
+def test_nan_in_a_layer(of, copy):
+    """Also in what stays as it is stored."""
+    shard = copy / "model-00005-of-00007.safetensors"
+    tensors, name = load_file(shard), f"layers.3.{of}"
+    tensors[name][..., -1] = torch.nan
+    save_file(tensors, shard, {"format": "pt"})
+    with torch.no_grad(), pytest.raises(MinidsError, match=f"{name} holds NaN"):
+        streamed(copy)(IDS)
+    with Checkpoint(copy) as c, pytest.raises(MinidsError, match=f"{name} holds NaN"):
+        one_layer.read_layer(c, 3)
 
 
 @pytest.mark.parametrize("prompt, new, words", [
     ("The road", -1, "max-new-tokens: expected 0 or more, found -1"),
-    ("The road", 5000, "new ones exceed the model's context of 512: ask for at most"),
-    ("The road " * 300, 0, "tokens, and the model's context is 512: shorten the prompt"),
+    ("The road", 5000, "new ones exceed the model's context of 4096: ask for at most"),
+    ("The road " * 3000, 0, "tokens, and the model's context is 4096: shorten the prompt"),
     ("", 0, "prompt: expected a text to read, found none"),
 ])
 def test_texts_that_the_model_cannot_read(prompt, new, words, capsys, nothing_is_read):
