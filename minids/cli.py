@@ -150,7 +150,8 @@ def find_model(path: Path | None) -> Path:
                               f"and let it finish")
         return checkpoint
     if not path.is_dir():
-        hub = "" if len(path.parts) != 2 or path.parent.exists() else (
+        is_local = len(path.parts) != 2 or path.parts[0] == "runs" or path.parent.exists()
+        hub = "" if is_local else (
             f". A repository of the Hub comes into a folder by: hf download {path.as_posix()} "
             f"--local-dir {path.name}")
         raise MinidsError(f"no model at {path}: expected a folder with config.json and "
