@@ -5,7 +5,8 @@ Each subcommand is a function that adds its flags (`train_flags`) and one that r
 what its job needs: beyond the package itself, which imports torch, `minids --help` loads nothing.
 
 Exit status: 0 done; 1 done, but problems were found (`doctor`, `course lint`, `mine --check`); 2
-bad input, reported in one line on stderr; 130 interrupted; 141 the output pipe was closed.
+bad input, or output that cannot be written, reported in one line on stderr; 130 interrupted; 141
+the output pipe was closed.
 """
 
 import argparse
@@ -45,6 +46,9 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
 
 def main(argv=None) -> int:
     """Run one command; returns the exit status."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:      # it is closed, as in `minids ... >&-`
+            setattr(sys, name, open(os.devnull, "w"))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")    # for terminals that cannot show all of Unicode
@@ -66,11 +70,14 @@ def main(argv=None) -> int:
         print(f"minids: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 130
     except OSError as error:
-        if not isinstance(error, BrokenPipeError) and (os.name != "nt" or error.errno != EINVAL):
-            raise
-        # a closed pipe, as in `minids ... | head`; Windows calls it an invalid argument
+        if error.filename is not None:
+            raise                           # it is not about the output
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # for the flush at exit
-        return 141
+        # a closed pipe, as in `minids ... | head`; Windows calls it an invalid argument
+        if isinstance(error, BrokenPipeError) or (os.name == "nt" and error.errno == EINVAL):
+            return 141
+        print(f"minids: {error.strerror or error}", file=sys.stderr)    # such as a full disk
+        return 2
 
 
 def parser(argv) -> Parser:
@@ -143,9 +150,25 @@ def find_model(path: Path | None) -> Path:
                               f"and let it finish")
         return checkpoint
     if not path.is_dir():
+        is_local = len(path.parts) != 2 or path.parts[0] == "runs" or path.parent.exists()
+        hub = "" if is_local else (
+            f". A repository of the Hub comes into a folder by: hf download {path.as_posix()} "
+            f"--local-dir {path.name}")
         raise MinidsError(f"no model at {path}: expected a folder with config.json and "
-                          f"safetensors, or a run of minids train")
+                          f"safetensors, or a run of minids train{hub}")
     return path
+
+
+def load_tokenizer(folder: Path):
+    """The tokenizer in a checkpoint folder; `MinidsError` if it does not fit the model there. Reads
+    no tensor."""
+    from minids.data.tokenizer import Tokenizer
+    from minids.weights.checkpoint import Checkpoint
+
+    tokenizer = Tokenizer.load(folder)
+    with Checkpoint(folder) as checkpoint:
+        tokenizer.check_fits(checkpoint.config.vocab_size, folder)
+    return tokenizer
 
 
 def find_device(args):
@@ -153,10 +176,10 @@ def find_device(args):
     import torch
 
     from minids.system.distributed import device
+    from minids.system.process import check_threads
 
     if args.threads is not None:
-        if args.threads < 1:
-            raise MinidsError(f"threads: expected at least 1, found {args.threads}")
+        check_threads(args.threads)
         torch.set_num_threads(args.threads)
     return device(args.device)
 
@@ -526,19 +549,20 @@ def generate_flags(command) -> None:
 def generate_command(args) -> None:
     import codecs
 
-    from minids.data.tokenizer import Tokenizer
     from minids.inference.generate import stream
+    from minids.inference.sampling import check
     from minids.weights.checkpoint import load
 
     if args.seed is not None and not 0 <= args.seed < 2**63:
         raise MinidsError(f"seed: expected 0 to 2^63 - 1, found {args.seed}")
     device, folder = find_device(args), find_model(args.model)
-    tokenizer, model = Tokenizer.load(folder), load(folder, device)
+    tokenizer, model = load_tokenizer(folder), load(folder, device)
     prompt = tokenizer.encode(args.prompt, bos=True)
+    options = args.max_new_tokens, args.temperature, args.top_p
+    check(model, [prompt], *options)
     print(args.prompt, end="", flush=True)
     text = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    options = args.max_new_tokens, args.temperature, args.top_p, args.seed
-    for (token,) in stream(model, [prompt], *options):
+    for (token,) in stream(model, [prompt], *options, args.seed):
         if token != tokenizer.eos_id:
             print(text.decode(tokenizer.to_bytes([token])), end="", flush=True)
     print(text.decode(b"", final=True))
@@ -565,7 +589,6 @@ def eval_command(args) -> None:
     import json
 
     from minids.data.chat import MODES
-    from minids.data.tokenizer import Tokenizer
     from minids.inference.evaluate import report, table
     from minids.system.files import write_text
     from minids.weights.checkpoint import load
@@ -582,7 +605,7 @@ def eval_command(args) -> None:
     is_run = args.model is not None and (args.model / "run.json").exists()
     out = args.out or (args.model if is_run else Path()) / "eval.json"
     check_writable(out)
-    tokenizer, model = Tokenizer.load(folder), load(folder, device)
+    tokenizer, model = load_tokenizer(folder), load(folder, device)
     card = report(model, tokenizer, modes=tuple(args.modes), count=args.problems,
                   samples=args.samples, difficulties=tuple(args.difficulties), seed=args.seed)
     print(table(card))
@@ -633,10 +656,12 @@ def real_jobs(command) -> None:
 def real_info(args) -> None:
     from minids import cost
     from minids.weights.checkpoint import Checkpoint
-    from minids.weights.layout import nbytes
+    from minids.weights.layout import count_and_names, nbytes
 
-    checkpoint = Checkpoint(args.repo, args.revision)
-    config, inventory, by_dtype = checkpoint.config, checkpoint.inventory(), {}
+    checkpoint, by_dtype = Checkpoint(args.repo, args.revision), {}
+    config, absent = checkpoint.config, absent_files(checkpoint)
+    gone = {name for names in absent.values() for name in names}
+    inventory = checkpoint.inventory(name for name in checkpoint.names() if name not in gone)
     for dtype, shape in inventory.values():
         count, size = by_dtype.get(dtype, (0, 0))
         by_dtype[dtype] = count + 1, size + nbytes((dtype, shape))
@@ -648,8 +673,24 @@ def real_info(args) -> None:
     print(f"{len(inventory):,} tensors, {sum(size for _, size in by_dtype.values()):,} bytes")
     for dtype, (count, size) in sorted(by_dtype.items()):
         print(f"  {dtype:8} {count:8,} tensors {size:18,} bytes")
+    for file, names in absent.items():
+        print(f"{file} is not here: {count_and_names('tensors of it', names)}".rstrip())
+    if missing := checkpoint.missing():
+        print(f"not in these files: {count_and_names('tensors of the model', missing)}".rstrip())
     if checkpoint.left_alone():
         print(checkpoint.left_alone())
+
+
+def absent_files(checkpoint) -> dict[str, list[str]]:
+    """{file: its tensors}, for the files that a folder's index names and the folder lacks."""
+    from minids.weights.names import to_v4
+
+    absent: dict[str, list[str]] = {}
+    if checkpoint.revision is None:         # on the Hub, the index and the files are one commit
+        for name, file in checkpoint.files.index().items():
+            if not (Path(checkpoint.where) / file).is_file():
+                absent.setdefault(file, []).append(to_v4(name))
+    return dict(sorted(absent.items()))
 
 
 def real_fetch(args) -> None:
@@ -722,13 +763,13 @@ def describe(trial) -> str:
         return f"{trial.tokens:5,} tokens: skipped, {trial.why}"
     if trial.theirs is None and not trial.why:
         return (f"{trial.tokens:5,} tokens: {trial.ours.seconds:9.4f} s, "
-                f"at most {trial.ours.memory / 1e9:.2f} GB in use")
+                f"at most {trial.ours.memory:,} bytes in use")
     at = f"transformers' layer, {trial.tokens:5,} tokens:"
     if trial.theirs is None:
         return f"{at} not run, {trial.why}"
     entries = "" if isnan(trial.same_entries) else (
         f"; {trial.same_entries:.1%} of the picked entries are the same")
-    return (f"{at} {trial.theirs.seconds:9.4f} s, at most {trial.theirs.memory / 1e9:.2f} GB\n"
+    return (f"{at} {trial.theirs.seconds:9.4f} s, at most {trial.theirs.memory:,} bytes\n"
             f"       {trial.same_experts:.1%} of tokens have the same experts{entries}\n"
             f"       outputs of size {trial.rms:.2g} differ by {trial.median_difference:.2g} "
             f"(median); by at most {trial.max_difference:.2g} where these are the same, "
@@ -736,24 +777,33 @@ def describe(trial) -> str:
 
 
 def real_run(args) -> None:
-    from math import exp
+    from math import exp, inf
 
-    from minids.data.tokenizer import Tokenizer
     from minids.inference.generate import generate
+    from minids.inference.sampling import check
     from minids.weights import memory
+    from minids.weights.checkpoint import Checkpoint
     from minids.weights.streamed import bytes_of_a_pass, memory_of_a_pass, report, streamed
 
     device, dtype = gpu_or_cpu(args)
-    tokenizer, size = Tokenizer.load(find_model(args.model)), bytes_of_a_pass(args.model)
-    ids, new = tokenizer.encode(args.prompt, bos=True), args.max_new_tokens
-    need = memory_of_a_pass(args.model, len(ids), dtype, device)
+    folder, new = find_model(args.model), args.max_new_tokens
+    tokenizer = load_tokenizer(folder)
+    ids = tokenizer.encode(args.prompt, bos=True)
+    if len(ids) < 2:
+        raise MinidsError("prompt: expected a text to read, found none")
+    if new < 0:
+        raise MinidsError(f"max-new-tokens: expected 0 or more, found {new}")
+    with Checkpoint(folder) as checkpoint:
+        check(checkpoint, [ids], max(new, 1), temperature=0, top_p=1)
+    size = bytes_of_a_pass(folder)
+    need = memory_of_a_pass(folder, len(ids), dtype, device)
     available = memory.free(device)
     print(f"{len(ids):,} tokens on {device}, {dtype}. One pass reads {size:,} bytes of layers"
           + (f", {new} new tokens read {size * new:,} more" if new else "")
           + f": {size * (1 + new) / 1e9:,.1f} seconds at 1 GB a second.")
     print(f"It takes about {need:,} bytes of memory; {available:,} are free.", flush=True)
     if need > available:
-        raise MinidsError(f"{args.model}: a pass of {len(ids):,} tokens takes about {need:,} bytes "
+        raise MinidsError(f"{folder}: a pass of {len(ids):,} tokens takes about {need:,} bytes "
                           f"of memory, {available:,} are free on {device}. Close other programs, "
                           f"or choose a shorter text.")
 
@@ -761,11 +811,12 @@ def real_run(args) -> None:
         print(f"  layer {i:2}: streams {rms:10.3f}, the busiest of {len(load)} experts takes "
               f"{max(load) / sum(load):6.1%}", flush=True)
 
-    with memory.explained(str(args.model), device):
-        model = streamed(args.model, device, dtype)
+    with memory.explained(str(folder), device):
+        model = streamed(folder, device, dtype)
     reading = report(model, ids, show_layer)
     loss = sum(reading["nats"]) / len(reading["nats"])
-    print(f"perplexity of the text: {exp(loss):,.1f} ({loss:.3f} nats per token)")
+    perplexity = inf if loss > 700 else exp(loss)       # exp(710) is more than a float holds
+    print(f"perplexity of the text: {perplexity:,.1f} ({loss:.3f} nats per token)")
     probs, tokens = (t.tolist() for t in reading["next"].softmax(-1).topk(5))
     print("next: " + ", ".join(f"{tokenizer.decode([i])!r} {p:.1%}" for p, i in zip(probs, tokens)),
           flush=True)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from errno import ENOENT, ENOSPC
 from functools import partial
 
 import pytest
@@ -89,7 +90,8 @@ def test_generate_refuses_bad_input(model, copy, tmp_path, capsys):
 def test_a_tokenizer_with_more_ids_than_the_model_is_refused(copy, capsys):
     save(Model(TINY.replace(vocab_size=100)), copy, tokenizer=Tokenizer.load())
     printed = refused(capsys, "generate", "--model", copy, "--prompt", "the zebra")
-    assert "expected token ids from 0 to 99" in printed
+    assert f"the tokenizer in {copy} has ids up to 2047, the model's end at 99" in printed
+    assert f"tokenizer in {copy}" in refused(capsys, "eval", "--model", copy)
 
 
 @pytest.mark.slow
@@ -191,6 +193,42 @@ def test_a_closed_pipe_ends_quietly(model):
     assert process.stderr.read() == b"" and process.wait() == 141
 
 
+class Full(io.StringIO):
+    """Output to a full disk."""
+
+    def __init__(self, file):
+        super().__init__()
+        self.fileno = file.fileno
+
+    def write(self, text):
+        raise OSError(ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("job", [["real", "info"],
+                                 ["generate", "--max-new-tokens", 3, "--model"]])
+def test_a_full_disk_behind_the_output_is_one_line(job, model, tmp_path, monkeypatch, capsys):
+    with open(tmp_path / "output", "w") as file:
+        monkeypatch.setattr(sys, "stdout", Full(file))
+        assert refused(capsys, *job, model) == "minids: No space left on device\n"
+
+
+def test_other_errors_of_the_system_are_not_taken_for_it(monkeypatch):
+    def fail(*_):
+        raise FileNotFoundError(ENOENT, "No such file", "a")
+
+    monkeypatch.setattr("minids.learn.doctor.doctor", fail)
+    with pytest.raises(FileNotFoundError):
+        cli.main(["doctor"])
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_closed_output(stream, model, monkeypatch):
+    """As in `minids ... >&-`: Python has no such stream then."""
+    monkeypatch.setattr(sys, stream, None)
+    assert cli.main(["real", "info", str(model)]) == 0
+    assert cli.main(["generate", "--model", str(model), "--seed", "-4"]) == 2
+
+
 def test_output_that_the_terminal_cannot_show(monkeypatch, model):
     """A Windows console, or a redirection there: characters that it has no bytes for become "?"."""
     raw = io.BytesIO()
@@ -247,6 +285,10 @@ def test_the_presets_of_train_keep_what_is_not_given(monkeypatch, capsys, tmp_pa
     (["generate", "--device", "abacus"], "device: expected one that this machine has (cpu"),
     (["eval", "--device", "cuda:99"], "found 'cuda:99'"),
     (["real", "layer", "nowhere", "--device", "abacus"], "found 'abacus'"),
+    (["generate", "--threads", "0"], "threads: expected 1 to "),
+    (["generate", "--threads", "40000"], "found 40000"),
+    (["real", "run", "--model", ".", "--prompt", "x", "--threads", "99999999999"],
+     "found 99999999999"),
     (["eval", "--out", "nowhere/eval.json"], "cannot write nowhere/eval.json: No such file"),
     (["eval", "--out", "."], "cannot write .: Is a directory"),
     (["sft", "--out", __file__], "cannot use the folder"),

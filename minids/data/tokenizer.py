@@ -54,6 +54,16 @@ class Tokenizer:
                               "expected a tokenizer with V4's special tokens")
         return token_id
 
+    def check_fits(self, vocab_size: int, where) -> None:
+        """Raise `MinidsError` if it has ids that a model with `vocab_size` ids does not know.
+
+        A model with more ids than its tokenizer is fine. `where` names the tokenizer.
+        """
+        largest = max(self._bpe.get_vocab().values())
+        if largest >= vocab_size:
+            raise MinidsError(f"the tokenizer in {where} has ids up to {largest}, the model's end "
+                              f"at {vocab_size - 1}: take both from the same checkpoint")
+
     def encode(self, text: str, bos: bool = False, special: bool = False) -> list[int]:
         """The ids of `text`, after the bos id if `bos` is set.
 

@@ -41,6 +41,7 @@ from minids.errors import MinidsError
 from minids.inference.sampling import enough_threads
 from minids.system import paths
 from minids.system.files import check_writable, write_text
+from minids.system.process import check_threads
 from minids.weights import checkpoint
 
 try:
@@ -212,6 +213,7 @@ def run(tokens: int, out: Path, threads: int = 1, show=print) -> dict:
         raise MinidsError(f"tokens: expected a power of two of at least {FIRST}, found {tokens}")
     check_writable(out.parent, folder=True)
     out.parent.mkdir(parents=True, exist_ok=True)
+    check_threads(threads)
     torch.set_num_threads(threads)
     tokenizer, model = Tokenizer.load(), long_model(tokens)
     ids, state = stream(tokens + NEXT, tokenizer), model.new_state(1, tokens + ROOM)

@@ -21,6 +21,8 @@ import ctypes
 import os
 import sys
 
+from minids.errors import MinidsError
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3     # of glibc's malloc.h
 
 
@@ -30,6 +32,14 @@ def sleeping_threads(environment=os.environ) -> None:
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(environment):
         environment["GOMP_SPINCOUNT"] = "3000"
         environment["KMP_BLOCKTIME"] = "1"
+
+
+def check_threads(count: int) -> None:
+    """Raise `MinidsError` unless this machine can run so many threads: OpenMP crashes where it
+    cannot start them."""
+    most = max(64, os.cpu_count() or 1)
+    if not 1 <= count <= most:
+        raise MinidsError(f"threads: expected 1 to {most}, found {count}")
 
 
 def kept_memory(environment=os.environ) -> None:

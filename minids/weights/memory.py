@@ -43,7 +43,12 @@ def weights(checkpoint, i: int, dtype: torch.dtype, packed: bool = True) -> int:
 
 def of_experts(checkpoint, i: int) -> int:
     """Bytes of the routed experts of layer `i`, as they are stored."""
-    price = checkpoint.price(checkpoint.find(f"layers.{i}.ffn.experts.*"))
+    return stored(checkpoint, f"layers.{i}.ffn.experts.*")
+
+
+def stored(checkpoint, pattern: str) -> int:
+    """Bytes of the tensors of the model that match a pattern, and of their scales, as stored."""
+    price = checkpoint.price(checkpoint.find(pattern))
     return price.fetch + price.here
 
 

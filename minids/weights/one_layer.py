@@ -257,7 +257,7 @@ def too_long(need: dict[int, int], i: int, device) -> dict[int, str]:
 
 def _too_much(need: dict[int, int], device) -> dict[int, str]:
     available = memory.free(device)
-    return {T: f"it needs about {n / 1e9:.2f} GB of memory, {available / 1e9:.2f} are free"
+    return {T: f"it needs about {n:,} bytes of memory, {available:,} are free"
             for T, n in need.items() if n > available}
 
 

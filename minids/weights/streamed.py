@@ -12,7 +12,7 @@ files from the Hub see `minids.weights.checkpoint`.
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from minids.model.block import Block
 from minids.system.devices import has_all_types
 from minids.weights import memory
 from minids.weights.checkpoint import Checkpoint, check_table, decode, empty
-from minids.weights.layout import nbytes, scale_name
+from minids.weights.layout import scale_name
 
 LOGITS = 1024       # tokens whose logits `report` computes at a time
 
@@ -39,10 +39,8 @@ class Layers:
     def __init__(self, checkpoint: Checkpoint, device, dtype: torch.dtype):
         self.checkpoint, self.device, self.dtype = checkpoint, torch.device(device), dtype
         self.on_block = lambda i, block: None
-        self.names = {i: [] for i in range(len(self))}      # of each layer's tensors
-        for name in checkpoint.names():
-            if name.startswith("layers."):
-                self.names[int(name.split(".")[1])].append(name)
+        self.names = {i: [name for name in checkpoint.names() if name.startswith(f"layers.{i}.")]
+                      for i in range(len(self))}
         # on a GPU: its own queue, so that copies do not wait for what is being computed
         self.queue = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
@@ -136,17 +134,21 @@ def streamed(path, device="cpu", dtype: torch.dtype = torch.float32) -> Model:
 
 def bytes_of_a_pass(path) -> int:
     """Bytes that `streamed` reads for one forward pass: all layers, as they are stored."""
+    with _checked(path) as checkpoint:
+        return sum(_stored(checkpoint))
+
+
+@contextmanager
+def _checked(path):
+    """A checkpoint folder that holds the model of its config.json; else `MinidsError`."""
     with Checkpoint(Path(path)) as checkpoint:
-        return sum(_stored(checkpoint).values())
+        checkpoint.check()
+        yield checkpoint
 
 
-def _stored(checkpoint: Checkpoint) -> dict[int, int]:
-    """{layer: the bytes of its tensors, as they are stored}."""
-    sizes = dict.fromkeys(range(checkpoint.config.n_layers), 0)
-    for name in checkpoint.names():
-        if name.startswith("layers."):
-            sizes[int(name.split(".")[1])] += nbytes(checkpoint.info(name))
-    return sizes
+def _stored(checkpoint: Checkpoint) -> list[int]:
+    """The bytes of each layer's tensors, as they are stored."""
+    return [memory.stored(checkpoint, f"layers.{i}.*") for i in range(checkpoint.config.n_layers)]
 
 
 def memory_of_a_pass(path, T: int, dtype: torch.dtype = torch.float32, device="cpu") -> int:
@@ -155,11 +157,11 @@ def memory_of_a_pass(path, T: int, dtype: torch.dtype = torch.float32, device="c
     Embedding and head stay. The layers take most with the two largest neighbours in memory, each as
     it is stored and, of what is not a routed expert, decoded; and the activations of one of them.
     """
-    with Checkpoint(Path(path)) as checkpoint:
+    with _checked(path) as checkpoint:
         config, packed = checkpoint.config, has_all_types(device)
         layers = [size + memory.weights(checkpoint, i, dtype, packed)
                   - (memory.of_experts(checkpoint, i) if packed else 0)
-                  for i, size in _stored(checkpoint).items()]
+                  for i, size in enumerate(_stored(checkpoint))]
     pairs = [sum(layers[i:i + 2]) for i in range(max(len(layers) - 1, 1))]
     working = max(memory.activations(config, ratio, T, dtype)
                   for ratio in set(config.compress_ratios[:config.n_layers]))

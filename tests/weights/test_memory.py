@@ -109,14 +109,11 @@ class Described:
     def __exit__(self, *_):
         pass
 
-    def names(self):
-        return list(self.inventory)
+    def check(self):
+        pass
 
     def find(self, pattern):
         return fnmatch.filter(self.inventory, pattern)
-
-    def info(self, name):
-        return self.inventory[name]
 
     def price(self, names):
         return Price(0, 0, 0, sum(layout.nbytes(self.inventory[name]) for name in names))

@@ -99,7 +99,7 @@ def test_where_memory_or_transformers_is_missing(remote, monkeypatch):
     room = one_layer.estimate_reference_memory(remote, 2, 1000, torch.float32) - 1
     monkeypatch.setattr(memory, "free", lambda device: room)
     *_, short, long = one_layer.trials(remote, 2, lengths=(5, 1000), seconds=0)
-    assert short.theirs and long.theirs is None and "GB of memory" in long.why
+    assert short.theirs and long.theirs is None and "bytes of memory" in long.why
     monkeypatch.setattr(memory, "free", lambda device: 1000)
     words = "layer 3 takes 1,531,760 bytes of memory, 1,000 are free"
     with pytest.raises(MinidsError, match=words):
@@ -126,12 +126,14 @@ def test_lengths_that_do_not_fit_are_skipped(remote, monkeypatch):
     trials = list(one_layer.trials(remote, 3, lengths=(4096, 5), seconds=0))
     assert [(t.tokens, bool(t.ours), bool(t.theirs)) for t in trials] == [
         (4096, False, False), (5, True, False), (5, True, True)]
-    assert trials[0].why == "it needs about 0.63 GB of memory, 0.63 are free"
+    assert trials[0].why == (f"it needs about {need[4096]:,} bytes of memory, "
+                             f"{need[4096] - 1:,} are free")
     assert describe(trials[0]) == f"4,096 tokens: skipped, {trials[0].why}"
     monkeypatch.setattr(memory, "free", lambda device: need[5] - 1)
     monkeypatch.setattr(one_layer, "read_layer", None)
     monkeypatch.setattr(Checkpoint, "fetch", None)
-    with pytest.raises(MinidsError, match="layer 3 with 5 tokens: it needs about 0.00 GB"):
+    words = f"layer 3 with 5 tokens: it needs about {need[5]:,} bytes of memory, {need[5] - 1:,} "
+    with pytest.raises(MinidsError, match=words):
         next(one_layer.trials(remote, 3, lengths=(4096, 5), seconds=0))
     monkeypatch.setattr(one_layer, "LENGTHS", (4096, 5))
     assert main(["real", "layer", str(SAMPLE)]) == 2

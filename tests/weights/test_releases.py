@@ -251,3 +251,24 @@ def test_every_type_of_safetensors_is_known():
 def test_has_mtp():
     assert foreign.has_mtp(["embed.weight", "mtp.0.enorm.weight"])
     assert not foreign.has_mtp(["embed.weight", "mtp.0.norm.weight", "mtp.0.main_proj.weight"])
+
+
+def test_a_folder_that_lacks_a_file(tmp_path, capsys):
+    """What is there is listed, and what is not is named."""
+    copy = shutil.copytree(LATER, tmp_path / "X")
+    (copy / "model-00009-of-00009.safetensors").unlink()
+    assert main(["real", "info", str(copy)]) == 0
+    output = capsys.readouterr().out
+    assert "\n353 tensors, " in output
+    assert "model-00009-of-00009.safetensors is not here: 60 tensors of it (mtp.2." in output
+    assert "left alone: 169 tensors of mtp.0, mtp.1 and mtp.2" in output
+
+
+def test_an_index_that_lacks_tensors(tmp_path, capsys):
+    copy = shutil.copytree(LATER, tmp_path / "X")
+    index = json.loads((copy / INDEX).read_text())
+    index["weight_map"] = {name: file for name, file in index["weight_map"].items()
+                           if not name.startswith("layers.1.attn.")}
+    (copy / INDEX).write_text(json.dumps(index))
+    assert main(["real", "info", str(copy)]) == 0
+    assert "tensors of the model (layers.1.attn.attn_sink, " in capsys.readouterr().out

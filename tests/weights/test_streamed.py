@@ -1,10 +1,13 @@
 """The streamed model: the numbers of the loaded one, two layers in memory, experts as stored."""
 
+import json
+import shutil
 import threading
 import weakref
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from minids import generate, load, save
 from minids.cli import main
@@ -13,11 +16,12 @@ from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
 from minids.model import Model
 from minids.system.paths import DATA
-from minids.weights import memory
+from minids.weights import memory, one_layer
 from minids.weights import streamed as streamed_module
 from minids.weights.checkpoint import Checkpoint, view_bytes
 from minids.weights.folder import LocalFiles
 from minids.weights.header import Entry
+from minids.weights.layout import INDEX
 from minids.weights.streamed import Layers, bytes_of_a_pass, memory_of_a_pass, report, streamed
 
 SAMPLE = DATA / "v4_sample"
@@ -143,8 +147,6 @@ def test_tensors_that_are_not_aligned(tmp_path):
 
 
 def test_a_table_with_an_expert_that_does_not_exist(tmp_path):
-    from safetensors.torch import load_file, save_file
-
     for file in SAMPLE.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     shard = tmp_path / "model-00003-of-00007.safetensors"
@@ -227,3 +229,105 @@ def test_the_report_computes_logits_part_by_part(monkeypatch):
         parts = report(model, ids)
         assert parts["nats"] == pytest.approx(whole["nats"], abs=1e-5)
         torch.testing.assert_close(parts["next"], whole["next"], atol=1e-5, rtol=1e-5)
+
+
+# ---- what is refused before anything is read ----
+
+@pytest.fixture
+def copy(tmp_path):
+    return shutil.copytree(SAMPLE, tmp_path / "X")
+
+
+@pytest.fixture
+def nothing_is_read(monkeypatch):
+    monkeypatch.setattr(LocalFiles, "read", None)
+
+
+def refused(capsys, folder, *options, prompt="The road went on") -> str:
+    """The one line that `real run` prints where it refuses."""
+    argv = ["real", "run", "--model", folder, "--prompt", prompt, *options]
+    assert main([str(a) for a in argv]) == 2
+    problem = capsys.readouterr().err
+    assert problem.count("\n") == 1
+    return problem
+
+
+def add_tensor(folder, name):
+    """A file more, with one tensor."""
+    save_file({name: torch.zeros(2)}, folder / "model-00008-of-00007.safetensors")
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"][name] = "model-00008-of-00007.safetensors"
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("name", ["layers.99.foo", "layers.1_0.y", "layers.x.foo", "layers."])
+def test_tensors_of_no_layer(name, copy, capsys, nothing_is_read):
+    add_tensor(copy, name)
+    words = f"the files do not hold the model of config.json: 1 unexpected ({name})"
+    assert words in refused(capsys, copy)
+    for count in (bytes_of_a_pass, lambda path: memory_of_a_pass(path, 9), streamed):
+        with pytest.raises(MinidsError, match="1 unexpected"):
+            count(copy)
+
+
+def test_more_layers_than_config_json_says(copy, capsys, nothing_is_read):
+    config = json.loads((copy / "config.json").read_text())
+    config |= {"num_hidden_layers": 3, "compress_ratios": config["compress_ratios"][:3] + [0]}
+    (copy / "config.json").write_text(json.dumps(config))
+    assert "unexpected (layers.3." in refused(capsys, copy)
+
+
+def test_a_layer_that_is_not_there(copy, capsys, nothing_is_read):
+    index = json.loads((copy / INDEX).read_text())
+    index["weight_map"] = {name: file for name, file in index["weight_map"].items()
+                           if not name.startswith("layers.2.")}
+    (copy / INDEX).write_text(json.dumps(index))
+    assert "missing (layers.2.attn.attn_sink, " in refused(capsys, copy)
+    assert main(["real", "layer", str(copy), "--layer", "2"]) == 2
+    assert "missing (layers.2.attn.attn_sink, " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("of", ["attn.wkv.scale", "ffn.experts.3.w2.scale", "ffn.gate.bias"])
+def test_nan_in_a_layer(of, copy):
+    """Also in what stays as it is stored."""
+    shard = copy / "model-00005-of-00007.safetensors"
+    tensors, name = load_file(shard), f"layers.3.{of}"
+    tensors[name][..., -1] = torch.nan
+    save_file(tensors, shard, {"format": "pt"})
+    with torch.no_grad(), pytest.raises(MinidsError, match=f"{name} holds NaN"):
+        streamed(copy)(IDS)
+    with Checkpoint(copy) as c, pytest.raises(MinidsError, match=f"{name} holds NaN"):
+        one_layer.read_layer(c, 3)
+
+
+@pytest.mark.parametrize("prompt, new, words", [
+    ("The road", -1, "max-new-tokens: expected 0 or more, found -1"),
+    ("The road", 5000, "new ones exceed the model's context of 4096: ask for at most"),
+    ("The road " * 3000, 0, "tokens, and the model's context is 4096: shorten the prompt"),
+    ("", 0, "prompt: expected a text to read, found none"),
+])
+def test_texts_that_the_model_cannot_read(prompt, new, words, capsys, nothing_is_read):
+    assert words in refused(capsys, SAMPLE, "--max-new-tokens", new, prompt=prompt)
+
+
+def test_a_tokenizer_of_another_model(copy, capsys, nothing_is_read):
+    Tokenizer.load().save(copy)
+    words = (f"the tokenizer in {copy} has ids up to 2047, the model's end at 511: "
+             "take both from the same checkpoint")
+    assert words in refused(capsys, copy)
+
+
+def test_a_repository_of_the_hub(capsys):
+    words = "hf download deepseek-ai/DeepSeek-V4-Flash --local-dir DeepSeek-V4-Flash"
+    assert words in refused(capsys, "deepseek-ai/DeepSeek-V4-Flash")
+    for folder in ("nowhere", "runs/sft", SAMPLE / "none"):
+        assert "hf download" not in refused(capsys, folder)
+
+
+def test_a_loss_beyond_all_perplexities(copy, capsys):
+    shard = copy / json.loads((copy / INDEX).read_text())["weight_map"]["head.weight"]
+    tensors = load_file(shard)
+    tensors["head.weight"] *= 1e6
+    save_file(tensors, shard, {"format": "pt"})
+    assert main(["real", "run", "--model", str(copy), "--prompt", "The road went on"]) == 0
+    assert "perplexity of the text: inf (" in capsys.readouterr().out
