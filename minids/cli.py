@@ -48,7 +48,7 @@ def main(argv=None) -> int:
     """Run one command; returns the exit status."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:      # it is closed, as in `minids ... >&-`
-            setattr(sys, name, open(os.devnull, "w"))
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")    # for terminals that cannot show all of Unicode

@@ -18,6 +18,7 @@ from minids import Model, cli, generate, load, numerics, plain, save
 from minids.data import mixture
 from minids.data.tokenizer import Tokenizer
 from minids.inference import answers, evaluate
+from minids.inference.block_drafts import speculate_blocks
 from minids.inference.speculate import speculate
 from minids.learn import trial
 from minids.learn.doctor import doctor
@@ -38,6 +39,7 @@ from minids.recipes.lifecycle import Plan, lifecycle
 from minids.system import devices, distributed, paths
 from minids.weights.checkpoint import Checkpoint
 from minids.weights.digest import digest
+from minids.weights.dspark import load_dspark
 from minids.weights.one_layer import random_input, read_layer
 from minids.weights.rounding import released, serving
 from minids.weights.streamed import report, streamed
@@ -298,7 +300,8 @@ evaluate_exam = evaluate.exam
 
 # ---- files ----
 
-SHIPPED = [*paths.DATA.glob("v4_sample*"), *paths.DATA.glob("checkpoints/*")]
+DRAFTS = paths.DATA / "checkpoints" / "nano-dspark"      # a module for nano, not a model
+SHIPPED = {*paths.DATA.glob("v4_sample*"), *paths.DATA.glob("checkpoints/*")} - {DRAFTS}
 
 
 @pytest.mark.parametrize("folder", [
@@ -310,6 +313,16 @@ def test_shipped_checkpoints(device, folder):
     ids = torch.arange(3, 23)[None]
     with torch.no_grad():
         same(model(ids.to(device)), usual(ids), 1e-3)
+
+
+def test_a_draft_module(device):
+    written = []
+    for place in device, "cpu":
+        model = load(DRAFTS.parent / "nano", place)
+        dspark = load_dspark(DRAFTS, model)
+        assert is_on(dspark, torch.device(place))
+        written.append(speculate_blocks(model, dspark, [5, 6, 7], 8, temperature=0.0, stop=()).ids)
+    assert written[0] == written[1]
 
 
 @pytest.mark.parametrize("format", ["fp32", "bf16", "v4"])
