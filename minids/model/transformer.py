@@ -50,7 +50,7 @@ class Model(nn.Module):
         With a `State`, `ids` continue what it has seen, and it advances.
         """
         if ids.device.type != "cpu":
-            self.check_range(ids)
+            check_range(ids, self.config.vocab_size)
         return self.logits(self.features(ids, state))
 
     def features(self, ids: Tensor, state: State | None = None,
@@ -156,18 +156,19 @@ class Model(nn.Module):
             raise MinidsError(f"ids: expected a non-empty B x T tensor of integers, "
                               f"found {tuple(ids.shape)} of {ids.dtype}")
         if ids.device.type == "cpu":
-            self.check_range(ids)
+            check_range(ids, self.config.vocab_size)
         if ids.shape[1] > longest:
             raise MinidsError(f"ids: expected at most {longest} tokens (max_seq_len), "
                               f"found {ids.shape[1]}")
 
-    def check_range(self, ids: Tensor) -> None:
-        """Raise `MinidsError` unless all of `ids` are in the vocabulary. For a GPU's ids the host
-        has to wait."""
-        vocab = self.config.vocab_size
-        low, high = torch.stack(ids.aminmax()).tolist()
-        if low < 0 or high >= vocab:
-            raise MinidsError(f"ids: expected 0 to {vocab - 1}, found {low if low < 0 else high}")
+
+def check_range(ids: Tensor, vocab_size: int) -> None:
+    """Raise `MinidsError` unless all of `ids` are in the vocabulary. For a GPU's ids the host has
+    to wait."""
+    low, high = torch.stack(ids.aminmax()).tolist()
+    if low < 0 or high >= vocab_size:
+        raise MinidsError(f"ids: expected 0 to {vocab_size - 1}, "
+                          f"found {low if low < 0 else high}")
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
 from minids.inference.answers import LIMITS, is_correct, prompt_ids
 from minids.inference.generate import generate
+from minids.model.transformer import check_range
 from minids.posttrain.loop import optimiser_step, post_training_run, validate
 from minids.posttrain.records import DistillStep, Validation
 from minids.posttrain.settings import PostTrainConfig
@@ -207,7 +208,8 @@ def add_gradients(model, school: Teachers, texts: dict[str, Texts],
     teacher's head is needed at a time.
     """
     has_teachers, device = settings.method != "sft", model.embed.weight.device
-    model.check_range(torch.cat([part.ids.flatten() for part in texts.values()]))
+    check_range(torch.cat([part.ids.flatten() for part in texts.values()]),
+                model.config.vocab_size)
     if has_teachers:
         for family, part in texts.items():
             school.read(family, part)

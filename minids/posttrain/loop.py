@@ -17,6 +17,7 @@ from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
 from minids.inference.answers import solve
 from minids.model.passes import Options
+from minids.model.transformer import check_range
 from minids.posttrain.records import Update, Validation
 from minids.posttrain.settings import PostTrainConfig
 from minids.pretrain.batches import Part, batch_of
@@ -80,7 +81,7 @@ def replay_loss(model, settings: PostTrainConfig, number: int) -> torch.Tensor:
     """
     ids = torch.from_numpy(batch_of(replayed_corpus(), settings.replay, REPLAY_ROW, settings.seed,
                                     number, whole_documents=True))                  # B T+1
-    model.check_range(ids)
+    check_range(ids, model.config.vocab_size)
     part = Part(moved(ids, model.embed.weight.device), model.config.bos_token_id)
     X = model.features(part.x, options=Options(part.documents))                     # B T n d
     loss = mean(cross_entropy(model.logits(X), part.y))

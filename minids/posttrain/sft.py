@@ -16,6 +16,7 @@ from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
 from minids.model.packing import Packing
 from minids.model.passes import Options
+from minids.model.transformer import check_range
 from minids.posttrain.loop import optimiser_step, post_training_run, validate
 from minids.posttrain.records import SFTStep, Validation
 from minids.posttrain.settings import PostTrainConfig
@@ -158,7 +159,7 @@ def losses(model, ids, wrote, settings: SFTConfig) -> dict:
     ids, wrote: B T, see `packed_rows`.
     """
     bos, device = model.config.bos_token_id, model.embed.weight.device
-    model.check_range(ids)
+    check_range(ids, model.config.vocab_size)
     ids, wrote = moved(ids, device), moved(wrote, device)
     x, y = ids[:, :-1], ids.masked_fill(~wrote, IGNORED)[:, 1:]                     # B T-1
     X = model.features(x, options=Options(Packing.of(x, bos)))                      # B T-1 n d

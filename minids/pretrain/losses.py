@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from minids.config import CSA_RATE, Config
 from minids.model.passes import Options, Record
+from minids.model.transformer import check_range
 from minids.pretrain.batches import IGNORED, Part, packing, parts_of, targets
 from minids.pretrain.optim import mtp_weight
 from minids.pretrain.settings import TrainConfig
@@ -127,7 +128,7 @@ def stream_loss(model, stream, seq_len: int, tokenizer=None, every: int = 1, pac
     for length, skip in sorted({(len(ids), skip) for ids, skip in windows}):
         alike = np.stack([ids for ids, n in windows if (len(ids), n) == (length, skip)])
         for ids in torch.from_numpy(alike).split(max(4096 // seq_len, 1)):
-            model.check_range(ids)
+            check_range(ids, model.config.vocab_size)
             y = targets(ids, bos_id, packed)[:, skip:]
             counted.append(y[y != IGNORED].numpy())
             x, y = moved(ids[:, :-1], device), moved(y, device)
