@@ -901,7 +901,7 @@ def loss_with(k, order=None):
     layers = [block.attn for block in nano.layers if block.attn.ratio == M]
     for layer in layers:
         layer.config = cfg.replace(index_topk=k)
-    def by_order(self, x, qr, keys, current=None):
+    def by_order(self, x, qr, keys, current=None, part=None):
         return order(len(x), x.shape[1], keys.shape[1])
 
     by = mock.patch.object(Indexer, "forward", by_order)
