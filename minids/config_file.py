@@ -81,12 +81,17 @@ def read(path: Path) -> dict:
     if not path.exists():
         raise ConfigError(f"no configuration at {path}: expected a config.json, "
                           f"or a folder with one")
+    return parse(read_small(path, MAX_BYTES), str(path))
+
+
+def parse(text: bytes, where: str) -> dict:
+    """The JSON object that a config.json holds; `where` names the file in errors."""
     try:
-        d = json.loads(read_small(path, MAX_BYTES).decode("utf-8"))
+        d = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not readable JSON: {error}") from None
+        raise ConfigError(f"{where} is not readable JSON: {str(error)[:160]}") from None
     if not isinstance(d, dict):
-        raise ConfigError(f"{path}: expected a JSON object, found {type(d).__name__}")
+        raise ConfigError(f"{where}: expected a JSON object, found {type(d).__name__}")
     return d
 
 

@@ -1,4 +1,4 @@
-"""Tools in a conversation: what the model is told of them, how it calls them, reading its calls.
+"""Tools in a conversation: their schemas in the prompt, the model's calls, reading these calls.
 
 A tool is described by a JSON schema, in the form of OpenAI's API:
 

@@ -60,27 +60,27 @@ def speculate(model, ids, max_new_tokens: int = 100, temperature: float = 1.0, t
 def draft_and_verify(model, ids, drafts: int, read, draft, max_new_tokens: int,
                      temperature: float, top_p: float, seed: int | None,
                      stop: tuple[int, ...] | None) -> Speculation:
-    """Continue a prompt with at most `drafts` drafts a pass, whoever makes them.
+    """Continue a prompt with at most `drafts` drafts per pass, from any drafter.
 
-    `read(ids, state)` is a pass of the model: its streams, 1 T n d, and what the drafter is told of
-    these tokens, 1 T .... `draft(told, after, count, to_probs, generator)` gives `count` ids and
-    the distributions they were sampled from, from what it has not been told yet and the tokens
-    after each of them.
+    `read(ids, state)` is a pass of the model: its streams, 1 T n d, and the drafter's input for
+    these tokens, 1 T .... `draft(inputs, after, count, to_probs, generator)` gives `count` ids and
+    the distributions they were sampled from. It gets the inputs of the tokens that it has not read
+    yet, and the token after each of them.
     """
     stop = (model.config.eos_token_id,) if stop is None else stop
     device, generator = model.embed.weight.device, torch.Generator()
     generator.seed() if seed is None else generator.manual_seed(seed)
-    # 1 T vocab -> T vocab, on the CPU: a GPU is waited for once a draft and once a pass
+    # 1 T vocab -> T vocab, on the CPU: a GPU is waited for once per draft and once per pass
     to_probs = lambda logits: distribution(logits[0], temperature, top_p).cpu()
     out = Speculation(tried=[0] * drafts, accepted=[0] * drafts)
     training = model.training
     model.eval()
     try:
         state = model.new_state(1, len(ids) + max_new_tokens - 1)
-        X, told = read(moved(torch.tensor([ids]), device), state)
+        X, inputs = read(moved(torch.tensor([ids]), device), state)
         out.passes = 1
         new = [sample_one(to_probs(model.logits(X[:, -1:]))[0], generator)]
-        after = [*ids[1:], *new]                               # the token after each one in `told`
+        after = [*ids[1:], *new]                                # the token after each of `inputs`
         with enough_threads(model, 1):
             while True:
                 for token in new:
@@ -88,8 +88,8 @@ def draft_and_verify(model, ids, drafts: int, read, draft, max_new_tokens: int,
                     if token in stop or len(out.ids) == max_new_tokens:
                         return out
                 count = min(drafts, max_new_tokens - len(out.ids) - 1)
-                draft_ids, draft_probs = draft(told, after, count, to_probs, generator)
-                X, told = read(moved(torch.tensor([[new[-1], *draft_ids]]), device), state)
+                draft_ids, draft_probs = draft(inputs, after, count, to_probs, generator)
+                X, inputs = read(moved(torch.tensor([[new[-1], *draft_ids]]), device), state)
                 probs = to_probs(model.logits(X))                       # one row more than drafts
                 out.passes += 1
                 new = accept(draft_ids, draft_probs, probs, generator)
@@ -98,7 +98,7 @@ def draft_and_verify(model, ids, drafts: int, read, draft, max_new_tokens: int,
                     out.tried[depth] += 1
                     out.accepted[depth] += depth < accept_length
                 state.rewind(len(draft_ids) - accept_length)            # forget rejected drafts
-                told, after = told[:, :accept_length + 1], new
+                inputs, after = inputs[:, :accept_length + 1], new
     finally:
         model.train(training)
 

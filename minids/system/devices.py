@@ -5,9 +5,9 @@ has neither float64 nor float8, Huawei's Ascend 910B no float8 and few operators
 So on them what is stored in float8 is decoded on the CPU and then moved, sums in float64 are
 computed on the CPU, and rotary embedding computes with real numbers.
 
-A GPU computes behind the host: operations wait in a queue. Where the host asks for a number, it
+A GPU computes asynchronously: the host puts operations into a queue. To read a number, the host
 waits until the queue is empty, and then the GPU waits for the host. So loops that train or decode
-ask at most once a step, and what a CPU would look up, a GPU computes.
+read numbers at most once per step, and what a CPU would look up, a GPU computes.
 """
 
 from functools import cache
@@ -29,8 +29,8 @@ def _can_compute(device: torch.device) -> bool:
     try:
         x = torch.ones(2, device=device)
         sums = x.double().cumsum(0) + x.to(torch.float8_e4m3fn).double()
-        turned = torch.view_as_real(torch.complex(x, x) * torch.complex(x, x))
-        return sums.tolist() == [2, 3] and turned.tolist() == [[0, 2], [0, 2]]
+        rotated = torch.view_as_real(torch.complex(x, x) * torch.complex(x, x))
+        return sums.tolist() == [2, 3] and rotated.tolist() == [[0, 2], [0, 2]]
     except Exception:       # what a device cannot do, it refuses in many ways
         return False
 

@@ -20,7 +20,6 @@ For the format of each tensor see `minids.weights.layout`, for codes and scales 
 for local files `minids.weights.folder`, for the Hub and its cache `minids.weights.hub`.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
@@ -33,7 +32,7 @@ from tqdm.auto import tqdm
 
 from minids import numerics
 from minids.config import Config
-from minids.config_file import MAX_BYTES, ConfigError
+from minids.config_file import MAX_BYTES, ConfigError, parse
 from minids.errors import MinidsError
 from minids.model import Model
 from minids.system.devices import has_all_types
@@ -359,18 +358,12 @@ def _read_config(files: Files) -> Config:
     text = files.text("config.json", MAX_BYTES)
     if text is None:
         raise MinidsError(f"no configuration at {files.where}: expected DeepSeek-V4's config.json")
-    try:
-        values = json.loads(text.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        problem = f"config.json is not readable JSON: {error}"[:200]
-        raise MinidsError(f"{files.where}: {problem}") from None
-    if not isinstance(values, dict):
-        raise MinidsError(f"{files.where}: config.json: expected a JSON object, "
-                          f"found {type(values).__name__}")
+    where = f"{files.where}: config.json"
+    values = parse(text, where)
     try:
         return Config.from_json(values)
     except ConfigError as error:
-        raise ConfigError(f"{files.where}: config.json: {error}") from None
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def _find_tensors(index: dict[str, str], config: Config,

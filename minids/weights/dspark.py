@@ -6,30 +6,22 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from minids.config_file import MAX_BYTES, parse
 from minids.errors import MinidsError
 from minids.model import Model
 from minids.model.dspark import DSpark, DSparkConfig
-from minids.weights import header, layout
+from minids.weights import layout
 from minids.weights.checkpoint import decode, view_bytes
 from minids.weights.folder import LocalFiles, whole_folder
 from minids.weights.layout import SINGLE, Spec, count_and_names, scale_name
 from minids.weights.save import QUANTISATION, released
 
-OWN = {"main_proj.weight": "FP8", "main_norm.weight": "BF16", "confidence_head.proj.weight": "BF16",
-       "markov_head.markov_w1.weight": "BF16", "markov_head.markov_w2.weight": "BF16"}
-
 
 def tensors(dspark: DSpark) -> dict[str, Spec]:
     """{tensor name: (number format in the released files, shape)}; see `layout.tensors`."""
-    config = dspark.config
-    ratios = (*config.compress_ratios[:config.n_layers], 0)
-    with_mtp = config.replace(n_mtp_layers=1, compress_ratios=ratios)
-    formats = {name: spec[0] for name, spec in layout.tensors(with_mtp).items()}
-    result = {}
-    for name, t in dspark.state_dict().items():
-        part = name.split(".", 2)[2]
-        result[name] = OWN.get(part) or formats[f"mtp.0.{part}"], tuple(t.shape)
-    return result
+    drafts = dspark.drafts
+    return layout.dspark(dspark.config, len(drafts.dspark_target_layer_ids),
+                         drafts.dspark_markov_rank, drafts.n_blocks)
 
 
 def load_dspark(path: str | Path, model: Model) -> DSpark:
@@ -40,12 +32,12 @@ def load_dspark(path: str | Path, model: Model) -> DSpark:
     """
     files = LocalFiles(path)
     try:
-        text = files.text("config.json", header.MAX_INDEX)
+        text = files.text("config.json", MAX_BYTES)
         if text is None:
             raise MinidsError(f"no configuration at {path}: expected config.json")
         where = {name: file for name, file in files.index().items() if name.startswith("mtp.")}
         count = len({name.split(".")[1] for name in where})
-        drafts = DSparkConfig.from_json(json.loads(text), max(count, 1))
+        drafts = DSparkConfig.from_json(parse(text, f"{path}: config.json"), max(count, 1))
         with torch.device("meta"):
             dspark = DSpark(model.config, drafts)
         specs = tensors(dspark)

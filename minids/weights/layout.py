@@ -43,17 +43,17 @@ def tensors(config) -> dict[str, Spec]:
     return t
 
 
-def dspark(config, targets: int, rank: int) -> dict[str, Spec]:
+def dspark(config, targets: int, rank: int, blocks: int = DSPARK_BLOCKS) -> dict[str, Spec]:
     """The tensors of DSpark, the draft module of Flash-0731 and Pro-0813; {name: as in `tensors`}.
 
-    It is stored as three blocks below `mtp.` in place of the MTP block. It reads `targets` layers
-    of the model (`dspark_target_layer_ids`); its Markov head has width `rank`
+    It is stored below `mtp.` as `blocks` blocks, in place of the MTP block. It reads `targets`
+    layers of the model (`dspark_target_layer_ids`); its Markov head has width `rank`
     (`dspark_markov_rank`). `minids.Model` has none of them.
     """
-    d, last = config.dim, f"mtp.{DSPARK_BLOCKS - 1}."
+    d, last = config.dim, f"mtp.{blocks - 1}."
     t = {"mtp.0.main_proj.weight": ("FP8", (d, targets * d)),
          "mtp.0.main_norm.weight": ("BF16", (d,))}
-    for i in range(DSPARK_BLOCKS):
+    for i in range(blocks):
         t |= _block(config, f"mtp.{i}.", 0, False)
     t |= {last + "norm.weight": ("BF16", (d,))} | _hc_head(config, last)
     return t | {

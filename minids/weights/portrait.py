@@ -2,7 +2,7 @@
 
     taken = portrait.take(Checkpoint("deepseek-ai/DeepSeek-V4-Flash"))
     portrait.save(taken)
-    portrait.kept()                 # later, without a network
+    portrait.newest()                 # later, without a network
 
 A whole portrait reads sinks, routers and their biases, hash tables, hyper-connections, the
 compressors' biases and norms: 0.25 of the 160 GB of V4-Flash. A small one reads sinks, the static
@@ -160,7 +160,7 @@ def slots_of(ape: Tensor) -> Tensor:
     return slots.softmax(0).mean(1) * len(slots)
 
 
-# ---- keeping it ----
+# ---- files ----
 
 def place(name: str, small: bool = False) -> Path:
     """Where the portrait of a model is kept by default: in the learner's own folder."""
@@ -232,7 +232,7 @@ def _about(text: bytes, path) -> dict:
     return about
 
 
-def kept() -> Portrait | None:
+def newest() -> Portrait | None:
     """The portrait in the learner's own folder that was taken last; None where there is none."""
     paths = [path for path in (home() / "portraits").glob("*.safetensors") if path.is_file()]
     if not paths:

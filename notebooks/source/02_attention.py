@@ -1,12 +1,12 @@
 # %% [markdown]
 # # 02 Attention
 #
-# **One vector is key and value for all heads; so the output must be turned back, and a head must be able to say "nothing here".**
+# **One vector is key and value for all heads; so the output must be rotated back, and a head must be able to say "nothing here".**
 #
 # **After this you can**
 # - write V4's window attention from its equations, and prove that yours equals `minids` and `transformers`,
 # - say what one shared key-value vector saves, and what it costs,
-# - turn the right channels by the right angles, and explain why the output is turned *back*,
+# - rotate the right channels by the right angles, and explain why the output is rotated *back*,
 # - read a sink: what it lets a head do, and what a trained model does with it,
 # - say which tokens a query reaches through L layers of windows, and prove it by perturbation,
 # - count what the grouped output projection saves in Flash and Pro,
@@ -67,9 +67,9 @@ def losses(model, rows):
     return F.cross_entropy(logits.mT, rows[:, 1:], reduction="none").mean(0)
 
 
-def forwards_only(x, rot, inverse=False, turn=attention.rotate):
-    """What should be turned back stays as it is."""
-    return x if inverse else turn(x, rot)
+def forwards_only(x, rot, inverse=False, rotate=attention.rotate):
+    """What should be rotated back stays as it is."""
+    return x if inverse else rotate(x, rot)
 
 
 whole = losses(shipped, rows)

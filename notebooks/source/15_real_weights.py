@@ -815,7 +815,7 @@ print("The codes are used well: their entropy is above 3 of 4 bits.")
 # With `--small` it fetches the sinks, the static part of the hyper-connections and the routers' biases: 61 kB, beside 17 MB of tables of contents. If the fetch is interrupted, the same command resumes it. The file is kept in your own folder, beside your progress. As soon as it is there, the next cell draws the real model beside mini. Until then it draws one figure of the sample and mini, to show what to expect.
 
 # %% tags=["nbval-ignore-output"]
-real_model = portrait.kept()
+real_model = portrait.newest()
 mini = portrait.take(Checkpoint(MINI), small=real_model is not None and real_model.small)
 if real_model is None:
     style.say("No portrait of a real model is here yet. In a terminal: "

@@ -360,13 +360,14 @@ def test_as_it_is_served(device):
 # ---- commands, lessons, my_v4, the doctor ----
 
 def test_a_command_uses_it(device, capsys):
-    command, told = ["generate", "--prompt", "In the", "--max-new-tokens", "3", "--seed", "0"], []
+    command = ["generate", "--prompt", "In the", "--max-new-tokens", "3", "--seed", "0"]
+    printed = []
     for flags in [], ["--device", "cpu"]:
         with pretended.made() as tensors:
             assert cli.main([*command, *flags]) == 0
         assert bool(tensors.count) == (not flags)
-        told.append(capsys.readouterr().out)
-    assert told[0] == told[1] and told[0].startswith("In the")
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1] and printed[0].startswith("In the")
 
 
 def test_the_doctor_computes_on_it(device, capsys):

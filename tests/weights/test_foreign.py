@@ -33,8 +33,8 @@ def server(tmp_path, monkeypatch):
     utils.close_session()
 
 
-def asked(server) -> set[str]:
-    """The files of the repository that were asked for; the client's own request has no name."""
+def requested(server) -> set[str]:
+    """The files of the repository that were requested; the client's own request has no name."""
     return {file for file, _, _ in server.sent(shards=False) if file}
 
 
@@ -74,7 +74,7 @@ def test_nothing_but_config_json_is_asked_for(server, kind):
     server.files["config.json"] = json.dumps(VALUES | changes).encode()
     with pytest.raises(MinidsError, match=f"^{REPO} at .*: config.json: .*{words}") as caught:
         Checkpoint(REPO)
-    assert asked(server) == {"config.json"}
+    assert requested(server) == {"config.json"}
     assert len(str(caught.value).splitlines()) == 1
     with pytest.raises(ConfigError, match=words):
         Config.from_json(VALUES | changes)
@@ -129,7 +129,7 @@ def test_nothing_but_config_json_and_the_index_is_asked_for(server, kind, capsys
     for job in (["info", REPO], ["fetch", REPO, "--tensors", "embed.weight"], ["layer", REPO]):
         assert main(["real", *job]) == 2
         assert words in " ".join(capsys.readouterr().err.split())
-    assert asked(server) == {"config.json", INDEX} and server.sent() == []
+    assert requested(server) == {"config.json", INDEX} and server.sent() == []
 
 
 @pytest.mark.parametrize("name", ["mtp.0.ffn.experts.0.w1.weight_scale_2",

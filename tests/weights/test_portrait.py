@@ -143,23 +143,23 @@ def test_figures_take_portraits_as_they_take_checkpoints():
 # ---- what is kept ----
 
 def test_a_portrait_is_found_again(tmp_path):
-    assert portrait.kept() is None
+    assert portrait.newest() is None
     small, whole = (portrait.take(Checkpoint(NANO), small) for small in (True, False))
     path = portrait.save(small)
     assert path == home() / "portraits" / "nano.small.safetensors" and small.title == "nano"
     flash = dataclasses.replace(small, name="deepseek-ai/DeepSeek-V4-Flash")
     assert flash.title == "V4-Flash"
-    equal(portrait.kept(), small)
+    equal(portrait.newest(), small)
     assert path.stat().st_size < 20_000
     portrait.save(whole)
-    equal(portrait.kept(), whole)
+    equal(portrait.newest(), whole)
     sample = portrait.save(portrait.take(Checkpoint(SAMPLE)))
     os.utime(sample, (0, 0))
-    equal(portrait.kept(), whole)       # newer than that of the sample
+    equal(portrait.newest(), whole)       # newer than that of the sample
     os.utime(sample, (2**32, 2**32))
-    assert portrait.kept().name == "v4_sample"
+    assert portrait.newest().name == "v4_sample"
     (sample.parent / "gone.safetensors").symlink_to(tmp_path / "nowhere at all")
-    assert portrait.kept().name == "v4_sample"
+    assert portrait.newest().name == "v4_sample"
     assert portrait.place("a/b") == home() / "portraits" / "a--b.safetensors"
     out = portrait.save(small, tmp_path / "mine")
     equal(portrait.load(out), small)
@@ -237,7 +237,7 @@ def test_a_table_of_experts_that_do_not_exist(server):
 def test_the_command(server, capsys, tmp_path):
     server.faults = [None] * 12 + [status(418)]
     assert main(["real", "portrait", REPO]) == 2
-    assert "found 418" in capsys.readouterr().err and portrait.kept() is None
+    assert "found 418" in capsys.readouterr().err and portrait.newest() is None
     server.faults = []
     before = len(server.sent())
     assert main(["real", "portrait", REPO]) == 0
@@ -248,7 +248,7 @@ def test_the_command(server, capsys, tmp_path):
     assert f"{fetched:,} bytes to fetch, {size - fetched:,} already here" in output
     assert 0 < fetched < size                       # it went on where it was interrupted
     assert "owner--sample.safetensors" in output and "the last lesson draws it" in output
-    equal(portrait.kept(), portrait.take(Checkpoint(REPO)))
+    equal(portrait.newest(), portrait.take(Checkpoint(REPO)))
     assert main(["real", "portrait", str(SAMPLE), "--small", "--out", str(tmp_path / "s")]) == 0
     assert portrait.load(tmp_path / "s").small
     assert main(["real", "portrait", REPO, "--out", str(tmp_path / "no" / "s")]) == 2
