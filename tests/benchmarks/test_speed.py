@@ -1,17 +1,20 @@
-"""The speed of minids, transformers and a dense model at the same tasks, compared in one run.
+"""The speed of minids and of other models at the same tasks, compared in one run.
 
-Run `make bench` on an otherwise idle machine. Each contender runs in its own process with 2
-threads, as a user would run it. The contenders are measured alternately, and the best measurement
-of each counts, so a slowdown of the machine affects all of them. Speeds are printed; compare the
-ratios.
+Run `make bench` on an otherwise idle machine. The contenders are minids, transformers, a dense
+model, and nano-deepseek-v4 where it is installed (`pip install --no-deps nano-deepseek-v4`). Each
+runs in its own process with 2 threads, as a user would run it. They are measured alternately, and
+the best measurement of each counts, so a slowdown of the machine affects all of them. Speeds are
+printed; compare the ratios. The last table says what each kernel brings: minids's time without it,
+relative to its time with all.
 """
 
+import importlib.util
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import pytest
 
@@ -60,12 +63,15 @@ def dense(torch):
 def serve(name: str):
     """The code of a contender's process: prints one measurement for each line of standard input.
 
-    A line is "train", "memory", "decode <context>" or "rollouts <rows>". Train, decode and rollouts
-    give tokens per second; memory gives the process's peak resident memory in MiB.
+    A line is "train", "memory", "decode <context>" or "rollouts <rows>", for minids perhaps with
+    "without <kernel>". Train, decode and rollouts give tokens per second; memory gives the
+    process's peak resident memory in MiB.
     """
     if name == "minids":
-        import minids  # noqa: F401  before torch
+        import minids  # before torch; the others run with torch's own settings
+        from minids.model import kernels
     import torch
+
     torch.set_num_threads(2)
     torch.manual_seed(0)
     if name == "minids":
@@ -76,6 +82,11 @@ def serve(name: str):
         config = json.loads(sys.stdin.readline())
         model = DeepseekV4ForCausalLM(DeepseekV4Config(**config))
         forward = lambda ids: model(ids, use_cache=False).logits
+    elif name == "nano-deepseek-v4":
+        from nano_deepseek_v4 import DeepSeekV4Config, DeepSeekV4ForCausalLM
+        config = json.loads(sys.stdin.readline())
+        model = DeepSeekV4ForCausalLM(DeepSeekV4Config.from_official_json(config))
+        forward = lambda ids: model(ids).logits
     else:
         model = forward = dense(torch)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
@@ -108,12 +119,14 @@ def serve(name: str):
             begin = time.perf_counter()
             assert sum(1 for _ in tokens) == steps
         else:
-            cache = DynamicCache(config=model.config)
-            step = lambda token: model(token, past_key_values=cache, use_cache=True).logits
-            token = step(prompt[:, :context])[:, -1:].argmax(-1)
+            cache = DynamicCache(config=model.config) if name == "transformers" else None
+            run = lambda ids: model(ids, past_key_values=cache, use_cache=True)
+            output = run(prompt[:, :context])
+            token, cache = output.logits[:, -1:].argmax(-1), output.past_key_values
             begin = time.perf_counter()
             for _ in range(steps):
-                token = step(token).argmax(-1)
+                output = run(token)
+                token, cache = output.logits.argmax(-1), output.past_key_values
         return steps / (time.perf_counter() - begin)
 
     def sample_rollouts(rows, max_new=48):
@@ -127,12 +140,17 @@ def serve(name: str):
         return int((sampled.length - 24).sum()) / (time.perf_counter() - begin)
 
     def memory():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        import resource  # not on Windows
+
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
     tasks = {"train": train, "memory": memory, "decode": decode, "rollouts": sample_rollouts}
     for line in sys.stdin:
+        line, _, without = line.partition(" without ")
         task, *numbers = line.split()
-        print(json.dumps(tasks[task](*map(int, numbers))), flush=True)
+        with kernels.switched_off(*without.split()) if without else nullcontext():
+            print(json.dumps(tasks[task](*map(int, numbers))), flush=True)
 
 
 class Contender:
@@ -142,7 +160,7 @@ class Contender:
         self.process = subprocess.Popen(
             [sys.executable, __file__, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, text=True, env={**os.environ, "OMP_NUM_THREADS": "2"})
-        if name == "transformers":
+        if name in ("transformers", "nano-deepseek-v4"):
             from minids import Config
             self.process.stdin.write(json.dumps(Config(**SIZES).to_json()) + "\n")
 
@@ -154,7 +172,10 @@ class Contender:
 
 @pytest.fixture(scope="module")
 def contenders():
-    processes = {name: Contender(name) for name in ("minids", "transformers", "dense")}
+    names = ["minids", "transformers", "dense"]
+    if importlib.util.find_spec("nano_deepseek_v4"):
+        names.append("nano-deepseek-v4")
+    processes = {name: Contender(name) for name in names}
     yield processes
     for contender in processes.values():
         contender.process.kill()
@@ -169,23 +190,27 @@ def best(contenders, names, task, repeats=5):
     return highest
 
 
+def table(task, speed):
+    """Print the speeds of one task, and how they compare with transformers'."""
+    print(f"\n{task}, tokens/s: " + ", ".join(
+        f"{name} {value:,.0f}" for name, value in speed.items()))
+    print(f"minids is {speed['minids'] / speed['transformers']:.2f} times as fast as transformers")
+
+
 def test_training(contenders):
-    speed = best(contenders, ("minids", "transformers", "dense"), "train")
-    memory = {name: contenders[name].measure("memory") for name in ("minids", "transformers")}
-    print(f"\ntraining, tokens/s: minids {speed['minids']:,.0f}, "
-          f"transformers {speed['transformers']:,.0f}, dense {speed['dense']:,.0f}; "
-          f"minids is {speed['minids'] / speed['transformers']:.2f} times as fast as transformers")
-    print(f"peak resident memory, MiB: minids {memory['minids']:,.0f}, "
-          f"transformers {memory['transformers']:,.0f}")
+    speed = best(contenders, contenders, "train")
+    memory = {name: contenders[name].measure("memory") for name in contenders}
+    table("training", speed)
+    print(f"and {speed['minids'] / speed['dense']:.2f} times as fast as the dense model")
+    print("peak resident memory, MiB: " + ", ".join(
+        f"{name} {value:,.0f}" for name, value in memory.items()))
     assert speed["minids"] > speed["transformers"] and memory["minids"] <= memory["transformers"]
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_decoding(contenders, context):
-    speed = best(contenders, ("minids", "transformers"), f"decode {context}")
-    print(f"\ndecoding one sequence at context {context}, tokens/s: "
-          f"minids {speed['minids']:,.0f}, transformers {speed['transformers']:,.0f}; "
-          f"minids is {speed['minids'] / speed['transformers']:.2f} times as fast as transformers")
+    speed = best(contenders, [name for name in contenders if name != "dense"], f"decode {context}")
+    table(f"decoding one sequence at context {context}", speed)
     assert speed["minids"] > speed["transformers"]
 
 
@@ -195,6 +220,22 @@ def test_rollouts(contenders):
     print(f"\nrollouts of the nano model, tokens/s: {single:,.0f} one by one, "
           f"{batched:,.0f} in a batch of 64")
     assert batched > 5 * single
+
+
+def test_what_each_kernel_brings(contenders):
+    """Times without a kernel, relative to those with all kernels."""
+    from minids.model import kernels
+    tasks = ("train", "decode 1024", "rollouts 64")
+    print("\n" + f"{'time without':20}" + "".join(f"{task:>14}" for task in tasks))
+    for names in (*kernels.NAMES, " ".join(kernels.NAMES)):
+        times = []
+        for task in tasks:
+            pairs = [(contenders["minids"].measure(task),
+                      contenders["minids"].measure(f"{task} without {names}")) for _ in range(3)]
+            times.append(max(with_all for with_all, _ in pairs) / max(less for _, less in pairs))
+        label = names if " " not in names else "all of them"
+        print(f"{label:20}" + "".join(f"{value:14.2f}" for value in times))
+    assert times[0] > 1 and times[1] > 1
 
 
 if __name__ == "__main__":
