@@ -162,7 +162,11 @@ class Contender:
             stderr=subprocess.DEVNULL, text=True, env={**os.environ, "OMP_NUM_THREADS": "2"})
         if name in ("transformers", "nano-deepseek-v4"):
             from minids import Config
-            self.process.stdin.write(json.dumps(Config(**SIZES).to_json()) + "\n")
+            config = Config(**SIZES).to_json()
+            # the spellings of the released files, which the other implementation reads
+            config |= {"compress_ratios": SIZES["compress_ratios"], "num_hash_layers": 1,
+                       "compress_rate_hca": 32, "qk_rope_head_dim": SIZES["rope_head_dim"]}
+            self.process.stdin.write(json.dumps(config) + "\n")
 
     def measure(self, task: str) -> float:
         self.process.stdin.write(task + "\n")
