@@ -6,6 +6,7 @@ kernel computes it in one. A test compares it with autograd's.
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -13,6 +14,8 @@ from torch.autograd.function import once_differentiable
 from minids.model import kernels
 from minids.model.kernels import norm
 from minids.model.rotary import rotate, rotation_rows
+
+NO_ROTATION = np.empty((0, 2), np.float32)      # for kernels
 
 
 def inverse_rms(x: Tensor, eps: float) -> Tensor:
@@ -34,12 +37,10 @@ def normalised(x: Tensor, w: Tensor | None, eps: float,
                rot: Tensor | None) -> tuple[Tensor, Tensor]:
     """`normalise`, and r = 1 / sqrt(mean(x^2) + eps), ... x 1, for its gradient."""
     if kernels.on("norm", x):
-        x = x.detach().contiguous()
-        y, r = torch.empty_like(x), x.new_empty(*x.shape[:-1], 1)
-        weight, table, heads = kernel_inputs(x, w, rot)
-        c = x.shape[-1]
-        norm.forward(x.view(-1, c).numpy(), weight.numpy(), eps, table.numpy(), heads,
-                     y.view(-1, c).numpy(), r.view(-1).numpy())
+        x = x.contiguous()
+        y, r = torch.empty_like(x), torch.empty(*x.shape[:-1], 1)
+        table, heads = (NO_ROTATION, 1) if rot is None else rotation_rows(rot, x)
+        norm.forward(rows(x), weights(x, w), eps, table, heads, rows(y), r.numpy().ravel())
         return y, r
     r = inverse_rms(x, eps)
     y = x * r
@@ -48,13 +49,14 @@ def normalised(x: Tensor, w: Tensor | None, eps: float,
     return (y if rot is None else rotate(y, rot)), r
 
 
-def kernel_inputs(x: Tensor, w: Tensor | None, rot: Tensor | None) -> tuple[Tensor, Tensor, int]:
-    """What kernels take for a weight and for rotations, also where there are none: a weight c, a
-    table of rotations R c, rows of x that share one."""
-    weight = x.new_ones(x.shape[-1]) if w is None else w.detach().contiguous()
-    if rot is None:
-        return weight, x.new_empty(0, x.shape[-1]), 1
-    return weight, *rotation_rows(rot, x)
+def rows(x: Tensor) -> np.ndarray:
+    """Contiguous ... c as an array N c."""
+    return x.detach().numpy().reshape(-1, x.shape[-1])
+
+
+def weights(x: Tensor, w: Tensor | None) -> np.ndarray:
+    """The weight of each channel, also where there is none: c."""
+    return np.ones(x.shape[-1], np.float32) if w is None else w.detach().contiguous().numpy()
 
 
 class Normalise(torch.autograd.Function):
@@ -74,11 +76,10 @@ class Normalise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, w, r, rot = ctx.saved_tensors
-        if kernels.on("norm", x, grad):
-            dx, dw = normalise_backward(x, w, r, rot, grad)
-            return dx, dw, None, None
         if rot is not None:
             grad = rotate(grad, rot, inverse=True)
+        if kernels.on("norm", x, grad):
+            return *normalise_backward(x, w, r, grad), None, None
         h = x * r
         dh = grad * h
         if w is None:
@@ -89,15 +90,12 @@ class Normalise(torch.autograd.Function):
         return dx, dh.flatten(0, -2).sum(0), None, None
 
 
-def normalise_backward(x: Tensor, w: Tensor | None, r: Tensor, rot: Tensor | None,
+def normalise_backward(x: Tensor, w: Tensor | None, r: Tensor,
                        grad: Tensor) -> tuple[Tensor, Tensor | None]:
     """The gradients of x and w, as a kernel computes them."""
     x, grad = x.contiguous(), grad.contiguous()
-    weight, table, heads = kernel_inputs(x, w, rot)
-    c = x.shape[-1]
-    dx, dw = torch.empty_like(x), x.new_empty(kernels.parts(r.numel() // heads), c)
-    norm.backward(x.view(-1, c).numpy(), weight.numpy(), r.view(-1).numpy(), table.numpy(), heads,
-                  grad.view(-1, c).numpy(), dx.view(-1, c).numpy(), dw.numpy())
+    dx, dw = torch.empty_like(x), torch.empty(kernels.parts(r.numel()), x.shape[-1])
+    norm.backward(rows(x), weights(x, w), r.numpy().ravel(), rows(grad), rows(dx), dw.numpy())
     return dx, None if w is None else dw.sum(0)
 
 

@@ -8,6 +8,7 @@ what is rotated, and by which position, see `attention.py`, `compressor.py` and 
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -93,21 +94,21 @@ class Rotate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return rotate(grad, *ctx.saved_tensors, not ctx.inverse), None, None
+        rot, = ctx.saved_tensors
+        return rotate(grad, rot, not ctx.inverse), None, None
 
 
 def rotate_rows(x: Tensor, rot: Tensor, inverse: bool) -> Tensor:
     """`rotate` as a kernel computes it."""
-    x = x.detach().contiguous()
-    y = torch.empty_like(x)
+    x = x.contiguous()
+    y, c = torch.empty_like(x), x.shape[-1]
     table, heads = rotation_rows(rot, x)
-    c = x.shape[-1]
-    rotary.rotate(x.view(-1, c).numpy(), table.numpy(), heads, -1.0 if inverse else 1.0,
-                  y.view(-1, c).numpy())
+    rotary.rotate(x.detach().numpy().reshape(-1, c), table, heads,
+                  -1.0 if inverse else 1.0, y.numpy().reshape(-1, c))
     return y
 
 
-def rotation_rows(rot: Tensor, x: Tensor) -> tuple[Tensor, int]:
+def rotation_rows(rot: Tensor, x: Tensor) -> tuple[np.ndarray, int]:
     """Rotations as kernels take them: a table R x c of pairs (cos, sin), and how many rows of x in
     succession share one. Row i of x, N x c, rotates by row i // heads, modulo R."""
     if rot.is_complex():
@@ -117,4 +118,4 @@ def rotation_rows(rot: Tensor, x: Tensor) -> tuple[Tensor, int]:
         shape, rows, heads = shape[:-1], rows[:-1], rows[-1]
     if shape != rows[len(rows) - len(shape):]:          # broadcast along another axis
         rot, heads = rot.expand(x.shape), 1
-    return rot.reshape(-1, x.shape[-1]).contiguous(), heads
+    return rot.reshape(-1, x.shape[-1]).numpy(), heads

@@ -7,72 +7,58 @@ finds it in the processor's cache.
 
 import numpy as np
 
-from minids.model.kernels.compiled import inlined, kernel, prange
+from minids.model.kernels.compiled import kernel, prange
 
 f32 = np.float32
-
-
-@inlined
-def first_turning(rot: np.ndarray, t: int) -> int:
-    """The first channel that rotation t does not multiply by 1: those before it are copied."""
-    j = 0
-    while j < rot.shape[1] and rot[t, j] == f32(1.0) and rot[t, j + 1] == f32(0.0):
-        j += 2
-    return j
 
 
 @kernel
 def forward(x: np.ndarray, w: np.ndarray, eps: float, rot: np.ndarray, heads: int, y: np.ndarray,
             r: np.ndarray) -> None:
-    """r = 1 / sqrt(mean(x^2) + eps), y = rotation of (w x r).
+    """r = 1 / sqrt(mean(x^2) + eps), y = w x r, rotated.
 
-    x, y: N c, `heads` rows a token; w: c; rot: R c, pairs (cos, sin); token t rotates by row t
-    modulo R, and R = 0 means no rotation. r: N.
+    x, y: N c, `heads` rows a token; w: c; r: N. rot: R c, pairs (cos, sin): token t rotates by row
+    t modulo R. R = 0 means no rotation.
     """
     N, c = x.shape
     R = len(rot)
-    for t in prange(N // heads):
-        start = first_turning(rot, t % R) if R else c
-        for i in range(t * heads, (t + 1) * heads):
-            square = f32(0.0)
+    for i in prange(N):
+        square = f32(0.0)
+        for j in range(c):
+            square += x[i, j] * x[i, j]
+        ri = f32(1.0) / np.sqrt(square / f32(c) + f32(eps))
+        r[i] = ri
+        if R == 0:
             for j in range(c):
-                square += x[i, j] * x[i, j]
-            r[i] = f32(1.0) / np.sqrt(square / f32(c) + f32(eps))
-            for j in range(start):
-                y[i, j] = x[i, j] * r[i] * w[j]
-            for j in range(start, c, 2):
-                a, b = x[i, j] * r[i] * w[j], x[i, j + 1] * r[i] * w[j + 1]
-                cos, sin = rot[t % R, j], rot[t % R, j + 1]
-                y[i, j], y[i, j + 1] = a * cos - b * sin, a * sin + b * cos
+                y[i, j] = x[i, j] * ri * w[j]
+        else:
+            t = i // heads % R
+            for k in range(c // 2):
+                a, b = x[i, 2 * k] * ri * w[2 * k], x[i, 2 * k + 1] * ri * w[2 * k + 1]
+                cos, sin = rot[t, 2 * k], rot[t, 2 * k + 1]
+                y[i, 2 * k] = a * cos - b * sin
+                y[i, 2 * k + 1] = a * sin + b * cos
 
 
 @kernel
-def backward(x: np.ndarray, w: np.ndarray, r: np.ndarray, rot: np.ndarray, heads: int,
-             dy: np.ndarray, dx: np.ndarray, dw: np.ndarray) -> None:
-    """With h = x r and g = dy rotated back: dx = r (w g - h mean(h w g)), dw = sum of h g.
+def backward(x: np.ndarray, w: np.ndarray, r: np.ndarray, dy: np.ndarray, dx: np.ndarray,
+             dw: np.ndarray) -> None:
+    """With h = x r: dx = r (w dy - h mean(h w dy)), dw = sum of h dy.
 
-    dx: N c; dw: P c, the sums of P parts of the tokens. For the others see `forward`.
+    x, dy, dx: N c; w: c; r: N. dw: P c, the sums of P parts of the rows. What was rotated, `dy` is
+    already rotated back.
     """
     N, c = x.shape
-    R, P = len(rot), len(dw)
-    tokens = N // heads
+    P = len(dw)
     for p in prange(P):
         for j in range(c):
             dw[p, j] = f32(0.0)
-        for t in range(tokens * p // P, tokens * (p + 1) // P):
-            start = first_turning(rot, t % R) if R else c
-            for i in range(t * heads, (t + 1) * heads):
-                for j in range(start):
-                    dx[i, j] = dy[i, j]
-                for j in range(start, c, 2):
-                    cos, sin = rot[t % R, j], rot[t % R, j + 1]
-                    dx[i, j] = dy[i, j] * cos + dy[i, j + 1] * sin
-                    dx[i, j + 1] = dy[i, j + 1] * cos - dy[i, j] * sin
-                mean = f32(0.0)
-                for j in range(c):
-                    h = x[i, j] * r[i] * dx[i, j]
-                    dw[p, j] += h
-                    mean += h * w[j]
-                mean /= f32(c)
-                for j in range(c):
-                    dx[i, j] = r[i] * (w[j] * dx[i, j] - x[i, j] * r[i] * mean)
+        for i in range(N * p // P, N * (p + 1) // P):
+            ri, mean = r[i], f32(0.0)
+            for j in range(c):
+                h = x[i, j] * ri * dy[i, j]
+                dw[p, j] += h
+                mean += h * w[j]
+            mean *= ri / f32(c)
+            for j in range(c):
+                dx[i, j] = ri * (w[j] * dy[i, j] - x[i, j] * mean)
