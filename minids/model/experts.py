@@ -16,8 +16,9 @@ from torch.autograd.function import once_differentiable
 from minids.model.kernels import experts as kernel
 from minids.model.kernels import swiglu
 
-FEW = 64            # rows up to which one kernel computes everything
-SMALL = 2**18       # numbers of a matrix up to which it does
+FEW = 64            # tokens up to which one kernel computes everything,
+SMALL = 2**18       # and numbers of a matrix up to which it does;
+ALONE = 2**21       # products up to which it does so in one thread: waking another takes longer
 
 
 def array(t: Tensor) -> np.ndarray:
@@ -58,7 +59,8 @@ def choose(z: Tensor, bias: Tensor | None, chosen: Tensor | None, K: int,
     s, g = torch.empty(N, E), torch.empty(N, K)
     experts = torch.empty(N, K, dtype=torch.int64) if chosen is None else chosen
     biases = np.zeros(E, np.float32) if bias is None else array(bias)
-    kernel.gate(array(z), biases, scale, chosen is None, s.numpy(), array(experts), g.numpy())
+    compute = kernel.gate if N > FEW else kernel.gate_few
+    compute(array(z), biases, scale, chosen is None, s.numpy(), array(experts), g.numpy())
     return s, experts, g
 
 
@@ -181,11 +183,12 @@ def triples(items: Sequence[Any]) -> Iterable[Sequence[Any]]:
     return (items[i:i + 3] for i in range(0, len(items), 3))
 
 
-def few(x: Tensor, order: Sorted, addresses: np.ndarray, limit: float, I: int) -> Tensor:
-    """As `Experts`, for a few tokens, without a gradient; addresses: E+1 3, see the kernel."""
-    N, K = order.slots.shape
-    rows, y = np.empty((N * K + N, x.shape[1]), np.float32), torch.empty(x.shape)
-    compute = kernel.one_token if N == 1 else kernel.few_tokens
-    compute(array(x), addresses, order.counts, order.tokens, order.weights, order.slots, limit, I,
-            rows, y.numpy())
+def few(x: Tensor, experts: Tensor, g: Tensor, used: Sequence[int], limit: float,
+        matrices: Sequence[Tensor]) -> Tensor:
+    """As `Experts`, for a few tokens, without a gradient."""
+    addresses = np.array([matrix.data_ptr() for matrix in matrices]).reshape(-1, 3)
+    y, I = torch.empty(x.shape), len(matrices[0])
+    work = 3 * (experts.numel() + len(x)) * matrices[0].numel()
+    compute = kernel.one_by_one if work <= ALONE else kernel.side_by_side
+    compute(array(x), array(experts), array(g), np.array(used), addresses, limit, I, y.numpy())
     return y

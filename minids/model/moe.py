@@ -116,13 +116,15 @@ class Expert(nn.Module):
         """w1, w3 and w2, where its products are theirs alone; None where a matrix is stored as
         codes, an input is rounded, or a hook waits for a call."""
         parts: dict[str, Any] = self._modules       # ten times as quick as self.w1 is
-        for part in (self, *parts.values()):
-            if part._forward_hooks or part._forward_pre_hooks:
-                return None
-        linears = parts["w1"], parts["w3"], parts["w2"]
-        if any(linear.codes is not None or linear.round_input for linear in linears):
+        if self._forward_hooks or self._forward_pre_hooks:
             return None
-        return [linear._parameters["weight"] for linear in linears]
+        weights = []
+        for linear in (parts["w1"], parts["w3"], parts["w2"]):
+            if (linear.codes is not None or linear.round_input or linear._forward_hooks
+                    or linear._forward_pre_hooks):
+                return None
+            weights.append(linear._parameters["weight"])
+        return weights
 
 
 class MoE(nn.Module):
@@ -170,27 +172,26 @@ class MoE(nn.Module):
 
     def fused(self, flat: Tensor, g: Tensor, experts: Tensor) -> Tensor | None:
         """The whole sum as kernels compute it, N d, or None where they do not: see `experts.py`."""
-        with_gradient, E = torch.is_grad_enabled(), len(self.experts)
-        if not kernels.on("experts", flat, g) or (
-                experts.numel() * flat.shape[1] > MANY and not with_gradient):
+        with_gradient, all_of_them = torch.is_grad_enabled(), self.experts._modules
+        E, N = len(all_of_them), len(flat)
+        if experts.numel() * flat.shape[1] > MANY and not with_gradient:
             return None
-        order = fused.Sorted(experts, g, E)
         # for the gradient of unused experts see `forward`
-        used = range(E) if self.training else order.counts.nonzero()[0].tolist()
-        parts: dict[str, Any] = self.experts._modules
-        matrices = []
-        for expert in (*(parts[str(e)] for e in used), self.shared_experts):
+        used = range(E) if self.training else sorted(set(experts.flatten().tolist()))
+        matrices: list[Tensor] = []
+        modules: list[Any] = [all_of_them[str(e)] for e in used]
+        for expert in (*modules, self.shared_experts):
             of_expert = expert.matrices()
-            if of_expert is None or not kernels.on("experts", *of_expert):
+            if of_expert is None:
                 return None
             matrices += of_expert
-        limit, (I, d) = self.limit or INFINITE, matrices[0].shape
-        if len(flat) <= fused.FEW and I * d <= fused.SMALL and not with_gradient \
-                and all(matrix.is_contiguous() for matrix in matrices):
-            addresses = np.zeros((E + 1, 3), np.int64)
-            addresses[[*used, E]] = np.array([matrix.data_ptr() for matrix in matrices]
-                                             ).reshape(-1, 3)
-            return fused.few(flat, order, addresses, limit, I)
+        if not kernels.on("experts", flat, g, *matrices):
+            return None
+        limit = float(self.limit) or INFINITE
+        if N <= fused.FEW and matrices[0].numel() <= fused.SMALL and not with_gradient \
+                and all([matrix.is_contiguous() for matrix in matrices]):
+            return fused.few(flat, experts, g, used, limit, matrices)
+        order = fused.Sorted(experts, g, E)
         return fused.Experts.apply(flat, g, order, used, limit, *matrices)
 
     def all_experts(self, flat: Tensor, g: Tensor, experts: Tensor) -> Tensor:

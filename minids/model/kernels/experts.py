@@ -48,7 +48,6 @@ def beats(a: np.float32, b: np.float32) -> bool:
     return a > b or a != a
 
 
-@kernel
 def gate(z: np.ndarray, bias: np.ndarray, scale: float, choose: bool, s: np.ndarray,
          experts: np.ndarray, g: np.ndarray) -> None:
     """s = sqrt(log(1 + e^z)); the K experts of largest s + bias, unless they are given; their
@@ -84,6 +83,9 @@ def gate(z: np.ndarray, bias: np.ndarray, scale: float, choose: bool, s: np.ndar
                 total += s[n, experts[n, k]]
             for k in range(K):
                 g[n, k] = s[n, experts[n, k]] / total * f32(scale)
+
+
+gate_few, gate = serial(gate), kernel(gate)     # up to 64 tokens are work for one thread
 
 
 @kernel
@@ -179,32 +181,41 @@ def times_four_rows(w, x0, x1, x2, x3, y0, y1, y2, y3):
         y0[o], y1[o], y2[o], y3[o] = a, b, c, d
 
 
-def few(x, addresses, counts, tokens, weights, slots, limit, I, rows, y):
+def few(x: np.ndarray, experts: np.ndarray, g: np.ndarray, used: np.ndarray,
+        addresses: np.ndarray, limit: float, I: int, y: np.ndarray) -> None:
     """y = the shared expert's output and the K chosen experts', for a few tokens.
 
-    x, y: N d. addresses: E+1 3, of w1, w3 (I d) and w2 (d I) of each expert; the last is the
-    shared one. counts (E), tokens, weights (NK), slots (N K): see `sort`. rows: NK+N d, to compute
-    in.
+    x, y: N d; experts, g: N K. used: U, the numbers of the experts that some token chose, rising.
+    addresses: U+1 3, of their w1, w3 (I d) and w2 (d I), and of the shared expert's.
     """
-    N, K = slots.shape
-    E, d = len(counts), x.shape[1]
+    N, K = experts.shape
+    U, d = len(used), x.shape[1]
     top = f32(limit)
+    place = np.empty(used[-1] + 1, np.int64)        # expert -> its number among those used
+    for u in range(U):
+        place[used[u]] = u
+    chosen = np.empty((N, K), np.int64)
+    for n in range(N):
+        for k in range(K):
+            chosen[n, k] = place[experts[n, k]]
+    counts, slots = np.empty(U, np.int64), np.empty((N, K), np.int64)
+    tokens, weights = np.empty(N * K, np.int64), np.empty(N * K, np.float32)
+    sort(chosen, g, counts, slots, tokens, weights)
     ends = np.cumsum(counts)
-    for e in prange(E + 1):
-        count = counts[e] if e < E else N
-        if count == 0:
-            continue
-        begin = ends[e] - count if e < E else N * K
-        w1 = carray(pointer(addresses[e, 0]), (I, d))
-        w3 = carray(pointer(addresses[e, 1]), (I, d))
-        w2 = carray(pointer(addresses[e, 2]), (d, I))
+    rows = np.empty((N * K + N, d), np.float32)
+    for u in prange(U + 1):
+        count = counts[u] if u < U else N
+        begin = ends[u] - count if u < U else N * K
+        w1 = carray(pointer(addresses[u, 0]), (I, d))
+        w3 = carray(pointer(addresses[u, 1]), (I, d))
+        w2 = carray(pointer(addresses[u, 2]), (d, I))
         h, up = np.empty((4, I), np.float32), np.empty((4, I), np.float32)
         for first in range(begin, begin + count, 4):
             size = min(4, begin + count - first)
             # of fewer rows than four, the last one is computed more than once
             i0, i1, i2, i3 = first, first + min(1, size - 1), first + min(2, size - 1), \
                 first + size - 1
-            if e < E:
+            if u < U:
                 t0, t1, t2, t3 = tokens[i0], tokens[i1], tokens[i2], tokens[i3]
             else:
                 t0, t1, t2, t3 = i0 - begin, i1 - begin, i2 - begin, i3 - begin
@@ -215,7 +226,7 @@ def few(x, addresses, counts, tokens, weights, slots, limit, I, rows, y):
                 times_four_rows(w1, x[t0], x[t1], x[t2], x[t3], h[0], h[1], h[2], h[3])
                 times_four_rows(w3, x[t0], x[t1], x[t2], x[t3], up[0], up[1], up[2], up[3])
             for r in range(1 if size == 1 else 4):
-                weight = weights[first + min(r, size - 1)] if e < E else f32(1.0)
+                weight = weights[first + min(r, size - 1)] if u < U else f32(1.0)
                 for i in range(I):
                     a, b = h[r, i], up[r, i]
                     a = top if a > top else a
@@ -235,5 +246,4 @@ def few(x, addresses, counts, tokens, weights, slots, limit, I, rows, y):
                 y[n, j] += rows[slot, j]
 
 
-one_token = serial(few)
-few_tokens = kernel(few)
+one_by_one, side_by_side = serial(few), kernel(few)       # expert by expert, or all at a time
