@@ -8,7 +8,6 @@ loss and the rate of balancing see `minids.pretrain.settings`.
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -68,7 +68,8 @@ class Normalise(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor | None, eps: float, rot: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, w: Tensor | None, eps: float,
+                rot: Tensor | None = None) -> Tensor:
         y, r = normalised(x, w, eps, rot)
         ctx.save_for_backward(x, w, r, rot)
         return y

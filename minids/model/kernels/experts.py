@@ -6,6 +6,8 @@ a few tokens a product takes less time than torch needs to call it, so one kerne
 It takes the matrices by their addresses: their number differs from model to model.
 """
 
+from typing import Any
+
 import numpy as np
 
 from minids.model.kernels.compiled import inlined, kernel, numba, prange, serial
@@ -13,14 +15,16 @@ from minids.model.kernels.exponential import exp
 
 f32 = np.float32
 
+pointer: Any
+carray: Any
 if numba is not None:
     from numba.core import types
     from numba.extending import intrinsic
 
     @intrinsic
-    def pointer(typing, address):
+    def pointer(typing: Any, address: Any) -> Any:
         """An address as a pointer to float32 numbers."""
-        def generate(context, builder, signature, arguments):
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
         return types.CPointer(types.float32)(types.int64), generate
 
@@ -43,7 +47,7 @@ def log1p(x: np.float32) -> np.float32:
 
 
 @inlined
-def beats(a: np.float32, b: np.float32) -> bool:
+def beats(a: np.float32, b: np.float32) -> Any:
     """Whether a is larger than b, or NaN."""
     return a > b or a != a
 
@@ -158,7 +162,7 @@ def combine(rows: np.ndarray, slots: np.ndarray, y: np.ndarray) -> None:
 
 
 @inlined
-def times_row(w, x, y):
+def times_row(w: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
     """y = w x. w: o i, x: i, y: o."""
     for o in range(w.shape[0]):
         a = f32(0.0)
@@ -168,7 +172,8 @@ def times_row(w, x, y):
 
 
 @inlined
-def times_four_rows(w, x0, x1, x2, x3, y0, y1, y2, y3):
+def times_four_rows(w: np.ndarray, x0: np.ndarray, x1: np.ndarray, x2: np.ndarray, x3: np.ndarray,
+                    y0: np.ndarray, y1: np.ndarray, y2: np.ndarray, y3: np.ndarray) -> None:
     """As `times_row`, for four rows: each number of w is read once for all of them."""
     for o in range(w.shape[0]):
         a, b, c, d = f32(0.0), f32(0.0), f32(0.0), f32(0.0)
