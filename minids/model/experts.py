@@ -23,7 +23,7 @@ ALONE = 2**21       # products up to which it does so in one thread: waking anot
 
 def array(t: Tensor) -> np.ndarray:
     """The same memory, as kernels take it."""
-    return t.detach().contiguous().numpy()
+    return (t if t.is_contiguous() else t.contiguous()).detach().numpy()
 
 
 class Choice(torch.autograd.Function):
