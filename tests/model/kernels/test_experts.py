@@ -1,12 +1,12 @@
 """The mixture of experts with kernels against torch alone, in value and gradient."""
 
-import numba
 import pytest
 import torch
 
 from minids.config import Config
 from minids.model import kernels
 from minids.model.experts import choose
+from minids.model.kernels.compiled import numba
 from minids.model.moe import Gate, MoE, sqrt_softplus
 from minids.model.passes import Options, Pass
 

@@ -1,11 +1,11 @@
 """RMS normalisation as a kernel against the equation in float64, in value and gradient."""
 
-import numba
 import pytest
 import torch
 
 from minids.config import Config
 from minids.model import kernels
+from minids.model.kernels.compiled import numba
 from minids.model.norm import RMSNorm, normalise, rms
 from minids.model.rotary import Rotary, rotate
 
