@@ -13,12 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minids.config import Config
+from minids.model import experts as fused
+from minids.model import kernels
 from minids.model.linear import Linear
 from minids.model.passes import Pass, expert_loads
 
 # Experts for each chosen one, up to which a GPU computes all of them; `Config.mini` has as many
 ALL_AT_ONCE = 16
 
+INFINITE = float("inf")     # the limit of kernels where nothing is clamped
 MANY = 2**26    # numbers of the rows of all experts: from here on, experts work one by one
 
 
@@ -28,14 +31,20 @@ def sqrt_softplus(x: Tensor) -> Tensor:
     return F.softplus(x.float()).clamp_min(torch.finfo(torch.float32).tiny).sqrt()
 
 
-def swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
-    """silu(gate) * up, both clamped first: gate from above, up on both sides. limit 0: no clamp.
+def swiglu(gate: Tensor, up: Tensor, limit: float, g: Tensor | None = None) -> Tensor:
+    """g * silu(gate) * up, both clamped first: gate from above, up on both sides. limit 0: no
+    clamp. gate, up: ... I; the weight g: ... 1, or None for 1.
 
     `hardtanh` is `clamp` by another name; its gradient takes one pass over memory instead of three.
     """
+    if kernels.on("swiglu", gate, up):
+        weight = gate.new_ones(gate.shape[:-1].numel()) if g is None else g.reshape(-1)
+        h = fused.Swiglu.apply(gate.flatten(0, -2), up.flatten(0, -2), weight, limit or INFINITE)
+        return h.view_as(gate)
     if limit:
         gate, up = F.hardtanh(gate, -float("inf"), limit), F.hardtanh(up, -limit, limit)
-    return F.silu(gate) * up
+    h = F.silu(gate) * up
+    return h if g is None else h * g
 
 
 class Gate(nn.Module):
@@ -66,18 +75,25 @@ class Gate(nn.Module):
         A score gate takes `experts`, N x K, instead of its own choice where they are given. A pass
         records the choices of score gates.
         """
-        s = sqrt_softplus(F.linear(x.float(), self.weight.float()))              # N E
+        K, scale = self.config.n_activated_experts, self.config.route_scale
+        z = F.linear(x.float(), self.weight.float())                             # N E
         if self.is_hash:
             experts = self.tid2eid[ids.flatten()]
-        elif experts is None:
-            K = self.config.n_activated_experts
-            experts = (s + self.bias).topk(K, sorted=False).indices
+        if kernels.on("experts", z):
+            bias = None if self.is_hash else self.bias
+            choose = fused.Choice.apply if torch.is_grad_enabled() else fused.choose
+            s, experts, g = choose(z, bias, experts, K, scale)
+        else:
+            s = sqrt_softplus(z)
+            if experts is None:
+                experts = (s + self.bias).topk(K, sorted=False).indices
+            g = s.gather(1, experts)
+            g = g / g.sum(-1, keepdim=True) * scale
         if current is not None and not self.is_hash:
             current.record.experts.append(experts)
             if current.options.balance:
                 current.record.balance.append(sequence_balance(s, experts, len(ids)))
-        g = s.gather(1, experts)
-        return g / g.sum(-1, keepdim=True) * self.config.route_scale, experts
+        return g, experts
 
 
 class Expert(nn.Module):
@@ -92,8 +108,22 @@ class Expert(nn.Module):
 
     def forward(self, x: Tensor, g: Tensor | None = None) -> Tensor:
         """x: ... d -> ... d. A weight g, ... 1 and float32, multiplies before w2."""
-        h = swiglu(self.w1(x).float(), self.w3(x).float(), self.limit)
-        return self.w2((h if g is None else h * g).to(x.dtype))
+        h = swiglu(self.w1(x).float(), self.w3(x).float(), self.limit, g)
+        return self.w2(h.to(x.dtype))
+
+    def matrices(self) -> list[Tensor] | None:
+        """w1, w3 and w2, where its products are theirs alone; None where a matrix is stored as
+        codes, an input is rounded, or a hook waits for a call."""
+        parts: dict[str, Any] = self._modules       # ten times as quick as self.w1 is
+        if self._forward_hooks or self._forward_pre_hooks:
+            return None
+        weights = []
+        for linear in (parts["w1"], parts["w3"], parts["w2"]):
+            if (linear.codes is not None or linear.round_input or linear._forward_hooks
+                    or linear._forward_pre_hooks):
+                return None
+            weights.append(linear._parameters["weight"])
+        return weights
 
 
 class MoE(nn.Module):
@@ -114,6 +144,9 @@ class MoE(nn.Module):
         N, K = experts.shape
         if x.device.type != "cpu" and len(self.experts) <= ALL_AT_ONCE * K:
             return self.all_experts(flat, g, experts).view_as(x) + self.shared_experts(x)
+        fused_sum = self.fused(flat, g, experts)
+        if fused_sum is not None:
+            return fused_sum.view_as(x)
         if N == 1 and not self.training:         # decoding: nothing to sort
             y = sum(self.experts[e](flat, w) for e, w in zip(experts[0].tolist(), g[0]))
             return y.view_as(x) + self.shared_experts(x)
@@ -135,6 +168,30 @@ class MoE(nn.Module):
             y = grouped(h.to(x.dtype), counts, (e.w2 for e in modules))   # NK d
         y = y.index_select(0, order.argsort())    # token by token again
         return y.view(N, K, -1).sum(1).view_as(x) + self.shared_experts(x)
+
+    def fused(self, flat: Tensor, g: Tensor, experts: Tensor) -> Tensor | None:
+        """The whole sum as kernels compute it, N d, or None where they do not: see `experts.py`."""
+        with_gradient, all_of_them = torch.is_grad_enabled(), self.experts._modules
+        E, N = len(all_of_them), len(flat)
+        if experts.numel() * flat.shape[1] > MANY and not with_gradient:
+            return None
+        # for the gradient of unused experts see `forward`
+        used = range(E) if self.training else sorted(set(experts.flatten().tolist()))
+        matrices: list[Tensor] = []
+        modules: list[Any] = [all_of_them[str(e)] for e in used]
+        for expert in (*modules, self.shared_experts):
+            of_expert = expert.matrices()
+            if of_expert is None:
+                return None
+            matrices += of_expert
+        if not kernels.on("experts", flat, g, *matrices):
+            return None
+        limit = float(self.limit) or INFINITE
+        if N <= fused.FEW and matrices[0].numel() <= fused.SMALL and not with_gradient \
+                and all([matrix.is_contiguous() for matrix in matrices]):
+            return fused.few(flat, experts, g, used, limit, matrices)
+        order = fused.Sorted(experts, g, E)
+        return fused.Experts.apply(flat, g, order, used, limit, *matrices)
 
     def all_experts(self, flat: Tensor, g: Tensor, experts: Tensor) -> Tensor:
         """The routed part of the sum as one wide expert, whose hidden numbers are those of all

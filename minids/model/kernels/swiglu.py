@@ -1,0 +1,58 @@
+"""SwiGLU with V4's clamps and an expert's weight: one pass over the numbers in each direction.
+
+In torch the clamps, SiLU and the two products are five passes, and nine for the gradient.
+"""
+
+import numpy as np
+
+from minids.model.kernels.compiled import kernel, prange
+from minids.model.kernels.exponential import exp
+
+f32 = np.float32
+
+
+@kernel
+def forward(gate: np.ndarray, up: np.ndarray, weight: np.ndarray, limit: float,
+            h: np.ndarray) -> None:
+    """h = weight silu(a) b, a = min(gate, limit), b = up between -limit and limit.
+
+    gate, up, h: N I; weight: N; silu(a) = a / (1 + e^-a). Limit is inf where nothing is clamped.
+    """
+    N, I = gate.shape
+    top = f32(limit)
+    for n in prange(N):
+        for i in range(I):
+            a, b = gate[n, i], up[n, i]
+            a = top if a > top else a               # so that NaN stays NaN
+            b = top if b > top else b
+            b = -top if b < -top else b
+            h[n, i] = weight[n] * a * b / (f32(1.0) + exp(-a))
+
+
+@kernel
+def backward(gate: np.ndarray, up: np.ndarray, weight: np.ndarray, limit: float, grad: np.ndarray,
+             dup: np.ndarray, dweight: np.ndarray, h: np.ndarray) -> None:
+    """With s = 1 / (1 + e^-a), of the gradient dh = grad:
+
+        dgate = dh weight b s (1 + a (1 - s)), dup = dh weight a s, dweight = sum_i dh a b s.
+
+    dgate and dup are 0 where the clamp acts. dgate overwrites `grad`; h is computed again, so that
+    nobody has to keep it.
+    """
+    N, I = gate.shape
+    top = f32(limit)
+    for n in prange(N):
+        total = f32(0.0)
+        for i in range(I):
+            a, b, dh = gate[n, i], up[n, i], grad[n, i]
+            free_a, free_b = a < top, (b < top) & (b > -top)
+            a = top if a > top else a
+            b = top if b > top else b
+            b = -top if b < -top else b
+            s = f32(1.0) / (f32(1.0) + exp(-a))
+            total += dh * a * b * s
+            h[n, i] = weight[n] * a * b * s
+            grad[n, i] = dh * weight[n] * b * s * (f32(1.0) + a * (f32(1.0) - s)) if free_a \
+                else f32(0.0)
+            dup[n, i] = dh * weight[n] * a * s if free_b else f32(0.0)
+        dweight[n] = total
