@@ -1,7 +1,5 @@
 """One block: attention, then the mixture of experts, on n residual streams."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -13,8 +11,6 @@ from minids.model.norm import RMSNorm
 from minids.model.passes import Pass
 from minids.model.state import LayerState
 
-Maps = Callable[[Tensor, Tensor, Tensor, Tensor, Config], tuple[Tensor, Tensor, Tensor]]
-
 
 class Block(nn.Module):
     """Attention, then the mixture of experts; each reads the streams and writes to them (mHC)."""
@@ -22,7 +18,7 @@ class Block(nn.Module):
     def __init__(self, config: Config, ratio: int, is_hash: bool) -> None:
         super().__init__()
         self.config = config
-        self.maps: Maps | None = None       # None: `mhc.maps`; ablations put another function here
+        self.maps: mhc.Maps | None = None       # None: `mhc.maps`; ablations put another function here
         self.attn_norm = RMSNorm(config.dim, config.norm_eps)
         self.attn = Attention(config, ratio)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
@@ -43,9 +39,11 @@ class Block(nn.Module):
         """
         current = current or Pass(self.config, ids.shape[1], X.device)
         cfg, maps = self.config, self.maps or mhc.maps
-        pre, post, comb = maps(X, self.hc_attn_fn, self.hc_attn_scale, self.hc_attn_base, cfg)
-        f = self.attn(self.attn_norm(mhc.read(X, pre)), current, state)
+        site = self.hc_attn_fn, self.hc_attn_scale, self.hc_attn_base
+        u, X, post, comb = mhc.enter(X, *site, cfg, maps)                        # maps and read
+        f = self.attn(self.attn_norm(u), current, state)
         X = mhc.write(X, f, post, comb)
-        pre, post, comb = maps(X, self.hc_ffn_fn, self.hc_ffn_scale, self.hc_ffn_base, cfg)
-        f = self.ffn(self.ffn_norm(mhc.read(X, pre)), ids, current, experts)
+        site = self.hc_ffn_fn, self.hc_ffn_scale, self.hc_ffn_base
+        u, X, post, comb = mhc.enter(X, *site, cfg, maps)
+        f = self.ffn(self.ffn_norm(u), ids, current, experts)
         return mhc.write(X, f, post, comb)

@@ -9,10 +9,11 @@ The streams are the largest tensors of a training step, and mHC does little arit
 its time goes into passes over memory. The gradients are therefore written by hand: they make as few
 passes as possible, and tests compare them with autograd's. The maps are computed with the tokens
 last, so that a step of Sinkhorn's runs over contiguous memory. Where nothing is recorded, the
-functions are called without autograd: a decoded token takes 0.95 of the time that way.
+functions are called without autograd: a decoded token takes 0.95 of the time that way. On a CPU in
+float32, `kernels.mhc` computes all of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from minids.config import Config
+from minids.model import kernels
+from minids.model.kernels import mhc as fused
 from minids.model.norm import inverse_rms
+
+
+Maps = Callable[[Tensor, Tensor, Tensor, Tensor, Config], tuple[Tensor, Tensor, Tensor]]
 
 
 def maps(X: Tensor, fn: Tensor, scale: Tensor, base: Tensor,
@@ -30,10 +36,43 @@ def maps(X: Tensor, fn: Tensor, scale: Tensor, base: Tensor,
 
     X: B T n d; fn: (2+n)n nd; scale: 3, for pre, post and comb; base: (2+n)n.
     """
+    if kernels.on("mhc", X, fn, scale, base):
+        return site(X, fn, scale, base, config)[:3]
     eps = config.hc_eps
     pre, post, comb = affinities(X, fn, scale, base, config)
     comb = comb.softmax(1) + eps
     return pre.sigmoid() + eps, 2 * post.sigmoid(), sinkhorn(comb, config.hc_sinkhorn_iters, eps)
+
+
+OWN_MAPS = maps                 # a site computes these and reads in one pass
+
+
+def enter(X: Tensor, fn: Tensor, scale: Tensor, base: Tensor, config: Config,
+          maps: Maps) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A site's maps, and what its layer reads: u B T d, X, post and comb.
+
+    maps: `maps`, or another function in its place. Write to the X that this returns: it equals the
+    argument, and its gradient is added to that of the maps and of u in one pass.
+    """
+    if maps is OWN_MAPS and kernels.on("mhc", X, fn, scale, base):
+        _, post, comb, u, X = site(X, fn, scale, base, config)
+        return u, X, post, comb
+    pre, post, comb = maps(X, fn, scale, base, config)
+    return read(X, pre), X, post, comb
+
+
+def site(X: Tensor, fn: Tensor, scale: Tensor, base: Tensor,
+         config: Config) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """pre, post, comb, u and X by kernels; of a head, post and comb are empty."""
+    B, T, n, d = X.shape
+    inputs = X.reshape(-1, n, d).contiguous(), fn, scale, base
+    constants = config.hc_sinkhorn_iters, config.hc_eps, config.norm_eps
+    if torch.is_grad_enabled():
+        pre, post, comb, u, Y = Site.apply(*inputs, *constants)
+    else:
+        *_, pre, post, comb, u = fused_site(*inputs, *constants)
+        Y = inputs[0]
+    return pre, post, comb, u.view(B, T, d), Y.view(X.shape)
 
 
 def affinities(X: Tensor, fn: Tensor, scale: Tensor, base: Tensor,
@@ -51,8 +90,8 @@ def affinities(X: Tensor, fn: Tensor, scale: Tensor, base: Tensor,
 def read(X: Tensor, pre: Tensor) -> Tensor:
     """The layer's input, sum_j pre[j] X[j]: B T d. X: B T n d; pre: n N."""
     B, T, n, d = X.shape
-    X, pre = X.view(-1, n, d), pre.to(X.dtype)
-    y = Read.apply(X, pre) if torch.is_grad_enabled() else mix(pre[:, None], X).squeeze(1)
+    X, pre = X.reshape(-1, n, d), pre.to(X.dtype)
+    y = Read.apply(X, pre) if torch.is_grad_enabled() else read_streams(X, pre)
     return y.view(B, T, d)
 
 
@@ -62,7 +101,7 @@ def write(X: Tensor, f: Tensor, post: Tensor, comb: Tensor) -> Tensor:
     X: B T n d; f: B T d; post: n N; comb: n n N.
     """
     B, T, n, d = X.shape
-    parts = X.view(-1, n, d), comb.to(X.dtype), post.to(X.dtype), f.reshape(-1, d)
+    parts = X.reshape(-1, n, d), comb.to(X.dtype), post.to(X.dtype), f.reshape(-1, d)
     Y = Write.apply(*parts) if torch.is_grad_enabled() else write_streams(*parts)
     return Y.view(X.shape)
 
@@ -72,6 +111,8 @@ def head(X: Tensor, fn: Tensor, scale: Tensor, base: Tensor, config: Config) -> 
 
     X: B T n d; fn: n nd; scale: 1; base: n.
     """
+    if kernels.on("mhc", X, fn, scale, base):
+        return site(X, fn, scale, base, config)[3]
     a = affinity(X.flatten(2).flatten(0, 1).float(), fn, config.norm_eps)        # n N
     g = torch.addcmul(base[:, None], a, scale).sigmoid() + config.hc_eps
     return read(X, g)
@@ -162,18 +203,106 @@ class Sinkhorn(torch.autograd.Function):
         return G / M, None, None
 
 
+def arrays(*tensors: Tensor) -> list[np.ndarray]:
+    """The tensors' memory, contiguous, as kernels take it."""
+    return [t.detach().contiguous().numpy() for t in tensors]
+
+
+def fused_site(X: Tensor, fn: Tensor, scale: Tensor, base: Tensor, iters: int, hc_eps: float,
+               norm_eps: float) -> tuple[Tensor, ...]:
+    """raw, r, pre, post, comb, u, see `kernels.mhc`; X: N n d."""
+    N, n, d = X.shape
+    raw = fn @ X.view(N, -1).T                                                   # o N
+    k = n if len(fn) > n else 0                                 # a head writes nothing
+    out = [X.new_empty(shape) for shape in ((N,), (n, N), (k, N), (k, k, N), (N, d))]
+    fused.site(*arrays(X, raw, scale, base), iters, np.float32(hc_eps), np.float32(norm_eps),
+               *arrays(*out))
+    return raw, *out
+
+
+class Site(torch.autograd.Function):
+    """`site` for X: N n d, with its gradient: kernels.mhc's in one pass, with two products."""
+
+    @staticmethod
+    def forward(ctx: Any, X: Tensor, fn: Tensor, scale: Tensor, base: Tensor,
+                *constants: Any) -> tuple[Tensor, ...]:
+        raw, r, *outputs = fused_site(X, fn, scale, base, *constants)
+        ctx.save_for_backward(X, fn, scale, base, raw, r)
+        ctx.constants = constants
+        ctx.set_materialize_grads(False)
+        return *outputs, X
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        X, fn, scale, base, raw, r = ctx.saved_tensors
+        iters, eps, norm_eps = ctx.constants
+        N, n, d = X.shape
+        o, k = len(fn), n if len(fn) > n else 0
+        *small, dX = grads
+        shapes = (n, N), (k, N), (k, k, N), (N, d)
+        small = [X.new_zeros(shape) if g is None else g for g, shape in zip(small, shapes)]
+        if not kernels.on("mhc", X, *small):
+            return *site_gradient(X, fn, scale, base, *ctx.constants, small, dX), None, None, None
+        pre, draw, slope = X.new_empty(n, N), torch.empty_like(raw), torch.empty_like(r)
+        dscale, dbase = np.empty((2, -(-N // fused.CHUNK), o), np.float32)
+        fused.site_gradient(*arrays(X, raw, r, scale, base), iters, np.float32(eps),
+                            *arrays(*small, pre, draw, slope), dscale, dbase)
+        x = X.view(N, -1)
+        through = torch.mm(draw.T, fn) if dX is None else torch.addmm(
+            dX.reshape(N, -1), draw.T, fn)
+        through = through.view(X.shape)
+        fused.streams_gradient(*arrays(X, slope, pre, small[3], through))
+        rows = torch.from_numpy(dscale.sum(0))
+        by_scale = torch.stack([part.sum() for part in rows.split([n, n, n * n] if k else [n])])
+        return (through, draw @ x, by_scale, torch.from_numpy(dbase.sum(0)), None, None, None)
+
+
+def site_gradient(X: Tensor, fn: Tensor, scale: Tensor, base: Tensor, iters: int, eps: float,
+                  norm_eps: float, small: list[Tensor],
+                  dX: Tensor | None) -> tuple[Tensor, ...]:
+    """The gradient of `Site` with torch, where kernels have been switched off since."""
+    n = X.shape[1]
+    with torch.enable_grad():
+        X, fn, scale, base = inputs = [t.detach().requires_grad_() for t in (X, fn, scale, base)]
+        a = affinity(X.flatten(1), fn, norm_eps)
+        owner = (torch.arange(len(fn)) // n).clamp_(max=2)
+        a = torch.addcmul(base[:, None], a, scale[owner][:, None])
+        pre = a[:n].sigmoid() + eps
+        outputs = [pre, Read.apply(X, pre)]
+        if len(fn) > n:
+            comb = a[2 * n:].view(n, n, -1).softmax(1) + eps
+            outputs += [2 * a[n:2 * n].sigmoid(), sinkhorn(comb, iters, eps)]
+    grads = [small[0], small[3], *small[1:3]]
+    through, *others = torch.autograd.grad(outputs, inputs, grads[:len(outputs)])
+    return through if dX is None else through + dX, *others
+
+
+def read_streams(X: Tensor, pre: Tensor) -> Tensor:
+    """sum_j pre[j] X[j] for each token: X: N n d, pre: n N -> N d."""
+    if kernels.on("mhc", X, pre):
+        u = X.new_empty(X.shape[0], X.shape[2])
+        fused.read(*arrays(X, pre, u))
+        return u
+    return mix(pre[:, None], X).squeeze(1)
+
+
 class Read(torch.autograd.Function):
-    """sum_j pre[j] X[j] for each token, with its gradient: X: N n d, pre: n N -> N d."""
+    """`read_streams`, with its gradient."""
 
     @staticmethod
     def forward(ctx: Any, X: Tensor, pre: Tensor) -> Tensor:
         ctx.save_for_backward(X, pre)
-        return mix(pre[:, None], X).squeeze(1)
+        return read_streams(X, pre)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         X, pre = ctx.saved_tensors
+        if kernels.on("mhc", X, pre, grad):
+            dX, dpre = X.new_empty(X.shape), pre.new_empty(pre.shape)
+            fused.read_gradient(*arrays(X, pre, grad, dX, dpre))
+            return dX, dpre
         grad = grad[:, None]                                                     # N 1 d
         return mix(pre[None], grad), tokens_last(torch.bmm(grad, X.mT))[0]
 
@@ -183,6 +312,10 @@ def write_streams(X: Tensor, comb: Tensor, post: Tensor, f: Tensor) -> Tensor:
 
     X: N n d, comb: n n N, post: n N, f: N d -> N n d.
     """
+    if kernels.on("mhc", X, comb, post, f):
+        Y = X.new_empty(X.shape)
+        fused.write(*arrays(X, f, post, comb, Y))
+        return Y
     if few(X):
         return torch.baddbmm(post.T[:, :, None] * f[:, None], comb.permute(2, 1, 0), X)
     return sums(torch.cat([comb, post[None]]), [*X.unbind(1), f])
@@ -200,6 +333,10 @@ class Write(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         X, comb, post, f = ctx.saved_tensors
+        if kernels.on("mhc", X, comb, post, f, grad):
+            dX, df, dpost, dcomb = (t.new_empty(t.shape) for t in (X, f, post, comb))
+            fused.write_gradient(*arrays(X, f, post, comb, grad, dX, df, dpost, dcomb))
+            return dX, dcomb, dpost, df
         # N 1 n: a row times a matrix, four times as fast as its transpose
         dpost = torch.bmm(f[:, None], grad.mT)
         return (mix(comb.transpose(0, 1), grad), tokens_last(torch.bmm(X, grad.mT)),
