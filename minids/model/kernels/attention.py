@@ -92,7 +92,7 @@ def attend_block(q: Array, kv: Array, near: Array, entries: Array, far: Array, s
 def gradient_of_block(q: Array, kv: Array, near: Array, entries: Array, far: Array, sink: Array,
                       do: Array, dq: Array, dkv: Array, dentries: Array, dsink: Array) -> None:
     """What `attend_gradient` does, for one block."""
-    H, c, W, S = q.shape[1], q.shape[2], near.shape[1], len(entries)
+    H, c, W = q.shape[1], q.shape[2], near.shape[1]
     mask = masks(near, far)
     first, last, holes = spans(mask, H)
     keys = gathered(kv[:W], entries, W)
@@ -106,8 +106,9 @@ def gradient_of_block(q: Array, kv: Array, near: Array, entries: Array, far: Arr
     for r in range(len(D)):
         dsink[r % H] -= rest[r] * D[r]
     restore(mix(keys, ds, first, last), dq, f32(c ** -0.5))
-    outer(p, dO, ds, Q, first, last, 0, dkv[:W])
-    outer(p, dO, ds, Q, first, last, W, dentries)
+    dk = outer(p, dO, ds, Q, first, last)
+    add(dk, dkv[:W])
+    add(dk[W:], dentries)
 
 
 @serial
@@ -238,20 +239,30 @@ def mix(keys: Array, p: Array, first: Array, last: Array) -> Array:
 
 
 @serial
-def outer(p: Array, dO: Array, ds: Array, Q: Array, first: Array, last: Array, begin: int,
-          dk: Array) -> None:
-    """dk[j, i] += sum_r p[j, r] dO[i, r] + ds[j, r] Q[i, r], for the keys from `begin` on."""
-    for j in range(len(dk)):
-        a, z = first[(begin + j) // 4], last[(begin + j) // 4]
-        if a == z:
-            continue
-        pj, sj = p[begin + j, a:z], ds[begin + j, a:z]
-        for i in range(dk.shape[1]):
-            o, q = dO[i, a:z], Q[i, a:z]
-            d = f32(0.0)
-            for r in range(len(pj)):
-                d += pj[r] * o[r] + sj[r] * q[r]
-            dk[j, i] += d
+def outer(p: Array, dO: Array, ds: Array, Q: Array, first: Array, last: Array) -> Array:
+    """dk[j, i] = sum_r p[j, r] dO[i, r] + ds[j, r] Q[i, r]: K C."""
+    dk = np.empty((len(p), len(Q)), np.float32)
+    for j in range(0, len(dk), 2):
+        a, z = first[j // 4], last[j // 4]
+        p0, p1, s0, s1 = p[j, a:z], p[j + 1, a:z], ds[j, a:z], ds[j + 1, a:z]
+        for i in range(0, len(Q), 2):
+            o0, o1, q0, q1 = dO[i, a:z], dO[i + 1, a:z], Q[i, a:z], Q[i + 1, a:z]
+            d00 = d01 = d10 = d11 = f32(0.0)
+            for r in range(len(p0)):
+                d00 += p0[r] * o0[r] + s0[r] * q0[r]
+                d01 += p0[r] * o1[r] + s0[r] * q1[r]
+                d10 += p1[r] * o0[r] + s1[r] * q0[r]
+                d11 += p1[r] * o1[r] + s1[r] * q1[r]
+            dk[j, i], dk[j, i + 1], dk[j + 1, i], dk[j + 1, i + 1] = d00, d01, d10, d11
+    return dk
+
+
+@serial
+def add(x: Array, total: Array) -> None:
+    """total += x, as far as it goes."""
+    for j in range(len(total)):
+        for i in range(total.shape[1]):
+            total[j, i] += x[j, i]
 
 
 @serial
