@@ -44,11 +44,8 @@ def attend(q: Array, kv: Array, window: Array, entries: Array, unseen: Array, si
     b = window.shape[2] - kv.shape[1] + T
     n, size = blocks(T, H, b)
     for i in prange(B * n):
-        batch = i // n
-        base, start, stop = block(i % n, T, b, size)
-        attend_block(q[batch, start:stop], kv[batch, base:], window[batch % len(window), start:stop],
-                     entries[batch], unseen[batch % len(unseen), start:stop], sink,
-                     o[batch, start:stop], weights[batch, start:stop])
+        attend_block(i // n, block(i % n, T, b, size), q, kv, window, entries, unseen, sink, o,
+                     weights)
 
 
 @kernel
@@ -63,52 +60,51 @@ def attend_gradient(q: Array, kv: Array, window: Array, entries: Array, unseen: 
     for i in prange(B * P):
         batch, part = i // P, i % P
         for number in range(n * part // P, n * (part + 1) // P):
-            base, start, stop = block(number, T, b, size)
-            gradient_of_block(
-                q[batch, start:stop], kv[batch, base:], window[batch % len(window), start:stop],
-                entries[batch], unseen[batch % len(unseen), start:stop], sink,
-                do[batch, start:stop], dq[batch, start:stop], dkv[batch, part, base:],
-                dentries[batch, part], dsink[batch, part])
+            gradient_of_block(batch, part, block(number, T, b, size), q, kv, window, entries, unseen,
+                              sink, do, dq, dkv, dentries, dsink)
 
 
 @serial
-def attend_block(q: Array, kv: Array, near: Array, entries: Array, far: Array, sink: Array,
-                 o: Array, weights: Array) -> None:
-    """What `attend` does, for one block of n queries. q: n H c; near: n W; far: n S."""
-    H, c, W = q.shape[1], q.shape[2], near.shape[1]
-    mask = masks(near, far)
+def attend_block(batch: int, where: tuple[int, int, int], q: Array, kv: Array, window: Array,
+                 entries: Array, unseen: Array, sink: Array, o: Array, weights: Array) -> None:
+    """What `attend` does, for the block that lies `where` in a sequence."""
+    base, start, stop = where
+    H, c, W = q.shape[2], q.shape[3], window.shape[2]
+    mask = masks(window[batch % len(window), start:stop], unseen[batch % len(unseen), start:stop])
     first, last, holes = spans(mask, H)
-    keys = gathered(kv[:W], entries, W)
-    Q = transposed(q, keys.shape[1], f32(c ** -0.5))
+    keys = gathered(kv[batch, base:base + W], entries[batch], W)
+    Q = transposed(q[batch, start:stop], keys.shape[1], f32(c ** -0.5))
     p = products(keys, Q, first, last)
     hide(p, mask, first, last, holes, H)
     softmax(p, sink, first, last)
-    restore(mix(keys, p, first, last), o, f32(1.0))
-    if weights.shape[2]:
-        copy_weights(p, weights, W, first, last)
+    restore(mix(keys, p, first, last), o[batch, start:stop], f32(1.0))
+    if weights.shape[3]:
+        copy_weights(p, weights[batch, start:stop], W, first, last)
 
 
 @serial
-def gradient_of_block(q: Array, kv: Array, near: Array, entries: Array, far: Array, sink: Array,
-                      do: Array, dq: Array, dkv: Array, dentries: Array, dsink: Array) -> None:
+def gradient_of_block(batch: int, part: int, where: tuple[int, int, int], q: Array, kv: Array,
+                      window: Array, entries: Array, unseen: Array, sink: Array, do: Array,
+                      dq: Array, dkv: Array, dentries: Array, dsink: Array) -> None:
     """What `attend_gradient` does, for one block."""
-    H, c, W = q.shape[1], q.shape[2], near.shape[1]
-    mask = masks(near, far)
+    base, start, stop = where
+    H, c, W = q.shape[2], q.shape[3], window.shape[2]
+    mask = masks(window[batch % len(window), start:stop], unseen[batch % len(unseen), start:stop])
     first, last, holes = spans(mask, H)
-    keys = gathered(kv[:W], entries, W)
-    Q = transposed(q, keys.shape[1], f32(c ** -0.5))
-    dO = transposed(do, keys.shape[1], f32(1.0))
+    keys = gathered(kv[batch, base:base + W], entries[batch], W)
+    Q = transposed(q[batch, start:stop], keys.shape[1], f32(c ** -0.5))
+    dO = transposed(do[batch, start:stop], keys.shape[1], f32(1.0))
     p = products(keys, Q, first, last)
     hide(p, mask, first, last, holes, H)
     rest = softmax(p, sink, first, last)
     ds = products(keys, dO, first, last)
     D = through_softmax(p, ds, first, last)
     for r in range(len(D)):
-        dsink[r % H] -= rest[r] * D[r]
-    restore(mix(keys, ds, first, last), dq, f32(c ** -0.5))
+        dsink[batch, part, r % H] -= rest[r] * D[r]
+    restore(mix(keys, ds, first, last), dq[batch, start:stop], f32(c ** -0.5))
     dk = outer(p, dO, ds, Q, first, last)
-    add(dk, dkv[:W])
-    add(dk[W:], dentries)
+    add(dk, dkv[batch, part, base:base + W])
+    add(dk[W:], dentries[batch, part])
 
 
 @serial
