@@ -6,11 +6,15 @@ what is rotated, and by which position, see `attention.py`, `compressor.py` and 
 """
 
 import math
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from minids.config import Config
+from minids.model import kernels
+from minids.model.kernels import rotary
 from minids.system.devices import has_all_types, moved
 
 
@@ -66,6 +70,10 @@ def rotate(x: Tensor, rot: Tensor, inverse: bool = False) -> Tensor:
 
     x: ... T c, or ... T H c with rot[..., None, :]. For rot see `Rotary.at`.
     """
+    if kernels.on("rotary", x) and not rot.requires_grad:
+        if torch.is_grad_enabled():
+            return Rotate.apply(x, rot, inverse)
+        return rotate_rows(x, rot, inverse)
     pairs = x.float().reshape(*x.shape[:-1], -1, 2)                              # ... T c/2 2
     if rot.is_complex():
         y = torch.view_as_complex(pairs) * (rot.conj() if inverse else rot)
@@ -73,3 +81,41 @@ def rotate(x: Tensor, rot: Tensor, inverse: bool = False) -> Tensor:
     (a, b), (cos, sin) = pairs.unbind(-1), rot.unflatten(-1, (-1, 2)).unbind(-1)
     sin = -sin if inverse else sin
     return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2).to(x.dtype)
+
+
+class Rotate(torch.autograd.Function):
+    """`rotate`, whose gradient is rotated the other way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rot: Tensor, inverse: bool) -> Tensor:
+        ctx.inverse = inverse
+        ctx.save_for_backward(rot)
+        return rotate_rows(x, rot, inverse)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rot, = ctx.saved_tensors
+        return rotate(grad, rot, not ctx.inverse), None, None
+
+
+def rotate_rows(x: Tensor, rot: Tensor, inverse: bool) -> Tensor:
+    """`rotate` as a kernel computes it."""
+    x = x.contiguous()
+    y, c = torch.empty_like(x), x.shape[-1]
+    table, heads = rotation_rows(rot, x)
+    rotary.rotate(x.detach().numpy().reshape(-1, c), table, heads,
+                  -1.0 if inverse else 1.0, y.numpy().reshape(-1, c))
+    return y
+
+
+def rotation_rows(rot: Tensor, x: Tensor) -> tuple[np.ndarray, int]:
+    """Rotations as kernels take them: a table R x c of pairs (cos, sin), and how many rows of x in
+    succession share one. Row i of x, N x c, rotates by row i // heads, modulo R."""
+    if rot.is_complex():
+        rot = torch.view_as_real(rot.resolve_conj()).flatten(-2)
+    shape, rows, heads = rot.shape[:-1], x.shape[:-1], 1
+    if shape and rows and shape[-1] == 1:
+        shape, rows, heads = shape[:-1], rows[:-1], rows[-1]
+    if shape != rows[len(rows) - len(shape):]:          # broadcast along another axis
+        rot, heads = rot.expand(x.shape), 1
+    return rot.reshape(-1, x.shape[-1]).numpy(), heads
