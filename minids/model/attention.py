@@ -84,7 +84,7 @@ class Attention(nn.Module):
         """The keys that the queries' windows see: B before+T c, the `before` keys before the first
         query and then the queries' own."""
         cfg, T = self.config, x.shape[1]
-        kv = rotate(self.kv_norm(self.wkv(x)), current.rotation(self.rotary))    # B T c
+        kv = self.kv_norm(self.wkv(x), current.rotation(self.rotary))            # B T c
         if self.round_keys:
             kv = round_keys(kv, cfg.rope_head_dim)
         if state is None:
@@ -125,8 +125,8 @@ class Attention(nn.Module):
         if part is not None:
             rot = rot[..., part, :]
             window_mask = None if window_mask is None else window_mask[..., part, :kv.shape[1]]
-        q = rms(self.wq_b(qr).view(B, T, cfg.n_heads, cfg.head_dim), cfg.norm_eps)
-        q = rotate(q, rot[..., None, :])                                         # B T H c
+        q = self.wq_b(qr).view(B, T, cfg.n_heads, cfg.head_dim)
+        q = rms(q, cfg.norm_eps, rot[..., None, :])                              # B T H c
         read, entry_mask, scores = entries, None, None
         if entries is not None:
             read, entry_mask, scores = self.chosen(x, qr, entries, keys, current, part)

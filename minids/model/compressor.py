@@ -19,7 +19,7 @@ from minids.model.kernels import compressor as kernel
 from minids.model.linear import Linear
 from minids.model.norm import RMSNorm
 from minids.model.passes import Pass
-from minids.model.rotary import Rotary, rotate
+from minids.model.rotary import Rotary
 from minids.model.state import CompressorState
 
 
@@ -104,7 +104,7 @@ class Compressor(nn.Module):
 
     def finish(self, entries: Tensor, rot: Tensor) -> Tensor:
         """Pooled windows, normalised, rotated and, in serving, rounded. B n c -> B n c."""
-        entries = rotate(self.norm(entries), rot)
+        entries = self.norm(entries, rot)
         if self.round_keys:
             entries = round_keys(entries, self.config.rope_head_dim)
         return round_index(entries) if self.round_index else entries
