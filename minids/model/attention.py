@@ -261,7 +261,8 @@ class Attend(torch.autograd.Function):
     def backward(ctx: Any, do: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         q, kv, window, entries, unseen, sink = inputs = ctx.saved_tensors
         if not kernels.on("attention", q):
-            dq, dkv, dentries, dsink = gradient_in_torch(*inputs, do)
+            grads = gradient_in_torch(q, kv, window, entries, unseen, sink, do)
+            dq, dkv, dentries, dsink = grads
             return dq, dkv, None, dentries, None, dsink, None
         B, T, H, _ = q.shape
         parts = max(kernels.parts(B * T) // B, 1)

@@ -54,10 +54,12 @@ class Compressor(nn.Module):
         m = self.ratio
         wkv, wgate = self.wkv.matrix(), self.wgate.matrix()                      # fc d
         if state is None and kernels.on("compressor", x, wkv, wgate, self.ape):
-            both = F.linear(x, torch.cat([wkv, wgate]))    # one product: x is read once
             start, number = current.window_starts(m)
-            entries = Pool.apply(both, self.ape, start, number, self.width)      # B S c
             S = number.shape[1]
+            if S == 0:
+                return x.new_zeros(len(x), 0, self.width)
+            both = F.linear(x, torch.cat([wkv, wgate]))    # one product: x is read once
+            entries = Pool.apply(both, self.ape, start, number, self.width)      # B S c
             return self.finish(entries, current.entry_rotation(self.rotary, m, 0, S))
         x32 = x.float()                              # a float32 product, in a model of any type
         kv, z = F.linear(x32, wkv.float()), F.linear(x32, wgate.float())         # B T fc

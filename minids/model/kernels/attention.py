@@ -60,8 +60,8 @@ def attend_gradient(q: Array, kv: Array, window: Array, entries: Array, unseen: 
     for i in prange(B * P):
         batch, part = i // P, i % P
         for number in range(n * part // P, n * (part + 1) // P):
-            gradient_of_block(batch, part, block(number, T, b, size), q, kv, window, entries, unseen,
-                              sink, do, dq, dkv, dentries, dsink)
+            gradient_of_block(batch, part, block(number, T, b, size), q, kv, window, entries,
+                              unseen, sink, do, dq, dkv, dentries, dsink)
 
 
 @serial

@@ -181,7 +181,7 @@ def choose_row(scores: Array, unseen: Array, k: int, mask: Array) -> None:
     largest number that at least k of them reach.
     """
     S = len(scores)
-    order, bits, seen = np.empty(S, i32), scores.view(i32), 0
+    order, bits, seen = np.empty(S, i32), scores.view(i32), i32(0)
     for j in range(S):
         sees = unseen[j] == f32(0.0)
         x = bits[j]
