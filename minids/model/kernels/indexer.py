@@ -177,8 +177,8 @@ def outer(s: Array, Q: Array, dk: Array) -> None:
 def choose_row(scores: Array, unseen: Array, k: int, mask: Array) -> None:
     """What `choose` does, for one query.
 
-    The integers `order` are in the order of the scores. The k-th largest is found bit by bit: the
-    largest number that at least k of them reach.
+    The integers `order` are in the order of the scores. The number that divides them is found bit
+    by bit: the largest that at least k of them reach, or the first that exactly k reach.
     """
     S = len(scores)
     order, bits, seen = np.empty(S, i32), scores.view(i32), i32(0)
@@ -199,6 +199,8 @@ def choose_row(scores: Array, unseen: Array, k: int, mask: Array) -> None:
             count += i32(order[j] >= candidate)
         if count >= k:
             least = candidate
+        if count == k:
+            break
     above = i32(0)
     for j in range(S):
         above += i32(order[j] > least)
