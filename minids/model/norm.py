@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from minids.model import kernels
 from minids.model.kernels import norm
-from minids.model.rotary import rotate, rotation_rows
+from minids.model.rotary import FEW, rotate, rotation_rows
 
 NO_ROTATION = np.empty((0, 2), np.float32)      # for kernels
 
@@ -40,7 +40,8 @@ def normalised(x: Tensor, w: Tensor | None, eps: float,
         x = x.contiguous()
         y, r = torch.empty_like(x), torch.empty(*x.shape[:-1], 1)
         table, heads = (NO_ROTATION, 1) if rot is None else rotation_rows(rot, x)
-        norm.forward(rows(x), weights(x, w), eps, table, heads, rows(y), r.numpy().ravel())
+        compute = norm.forward if x.numel() > FEW else norm.forward_few
+        compute(rows(x), weights(x, w), eps, table, heads, rows(y), r.numpy().ravel())
         return y, r
     r = inverse_rms(x, eps)
     y = x * r
@@ -67,7 +68,8 @@ class Normalise(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor | None, eps: float, rot: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, w: Tensor | None, eps: float,
+                rot: Tensor | None = None) -> Tensor:
         y, r = normalised(x, w, eps, rot)
         ctx.save_for_backward(x, w, r, rot)
         return y

@@ -17,6 +17,8 @@ from minids.model import kernels
 from minids.model.kernels import rotary
 from minids.system.devices import has_all_types, moved
 
+FEW = 2**14     # numbers up to which a kernel runs in one thread
+
 
 def frequencies(config: Config, ratio: int) -> Tensor:
     """Radians per position of each rotated pair of channels in a layer with this compression
@@ -103,8 +105,9 @@ def rotate_rows(x: Tensor, rot: Tensor, inverse: bool) -> Tensor:
     x = x.contiguous()
     y, c = torch.empty_like(x), x.shape[-1]
     table, heads = rotation_rows(rot, x)
-    rotary.rotate(x.detach().numpy().reshape(-1, c), table, heads,
-                  -1.0 if inverse else 1.0, y.numpy().reshape(-1, c))
+    compute = rotary.rotate if x.numel() > FEW else rotary.rotate_few
+    compute(x.detach().numpy().reshape(-1, c), table, heads, -1.0 if inverse else 1.0,
+            y.numpy().reshape(-1, c))
     return y
 
 

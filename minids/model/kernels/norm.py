@@ -7,12 +7,11 @@ finds it in the processor's cache.
 
 import numpy as np
 
-from minids.model.kernels.compiled import kernel, prange
+from minids.model.kernels.compiled import kernel, prange, serial
 
 f32 = np.float32
 
 
-@kernel
 def forward(x: np.ndarray, w: np.ndarray, eps: float, rot: np.ndarray, heads: int, y: np.ndarray,
             r: np.ndarray) -> None:
     """r = 1 / sqrt(mean(x^2) + eps), y = w x r, rotated.
@@ -38,6 +37,9 @@ def forward(x: np.ndarray, w: np.ndarray, eps: float, rot: np.ndarray, heads: in
                 cos, sin = rot[t, 2 * k], rot[t, 2 * k + 1]
                 y[i, 2 * k] = a * cos - b * sin
                 y[i, 2 * k + 1] = a * sin + b * cos
+
+
+forward_few, forward = serial(forward), kernel(forward)     # waking a thread costs microseconds
 
 
 @kernel

@@ -2,12 +2,11 @@
 
 import numpy as np
 
-from minids.model.kernels.compiled import kernel, prange
+from minids.model.kernels.compiled import kernel, prange, serial
 
 f32 = np.float32
 
 
-@kernel
 def rotate(x: np.ndarray, rot: np.ndarray, heads: int, sign: float, y: np.ndarray) -> None:
     """(a, b) -> (a cos - b sin, a sin + b cos) for each pair of channels, sin times `sign`.
 
@@ -23,3 +22,6 @@ def rotate(x: np.ndarray, rot: np.ndarray, heads: int, sign: float, y: np.ndarra
                 a, b = x[i, 2 * k], x[i, 2 * k + 1]
                 y[i, 2 * k] = a * cos - b * sin
                 y[i, 2 * k + 1] = a * sin + b * cos
+
+
+rotate_few, rotate = serial(rotate), kernel(rotate)         # waking a thread costs microseconds
