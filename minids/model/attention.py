@@ -6,14 +6,19 @@ ratios: all entries). `compressor.py` makes the entries, `indexer.py` scores the
 remembers them between calls.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from minids.config import CSA_RATE, Config
+from minids.model import kernels
 from minids.model.activations import round_keys
 from minids.model.compressor import Compressor
-from minids.model.indexer import Indexer, index_divergence
+from minids.model.indexer import Indexer, choice, index_divergence
+from minids.model.kernels import attention as kernel
 from minids.model.linear import Linear
 from minids.model.masks import forbid
 from minids.model.norm import RMSNorm, rms
@@ -25,6 +30,7 @@ from minids.model.state import LayerState
 # together, are processed in stripes of about STRIPE: so memory grows little with the text.
 WHOLE, STRIPE = 2**26, 2**24
 MASKED = 8      # times k: of so many entries a mask hides those that are not picked
+NARROW = 128    # channels of a head: wider ones are large matrices, where torch is faster
 
 
 class Attention(nn.Module):
@@ -78,7 +84,7 @@ class Attention(nn.Module):
         """The keys that the queries' windows see: B before+T c, the `before` keys before the first
         query and then the queries' own."""
         cfg, T = self.config, x.shape[1]
-        kv = rotate(self.kv_norm(self.wkv(x)), current.rotation(self.rotary))    # B T c
+        kv = self.kv_norm(self.wkv(x), current.rotation(self.rotary))            # B T c
         if self.round_keys:
             kv = round_keys(kv, cfg.rope_head_dim)
         if state is None:
@@ -119,15 +125,16 @@ class Attention(nn.Module):
         if part is not None:
             rot = rot[..., part, :]
             window_mask = None if window_mask is None else window_mask[..., part, :kv.shape[1]]
-        q = rms(self.wq_b(qr).view(B, T, cfg.n_heads, cfg.head_dim), cfg.norm_eps)
-        q = rotate(q, rot[..., None, :])                                         # B T H c
+        q = self.wq_b(qr).view(B, T, cfg.n_heads, cfg.head_dim)
+        q = rms(q, cfg.norm_eps, rot[..., None, :])                              # B T H c
         read, entry_mask, scores = entries, None, None
         if entries is not None:
             read, entry_mask, scores = self.chosen(x, qr, entries, keys, current, part)
         if T == 1 and window_mask is None and entry_mask is None:
             o, p = attend_step(q, kv, read, self.attn_sink)                      # B 1 H c
         else:
-            o, p = attend_blocks(q, kv, window_mask, read, entry_mask, self.attn_sink)
+            o, p = attend_blocks(q, kv, window_mask, read, entry_mask, self.attn_sink,
+                                 current.options.index)
         if current.options.index and scores is not None and p is not None and scores.shape[2]:
             current.record.index.append(index_divergence(p, scores, entry_mask))
         o = rotate(o, rot[..., None, :], inverse=True)
@@ -158,10 +165,14 @@ class Attention(nn.Module):
             scores = self.indexer(x.detach(), qr.detach(), keys, current, part)  # B T S
         if not pick:
             return entries, mask, scores
+        few = S <= MASKED * k and x.shape[1] > 1    # to mask these is faster than to copy picks
+        if few and kernels.on("indexer", scores):
+            unseen = full_mask(mask, x.shape[1], S, scores)
+            return entries, choice(scores.detach().contiguous(), unseen, k), scores
         seen = scores.detach() if mask is None else scores.detach() + mask
         best = seen.topk(k, sorted=False)                                        # B T k
         picks_mask = None if mask is None else forbid(best.values == float("-inf"))
-        if S <= MASKED * k and x.shape[1] > 1:  # masking few entries is faster than copying picks
+        if few:
             mask = torch.full_like(seen, float("-inf"))
             mask.scatter_(2, best.indices, 0.0 if picks_mask is None else picks_mask)
             return entries, mask, scores
@@ -198,12 +209,82 @@ def attend_step(q: Tensor, kv: Tensor, entries: Tensor | None,
 
 
 def attend_blocks(q: Tensor, kv: Tensor, window_mask: Tensor | None, entries: Tensor | None,
-                  entry_mask: Tensor | None, sink: Tensor) -> tuple[Tensor, Tensor | None]:
+                  entry_mask: Tensor | None, sink: Tensor,
+                  weigh: bool = False) -> tuple[Tensor, Tensor | None]:
     """Softmax attention over the window, the compressed entries and the sink.
 
     q: B T H c; kv: B before+T c, the `before` keys before the first query and then the queries'
     own; window_mask: see `Pass.window_mask`; entries, entry_mask: see `Attention.chosen`;
-    sink: H -> the output, B T H c, and the weights of the entries, B T H S (None without entries).
+    sink: H -> the output, B T H c, and, where `weigh` asks for them, the weights of the entries,
+    B T H S (None without entries). Their gradient need not be known.
+    """
+    # queries that copy their own picks are for long texts
+    own = entries is not None and entries.ndim == 4
+    read = () if entries is None else (entries,)
+    if own or q.shape[3] > NARROW or not kernels.on("attention", q, kv, sink, *read):
+        return attend_in_torch(q, kv, window_mask, entries, entry_mask, sink)
+    B, T, _, c = q.shape
+    before = kv.shape[1] - T
+    W = before + (min(before, T) or T) if window_mask is None else window_mask.shape[-1]
+    if entries is None:
+        entries = kv.new_empty(B, 0, c)
+    window = full_mask(window_mask, T, W, q)
+    unseen = full_mask(entry_mask, T, entries.shape[1], q)
+    o, p = Attend.apply(q.contiguous(), kv.contiguous(), window, entries.contiguous(), unseen,
+                        sink, weigh)
+    return o, p if weigh and read else None
+
+
+def full_mask(mask: Tensor | None, T: int, keys: int, like: Tensor) -> Tensor:
+    """A mask as the kernel takes it: 1 T keys, or B T keys."""
+    if mask is None:
+        return like.new_zeros(1, T, keys)
+    return (mask if mask.ndim == 3 else mask[None]).contiguous()
+
+
+class Attend(torch.autograd.Function):
+    """`attend_blocks` in one kernel, see `kernels.attention`. Nothing is kept for its gradient but
+    what goes in: the scores are computed again."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, kv: Tensor, window: Tensor, entries: Tensor, unseen: Tensor,
+                sink: Tensor, weigh: bool) -> tuple[Tensor, Tensor]:
+        inputs = q, kv, window, entries, unseen, sink
+        o, p = torch.empty_like(q), q.new_empty(*q.shape[:3], entries.shape[1] if weigh else 0)
+        kernel.attend(*(t.detach().numpy() for t in (*inputs, o, p)))
+        ctx.save_for_backward(*inputs)
+        ctx.mark_non_differentiable(p)
+        return o, p
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, do: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        q, kv, window, entries, unseen, sink = inputs = ctx.saved_tensors
+        if not kernels.on("attention", q):
+            grads = gradient_in_torch(q, kv, window, entries, unseen, sink, do)
+            dq, dkv, dentries, dsink = grads
+            return dq, dkv, None, dentries, None, dsink, None
+        B, T, H, _ = q.shape
+        parts = max(kernels.parts(B * T) // B, 1)
+        dq, dkv = torch.empty_like(q), kv.new_zeros(B, parts, *kv.shape[1:])
+        dentries, dsink = kv.new_zeros(B, parts, *entries.shape[1:]), kv.new_zeros(B, parts, H)
+        kernel.attend_gradient(*(t.detach().numpy() for t in (
+            *inputs, do.contiguous(), dq, dkv, dentries, dsink)))
+        return dq, dkv.sum(1), None, dentries.sum(1), None, dsink.sum((0, 1)), None
+
+
+def gradient_in_torch(q: Tensor, kv: Tensor, window: Tensor, entries: Tensor, unseen: Tensor,
+                      sink: Tensor, do: Tensor) -> tuple[Tensor, ...]:
+    """The gradients of q, kv, entries and sink where the kernel has been switched off since."""
+    with torch.enable_grad():
+        q, kv, entries, sink = (t.detach().requires_grad_() for t in (q, kv, entries, sink))
+        o, _ = attend_in_torch(q, kv, window, entries, unseen, sink)
+        return torch.autograd.grad(o, (q, kv, entries, sink), do)
+
+
+def attend_in_torch(q: Tensor, kv: Tensor, window_mask: Tensor | None, entries: Tensor | None,
+                    entry_mask: Tensor | None, sink: Tensor) -> tuple[Tensor, Tensor | None]:
+    """As `attend_blocks`, with the weights in any case, and their gradient.
 
     Queries are cut into blocks; a block needs only its own keys and the `before` keys before it.
     """

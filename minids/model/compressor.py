@@ -5,16 +5,21 @@ CSA: with overlap, at ratio 4). The indexer has a narrower compressor of the sam
 entries a query may see, see `passes.Pass.entry_mask`.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from minids.config import CSA_RATE, Config
+from minids.model import kernels
 from minids.model.activations import round_index, round_keys
+from minids.model.kernels import compressor as kernel
 from minids.model.linear import Linear
 from minids.model.norm import RMSNorm
 from minids.model.passes import Pass
-from minids.model.rotary import Rotary, rotate
+from minids.model.rotary import Rotary
 from minids.model.state import CompressorState
 
 
@@ -47,9 +52,17 @@ class Compressor(nn.Module):
         """
         current = current or Pass(self.config, x.shape[1], x.device)
         m = self.ratio
+        wkv, wgate = self.wkv.matrix(), self.wgate.matrix()                      # fc d
+        if state is None and kernels.on("compressor", x, wkv, wgate, self.ape):
+            start, number = current.window_starts(m)
+            S = number.shape[1]
+            if S == 0:
+                return x.new_zeros(len(x), 0, self.width)
+            both = F.linear(x, torch.cat([wkv, wgate]))    # one product: x is read once
+            entries = Pool.apply(both, self.ape, start, number, self.width)      # B S c
+            return self.finish(entries, current.entry_rotation(self.rotary, m, 0, S))
         x32 = x.float()                              # a float32 product, in a model of any type
-        kv = F.linear(x32, self.wkv.matrix().float())                            # B T fc
-        z = F.linear(x32, self.wgate.matrix().float())                           # B T fc
+        kv, z = F.linear(x32, wkv.float()), F.linear(x32, wgate.float())         # B T fc
         if current.packing:
             return self.packed(kv, z, current).to(x.dtype)
         first, before = 0, None
@@ -89,7 +102,11 @@ class Compressor(nn.Module):
 
     def pool(self, kv: Tensor, z: Tensor, rot: Tensor) -> Tensor:
         """One softmax over the slots of each window, per channel. kv, z: B n slots c -> B n c."""
-        entries = rotate(self.norm((z.softmax(2) * kv).sum(2)), rot)
+        return self.finish((z.softmax(2) * kv).sum(2), rot)
+
+    def finish(self, entries: Tensor, rot: Tensor) -> Tensor:
+        """Pooled windows, normalised, rotated and, in serving, rounded. B n c -> B n c."""
+        entries = self.norm(entries, rot)
         if self.round_keys:
             entries = round_keys(entries, self.config.rope_head_dim)
         return round_index(entries) if self.round_index else entries
@@ -102,3 +119,29 @@ class Compressor(nn.Module):
         a, b = t.split(self.width, dim=-1)
         before = torch.full_like(a[:, 0], missing) if before is None else before
         return torch.cat([torch.cat([before[:, None], a[:, :-1]], dim=1), b], dim=2)
+
+
+class Pool(torch.autograd.Function):
+    """`Compressor.pool` before its norm, in one kernel, see `kernels.compressor`.
+
+    x: B T 2fc, kv and z side by side; ape: m fc; start, number: see `Pass.window_starts` -> B S c.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ape: Tensor, start: Tensor, number: Tensor,
+                c: int) -> Tensor:
+        entries = x.new_empty(len(x), start.shape[1], c)
+        inputs = x.contiguous(), ape.contiguous(), start, number, entries
+        kernel.pool(*(t.detach().numpy() for t in inputs))
+        ctx.save_for_backward(*inputs)
+        return entries
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dentries: Tensor) -> tuple[Tensor | None, ...]:
+        x, ape, *_ = inputs = ctx.saved_tensors
+        kernels.on("compressor", x)             # sets the number of threads
+        dx, dape = torch.zeros_like(x), ape.new_zeros(len(x), *ape.shape)
+        kernel.pool_gradient(*(t.detach().numpy() for t in (
+            *inputs, dentries.contiguous(), dx, dape)))
+        return dx, dape.sum(0), None, None, None

@@ -5,19 +5,25 @@ does not train the indexer, `index_divergence` does. The real model rounds queri
 after a Hadamard transform; without rounding the transform cancels out.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from minids.config import CSA_RATE, Config
+from minids.model import kernels
 from minids.model.activations import round_index
 from minids.model.compressor import Compressor
+from minids.model.kernels import indexer as kernel
 from minids.model.linear import Linear
 from minids.model.passes import Pass
 from minids.model.rotary import Rotary, rotate
 from minids.model.state import CompressorState
 
-PART = 1024     # entries that are scored at a time, at least
+PART = 1024     # entries that torch scores at a time, at least
+NARROW = 64     # channels of a head: wider ones are large matrices, where torch is faster
 
 
 class Indexer(nn.Module):
@@ -54,6 +60,8 @@ class Indexer(nn.Module):
         rot = current.rotation(self.rotary)
         q = self.queries(qr, rot if part is None else rot[..., part, :])         # B T Hi ci
         w = self.weights_proj(x).float() * self.scale                            # B T Hi
+        if T > 1 and q.shape[3] <= NARROW and kernels.on("indexer", q, w, keys):
+            return Score.apply(q.contiguous(), w.contiguous(), keys.contiguous())
         # entries are scored part by part, so that the scores of single heads stay in the cache
         size = max(PART, 2**18 // (B * T * w.shape[2]))
         parts = [self.score(q.flatten(1, 2), w, part) for part in keys.split(size, dim=1)]
@@ -63,6 +71,40 @@ class Indexer(nn.Module):
         """q: B THi ci, w: B T Hi, keys: B s ci -> B T s."""
         s = torch.bmm(q, keys.mT).view(*w.shape, -1)                             # B T Hi s
         return torch.matmul(w[:, :, None], F.relu(s).float()).squeeze(2)
+
+
+class Score(torch.autograd.Function):
+    """`Indexer.score` in one kernel, see `kernels.indexer`: q: B T Hi ci, w: B T Hi, keys: B S ci
+    -> B T S."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, w: Tensor, keys: Tensor) -> Tensor:
+        scores = q.new_empty(*q.shape[:2], keys.shape[1])
+        kernel.score(*(t.detach().numpy() for t in (q, w, keys, scores)))
+        ctx.save_for_backward(q, w, keys)
+        return scores
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, w, keys = ctx.saved_tensors
+        kernels.on("indexer", q)                # sets the number of threads
+        B, T, _, c = q.shape
+        dq, dw = torch.empty_like(q), torch.empty_like(w)
+        dkeys = keys.new_zeros(B, max(kernels.parts(B * T) // B, 1), *keys.shape[1:])
+        kernel.score_gradient(*(t.detach().numpy() for t in (
+            q, w, keys, d.contiguous(), dq, dw, dkeys)))
+        return dq, dw, dkeys.sum(1)
+
+
+def choice(scores: Tensor, unseen: Tensor, k: int) -> Tensor:
+    """The mask of the k best entries that a query sees, B T S: 0, and -inf for the others.
+
+    scores: B T S, float32; unseen: 1 T S, or B T S, -inf where a query does not see an entry.
+    """
+    mask = torch.empty_like(scores)
+    kernel.choose(scores.numpy(), unseen.numpy(), k, mask.numpy())
+    return mask
 
 
 def index_divergence(p: Tensor, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

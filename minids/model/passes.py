@@ -115,6 +115,19 @@ class Pass:
             self.tables[key] = self.packing.windows(m)
         return self.tables[key]
 
+    def window_starts(self, m: int) -> tuple[Tensor, Tensor]:
+        """The first token of each complete window of m, and the window's number in its document:
+        each 1 x S, or B x S with a packing."""
+        key = "starts", m
+        if key not in self.tables:
+            if self.packing:
+                tokens, _, number = self.windows(m)
+                self.tables[key] = tokens[:, :, 0].contiguous(), number.contiguous()
+            else:
+                number = torch.arange(self.T // m, device=self.device)[None]
+                self.tables[key] = number * m, number
+        return self.tables[key]
+
     def window_mask(self, w: int, before: int) -> Tensor | None:
         """Which of the keys of its block a query does not see: nb x before+b, or B x nb x before+b
         with a packing; -inf, else 0. None: it sees all.

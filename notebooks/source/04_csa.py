@@ -738,7 +738,7 @@ def watch(ids):
         kept.update({"p": p} if "x" in kept and "p" not in kept else {})
         return o, p
     with mock.patch.object(attention, "attend_blocks", looking):
-        nano.features(ids, options=Options(dense=True))
+        nano.features(ids, options=Options(dense=True, index=True))
     hook.remove()
     return kept["x"], kept["p"]
 
