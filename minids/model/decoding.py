@@ -17,8 +17,8 @@ from minids.config import CSA_RATE
 from minids.model import kernels, passes
 from minids.model.compressor import Compressor
 from minids.model.indexer import Indexer
-from minids.model.kernels import (decode_attention, decode_compressor, decode_indexer,
-                                  decode_products, decode_queries)
+from minids.model.kernels import decode_attention, decode_compressor, decode_indexer
+from minids.model.kernels import decode_products, decode_queries
 from minids.model.linear import Linear
 from minids.model.norm import RMSNorm
 from minids.model.passes import Pass
@@ -89,9 +89,13 @@ class LayerWeights:
 def possible(layer: Any, x: Tensor, current: Pass, state: LayerState) -> bool:
     """Whether `attention` can compute the layer's output for these inputs. x: B T d."""
     options = current.options
-    if (x.shape[1] > 1 or torch.is_grad_enabled() or current.packing or options.index
-            or options.dense or not kernels.on("decode", x, state.keys) or functions() != OURS):
+    if (x.shape != (len(state.keys), 1, layer.config.dim) or torch.is_grad_enabled()
+            or current.packing or options.index or options.dense
+            or not kernels.on("decode", x, state.keys) or functions() != OURS):
         return False
+    for part in state.compressors:      # a lesson may have taken tokens out of a state
+        if not part.has_read(current.pos):
+            return False
     if state.weights is None or not state.weights.fit(layer):
         state.weights = LayerWeights(layer)
     return state.weights.usable()
@@ -119,7 +123,7 @@ def attention(layer: Any, x: Tensor, current: Pass, state: LayerState) -> Tensor
         index = compressed(layer.indexer.compressor, "indexer.compressor.", rows, current,
                            state.indexer, w)
         if count > cfg.index_topk:
-            picks = chosen(layer.indexer, rows, qr, index[:, :count], cfg.index_topk, current, w)
+            picks = chosen(layer.indexer, rows, qr, index, count, current, w)
             count = cfg.index_topk
 
     o = np.empty_like(q)
@@ -190,12 +194,14 @@ def halves_before_the_first(N: int, m: int, width: int) -> tuple[Tensor, Tensor]
     return torch.zeros(N, m, width), torch.full((N, m, width), -float("inf"))
 
 
-def chosen(indexer: Any, x: Array, qr: Array, keys: Array, k: int, current: Pass,
+def chosen(indexer: Any, x: Array, qr: Array, keys: Array, count: int, current: Pass,
            w: Weights) -> NDArray[np.int64]:
-    """The numbers of the k entries that each token reads: N k. keys: N S ci. See `Indexer`."""
+    """The numbers of the k of `count` entries that each token reads: N k. See `Indexer`.
+
+    x: N d, qr: N q_lora_rank, keys: N any ci, the index keys of the entries."""
     q = product(qr, w["indexer.wq_b.weight"])                                    # N Hi ci
     weights = product(x, w["indexer.weights_proj.weight"])                       # N Hi
-    scores = np.empty(keys.shape[:2], np.float32)                                # N S
+    scores = np.empty((len(x), count), np.float32)                             # N S
     decode_indexer.score(q, weights, indexer.scale, rotation(indexer.rotary, current.pos, current),
                          keys, scores)
-    return torch.from_numpy(scores).topk(k, sorted=False).indices.numpy()
+    return torch.from_numpy(scores).topk(indexer.config.index_topk, sorted=False).indices.numpy()

@@ -63,6 +63,11 @@ class CompressorState:
         self.first, self.last = kv.shape[1] // m * m, kv.shape[1]
         return kv, z
 
+    def has_read(self, pos: int) -> bool:
+        """Whether this state is that of `pos` tokens, and has room for one more."""
+        return (self.count * self.ratio + self.last - self.first == pos
+                and (pos + 1) // self.ratio <= self.entries.shape[1])
+
     def step(self) -> tuple[Tensor, Tensor, int]:
         """The tensors kv and z, contiguous, and the place in them where one more token is to be
         written, for which there is room; no gradient. The tokens before it stay where they are."""
