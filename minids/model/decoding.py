@@ -17,8 +17,13 @@ from minids.config import CSA_RATE
 from minids.model import kernels, passes
 from minids.model.compressor import Compressor
 from minids.model.indexer import Indexer
-from minids.model.kernels import decode_attention, decode_compressor, decode_indexer
-from minids.model.kernels import decode_products, decode_queries
+from minids.model.kernels import (
+    decode_attention,
+    decode_compressor,
+    decode_indexer,
+    decode_products,
+    decode_queries,
+)
 from minids.model.linear import Linear
 from minids.model.norm import RMSNorm
 from minids.model.passes import Pass
