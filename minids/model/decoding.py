@@ -174,22 +174,23 @@ def compressed(compressor: Any, name: str, x: Array, current: Pass, state: Compr
     """Read one more token of each sequence. The array of the entries, of which the first
     `state.count` are there: N any width. See `Compressor`."""
     wkv, wgate = w[name + "wkv.weight"], w[name + "wgate.weight"]
-    kv, z, at = state.step()
+    tokens_kv, tokens_z, at = state.step()
+    kv, z = tokens_kv.numpy(), tokens_z.numpy()                                  # N any fc
     if len(x) <= FEW:
-        decode_compressor.wait(x, wkv, wgate, kv.numpy(), z.numpy(), at)
+        decode_compressor.wait(x, wkv, wgate, kv, z, at)
     else:
-        kv[:, at], z[:, at] = torch.from_numpy(product(x, wkv)), torch.from_numpy(product(x, wgate))
+        kv[:, at], z[:, at] = product(x, wkv), product(x, wgate)
     entries: Array = state.entries.numpy()
     m, width = compressor.ratio, compressor.width
     if state.last - state.first == m:
         before = state.before or halves_before_the_first(len(x), m if compressor.overlap else 0,
                                                          width)
-        after = torch.empty_like(before[0]), torch.empty_like(before[1])
+        a_kv, a_z = (t.detach().contiguous().numpy() for t in before)
+        after = torch.empty(a_kv.shape), torch.empty(a_z.shape)
         rot = rotation(compressor.rotary, state.count * m, current)
-        decode_compressor.pool(
-            kv.numpy(), z.numpy(), state.first, w[name + "ape"], before[0].contiguous().numpy(),
-            before[1].contiguous().numpy(), after[0].numpy(), after[1].numpy(),
-            w[name + "norm.weight"], compressor.norm.eps, rot, entries, state.count)
+        decode_compressor.pool(kv, z, state.first, w[name + "ape"], a_kv, a_z, after[0].numpy(),
+                               after[1].numpy(), w[name + "norm.weight"], compressor.norm.eps, rot,
+                               entries, state.count)
         state.complete(after if compressor.overlap else None)
     return entries
 

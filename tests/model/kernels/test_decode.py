@@ -207,6 +207,17 @@ def test_decoding_leaves_what_a_gradient_needs():
     torch.testing.assert_close(*gradients, rtol=0, atol=0)
 
 
+def test_a_state_of_inference_mode_goes_on_without_it():
+    layer, x = inputs(one_layer(4), 12, 20)
+    state = state_of(one_layer(4), 12, 20)
+    with torch.inference_mode():
+        read(layer, x[:, :6], state, [3, 1, 1, 1])
+    with torch.no_grad():
+        for t in range(6, 20):
+            y = layer(x[:, t:t + 1], Pass(layer.config, 1, x.device, t), state)
+        torch.testing.assert_close(y, layer(x)[:, -1:], atol=1e-5, rtol=1e-5)
+
+
 @torch.inference_mode()
 def test_nan_stays():
     layer, x = inputs(one_layer(4), 2, 9)
