@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from minids.config import CSA_RATE, Config
-from minids.model import kernels
+from minids.model import decoding, kernels
 from minids.model.activations import round_keys
 from minids.model.compressor import Compressor
 from minids.model.indexer import Indexer, choice, index_divergence
@@ -63,6 +63,8 @@ class Attention(nn.Module):
         """x: B T d -> B T d. With a `LayerState`, x continues what it has seen."""
         B, T, _ = x.shape
         current = current or Pass(self.config, T, x.device)
+        if state is not None and decoding.possible(self, x, current, state):
+            return decoding.attention(self, x, current, state)
         qr = self.q_norm(self.wq_a(x))                                           # B T q_lora_rank
         kv = self.window(x, current, state)                                      # B before+T c
         entries = keys = None

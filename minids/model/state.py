@@ -10,6 +10,7 @@ Gradients flow through a state where torch records them: answers that share a pr
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from minids.config import CSA_RATE, Config
 from minids.errors import MinidsError
 
 Pair = tuple[Tensor, Tensor]
+
+STEPS = 32      # tokens, at least, for which a step makes room
 
 
 class CompressorState:
@@ -28,25 +31,72 @@ class CompressorState:
         self.entries = torch.zeros(batch, max_len // ratio, width, dtype=dtype, device=device)
         self.count, self.ratio = 0, ratio
         # pairs (kv, z), or None:
-        self.tail: Pair | None = None       # of the tokens after the last complete window: B <m fc
+        self.tokens: Pair | None = None     # of which [:, first:last] wait: B any fc
         self.before: Pair | None = None     # of the last complete window's a-half, ape added: B m c
+        self.first = self.last = 0
+        self.room = 0                       # of `tokens`, where `step` made it: it may write there
         # for `rewind`, of the last call:
-        self.read: Pair | None = None       # of the waiting tokens and the new ones: B T fc
-        self.halves: Pair | None = None     # of the a-halves of the windows they filled: B n m c
+        self.start: int | None = None       # `first` as it was
+        self.halves: Pair | None = None     # of the a-halves of the windows it filled: B n m c
         self.earlier: Pair | None = None    # `before` as it was
+
+    @property
+    def tail(self) -> Pair | None:
+        """kv and z of the tokens after the last complete window: B <m fc. None: no token yet."""
+        if self.tokens is None:
+            return None
+        waiting = slice(self.first, self.last)
+        return self.tokens[0][:, waiting], self.tokens[1][:, waiting]
+
+    @tail.setter
+    def tail(self, pair: Pair | None) -> None:
+        self.tokens, self.room, self.start = pair, 0, None
+        self.first, self.last = 0, 0 if pair is None else pair[0].shape[1]
 
     def resume(self, kv: Tensor, z: Tensor, m: int) -> tuple[Tensor, Tensor]:
         """The waiting tokens followed by new ones; tokens that do not fill a window of m wait."""
-        if self.tail is not None:
-            kv, z = torch.cat([self.tail[0], kv], dim=1), torch.cat([self.tail[1], z], dim=1)
-        self.read, self.halves, self.earlier = (kv, z), None, self.before
-        full = kv.shape[1] // m * m
-        self.tail = (kv[:, full:], z[:, full:]) if full else (kv, z)
+        waiting = self.tail
+        if waiting is not None:
+            kv, z = torch.cat([waiting[0], kv], dim=1), torch.cat([waiting[1], z], dim=1)
+        self.halves, self.earlier = None, self.before
+        self.tokens, self.room, self.start = (kv, z), 0, 0
+        self.first, self.last = kv.shape[1] // m * m, kv.shape[1]
         return kv, z
+
+    def has_read(self, pos: int) -> bool:
+        """Whether this state is that of `pos` tokens, and has room for one more."""
+        return (self.count * self.ratio + self.last - self.first == pos
+                and (pos + 1) // self.ratio <= self.entries.shape[1])
+
+    def step(self) -> tuple[Tensor, Tensor, int]:
+        """The tensors kv and z, contiguous, and the place in them where one more token is to be
+        written, for which there is room; no gradient. The tokens before it stay where they are."""
+        if self.last >= self.room:
+            waiting, self.room = self.tail, max(2 * self.ratio, STEPS)
+            B, _, width = self.entries.shape
+            fc = 2 * width if self.ratio == CSA_RATE else width
+            kv, z = (torch.empty(B, self.room, fc, device=self.entries.device) for _ in range(2))
+            self.first, self.last = 0, self.last - self.first
+            if waiting is not None:
+                kv[:, :self.last], z[:, :self.last] = waiting
+            self.tokens = kv, z
+        if self.entries.requires_grad:      # the backward pass needs what earlier calls have read
+            self.entries = self.entries.detach().clone()
+        assert self.tokens is not None
+        self.start, self.halves, self.earlier = self.first, None, self.before
+        self.last += 1
+        return *self.tokens, self.last - 1
 
     def carry(self, kv: Tensor, z: Tensor) -> None:
         """Keep the a-halves, B n m c, ape added: the last one serves the next window."""
         self.halves, self.before = (kv, z), (kv[:, -1], z[:, -1])
+
+    def complete(self, halves: Pair | None) -> None:
+        """A window is full, and its entry is written; halves: its a-halves, B m c, ape added."""
+        self.count, self.first = self.count + 1, self.last
+        if halves is not None:
+            self.before = halves
+            self.halves = halves[0][:, None], halves[1][:, None]
 
     def append(self, new: Tensor) -> Tensor:
         """Add entries, B n width; returns all of them."""
@@ -67,26 +117,25 @@ class CompressorState:
 
     def rewind(self, n: int) -> None:
         """Forget the last n tokens of the last call."""
-        assert self.read is not None        # `State.rewind` has checked that
-        kv, z = self.read
-        end, m = kv.shape[1] - n, self.ratio
-        windows = end // m
-        self.tail = kv[:, windows * m:end], z[:, windows * m:end]
-        self.count -= kv.shape[1] // m - windows
+        assert self.start is not None       # `State.rewind` has checked that
+        start, m = self.start, self.ratio
+        self.last -= n
+        windows = (self.last - start) // m
+        self.count -= (self.first - start) // m - windows
+        self.first, self.start = start + windows * m, None
         if self.halves:
             last = windows - 1
             halves = self.halves[0][:, last], self.halves[1][:, last]
             self.before = halves if windows else self.earlier
-        self.read = None
 
     def mark(self) -> tuple:
         """See `State.mark`."""
-        # entries are only ever added after the others, so their number is enough
-        return self.count, self.tail, self.before
+        # entries are only ever added after the others, so their number is enough; so are tokens
+        return self.count, self.before, self.tokens, self.first, self.last, self.room
 
     def restore(self, mark: tuple) -> None:
-        self.count, self.tail, self.before = mark
-        self.read = self.halves = self.earlier = None
+        self.count, self.before, self.tokens, self.first, self.last, self.room = mark
+        self.start = self.halves = self.earlier = None
 
     def select(self, rows: Tensor) -> None:
         self.entries = self.entries[rows]
@@ -94,7 +143,7 @@ class CompressorState:
             self.tail = self.tail[0][rows], self.tail[1][rows]
         if self.before is not None:
             self.before = self.before[0][rows], self.before[1][rows]
-        self.read = self.halves = self.earlier = None
+        self.start = self.halves = self.earlier = None
 
 
 class LayerState:
@@ -103,12 +152,24 @@ class LayerState:
     def __init__(self, config: Config, ratio: int, batch: int, max_len: int, dtype: torch.dtype,
                  device: torch.device | str) -> None:
         make = lambda width: CompressorState(batch, max_len, ratio, width, dtype, device)
-        self.window = torch.zeros(batch, config.window_size, config.head_dim,
-                                  dtype=dtype, device=device)
+        self.size = config.window_size
+        # the window keys and, before them, others: B any c; the window ends at `end`
+        self.keys = torch.zeros(batch, self.size, config.head_dim, dtype=dtype, device=device)
+        self.end = self.size
+        self.room = 0           # of `keys`, where `step` made it: it may write there
+        self.new = 0            # tokens of the last call, which `rewind` can forget
         self.compressor = make(config.head_dim) if ratio else None
         self.indexer = make(config.index_head_dim) if ratio == CSA_RATE else None
-        # the window keys before the last call, and its own: B w+T c
-        self.read: Tensor | None = None
+        self.weights: Any = None            # of the layer, as `decoding` uses them
+
+    @property
+    def window(self) -> Tensor:
+        """The last w window keys: B w c, zeros before the first token's."""
+        return self.keys[:, self.end - self.size:self.end]
+
+    @window.setter
+    def window(self, keys: Tensor) -> None:
+        self.keys, self.end, self.room, self.new = keys, keys.shape[1], 0, 0
 
     @property
     def compressors(self) -> list[CompressorState]:
@@ -117,29 +178,40 @@ class LayerState:
 
     def extend(self, kv: Tensor) -> Tensor:
         """The last w window keys followed by new ones: B w+T c. Remembers the last w of these."""
-        kv = torch.cat([self.window, kv], dim=1)
-        self.read, self.window = kv, kv[:, kv.shape[1] - self.window.shape[1]:]
+        T, kv = kv.shape[1], torch.cat([self.window, kv], dim=1)
+        self.window, self.new = kv, T
         return kv
+
+    def step(self) -> tuple[Tensor, int]:
+        """The tensor of keys, contiguous, and the place in it where the key of one more token is
+        to be written, for which there is room; no gradient."""
+        if self.end >= self.room:
+            keys = torch.empty(len(self.keys), self.size + max(self.size, STEPS),
+                               self.keys.shape[2], dtype=self.keys.dtype, device=self.keys.device)
+            keys[:, :self.size] = self.window
+            self.keys, self.end, self.room = keys, self.size, keys.shape[1]
+        self.end, self.new = self.end + 1, 1
+        return self.keys, self.end - 1
 
     def rewind(self, n: int) -> None:
         """Forget the last n tokens of the last call."""
-        assert self.read is not None        # `State.rewind` has checked that
-        end = self.read.shape[1] - n
-        self.window, self.read = self.read[:, end - self.window.shape[1]:end], None
+        self.end, self.new = self.end - n, 0
         for part in self.compressors:
             part.rewind(n)
 
     def mark(self) -> tuple:
-        return self.window, [part.mark() for part in self.compressors]
+        """See `State.mark`."""
+        # later keys are written after these, or elsewhere
+        return self.keys, self.end, self.room, [part.mark() for part in self.compressors]
 
     def restore(self, mark: tuple) -> None:
-        self.window, marks = mark
-        self.read = None
+        self.keys, self.end, self.room, marks = mark
+        self.new = 0
         for part, part_mark in zip(self.compressors, marks):
             part.restore(part_mark)
 
     def select(self, rows: Tensor) -> None:
-        self.window, self.read = self.window[rows], None
+        self.window = self.window[rows]
         for part in self.compressors:
             part.select(rows)
 
@@ -171,8 +243,7 @@ class State:
 
     def rewind(self, n: int) -> None:
         """Forget the last `n` tokens, which the last call must have read: as if it had not."""
-        layer = self.layers[0]
-        last = 0 if layer.read is None else layer.read.shape[1] - layer.window.shape[1]
+        last = self.layers[0].new
         if not 0 <= n <= last:
             raise MinidsError(f"rewind: expected 0 to {last} tokens, as many as the last call "
                               f"read; found {n}")
@@ -216,4 +287,4 @@ class State:
         """Hold only some of the sequences, or some more than once; rows: numbers, or a mask."""
         for layer in self.layers:
             layer.select(rows)
-        self.batch = len(self.layers[0].window)
+        self.batch = len(self.layers[0].keys)
