@@ -159,9 +159,9 @@ def streaming_speed(folder, device, dtype, T: int) -> float:
         return size / (time.perf_counter() - begin)
 
 
-def needed_bytes(checkpoint: Checkpoint, i: int, T: int, dtype) -> int:
+def needed_bytes(checkpoint: Checkpoint, i: int, T: int, dtype, device) -> int:
     """Bytes of weights that T tokens need: K experts for one token, all of them for many."""
-    c, whole = checkpoint.config, memory.weights(checkpoint, i, dtype)
+    c, whole = checkpoint.config, memory.weights(checkpoint, i, dtype, device)
     experts = checkpoint.price(checkpoint.find(f"layers.{i}.ffn.experts.*"))
     # of the experts, if choices are random
     share = 1 - (1 - c.n_activated_experts / c.n_routed_experts) ** T
@@ -189,11 +189,11 @@ def bench(folder, small: bool = False, n: int = 2, lengths=one_layer.LENGTHS,
             print(f"a copy in memory: {speed / 1e9:,.0f} GB/s, read and written")
             checkpoint = Checkpoint(place)
             for i, ratio in list(enumerate(checkpoint.config.compress_ratios))[:2]:
-                weights = memory.weights(checkpoint, i, dtype)
+                weights = memory.weights(checkpoint, i, dtype, device)
                 for trial in one_layer.trials(checkpoint, i, device, dtype, lengths, seconds):
                     T, kind = trial.tokens, {4: "CSA", 128: "HCA"}[ratio]
                     stated = weights + memory.activations(checkpoint.config, ratio, T, dtype)
-                    needed = needed_bytes(checkpoint, i, T, dtype)
+                    needed = needed_bytes(checkpoint, i, T, dtype, device)
                     ratios |= print_trial(trial, kind, stated, needed, speed)
             checkpoint.close()
         else:
