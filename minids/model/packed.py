@@ -65,7 +65,7 @@ def linear(x: Tensor, codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tenso
     if not takes_codes(x, codes, scale, dtype):
         return F.linear(x, decode(codes, scale, dtype))
     rows = x.reshape(-1, x.shape[-1]).float()                                    # N i
-    if len(rows) <= FEW and codes.shape[1] % 4 == 0 and codes.storage_offset() % 4 == 0:
+    if len(rows) <= FEW and codes.shape[1] % 4 == 0:
         y = multiply(rows, codes, scale).to(x.dtype)                             # N o
     else:
         y = x.new_empty(len(rows), len(codes))
@@ -95,19 +95,21 @@ def columns(codes: Tensor) -> int:
 def multiply(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     """A few tokens' product from codes, N i -> N o, float32."""
     places = 8 if codes.dtype == torch.int8 else 4      # codes of a word
-    words = codes.view(torch.int32).numpy()                                      # o W
+    bytes = codes.view(torch.uint8).numpy()
     N, o = len(x), len(codes)
     if N > 1:
         x = F.pad(x, (0, 0, 0, -N % 4)).view(-1, 4, x.shape[1])                  # N/4 4 i
+    else:
+        x = x[0]                                                                 # i
     x = x.unflatten(-1, (-1, places)).transpose(-1, -2).contiguous()             # N/4 4 places W
     y = torch.empty(o) if N == 1 else torch.empty(4 * len(x), o)
     if places == 8:
         product = kernel.fp4_one if N == 1 else kernel.fp4_four
-        bytes = scale.view(torch.uint8).numpy()
-        product((x[0] if N == 1 else x).numpy(), words, bytes, POWERS.numpy(), y.numpy())
+        scales = scale.view(torch.uint8).numpy()
+        product(x.numpy(), bytes, scales, POWERS.numpy(), y.numpy())
     else:
         product = kernel.fp8_one if N == 1 else kernel.fp8_four
-        product((x[0] if N == 1 else x).numpy(), words, scale.float().numpy(), y.numpy())
+        product(x.numpy(), bytes, scale.float().numpy(), y.numpy())
     return y.view(-1, o)[:N]
 
 

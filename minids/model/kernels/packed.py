@@ -57,9 +57,10 @@ def fp8(word: np.int32) -> np.float32:
 
 @kernel
 def fp4_one(x: Array, codes: Array, scale: Array, powers: Array, y: Array) -> None:
-    """One token. x: 8 W; codes: O W, int32; scale: O W/4 bytes, whose `powers` (256) are half a
+    """One token. x: 8 W; codes: O 4W bytes; scale: O W/4 bytes, whose `powers` (256) are half a
     scale each; y: O."""
-    O, W = codes.shape
+    words = codes.view(i32)             # at any address
+    O, W = words.shape
     for part in prange((O + ROWS - 1) // ROWS):
         s = np.empty(W, f32)
         for o in range(ROWS * part, min(ROWS * part + ROWS, O)):
@@ -71,7 +72,7 @@ def fp4_one(x: Array, codes: Array, scale: Array, powers: Array, y: Array) -> No
                 s[4 * j + 3] = power
             total = f32(0)
             for w in range(W):
-                word, a = codes[o, w], f32(0)
+                word, a = words[o, w], f32(0)
                 for p in range(8):
                     a += fp4(left(word, 28 - 4 * p)) * x[p, w]
                 total += a * s[w]
@@ -81,7 +82,8 @@ def fp4_one(x: Array, codes: Array, scale: Array, powers: Array, y: Array) -> No
 @kernel
 def fp4_four(x: Array, codes: Array, scale: Array, powers: Array, y: Array) -> None:
     """N tokens, four at a time. x: N/4 4 8 W; y: N O; the rest as in `fp4_one`."""
-    O, W = codes.shape
+    words = codes.view(i32)             # at any address
+    O, W = words.shape
     for part in prange((O + ROWS - 1) // ROWS):
         s = np.empty(W, f32)
         for o in range(ROWS * part, min(ROWS * part + ROWS, O)):
@@ -95,7 +97,7 @@ def fp4_four(x: Array, codes: Array, scale: Array, powers: Array, y: Array) -> N
                 t0, t1, t2, t3 = f32(0), f32(0), f32(0), f32(0)
                 for p in range(8):
                     for w in range(W):
-                        v = fp4(left(codes[o, w], 28 - 4 * p)) * s[w]
+                        v = fp4(left(words[o, w], 28 - 4 * p)) * s[w]
                         t0 += v * x[n, 0, p, w]
                         t1 += v * x[n, 1, p, w]
                         t2 += v * x[n, 2, p, w]
@@ -105,9 +107,10 @@ def fp4_four(x: Array, codes: Array, scale: Array, powers: Array, y: Array) -> N
 
 @kernel
 def fp8_one(x: Array, codes: Array, scale: Array, y: Array) -> None:
-    """One token. x: 4 W; codes: O W, int32; scale: O/128 W/32, the last block may be smaller;
+    """One token. x: 4 W; codes: O 4W bytes; scale: O/128 W/32, the last block may be smaller;
     y: O."""
-    O, W = codes.shape
+    words = codes.view(i32)             # at any address
+    O, W = words.shape
     for part in prange((O + ROWS - 1) // ROWS):
         s = np.empty(W, f32)
         for w in range(W):
@@ -115,7 +118,7 @@ def fp8_one(x: Array, codes: Array, scale: Array, y: Array) -> None:
         for o in range(ROWS * part, min(ROWS * part + ROWS, O)):
             total, nan = f32(0), i32(0)
             for w in range(W):
-                word, a = codes[o, w], f32(0)
+                word, a = words[o, w], f32(0)
                 nan = i32(nan | ((word & i32(0x7F7F7F7F)) + i32(0x01010101)))
                 for p in range(4):
                     a += fp8(left(word, 24 - 8 * p)) * x[p, w]
@@ -126,7 +129,8 @@ def fp8_one(x: Array, codes: Array, scale: Array, y: Array) -> None:
 @kernel
 def fp8_four(x: Array, codes: Array, scale: Array, y: Array) -> None:
     """N tokens, four at a time. x: N/4 4 4 W; y: N O; the rest as in `fp8_one`."""
-    O, W = codes.shape
+    words = codes.view(i32)             # at any address
+    O, W = words.shape
     for part in prange((O + ROWS - 1) // ROWS):
         s = np.empty(W, f32)
         for w in range(W):
@@ -134,13 +138,13 @@ def fp8_four(x: Array, codes: Array, scale: Array, y: Array) -> None:
         for o in range(ROWS * part, min(ROWS * part + ROWS, O)):
             nan = i32(0)
             for w in range(W):
-                nan = i32(nan | ((codes[o, w] & i32(0x7F7F7F7F)) + i32(0x01010101)))
+                nan = i32(nan | ((words[o, w] & i32(0x7F7F7F7F)) + i32(0x01010101)))
             start = f32(np.nan) if nan & NAN else f32(0)
             for n in range(len(x)):
                 t0, t1, t2, t3 = start, start, start, start
                 for p in range(4):
                     for w in range(W):
-                        v = fp8(left(codes[o, w], 24 - 8 * p)) * s[w]
+                        v = fp8(left(words[o, w], 24 - 8 * p)) * s[w]
                         t0 += v * x[n, 0, p, w]
                         t1 += v * x[n, 1, p, w]
                         t2 += v * x[n, 2, p, w]
