@@ -51,7 +51,7 @@ def decode(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     if not read_by_kernels(codes, scale):
         return numerics.decode(codes, scale, dtype)
     o, i = codes.shape[0], columns(codes)
-    out = torch.empty(o, i, dtype=dtype)
+    out = codes.new_empty(o, i, dtype=dtype)
     if dtype == torch.float32:
         decode_rows(codes, scale, slice(0, o), out)
         return out
@@ -102,7 +102,7 @@ def multiply(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     else:
         x = x[0]                                                                 # i
     x = x.unflatten(-1, (-1, places)).transpose(-1, -2).contiguous()             # N/4 4 places W
-    y = torch.empty(o) if N == 1 else torch.empty(4 * len(x), o)
+    y = x.new_empty(o) if N == 1 else x.new_empty(4 * len(x), o)
     if places == 8:
         product = kernel.fp4_one if N == 1 else kernel.fp4_four
         scales = scale.view(torch.uint8).numpy()
@@ -117,7 +117,7 @@ def stripes(codes: Tensor, scale: Tensor):
     """(slice of rows, their numbers in float32), in one buffer that is used again."""
     o, i = codes.shape[0], columns(codes)
     height = max(STRIPE // i // 128, 1) * 128
-    buffer = torch.empty(min(height, o), i)
+    buffer = scale.new_empty(min(height, o), i, dtype=torch.float32)
     for start in range(0, o, height):
         rows = slice(start, min(start + height, o))
         numbers = buffer[:rows.stop - start]
