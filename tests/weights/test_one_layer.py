@@ -239,7 +239,9 @@ def test_the_benchmark(full_size, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     little = full_size.config(True, 2)
     monkeypatch.setattr(full_size, "config", lambda small, n: little)
-    assert list(full_size.bench(tmp_path)) == ["streaming"] and "no GPU" in capsys.readouterr().out
+    monkeypatch.setattr(full_size, "has_memory", lambda *_: False)
+    assert list(full_size.bench(tmp_path)) == ["streaming"]
+    assert "too little memory is free" in capsys.readouterr().out
 
 
 def test_a_disk_without_room(full_size, tmp_path, monkeypatch):
