@@ -24,7 +24,7 @@ class Linear(nn.Linear):
         self.dtype = torch.float32      # that codes are decoded to
 
     def store(self, codes: Tensor, scale: Tensor | None, dtype: torch.dtype) -> None:
-        """Hold the matrix as a file does, in place of `weight`; products take its numbers as `dtype`.
+        """Hold the matrix as a file does, in place of `weight`; its numbers are of `dtype`.
 
         codes: float8_e4m3fn (FP8) or int8 (FP4) with their scale, or plain numbers without one.
         """

@@ -10,6 +10,7 @@ summation; a bfloat16 result is rounded once.
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -104,16 +105,15 @@ def multiply(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     x = x.unflatten(-1, (-1, places)).transpose(-1, -2).contiguous()             # N/4 4 places W
     y = x.new_empty(o) if N == 1 else x.new_empty(4 * len(x), o)
     if places == 8:
-        product = kernel.fp4_one if N == 1 else kernel.fp4_four
-        scales = scale.view(torch.uint8).numpy()
-        product(x.numpy(), bytes, scales, POWERS.numpy(), y.numpy())
+        fp4 = kernel.fp4_one if N == 1 else kernel.fp4_four
+        fp4(x.numpy(), bytes, scale.view(torch.uint8).numpy(), POWERS.numpy(), y.numpy())
     else:
-        product = kernel.fp8_one if N == 1 else kernel.fp8_four
-        product(x.numpy(), bytes, scale.float().numpy(), y.numpy())
+        fp8 = kernel.fp8_one if N == 1 else kernel.fp8_four
+        fp8(x.numpy(), bytes, scale.float().numpy(), y.numpy())
     return y.view(-1, o)[:N]
 
 
-def stripes(codes: Tensor, scale: Tensor):
+def stripes(codes: Tensor, scale: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """(slice of rows, their numbers in float32), in one buffer that is used again."""
     o, i = codes.shape[0], columns(codes)
     height = max(STRIPE // i // 128, 1) * 128
