@@ -740,11 +740,12 @@ def real_layer(args) -> None:
     if folder.parent == DATA and folder.name.startswith("v4_sample"):
         print("This is a sample in V4's format: random weights, small sizes.")
     layer = f"layer {args.layer} ({kind}, experts by {routing})"
-    stored, decoded = (memory.weights(checkpoint, args.layer, dtype, packed=packed)
-                       for packed in (True, False))
+    stored, decoded = (memory.weights(checkpoint, args.layer, dtype, place)
+                       for place in (device, None))
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
     print(f"on {machine}, {dtype}: the weights of {layer} take {stored:,} bytes of memory, "
-          f"experts as stored; {decoded:,} if all were decoded")
+          f"{'codes' if device.type == 'cpu' else 'experts'} as stored; {decoded:,} if all were "
+          f"decoded")
     need = one_layer.needs(checkpoint, args.layer, device, dtype)
     for T, size in need.items():
         print(f"{T:5,} tokens: weights and activations take about {size:,} bytes")

@@ -141,8 +141,7 @@ class Attention(nn.Module):
             current.record.index.append(index_divergence(p, scores, entry_mask))
         o = rotate(o, rot[..., None, :], inverse=True)
         o = o.reshape(B * T, cfg.o_groups, -1).transpose(0, 1)                   # g BT Hc/g
-        wo_a = self.wo_a.matrix().view(cfg.o_groups, -1, o.shape[-1])      # g o_lora_rank Hc/g
-        o = torch.bmm(o, wo_a.mT)                                                # g BT o_lora_rank
+        o = self.wo_a.grouped(o)                                                 # g BT o_lora_rank
         return self.wo_b(o.transpose(0, 1).reshape(B, T, -1))
 
     def chosen(self, x: Tensor, qr: Tensor, entries: Tensor, keys: Tensor | None, current: Pass,

@@ -13,8 +13,9 @@ import torch
 
 from minids.config import CSA_RATE
 from minids.errors import MinidsError
-from minids.model import attention, moe
+from minids.model import attention, moe, packed
 from minids.model.indexer import PART
+from minids.system.devices import has_all_types
 from minids.weights import layout
 
 
@@ -27,28 +28,43 @@ def free(device) -> int:
     return psutil.virtual_memory().available
 
 
-def weights(checkpoint, i: int, dtype: torch.dtype, packed: bool = True) -> int:
-    """Bytes of memory of layer `i`, its matrices as `dtype`.
+def keeps(name: str, stored_as: str, device) -> bool:
+    """Whether a layer's tensor stays as it is stored, in a type of safetensors, on `device`.
 
-    Routed experts count as they are stored, or decoded unless `packed`.
+    The matrices of routed experts do, where torch has all types; on a CPU, where products take
+    codes, so do all in FP8.
     """
-    total = of_experts(checkpoint, i) if packed else 0
+    if ".experts." in name:
+        return has_all_types(device)
+    return stored_as == "F8_E4M3" and packed.kept(device)
+
+
+def weights(checkpoint, i: int, dtype: torch.dtype, device="cpu") -> int:
+    """Bytes of memory of layer `i` on `device`: what it `keeps` as it is stored, and other matrices
+    as `dtype`. Without a device: of all of them as `dtype`."""
+    names = [] if device is None else kept(checkpoint, i, device)
+    total = stored(checkpoint, names)
     for name, (format, shape) in layout.tensors(checkpoint.config).items():
-        if name.startswith(f"layers.{i}.") and not (packed and ".experts." in name):
+        if name.startswith(f"layers.{i}.") and name not in names:
             in_float32 = format == "F32" or len(shape) == 1
             size = 8 if format == "I64" else 4 if in_float32 else dtype.itemsize
             total += size * math.prod(shape)
     return total
 
 
-def of_experts(checkpoint, i: int) -> int:
-    """Bytes of the routed experts of layer `i`, as they are stored."""
-    return stored(checkpoint, f"layers.{i}.ffn.experts.*")
+def kept(checkpoint, i: int, device) -> set[str]:
+    """The names of what layer `i` `keeps` as it is stored, with those of the scales."""
+    names = set()
+    for name in checkpoint.find(f"layers.{i}.*"):
+        weight = name.removesuffix("scale") + "weight" if name.endswith(".scale") else name
+        if keeps(weight, checkpoint.info(weight)[0], device):
+            names.add(name)
+    return names
 
 
-def stored(checkpoint, pattern: str) -> int:
-    """Bytes of the tensors of the model that match a pattern, and of their scales, as stored."""
-    price = checkpoint.price(checkpoint.find(pattern))
+def stored(checkpoint, names) -> int:
+    """Bytes of these tensors, as they are stored."""
+    price = checkpoint.price(names)
     return price.fetch + price.here
 
 

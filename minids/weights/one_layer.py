@@ -4,9 +4,10 @@
     block = read_layer(checkpoint, 5, "cuda", torch.bfloat16)     # fetches 3.6 GB, once
     y = block(*random_input(checkpoint.config, 4096, "cuda", torch.bfloat16))
 
-Routed experts stay packed, in FP4 or FP8. An expert that tokens go to is decoded once a pass, one
-at a time, and works on all its tokens together. `reference_layer` makes the layer of `transformers`
-with the same weights, all of them decoded. `trials` runs both on random inputs and compares them.
+Routed experts stay packed, in FP4 or FP8; on a CPU, so does everything in FP8. An expert that
+tokens go to works on all its tokens together. On a GPU it is decoded once a pass, one at a time; on
+a CPU products take the codes. `reference_layer` makes the layer of `transformers` with the same
+weights, all of them decoded. `trials` runs both on random inputs and compares them.
 The time that this takes on a GPU has not been measured yet: `tests/benchmarks` does it where there
 is one. For the memory that it takes see `minids.weights.memory`, for a whole model
 `minids.weights.streamed`.
@@ -24,8 +25,8 @@ import torch
 from minids.config import CSA_RATE
 from minids.errors import MinidsError
 from minids.model.block import Block
+from minids.model.linear import Linear
 from minids.model.masks import incomplete
-from minids.system.devices import has_all_types
 from minids.weights import layout, memory
 from minids.weights.checkpoint import Checkpoint, empty
 from minids.weights.layout import scale_name
@@ -84,15 +85,13 @@ def layer_names(checkpoint: Checkpoint, i: int) -> list[str]:
 
 def read_layer(checkpoint: Checkpoint, i: int, device="cpu",
                dtype: torch.dtype = torch.float32) -> Block:
-    """Layer `i`, ready to use, its routed experts as they are stored, or decoded on a device
-    without float8.
+    """Layer `i`, ready to use; for what stays as it is stored see `memory.keeps`.
 
     What is not on this machine is fetched first. `MinidsError` where the memory of `device` is too
     small, before anything is fetched or read.
     """
     config, prefix, names = checkpoint.config, f"layers.{i}.", layer_names(checkpoint, i)
-    packed = has_all_types(device)
-    need, available = memory.weights(checkpoint, i, dtype, packed), memory.free(device)
+    need, available = memory.weights(checkpoint, i, dtype, device), memory.free(device)
     if need > available:
         raise MinidsError(f"layer {i} takes {need:,} bytes of memory, {available:,} are free "
                           f"on {device}")
@@ -103,10 +102,11 @@ def read_layer(checkpoint: Checkpoint, i: int, device="cpu",
         return checkpoint.read(name, dtype, device)
 
     def stored(name):
-        if not packed:
-            return read(name, dtype), None
+        stored_as = checkpoint.info(name)[0]
+        if not memory.keeps(name, stored_as, device):
+            return None
         codes = checkpoint.raw(name).to(device)
-        if checkpoint.info(name)[0] not in layout.CODES:
+        if stored_as not in layout.CODES:
             return codes, None
         return codes, checkpoint.raw(scale_name(name)).to(device)
 
@@ -183,17 +183,18 @@ def reference_layer(block: Block):
     """`transformers`' layer with the weights of `block`.
 
     Returns the module, and a function from X and ids to its arguments. Its experts are decoded one
-    after another. It shares everything else with `block`.
+    after another, and so is all else that is packed. It shares everything else with `block`.
     """
     from transformers import DeepseekV4Config, DeepseekV4Model
     from transformers.masking_utils import create_sliding_window_causal_mask
     from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4RotaryEmbedding
 
-    device = block.attn.wq_a.weight.device
+    gate = block.ffn.gate.weight
+    device, dtype = gate.device, gate.dtype
     alone = block.config.replace(n_layers=1, n_mtp_layers=0, compress_ratios=(block.attn.ratio,),
                                  n_hash_layers=int(block.ffn.gate.is_hash))
     config = DeepseekV4Config(**alone.to_json() | {"pad_token_id": None})
-    layer = empty(lambda: DeepseekV4Model(config), block.attn.wq_a.weight.dtype).layers[0].eval()
+    layer = empty(lambda: DeepseekV4Model(config), dtype).layers[0].eval()
     layer.load_state_dict(_reference_state(block, layer), assign=True)
     for module in layer.modules():          # their angles are not part of a state_dict
         if hasattr(module, "rotary_emb"):
@@ -213,11 +214,14 @@ def reference_layer(block: Block):
 def _reference_state(block: Block, layer) -> dict[str, torch.Tensor]:
     """The state_dict of `transformers`' layer, from the weights of `block`."""
     prefix = "layers.0."
+    weights = block.state_dict() | {f"{name}.weight": matrix.matrix()
+                                    for name, matrix in block.named_modules()
+                                    if isinstance(matrix, Linear) and ".experts." not in name}
     state = {to_transformers(prefix + name).removeprefix("model." + prefix): t
-             for name, t in block.state_dict().items() if ".experts." not in name}
+             for name, t in weights.items() if ".experts." not in name}
     for stack, matrices in STACKS.items():
         shape = layer.get_parameter(stack)
-        state[stack] = torch.empty_like(shape, device=block.attn.wq_a.weight.device)
+        state[stack] = torch.empty_like(shape, device=block.ffn.gate.weight.device)
         for slot, expert in zip(state[stack], block.ffn.experts):
             slot.copy_(torch.cat([getattr(expert, w).matrix() for w in matrices]))
     return state
@@ -231,7 +235,7 @@ def estimate_reference_memory(checkpoint: Checkpoint, i: int, T: int, dtype: tor
     config, ratio = checkpoint.config, checkpoint.config.compress_ratios[i]
     scores = config.n_heads * T * (T + (T // ratio if ratio else 0))
     # at most four float32 numbers for each score at once
-    return memory.weights(checkpoint, i, dtype, packed=False) + 16 * scores
+    return memory.weights(checkpoint, i, dtype, None) + 16 * scores
 
 
 # ---- both on random inputs ----
@@ -240,7 +244,7 @@ def needs(checkpoint: Checkpoint, i: int, device="cpu", dtype: torch.dtype = tor
           lengths=None) -> dict[int, int]:
     """{length: about how many bytes layer `i` takes, weights and activations}."""
     config, ratio = checkpoint.config, checkpoint.config.compress_ratios[i]
-    weights = memory.weights(checkpoint, i, dtype, has_all_types(device))
+    weights = memory.weights(checkpoint, i, dtype, device)
     return {T: weights + memory.activations(config, ratio, T, dtype) for T in lengths or LENGTHS}
 
 

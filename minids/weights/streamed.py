@@ -4,11 +4,12 @@
     logits = model(ids)         # reads every layer once, each while the one before it computes
 
 At most two layers are in memory; for the bytes see `memory_of_a_pass`. A file is read from its
-first byte to its last. Routed experts stay as they are stored, in FP4 or FP8, and are decoded one
-by one as they are used: a layer of V4-Flash takes 3.6 GB. On a device without float8 they are
-decoded as they are read. The results are those of `minids.load`, bit for bit. Generation works too,
-but reads the whole model for each token. The path to a GPU has not been tested on one. To fetch
-files from the Hub see `minids.weights.checkpoint`.
+first byte to its last. Routed experts stay as they are stored, in FP4 or FP8: a layer of V4-Flash
+takes 3.6 GB. On a GPU they are decoded one by one as they are used. On a CPU, where products take
+codes (`minids.model.packed`), all matrices in FP8 stay, too. On a device without float8 everything
+is decoded as it is read. The results are those of `minids.load`, up to the order of sums.
+Generation works too, but reads the whole model for each token. The path to a GPU has not been
+tested on one. To fetch files from the Hub see `minids.weights.checkpoint`.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from torch import nn
 from minids.errors import MinidsError
 from minids.model import Model
 from minids.model.block import Block
-from minids.system.devices import has_all_types
+from minids.model.linear import Linear
 from minids.weights import memory
 from minids.weights.checkpoint import Checkpoint, check_table, decode, empty
 from minids.weights.layout import scale_name
@@ -82,9 +83,9 @@ class Layers:
                 return decode(kinds[name], raw[name], scale, dtype, self.device, f"{where}: {name}")
 
             def stored(name):
-                if has_all_types(self.device):
+                if memory.keeps(name, kinds[name], self.device):
                     return raw[name], raw.get(scale_name(name))
-                return read(name, self.dtype), None
+                return None
 
             fill(block, f"layers.{i}.", read, stored, self.dtype, where)
             if self.queue:
@@ -95,17 +96,19 @@ class Layers:
 def fill(block: Block, at: str, read, stored, dtype: torch.dtype, where) -> Block:
     """Put numbers into an empty layer whose names begin with `at`.
 
-    `read(name, dtype)` gives them; `stored(name)` gives codes and scale of a routed expert's
-    matrix, which is decoded to `dtype` as it is used. `where` is for errors.
+    `read(name, dtype)` gives them; `stored(name)` gives codes and scale of a matrix that stays as
+    it is stored, whose numbers are of type `dtype`, or None. `where` is for errors.
     """
+    matrices = {f"{name}.weight": matrix for name, matrix in block.named_modules()
+                if isinstance(matrix, Linear)}
+    kept = {name: codes for name in matrices if (codes := stored(at + name))}
     state = {name: read(at + name, t.dtype) for name, t in block.state_dict().items()
-             if not name.startswith("ffn.experts.")}
+             if name not in kept}
     block.load_state_dict(state, strict=False, assign=True)
     if block.ffn.gate.is_hash:
         check_table(block.ffn.gate.tid2eid, block.config, f"{where}: {at}ffn.gate.tid2eid")
-    for e, expert in enumerate(block.ffn.experts):
-        for w in ("w1", "w2", "w3"):
-            getattr(expert, w).store(*stored(f"{at}ffn.experts.{e}.{w}.weight"), dtype)
+    for name, (codes, scale) in kept.items():
+        matrices[name].store(codes, scale, dtype)
     return block.eval()
 
 
@@ -148,19 +151,20 @@ def _checked(path):
 
 def _stored(checkpoint: Checkpoint) -> list[int]:
     """The bytes of each layer's tensors, as they are stored."""
-    return [memory.stored(checkpoint, f"layers.{i}.*") for i in range(checkpoint.config.n_layers)]
+    return [memory.stored(checkpoint, checkpoint.find(f"layers.{i}.*"))
+            for i in range(checkpoint.config.n_layers)]
 
 
 def memory_of_a_pass(path, T: int, dtype: torch.dtype = torch.float32, device="cpu") -> int:
     """About how many bytes of memory `report` takes for a text of T tokens.
 
     Embedding and head stay. The layers take most with the two largest neighbours in memory, each as
-    it is stored and, of what is not a routed expert, decoded; and the activations of one of them.
+    it is stored and, of what does not stay so, decoded; and the activations of one of them.
     """
     with _checked(path) as checkpoint:
-        config, packed = checkpoint.config, has_all_types(device)
-        layers = [size + memory.weights(checkpoint, i, dtype, packed)
-                  - (memory.of_experts(checkpoint, i) if packed else 0)
+        config = checkpoint.config
+        layers = [size + memory.weights(checkpoint, i, dtype, device)
+                  - memory.stored(checkpoint, memory.kept(checkpoint, i, device))
                   for i, size in enumerate(_stored(checkpoint))]
     pairs = [sum(layers[i:i + 2]) for i in range(max(len(layers) - 1, 1))]
     working = max(memory.activations(config, ratio, T, dtype)

@@ -842,8 +842,8 @@ else:
 # %%
 passing = streamed(SAMPLE)
 with torch.inference_mode():
-    assert torch.equal(passing(some), loaded(some))
-print("streamed, layer by layer: equal to minids.load, bit for bit")
+    torch.testing.assert_close(passing(some), loaded(some), rtol=1e-5, atol=5e-5)
+print("streamed, layer by layer: equal to minids.load, up to the order of sums")
 
 # %%
 walks = {"sample": real.trace(

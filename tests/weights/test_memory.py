@@ -37,17 +37,21 @@ def few_experts(config):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("i", range(4))
 def test_weights(i, dtype):
-    """The count from the configuration is what the tensors take, here and in transformers."""
+    """The count from the configuration is what the tensors take, here and in transformers; a GPU
+    decodes all but the experts."""
     with Checkpoint(SAMPLE) as c:
         block = one_layer.read_layer(c, i, dtype=dtype)
         matrices = [m for m in block.modules() if getattr(m, "codes", None) is not None]
         packed = [t for m in matrices for t in (m.codes, m.scale)]
         size = lambda tensors: sum(t.nbytes for t in tensors)
         assert memory.weights(c, i, dtype) == size((*block.state_dict().values(), *packed))
-        stored = size(c.raw(n) for n in c.names() if f"layers.{i}.ffn.experts." in n)
-        assert size(packed) == stored == memory.of_experts(c, i)
+        stored = size(c.raw(n) for n in c.names() if n.startswith(f"layers.{i}.")
+                      and c.raw(n).dtype.itemsize == 1)
+        assert size(packed) == stored == memory.stored(c, memory.kept(c, i, "cpu"))
+        experts = size(c.raw(n) for n in c.names() if f"layers.{i}.ffn.experts." in n)
+        assert experts == memory.stored(c, memory.kept(c, i, "cuda"))
         theirs, _ = one_layer.reference_layer(block)
-        decoded = memory.weights(c, i, dtype, packed=False)
+        decoded = memory.weights(c, i, dtype, None)
         assert decoded == size(theirs.state_dict().values())
 
 
@@ -115,13 +119,16 @@ class Described:
     def find(self, pattern):
         return fnmatch.filter(self.inventory, pattern)
 
+    def info(self, name):
+        return self.inventory[name]
+
     def price(self, names):
         return Price(0, 0, 0, sum(layout.nbytes(self.inventory[name]) for name in names))
 
 
 def of_layout(config, i, dtype):
     """The bytes of the weights of a layer in the released format."""
-    return memory.weights(Described(config), i, dtype)
+    return memory.weights(Described(config), i, dtype, "cuda")
 
 
 @pytest.mark.slow
@@ -132,7 +139,7 @@ def test_a_pass_of_the_streamed_model(T, dtype, goal, monkeypatch):
     config = FLASH.replace(n_layers=3, compress_ratios=(4, 128, 4), n_hash_layers=1, n_mtp_layers=0)
     counted = allocations.of_report(config, T, dtype)
     monkeypatch.setattr(streamed, "Checkpoint", lambda path: Described(config))
-    stated = streamed.memory_of_a_pass("Flash", T, dtype)
+    stated = streamed.memory_of_a_pass("Flash", T, dtype, "cuda")
     assert counted < goal and 0.95 < stated / counted < 1.05
 
 

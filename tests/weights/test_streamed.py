@@ -14,7 +14,7 @@ from minids.cli import main
 from minids.config import Config
 from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
-from minids.model import Model
+from minids.model import Model, kernels
 from minids.system.paths import DATA
 from minids.weights import memory, one_layer
 from minids.weights import streamed as streamed_module
@@ -36,8 +36,14 @@ def whole():
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_it_computes_what_the_loaded_model_computes(dtype):
+    """With products from codes up to the order of sums; in torch bit for bit."""
     loaded, model = load(SAMPLE, dtype=dtype), streamed(SAMPLE, dtype=dtype)
+    room = 1e-5 if dtype == torch.float32 else 0.1
     with torch.no_grad():
+        for ids in (IDS, IDS[:, :1], IDS[:1, :9]):
+            a, b = model(ids), loaded(ids)
+            assert (a - b).abs().max() < room * b.std()
+    with torch.no_grad(), kernels.switched_off("packed"):
         assert torch.equal(model(IDS), loaded(IDS))
         # a second pass reads every layer again
         assert torch.equal(model.features(IDS), loaded.features(IDS))
@@ -51,7 +57,8 @@ def test_other_formats(format, tmp_path):
     save(Model(Config.nano().replace(expert_dtype="fp8")), tmp_path / "c", format=format)
     ids = IDS[:1, :40]
     with torch.no_grad():
-        assert torch.equal(streamed(tmp_path / "c")(ids), load(tmp_path / "c")(ids))
+        model, whole = streamed(tmp_path / "c"), load(tmp_path / "c")
+        torch.testing.assert_close(model(ids), whole(ids), rtol=1e-5, atol=2e-5)
 
 
 def test_decoding_and_generation(whole):
@@ -59,7 +66,7 @@ def test_decoding_and_generation(whole):
     with torch.no_grad():
         a, b = model.new_state(2, 30), whole.new_state(2, 30)
         for part in (ids[:, :7], ids[:, 7:8], ids[:, 8:]):
-            assert torch.equal(model(part, a), whole(part, b))
+            torch.testing.assert_close(model(part, a), whole(part, b), rtol=1e-5, atol=5e-5)
     assert generate(model, ids.tolist(), 4, seed=1) == generate(whole, ids.tolist(), 4, seed=1)
 
 
@@ -70,7 +77,7 @@ def test_at_most_two_layers_are_in_memory(monkeypatch):
     def counting(self, block, i):
         threads.add(threading.current_thread())
         block = fill(self, block, i)
-        alive.add(block.attn.wq_b.weight)
+        alive.add(block.attn.kv_norm.weight)
         most.append(len(alive))
         return block
 
@@ -166,7 +173,7 @@ def test_the_report(whole):
     with torch.no_grad():
         logits = whole(IDS[:1])[0]
         X = whole.features(IDS[:1])
-    assert torch.equal(seen["next"], logits[-1])
+    torch.testing.assert_close(seen["next"], logits[-1], rtol=1e-5, atol=2e-5)
     losses = -logits.log_softmax(-1)[torch.arange(149), IDS[0, 1:]]
     assert torch.allclose(torch.tensor(seen["nats"]), losses, atol=1e-5)
     assert [sum(load) for load in seen["load"]] == [150 * 2] * 4
