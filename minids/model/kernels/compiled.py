@@ -9,8 +9,8 @@ MINIDS_KERNELS=0 switches all kernels off.
 
 torch is imported before numba: so numba's OpenMP threads are torch's own, not a second set that
 would compete for the cores. Where numba has no OpenMP it uses threads of its own, which only one
-thread of Python may use at a time; kernels then hold Python's global lock. A process that was
-forked from this one cannot use these threads: it computes with torch.
+thread of Python may use at a time: then a lock guards them. A process that was forked from this one
+cannot use these threads: it computes with torch.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, wraps
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,6 +56,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 FAST = {"nsz", "contract", "reassoc", "arcp", "afn"}
 KERNELS: list[Any] = []         # all that are compiled, when they are first called
 started = False                 # whether numba's threads run
+lock = threading.Lock()         # see `one_at_a_time`
 off: set[str] = set()           # names of kernels that torch replaces, see `switched_off`
 local = threading.local()       # .threads: how many numba uses in this thread
 
@@ -63,7 +64,20 @@ local = threading.local()       # .threads: how many numba uses in this thread
 def kernel(function: Function) -> Function:
     """Compile a loop over tokens when it is first called. `prange` runs in torch's number of
     threads."""
-    return compiled(function, parallel=True, nogil=threading_layer() != "workqueue")
+    return one_at_a_time(compiled(function, parallel=True, nogil=True))
+
+
+def one_at_a_time(kernel: Function) -> Function:
+    """The kernel, after a lock where numba's threads serve only one thread of Python at a time."""
+    if threading_layer() != "workqueue":
+        return kernel
+
+    @wraps(kernel)
+    def locked(*arguments: Any) -> None:
+        with lock:
+            kernel(*arguments)
+
+    return locked       # type: ignore[return-value]
 
 
 def serial(function: Function) -> Function:
@@ -123,8 +137,7 @@ def cache_folder() -> Path | None:
         folder = Path(numba.config.CACHE_DIR)
     elif (user := paths.cache()) is not None:
         sources = (Path(__file__).read_bytes()
-                   + Path(__file__).with_name("exponential.py").read_bytes()
-                   + threading_layer().encode())
+                   + Path(__file__).with_name("exponential.py").read_bytes())
         folder = user / f"kernels-{hashlib.sha256(sources).hexdigest()[:16]}"
     else:
         return None
@@ -188,7 +201,7 @@ if numba:
 
         def on_start(self, event: Any) -> None:
             module = event.data["dispatcher"].py_func.__module__
-            if module.startswith("minids.") and not self.said:
+            if module.startswith("minids") and not self.said:
                 self.said = True
                 print("minids: compiling its kernels for this processor. This happens once and "
                       "takes up to a minute.", file=sys.stderr, flush=True)
