@@ -106,7 +106,9 @@ def machine_flags(command) -> None:
     add("--device", metavar="NAME",
         help="cpu, cuda, cuda:1 or mps (default: the environment's MINIDS_DEVICE, or the "
              "accelerator, if there is one)")
-    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice; a training run measures)")
+    add("--threads", type=int, metavar="N",
+        help="CPU threads (default: torch's choice; commands that train measure which number is "
+             "faster)")
 
 
 def run_flags(command, out: str) -> None:

@@ -34,7 +34,7 @@ class Watch:
 
     def __init__(self, most: int, now: float, waited: float):
         self.most, self.threads, self.patience = most, most, PATIENCE
-        self.now, self.waited, self.changed = now, waited, now
+        self.now, self.waited, self.changed = now, waited, now - PATIENCE
 
     def decide(self, now: float, waited: float) -> int:
         """The number of threads from here on. `now` and `waited`, both in seconds: the time, and
