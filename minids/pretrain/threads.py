@@ -32,8 +32,8 @@ PATIENCE, LONGEST = 30.0, 600.0     # seconds with one thread before more are tr
 class Watch:
     """Decides between `most` threads and one from how long this thread waits for a core."""
 
-    def __init__(self, most: int, now: float, waited: float):
-        self.most, self.threads, self.patience = most, most, PATIENCE
+    def __init__(self, most: int, threads: int, now: float, waited: float):
+        self.most, self.threads, self.patience = most, threads, PATIENCE
         self.now, self.waited, self.changed = now, waited, now - PATIENCE
 
     def decide(self, now: float, waited: float) -> int:
@@ -44,15 +44,18 @@ class Watch:
         share = (waited - self.waited) / (now - self.now)
         self.now, self.waited = now, waited
         if self.threads > 1 and share > CROWDED:
-            self.threads = 1
-            soon = now - self.changed < PATIENCE        # the last attempt was in vain
-            self.patience = min(2 * self.patience, LONGEST) if soon else PATIENCE
-            self.changed = now
+            self.back_to_one()
         elif self.threads == 1 and share > FREE:
             self.changed = now
         elif self.threads == 1 and now - self.changed > self.patience:
             self.threads, self.changed = self.most, now
         return self.threads
+
+    def back_to_one(self) -> None:
+        """One thread from here on; for twice as long as before, if the last attempt was in vain."""
+        in_vain = self.now - self.changed < PATIENCE
+        self.patience = min(2 * self.patience, LONGEST) if in_vain else PATIENCE
+        self.threads, self.changed = 1, self.now
 
 
 watch: Watch | None = None      # of a command that trains
@@ -67,18 +70,23 @@ def choose() -> None:
     most = torch.get_num_threads()
     if most == 1 or "OMP_NUM_THREADS" in os.environ or distributed.size() > 1:
         return
+    began, before = time.monotonic(), waiting()
     one, several = measure(most)
-    better = several < GAIN * one
-    torch.set_num_threads(most if better else 1)
-    print(f"threads: {most if better else 1} (a step takes {1e3 * one:.0f} ms with one, "
+    threads = most if several < GAIN * one else 1
+    torch.set_num_threads(threads)
+    print(f"threads: {threads} (a step takes {1e3 * one:.0f} ms with one, "
           f"{1e3 * several:.0f} ms with {most}; --threads N fixes the number)", flush=True)
-    waited = waiting()
-    watch = None if waited is None or not better else Watch(most, time.monotonic(), waited)
+    now, waited = time.monotonic(), waiting()
+    if before is None or waited is None:
+        return
+    crowded = waited - before > CROWDED * (now - began)     # else waking is what costs, also later
+    if threads > 1 or crowded:
+        watch = Watch(most, threads, now, waited)
 
 
 def measure(most: int) -> tuple[float, float]:
     """The seconds of a small training step with one thread and with `most`: the least of some."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):     # the run's own random numbers stay as they are
         model = Model(Config.nano()).train()
         ids = torch.randint(model.config.vocab_size, (2, 257))
     best = {1: float("inf"), most: float("inf")}
@@ -100,6 +108,12 @@ def look() -> None:
     if watch is None or waited is None:
         return
     before, now = watch.threads, watch.decide(time.monotonic(), waited)
+    if now > before:
+        one, several = measure(now)
+        if several >= GAIN * one:
+            watch.back_to_one()
+            now = 1
+            torch.set_num_threads(1)
     if now != before:
         torch.set_num_threads(now)
         why = "other processes need the cores" if now == 1 else "the cores are free again"
