@@ -106,7 +106,9 @@ def machine_flags(command) -> None:
     add("--device", metavar="NAME",
         help="cpu, cuda, cuda:1 or mps (default: the environment's MINIDS_DEVICE, or the "
              "accelerator, if there is one)")
-    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    add("--threads", type=int, metavar="N",
+        help="CPU threads (default: torch's choice; commands that train measure which number is "
+             "faster)")
 
 
 def run_flags(command, out: str) -> None:
@@ -182,6 +184,17 @@ def find_device(args):
         check_threads(args.threads)
         torch.set_num_threads(args.threads)
     return device(args.device)
+
+
+def find_device_of_run(args):
+    """The device for work that takes minutes; chooses the number of CPU threads where neither
+    --threads nor the environment does."""
+    from minids.pretrain import threads
+
+    device = find_device(args)
+    if args.threads is None and device.type == "cpu":
+        threads.choose()
+    return device
 
 
 def need_packages(*names: str) -> None:
@@ -375,7 +388,7 @@ def train_command(args) -> None:
     if fixed:
         raise MinidsError(f"{' and '.join(sorted(fixed))}: the stages of --data {args.data} set "
                           f"this; use --data text, or TrainConfig(stages=...) in Python")
-    device = find_device(args)
+    device = find_device_of_run(args)
     out = run_folder(args, args.preset if args.data == "text" else f"{args.preset}-{args.data}")
     config, text = Config.preset(args.preset), streams(settings)
     log = train(config, settings, out, resume=not args.fresh, tokens=text, device=device)
@@ -423,7 +436,7 @@ def sft_command(args) -> None:
     from minids.posttrain.sft import SFTConfig, sft
 
     settings = SFTConfig(**given(args, SFTConfig))
-    device, out = find_device(args), run_folder(args, "-".join(["sft", *settings.families]))
+    device, out = find_device_of_run(args), run_folder(args, "-".join(["sft", *settings.families]))
     log = sft(find_model(args.model), settings, out, resume=not args.fresh, device=device)
     report_modes(log, settings.modes, out)
 
@@ -440,7 +453,7 @@ def grpo_command(args) -> None:
     from minids.posttrain.grpo import GRPOConfig, grpo
 
     settings = GRPOConfig(**given(args, GRPOConfig))
-    device, out = find_device(args), run_folder(args, "-".join(["grpo", *settings.families]))
+    device, out = find_device_of_run(args), run_folder(args, "-".join(["grpo", *settings.families]))
     log = grpo(find_model(args.model), settings, out, resume=not args.fresh, device=device)
     report_modes(log, settings.modes, out)
 
@@ -473,7 +486,7 @@ def distill_command(args) -> None:
     teachers = find_teachers(args.teachers)
     families = {"families": tuple(teachers)} if teachers else {}
     settings = DistillConfig(**(families | given(args, DistillConfig)))
-    device, out = find_device(args), run_folder(args, settings.method)
+    device, out = find_device_of_run(args), run_folder(args, settings.method)
     student = find_model(args.student)
     log = distill(student, teachers, settings, out, resume=not args.fresh, device=device)
     for mode in settings.modes:
@@ -525,7 +538,7 @@ def lifecycle_command(args) -> None:
 
     plan = dataclasses.replace(Plan.preset(args.preset, args.seed), **given(args, Plan))
     base = args.base and find_model(args.base)
-    device, out = find_device(args), run_folder(args, f"lifecycle-{args.preset}")
+    device, out = find_device_of_run(args), run_folder(args, f"lifecycle-{args.preset}")
     report = lifecycle(plan, out, base, resume=not args.fresh, device=device)
     print(card(report))
     print(f"the report is in {out / 'report.json'}, the model in {out / 'distilled' / 'model'}")

@@ -8,18 +8,21 @@ a kind is always the same one. Each kind keeps its splits apart: books by docume
 """
 
 import random
+import sys
 from functools import cache
 from itertools import islice
 
 import numpy as np
 
 from minids.data import books, tasks
+from minids.data.kept import kept
 from minids.data.tinyworld import facts, stories
 from minids.errors import MinidsError
 
 # of all characters
 SHARES = {"text": 0.15, "scenes": 0.20, "stories": 0.30, "portraits": 0.10, "problems": 0.25}
 WORDS = 60, 1500        # shortest and longest story; the logarithm of the length is uniform
+ANNOUNCED = 1_000_000   # tokens that take long enough to say so
 PASSAGE = 3000          # approximate length of a passage of real text, in characters
 
 
@@ -89,8 +92,19 @@ def stream(split: str, tokens: int, tokenizer, kinds=tuple(SHARES)) -> np.ndarra
     return np.concatenate(parts)
 
 
+def kept_stream(split: str, tokens: int, tokenizer) -> np.ndarray:
+    """`stream`, kept in the user's cache: a million tokens take some seconds to make."""
+    def make():
+        if tokens >= ANNOUNCED:
+            print(f"minids: making {tokens:,} tokens of stories, problems and text. This takes up "
+                  f"to a minute; they are kept for the next run.", file=sys.stderr, flush=True)
+        return stream(split, tokens, tokenizer)
+
+    return kept(f"mixture {split} {tokens} {SHARES}", tokenizer, make)
+
+
 def streams(tokens: int, tokenizer) -> dict[str, np.ndarray]:
     """The token ids of each split: {"train": at least `tokens` of them, "valid", "heldout"}."""
-    return {"train": stream("train", tokens, tokenizer),
-            "valid": stream("valid", 60_000, tokenizer),
-            "heldout": stream("heldout", 120_000, tokenizer)}
+    return {"train": kept_stream("train", tokens, tokenizer),
+            "valid": kept_stream("valid", 60_000, tokenizer),
+            "heldout": kept_stream("heldout", 120_000, tokenizer)}

@@ -46,6 +46,10 @@ class Tokenizer:
             plain = token not in special
             self._bytes.append(bytes(byte_of[c] for c in token) if plain else token.encode("utf-8"))
 
+    def digest(self) -> str:
+        """A hash of all that decides how it encodes."""
+        return hashlib.sha256(self._bpe.to_str().encode()).hexdigest()
+
     def id(self, name: str) -> int:
         """The id of a special token. Raises `MinidsError` if the vocabulary lacks it."""
         token_id = self._bpe.token_to_id(name)

@@ -1,7 +1,7 @@
 """The doctor: whether this machine is ready for the course.
 
-It checks versions, device, threads, free space, and the files that data/ ships. An accelerator has
-to compute a little, with the result that the CPU has, before all is well.
+It checks versions, device, threads, kernels, free space, and the files that data/ ships. An
+accelerator has to compute a little, with the result that the CPU has, before all is well.
 """
 
 import importlib.metadata
@@ -19,11 +19,12 @@ from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
 from minids.inference.generate import generate
 from minids.learn import journal
+from minids.model.kernels import compiled
 from minids.system import distributed, paths
 from minids.weights.checkpoint import load
 
 PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "matplotlib", "jupyterlab", "ipykernel",
-            "ipywidgets", "jupytext", "nbclient")
+            "ipywidgets", "jupytext", "nbclient")       # numba: see `_kernels`
 DISK_GB, MEMORY_GB = 1.0, 2.0   # with less than this, some part of the course fails
 
 
@@ -43,7 +44,7 @@ def versions() -> None:
 
 def doctor() -> bool:
     """Print what is found and, for each problem, a line with its remedy. True if all is well."""
-    problems = _python() + _packages() + _torch() + _space() + _shipped_data()
+    problems = _python() + _packages() + _torch() + _kernels() + _space() + _shipped_data()
     for problem in problems:
         print(f"PROBLEM      {problem}")
     if problems:
@@ -114,6 +115,33 @@ def _torch() -> list[str]:
         problems.append(f"torch uses {threads} threads on {cores} cores, which slows it down: "
                         "unset OMP_NUM_THREADS")
     return problems
+
+
+def _kernels() -> list[str]:
+    """Say whether models use compiled kernels on a CPU. Without numba the course runs, slower: that
+    is no problem; a numba that does not work is one."""
+    if why := compiled.why_off():
+        slower = "models compute with torch, which is slower on a CPU"
+        remedy = "; `pip install -r requirements.txt` brings it" * ("not installed" in why)
+        _line("kernels", f"off: {why}; {slower}{remedy}")
+        return [f"{why}: run `pip install -r requirements.txt`"] * ("does not load" in why)
+    folder, count = compiled.cache_folder(), len(compiled.KERNELS)
+    if folder is None:
+        _line("kernels", f"numba {_version('numba')}, threads by {compiled.threading_layer()}, "
+                         f"{count} kernels, compiled anew in each process")
+        return ["compiled kernels cannot be stored: set NUMBA_CACHE_DIR to a folder that you can "
+                "write to"]
+    stored = compiled.stored()
+    _line("kernels", f"numba {_version('numba')}, threads by {compiled.threading_layer()}, "
+                     f"{stored} of {count} compiled, in {_home(folder)}"
+          + ("; `python -m minids.recipes.kernels` compiles all" if stored < count else ""))
+    return []
+
+
+def _home(path: Path) -> str:
+    """A path with ~ for the user's home: stored outputs must not show anyone's folders."""
+    home = Path(os.path.expanduser("~"))
+    return f"~/{path.relative_to(home).as_posix()}" if path.is_relative_to(home) else path.name
 
 
 def _accelerator(device) -> list[str]:

@@ -10,6 +10,7 @@ from functools import cache, cached_property
 import numpy as np
 
 from minids.data import books, mixture
+from minids.data.kept import kept
 from minids.data.tokenizer import Tokenizer
 from minids.model.packing import Packing
 
@@ -20,7 +21,13 @@ IGNORED = -100      # a target that does not count: `cross_entropy` knows this n
 @cache
 def corpus() -> dict[str, np.ndarray]:
     """The shipped text as id streams of the shipped tokenizer: {"train", "valid", "heldout"}."""
-    return {split: books.encode(books.documents(split), Tokenizer.load()) for split in books.SPLITS}
+    tokenizer = Tokenizer.load()
+
+    def encode(split):
+        return kept(f"books {split}", tokenizer,
+                    lambda: books.encode(books.documents(split), tokenizer))
+
+    return {split: encode(split) for split in books.SPLITS}
 
 
 def streams(settings) -> dict[str, np.ndarray]:

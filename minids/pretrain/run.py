@@ -21,6 +21,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from minids.data.tokenizer import Tokenizer
+from minids.pretrain import threads
 from minids.pretrain.run_folder import (
     append_record,
     deferred_interrupt,
@@ -114,6 +115,7 @@ class Run:
         while self.step < total:
             step = self.step
             yield step
+            threads.look()
             if self.step <= step:
                 continue        # back at a checkpoint
             interrupted = distributed.anyone(self.interrupted(), self.device)

@@ -60,6 +60,7 @@ def main(root: Path, options: list[str]) -> None:
     run([*pip, "-r", "requirements.txt"], root)
     run([*pip, "--no-build-isolation", "--no-deps", "-e", "."], root)
     run([str(python_of(venv)), "-c", PROBE], root)
+    compile_kernels(python_of(venv), root)
     (venv / ".ready").write_text(json.dumps(stamp(root)), encoding="utf-8")
     print(f"Ready after {time.monotonic() - started:.0f} s.")
 
@@ -189,6 +190,14 @@ def remove_halves(venv: Path) -> None:
         halves = [path for path in site.glob("*.dist-info") if not (path / "RECORD").exists()]
         for path in [*halves, *site.glob("~*")]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def compile_kernels(python: Path, root: Path) -> None:
+    """Compile the kernels that models use on a CPU, so that no lesson waits for it. The course
+    runs without them, slower: so a failure is said, and the set-up goes on."""
+    if subprocess.run([str(python), "-m", "minids.recipes.kernels"], cwd=root).returncode:
+        print("The kernels could not be compiled. The course runs without them, slower; "
+              "`minids doctor` says why.", flush=True)
 
 
 def runs(command: list, folder: Path) -> bool:

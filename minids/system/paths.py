@@ -4,10 +4,11 @@ The course lives in a clone of the repository and the package is installed from 
 (`pip install -e .`), so corpus, tokenizer and checkpoints are in `data/` beside the package. Three
 environment variables override this: `MINIDS_DATA` names another data folder, `MINIDS_HOME` another
 place for progress (otherwise `~/.minids`), and `MINIDS_WORK` another place for the learner's copies
-of the lessons (otherwise `work/` in the clone).
+of the lessons (otherwise `work/` in the clone). What can be made again is in the user's cache.
 """
 
 import os
+import sys
 from pathlib import Path
 
 from minids.errors import MinidsError
@@ -48,6 +49,21 @@ def home() -> Path:
         raise MinidsError("this user has no home folder. Set MINIDS_HOME to a folder you can "
                           "write to") from None
     return _made(path, "MINIDS_HOME")
+
+
+def cache() -> Path | None:
+    """The user's folder of files that can be made again: ~/.cache/minids on Linux. It may be
+    missing. None where the user has no home."""
+    try:
+        if sys.platform == "win32":
+            user = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local")
+        elif sys.platform == "darwin":
+            user = Path.home() / "Library/Caches"
+        else:
+            user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
+    return user / "minids"
 
 
 def work() -> Path:

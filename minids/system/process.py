@@ -14,7 +14,8 @@ torch, as every notebook does.
 glibc returns them to the system each time, and the system clears each page anew. Here glibc keeps
 them, which changes nothing but speed.
 
-Settings in the user's environment take precedence.
+Settings in the user's environment take precedence. How many threads a command that trains uses is
+decided in `minids.pretrain.threads`.
 """
 
 import ctypes

@@ -7,7 +7,9 @@ import sys
 import pytest
 
 from minids.errors import MinidsError
+from minids.learn import doctor as doctor_module
 from minids.learn.doctor import doctor
+from minids.model.kernels import compiled
 from minids.system import paths, process
 
 
@@ -23,6 +25,29 @@ def test_the_doctor_names_each_problem_and_its_remedy(tmp_path, monkeypatch, cap
     monkeypatch.setattr(paths, "DATA", tmp_path / "nothing")
     assert doctor() is False
     assert "set MINIDS_DATA" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("reason, problems", [
+    ("numba is not installed", 0), ("MINIDS_KERNELS=0", 0),
+    ("numba does not load: numpy is too new", 1)])
+def test_the_doctor_says_why_kernels_are_off(monkeypatch, capsys, reason, problems):
+    monkeypatch.setattr(compiled, "reason", reason)
+    found = doctor_module._kernels()
+    line = capsys.readouterr().out
+    assert line.startswith("kernels") and reason in line and "slower" in line
+    assert len(found) == problems and all("pip install" in problem for problem in found)
+    assert ("pip install" in line) == ("not installed" in reason)
+
+
+@pytest.mark.skipif(compiled.numba is None, reason="numba is not installed")
+def test_the_doctor_names_the_kernels_in_use(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compiled, "reason", None)
+    monkeypatch.setattr(compiled, "cache_folder", lambda: tmp_path / "kernels")
+    assert doctor_module._kernels() == []
+    line = capsys.readouterr().out
+    assert f"of {len(compiled.KERNELS)} compiled, in kernels" in line and "threads by" in line
+    monkeypatch.setattr(compiled, "cache_folder", lambda: None)
+    assert "NUMBA_CACHE_DIR" in doctor_module._kernels()[0]
 
 
 @pytest.mark.slow

@@ -198,6 +198,15 @@ def test_an_environment_whose_python_was_removed_is_made_anew(clone, monkeypatch
     assert calls == [[sys._base_executable, "-m", "venv", "--clear", str(clone / ".venv")]]
 
 
+@POSIX
+def test_the_set_up_goes_on_where_kernels_cannot_be_compiled(tmp_path, capfd):
+    failing = tmp_path / "python"
+    failing.write_text("#!/bin/sh\nexit 1\n")
+    failing.chmod(0o755)
+    install.compile_kernels(failing, tmp_path)
+    assert "runs without them" in capfd.readouterr().out
+
+
 def test_an_empty_folder_of_wheels_is_refused(tmp_path):
     for options in (["--wheels", str(tmp_path)], ["--wheels"]):
         with pytest.raises(install.SetupError, match="no wheels in .*pip download"):

@@ -3,35 +3,60 @@
 The code is stored in the user's cache folder, which also serves an installation that cannot be
 written to. numba compiles anew when the file of a kernel changes. It does not notice a change of a
 file that kernels take functions from: so there is one such file, `exponential.py`, and the name of
-the folder holds a digest of it. NUMBA_CACHE_DIR names another folder. MINIDS_KERNELS=0 switches all
-kernels off.
+the folder holds a digest of it. NUMBA_CACHE_DIR names another folder. Stored code that cannot be
+read is compiled anew, and what cannot be stored is compiled in memory: the store never stops a run.
+MINIDS_KERNELS=0 switches all kernels off.
+
+torch is imported before numba: so numba's OpenMP threads are torch's own, not a second set that
+would compete for the cores. Where numba has no OpenMP it uses threads of its own, which only one
+thread of Python may use at a time: then a lock guards them. A process that was forked from this one
+cannot use these threads: it computes with torch.
 """
 
 import hashlib
 import os
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache, wraps
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from minids.system import paths
+
 numba: Any
 prange: Any
-try:
-    import numba
-    from numba import prange
-    from numba.core import event
-except ImportError:             # the torch path computes the same
-    numba, prange = None, range
+FunctionCache: Any
+numba, prange, FunctionCache = None, range, object
+reason: str | None              # why no kernel runs, or None
+if os.environ.get("MINIDS_KERNELS") == "0":
+    reason = "MINIDS_KERNELS=0"
+elif os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+    reason = "NUMBA_DISABLE_JIT is set"     # kernels would run as Python, very slowly
+else:
+    try:
+        import numba
+        from numba.core import event
+        from numba.core.caching import FunctionCache
+        prange, reason = numba.prange, None
+    except ModuleNotFoundError:
+        reason = "numba is not installed"
+    except (ImportError, OSError) as error:     # it does not fit this numpy, or lacks a library
+        numba, reason = None, f"numba does not load: {error}"
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Sums may be reordered, so that they run in SIMD registers; infinities and NaN keep their meaning.
 FAST = {"nsz", "contract", "reassoc", "arcp", "afn"}
+KERNELS: list[Any] = []         # all that are compiled, when they are first called
+started = False                 # whether numba's threads run
+lock = threading.Lock()         # see `one_at_a_time`
 off: set[str] = set()           # names of kernels that torch replaces, see `switched_off`
 local = threading.local()       # .threads: how many numba uses in this thread
 
@@ -39,7 +64,20 @@ local = threading.local()       # .threads: how many numba uses in this thread
 def kernel(function: Function) -> Function:
     """Compile a loop over tokens when it is first called. `prange` runs in torch's number of
     threads."""
-    return compiled(function, parallel=True, nogil=True)
+    return one_at_a_time(compiled(function, parallel=True, nogil=True))
+
+
+def one_at_a_time(kernel: Function) -> Function:
+    """The kernel, after a lock where numba's threads serve only one thread of Python at a time."""
+    if threading_layer() != "workqueue":
+        return kernel
+
+    @wraps(kernel)
+    def locked(*arguments: Any) -> None:
+        with lock:
+            kernel(*arguments)
+
+    return locked       # type: ignore[return-value]
 
 
 def serial(function: Function) -> Function:
@@ -55,39 +93,106 @@ def inlined(function: Function) -> Function:
 def compiled(function: Function, **options: bool) -> Function:
     if numba is None:
         return function
-    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, cache_folder()
-    try:
-        return numba.njit(fastmath=FAST, cache=True, error_model="numpy", **options)(function)
-    except RuntimeError:        # the cache cannot be written: compile anew in each process
-        return numba.njit(fastmath=FAST, error_model="numpy", **options)(function)
-    finally:
-        numba.config.CACHE_DIR = before
+    dispatcher = numba.njit(fastmath=FAST, error_model="numpy", **options)(function)
+    KERNELS.append(dispatcher)
+    folder = cache_folder()
+    if folder is not None:
+        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder)
+        try:
+            dispatcher._cache = Store(function)     # as numba's `cache=True` does
+        finally:
+            numba.config.CACHE_DIR = before
+    return dispatcher
 
 
-def cache_folder() -> str:
-    """Where compiled code is stored: NUMBA_CACHE_DIR, or a folder in the user's cache."""
+class Store(FunctionCache):
+    """A kernel's machine code on disk. Where it cannot be read or written, compiling goes on."""
+
+    def __init__(self, function: Callable) -> None:
+        super().__init__(function)
+        # Processes that compile at the same time each write files of their own names.
+        file = self._cache_file
+        file._data_name_pattern = file._data_name_pattern.replace(
+            "{number:d}", f"{uuid.uuid4().hex[:12]}-{{number:d}}")
+
+    def load_overload(self, signature: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(signature, target_context)
+        except Exception:       # a damaged file makes a reader raise anything
+            with suppress(Exception):
+                self.flush()    # else it would stay damaged
+            return None
+
+    def save_overload(self, signature: Any, code: Any) -> None:
+        with suppress(OSError):
+            super().save_overload(signature, code)
+
+
+def cache_folder() -> Path | None:
+    """Where compiled code is stored, made if it is missing: NUMBA_CACHE_DIR, or a folder in the
+    user's cache. None where neither can be written to."""
+    if numba is None:
+        return None
     if numba.config.CACHE_DIR:
-        return numba.config.CACHE_DIR
-    sources = Path(__file__).read_bytes() + Path(__file__).with_name("exponential.py").read_bytes()
-    home = Path(os.path.expanduser("~"))
-    if sys.platform == "win32":
-        user = Path(os.environ.get("LOCALAPPDATA") or home / "AppData/Local")
-    elif sys.platform == "darwin":
-        user = home / "Library/Caches"
+        folder = Path(numba.config.CACHE_DIR)
+    elif (user := paths.cache()) is not None:
+        sources = (Path(__file__).read_bytes()
+                   + Path(__file__).with_name("exponential.py").read_bytes())
+        folder = user / f"kernels-{hashlib.sha256(sources).hexdigest()[:16]}"
     else:
-        user = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
-    return str(user / "minids" / f"kernels-{hashlib.sha256(sources).hexdigest()[:16]}")
+        return None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+def stored() -> int:
+    """For how many kernels of the modules that are loaded there is stored code."""
+    count = 0
+    for kernel in KERNELS:
+        with suppress(Exception):       # no store, or a damaged one
+            count += bool(kernel._cache._cache_file._load_index())
+    return count
+
+
+@cache
+def threading_layer() -> str:
+    """Which threads numba is going to use: "omp" (OpenMP), "tbb", or its own, "workqueue"."""
+    if numba is None:
+        return "none"
+    wanted = numba.config.THREADING_LAYER.lower()
+    layers = [wanted] if wanted in ("tbb", "omp") else numba.config.THREADING_LAYER_PRIORITY
+    for layer in layers if wanted not in ("workqueue", "forksafe") else ():
+        with suppress(ImportError):
+            import_module(f"numba.np.ufunc.{layer}pool")
+            return layer
+    return "workqueue"
 
 
 def why_off() -> str | None:
     """Why no kernel runs, or None."""
-    if numba is None:
-        return "numba is not installed"
-    return "MINIDS_KERNELS=0" if os.environ.get("MINIDS_KERNELS") == "0" else None
+    return reason
 
 
-READY = why_off() is None
-if READY:
+def switch_off(why: str) -> None:
+    """Let torch compute everything in this process from now on."""
+    global reason
+    reason = why
+
+
+def after_fork() -> None:
+    """In a process that was forked while numba's threads ran: they do not exist here."""
+    if started:
+        switch_off("this process was forked from one that computes in several threads")
+
+
+if hasattr(os, "register_at_fork"):     # Windows does not fork
+    os.register_at_fork(after_in_child=after_fork)
+
+
+if numba:
     class Announcement(event.Listener):
         """Says once what a first call waits for: numba reports each compilation to it. Code that
         comes from the cache is not compiled."""
@@ -96,7 +201,7 @@ if READY:
 
         def on_start(self, event: Any) -> None:
             module = event.data["dispatcher"].py_func.__module__
-            if module.startswith("minids.") and not self.said:
+            if module.startswith("minids") and not self.said:
                 self.said = True
                 print("minids: compiling its kernels for this processor. This happens once and "
                       "takes up to a minute.", file=sys.stderr, flush=True)
@@ -104,7 +209,8 @@ if READY:
         def on_end(self, event: Any) -> None:
             """Compilation has ended; the first call goes on."""
 
-    event.register("numba:compile", Announcement())
+    announcement = Announcement()
+    event.register("numba:compile", announcement)
 
 
 def on(name: str, *tensors: Tensor) -> bool:
@@ -112,15 +218,26 @@ def on(name: str, *tensors: Tensor) -> bool:
 
     Sets the number of numba's threads to torch's.
     """
-    if not READY or name in off:
+    if reason is not None or name in off:
         return False
     for tensor in tensors:
         if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
             return False
     threads = torch.get_num_threads()
-    if getattr(local, "threads", 0) != threads:
+    return getattr(local, "threads", 0) == threads or use_threads(threads)
+
+
+def use_threads(threads: int) -> bool:
+    """Set the number of numba's threads, and start them if this is the first time. False where
+    they do not start: then kernels are off."""
+    global started
+    try:
         numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
-        local.threads = threads
+    except Exception as error:      # of NUMBA_THREADING_LAYER and its like
+        switch_off(f"numba's threads do not start: {error}")
+        return False
+    torch.set_num_threads(threads)      # numba's start sets OpenMP's number, which is torch's
+    local.threads, started = threads, True
     return True
 
 

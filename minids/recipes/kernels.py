@@ -1,0 +1,73 @@
+"""Compile the kernels of `minids.model.kernels`, so that no lesson waits for it.
+
+    python -m minids.recipes.kernels
+
+The set-up of the course ends with this. The kernels are compiled by what uses them: a small model
+trains for a few steps, reads prompts and decodes tokens, alone and in a batch, with drafts and from
+packed weights. So they are compiled for exactly the types that lessons pass to them.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+import torch
+
+from minids.config import Config
+from minids.data.mixture import stream
+from minids.data.tokenizer import Tokenizer
+from minids.inference.generate import generate
+from minids.inference.speculate import speculate
+from minids.model.kernels import compiled
+from minids.pretrain.settings import Stage, TrainConfig
+from minids.pretrain.train import train
+from minids.system.paths import data
+from minids.weights.checkpoint import load
+
+STAGES = tuple(Stage(1, 256, 2, attention) for attention in ("dense", "warmup", "sparse"))
+
+
+def training() -> None:
+    """One step in each stage of a run, with packed documents."""
+    settings = TrainConfig.preset("nano", "mix", steps=3, stages=STAGES, seed=0, format="v4")
+    ids = stream("train", 8192, Tokenizer.load())
+    tokens = {split: ids for split in ("train", "valid", "heldout")}
+    with tempfile.TemporaryDirectory() as folder:
+        train(Config.nano(), settings, folder, tokens=tokens, device="cpu")
+
+
+def decoding() -> None:
+    """Tokens after a short and a long prompt, one sequence and several, with drafts."""
+    model = load(data("checkpoints", "nano"))
+    ids = torch.arange(300, 600)
+    for prompts in (ids[None, :20], ids[None], ids[:40].view(2, 20)):
+        generate(model, prompts, 8, temperature=0)
+    speculate(model, ids[:40].tolist(), 8, temperature=0)
+
+
+def packed_weights() -> None:
+    """A prompt and a few tokens from weights in FP8 and FP4."""
+    model = load(data("v4_sample"))
+    generate(model, torch.arange(20, 60)[None], 4, temperature=0)
+
+
+def compile_all(show: Callable[[str], None] = print) -> int:
+    """Compile the kernels and store their code; returns how many there are. 0: they are off."""
+    if compiled.why_off():
+        show(f"kernels are not used: {compiled.why_off()}")
+        return 0
+    started = time.monotonic()
+    compiled.announcement.said = True       # this is said here
+    show("compiling the kernels for this processor, which takes up to a minute or two ...")
+    for job in (training, decoding, packed_weights):
+        job()
+        ready = sum(bool(kernel.signatures) for kernel in compiled.KERNELS)
+        show(f"  {(job.__doc__ or '').splitlines()[0]} {ready} kernels are ready after "
+             f"{time.monotonic() - started:.0f} s")
+    return ready
+
+
+if __name__ == "__main__":
+    compile_all(lambda line: print(line, flush=True))
+    sys.exit(0)
