@@ -16,6 +16,11 @@ NBVAL  := --nbval --nbval-current-env --nbval-cell-timeout 300 --nbval-sanitize-
 # were built, whatever became of the files since. `make test LESSON=04` tests one lesson.
 SHIPPED = home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && $(PY) -m minids course copy "$$home/lessons" $(LESSON)
 PYTEST  = MINIDS_HOME="$$home" $(PY) -m pytest --rootdir . -c pyproject.toml
+# One process for each core, see tests/workers.py; `make test WORKERS=` tests in a single one.
+WORKERS = -p tests.workers -n logical --maxprocesses 12 --dist loadfile --no-loadscope-reorder
+# ruff takes a second. `make test` runs the rest of `make lint` among the tests.
+RUFF    = $(PY) -m ruff check . && \
+          $(PY) -m ruff check --select F --ignore F401,F811 --config 'exclude=[]' notebooks/source
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lab test test-fast test-all test-browser lessons lint bench bench-gpu clean
@@ -30,14 +35,15 @@ setup: ## create .venv and install the pinned packages, or repair what is there
 lab: setup ## open the course in JupyterLab: make lab LESSON=07 ARGS="--no-browser"
 	@$(PY) -m minids lab $(LESSON) $(ARGS)
 
-test: $(if $(LESSON),setup,lint) ## lint, all tests, all notebooks; one lesson: make test LESSON=04
-	@$(SHIPPED) && $(PYTEST) $(NBVAL) $(if $(LESSON),tests/checks/test_checks_$(LESSON).py,tests) "$$home/lessons"
+test: setup ## lint, all tests, all notebooks; one lesson: make test LESSON=04
+	@$(if $(LESSON),,$(RUFF))
+	@$(SHIPPED) && $(PYTEST) $(NBVAL) $(if $(LESSON),tests/checks/test_checks_$(LESSON).py,$(WORKERS) tests) "$$home/lessons"
 
-test-fast: setup ## the quick unit tests, without notebooks: four to five minutes
-	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && $(PYTEST) -m "not slow" tests
+test-fast: setup ## the quick unit tests, without notebooks: two minutes
+	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && $(PYTEST) $(WORKERS) -m "not slow" tests
 
 test-all: test ## the same as test, then the teacher's edition: every solution must pass its check
-	@export MINIDS_STRICT=1; $(SHIPPED) --solved && $(PYTEST) $(NBVAL) "$$home/lessons"
+	@export MINIDS_STRICT=1; $(SHIPPED) --solved && $(PYTEST) $(NBVAL) $(WORKERS) "$$home/lessons"
 
 test-browser: setup ## a learner's day in JupyterLab, in headless Chromium: ten minutes
 	@$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -r tests/browser/requirements.txt
@@ -49,8 +55,7 @@ lessons: setup ## build both editions of all lessons, or of some: make lessons L
 	@$(PY) -m minids course lint
 
 lint: setup ## check style (ruff), types (mypy, if it is configured) and lessons
-	@$(PY) -m ruff check .
-	@$(PY) -m ruff check --select F --ignore F401,F811 --config 'exclude=[]' notebooks/source
+	@$(RUFF)
 	@! grep -q '^\[tool\.mypy\]' pyproject.toml || $(PY) -m mypy
 	@$(PY) -m minids course lint
 

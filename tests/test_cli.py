@@ -111,6 +111,7 @@ def test_train_refuses_bad_input(tmp_path, capsys):
     assert "cannot use the folder" in refuses(out="file")
 
 
+@pytest.mark.slow
 def test_train_then_generate(tmp_path, capsys, monkeypatch):
     """The real command on the real text with a tiny model and one step."""
     tiny = TINY.replace(max_seq_len=256)

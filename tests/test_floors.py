@@ -2,6 +2,7 @@
 lower ones, and no imports form a circle."""
 
 import ast
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -43,12 +44,11 @@ def imports(path: Path):
                     yield alias.name, node in tree.body
 
 
+@cache
 def all_imports():
     """(module, imported module, whether at the top of the file), without the entry points' own."""
-    for module, path in MODULES.items():
-        if module not in ENTRY_POINTS:
-            for imported, top in imports(path):
-                yield module, imported, top
+    return [(module, imported, top) for module, path in MODULES.items()
+            if module not in ENTRY_POINTS for imported, top in imports(path)]
 
 
 def imports_between_layers():

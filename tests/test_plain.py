@@ -110,6 +110,7 @@ def test_functions_lists_all_functions_of_the_model():
     assert {f.__name__ for f in defined} - others == set(plain.FUNCTIONS)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_every_part_is_called_wherever_it_is_used():
     called = set()

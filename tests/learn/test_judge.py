@@ -246,6 +246,7 @@ def test_no_interruption_comes_too_late():
 
 # ---- global state ----
 
+@pytest.mark.slow
 def test_global_state_does_not_change(capsys):
     def sabotage(x):
         torch.set_default_dtype(torch.float64)

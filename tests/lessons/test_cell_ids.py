@@ -100,6 +100,7 @@ def test_several_stubs_of_one_check_are_numbered():
     assert cell_ids.cell_ids(cells) == ["muon-step", "muon-step-2", "muon-step-check"]
 
 
+@pytest.mark.slow
 def test_each_check_of_the_course_has_one_cell_that_its_learner_fills_in():
     for source in course.sources():
         cells = jupytext.read(source, fmt="py:percent").cells

@@ -25,7 +25,7 @@ from minids.weights.checkpoint import load
 ONE = change(SETTINGS, optimiser="adamw", steps=3, batch=8, mtp_share=0.5, eval_every=2)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(15)
 def test_two_processes_train_what_one_trains(tokens, tmp_path):  # noqa: F811
     np.savez(tmp_path / "tokens.npz", **tokens)
     with socket.socket() as s:

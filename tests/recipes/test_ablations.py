@@ -55,6 +55,7 @@ def test_every_variant_is_a_model_and_others_keep_their_maps():
     assert all(block.maps is None for block in Model(config).layers)
 
 
+@pytest.mark.slow
 def test_a_model_trains_and_computes_with_its_own_maps(tmp_path):
     """The MTP block and the bfloat16 copy too; `mhc.maps` is not called."""
     config = SMALL.replace(vocab_size=2048, hc_mult=1)

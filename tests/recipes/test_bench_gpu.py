@@ -1,5 +1,6 @@
 """`make bench-gpu` in small, on the CPU: what it compares holds, and its table is kept."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -10,14 +11,19 @@ import pytest
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
 
 
-def run(*flags):
-    return subprocess.run([sys.executable, SCRIPT, *flags], capture_output=True, text=True)
+@pytest.fixture
+def gpu(monkeypatch):
+    """The script as a module."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    return importlib.import_module("gpu")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(12)
 def test_all_parts_in_small(tmp_path):
     out = tmp_path / "table.json"
-    done = run("--small", "--device", "cpu", "--out", out, "--folder", tmp_path)
+    command = [sys.executable, SCRIPT, "--small", "--device", "cpu", "--out", out, "--folder",
+               tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     table = json.loads(out.read_text())
     assert table["skipped"] == []
@@ -27,23 +33,23 @@ def test_all_parts_in_small(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["table.json"]     # no layers are left
 
 
-def test_parts_that_do_not_fit_into_the_time_are_skipped(tmp_path):
+def test_parts_that_do_not_fit_into_the_time_are_skipped(gpu, tmp_path, capsys):
     out = tmp_path / "table.json"
-    done = run("--small", "--device", "cpu", "--out", out, "--minutes", "0.0001")
-    assert done.returncode == 0, done.stderr
+    assert gpu.main(["--small", "--device", "cpu", "--out", str(out), "--minutes", "0.0001"]) == 0
     table = json.loads(out.read_text())
     assert table["rows"] == [] and len(table["skipped"]) == 4
-    assert done.stdout.count("skipped") == 4
+    assert capsys.readouterr().out.count("skipped") == 4
 
 
 @pytest.mark.parametrize("flags", [["--minutes", "-1"], ["--folder", "nowhere/at/all"]])
-def test_bad_flags_are_one_line(tmp_path, flags):
-    done = run("--small", "--device", "cpu", "--out", tmp_path / "table.json", *flags)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
+def test_bad_flags_are_one_line(gpu, tmp_path, flags, capsys):
+    out = str(tmp_path / "table.json")
+    assert gpu.main(["--small", "--device", "cpu", "--out", out, *flags]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_a_gpu_only_the_small_form_runs(tmp_path):
-    done = run("--device", "cpu", "--out", tmp_path / "table.json")
-    assert done.returncode == 2 and "no accelerator was found" in done.stderr
+def test_without_a_gpu_only_the_small_form_runs(gpu, tmp_path, capsys):
+    assert gpu.main(["--device", "cpu", "--out", str(tmp_path / "table.json")]) == 2
+    assert "no accelerator was found" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

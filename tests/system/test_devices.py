@@ -4,13 +4,12 @@ import pretended
 import pytest
 
 
+@pytest.mark.slow
 def test_the_pretended_accelerator():
     pretended.run("tests/system/on_pretended.py")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("options", [
-    ("-m", "not slow"), ("-m", "slow", "-k", "not all and not apple")])
-def test_on_an_accelerator(options):
+@pytest.mark.slow(100)
+def test_on_an_accelerator():
     """What takes longest runs on the device that lacks most number types, and there alone."""
-    pretended.run("tests/system/on_devices.py", *options)
+    pretended.run("tests/system/on_devices.py", "-k", "not slow or not all and not apple")

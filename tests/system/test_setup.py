@@ -129,7 +129,7 @@ def assert_works(clone):
 # ---- set-ups and repairs, without a network ----
 
 @POSIX
-@pytest.mark.slow
+@pytest.mark.slow(10)
 def test_a_set_up_goes_on_after_a_failure_and_brings_newer_pins(clone):
     done = make(clone, "setup")
     assert done.returncode and "No matching distribution found for pebble==1.0" in done.stderr
@@ -148,7 +148,7 @@ def test_a_set_up_goes_on_after_a_failure_and_brings_newer_pins(clone):
 
 
 @POSIX
-@pytest.mark.slow
+@pytest.mark.slow(10)
 def test_an_interrupted_set_up_is_repaired(tmp_path):
     """First an environment without pip, then a package of which pip wrote only a part."""
     clone = make_clone(tmp_path / "a folder, 深度")
@@ -167,7 +167,7 @@ def test_an_interrupted_set_up_is_repaired(tmp_path):
 
 
 @POSIX
-@pytest.mark.slow
+@pytest.mark.slow(10)
 def test_a_moved_and_a_copied_clone_use_their_own_code(clone, tmp_path):
     """They need no wheels: what is installed stays."""
     set_up(clone)

@@ -5,6 +5,6 @@ import pytest
 from tests import pretended
 
 
-@pytest.mark.slow
+@pytest.mark.slow(40)
 def test_loops_wait_for_a_gpu_once_a_step():
     pretended.run("tests/system/on_syncs.py")

@@ -131,7 +131,7 @@ def of_layout(config, i, dtype):
     return memory.weights(Described(config), i, dtype, "cuda")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(8)
 @pytest.mark.parametrize("T, dtype, goal", [
     (2, torch.bfloat16, 10.5e9), (4096, torch.bfloat16, 11e9), (4096, torch.float32, 14.5e9)])
 def test_a_pass_of_the_streamed_model(T, dtype, goal, monkeypatch):

@@ -8,7 +8,8 @@ from minids.weights import layout
 from minids.weights.names import NAMES, STACKS, to_transformers, to_v4
 
 
-@pytest.mark.parametrize("preset", ["nano", "mini", "flash", "pro"])
+@pytest.mark.parametrize("preset", ["nano", "mini", "flash",
+                                    pytest.param("pro", marks=pytest.mark.slow)])
 def test_every_name_has_its_counterpart_in_transformers(preset):
     transformers = pytest.importorskip("transformers")
     config = Config.preset(preset)

@@ -182,7 +182,7 @@ def test_streamed_and_layer_by_layer_as_loaded(sample):
     assert bytes_of_a_pass(sample) < sum(p.stat().st_size for p in sample.iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.slow(7)
 @pytest.mark.parametrize("sample, left", [
     (BASE, "left alone: mtp.0.emb.tok_emb.weight and mtp.0.head.weight "),
     (LATER, "left alone: 169 tensors of mtp.0, mtp.1 and mtp.2 (DSpark"),
