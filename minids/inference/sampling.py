@@ -33,7 +33,7 @@ def cooled(logits, temperature: float):
     logits = logits.float()
     if temperature < 1e-3:      # the quotient may overflow, that of the differences may not
         logits = logits - logits.detach().amax(-1, keepdim=True)
-    return logits / temperature
+    return logits if temperature == 1 else logits / temperature
 
 
 def sample(logits, temperature: float, top_p: float, generator=None, rows=None, batch: int = 0):

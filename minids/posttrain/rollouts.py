@@ -197,9 +197,15 @@ def inverse_cdf(logp, noise):
 def log_distribution(logits, temperature: float, allowed=None):
     """The log-probabilities of sampling: ... vocab, float32. allowed: ... vocab, which tokens there
     are; None: all."""
+    return cold(logits, temperature, allowed).log_softmax(-1)
+
+
+def cold(logits, temperature: float, allowed=None):
+    """The logits whose softmax is the distribution of sampling: ... vocab. See `log_distribution`.
+    """
     if allowed is not None:
         logits = logits.masked_fill(~allowed, -float("inf"))
-    return cooled(logits, 1.0 if is_greedy(temperature) else temperature).log_softmax(-1)
+    return cooled(logits, 1.0 if is_greedy(temperature) else temperature)
 
 
 def allowed_ids(logits, temperature: float, top_p: float):

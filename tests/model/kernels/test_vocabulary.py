@@ -48,7 +48,7 @@ def test_log_probabilities_entropy_and_gradient(N, V, dtype):
     torch.manual_seed(V)
     z = (4 * torch.randn(V, N, dtype=dtype)).mT                                 # not contiguous
     ids = torch.randint(0, V, (N,))
-    z[:, V // 2] = -float("inf")                                                # a token not allowed
+    z[:, V // 2] = -float("inf")        # a token not allowed
     ids[ids == V // 2] = 0
     z.requires_grad_()
     logp, entropy = vocabulary.log_probs(z, ids)
