@@ -237,8 +237,10 @@ def add_gradients(model, school: Teachers, texts: dict[str, Texts],
         record["tokens"] += len(token)
         if has_teachers:
             with torch.no_grad():
-                measured["kl", family] = divergence(student, teacher).mean()
+                kl = loss.detach() if settings.method == "on-policy" \
+                    else divergence(student, teacher).mean()
                 signal, spread = noise(student, teacher)
+            measured["kl", family] = kl
             measured["signal", family] = signal.mean()
             measured["noise", family] = spread.mean()
     for (name, family), number in floats(measured).items():

@@ -35,7 +35,7 @@ def head_loss(model, head, X, y, learn: bool = True):
     if y.device.type == "cpu" and 0 < count < 0.9 * len(y):
         at = (y != IGNORED).nonzero()[:, 0]
         X, y = X.flatten(0, 1).index_select(0, at)[None], y[at]                      # 1 N n d, N
-    h, W = head(X).flatten(0, 1), model.head.matrix()                                # N d
+    h, W = head(X.contiguous()).flatten(0, 1), model.head.matrix()                   # N d
     if W.dtype != torch.float32:
         return cross_entropy(model.project(h)[None], y[None])
     return vocabulary.head_loss(h.float(), W if learn else W.detach(), y), count
