@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from minids.model import kernels
 from minids.model.kernels import vocabulary as compiled
 
-STRIPE = 2**18      # logits of a stripe: 1 MB
+STRIPE = 2**19      # logits of a stripe: 2 MB
 
 
 def head_loss(h: Tensor, W: Tensor, ids: Tensor) -> Tensor:
