@@ -96,11 +96,12 @@ def _measure(model, tokenizer, items, batch: int, measure) -> list:
         longest = max(map(length, rows))
         texts = [pairs[i][0] + pairs[i][1] for i in rows]       # padding follows: never read
         ids = [text + [tokenizer.pad_id] * (longest - len(text)) for text in texts]
-        logits = model(torch.tensor(ids, device=device))        # B T vocab
-        for i, row in zip(rows, logits):
+        X = model.features(torch.tensor(ids, device=device))    # B T n d
+        for i, row in zip(rows, X):
             prompt, answer = pairs[i]
             first, last = len(prompt) - 1, length(i) - 1        # the logits at t are of token t + 1
-            results[i] = measure(row[first:last], torch.tensor(answer, device=device))
+            logits = model.logits(row[None, first:last])[0]     # N vocab
+            results[i] = measure(logits, torch.tensor(answer, device=device))
     model.train(training)
     return results
 

@@ -15,6 +15,7 @@ from minids.inference.sampling import check, checked, enough_threads, sample
 from minids.inference.speculate import speculate
 from minids.model import Model
 from minids.model.state import State
+from minids.system.devices import moved
 
 
 def generate(model: Model, ids: Any, max_new_tokens: int = 100, temperature: float = 1.0,
@@ -70,20 +71,28 @@ def stream(model: Model, prompts: Sequence[Sequence[int]], max_new_tokens: int =
         state = model.new_state(B, longest + max_new_tokens - 1)
         given = torch.tensor([[*p, *[-1] * (longest - len(p))] for p in prompts], device=device)
         logits = next_logits(model, given[:, :pos], state)                               # B vocab
+        held, rows = list(range(B)), None   # numbers of the b rows that the state holds; None: all
         while True:
-            token = sample(logits, temperature, top_p, generator)                        # B
+            token = sample(logits, temperature, top_p, generator, rows, B)               # b
             if pos < longest:       # rows inside their prompts go on with it, not with a sample
-                token = torch.where(given[:, pos] < 0, token, given[:, pos])
+                prompt = given[:, pos] if rows is None else given[rows, pos]
+                token = torch.where(prompt < 0, token, prompt)
             sampled = checked(token.tolist())   # the one time that the host waits for a GPU
             new: list[int | None] = [None] * B
-            for i in range(B):
+            for i, chosen in zip(held, sampled):
                 if pos >= lengths[i] and left[i]:
-                    new[i] = sampled[i]
-                    left[i] = 0 if sampled[i] in stop else left[i] - 1
+                    new[i] = chosen
+                    left[i] = 0 if chosen in stop else left[i] - 1
             yield new
-            if not any(left):
+            alive = [place for place, i in enumerate(held) if left[i]]
+            if not alive:
                 return
-            with enough_threads(model, B):
+            if len(alive) <= 0.75 * len(held):  # drop ended rows when it pays for copying the state
+                keep = moved(torch.tensor(alive), device)
+                state.select(keep)
+                token, held = token[keep], [held[place] for place in alive]
+                rows = keep if rows is None else rows[keep]
+            with enough_threads(model, len(held)):
                 logits = next_logits(model, token[:, None], state)
             pos += 1
     finally:

@@ -175,15 +175,15 @@ def expected_acceptance(model, ids, first=2, length=None) -> float:
     drafted is number 2. Exact for these texts: nothing is sampled. On texts that the model wrote
     itself it is the acceptance rate to expect.
     """
-    overlaps = []
-    for rows in ids.split(16):                  # b T: few rows, since their logits take much memory
-        X = model.features(rows[:, :-1])
-        p = model.logits(X)[:, 1:].softmax(-1)                    # b T-2 vocab: of tokens 2, 3, ...
-        q = model.mtp_logits(X[:, :-1], rows[:, 1:-1]).softmax(-1)
-        overlaps.append(torch.minimum(p, q).sum(-1))
-    overlaps = torch.cat(overlaps)                                                       # B T-2
     position = torch.arange(2, ids.shape[1], device=ids.device)                          # T-2
     first, end = (torch.as_tensor(bound, device=ids.device).expand(len(ids))[:, None]    # B 1
                   for bound in (first, ids.shape[1] if length is None else length))
     counted = (position >= first) & (position < end)                                     # B T-2
-    return float((overlaps * counted).sum() / counted.sum().clamp_min(1))
+    overlaps = []
+    for rows, mask in zip(ids.split(16), counted.split(16)):    # few rows: logits take much memory
+        X = model.features(rows[:, :-1])
+        Y, _ = model.run_mtp_block(X[:, :-1], rows[:, 1:-1])
+        p = model.logits(X[:, 1:][mask][None]).softmax(-1)      # 1 N vocab: of tokens 2, 3, ...
+        q = model.project(model.mtp[0].head(Y[mask][None])).softmax(-1)
+        overlaps.append(torch.minimum(p, q).sum())
+    return float(sum(overlaps) / counted.sum().clamp_min(1))

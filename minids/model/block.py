@@ -18,7 +18,7 @@ class Block(nn.Module):
     def __init__(self, config: Config, ratio: int, is_hash: bool) -> None:
         super().__init__()
         self.config = config
-        self.maps: mhc.Maps | None = None       # None: `mhc.maps`; ablations put another function here
+        self.maps: mhc.Maps | None = None    # None: `mhc.maps`; an ablation puts another one here
         self.attn_norm = RMSNorm(config.dim, config.norm_eps)
         self.attn = Attention(config, ratio)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)

@@ -26,7 +26,6 @@ from minids.model import kernels
 from minids.model.kernels import mhc as fused
 from minids.model.norm import inverse_rms
 
-
 Maps = Callable[[Tensor, Tensor, Tensor, Tensor, Config], tuple[Tensor, Tensor, Tensor]]
 
 

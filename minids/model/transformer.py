@@ -42,7 +42,8 @@ class Model(nn.Module):
         self.hc_head_base = nn.Parameter(torch.empty(n, dtype=torch.float32))
         self.hc_head_scale = nn.Parameter(torch.empty(1, dtype=torch.float32))
         self.mtp = nn.ModuleList(MTP(config) for _ in range(config.n_mtp_layers))
-        initialise(self)
+        if self.embed.weight.device.type != "meta":     # there are no numbers yet
+            initialise(self)
 
     def forward(self, ids: Tensor, state: State | None = None) -> Tensor:
         """Logits for the token after each of `ids`: B x T x vocab.

@@ -229,7 +229,7 @@ def add_gradients(model, school: Teachers, texts: dict[str, Texts],
         if model.mtp and settings.mtp_weight and ids.shape[1] > 2:
             # the tokens after the next ones, B T-2; the MTP block alone learns from them
             far = ids.masked_fill(~F.pad(reply, (1, 0)), IGNORED)[:, 2:]
-            mtp = mean(mtp_loss(model, X.detach(), ids[:, :-1], far)[0])
+            mtp = mean(mtp_loss(model, X, ids[:, :-1], far, alone=True)[0])
             (settings.mtp_weight * share * mtp).backward(inputs=list(model.mtp.parameters()))
             measured["mtp_loss", family] = mtp.detach()
         (share * loss).backward()
@@ -237,8 +237,10 @@ def add_gradients(model, school: Teachers, texts: dict[str, Texts],
         record["tokens"] += len(token)
         if has_teachers:
             with torch.no_grad():
-                measured["kl", family] = divergence(student, teacher).mean()
+                kl = loss.detach() if settings.method == "on-policy" \
+                    else divergence(student, teacher).mean()
                 signal, spread = noise(student, teacher)
+            measured["kl", family] = kl
             measured["signal", family] = signal.mean()
             measured["noise", family] = spread.mean()
     for (name, family), number in floats(measured).items():

@@ -22,9 +22,10 @@ from minids.errors import MinidsError
 from minids.inference.answers import LIMITS, is_correct, prompt_ids
 from minids.inference.sampling import is_greedy
 from minids.model.passes import Options
+from minids.model.vocabulary import log_probs
 from minids.posttrain.loop import optimiser_step, post_training_run, validate
 from minids.posttrain.records import GRPOStep, Validation
-from minids.posttrain.rollouts import Rollouts, by_length, log_distribution, rollouts, shared
+from minids.posttrain.rollouts import Rollouts, by_length, cold, rollouts, shared, unpacked
 from minids.posttrain.settings import PostTrainConfig
 from minids.pretrain.losses import floats
 from minids.pretrain.settings import require_least
@@ -229,6 +230,7 @@ def objective(logprobs, old_logprobs, ref_logprobs, advantages, mask,
 
 def policy(model, r: Rollouts, settings: GRPOConfig, keep_routing: bool):
     """Of each reply token the log-probability, and the entropy of its distribution: B R each.
+    After the end of a reply they mean nothing.
 
     With `keep_routing` tokens go to the experts that they had while sampling. The reference routes
     by itself: it is another model. The sampling mask holds for both, else their KL would not be 0
@@ -250,13 +252,27 @@ def policy(model, r: Rollouts, settings: GRPOConfig, keep_routing: bool):
         state.select(owner)
         reply = model.features(r.ids[:, P:-1], state, options(e[:, P:] for e in took))
         X = torch.cat([X, reply], dim=1)                                                 # B R n d
-    logits = model.logits(X)                                                             # B R vocab
 
-    allowed = r.choices(logits.shape[-1]) if settings.keep_sampling_mask else None
-    logp = log_distribution(logits, r.temperature, allowed)
-    with torch.no_grad():
-        entropy = -(logp.exp() * logp.clamp_min(-1e4)).sum(-1)                       # 0 log 0 = 0
-    return logp.gather(-1, r.ids[:, P:, None])[..., 0], entropy
+    ids, mask, allowed = r.ids[:, P:], r.mask, r.allowed if settings.keep_sampling_mask else None
+    if ids.device.type != "cpu":        # it would have to be asked where replies end
+        return token_log_probs(model, X, ids, allowed, r.temperature)
+    at = mask.flatten().nonzero()[:, 0]                                                  # N
+    some = token_log_probs(model, X.flatten(0, 1).index_select(0, at)[None], ids[mask][None],
+                           None if allowed is None else allowed[mask][None], r.temperature)
+    logprobs, entropy = (t.new_zeros(B, T - P).masked_scatter(mask, t) for t in some)
+    return logprobs, entropy
+
+
+def token_log_probs(model, X, ids, allowed, temperature: float):
+    """Of each token the log-probability, and the entropy of its distribution: B T each.
+
+    X: B T n d, the streams before it; ids: B T; allowed: as in `Rollouts`, or None.
+    """
+    logits = model.logits(X)                                                             # B T vocab
+    choices = None if allowed is None else unpacked(allowed, logits.shape[-1])
+    logits = cold(logits, temperature, choices).flatten(0, 1)
+    logprobs, entropy = log_probs(logits, ids.flatten())
+    return logprobs.view_as(ids), entropy.view_as(ids)
 
 
 # ---- the prompts of a step ----

@@ -21,7 +21,7 @@ from minids.model.transformer import check_range
 from minids.posttrain.records import Update, Validation
 from minids.posttrain.settings import PostTrainConfig
 from minids.pretrain.batches import Part, batch_of
-from minids.pretrain.losses import cross_entropy, floats, mean
+from minids.pretrain.losses import floats, head_loss, mean
 from minids.pretrain.optim import learning_rate, make_optimiser
 from minids.pretrain.run import open_run
 from minids.system.devices import moved
@@ -84,7 +84,7 @@ def replay_loss(model, settings: PostTrainConfig, number: int) -> torch.Tensor:
     check_range(ids, model.config.vocab_size)
     part = Part(moved(ids, model.embed.weight.device), model.config.bos_token_id)
     X = model.features(part.x, options=Options(part.documents))                     # B T n d
-    loss = mean(cross_entropy(model.logits(X), part.y))
+    loss = mean(head_loss(model, model.hidden, X, part.y))
     loss.backward()
     return loss.detach()
 

@@ -9,11 +9,14 @@ For rewards and losses see `minids.posttrain.grpo`.
 from collections import defaultdict
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from minids.errors import MinidsError
-from minids.inference.sampling import check, cooled, enough_threads, is_greedy, nucleus
+from minids.inference.sampling import check, checked, cooled, enough_threads, is_greedy, nucleus
+from minids.model import kernels
+from minids.model.kernels import vocabulary
 from minids.system.devices import has_all_types, moved
 
 
@@ -133,10 +136,9 @@ def _sample(model, prompts, noise, temperature, top_p, record) -> dict:
     alive = torch.ones(B, dtype=torch.bool, device=device)
     for t in range(max_new):
         allowed = allowed_ids(logits, temperature, top_p)
-        logp = log_distribution(logits, temperature, allowed)                       # b vocab
-        token = inverse_cdf(logp, noise[rows, t, None])                             # b 1
+        token, logprob = sample_recorded(logits, noise[rows, t, None], temperature, allowed)
         ids[rows, P + t] = torch.where(alive, token[:, 0], config.pad_token_id)
-        logprobs[rows, t] = torch.where(alive, logp.gather(1, token)[:, 0], 0.0)
+        logprobs[rows, t] = torch.where(alive, logprob, 0.0)
         if masks is not None:
             masks[rows, t] = torch.where(alive[:, None], packed(allowed), 255)
         ended = alive & (token[:, 0] == config.eos_token_id)
@@ -161,6 +163,26 @@ def _sample(model, prompts, noise, temperature, top_p, record) -> dict:
                 allowed=None if masks is None else masks[:, : T - P])
 
 
+def sample_recorded(logits, noise, temperature: float, allowed=None):
+    """One token for each row, b 1, and its log-probability, b.
+
+    logits: b vocab; noise: b 1, uniform; allowed: b vocab, which tokens there are; None: all.
+    """
+    if not kernels.on("vocabulary", logits, noise):
+        logp = log_distribution(logits, temperature, allowed)                       # b vocab
+        token = inverse_cdf(logp, noise)
+        return token, logp.gather(1, token)[:, 0]
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed, -float("inf"))
+    temperature = 1.0 if is_greedy(temperature) else temperature
+    token, logp = noise.new_empty(len(logits), dtype=torch.int64), noise.new_empty(len(logits))
+    vocabulary.sample(logits.contiguous().numpy(), noise.flatten().numpy(),
+                      np.float32(1 / temperature), token.numpy(), logp.numpy(),
+                      kernels.parts(len(logits)))
+    checked(token.tolist())
+    return token[:, None], logp
+
+
 def inverse_cdf(logp, noise):
     """The token of each row at which the cumulated probabilities exceed its noise: b 1.
 
@@ -175,9 +197,15 @@ def inverse_cdf(logp, noise):
 def log_distribution(logits, temperature: float, allowed=None):
     """The log-probabilities of sampling: ... vocab, float32. allowed: ... vocab, which tokens there
     are; None: all."""
+    return cold(logits, temperature, allowed).log_softmax(-1)
+
+
+def cold(logits, temperature: float, allowed=None):
+    """The logits whose softmax is the distribution of sampling: ... vocab. See `log_distribution`.
+    """
     if allowed is not None:
         logits = logits.masked_fill(~allowed, -float("inf"))
-    return cooled(logits, 1.0 if is_greedy(temperature) else temperature).log_softmax(-1)
+    return cooled(logits, 1.0 if is_greedy(temperature) else temperature)
 
 
 def allowed_ids(logits, temperature: float, top_p: float):

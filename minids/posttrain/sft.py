@@ -21,7 +21,7 @@ from minids.posttrain.loop import optimiser_step, post_training_run, validate
 from minids.posttrain.records import SFTStep, Validation
 from minids.posttrain.settings import PostTrainConfig
 from minids.pretrain.batches import IGNORED
-from minids.pretrain.losses import cross_entropy, floats, mean, mtp_loss
+from minids.pretrain.losses import floats, head_loss, mean, mtp_loss
 from minids.pretrain.settings import require_least
 from minids.system import distributed
 from minids.system.devices import moved
@@ -163,7 +163,7 @@ def losses(model, ids, wrote, settings: SFTConfig) -> dict:
     ids, wrote = moved(ids, device), moved(wrote, device)
     x, y = ids[:, :-1], ids.masked_fill(~wrote, IGNORED)[:, 1:]                     # B T-1
     X = model.features(x, options=Options(Packing.of(x, bos)))                      # B T-1 n d
-    parts = {"loss": mean(cross_entropy(model.logits(X), y))}
+    parts = {"loss": mean(head_loss(model, model.hidden, X, y))}
     if model.config.n_mtp_layers and settings.mtp_weight:
         rows = slice(math.ceil(settings.mtp_share * len(ids)))
         options = Options(Packing.of(x[rows, :-1], bos))

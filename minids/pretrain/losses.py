@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from minids.config import CSA_RATE, Config
+from minids.model import vocabulary
 from minids.model.passes import Options, Record
 from minids.model.transformer import check_range
 from minids.pretrain.batches import IGNORED, Part, packing, parts_of, targets
@@ -20,6 +21,24 @@ def cross_entropy(logits, y):
     total = F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=IGNORED,
                             reduction="sum")
     return total, (y != IGNORED).sum()
+
+
+def head_loss(model, head, X, y, learn: bool = True):
+    """(the sum over targets that count, in nats; their number): as `cross_entropy` of the logits.
+
+    head: `model.hidden`, or the head of an MTP block; X: B T n d, streams; y: B T. Positions
+    without a target do not go through the head; a GPU would have to be asked where they are. The
+    output matrix gets no gradient without `learn`.
+    """
+    y = y.flatten()
+    count = (y != IGNORED).sum()
+    if y.device.type == "cpu" and 0 < count < 0.9 * len(y):
+        at = (y != IGNORED).nonzero()[:, 0]
+        X, y = X.flatten(0, 1).index_select(0, at)[None], y[at]                      # 1 N n d, N
+    h, W = head(X.contiguous()).flatten(0, 1), model.head.matrix()                   # N d
+    if W.dtype != torch.float32:
+        return cross_entropy(model.project(h)[None], y[None])
+    return vocabulary.head_loss(h.float(), W if learn else W.detach(), y), count
 
 
 def mean(loss):
@@ -36,15 +55,16 @@ def floats(numbers: dict) -> dict:
     return dict(zip(numbers, torch.stack(list(numbers.values())).tolist())) if numbers else {}
 
 
-def mtp_loss(model, X, x, far, options: Options = Options()):
+def mtp_loss(model, X, x, far, options: Options = Options(), alone: bool = False):
     """The loss of the first MTP block, (sum, count) in nats, and the `Record` of its pass.
 
     X: B T n d, the streams of the tokens x: B T; far: B T-1, the token after the next of each
     position but the last, `IGNORED` where it does not count. The options' packing is that of
-    x[:, :-1].
+    x[:, :-1]. `alone`: nothing but the block learns.
     """
-    logits, record = model.run_mtp(X[:, :-1], x[:, 1:], options=options)
-    return cross_entropy(logits, far), record
+    X = X[:, :-1].detach() if alone else X[:, :-1]
+    Y, record = model.run_mtp_block(X, x[:, 1:], options=options)
+    return head_loss(model, model.mtp[0].head, Y, far, learn=not alone), record
 
 
 def loss_weights(config: Config, settings: TrainConfig, step: int) -> dict[str, float]:
@@ -85,7 +105,8 @@ def losses(model, part: Part, settings: TrainConfig, step: int,
     options = dict(dense=attention != "sparse", experts=experts,
                    balance="balance_loss" in weights, index="index_loss" in weights)
     X, record = model.run(part.x, options=Options(part.documents, **options))            # B T n d
-    sums = {"loss": cross_entropy(model.logits(X), part.y)[0]}
+    with torch.set_grad_enabled(torch.is_grad_enabled() and weights["loss"] > 0):
+        sums = {"loss": head_loss(model, model.hidden, X, part.y)[0]}
     if "mtp_loss" in weights:
         x = part.x[part.mtp_rows]                                                            # b T
         mtp_options = Options(part.packing(x[:, :-1]), **options)
@@ -133,8 +154,7 @@ def stream_loss(model, stream, seq_len: int, tokenizer=None, every: int = 1, pac
             counted.append(y[y != IGNORED].numpy())
             x, y = moved(ids[:, :-1], device), moved(y, device)
             X = model.features(x, options=Options(packing(x, bos_id, packed), dense))
-            logits = model.logits(X)[:, skip:]                                           # B T vocab
-            sums.append(cross_entropy(logits, y)[0])
+            sums.append(head_loss(model, model.hidden, X[:, skip:], y)[0])
     model.train(training)
     counted, total = np.concatenate(counted), sum(torch.stack(sums).tolist())
     nats = total / max(len(counted), 1)

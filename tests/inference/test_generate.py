@@ -162,3 +162,19 @@ def test_picking_is_multinomial():
         expected = torch.multinomial(weights, 1, generator=a)[:, 0]
         assert torch.equal(pick(weights, b), expected)
         assert torch.equal(a.get_state(), b.get_state())
+
+
+@pytest.mark.parametrize("temperature, top_p", [(0.0, 1.0), (1.0, 1.0), (0.8, 0.7)])
+def test_a_row_does_not_notice_that_others_end(temperature, top_p):
+    """Rows that have ended leave the state; the others get the same random numbers as before."""
+    torch.manual_seed(3)
+    model = Model(SPEAKER)
+    with torch.no_grad():
+        model.head.weight.normal_(std=0.5)
+    prompts = [[1 + i, *range(2, 3 + i % 3)] for i in range(9)]
+    stop = tuple(range(0, SPEAKER.vocab_size, 4))
+    whole = generate(model, prompts, 20, temperature, top_p, seed=5, stop=())
+    ended = generate(model, prompts, 20, temperature, top_p, seed=5, stop=stop)
+    lengths = [next((i + 1 for i, token in enumerate(row) if token in stop), 20) for row in whole]
+    assert len(set(lengths)) > 3
+    assert ended == [row[:n] for row, n in zip(whole, lengths)]

@@ -16,9 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from minids import Model, cli, generate, load, numerics
 from minids.data.tokenizer import Tokenizer
 from minids.errors import MinidsError
+from minids.inference import sampling
 from minids.inference.speculate import speculate
 from minids.learn import doctor as doctor_module
 from minids.learn.doctor import doctor
+from minids.model import kernels
 from minids.model.linear import Linear
 from minids.posttrain import rollouts as rollouts_module
 from minids.posttrain.grpo import GRPOConfig, policy
@@ -77,7 +79,8 @@ class Poor(TorchDispatchMode):
 
 @pytest.fixture
 def on_the_cpu(monkeypatch):
-    """Sampling may leave the device: `rollouts.inverse_cdf` computes on the CPU."""
+    """Sampling may leave the device: `rollouts.inverse_cdf` computes on the CPU. Elsewhere the
+    noise of `sampling.pick` is torch's `exponential_`."""
     real, calls = rollouts_module.inverse_cdf, []
 
     def outside(logp, noise):
@@ -85,8 +88,13 @@ def on_the_cpu(monkeypatch):
         with torch.utils._python_dispatch._disable_current_modes():
             return real(logp, noise)
 
+    def exponential(like, shape, generator=None):
+        return like.new_empty(shape).exponential_(generator=generator)
+
     monkeypatch.setattr(rollouts_module, "inverse_cdf", outside)
-    return calls
+    monkeypatch.setattr(sampling, "exponential", exponential)
+    with kernels.switched_off("vocabulary"):
+        yield calls
 
 
 def test_what_is_not_the_cpu_or_cuda_has_to_show_its_types():
