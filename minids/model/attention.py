@@ -17,7 +17,7 @@ from minids.config import CSA_RATE, Config
 from minids.model import decoding, kernels
 from minids.model.activations import round_keys
 from minids.model.compressor import Compressor
-from minids.model.indexer import Indexer, choice, index_divergence
+from minids.model.indexer import Indexer, index_divergence
 from minids.model.kernels import attention as kernel
 from minids.model.linear import Linear
 from minids.model.masks import forbid
@@ -166,14 +166,10 @@ class Attention(nn.Module):
             scores = self.indexer(x.detach(), qr.detach(), keys, current, part)  # B T S
         if not pick:
             return entries, mask, scores
-        few = S <= MASKED * k and x.shape[1] > 1    # to mask these is faster than to copy picks
-        if few and kernels.on("indexer", scores):
-            unseen = full_mask(mask, x.shape[1], S, scores)
-            return entries, choice(scores.detach().contiguous(), unseen, k), scores
         seen = scores.detach() if mask is None else scores.detach() + mask
         best = seen.topk(k, sorted=False)                                        # B T k
         picks_mask = None if mask is None else forbid(best.values == float("-inf"))
-        if few:
+        if S <= MASKED * k and x.shape[1] > 1:  # masking few entries is faster than copying picks
             mask = torch.full_like(seen, float("-inf"))
             mask.scatter_(2, best.indices, 0.0 if picks_mask is None else picks_mask)
             return entries, mask, scores

@@ -97,16 +97,6 @@ class Score(torch.autograd.Function):
         return dq, dw, dkeys.sum(1)
 
 
-def choice(scores: Tensor, unseen: Tensor, k: int) -> Tensor:
-    """The mask of the k best entries that a query sees, B T S: 0, and -inf for the others.
-
-    scores: B T S, float32; unseen: 1 T S, or B T S, -inf where a query does not see an entry.
-    """
-    mask = torch.empty_like(scores)
-    kernel.choose(scores.numpy(), unseen.numpy(), k, mask.numpy())
-    return mask
-
-
 def index_divergence(p: Tensor, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """KL(attention || indexer) of the queries that see an entry: (sum in nats, count).
 

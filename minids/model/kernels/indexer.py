@@ -1,4 +1,4 @@
-"""The lightning indexer's scores, with their gradient, and the choice of the best entries.
+"""The lightning indexer's scores, with their gradient.
 
     s[j, r] = k[j] . q[r]        score[t, j] = sum over the heads r of token t: w[r] relu(s[j, r])
 
@@ -19,7 +19,7 @@ from minids.model.kernels.compiled import kernel, prange, serial
 
 ROWS = 256          # of a block, about
 Array = np.ndarray
-f32, i32 = np.float32, np.int32
+f32 = np.float32
 
 
 @kernel
@@ -48,16 +48,6 @@ def score_gradient(q: Array, w: Array, keys: Array, d: Array, dq: Array, dw: Arr
             start, stop = number * size, min(number * size + size, T)
             gradient_of_block(q[b, start:stop], w[b, start:stop], keys[b], d[b, start:stop],
                               dq[b, start:stop], dw[b, start:stop], dkeys[b, part])
-
-
-@kernel
-def choose(scores: Array, unseen: Array, k: int, mask: Array) -> None:
-    """scores: B T S; unseen: 1 T S, or B T S: -inf where an entry is not seen -> mask: B T S: 0 for
-    the k best entries that are seen (of equal ones the first), -inf for the others."""
-    B, T, _ = scores.shape
-    for i in prange(B * T):
-        b, t = i // T, i % T
-        choose_row(scores[b, t], unseen[b % len(unseen), t], k, mask[b, t])
 
 
 @serial
@@ -171,42 +161,3 @@ def outer(s: Array, Q: Array, dk: Array) -> None:
         for r in range(len(s)):
             total += s[r] * x[r]
         dk[i] += total
-
-
-@serial
-def choose_row(scores: Array, unseen: Array, k: int, mask: Array) -> None:
-    """What `choose` does, for one query.
-
-    The integers `order` are in the order of the scores. The number that divides them is found bit
-    by bit: the largest that at least k of them reach, or the first that exactly k reach.
-    """
-    S = len(scores)
-    order, bits, seen = np.empty(S, i32), scores.view(i32), i32(0)
-    for j in range(S):
-        sees = unseen[j] == f32(0.0)
-        x = bits[j]
-        order[j] = (x ^ i32(0x7fffffff) if x < i32(0) else x) if sees else i32(-2**31)
-        mask[j] = f32(0.0) if sees else f32(-np.inf)
-        seen += i32(sees)
-    if seen <= k:
-        return
-    least = i32(-2**31)
-    for bit in range(31, -1, -1):
-        # adding 2^31 to -2^31 gives 0
-        candidate = i32(0) if bit == 31 else i32(least | (i32(1) << i32(bit)))
-        count = i32(0)
-        for j in range(S):
-            count += i32(order[j] >= candidate)
-        if count >= k:
-            least = candidate
-        if count == k:
-            break
-    above = i32(0)
-    for j in range(S):
-        above += i32(order[j] > least)
-    equal = k - above
-    for j in range(S):
-        if order[j] < least or (order[j] == least and equal <= 0):
-            mask[j] = f32(-np.inf)
-        elif order[j] == least:
-            equal -= 1

@@ -1,11 +1,11 @@
-"""The indexer's scores and choices: the kernels' are those of the torch path."""
+"""The indexer's scores: the kernel's are those of the torch path."""
 
 import pytest
 import torch
 
 from minids.config import Config
 from minids.model import indexer, kernels
-from minids.model.indexer import Indexer, choice
+from minids.model.indexer import Indexer
 
 pytestmark = pytest.mark.skipif(kernels.why_off() is not None, reason="no kernels")
 # T, S, heads, channels
@@ -59,29 +59,3 @@ def test_other_types_take_the_torch_path(monkeypatch):
     monkeypatch.setattr(indexer, "Score", None)
     scores = made.double()(*(t.double() for t in inputs))
     torch.testing.assert_close(scores.float(), expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("S, k", [(1, 1), (7, 3), (64, 16), (130, 64)])
-@pytest.mark.parametrize("rows", [1, 2])
-def test_the_choice_is_the_top_k_of_what_is_seen(S, k, rows):
-    torch.manual_seed(0)
-    scores = torch.randn(2, 50, S) * 10 ** torch.randn(2, 50, 1)
-    unseen = torch.where(torch.rand(rows, 50, S) < 0.3, float("-inf"), 0.0)
-    unseen[:, 5] = float("-inf")
-    expected = torch.full_like(scores, float("-inf"))
-    expected.scatter_(2, (scores + unseen).topk(k).indices, 0.0)
-    assert torch.equal(choice(scores, unseen, k), expected + unseen)
-
-
-def test_of_equal_scores_the_first_are_chosen():
-    scores = torch.tensor([[[0.0, 2.0, 0.0, -1.0, 0.0, 2.0]]])
-    unseen = torch.tensor([[[float("-inf"), 0, 0, 0, 0, 0]]])
-    assert (choice(scores, unseen, 3) == 0).tolist() == [[[False, True, True, False, False, True]]]
-
-
-def test_infinite_scores_and_nan():
-    """NaN is the largest, as in `torch.topk`."""
-    inf = float("inf")
-    scores, unseen = torch.tensor([[[1.0, inf, -inf, float("nan"), 2.0]]]), torch.zeros(1, 1, 5)
-    for k, best in ((1, {3}), (2, {1, 3}), (3, {1, 3, 4}), (5, {0, 1, 2, 3, 4})):
-        assert set((choice(scores, unseen, k)[0, 0] == 0).nonzero().flatten().tolist()) == best
