@@ -5,18 +5,21 @@ their gradients pass over it ten times and more, and a sample takes a sum in flo
 row of logits is read from memory once, and the further passes find it in the first cache.
 """
 
+from typing import Any
+
 import numpy as np
 
 from minids.model.kernels.compiled import inlined, kernel, prange
 from minids.model.kernels.exponential import exp
 
 f32 = np.float32
+Array = Any       # a NumPy array, as compiled code takes it
 LANES = 16      # running maxima of a row, next to each other: SIMD registers hold them
 BLOCK = 128     # numbers that are summed in float32, before a sum in float64
 
 
 @inlined
-def largest(row, lanes):
+def largest(row: Array, lanes: Array) -> f32:
     """The largest number of a row; NaN anywhere may be overlooked. lanes: LANES, scratch."""
     V = len(row)
     whole = V // LANES * LANES
@@ -33,7 +36,7 @@ def largest(row, lanes):
 
 
 @kernel
-def measure(z, ids, logz, logp, entropy, n_parts):
+def measure(z: Array, ids: Array, logz: Array, logp: Array, entropy: Array, n_parts: int) -> None:
     """Of each row i of logits z: log Z = log sum_v e^z_v, log p(ids_i), and the entropy
     H = log Z - sum_v p_v z_v, with p_v = e^(z_v - log Z).
 
@@ -58,7 +61,7 @@ def measure(z, ids, logz, logp, entropy, n_parts):
 
 
 @kernel
-def gradient(z, ids, logz, scale, dz):
+def gradient(z: Array, ids: Array, logz: Array, scale: Array, dz: Array) -> None:
     """The gradient of sum_i scale_i log p(ids_i): dz_v = scale (1[v = id] - e^(z_v - log Z)).
 
     z, dz: N V, two arrays; ids, logz, scale: N. Rows with a negative id get 0.
@@ -74,7 +77,8 @@ def gradient(z, ids, logz, scale, dz):
 
 
 @kernel
-def sample(z, noise, inverse_temperature, ids, logp, n_parts):
+def sample(z: Array, noise: Array, inverse_temperature: f32, ids: Array, logp: Array,
+           n_parts: int) -> None:
     """The id of each row at which the cumulated probabilities exceed its noise, and its log p.
 
     p_v = e^x_v / sum e^x, x = (z - max z) / temperature. z: N V, -inf for ids that are not allowed;
@@ -113,7 +117,7 @@ def sample(z, noise, inverse_temperature, ids, logp, n_parts):
 
 
 @kernel
-def race(weights, uniform, ids):
+def race(weights: Array, uniform: Array, ids: Array) -> None:
     """The id of each row whose weight / noise is largest, with noise = -log(1 - uniform).
 
     Since noise >= uniform, an id with weight / uniform below the best so far has lost: almost no
