@@ -53,7 +53,11 @@ else:
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Sums may be reordered, so that they run in SIMD registers; infinities and NaN keep their meaning.
-FAST = {"nsz", "contract", "reassoc", "arcp", "afn"}
+# Without "arcp" a quotient is the same in SIMD registers and outside of them. LLVM decides between
+# the two by the addresses of arrays, and the same step has to give the same bits each time. So a
+# loop that adds up numbers does nothing else: with a store in it, the order of the sum would depend
+# on addresses.
+FAST = {"nsz", "contract", "reassoc"}
 KERNELS: list[Any] = []         # all that are compiled, when they are first called
 started = False                 # whether numba's threads run
 lock = threading.Lock()         # see `one_at_a_time`

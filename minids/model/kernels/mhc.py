@@ -211,6 +211,7 @@ def chunk_of_site_gradient(chunk: int, X: Array, raw: Array, r: Array, scale: Ar
         for t in range(m):
             sum_scale += da[row, t] * raw[row, begin + t] * r[begin + t]
             sum_base += da[row, t]
+        for t in range(m):
             dr[t] += da[row, t] * s * raw[row, begin + t]
             draw[row, begin + t] = da[row, t] * s * r[begin + t]
         dscale[chunk, row] = sum_scale
@@ -291,6 +292,7 @@ def read_gradient(X: Array, pre: Array, du: Array, dX: Array, dpre: Array) -> No
             total = f32(0)
             for c in range(d):
                 dX[i, j, c] = pre[j, i] * du[i, c]
+            for c in range(d):
                 total += X[i, j, c] * du[i, c]
             dpre[j, i] = total
 
@@ -320,6 +322,7 @@ def write_gradient(X: Array, f: Array, post: Array, comb: Array, dY: Array, dX: 
             total = f32(0)
             for c in range(d):
                 df[i, c] += post[k, i] * dY[i, k, c]
+            for c in range(d):
                 total += f[i, c] * dY[i, k, c]
             dpost[k, i] = total
         for j in range(n):
@@ -329,6 +332,7 @@ def write_gradient(X: Array, f: Array, post: Array, comb: Array, dY: Array, dX: 
                 total = f32(0)
                 for c in range(d):
                     dX[i, j, c] += comb[j, k, i] * dY[i, k, c]
+                for c in range(d):
                     total += X[i, j, c] * dY[i, k, c]
                 dcomb[j, k, i] = total
 

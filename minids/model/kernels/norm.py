@@ -53,14 +53,16 @@ def backward(x: np.ndarray, w: np.ndarray, r: np.ndarray, dy: np.ndarray, dx: np
     N, c = x.shape
     P = len(dw)
     for p in prange(P):
+        h = np.empty(c, f32)        # h dy of a row
         for j in range(c):
             dw[p, j] = f32(0.0)
         for i in range(N * p // P, N * (p + 1) // P):
             ri, mean = r[i], f32(0.0)
             for j in range(c):
-                h = x[i, j] * ri * dy[i, j]
-                dw[p, j] += h
-                mean += h * w[j]
+                h[j] = x[i, j] * ri * dy[i, j]
+                dw[p, j] += h[j]
+            for j in range(c):
+                mean += h[j] * w[j]
             mean *= ri / f32(c)
             for j in range(c):
                 dx[i, j] = ri * (w[j] * dy[i, j] - x[i, j] * mean)

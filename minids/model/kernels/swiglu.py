@@ -40,19 +40,23 @@ def backward(gate: np.ndarray, up: np.ndarray, weight: np.ndarray, limit: float,
     nobody has to keep it.
     """
     N, I = gate.shape
-    top = f32(limit)
-    for n in prange(N):
-        total = f32(0.0)
-        for i in range(I):
-            a, b, dh = gate[n, i], up[n, i], grad[n, i]
-            free_a, free_b = a < top, (b < top) & (b > -top)
-            a = top if a > top else a
-            b = top if b > top else b
-            b = -top if b < -top else b
-            s = f32(1.0) / (f32(1.0) + exp(-a))
-            total += dh * a * b * s
-            h[n, i] = weight[n] * a * b * s
-            grad[n, i] = dh * weight[n] * b * s * (f32(1.0) + a * (f32(1.0) - s)) if free_a \
-                else f32(0.0)
-            dup[n, i] = dh * weight[n] * a * s if free_b else f32(0.0)
-        dweight[n] = total
+    top, P = f32(limit), min(N, 64)
+    for p in prange(P):
+        shares = np.empty(I, f32)       # of dweight
+        for n in range(N * p // P, N * (p + 1) // P):
+            for i in range(I):
+                a, b, dh = gate[n, i], up[n, i], grad[n, i]
+                free_a, free_b = a < top, (b < top) & (b > -top)
+                a = top if a > top else a
+                b = top if b > top else b
+                b = -top if b < -top else b
+                s = f32(1.0) / (f32(1.0) + exp(-a))
+                shares[i] = dh * a * b * s
+                h[n, i] = weight[n] * a * b * s
+                grad[n, i] = dh * weight[n] * b * s * (f32(1.0) + a * (f32(1.0) - s)) if free_a \
+                    else f32(0.0)
+                dup[n, i] = dh * weight[n] * a * s if free_b else f32(0.0)
+            total = f32(0.0)
+            for i in range(I):
+                total += shares[i]
+            dweight[n] = total
