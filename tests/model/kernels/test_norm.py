@@ -58,6 +58,7 @@ def test_value_and_gradient(shape, weighted, rotation):
         torch.testing.assert_close(other.double(), want.double(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.skipif(kernels.why_off() is not None, reason="kernels are off")
 def test_strides_of_inputs_and_gradients():
     torch.manual_seed(0)
     w, rot = torch.randn(8), rotations((2, 5, 8))

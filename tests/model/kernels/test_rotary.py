@@ -53,6 +53,7 @@ def test_channels_that_do_not_rotate_are_copied():
     torch.testing.assert_close(rotate(rotate(x, rot), rot, inverse=True), x)
 
 
+@pytest.mark.skipif(kernels.why_off() is not None, reason="kernels are off")
 def test_strides():
     rot, _ = CASES["tokens"]
     for x in (torch.randn(T, 2, 6).transpose(0, 1), torch.randn(2, T, 12)[..., ::2],
