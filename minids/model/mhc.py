@@ -220,7 +220,7 @@ def fused_site(X: Tensor, fn: Tensor, scale: Tensor, base: Tensor, iters: int, h
 
 
 class Site(torch.autograd.Function):
-    """`site` for X: N n d, with its gradient: kernels.mhc's in one pass, with two products."""
+    """`site` for X: N n d, with its gradient: kernels and two products."""
 
     @staticmethod
     def forward(ctx: Any, X: Tensor, fn: Tensor, scale: Tensor, base: Tensor,
@@ -235,14 +235,12 @@ class Site(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         X, fn, scale, base, raw, r = ctx.saved_tensors
-        iters, eps, norm_eps = ctx.constants
+        iters, eps, _ = ctx.constants
         N, n, d = X.shape
         o, k = len(fn), n if len(fn) > n else 0
-        *small, dX = grads
+        dX = grads[-1]
         shapes = (n, N), (k, N), (k, k, N), (N, d)
-        small = [X.new_zeros(shape) if g is None else g for g, shape in zip(small, shapes)]
-        if not kernels.on("mhc", X, *small):
-            return *site_gradient(X, fn, scale, base, *ctx.constants, small, dX), None, None, None
+        small = [X.new_zeros(shape) if g is None else g for g, shape in zip(grads, shapes)]
         pre, draw, slope = X.new_empty(n, N), torch.empty_like(raw), torch.empty_like(r)
         dscale, dbase = np.empty((2, -(-N // fused.CHUNK), o), np.float32)
         fused.site_gradient(*arrays(X, raw, r, scale, base), iters, np.float32(eps),
@@ -255,26 +253,6 @@ class Site(torch.autograd.Function):
         rows = torch.from_numpy(dscale.sum(0))
         by_scale = torch.stack([part.sum() for part in rows.split([n, n, n * n] if k else [n])])
         return (through, draw @ x, by_scale, torch.from_numpy(dbase.sum(0)), None, None, None)
-
-
-def site_gradient(X: Tensor, fn: Tensor, scale: Tensor, base: Tensor, iters: int, eps: float,
-                  norm_eps: float, small: list[Tensor],
-                  dX: Tensor | None) -> tuple[Tensor, ...]:
-    """The gradient of `Site` with torch, where kernels have been switched off since."""
-    n = X.shape[1]
-    with torch.enable_grad():
-        X, fn, scale, base = inputs = [t.detach().requires_grad_() for t in (X, fn, scale, base)]
-        a = affinity(X.flatten(1), fn, norm_eps)
-        owner = (torch.arange(len(fn)) // n).clamp_(max=2)
-        a = torch.addcmul(base[:, None], a, scale[owner][:, None])
-        pre = a[:n].sigmoid() + eps
-        outputs = [pre, Read.apply(X, pre)]
-        if len(fn) > n:
-            comb = a[2 * n:].view(n, n, -1).softmax(1) + eps
-            outputs += [2 * a[n:2 * n].sigmoid(), sinkhorn(comb, iters, eps)]
-    grads = [small[0], small[3], *small[1:3]]
-    through, *others = torch.autograd.grad(outputs, inputs, grads[:len(outputs)])
-    return through if dX is None else through + dX, *others
 
 
 def read_streams(X: Tensor, pre: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def test_stripes_with_a_state(case, cuts, in_stripes):
     """A state gives each part its keys, wherever the text and its parts are cut."""
     config = CASES[case]
     model, ids = lively(config, 0), ids_of(config)
-    with torch.no_grad():
+    with torch.no_grad(), kernels.switched_off("decode"):
         whole = model(ids)
         lengths = in_stripes()
         state = model.new_state(2, T)
@@ -86,12 +86,12 @@ def test_stripes_of_other_windows():
     for window in (1, 200):
         config = CHOOSING.replace(window_size=window, max_seq_len=T)
         model, ids = lively(config, 0), ids_of(config)
-        with torch.no_grad():
+        with torch.no_grad(), kernels.switched_off("decode"):
             whole = model.features(ids)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(attention, "WHOLE", 0)
                 patch.setattr(attention, "STRIPE", 1)
-                torch.testing.assert_close(model.features(ids), whole, atol=1e-5, rtol=1e-5)
+                torch.testing.assert_close(model.features(ids), whole, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("options", [Options(), Options(index=True)])

@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from functools import cache, wraps
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,13 +50,12 @@ else:
     except (ImportError, OSError) as error:     # it does not fit this numpy, or lacks a library
         numba, reason = None, f"numba does not load: {error}"
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
 # Sums may be reordered, so that they run in SIMD registers; infinities and NaN keep their meaning.
 # Without "arcp" a quotient is the same in SIMD registers and outside of them. LLVM decides between
 # the two by the addresses of arrays, and the same step has to give the same bits each time. So a
 # loop that adds up numbers does nothing else: with a store in it, the order of the sum would depend
-# on addresses.
+# on addresses. Nor does an innermost loop count from an offset, as in x[begin + t]: take a slice.
+# LLVM reckons that the offset may be negative, and then arrays seem to overlap that do not.
 FAST = {"nsz", "contract", "reassoc"}
 KERNELS: list[Any] = []         # all that are compiled, when they are first called
 started = False                 # whether numba's threads run
@@ -65,13 +64,13 @@ off: set[str] = set()           # names of kernels that torch replaces, see `swi
 local = threading.local()       # .threads: how many numba uses in this thread
 
 
-def kernel(function: Function) -> Function:
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a loop over tokens when it is first called. `prange` runs in torch's number of
     threads."""
     return one_at_a_time(compiled(function, parallel=True, nogil=True))
 
 
-def one_at_a_time(kernel: Function) -> Function:
+def one_at_a_time(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """The kernel, after a lock where numba's threads serve only one thread of Python at a time."""
     if threading_layer() != "workqueue":
         return kernel
@@ -81,20 +80,20 @@ def one_at_a_time(kernel: Function) -> Function:
         with lock:
             kernel(*arguments)
 
-    return locked       # type: ignore[return-value]
+    return locked
 
 
-def serial(function: Function) -> Function:
+def serial(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function that runs in one thread: a token's decoding has no work for several."""
     return compiled(function, nogil=True)
 
 
-def inlined(function: Function) -> Function:
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function that kernels call; it becomes part of them."""
     return numba.njit(fastmath=FAST, inline="always")(function) if numba else function
 
 
-def compiled(function: Function, **options: bool) -> Function:
+def compiled(function: Callable[..., Any], **options: bool) -> Callable[..., Any]:
     if numba is None:
         return function
     dispatcher = numba.njit(fastmath=FAST, error_model="numpy", **options)(function)

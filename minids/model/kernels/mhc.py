@@ -30,9 +30,9 @@ def affinities(begin: int, raw: Array, r: Array, scale: Array, base: Array, n: i
     """a_o = raw_o r scale + base_o; pre, post and comb have a scale each."""
     o, m = a.shape
     for row in range(o):
-        s = scale[min(row // n, 2)]
+        s, x, y = scale[min(row // n, 2)], raw[row, begin:begin + m], r[begin:begin + m]
         for t in range(m):
-            a[row, t] = raw[row, begin + t] * r[begin + t] * s + base[row]
+            a[row, t] = x[t] * y[t] * s + base[row]
 
 
 @serial
@@ -138,8 +138,9 @@ def chunk_of_site(chunk: int, X: Array, raw: Array, scale: Array, base: Array, i
     affinities(begin, raw, r, scale, base, n, a)
     sigmoid(a[:2 * n])                      # of a head only n
     for j in range(n):
+        y = pre[j, begin:begin + m]
         for t in range(m):
-            pre[j, begin + t] = a[j, t] + hc_eps
+            y[t] = a[j, t] + hc_eps
     for i in range(begin, begin + m):
         for c in range(d):
             u[i, c] = f32(0)
@@ -149,8 +150,9 @@ def chunk_of_site(chunk: int, X: Array, raw: Array, scale: Array, base: Array, i
     if len(raw) == n:
         return
     for k in range(n):
+        y = post[k, begin:begin + m]
         for t in range(m):
-            post[k, begin + t] = f32(2) * a[n + k, t]
+            y[t] = f32(2) * a[n + k, t]
     M, MT = np.empty((n, n, m), f32), np.empty((n, n, m), f32)
     softmax(a[2 * n:], hc_eps, M, MT)
     p, q = np.ones((n, m), f32), np.ones((n, m), f32)
@@ -160,8 +162,9 @@ def chunk_of_site(chunk: int, X: Array, raw: Array, scale: Array, base: Array, i
         rescale(MT, q, p, hc_eps, q)
     for j in range(n):
         for k in range(n):
+            y = comb[j, k, begin:begin + m]
             for t in range(m):
-                comb[j, k, begin + t] = p[j, t] * M[j, k, t] * q[k, t]
+                y[t] = p[j, t] * M[j, k, t] * q[k, t]
 
 
 @kernel
@@ -197,27 +200,30 @@ def chunk_of_site_gradient(chunk: int, X: Array, raw: Array, r: Array, scale: Ar
             for c in range(d):
                 total += du[begin + t, c] * X[begin + t, j, c]
             da[j, t] = total
+        y, dy = pre[j, begin:begin + m], dpre[j, begin:begin + m]
         for t in range(m):
-            pre[j, begin + t] = a[j, t] + eps
-            da[j, t] = (da[j, t] + dpre[j, begin + t]) * a[j, t] * (f32(1) - a[j, t])
+            y[t] = a[j, t] + eps
+            da[j, t] = (da[j, t] + dy[t]) * a[j, t] * (f32(1) - a[j, t])
     if o > n:
         for k in range(n):
+            y = dpost[k, begin:begin + m]
             for t in range(m):
-                da[n + k, t] = (f32(2) * dpost[k, begin + t] * a[n + k, t]
-                                * (f32(1) - a[n + k, t]))
+                da[n + k, t] = f32(2) * y[t] * a[n + k, t] * (f32(1) - a[n + k, t])
         comb_gradient(begin, a[2 * n:], iters, eps, dcomb, da[2 * n:])
     for row in range(o):
         s, sum_scale, sum_base = scale[min(row // n, 2)], f32(0), f32(0)
+        x, y, dx = raw[row, begin:begin + m], r[begin:begin + m], draw[row, begin:begin + m]
         for t in range(m):
-            sum_scale += da[row, t] * raw[row, begin + t] * r[begin + t]
+            sum_scale += da[row, t] * x[t] * y[t]
             sum_base += da[row, t]
         for t in range(m):
-            dr[t] += da[row, t] * s * raw[row, begin + t]
-            draw[row, begin + t] = da[row, t] * s * r[begin + t]
+            dr[t] += da[row, t] * s * x[t]
+            dx[t] = da[row, t] * s * y[t]
         dscale[chunk, row] = sum_scale
         dbase[chunk, row] = sum_base
+    x, y = slope[begin:begin + m], r[begin:begin + m]
     for t in range(m):                      # dr/dX = -r^3 X / nd
-        slope[begin + t] = -dr[t] * r[begin + t] ** 3 / f32(n * d)
+        x[t] = -dr[t] * y[t] * y[t] * y[t] / f32(n * d)
 
 
 @serial
@@ -237,10 +243,11 @@ def comb_gradient(begin: int, a: Array, iters: int, eps: np.float32, dcomb: Arra
     dM, dMT = np.empty((n, n, m), f32), np.zeros((n, n, m), f32)
     for j in range(n):
         for k in range(n):
+            y = dcomb[j, k, begin:begin + m]
             for t in range(m):
-                dp[j, t] += dcomb[j, k, begin + t] * M[j, k, t] * q[iters, k, t]
-                dq[k, t] += dcomb[j, k, begin + t] * M[j, k, t] * p[iters - 1, j, t]
-                dM[j, k, t] = dcomb[j, k, begin + t] * p[iters - 1, j, t] * q[iters, k, t]
+                dp[j, t] += y[t] * M[j, k, t] * q[iters, k, t]
+                dq[k, t] += y[t] * M[j, k, t] * p[iters - 1, j, t]
+                dM[j, k, t] = y[t] * p[iters - 1, j, t] * q[iters, k, t]
     for i in range(iters - 1, 0, -1):
         rescale_gradient(MT, q[i], p[i], eps, q[i + 1], dq, dMT, dp)
         rescale_gradient(M, p[i - 1], q[i], eps, p[i], dp, dM, dq)
@@ -335,44 +342,3 @@ def write_gradient(X: Array, f: Array, post: Array, comb: Array, dY: Array, dX: 
                 for c in range(d):
                     total += X[i, j, c] * dY[i, k, c]
                 dcomb[j, k, i] = total
-
-
-# ---- decoding: a few tokens, nothing recorded ----
-
-@serial
-def site_of_few(X: Array, fn: Array, scale: Array, base: Array, weight: Array, iters: int,
-                hc_eps: np.float32, norm_eps: np.float32, post: Array, comb: Array,
-                h: Array) -> None:
-    """post and comb as in `site`, and h = weight u / sqrt(mean(u^2) + eps), the normalised input
-    of the layer."""
-    N, n, d = X.shape
-    raw, r, pre = np.empty((len(fn), N), f32), np.empty(N, f32), np.empty((n, N), f32)
-    for i in range(N):
-        x = X[i].reshape(n * d)
-        for o in range(len(fn)):
-            total = f32(0)
-            for c in range(n * d):
-                total += fn[o, c] * x[c]
-            raw[o, i] = total
-    for chunk in range(-(-N // CHUNK)):
-        chunk_of_site(chunk, X, raw, scale, base, iters, hc_eps, norm_eps, r, pre, post, comb, h)
-    for i in range(N):
-        total = f32(0)
-        for c in range(d):
-            total += h[i, c] * h[i, c]
-        factor = f32(1) / np.sqrt(total / f32(d) + norm_eps)
-        for c in range(d):
-            h[i, c] *= weight[c] * factor
-
-
-@serial
-def write_of_few(X: Array, f: Array, post: Array, comb: Array, Y: Array) -> None:
-    """`write`."""
-    N, n, d = X.shape
-    for i in range(N):
-        for k in range(n):
-            for c in range(d):
-                Y[i, k, c] = post[k, i] * f[i, c]
-            for j in range(n):
-                for c in range(d):
-                    Y[i, k, c] += comb[j, k, i] * X[i, j, c]
