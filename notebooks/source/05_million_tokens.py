@@ -131,7 +131,7 @@ for seen in (2, 5, 200):
     print(f"after {seen:3} tokens the three slots hold", ring(seen, 3).tolist())
 
 # %% [markdown]
-# (`minids` moves its vectors and keeps them in order, which is simpler to read, and quick at this size: `LayerState.extend`. Serving code writes a ring.)
+# (`minids` keeps its vectors in order in a buffer with some room, and moves them to the beginning when the room is used up: `LayerState.step`. Serving code writes a ring.)
 #
 # ### What a compressor carries
 #

@@ -207,7 +207,7 @@ if numba:
             if module.startswith("minids") and not self.said:
                 self.said = True
                 print("minids: compiling its kernels for this processor. This happens once and "
-                      "takes up to a minute.", file=sys.stderr, flush=True)
+                      "takes a minute or two.", file=sys.stderr, flush=True)
 
         def on_end(self, event: Any) -> None:
             """Compilation has ended; the first call goes on."""
