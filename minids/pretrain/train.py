@@ -3,7 +3,8 @@
 Report sections 4.1 and 4.2: next-token loss and multi-token prediction, experts balanced mostly
 without a loss, packed documents kept apart, and stages: dense attention, a warm-up of the indexer,
 sparse attention. Step s of a run depends on (settings, seed, s) and the weights alone: there is no
-other randomness. So on a CPU a resumed run is equal to the bit to one that was never stopped. On
+other randomness. So on a CPU, with the same number of threads, a resumed run is equal to the bit to
+one that was never stopped (commands choose the number, see `threads`; --threads N fixes it). On
 CUDA that is not guaranteed: the gradient of `index_select`, which sorts tokens by expert, is added
 up atomically, and the order of the additions changes their rounding.
 

@@ -60,7 +60,9 @@ FAST = {"nsz", "contract", "reassoc"}
 KERNELS: list[Any] = []         # all that are compiled, when they are first called
 started = False                 # whether numba's threads run
 lock = threading.Lock()         # see `one_at_a_time`
-off: set[str] = set()           # names of kernels that torch replaces, see `switched_off`
+NAMES = ("mhc", "norm", "rotary", "swiglu", "experts", "attention", "compressor", "indexer",
+         "vocabulary", "decode", "packed")      # one a mechanism, see `on`
+off: set[str] = set()           # those that torch replaces, see `switched_off`
 local = threading.local()       # .threads: how many numba uses in this thread
 
 
@@ -247,6 +249,7 @@ def use_threads(threads: int) -> bool:
 @contextmanager
 def switched_off(*names: str) -> Iterator[None]:
     """Let torch compute what these kernels would: for tests, and to measure what each brings."""
+    assert set(names) <= set(NAMES), f"expected names of kernels, found {names}"
     added = set(names) - off
     off.update(added)
     try:

@@ -51,20 +51,20 @@ def pool_gradient(x: Array, ape: Array, start: Array, number: Array, entries: Ar
 def weights(x: Array, ape: Array, start: int, before: bool, c: int) -> Array:
     """p of the slots of a window: 2m c, or m c; 0 where there is no token before."""
     m, fc = ape.shape
-    behind = fc // c * m - m                   # slots before the window: m with overlap, else 0
-    p, top, total = np.zeros((behind + m, c), f32), np.full(c, f32(-np.inf)), np.zeros(c, f32)
-    for j in range(0 if before else behind, behind + m):
-        half = 0 if j < behind else fc - c
-        z, a, pj = x[start - behind + j, fc + half:], ape[j % m, half:], p[j]
+    earlier = fc // c * m - m                   # slots before the window: m with overlap, else 0
+    p, top, total = np.zeros((earlier + m, c), f32), np.full(c, f32(-np.inf)), np.zeros(c, f32)
+    for j in range(0 if before else earlier, earlier + m):
+        half = 0 if j < earlier else fc - c
+        z, a, pj = x[start - earlier + j, fc + half:], ape[j % m, half:], p[j]
         for i in range(c):
             pj[i] = z[i] + a[i]
             top[i] = max(top[i], pj[i])
-    for j in range(0 if before else behind, behind + m):
+    for j in range(0 if before else earlier, earlier + m):
         pj = p[j]
         for i in range(c):
             pj[i] = exp(pj[i] - top[i])
             total[i] += pj[i]
-    for j in range(0 if before else behind, behind + m):
+    for j in range(0 if before else earlier, earlier + m):
         pj = p[j]
         for i in range(c):
             pj[i] /= total[i]
@@ -76,11 +76,11 @@ def pool_window(x: Array, ape: Array, start: int, before: bool, entry: Array) ->
     """What `pool` does, for one window. x: T 2fc; entry: c."""
     (m, fc), c = ape.shape, len(entry)
     p = weights(x, ape, start, before, c)
-    behind = len(p) - m
+    earlier = len(p) - m
     entry[:] = f32(0.0)
-    for j in range(0 if before else behind, len(p)):
-        half = 0 if j < behind else fc - c
-        kv, pj = x[start - behind + j, half:], p[j]
+    for j in range(0 if before else earlier, len(p)):
+        half = 0 if j < earlier else fc - c
+        kv, pj = x[start - earlier + j, half:], p[j]
         for i in range(c):
             entry[i] += pj[i] * kv[i]
 
@@ -91,9 +91,9 @@ def gradient_of_window(x: Array, ape: Array, start: int, before: bool, entry: Ar
     """What `pool_gradient` does, for one window."""
     (m, fc), c = ape.shape, len(entry)
     p = weights(x, ape, start, before, c)
-    behind = len(p) - m
-    for j in range(0 if before else behind, len(p)):
-        half, t = (0 if j < behind else fc - c), start - behind + j
+    earlier = len(p) - m
+    for j in range(0 if before else earlier, len(p)):
+        half, t = (0 if j < earlier else fc - c), start - earlier + j
         kv, pj, dkv, dz, da = x[t, half:], p[j], dx[t, half:], dx[t, fc + half:], dape[j % m, half:]
         for i in range(c):
             d = pj[i] * dentry[i]
