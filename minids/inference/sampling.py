@@ -47,9 +47,10 @@ def pick(weights, generator=None, rows=None, batch: int = 0):
     """One id for each row, sampled in proportion to its weights: ... vocab -> ...
 
     The id for which weight / noise is largest, where the noise is exponential; -1 where the weights
-    are NaN (see `checked`). `torch.multinomial` works the same way, but makes the host wait for a GPU,
-    to check the weights. On a CPU an id depends on the generator alone, see `exponential`. With `rows`, b numbers, the weights,
-    b vocab, are those of some rows of a batch: each gets the id that it would get in the batch.
+    are NaN (see `checked`). `torch.multinomial` works the same way, but makes the host wait for a
+    GPU, to check the weights. On a CPU an id depends on the generator alone, see `exponential`.
+    With `rows`, b numbers, the weights, b vocab, are those of some rows of a batch: each gets the
+    id that it would get in the batch.
     """
     shape = weights.shape if rows is None else (batch, *weights.shape[1:])
     if kernels.on("vocabulary", weights):
