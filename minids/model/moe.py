@@ -171,6 +171,8 @@ class MoE(nn.Module):
 
     def fused(self, flat: Tensor, g: Tensor, experts: Tensor) -> Tensor | None:
         """The whole sum as kernels compute it, N d, or None where they do not: see `experts.py`."""
+        if not kernels.on("experts", flat, g):
+            return None
         with_gradient, all_of_them = torch.is_grad_enabled(), self.experts._modules
         E, N = len(all_of_them), len(flat)
         if experts.numel() * flat.shape[1] > MANY and not with_gradient:
@@ -184,7 +186,7 @@ class MoE(nn.Module):
             if of_expert is None:
                 return None
             matrices += of_expert
-        if not kernels.on("experts", flat, g, *matrices):
+        if not kernels.on("experts", *matrices):
             return None
         limit = float(self.limit) or INFINITE
         if N <= fused.FEW and matrices[0].numel() <= fused.SMALL and not with_gradient \

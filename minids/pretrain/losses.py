@@ -154,7 +154,7 @@ def stream_loss(model, stream, seq_len: int, tokenizer=None, every: int = 1, pac
             counted.append(y[y != IGNORED].numpy())
             x, y = moved(ids[:, :-1], device), moved(y, device)
             X = model.features(x, options=Options(packing(x, bos_id, packed), dense))
-            sums.append(head_loss(model, model.hidden, X[:, skip:], y)[0])
+            sums.append(cross_entropy(model.logits(X[:, skip:]), y)[0])
     model.train(training)
     counted, total = np.concatenate(counted), sum(torch.stack(sums).tolist())
     nats = total / max(len(counted), 1)

@@ -124,6 +124,6 @@ def waiting() -> float | None:
     """How many seconds in all this thread was ready to run and had no core; None where the system
     does not say so. Linux does."""
     try:
-        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+        return int(Path("/proc/thread-self/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
     except (OSError, ValueError, IndexError):
         return None

@@ -19,11 +19,14 @@ from minids.data.mixture import stream
 from minids.data.tokenizer import Tokenizer
 from minids.inference.generate import generate
 from minids.inference.speculate import speculate
+from minids.model import mhc
 from minids.model.kernels import compiled
+from minids.posttrain.rollouts import rollouts
 from minids.pretrain.settings import Stage, TrainConfig
 from minids.pretrain.train import train
 from minids.system.paths import data
 from minids.weights.checkpoint import load
+from minids.weights.streamed import streamed
 
 STAGES = tuple(Stage(1, 256, 2, attention) for attention in ("dense", "warmup", "sparse"))
 
@@ -38,18 +41,24 @@ def training() -> None:
 
 
 def decoding() -> None:
-    """Tokens after a short and a long prompt, one sequence and several, with drafts."""
+    """Tokens after prompts, one sequence and several, with drafts, recorded; a site by itself."""
     model = load(data("checkpoints", "nano"))
     ids = torch.arange(300, 600)
     for prompts in (ids[None, :20], ids[None], ids[:40].view(2, 20)):
         generate(model, prompts, 8, temperature=0)
     speculate(model, ids[:40].tolist(), 8, temperature=0)
+    generate(model, ids[None, :20], 8, top_p=0.9)
+    for top_p in (1.0, 0.9):
+        rollouts(model, [ids[:20].tolist()] * 9, 8, top_p=top_p, record=True)
+    X = torch.randn(1, 40, 4, 128, requires_grad=True)
+    mhc.read(X, torch.rand(4, 40)).sum().backward()     # as lessons use it
 
 
 def packed_weights() -> None:
     """A prompt and a few tokens from weights in FP8 and FP4."""
-    model = load(data("v4_sample"))
-    generate(model, torch.arange(20, 60)[None], 4, temperature=0)
+    model = streamed(data("v4_sample"), dtype=torch.float32)
+    for T in (1, 3, 40):
+        model(torch.arange(20, 20 + T)[None])
 
 
 def compile_all(show: Callable[[str], None] = print) -> int:

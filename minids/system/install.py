@@ -195,7 +195,11 @@ def remove_halves(venv: Path) -> None:
 def compile_kernels(python: Path, root: Path) -> None:
     """Compile the kernels that models use on a CPU, so that no lesson waits for it. The course
     runs without them, slower: so a failure is said, and the set-up goes on."""
-    if subprocess.run([str(python), "-m", "minids.recipes.kernels"], cwd=root).returncode:
+    try:
+        failed = subprocess.run([str(python), "-m", "minids.recipes.kernels"], cwd=root).returncode
+    except OSError:
+        failed = True
+    if failed:
         print("The kernels could not be compiled. The course runs without them, slower; "
               "`minids doctor` says why.", flush=True)
 

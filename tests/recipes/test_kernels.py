@@ -21,4 +21,4 @@ def test_a_small_model_compiles_every_kernel_that_it_uses():
     before = [list(kernel.signatures) for kernel in compiled.KERNELS]
     compile_all(lambda line: None)
     assert [list(kernel.signatures) for kernel in compiled.KERNELS] == before
-    assert all(len(signatures) == 1 for signatures in before), "a kernel gets several types"
+    assert all(len(signatures) <= 1 for signatures in before), "a kernel gets several types"

@@ -31,7 +31,7 @@ def test_it_is_the_layer_of_the_model(remote, i):
     for T in (1, 150):
         X, ids = one_layer.random_input(remote.config, T)
         with torch.no_grad():
-            with kernels.switched_off("packed"):
+            with kernels.switched_off("packed", "experts", "swiglu"):
                 assert torch.equal(block(X, ids), whole(X, ids))
             torch.testing.assert_close(block(X, ids), whole(X, ids), rtol=1e-5, atol=2e-5)
     matrices = [m for expert in block.ffn.experts for m in expert.children()]
@@ -88,7 +88,7 @@ def test_other_formats(tmp_path):
     X, ids = one_layer.random_input(remote.config, 40)
     with torch.no_grad():
         block, whole = one_layer.read_layer(remote, 1), load(tmp_path / "c").layers[1]
-        assert torch.equal(block(X, ids), whole(X, ids))
+        torch.testing.assert_close(block(X, ids), whole(X, ids), rtol=1e-5, atol=2e-5)
     *_, trial = one_layer.trials(remote, 1, lengths=(40,), seconds=0)
     assert trial.max_difference < 1e-4 * trial.rms
 
@@ -245,9 +245,9 @@ def test_the_benchmark(full_size, tmp_path, capsys, monkeypatch):
 
 
 def test_a_disk_without_room(full_size, tmp_path, monkeypatch):
-    usage = SimpleNamespace(free=7 * 10**9)
+    usage = SimpleNamespace(free=7 * 10**8)
     monkeypatch.setattr(full_size.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(MinidsError, match="bytes are to be written, 7,000,000,000 are free"):
+    with pytest.raises(MinidsError, match="bytes are to be written, 700,000,000 are free"):
         full_size.bench(tmp_path)
     assert not list(tmp_path.iterdir())
     assert full_size.main(["--folder", str(tmp_path)]) == 2

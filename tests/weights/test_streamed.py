@@ -43,7 +43,7 @@ def test_it_computes_what_the_loaded_model_computes(dtype):
         for ids in (IDS, IDS[:, :1], IDS[:1, :9]):
             a, b = model(ids), loaded(ids)
             assert (a - b).abs().max() < room * b.std()
-    with torch.no_grad(), kernels.switched_off("packed"):
+    with torch.no_grad(), kernels.switched_off("packed", "experts", "swiglu"):
         assert torch.equal(model(IDS), loaded(IDS))
         # a second pass reads every layer again
         assert torch.equal(model.features(IDS), loaded.features(IDS))

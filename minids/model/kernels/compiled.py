@@ -199,17 +199,18 @@ if hasattr(os, "register_at_fork"):     # Windows does not fork
 
 if numba:
     class Announcement(event.Listener):
-        """Says once what a first call waits for: numba reports each compilation to it. Code that
-        comes from the cache is not compiled."""
+        """Says once what a first call waits for, where nothing has been compiled before: numba
+        reports each compilation to it. Code that comes from the cache is not compiled."""
 
         said = False
 
         def on_start(self, event: Any) -> None:
             module = event.data["dispatcher"].py_func.__module__
             if module.startswith("minids") and not self.said:
-                self.said = True
-                print("minids: compiling its kernels for this processor. This happens once and "
-                      "takes a minute or two.", file=sys.stderr, flush=True)
+                self.said, folder = True, cache_folder()
+                if folder is None or not any(folder.rglob("*.nbi")):
+                    print("minids: compiling its kernels for this processor. This happens once "
+                          "and takes a minute or two.", file=sys.stderr, flush=True)
 
         def on_end(self, event: Any) -> None:
             """Compilation has ended; the first call goes on."""
