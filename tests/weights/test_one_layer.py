@@ -33,7 +33,7 @@ def test_it_is_the_layer_of_the_model(remote, i):
         with torch.no_grad():
             with kernels.switched_off("packed", "experts", "swiglu"):
                 assert torch.equal(block(X, ids), whole(X, ids))
-            torch.testing.assert_close(block(X, ids), whole(X, ids), rtol=1e-5, atol=2e-5)
+            torch.testing.assert_close(block(X, ids), whole(X, ids), rtol=1e-4, atol=1e-4)
     matrices = [m for expert in block.ffn.experts for m in expert.children()]
     assert all(m.weight is None and m.codes.dtype == torch.int8 for m in matrices)
     assert (block.attn.wq_b.codes is None) == (kernels.why_off() is not None)
@@ -88,7 +88,7 @@ def test_other_formats(tmp_path):
     X, ids = one_layer.random_input(remote.config, 40)
     with torch.no_grad():
         block, whole = one_layer.read_layer(remote, 1), load(tmp_path / "c").layers[1]
-        torch.testing.assert_close(block(X, ids), whole(X, ids), rtol=1e-5, atol=2e-5)
+        torch.testing.assert_close(block(X, ids), whole(X, ids), rtol=1e-4, atol=1e-4)
     *_, trial = one_layer.trials(remote, 1, lengths=(40,), seconds=0)
     assert trial.max_difference < 1e-4 * trial.rms
 
