@@ -39,7 +39,7 @@ test: setup ## lint, all tests, all notebooks; one lesson: make test LESSON=04
 	@$(if $(LESSON),,$(RUFF))
 	@$(SHIPPED) && $(PYTEST) $(NBVAL) $(if $(LESSON),tests/checks/test_checks_$(LESSON).py,$(WORKERS) tests) "$$home/lessons"
 
-test-fast: setup ## the quick unit tests, without notebooks: two minutes
+test-fast: setup ## the quick unit tests, without notebooks: about three minutes
 	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && $(PYTEST) $(WORKERS) -m "not slow" tests
 
 test-all: test ## the same as test, then the teacher's edition: every solution must pass its check
