@@ -15,8 +15,8 @@ from itertools import islice
 import numpy as np
 
 from minids.data import books, tasks
-from minids.data.kept import kept
 from minids.data.tinyworld import facts, stories
+from minids.data.token_cache import cached_ids
 from minids.errors import MinidsError
 
 # of all characters
@@ -92,7 +92,7 @@ def stream(split: str, tokens: int, tokenizer, kinds=tuple(SHARES)) -> np.ndarra
     return np.concatenate(parts)
 
 
-def kept_stream(split: str, tokens: int, tokenizer) -> np.ndarray:
+def cached_stream(split: str, tokens: int, tokenizer) -> np.ndarray:
     """`stream`, kept in the user's cache: a million tokens take some seconds to make."""
     def make():
         if tokens >= ANNOUNCED:
@@ -100,11 +100,11 @@ def kept_stream(split: str, tokens: int, tokenizer) -> np.ndarray:
                   f"to a minute; they are kept for the next run.", file=sys.stderr, flush=True)
         return stream(split, tokens, tokenizer)
 
-    return kept(f"mixture {split} {tokens} {SHARES}", tokenizer, make)
+    return cached_ids(f"mixture {split} {tokens} {SHARES}", tokenizer, make)
 
 
 def streams(tokens: int, tokenizer) -> dict[str, np.ndarray]:
     """The token ids of each split: {"train": at least `tokens` of them, "valid", "heldout"}."""
-    return {"train": kept_stream("train", tokens, tokenizer),
-            "valid": kept_stream("valid", 60_000, tokenizer),
-            "heldout": kept_stream("heldout", 120_000, tokenizer)}
+    return {"train": cached_stream("train", tokens, tokenizer),
+            "valid": cached_stream("valid", 60_000, tokenizer),
+            "heldout": cached_stream("heldout", 120_000, tokenizer)}

@@ -92,7 +92,7 @@ def replay_loss(model, settings: PostTrainConfig, number: int) -> torch.Tensor:
 @cache
 def replayed_corpus():
     """The pre-training text that `replay_loss` reads: ids, document after document."""
-    return mixture.kept_stream("train", REPLAY_TOKENS, Tokenizer.load())
+    return mixture.cached_stream("train", REPLAY_TOKENS, Tokenizer.load())
 
 
 def validate(model, tokenizer: Tokenizer, settings: PostTrainConfig) -> list[Validation]:

@@ -10,7 +10,7 @@ from functools import cache, cached_property
 import numpy as np
 
 from minids.data import books, mixture
-from minids.data.kept import kept
+from minids.data.token_cache import cached_ids
 from minids.data.tokenizer import Tokenizer
 from minids.model.packing import Packing
 
@@ -24,7 +24,7 @@ def corpus() -> dict[str, np.ndarray]:
     tokenizer = Tokenizer.load()
 
     def encode(split):
-        return kept(f"books {split}", tokenizer,
+        return cached_ids(f"books {split}", tokenizer,
                     lambda: books.encode(books.documents(split), tokenizer))
 
     return {split: encode(split) for split in books.SPLITS}

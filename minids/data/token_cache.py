@@ -24,7 +24,7 @@ DIGEST = 32         # bytes of sha256
 FILES = 12          # at most so many are kept: those written last
 
 
-def kept(what: str, tokenizer: Tokenizer, compute: Callable[[], np.ndarray]) -> np.ndarray:
+def cached_ids(what: str, tokenizer: Tokenizer, compute: Callable[[], np.ndarray]) -> np.ndarray:
     """The ids, uint16, that `compute()` returns, read from a file if it has returned them before.
 
     `what` describes them: a name and all parameters, such as "mixture train 60000".

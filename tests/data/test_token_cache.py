@@ -1,11 +1,11 @@
-"""Token ids kept on disk: found again, never stale, never damaged, and never needed."""
+"""Token ids on disk: found again, never stale, never damaged, and never needed."""
 
 import numpy as np
 import pytest
 
-from minids.data import kept as module
 from minids.data import mixture
-from minids.data.kept import kept
+from minids.data import token_cache as module
+from minids.data.token_cache import cached_ids
 from minids.data.tokenizer import Tokenizer
 from minids.system import paths
 
@@ -28,31 +28,31 @@ def never():
 
 
 def test_ids_are_computed_once(folder, tokenizer):
-    assert (kept("some ids", tokenizer, lambda: IDS) == IDS).all()
-    again = kept("some ids", tokenizer, never)
+    assert (cached_ids("some ids", tokenizer, lambda: IDS) == IDS).all()
+    again = cached_ids("some ids", tokenizer, never)
     assert (again == IDS).all() and again.dtype == np.uint16 and again.flags.writeable
     assert [path.suffix for path in folder.iterdir()] == [".ids"]
 
 
 def test_other_parameters_tokenizers_and_sources_are_other_ids(folder, tokenizer, monkeypatch):
-    kept("some ids", tokenizer, lambda: IDS)
-    other = kept("other ids", tokenizer, lambda: IDS[:2])
+    cached_ids("some ids", tokenizer, lambda: IDS)
+    other = cached_ids("other ids", tokenizer, lambda: IDS[:2])
     assert len(other) == 2
     with pytest.raises(AssertionError):
-        kept("some ids", Tokenizer.load(paths.DATA / "v4_sample"), never)
+        cached_ids("some ids", Tokenizer.load(paths.DATA / "v4_sample"), never)
     monkeypatch.setattr(module, "sources", lambda: "changed")
     with pytest.raises(AssertionError):
-        kept("some ids", tokenizer, never)
+        cached_ids("some ids", tokenizer, never)
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-2], lambda data: b"", lambda data: data[:9],
                                     lambda data: data[:-1] + bytes([data[-1] ^ 1])])
 def test_a_damaged_file_is_made_again(folder, tokenizer, damage):
-    kept("some ids", tokenizer, lambda: IDS)
+    cached_ids("some ids", tokenizer, lambda: IDS)
     (path,) = folder.iterdir()
     whole = path.read_bytes()
     path.write_bytes(damage(whole))
-    assert (kept("some ids", tokenizer, lambda: IDS) == IDS).all()
+    assert (cached_ids("some ids", tokenizer, lambda: IDS) == IDS).all()
     assert path.read_bytes() == whole
 
 
@@ -60,16 +60,16 @@ def test_nothing_is_kept_where_nothing_can_be_written(tmp_path, tokenizer, monke
     (tmp_path / "file").write_text("")
     for place in (None, tmp_path / "file"):
         monkeypatch.setattr(paths, "cache", lambda: place)
-        assert (kept("some ids", tokenizer, lambda: IDS) == IDS).all()
+        assert (cached_ids("some ids", tokenizer, lambda: IDS) == IDS).all()
 
 
 def test_few_files_are_kept(folder, tokenizer):
     for i in range(module.FILES + 3):
-        kept(f"ids {i}", tokenizer, lambda: IDS)
+        cached_ids(f"ids {i}", tokenizer, lambda: IDS)
     assert len(list(folder.iterdir())) == module.FILES
 
 
-def test_a_kept_stream_is_the_stream(folder, tokenizer):
+def test_a_cached_stream_is_the_stream(folder, tokenizer):
     ids = mixture.stream("valid", 3000, tokenizer)
     for _ in range(2):
-        assert np.array_equal(mixture.kept_stream("valid", 3000, tokenizer), ids)
+        assert np.array_equal(mixture.cached_stream("valid", 3000, tokenizer), ids)
