@@ -20,8 +20,8 @@ from minids import numerics
 from minids.model import kernels
 from minids.model.kernels import packed as kernel
 
-FEW = 12            # tokens, from which on decoding a stripe is faster
-STRIPE = 2**20      # numbers that are decoded at a time
+FEW = 16            # tokens, from which on decoding a stripe is faster
+STRIPE = 2**21      # numbers that are decoded at a time
 # half the scale of each byte in E8M0: the kernels make twice the numbers of FP4
 POWERS = torch.arange(256, dtype=torch.uint8).view(torch.float8_e8m0fnu).float() / 2
 
