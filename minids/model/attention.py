@@ -248,7 +248,7 @@ class Attend(torch.autograd.Function):
                 sink: Tensor, weigh: bool) -> tuple[Tensor, Tensor]:
         inputs = q, kv, window, entries, unseen, sink
         o, p = torch.empty_like(q), q.new_empty(*q.shape[:3], entries.shape[1] if weigh else 0)
-        kernel.attend(*(t.detach().numpy() for t in (*inputs, o, p)))
+        kernel.attend(*kernels.arrays(*inputs, o, p))
         ctx.save_for_backward(*inputs)
         ctx.mark_non_differentiable(p)
         return o, p
@@ -265,8 +265,7 @@ class Attend(torch.autograd.Function):
         parts = max(kernels.parts(B * T) // B, 1)
         dq, dkv = torch.empty_like(q), kv.new_zeros(B, parts, *kv.shape[1:])
         dentries, dsink = kv.new_zeros(B, parts, *entries.shape[1:]), kv.new_zeros(B, parts, H)
-        kernel.attend_gradient(*(t.detach().numpy() for t in (
-            *inputs, do.contiguous(), dq, dkv, dentries, dsink)))
+        kernel.attend_gradient(*kernels.arrays(*inputs, do, dq, dkv, dentries, dsink))
         return dq, dkv.sum(1), None, dentries.sum(1), None, dsink.sum((0, 1)), None
 
 

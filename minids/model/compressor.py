@@ -132,7 +132,7 @@ class Pool(torch.autograd.Function):
                 c: int) -> Tensor:
         entries = x.new_empty(len(x), start.shape[1], c)
         inputs = x.contiguous(), ape.contiguous(), start, number, entries
-        kernel.pool(*(t.detach().numpy() for t in inputs))
+        kernel.pool(*kernels.arrays(*inputs))
         ctx.save_for_backward(*inputs)
         return entries
 
@@ -142,6 +142,5 @@ class Pool(torch.autograd.Function):
         x, ape, *_ = inputs = ctx.saved_tensors
         kernels.on("compressor", x)             # sets the number of threads
         dx, dape = torch.zeros_like(x), ape.new_zeros(len(x), *ape.shape)
-        kernel.pool_gradient(*(t.detach().numpy() for t in (
-            *inputs, dentries.contiguous(), dx, dape)))
+        kernel.pool_gradient(*kernels.arrays(*inputs, dentries, dx, dape))
         return dx, dape.sum(0), None, None, None

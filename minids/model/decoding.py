@@ -185,7 +185,7 @@ def compressed(compressor: Any, name: str, x: Array, current: Pass, state: Compr
     if state.last - state.first == m:
         before = state.before or halves_before_the_first(len(x), m if compressor.overlap else 0,
                                                          width)
-        a_kv, a_z = (t.detach().contiguous().numpy() for t in before)
+        a_kv, a_z = kernels.arrays(*before)
         after = torch.empty(a_kv.shape), torch.empty(a_z.shape)
         rot = rotation(compressor.rotary, state.count * m, current)
         decode_compressor.pool(kv, z, state.first, w[name + "ape"], a_kv, a_z, after[0].numpy(),

@@ -13,17 +13,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from minids.model.kernels import array, swiglu
 from minids.model.kernels import experts as kernel
-from minids.model.kernels import swiglu
 
 FEW = 64            # tokens up to which one kernel computes everything,
 SMALL = 2**18       # and numbers of a matrix up to which it does;
 ALONE = 2**21       # products up to which it does so in one thread: waking another takes longer
-
-
-def array(t: Tensor) -> np.ndarray:
-    """The same memory, as kernels take it."""
-    return (t if t.is_contiguous() else t.contiguous()).detach().numpy()
 
 
 class Choice(torch.autograd.Function):

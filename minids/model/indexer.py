@@ -80,7 +80,7 @@ class Score(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, w: Tensor, keys: Tensor) -> Tensor:
         scores = q.new_empty(*q.shape[:2], keys.shape[1])
-        kernel.score(*(t.detach().numpy() for t in (q, w, keys, scores)))
+        kernel.score(*kernels.arrays(q, w, keys, scores))
         ctx.save_for_backward(q, w, keys)
         return scores
 
@@ -92,8 +92,7 @@ class Score(torch.autograd.Function):
         B, T, _, c = q.shape
         dq, dw = torch.empty_like(q), torch.empty_like(w)
         dkeys = keys.new_zeros(B, max(kernels.parts(B * T) // B, 1), *keys.shape[1:])
-        kernel.score_gradient(*(t.detach().numpy() for t in (
-            q, w, keys, d.contiguous(), dq, dw, dkeys)))
+        kernel.score_gradient(*kernels.arrays(q, w, keys, d, dq, dw, dkeys))
         return dq, dw, dkeys.sum(1)
 
 

@@ -202,11 +202,6 @@ class Sinkhorn(torch.autograd.Function):
         return G / M, None, None
 
 
-def arrays(*tensors: Tensor) -> list[np.ndarray]:
-    """The tensors' memory, contiguous, as kernels take it."""
-    return [t.detach().contiguous().numpy() for t in tensors]
-
-
 def fused_site(X: Tensor, fn: Tensor, scale: Tensor, base: Tensor, iters: int, hc_eps: float,
                norm_eps: float) -> tuple[Tensor, ...]:
     """raw, r, pre, post, comb, u, see `kernels.mhc`; X: N n d."""
@@ -214,8 +209,8 @@ def fused_site(X: Tensor, fn: Tensor, scale: Tensor, base: Tensor, iters: int, h
     raw = fn @ X.view(N, -1).T                                                   # o N
     k = n if len(fn) > n else 0                                 # a head writes nothing
     out = [X.new_empty(shape) for shape in ((N,), (n, N), (k, N), (k, k, N), (N, d))]
-    fused.site(*arrays(X, raw, scale, base), iters, np.float32(hc_eps), np.float32(norm_eps),
-               *arrays(*out))
+    fused.site(*kernels.arrays(X, raw, scale, base), iters, np.float32(hc_eps),
+               np.float32(norm_eps), *kernels.arrays(*out))
     return raw, *out
 
 
@@ -243,13 +238,13 @@ class Site(torch.autograd.Function):
         small = [X.new_zeros(shape) if g is None else g for g, shape in zip(grads, shapes)]
         pre, draw, slope = X.new_empty(n, N), torch.empty_like(raw), torch.empty_like(r)
         dscale, dbase = np.empty((2, -(-N // fused.CHUNK), o), np.float32)
-        fused.site_gradient(*arrays(X, raw, r, scale, base), iters, np.float32(eps),
-                            *arrays(*small, pre, draw, slope), dscale, dbase)
+        fused.site_gradient(*kernels.arrays(X, raw, r, scale, base), iters, np.float32(eps),
+                            *kernels.arrays(*small, pre, draw, slope), dscale, dbase)
         x = X.view(N, -1)
         through = torch.mm(draw.T, fn) if dX is None else torch.addmm(
             dX.reshape(N, -1), draw.T, fn)
         through = through.view(X.shape)
-        fused.streams_gradient(*arrays(X, slope, pre, small[3], through))
+        fused.streams_gradient(*kernels.arrays(X, slope, pre, small[3], through))
         rows = torch.from_numpy(dscale.sum(0))
         by_scale = torch.stack([part.sum() for part in rows.split([n, n, n * n] if k else [n])])
         return (through, draw @ x, by_scale, torch.from_numpy(dbase.sum(0)), None, None, None)
@@ -259,7 +254,7 @@ def read_streams(X: Tensor, pre: Tensor) -> Tensor:
     """sum_j pre[j] X[j] for each token: X: N n d, pre: n N -> N d."""
     if kernels.on("mhc", X, pre):
         u = X.new_empty(X.shape[0], X.shape[2])
-        fused.read(*arrays(X, pre, u))
+        fused.read(*kernels.arrays(X, pre, u))
         return u
     return mix(pre[:, None], X).squeeze(1)
 
@@ -278,7 +273,7 @@ class Read(torch.autograd.Function):
         X, pre = ctx.saved_tensors
         if kernels.on("mhc", X, pre, grad):
             dX, dpre = X.new_empty(X.shape), pre.new_empty(pre.shape)
-            fused.read_gradient(*arrays(X, pre, grad, dX, dpre))
+            fused.read_gradient(*kernels.arrays(X, pre, grad, dX, dpre))
             return dX, dpre
         grad = grad[:, None]                                                     # N 1 d
         return mix(pre[None], grad), tokens_last(torch.bmm(grad, X.mT))[0]
@@ -291,7 +286,7 @@ def write_streams(X: Tensor, comb: Tensor, post: Tensor, f: Tensor) -> Tensor:
     """
     if kernels.on("mhc", X, comb, post, f):
         Y = X.new_empty(X.shape)
-        fused.write(*arrays(X, f, post, comb, Y))
+        fused.write(*kernels.arrays(X, f, post, comb, Y))
         return Y
     if few(X):
         return torch.baddbmm(post.T[:, :, None] * f[:, None], comb.permute(2, 1, 0), X)
@@ -312,7 +307,7 @@ class Write(torch.autograd.Function):
         X, comb, post, f = ctx.saved_tensors
         if kernels.on("mhc", X, comb, post, f, grad):
             dX, df, dpost, dcomb = (t.new_empty(t.shape) for t in (X, f, post, comb))
-            fused.write_gradient(*arrays(X, f, post, comb, grad, dX, df, dpost, dcomb))
+            fused.write_gradient(*kernels.arrays(X, f, post, comb, grad, dX, df, dpost, dcomb))
             return dX, dcomb, dpost, df
         # N 1 n: a row times a matrix, four times as fast as its transpose
         dpost = torch.bmm(f[:, None], grad.mT)

@@ -42,7 +42,7 @@ def read_by_kernels(codes: Tensor, scale: Tensor) -> bool:
             and scale.dtype in (torch.float8_e8m0fnu, torch.float32))
 
 
-def kept(device: torch.device | str) -> bool:
+def stays_packed(device: torch.device | str) -> bool:
     """Whether a matrix in FP8 should stay as it is stored: where products take codes."""
     return torch.device(device).type == "cpu" and kernels.on("packed")
 

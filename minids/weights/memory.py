@@ -28,7 +28,7 @@ def free(device) -> int:
     return psutil.virtual_memory().available
 
 
-def keeps(name: str, stored_as: str, device) -> bool:
+def stays_packed(name: str, stored_as: str, device) -> bool:
     """Whether a layer's tensor stays as it is stored, in a type of safetensors, on `device`.
 
     The matrices of routed experts do, where torch has all types; on a CPU, where products take
@@ -36,13 +36,13 @@ def keeps(name: str, stored_as: str, device) -> bool:
     """
     if ".experts." in name:
         return has_all_types(device)
-    return stored_as == "F8_E4M3" and packed.kept(device)
+    return stored_as == "F8_E4M3" and packed.stays_packed(device)
 
 
 def weights(checkpoint, i: int, dtype: torch.dtype, device="cpu") -> int:
-    """Bytes of memory of layer `i` on `device`: what it `keeps` as it is stored, and other matrices
-    as `dtype`. Without a device: of all of them as `dtype`."""
-    names = [] if device is None else kept(checkpoint, i, device)
+    """Bytes of memory of layer `i` on `device`: what stays as it is stored (`stays_packed`), and
+    other matrices as `dtype`. Without a device: of all of them as `dtype`."""
+    names = [] if device is None else packed_names(checkpoint, i, device)
     total = stored(checkpoint, names)
     for name, (format, shape) in layout.tensors(checkpoint.config).items():
         if name.startswith(f"layers.{i}.") and name not in names:
@@ -52,12 +52,12 @@ def weights(checkpoint, i: int, dtype: torch.dtype, device="cpu") -> int:
     return total
 
 
-def kept(checkpoint, i: int, device) -> set[str]:
-    """The names of what layer `i` `keeps` as it is stored, with those of the scales."""
+def packed_names(checkpoint, i: int, device) -> set[str]:
+    """The names of what stays as it is stored in layer `i`, with those of the scales."""
     names = set()
     for name in checkpoint.find(f"layers.{i}.*"):
         weight = name.removesuffix("scale") + "weight" if name.endswith(".scale") else name
-        if keeps(weight, checkpoint.info(weight)[0], device):
+        if stays_packed(weight, checkpoint.info(weight)[0], device):
             names.add(name)
     return names
 

@@ -85,7 +85,7 @@ def layer_names(checkpoint: Checkpoint, i: int) -> list[str]:
 
 def read_layer(checkpoint: Checkpoint, i: int, device="cpu",
                dtype: torch.dtype = torch.float32) -> Block:
-    """Layer `i`, ready to use; for what stays as it is stored see `memory.keeps`.
+    """Layer `i`, ready to use; for what stays as it is stored see `memory.stays_packed`.
 
     What is not on this machine is fetched first. `MinidsError` where the memory of `device` is too
     small, before anything is fetched or read.
@@ -103,7 +103,7 @@ def read_layer(checkpoint: Checkpoint, i: int, device="cpu",
 
     def stored(name):
         stored_as = checkpoint.info(name)[0]
-        if not memory.keeps(name, stored_as, device):
+        if not memory.stays_packed(name, stored_as, device):
             return None
         codes = checkpoint.raw(name).to(device)
         if stored_as not in layout.CODES:

@@ -83,7 +83,7 @@ class Layers:
                 return decode(kinds[name], raw[name], scale, dtype, self.device, f"{where}: {name}")
 
             def stored(name):
-                if memory.keeps(name, kinds[name], self.device):
+                if memory.stays_packed(name, kinds[name], self.device):
                     return raw[name], raw.get(scale_name(name))
                 return None
 
@@ -101,13 +101,13 @@ def fill(block: Block, at: str, read, stored, dtype: torch.dtype, where) -> Bloc
     """
     matrices = {f"{name}.weight": matrix for name, matrix in block.named_modules()
                 if isinstance(matrix, Linear)}
-    kept = {name: codes for name in matrices if (codes := stored(at + name))}
+    packed = {name: codes for name in matrices if (codes := stored(at + name))}
     state = {name: read(at + name, t.dtype) for name, t in block.state_dict().items()
-             if name not in kept}
+             if name not in packed}
     block.load_state_dict(state, strict=False, assign=True)
     if block.ffn.gate.is_hash:
         check_table(block.ffn.gate.tid2eid, block.config, f"{where}: {at}ffn.gate.tid2eid")
-    for name, (codes, scale) in kept.items():
+    for name, (codes, scale) in packed.items():
         matrices[name].store(codes, scale, dtype)
     return block.eval()
 
@@ -164,7 +164,7 @@ def memory_of_a_pass(path, T: int, dtype: torch.dtype = torch.float32, device="c
     with _checked(path) as checkpoint:
         config = checkpoint.config
         layers = [size + memory.weights(checkpoint, i, dtype, device)
-                  - memory.stored(checkpoint, memory.kept(checkpoint, i, device))
+                  - memory.stored(checkpoint, memory.packed_names(checkpoint, i, device))
                   for i, size in enumerate(_stored(checkpoint))]
     pairs = [sum(layers[i:i + 2]) for i in range(max(len(layers) - 1, 1))]
     working = max(memory.activations(config, ratio, T, dtype)

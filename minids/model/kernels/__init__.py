@@ -19,6 +19,6 @@ computed by one thread, and sums over tokens are sums of `parts` of a fixed numb
 are compiled, and where the machine code is stored, see `compiled.py`.
 """
 
-from minids.model.kernels.compiled import NAMES, on, parts, switched_off, why_off
+from minids.model.kernels.compiled import NAMES, array, arrays, on, parts, switched_off, why_off
 
-__all__ = ["NAMES", "on", "parts", "switched_off", "why_off"]
+__all__ = ["NAMES", "array", "arrays", "on", "parts", "switched_off", "why_off"]

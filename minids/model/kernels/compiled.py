@@ -25,6 +25,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -257,6 +258,16 @@ def switched_off(*names: str) -> Iterator[None]:
         yield
     finally:
         off.difference_update(added)
+
+
+def array(t: Tensor) -> np.ndarray:
+    """A tensor as kernels take it: a contiguous array, in the same memory if the tensor is so."""
+    return t.detach().contiguous().numpy()
+
+
+def arrays(*tensors: Tensor) -> list[np.ndarray]:
+    """`array` of each."""
+    return [array(t) for t in tensors]
 
 
 def parts(count: int) -> int:

@@ -144,21 +144,27 @@ def gather(x: np.ndarray, tokens: np.ndarray, rows: np.ndarray) -> None:
             rows[i, j] = x[tokens[i], j]
 
 
+@inlined
+def add_up(rows: np.ndarray, slots: np.ndarray, n: int, y: np.ndarray) -> None:
+    """What `combine` does, for token n."""
+    N, K = slots.shape
+    d = y.shape[1]
+    for j in range(d):
+        y[n, j] = rows[N * K + n, j]
+    for k in range(K):
+        slot = slots[n, k]
+        for j in range(d):
+            y[n, j] += rows[slot, j]
+
+
 @kernel
 def combine(rows: np.ndarray, slots: np.ndarray, y: np.ndarray) -> None:
     """y[n] = rows[NK + n] + sum_k rows[slots[n, k]]: the shared expert's row and the K chosen ones.
 
     rows: NK+N d; slots: N K; y: N d. Its gradient is `gather`.
     """
-    N, K = slots.shape
-    d = y.shape[1]
-    for n in prange(N):
-        for j in range(d):
-            y[n, j] = rows[N * K + n, j]
-        for k in range(K):
-            slot = slots[n, k]
-            for j in range(d):
-                y[n, j] += rows[slot, j]
+    for n in prange(len(slots)):
+        add_up(rows, slots, n, y)
 
 
 @inlined
@@ -243,12 +249,7 @@ def few(x: np.ndarray, experts: np.ndarray, g: np.ndarray, used: np.ndarray,
             else:
                 times_four_rows(w2, h[0], h[1], h[2], h[3], rows[i0], rows[i1], rows[i2], rows[i3])
     for n in prange(N):
-        for j in range(d):
-            y[n, j] = rows[N * K + n, j]
-        for k in range(K):
-            slot = slots[n, k]
-            for j in range(d):
-                y[n, j] += rows[slot, j]
+        add_up(rows, slots, n, y)
 
 
 one_by_one, side_by_side = serial(few), kernel(few)       # expert by expert, or all at a time

@@ -186,9 +186,9 @@ def test_torch_computes_the_rest():
     linear.store(codes, scale, torch.float32)
     W = numerics.decode(codes, scale)
     with kernels.switched_off("packed"):
-        assert not packed.kept("cpu")
+        assert not packed.stays_packed("cpu")
         assert torch.equal(linear(x), F.linear(x, W)) and torch.equal(linear.matrix(), W)
-    assert packed.kept("cpu") and not packed.kept("cuda")
+    assert packed.stays_packed("cpu") and not packed.stays_packed("cuda")
     torch.testing.assert_close(linear(x), F.linear(x, W))
     x.requires_grad_()
     linear(x).square().sum().backward()
