@@ -390,6 +390,9 @@ def train_command(args) -> None:
                           f"this; use --data text, or TrainConfig(stages=...) in Python")
     device = find_device_of_run(args)
     out = run_folder(args, args.preset if args.data == "text" else f"{args.preset}-{args.data}")
+    if settings.data == "mix" and not rank():
+        print("reading stories, problems and text (to make them takes up to a minute, once) ...",
+              file=sys.stderr, flush=True)
     config, text = Config.preset(args.preset), streams(settings)
     log = train(config, settings, out, resume=not args.fresh, tokens=text, device=device)
     if rank():

@@ -8,7 +8,6 @@ a kind is always the same one. Each kind keeps its splits apart: books by docume
 """
 
 import random
-import sys
 from functools import cache
 from itertools import islice
 
@@ -22,7 +21,6 @@ from minids.errors import MinidsError
 # of all characters
 SHARES = {"text": 0.15, "scenes": 0.20, "stories": 0.30, "portraits": 0.10, "problems": 0.25}
 WORDS = 60, 1500        # shortest and longest story; the logarithm of the length is uniform
-ANNOUNCED = 1_000_000   # tokens that take long enough to say so
 PASSAGE = 3000          # approximate length of a passage of real text, in characters
 
 
@@ -94,13 +92,8 @@ def stream(split: str, tokens: int, tokenizer, kinds=tuple(SHARES)) -> np.ndarra
 
 def cached_stream(split: str, tokens: int, tokenizer) -> np.ndarray:
     """`stream`, kept in the user's cache: a million tokens take some seconds to make."""
-    def make():
-        if tokens >= ANNOUNCED:
-            print(f"minids: making {tokens:,} tokens of stories, problems and text. This takes up "
-                  f"to a minute; they are kept for the next run.", file=sys.stderr, flush=True)
-        return stream(split, tokens, tokenizer)
-
-    return cached_ids(f"mixture {split} {tokens} {SHARES}", tokenizer, make)
+    return cached_ids(f"mixture {split} {tokens} {SHARES}", tokenizer,
+                      lambda: stream(split, tokens, tokenizer))
 
 
 def streams(tokens: int, tokenizer) -> dict[str, np.ndarray]:
