@@ -1,6 +1,7 @@
 """How time and memory grow: with context, experts, width and batch, measured and computed.
 
     python tests/benchmarks/scale.py            about ten minutes on an otherwise idle machine
+    python tests/benchmarks/scale.py step       the rows of a training step alone, or of a token
     python tests/benchmarks/scale.py --small    fewer and smaller points, to try the script
 
 For each row of the table one size of `Config.nano()` grows and all others stay. A quantity y that
@@ -9,8 +10,8 @@ measured in three rounds; the table gives the lowest and the highest slope of th
 stands the slope of what `minids.cost` computes for the same points.
 
 Each point of a training step runs in a process of its own, which reports the time of a step and the
-most memory that it held above what it held before. Decoding with a long context starts from a state
-full of random numbers: reading a million tokens first would take hours.
+most memory that it held for weights, gradients and activations. Decoding with a long context starts
+from a state full of random numbers: reading a million tokens first would take hours.
 """
 # ruff: noqa: I001
 
@@ -64,20 +65,21 @@ def wide(config: Config, d: int) -> Config:
 def step(config: Config, batch: int, length: int) -> dict:
     """Seconds of a training step (forward, backward) and its memory in bytes."""
     torch.manual_seed(0)
-    model = minids.Model(config).train()
     ids = torch.randint(config.vocab_size, (batch, length + 1))
 
-    def once(ids):
+    def once(model, ids):
         logits = model(ids[:, :-1])
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
         loss.backward()
         model.zero_grad()
 
-    once(ids[:1, :33])          # what is made once: kernels, threads
+    tiny = config.replace(dim=64, n_routed_experts=4)
+    once(minids.Model(tiny), ids[:1, :33])      # what is loaded once: kernels, threads
     before, seconds = peak_memory(), []
+    model = minids.Model(config).train()
     for _ in range(STEPS):
         begin = time.perf_counter()
-        once(ids)
+        once(model, ids)
         seconds.append(time.perf_counter() - begin)
     return {"seconds": min(seconds), "bytes": peak_memory() - before}
 
@@ -163,6 +165,7 @@ def row(kind: str, grows: str, cells: list) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("kind", nargs="?", choices=("step", "token"), help="these rows alone")
     parser.add_argument("--small", action="store_true", help="fewer and smaller points")
     parser.add_argument("--point", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -174,7 +177,8 @@ def main() -> None:
     print("| of a | | grows | measured | exponent | computed |")
     print("| --- | --- | --- | --- | --- | --- |")
     for (kind, grows), cells in points(args.small).items():
-        row(kind, grows, cells)
+        if args.kind in (None, kind):
+            row(kind, grows, cells)
 
 
 if __name__ == "__main__":
