@@ -9,7 +9,7 @@ from collections import defaultdict
 
 import torch
 
-CACHED = 2**18      # numbers of the matrices that a CPU iterates on together: they fit its cache
+CACHED = 2**19      # numbers of the matrices that a CPU iterates on together: they fit its cache
 STEEP, FLAT = (3.4445, -4.7750, 2.0315), (2.0, -1.5, 0.5)
 
 
@@ -56,11 +56,11 @@ class Muon(torch.optim.Optimizer):
                 grads, momenta = [p.grad for p in ps], [self.state[p]["momentum"] for p in ps]
                 torch._foreach_mul_(momenta, momentum)
                 torch._foreach_add_(momenta, grads)
-                ahead = torch._foreach_add(grads, momenta, alpha=momentum)
-                update = orthogonalise(torch.stack(ahead))                      # K rows columns
-                update = update * (0.18 * max(shape) ** 0.5)
+                # K rows columns
+                ahead = torch.stack(grads).add_(torch.stack(momenta), alpha=momentum)
+                update, scale = orthogonalise(ahead), 0.18 * max(shape) ** 0.5
                 torch._foreach_mul_(ps, 1 - lr * group["weight_decay"])
-                torch._foreach_add_(ps, list(update.unbind()), alpha=-lr)
+                torch._foreach_add_(ps, list(update.unbind()), alpha=-lr * scale)
 
 
 def for_muon(name: str, p: torch.Tensor) -> bool:

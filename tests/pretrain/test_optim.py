@@ -5,6 +5,7 @@ import torch
 from tiny import SMALL
 from twin import lively
 
+from minids.pretrain import optim
 from minids.pretrain.optim import Muon, for_muon, orthogonalise
 
 
@@ -23,6 +24,13 @@ def test_ten_thousandfold_smaller_directions_are_lifted():
     U, V = (torch.linalg.qr(torch.randn(16, 16))[0] for _ in range(2))
     G = U @ torch.diag(torch.logspace(0, -3.5, 16)) @ V
     assert (torch.linalg.svdvals(orthogonalise(G[None])[0]) > 0.5).all()
+
+
+def test_groups_that_fit_the_cache_give_what_all_together_give(monkeypatch):
+    G = torch.randn(5, 6, 10)
+    together = orthogonalise(G)
+    monkeypatch.setattr(optim, "CACHED", 2 * 60)
+    torch.testing.assert_close(orthogonalise(G), together)
 
 
 def test_two_steps_are_the_algorithm():

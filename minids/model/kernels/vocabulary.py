@@ -77,6 +77,35 @@ def gradient(z: Array, ids: Array, logz: Array, scale: Array, dz: Array) -> None
 
 
 @kernel
+def loss(z: Array, ids: Array, logp: Array, n_parts: int) -> None:
+    """Of each row i of logits z: log p(ids_i). The gradient of -log p(ids_i) takes the row's place:
+    p_v - 1[v = id], with p_v = e^z_v / sum_u e^z_u.
+
+    z: N V; ids: N, int64; logp: N, written. A row whose id is negative gets 0 for both.
+    """
+    N, V = z.shape
+    for part in prange(n_parts):
+        lanes = np.empty(LANES, f32)
+        for i in range(part * N // n_parts, (part + 1) * N // n_parts):
+            row = z[i]
+            if ids[i] < 0:
+                row[:], logp[i] = f32(0.0), f32(0.0)
+                continue
+            top = largest(row, lanes)
+            x = row[ids[i]] - top
+            for v in range(V):
+                row[v] = exp(row[v] - top)
+            total = f32(0.0)
+            for v in range(V):
+                total += row[v]
+            logp[i] = x - f32(np.log(total))
+            inverse = f32(1.0) / total
+            for v in range(V):
+                row[v] *= inverse
+            row[ids[i]] -= f32(1.0)
+
+
+@kernel
 def sample(z: Array, noise: Array, inverse_temperature: f32, ids: Array, logp: Array,
            n_parts: int) -> None:
     """The id of each row at which the cumulated probabilities exceed its noise, and its log p.

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from minids.inference.sampling import pick
 from minids.model import kernels, vocabulary
+from minids.model.kernels import vocabulary as compiled
 from minids.posttrain.rollouts import inverse_cdf, log_distribution, sample_recorded
 
 SIZES = [(1, 3), (65, 77), (3, 2048), (130, 16)]
@@ -32,6 +33,30 @@ def test_the_loss_of_a_head_and_its_gradients(monkeypatch, N, V, stripe):
     for a, b in zip(torch.autograd.grad(2.5 * loss, (h, W)),
                     torch.autograd.grad(2.5 * expected, (h, W))):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e-3, 30.0, 1000.0])
+def test_the_loss_and_gradient_of_small_and_large_logits(size):
+    torch.manual_seed(0)
+    h, W = size * torch.randn(9, 16, requires_grad=True), torch.randn(70, 16)
+    ids = torch.arange(9)
+    ids[4] = -100
+    expected = F.cross_entropy(h @ W.mT, ids, ignore_index=-100, reduction="sum")
+    loss = vocabulary.head_loss(h, W, ids)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(loss, h), torch.autograd.grad(expected, h),
+                               rtol=1e-4, atol=1e-5)
+
+
+def test_the_loss_has_the_same_bits_wherever_its_logits_lie():
+    torch.manual_seed(0)
+    logits, ids, results = 3 * torch.randn(5, 77), torch.arange(5), []
+    for shift in range(8):
+        z, logp = torch.empty(5 * 77 + shift)[shift:].view(5, 77).copy_(logits), torch.empty(5)
+        compiled.loss(*kernels.arrays(z, ids, logp), 1)
+        results.append((z, logp))
+    for z, logp in results[1:]:
+        assert torch.equal(z, results[0][0]) and torch.equal(logp, results[0][1])
 
 
 def test_only_what_learns_gets_a_gradient():
