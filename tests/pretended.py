@@ -39,6 +39,7 @@ RULES = {
     "all": ((), ()),
     "apple": ((torch.float64, torch.complex128, *FLOAT8), ("mps",)),
     "no complex": ((torch.float64, *COMPLEX, *FLOAT8), ("frexp",)),
+    "least": ((torch.float64, *COMPLEX, *FLOAT8), ("mps", "frexp")),    # what either lacks
 }
 _rules = "all"
 _counters, _makers = [], []
@@ -175,7 +176,7 @@ class PretendedTensor(torch.Tensor):
 
 def _run(operator, args, kwargs):
     """Compute an operator on the CPU tensors that its tensors wrap, and wrap the results."""
-    if torch.is_inference_mode_enabled() and operator.has_kernel_for_dispatch_key(COMPOSED):
+    if torch.is_inference_mode_enabled() and _is_composed(operator):
         return operator.decompose(*args, **kwargs)      # else its parts would not come by here
     tensors = []
     raw_args = _to_cpu(args, tensors)
@@ -193,6 +194,11 @@ def _run(operator, args, kwargs):
             if type(x) is PretendedTensor and x.raw.shape != x.shape:
                 raise NotImplementedError(f"{operator} resizes its output: unknown to {NAME}")
     return _to_here(result, tensors) if here else result
+
+
+@cache
+def _is_composed(operator) -> bool:
+    return operator.has_kernel_for_dispatch_key(COMPOSED)
 
 
 def _to_cpu(x, tensors: list):

@@ -180,13 +180,6 @@ def run(*argv, **options):
 
 
 @pytest.mark.slow
-def test_module_runs_without_a_traceback(tmp_path):
-    process = run("generate", "--model", tmp_path / "nowhere", text=True)
-    _, err = process.communicate()
-    assert process.returncode == 2
-    assert err.startswith("minids: no model at") and err.count("\n") == 1
-
-
 def test_a_closed_pipe_ends_quietly(model):
     """As in `minids ... | head`: the reader goes away before the first line is written."""
     process = run("real", "info", model)

@@ -8,7 +8,7 @@ import pytest
 from minids.system import paths
 
 
-@pytest.mark.slow(20)
+@pytest.mark.slow(10)
 def test_types():
     done = subprocess.run([sys.executable, "-m", "mypy"], cwd=paths.ROOT, capture_output=True,
                           text=True)

@@ -39,7 +39,7 @@ def kept_state():
             torch.set_grad_enabled(True)
             if device.type != "cpu":
                 torch.set_default_device(None)
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)  # the CPU's, which is restored
             yield
     finally:
         sys.stdout, sys.stderr = stdout, stderr

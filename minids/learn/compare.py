@@ -2,7 +2,7 @@
 
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ class Difference:
     tensors of one shape where only the values differ, otherwise None.
     """
 
-    text: str
+    text: str | Callable[[], str]       # what takes long to say is said when it is needed
     place: str = ""
     pair: tuple | None = None
 
@@ -34,15 +34,21 @@ def difference(actual, expected, atol: float, rtol: float) -> Difference | None:
     A float is wrong if it is off by more than atol + rtol * |expected|.
     """
     try:
-        return _difference(actual, expected, atol, rtol, "")
+        found = _difference(actual, expected, atol, rtol, "")
+        if found and callable(found.text):
+            found.text = found.text()
+        return found
     except Exception as error:      # a learner's object may refuse any operation
         return Difference(f"the result cannot be compared with {kind(expected)} "
                           f"({type(error).__name__}), found {kind(actual)}")
 
 
 def same(actual, expected, atol: float, rtol: float) -> bool:
-    """Whether there is no difference."""
-    return difference(actual, expected, atol, rtol) is None
+    """Whether there is no difference; quicker than to say which one."""
+    try:
+        return _difference(actual, expected, atol, rtol, "") is None
+    except Exception:
+        return False
 
 
 def _difference(actual, expected, atol, rtol, place) -> Difference | None:
@@ -122,7 +128,7 @@ def _of_tensors(actual, expected, atol, rtol, place) -> Difference | None:
         return Difference(f"expected a tensor on the device {expected.device}, found one on "
                           f"{actual.device}", place)
     if actual.shape != expected.shape:
-        return Difference(_shapes(actual, expected, atol, rtol), place)
+        return Difference(lambda: _shapes(actual, expected, atol, rtol), place)
     if actual.dtype != expected.dtype:
         return Difference(f"expected dtype {expected.dtype}, found {actual.dtype}", place)
     if expected.is_floating_point():
@@ -132,7 +138,7 @@ def _of_tensors(actual, expected, atol, rtol, place) -> Difference | None:
     if torch.allclose(a, b, rtol=rtol, atol=atol if expected.is_floating_point() else 0.0,
                       equal_nan=True):
         return None
-    return Difference(_values(a, b, actual, expected, atol, rtol), place,
+    return Difference(lambda: _values(a, b, actual, expected, atol, rtol), place,
                       None if expected.is_complex() else (a, b))
 
 

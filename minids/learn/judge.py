@@ -25,7 +25,7 @@ from minids import plain
 from minids.learn import journal, mine
 from minids.learn.attempt import TimeIsUp, call
 from minids.learn.checks import PARTS, find
-from minids.learn.compare import Difference, difference, probe
+from minids.learn.compare import Difference, difference, probe, same
 from minids.learn.exercise import Check, CheckFailed, NotAttempted
 
 WIDTH = 90      # columns of a message
@@ -381,8 +381,9 @@ def _agreement(exercise: Check, version, outcome: Outcome) -> str | None:
     if isinstance(result, BaseException):
         same_error = type(result) is type(outcome.result)
         return "finite" if same_error and _message(result) == _message(outcome.result) else None
-    if isinstance(outcome.result, BaseException) or _differ(
-            exercise, (outcome.result, outcome.used), (result, used)):
+    tolerances = exercise.atol, exercise.rtol
+    if (isinstance(outcome.result, BaseException) or not same(outcome.result, result, *tolerances)
+            or not same(outcome.used, used, *tolerances)):
         return None
     return "finite" if _has_finite(result) else "nan"
 

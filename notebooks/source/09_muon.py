@@ -818,10 +818,9 @@ assert max(adds["Flash"], adds["Pro"]) < 1 and adds["nano"] > 20
 
 # %% jupyter={"outputs_hidden": true, "source_hidden": true}
 sizes = [2**k for k in range(9, 29)]
-lines = {name: [100 * iteration(config) / model_step(config, n) for n in sizes]
-         for name, (config, _) in batches.items()}
-style.show(muon.plot_cost_share(sizes, lines, {name: (batches[name][1], share)
-                                               for name, share in adds.items()}),
+points = {name: (tokens, adds[name]) for name, (_, tokens) in batches.items()}
+lines = {name: [share * tokens / n for n in sizes] for name, (tokens, share) in points.items()}
+style.show(muon.plot_cost_share(sizes, lines, points),
            "The share falls in proportion to the tokens in a step: a large part for nano, less "
            "than one percent for V4 at its batch sizes")
 

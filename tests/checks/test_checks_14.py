@@ -216,6 +216,7 @@ def test_the_price_of_an_effort():
     assert usd["V4-Flash Non-think"] == pytest.approx(500 * price["output_usd_per_mtok"] / 1000)
 
 
+@pytest.mark.slow
 def test_every_picture_draws():
     p, q = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.2, 0.6, 0.2])
     logits = {"sure": torch.randn(50) * 5, "unsure": torch.randn(50)}

@@ -275,6 +275,7 @@ def test_a_dump_has_the_bytes_and_their_letters(capsys):
     assert capsys.readouterr().out.split() == ["8", "00", "41", "42", "ff", ".AB."]
 
 
+@pytest.mark.slow
 def test_the_figures_draw():
     models = {"sample": SAMPLE, "nano": Checkpoint(NANO)}
     walks = {"sample": real.trace(SAMPLE, list(range(60)))}

@@ -99,7 +99,11 @@ def _record_in_another_kernel(home: str, kernel: int) -> None:
 
 @pytest.mark.slow
 def test_several_kernels_that_record_at_once_lose_nothing(own_home):
-    context = multiprocessing.get_context("spawn")
+    """They are forked from one process that has imported minids, where the system can."""
+    fork = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if fork else "spawn")
+    if fork:
+        context.set_forkserver_preload(["minids"])
     kernels = [context.Process(target=_record_in_another_kernel, args=(str(own_home), n))
                for n in range(4)]
     for kernel in kernels:

@@ -321,6 +321,7 @@ def test_a_terminal_with_few_characters(model, tmp_path):
                   PYTHONUTF8="0")
     _, err = process.communicate()
     assert process.returncode == 2 and err.startswith(b"minids: no model at") and b"?" in err
+    assert err.count(b"\n") == 1
 
 
 @pytest.mark.slow

@@ -390,6 +390,7 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | WO
                     max_leaves=6)
 
 
+@pytest.mark.slow
 @FUZZ
 @given(key=st.sampled_from(sorted(FEW_BYTES.to_json())), value=JSON)
 @example(key="rope_scaling", value=1)

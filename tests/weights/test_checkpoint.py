@@ -286,6 +286,7 @@ def test_the_tokenizer_comes_along(model, tmp_path):
 
 # ---- transformers ----
 
+@pytest.mark.slow
 def test_transformers_reads_what_we_save(model, tmp_path):
     transformers = pytest.importorskip("transformers")
     from_pretrained = transformers.DeepseekV4ForCausalLM.from_pretrained
