@@ -121,7 +121,8 @@ class Experts(torch.autograd.Function):
         rows = order.gathered(x)                                                 # NK d
         R, I = len(rows) + len(x), len(matrices[0])
         w2s = matrices[2::3]
-        w13s = torch.cat([w for i, w in enumerate(matrices) if i % 3 < 2]).view(-1, 2 * I, x.shape[1])
+        w13s = torch.cat([w for i, w in enumerate(matrices) if i % 3 < 2])
+        w13s = w13s.view(-1, 2 * I, x.shape[1])                                  # U+1 2I d
         gate_up, h, out = torch.empty(R, 2 * I), torch.empty(R, I), torch.empty(R, x.shape[1])
         runs = Runs(order.counts, used, len(x))
         for run, a, w13 in zip(runs.inputs(rows, x), runs(gate_up), w13s):

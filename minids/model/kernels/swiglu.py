@@ -21,8 +21,9 @@ def forward(gate_up: np.ndarray, weight: np.ndarray, limit: float, h: np.ndarray
     N, _, I = gate_up.shape
     top = f32(limit)
     for n in prange(N):
+        gate, up = gate_up[n, 0], gate_up[n, 1]
         for i in range(I):
-            a, b = gate_up[n, 0, i], gate_up[n, 1, i]
+            a, b = gate[i], up[i]
             a = top if a > top else a               # so that NaN stays NaN
             b = top if b > top else b
             b = -top if b < -top else b
@@ -44,8 +45,10 @@ def backward(gate_up: np.ndarray, weight: np.ndarray, limit: float, dh: np.ndarr
     for p in prange(P):
         shares = np.empty(I, f32)       # of dweight
         for n in range(N * p // P, N * (p + 1) // P):
+            gate, up = gate_up[n, 0], gate_up[n, 1]
+            dgate, dup = dgate_up[n, 0], dgate_up[n, 1]
             for i in range(I):
-                a, b, g = gate_up[n, 0, i], gate_up[n, 1, i], dh[n, i]
+                a, b, g = gate[i], up[i], dh[n, i]
                 free_a, free_b = a < top, (b < top) & (b > -top)
                 a = top if a > top else a
                 b = top if b > top else b
@@ -53,9 +56,9 @@ def backward(gate_up: np.ndarray, weight: np.ndarray, limit: float, dh: np.ndarr
                 s = f32(1.0) / (f32(1.0) + exp(-a))
                 shares[i] = g * a * b * s
                 dh[n, i] = weight[n] * a * b * s
-                dgate_up[n, 0, i] = g * weight[n] * b * s * (f32(1.0) + a * (f32(1.0) - s)) \
-                    if free_a else f32(0.0)
-                dgate_up[n, 1, i] = g * weight[n] * a * s if free_b else f32(0.0)
+                dgate[i] = g * weight[n] * b * s * (f32(1.0) + a * (f32(1.0) - s)) if free_a \
+                    else f32(0.0)
+                dup[i] = g * weight[n] * a * s if free_b else f32(0.0)
             total = f32(0.0)
             for i in range(I):
                 total += shares[i]
