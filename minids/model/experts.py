@@ -60,25 +60,25 @@ def choose(z: Tensor, bias: Tensor | None, chosen: Tensor | None, K: int,
 
 
 class Swiglu(torch.autograd.Function):
-    """weight silu(gate) up with V4's clamps; see the kernels. gate, up: N I; weight: N."""
+    """weight silu(gate) up with V4's clamps; see the kernels. gate_up: N 2 I; weight: N."""
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor, limit: float) -> Tensor:
+    def forward(ctx: Any, gate_up: Tensor, weight: Tensor, limit: float) -> Tensor:
         ctx.limit = limit
-        ctx.save_for_backward(gate, up, weight)
-        h = torch.empty(gate.shape)
-        swiglu.forward(array(gate), array(up), array(weight), limit, h.numpy())
+        ctx.save_for_backward(gate_up, weight)
+        h = torch.empty(len(weight), gate_up.shape[2])
+        swiglu.forward(array(gate_up), array(weight), limit, h.numpy())
         return h
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dh: Tensor) -> tuple[Tensor | None, ...]:
-        gate, up, weight = ctx.saved_tensors
-        dgate = dh.clone(memory_format=torch.contiguous_format)
-        dup, h, dweight = (torch.empty(t.shape) for t in (dgate, dgate, weight))
-        swiglu.backward(array(gate), array(up), array(weight), ctx.limit, dgate.numpy(),
-                        dup.numpy(), dweight.numpy(), h.numpy())
-        return dgate, dup, dweight, None
+        gate_up, weight = ctx.saved_tensors
+        dh = dh.clone(memory_format=torch.contiguous_format)    # becomes h
+        dgate_up, dweight = torch.empty(gate_up.shape), torch.empty(weight.shape)
+        swiglu.backward(array(gate_up), array(weight), ctx.limit, dh.numpy(), dgate_up.numpy(),
+                        dweight.numpy())
+        return dgate_up, dweight, None
 
 
 class Sorted:
@@ -111,49 +111,51 @@ class Experts(torch.autograd.Function):
     """The shared expert and the chosen ones, with their gradients; x: N d -> N d.
 
     g, experts: N K; `used` numbers the routed experts whose `matrices` follow: w1, w3 and w2 of
-    each of them and then of the shared one.
+    each of them and then of the shared one. An expert's w1 and w3 are copied into one matrix, which
+    halves the number of products: those that are left are larger, and read their input once.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, g: Tensor, order: Sorted, used: Sequence[int], limit: float,
                 *matrices: Tensor) -> Tensor:
         rows = order.gathered(x)                                                 # NK d
-        I = matrices[0].shape[0]
-        gate, up, h = (torch.empty(len(rows) + len(x), I) for _ in range(3))     # NK+N I
+        R, I = len(rows) + len(x), len(matrices[0])
+        w2s = matrices[2::3]
+        w13s = torch.cat([w for i, w in enumerate(matrices) if i % 3 < 2])
+        w13s = w13s.view(-1, 2 * I, x.shape[1])                                  # U+1 2I d
+        gate_up, h, out = torch.empty(R, 2 * I), torch.empty(R, I), torch.empty(R, x.shape[1])
         runs = Runs(order.counts, used, len(x))
-        for run, a, b, (w1, w3, _) in zip(runs.inputs(rows, x), runs(gate), runs(up),
-                                          triples(matrices)):
-            torch.mm(run, w1.T, out=a)
-            torch.mm(run, w3.T, out=b)
-        swiglu.forward(gate.numpy(), up.numpy(), order.weights, limit, h.numpy())
-        out = torch.empty(len(h), x.shape[1])                                    # NK+N d
-        for a, b, (_, _, w2) in zip(runs(h), runs(out), triples(matrices)):
+        for run, a, w13 in zip(runs.inputs(rows, x), runs(gate_up), w13s):
+            torch.mm(run, w13.T, out=a)
+        swiglu.forward(gate_up.view(R, 2, I).numpy(), order.weights, limit, h.numpy())
+        for a, b, w2 in zip(runs(h), runs(out), w2s):
             torch.mm(a, w2.T, out=b)
         ctx.order, ctx.runs, ctx.limit = order, runs, limit
-        ctx.save_for_backward(x, rows, gate, up, *matrices)
+        ctx.save_for_backward(x, rows, gate_up, w13s, *w2s)
         return order.combined(out)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, rows, gate, up, *matrices = ctx.saved_tensors
+        x, rows, gate_up, w13s, *w2s = ctx.saved_tensors
         order, runs, dy = ctx.order, ctx.runs, dy.contiguous()
+        R, I = len(gate_up), w2s[0].shape[1]
         dout = order.gathered(dy)                                                # NK d
-        dgate, dup, h = (torch.empty_like(gate) for _ in range(3))               # NK+N I
-        for run, a, (_, _, w2) in zip(runs.inputs(dout, dy), runs(dgate), triples(matrices)):
-            torch.mm(run, w2, out=a)        # dh, which becomes dgate
-        dweight = np.empty(len(gate), np.float32)
-        swiglu.backward(gate.numpy(), up.numpy(), order.weights, ctx.limit, dgate.numpy(),
-                        dup.numpy(), dweight, h.numpy())
-        drows = torch.empty(len(gate), x.shape[1])                               # NK+N d
+        h = torch.empty(R, I)
+        for run, a, w2 in zip(runs.inputs(dout, dy), runs(h), w2s):
+            torch.mm(run, w2, out=a)        # dh, which becomes h
+        dgate_up, dweight = torch.empty(R, 2 * I), np.empty(R, np.float32)
+        swiglu.backward(gate_up.view(R, 2, I).numpy(), order.weights, ctx.limit, h.numpy(),
+                        dgate_up.view(R, 2, I).numpy(), dweight)
+        drows = torch.empty(R, x.shape[1])
         gradients: list[Tensor | None] = []
         needed = triples(ctx.needs_input_grad[5:])
-        for run, drun, dout_run, dx_run, a, b, hidden, (w1, w3, _), (n1, n3, n2) in zip(
-                runs.inputs(rows, x), runs(drows), runs.inputs(dout, dy), runs(drows), runs(dgate),
-                runs(dup), runs(h), triples(matrices), needed):
-            torch.addmm(torch.mm(a, w1, out=dx_run), b, w3, out=dx_run)
-            gradients += [a.T @ run if n1 else None, b.T @ run if n3 else None,
-                          dout_run.T @ hidden if n2 else None]
+        for run, dout_run, drun, a, hidden, w13, (n1, n3, n2) in zip(
+                runs.inputs(rows, x), runs.inputs(dout, dy), runs(drows), runs(dgate_up), runs(h),
+                w13s, needed):
+            torch.mm(a, w13, out=drun)
+            d1, d3 = (a.T @ run).split(I) if n1 or n3 else (None, None)
+            gradients += [d1, d3, dout_run.T @ hidden if n2 else None]
         dg = torch.from_numpy(dweight[order.slots])                              # N K
         return order.combined(drows), dg, None, None, None, *gradients
 

@@ -205,13 +205,12 @@ class Sinkhorn(torch.autograd.Function):
 def fused_site(X: Tensor, fn: Tensor, scale: Tensor, base: Tensor, iters: int, hc_eps: float,
                norm_eps: float) -> tuple[Tensor, ...]:
     """raw, r, pre, post, comb, u, see `kernels.mhc`; X: N n d."""
-    N, n, d = X.shape
-    raw = fn @ X.view(N, -1).T                                                   # o N
-    k = n if len(fn) > n else 0                                 # a head writes nothing
-    out = [X.new_empty(shape) for shape in ((N,), (n, N), (k, N), (k, k, N), (N, d))]
-    fused.site(*kernels.arrays(X, raw, scale, base), iters, np.float32(hc_eps),
+    (N, n, d), o = X.shape, len(fn)
+    k = n if o > n else 0                                       # a head writes nothing
+    out = [torch.empty(shape) for shape in ((o, N), (N,), (n, N), (k, N), (k, k, N), (N, d))]
+    fused.site(*kernels.arrays(X, fn, scale, base), iters, np.float32(hc_eps),
                np.float32(norm_eps), *kernels.arrays(*out))
-    return raw, *out
+    return tuple(out)
 
 
 class Site(torch.autograd.Function):
@@ -233,21 +232,17 @@ class Site(torch.autograd.Function):
         iters, eps, _ = ctx.constants
         N, n, d = X.shape
         o, k = len(fn), n if len(fn) > n else 0
-        dX = grads[-1]
-        shapes = (n, N), (k, N), (k, k, N), (N, d)
-        small = [X.new_zeros(shape) if g is None else g for g, shape in zip(grads, shapes)]
-        pre, draw, slope = X.new_empty(n, N), torch.empty_like(raw), torch.empty_like(r)
+        shapes = (n, N), (k, N), (k, k, N), (N, d), (N, n, d)
+        given = [torch.zeros(shape) if g is None else g for g, shape in zip(grads, shapes)]
+        dX, draw = torch.empty_like(X), torch.empty(N, o)
         dscale, dbase = np.empty((2, -(-N // fused.CHUNK), o), np.float32)
         fused.site_gradient(*kernels.arrays(X, raw, r, scale, base), iters, np.float32(eps),
-                            *kernels.arrays(*small, pre, draw, slope), dscale, dbase)
-        x = X.view(N, -1)
-        through = torch.mm(draw.T, fn) if dX is None else torch.addmm(
-            dX.reshape(N, -1), draw.T, fn)
-        through = through.view(X.shape)
-        fused.streams_gradient(*kernels.arrays(X, slope, pre, small[3], through))
+                            *kernels.arrays(*given, dX, draw), dscale, dbase)
+        dX.view(N, -1).addmm_(draw, fn)
+        dfn = draw.T @ X.view(N, -1)
         rows = torch.from_numpy(dscale.sum(0))
         by_scale = torch.stack([part.sum() for part in rows.split([n, n, n * n] if k else [n])])
-        return (through, draw @ x, by_scale, torch.from_numpy(dbase.sum(0)), None, None, None)
+        return (dX, dfn, by_scale, torch.from_numpy(dbase.sum(0)), None, None, None)
 
 
 def read_streams(X: Tensor, pre: Tensor) -> Tensor:

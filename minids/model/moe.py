@@ -39,8 +39,8 @@ def swiglu(gate: Tensor, up: Tensor, limit: float, g: Tensor | None = None) -> T
     """
     if kernels.on("swiglu", gate, up):
         weight = gate.new_ones(gate.shape[:-1].numel()) if g is None else g.reshape(-1)
-        h = fused.Swiglu.apply(gate.flatten(0, -2), up.flatten(0, -2), weight, limit or INFINITE)
-        return h.view_as(gate)
+        gate_up = torch.stack([gate.flatten(0, -2), up.flatten(0, -2)], dim=1)   # N 2 I
+        return fused.Swiglu.apply(gate_up, weight, limit or INFINITE).view_as(gate)
     if limit:
         gate, up = F.hardtanh(gate, -float("inf"), limit), F.hardtanh(up, -limit, limit)
     h = F.silu(gate) * up

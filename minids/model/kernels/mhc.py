@@ -4,12 +4,12 @@ Why fusing pays here: the streams are the largest tensors of a training step, an
 small ones: torch passes over them some 60 times a site, 39 of these in Sinkhorn's steps. Here the
 streams are read once for everything that needs them, and the maps are computed in arrays of a chunk
 of tokens, which stay in the processor's cache. In these arrays the tokens are last: the innermost
-loop runs over tokens, eight at a time. torch computes the matrix products, where there are many
-tokens.
+loop runs over tokens, eight at a time. The product of the maps has so few outputs that it is
+computed here, too, from the same chunk of streams; torch computes the two of its gradient.
 
 Tokens are flat, N of them. X: N n d, the streams; u and f: N d, what a layer reads and writes;
-raw: o N, the product fn X, with o = (2+n) n rows for pre, post and comb; r: N, the inverse RMS of
-each token's streams. The head of the model is a site that only reads: o = n.
+fn: o nd; raw: o N, the product fn X, with o = (2+n) n rows for pre, post and comb; r: N, the
+inverse RMS of each token's streams. The head of the model is a site that only reads: o = n.
 """
 
 import numpy as np
@@ -23,6 +23,25 @@ f32 = np.float32
 
 
 # ---- the maps of a chunk of m tokens ----
+
+@serial
+def product(x: Array, fn: Array, begin: int, raw: Array) -> None:
+    """raw_oi = fn_o x_i, four outputs at a time; x: m nd, the tokens from `begin` on."""
+    o, (m, channels) = len(fn), x.shape
+    for row in range(0, o, 4):
+        # of fewer outputs than four, the last one is computed more than once
+        row1, row2, row3 = min(row + 1, o - 1), min(row + 2, o - 1), min(row + 3, o - 1)
+        f0, f1, f2, f3 = fn[row], fn[row1], fn[row2], fn[row3]
+        for i in range(m):
+            a0, a1, a2, a3 = f32(0), f32(0), f32(0), f32(0)
+            for c in range(channels):
+                a0 += x[i, c] * f0[c]
+                a1 += x[i, c] * f1[c]
+                a2 += x[i, c] * f2[c]
+                a3 += x[i, c] * f3[c]
+            raw[row, begin + i], raw[row1, begin + i] = a0, a1
+            raw[row2, begin + i], raw[row3, begin + i] = a2, a3
+
 
 @serial
 def affinities(begin: int, raw: Array, r: Array, scale: Array, base: Array, n: int,
@@ -108,22 +127,23 @@ def rescale_gradient(M: Array, p: Array, q: Array, eps: np.float32, new: Array, 
 # ---- a site: N tokens ----
 
 @kernel
-def site(X: Array, raw: Array, scale: Array, base: Array, iters: int, hc_eps: np.float32,
-         norm_eps: np.float32, r: Array, pre: Array, post: Array, comb: Array, u: Array) -> None:
-    """The maps, pre n N, post n N and comb n n N, and u = sum_j pre_j X_j; also r.
+def site(X: Array, fn: Array, scale: Array, base: Array, iters: int, hc_eps: np.float32,
+         norm_eps: np.float32, raw: Array, r: Array, pre: Array, post: Array, comb: Array,
+         u: Array) -> None:
+    """The maps, pre n N, post n N and comb n n N, and u = sum_j pre_j X_j; also raw and r.
 
     With a = raw r scale + base: pre = sigmoid(a) + eps, post = 2 sigmoid(a),
     comb = Sinkhorn(softmax(a) + eps).
     """
     for chunk in prange(-(-len(X) // CHUNK)):
-        chunk_of_site(np.int64(chunk), X, raw, scale, base, iters, hc_eps, norm_eps, r, pre, post,
-                      comb, u)
+        chunk_of_site(np.int64(chunk), X, fn, scale, base, iters, hc_eps, norm_eps, raw, r, pre,
+                      post, comb, u)
 
 
 @serial
-def chunk_of_site(chunk: int, X: Array, raw: Array, scale: Array, base: Array, iters: int,
-                  hc_eps: np.float32, norm_eps: np.float32, r: Array, pre: Array, post: Array,
-                  comb: Array, u: Array) -> None:
+def chunk_of_site(chunk: int, X: Array, fn: Array, scale: Array, base: Array, iters: int,
+                  hc_eps: np.float32, norm_eps: np.float32, raw: Array, r: Array, pre: Array,
+                  post: Array, comb: Array, u: Array) -> None:
     """`site` for one chunk."""
     N, n, d = X.shape
     begin = chunk * CHUNK
@@ -134,6 +154,7 @@ def chunk_of_site(chunk: int, X: Array, raw: Array, scale: Array, base: Array, i
             for c in range(d):
                 total += X[i, j, c] * X[i, j, c]
         r[i] = f32(1) / np.sqrt(total / f32(n * d) + norm_eps)
+    product(X.reshape(N, n * d)[begin:begin + m], fn, begin, raw)
     a = np.empty((len(raw), m), f32)
     affinities(begin, raw, r, scale, base, n, a)
     sigmoid(a[:2 * n])                      # of a head only n
@@ -169,29 +190,30 @@ def chunk_of_site(chunk: int, X: Array, raw: Array, scale: Array, base: Array, i
 
 @kernel
 def site_gradient(X: Array, raw: Array, r: Array, scale: Array, base: Array, iters: int,
-                  eps: np.float32, dpre: Array, dpost: Array, dcomb: Array, du: Array, pre: Array,
-                  draw: Array, slope: Array, dscale: Array, dbase: Array) -> None:
-    """Of `site`: draw o N; slope N, the factor of X in dX; dscale and dbase, chunks o.
+                  eps: np.float32, dpre: Array, dpost: Array, dcomb: Array, du: Array, dY: Array,
+                  dX: Array, draw: Array, dscale: Array, dbase: Array) -> None:
+    """Of `site`: dX N n d, without the product draw fn; draw N o; dscale and dbase, chunks o.
 
-    dpre_j += du X_j; dscale and dbase are to be summed over the chunks, dscale also over the rows
-    that share a scale. Also gives pre. The streams get dX_j = slope X_j + pre_j du + fn_j draw, see
-    `streams_gradient`. Sinkhorn's steps are computed anew, which costs less than keeping them.
+    dpre_j += du X_j; dX_j = dY_j + pre_j du - dr r^3 X_j / nd, where dY is the gradient of the
+    streams from elsewhere; dscale and dbase are to be summed over the chunks, dscale also over the
+    rows that share a scale. Sinkhorn's steps are computed anew, which costs less than keeping them.
     """
     for chunk in prange(len(dbase)):
         chunk_of_site_gradient(np.int64(chunk), X, raw, r, scale, base, iters, eps, dpre, dpost,
-                               dcomb, du, pre, draw, slope, dscale, dbase)
+                               dcomb, du, dY, dX, draw, dscale, dbase)
 
 
 @serial
 def chunk_of_site_gradient(chunk: int, X: Array, raw: Array, r: Array, scale: Array, base: Array,
                            iters: int, eps: np.float32, dpre: Array, dpost: Array, dcomb: Array,
-                           du: Array, pre: Array, draw: Array, slope: Array, dscale: Array,
+                           du: Array, dY: Array, dX: Array, draw: Array, dscale: Array,
                            dbase: Array) -> None:
     """`site_gradient` for one chunk."""
     N, n, d = X.shape
     begin = chunk * CHUNK
     o, m = len(raw), min(CHUNK, N - begin)
     a, da, dr = np.empty((o, m), f32), np.empty((o, m), f32), np.zeros(m, f32)
+    pre, slope = np.empty((n, m), f32), np.empty(m, f32)        # slope X is the part of r in dX
     affinities(begin, raw, r, scale, base, n, a)
     sigmoid(a[:2 * n])
     for j in range(n):
@@ -200,9 +222,9 @@ def chunk_of_site_gradient(chunk: int, X: Array, raw: Array, r: Array, scale: Ar
             for c in range(d):
                 total += du[begin + t, c] * X[begin + t, j, c]
             da[j, t] = total
-        y, dy = pre[j, begin:begin + m], dpre[j, begin:begin + m]
+        dy = dpre[j, begin:begin + m]
         for t in range(m):
-            y[t] = a[j, t] + eps
+            pre[j, t] = a[j, t] + eps
             da[j, t] = (da[j, t] + dy[t]) * a[j, t] * (f32(1) - a[j, t])
     if o > n:
         for k in range(n):
@@ -212,18 +234,24 @@ def chunk_of_site_gradient(chunk: int, X: Array, raw: Array, r: Array, scale: Ar
         comb_gradient(begin, a[2 * n:], iters, eps, dcomb, da[2 * n:])
     for row in range(o):
         s, sum_scale, sum_base = scale[min(row // n, 2)], f32(0), f32(0)
-        x, y, dx = raw[row, begin:begin + m], r[begin:begin + m], draw[row, begin:begin + m]
+        x, y, dx = raw[row, begin:begin + m], r[begin:begin + m], draw[begin:begin + m]
         for t in range(m):
             sum_scale += da[row, t] * x[t] * y[t]
             sum_base += da[row, t]
         for t in range(m):
             dr[t] += da[row, t] * s * x[t]
-            dx[t] = da[row, t] * s * y[t]
+        for t in range(m):
+            dx[t, row] = da[row, t] * s * y[t]
         dscale[chunk, row] = sum_scale
         dbase[chunk, row] = sum_base
-    x, y = slope[begin:begin + m], r[begin:begin + m]
+    y = r[begin:begin + m]
     for t in range(m):                      # dr/dX = -r^3 X / nd
-        x[t] = -dr[t] * y[t] * y[t] * y[t] / f32(n * d)
+        slope[t] = -dr[t] * y[t] * y[t] * y[t] / f32(n * d)
+    for t in range(m):
+        i = begin + t
+        for j in range(n):
+            for c in range(d):
+                dX[i, j, c] = dY[i, j, c] + slope[t] * X[i, j, c] + pre[j, t] * du[i, c]
 
 
 @serial
@@ -264,16 +292,6 @@ def comb_gradient(begin: int, a: Array, iters: int, eps: np.float32, dcomb: Arra
         for k in range(n):
             for t in range(m):
                 da[j * n + k, t] = (M[j, k, t] - eps) * (dM[j, k, t] - mean[t])
-
-
-@kernel
-def streams_gradient(X: Array, slope: Array, pre: Array, du: Array, dX: Array) -> None:
-    """dX_j += slope X_j + pre_j du"""
-    N, n, d = X.shape
-    for i in prange(N):
-        for j in range(n):
-            for c in range(d):
-                dX[i, j, c] += slope[i] * X[i, j, c] + pre[j, i] * du[i, c]
 
 
 # ---- read and write, for any maps ----

@@ -12,17 +12,18 @@ f32 = np.float32
 
 
 @kernel
-def forward(gate: np.ndarray, up: np.ndarray, weight: np.ndarray, limit: float,
-            h: np.ndarray) -> None:
+def forward(gate_up: np.ndarray, weight: np.ndarray, limit: float, h: np.ndarray) -> None:
     """h = weight silu(a) b, a = min(gate, limit), b = up between -limit and limit.
 
-    gate, up, h: N I; weight: N; silu(a) = a / (1 + e^-a). Limit is inf where nothing is clamped.
+    gate_up: N 2 I; weight: N; h: N I; silu(a) = a / (1 + e^-a). Limit is inf where nothing is
+    clamped.
     """
-    N, I = gate.shape
+    N, _, I = gate_up.shape
     top = f32(limit)
     for n in prange(N):
+        gate, up = gate_up[n, 0], gate_up[n, 1]
         for i in range(I):
-            a, b = gate[n, i], up[n, i]
+            a, b = gate[i], up[i]
             a = top if a > top else a               # so that NaN stays NaN
             b = top if b > top else b
             b = -top if b < -top else b
@@ -30,32 +31,34 @@ def forward(gate: np.ndarray, up: np.ndarray, weight: np.ndarray, limit: float,
 
 
 @kernel
-def backward(gate: np.ndarray, up: np.ndarray, weight: np.ndarray, limit: float, grad: np.ndarray,
-             dup: np.ndarray, dweight: np.ndarray, h: np.ndarray) -> None:
-    """With s = 1 / (1 + e^-a), of the gradient dh = grad:
+def backward(gate_up: np.ndarray, weight: np.ndarray, limit: float, dh: np.ndarray,
+             dgate_up: np.ndarray, dweight: np.ndarray) -> None:
+    """With s = 1 / (1 + e^-a):
 
         dgate = dh weight b s (1 + a (1 - s)), dup = dh weight a s, dweight = sum_i dh a b s.
 
-    dgate and dup are 0 where the clamp acts. dgate overwrites `grad`; h is computed again, so that
+    dgate and dup are 0 where the clamp acts. h overwrites `dh`: it is computed again, so that
     nobody has to keep it.
     """
-    N, I = gate.shape
+    N, _, I = gate_up.shape
     top, P = f32(limit), min(N, 64)
     for p in prange(P):
         shares = np.empty(I, f32)       # of dweight
         for n in range(N * p // P, N * (p + 1) // P):
+            gate, up = gate_up[n, 0], gate_up[n, 1]
+            dgate, dup = dgate_up[n, 0], dgate_up[n, 1]
             for i in range(I):
-                a, b, dh = gate[n, i], up[n, i], grad[n, i]
+                a, b, g = gate[i], up[i], dh[n, i]
                 free_a, free_b = a < top, (b < top) & (b > -top)
                 a = top if a > top else a
                 b = top if b > top else b
                 b = -top if b < -top else b
                 s = f32(1.0) / (f32(1.0) + exp(-a))
-                shares[i] = dh * a * b * s
-                h[n, i] = weight[n] * a * b * s
-                grad[n, i] = dh * weight[n] * b * s * (f32(1.0) + a * (f32(1.0) - s)) if free_a \
+                shares[i] = g * a * b * s
+                dh[n, i] = weight[n] * a * b * s
+                dgate[i] = g * weight[n] * b * s * (f32(1.0) + a * (f32(1.0) - s)) if free_a \
                     else f32(0.0)
-                dup[n, i] = dh * weight[n] * a * s if free_b else f32(0.0)
+                dup[i] = g * weight[n] * a * s if free_b else f32(0.0)
             total = f32(0.0)
             for i in range(I):
                 total += shares[i]
