@@ -266,9 +266,8 @@ class Attend(torch.autograd.Function):
         B, T, H, c = q.shape
         parts = max(kernels.parts(B * T) // B, 1)
         inputs = widened(q), widened(kv), window, widened(entries), unseen, sink
-        dq, dkv, dentries = (torch.empty_like(inputs[0]), kv.new_zeros(B, parts, *inputs[1].shape[1:]),
-                             kv.new_zeros(B, parts, *inputs[3].shape[1:]))
-        dsink = kv.new_zeros(B, parts, H)
+        dq, dsink = torch.empty_like(inputs[0]), kv.new_zeros(B, parts, H)
+        dkv, dentries = (t.new_zeros(B, parts, *t.shape[1:]) for t in (inputs[1], inputs[3]))
         kernel.attend_gradient(*kernels.arrays(*inputs), c ** -0.5,
                                *kernels.arrays(widened(do), dq, dkv, dentries, dsink))
         return (dq[..., :c], dkv.sum(1)[..., :c], None, dentries.sum(1)[..., :c], None,

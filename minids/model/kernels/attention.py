@@ -164,8 +164,11 @@ def gathered(kv: Array, entries: Array) -> Array:
     """K c: the keys of a block, then entries; zeros up to a multiple of 16 keys."""
     W, S, c = len(kv), len(entries), kv.shape[1]
     keys = np.zeros((-(-(W + S) // LANES) * LANES, c), f32)
-    keys[:W] = kv
-    keys[W:W + S] = entries
+    for i in range(0, c, LANES):
+        for j in range(W):
+            store(keys, j, i, load(kv, j, i))
+        for j in range(S):
+            store(keys, W + j, i, load(entries, j, i))
     return keys
 
 
@@ -279,9 +282,9 @@ def mix(keys: Array, groups: Array, p: Array, o: Array) -> None:
             o0 = o1 = o2 = o3 = lanes(f32(0.0))
             for g in range(len(groups)):
                 for u in range(4):
-                    k, pj = load(keys, groups[g] + u, i), p[4 * g + u, r:r + 4]
-                    o0, o1 = madd(pj[0], k, o0), madd(pj[1], k, o1)
-                    o2, o3 = madd(pj[2], k, o2), madd(pj[3], k, o3)
+                    k, x = load(keys, groups[g] + u, i), p[4 * g + u]
+                    o0, o1 = madd(x[r], k, o0), madd(x[r + 1], k, o1)
+                    o2, o3 = madd(x[r + 2], k, o2), madd(x[r + 3], k, o3)
             store(o, r, i, o0)
             if r + 1 < n:
                 store(o, r + 1, i, o1)
@@ -316,16 +319,18 @@ def outer(p: Array, do: Array, ds: Array, q: Array, groups: Array, dk: Array) ->
 @serial
 def add(x: Array, total: Array) -> None:
     """total += x, as far as it goes."""
-    for j in range(len(total)):
-        for i in range(total.shape[1]):
-            total[j, i] += x[j, i]
+    for i in range(0, total.shape[1], LANES):
+        for j in range(len(total)):
+            store(total, j, i, madd(f32(1.0), load(x, j, i), load(total, j, i)))
 
 
 @serial
 def copy_weights(p: Array, groups: Array, W: int, weights: Array) -> None:
     """p of the entries, which are the keys from W on: weights: n S."""
     n, S = weights.shape
-    weights[:] = f32(0.0)
+    for r in range(n):
+        for j in range(S):
+            weights[r, j] = f32(0.0)
     for g in range(len(groups)):
         for u in range(4):
             j = groups[g] + u - W
