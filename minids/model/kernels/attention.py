@@ -74,9 +74,9 @@ def attend_block(batch: int, where: tuple[int, int, int], q: Array, kv: Array, w
                  weights: Array) -> None:
     """What `attend` does, for the block that lies `where` in a sequence."""
     base, start, stop = where
-    H, c, W, S = q.shape[2], q.shape[3], window.shape[2], entries.shape[1]
+    H, c, W = q.shape[2], q.shape[3], window.shape[2]
     mask = masks(window[batch % len(window), start:stop], unseen[batch % len(unseen), start:stop])
-    keys = gathered(kv[batch, base:base + W], entries[batch])
+    keys = gathered(kv[batch, base:base + W], entries[batch], W)
     groups, holes = np.empty(len(keys) // 4, np.int64), np.empty(len(keys) // 4, np.bool_)
     s, X = np.empty((len(keys) + 1, LANES), f32), np.zeros((c, LANES), f32)
     rows, outputs = q[batch, start:stop].reshape(-1, c), o[batch, start:stop].reshape(-1, c)
@@ -103,7 +103,7 @@ def gradient_of_block(batch: int, part: int, where: tuple[int, int, int], q: Arr
     base, start, stop = where
     H, c, W = q.shape[2], q.shape[3], window.shape[2]
     mask = masks(window[batch % len(window), start:stop], unseen[batch % len(unseen), start:stop])
-    keys = gathered(kv[batch, base:base + W], entries[batch])
+    keys = gathered(kv[batch, base:base + W], entries[batch], W)
     groups, holes = np.empty(len(keys) // 4, np.int64), np.empty(len(keys) // 4, np.bool_)
     p, X = np.empty((len(keys) + 1, LANES), f32), np.zeros((c, LANES), f32)
     ds, dk = np.empty_like(p), np.zeros_like(keys)
@@ -160,12 +160,13 @@ def masks(near: Array, far: Array) -> Array:
 
 
 @serial
-def gathered(kv: Array, entries: Array) -> Array:
-    """K c: the keys of a block, then entries; zeros up to a multiple of 16 keys."""
-    W, S, c = len(kv), len(entries), kv.shape[1]
+def gathered(kv: Array, entries: Array, W: int) -> Array:
+    """K c: the keys of a block, which are fewer than W at the end of a text, and from W on entries;
+    zeros elsewhere, up to a multiple of 16 keys."""
+    S, c = entries.shape
     keys = np.zeros((-(-(W + S) // LANES) * LANES, c), f32)
     for i in range(0, c, LANES):
-        for j in range(W):
+        for j in range(len(kv)):
             store(keys, j, i, load(kv, j, i))
         for j in range(S):
             store(keys, W + j, i, load(entries, j, i))

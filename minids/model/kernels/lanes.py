@@ -13,8 +13,6 @@ nor bits.
 
 from typing import Any
 
-import numpy as np
-
 from minids.model.kernels.compiled import numba
 
 LANES = 16          # two registers of AVX2, one of AVX-512, four of NEON
