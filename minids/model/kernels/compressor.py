@@ -38,7 +38,7 @@ def pool(x: Array, ape: Array, start: Array, number: Array, entries: Array) -> N
 def pool_gradient(x: Array, ape: Array, start: Array, number: Array, entries: Array,
                   dentries: Array, dx: Array, dape: Array) -> None:
     """As `pool`, and dentries: B S c -> zero before, dx: B T 2fc; dape: B parts m fc, whose sum
-    over both is the gradient. Each number of dx belongs to one window."""
+    over B and parts is the gradient. Each number of dx belongs to one window."""
     B, S, c = entries.shape
     parts = dape.shape[1]
     for i in prange(B * parts):
