@@ -17,10 +17,12 @@ from minids.model.kernels.compiled import numba
 
 LANES = 16          # two registers of AVX2, one of AVX-512, four of NEON
 
+intrinsic: Any = lambda function: function      # without numba, where kernels do not run
 if numba:
     from llvmlite import ir
+    from numba import extending
     from numba.core import cgutils, types
-    from numba.extending import intrinsic, models, register_model
+    from numba.extending import models, register_model
 
     class LanesType(types.Type):
         def __init__(self) -> None:
@@ -31,9 +33,7 @@ if numba:
         def __init__(self, dmm: Any, fe_type: Any) -> None:
             super().__init__(dmm, fe_type, ir.VectorType(ir.FloatType(), LANES))
 
-    lanes_type = LanesType()
-else:
-    intrinsic = lambda function: function       # kernels do not run
+    intrinsic, lanes_type = extending.intrinsic, LanesType()
 
 
 def address(context: Any, builder: Any, signature: Any, args: Any) -> Any:
