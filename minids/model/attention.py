@@ -19,6 +19,7 @@ from minids.model.activations import round_keys
 from minids.model.compressor import Compressor
 from minids.model.indexer import Indexer, index_divergence
 from minids.model.kernels import attention as kernel
+from minids.model.kernels.lanes import LANES
 from minids.model.linear import Linear
 from minids.model.masks import forbid
 from minids.model.norm import RMSNorm, rms
@@ -246,27 +247,37 @@ class Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, kv: Tensor, window: Tensor, entries: Tensor, unseen: Tensor,
                 sink: Tensor, weigh: bool) -> tuple[Tensor, Tensor]:
-        inputs = q, kv, window, entries, unseen, sink
-        o, p = torch.empty_like(q), q.new_empty(*q.shape[:3], entries.shape[1] if weigh else 0)
-        kernel.attend(*kernels.arrays(*inputs, o, p))
-        ctx.save_for_backward(*inputs)
+        c, inputs = q.shape[3], (widened(q), widened(kv), window, widened(entries), unseen, sink)
+        o = torch.empty_like(inputs[0])
+        p = q.new_empty(*q.shape[:3], entries.shape[1] if weigh else 0)
+        kernel.attend(*kernels.arrays(*inputs), c ** -0.5, *kernels.arrays(o, p))
+        ctx.save_for_backward(q, kv, window, entries, unseen, sink)
         ctx.mark_non_differentiable(p)
-        return o, p
+        return o[..., :c], p
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, do: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        q, kv, window, entries, unseen, sink = inputs = ctx.saved_tensors
+        q, kv, window, entries, unseen, sink = ctx.saved_tensors
         if not kernels.on("attention", q):
             grads = gradient_in_torch(q, kv, window, entries, unseen, sink, do)
             dq, dkv, dentries, dsink = grads
             return dq, dkv, None, dentries, None, dsink, None
-        B, T, H, _ = q.shape
+        B, T, H, c = q.shape
         parts = max(kernels.parts(B * T) // B, 1)
-        dq, dkv = torch.empty_like(q), kv.new_zeros(B, parts, *kv.shape[1:])
-        dentries, dsink = kv.new_zeros(B, parts, *entries.shape[1:]), kv.new_zeros(B, parts, H)
-        kernel.attend_gradient(*kernels.arrays(*inputs, do, dq, dkv, dentries, dsink))
-        return dq, dkv.sum(1), None, dentries.sum(1), None, dsink.sum((0, 1)), None
+        inputs = widened(q), widened(kv), window, widened(entries), unseen, sink
+        dq, dsink = torch.empty_like(inputs[0]), kv.new_zeros(B, parts, H)
+        dkv, dentries = (t.new_zeros(B, parts, *t.shape[1:]) for t in (inputs[1], inputs[3]))
+        kernel.attend_gradient(*kernels.arrays(*inputs), c ** -0.5,
+                               *kernels.arrays(widened(do), dq, dkv, dentries, dsink))
+        return (dq[..., :c], dkv.sum(1)[..., :c], None, dentries.sum(1)[..., :c], None,
+                dsink.sum((0, 1)), None)
+
+
+def widened(t: Tensor) -> Tensor:
+    """Channels as the kernel takes them: zeros fill them up to a multiple of 16."""
+    extra = -t.shape[-1] % LANES
+    return F.pad(t, (0, extra)) if extra else t
 
 
 def gradient_in_torch(q: Tensor, kv: Tensor, window: Tensor, entries: Tensor, unseen: Tensor,

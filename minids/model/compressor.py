@@ -141,6 +141,8 @@ class Pool(torch.autograd.Function):
     def backward(ctx: Any, dentries: Tensor) -> tuple[Tensor | None, ...]:
         x, ape, *_ = inputs = ctx.saved_tensors
         kernels.on("compressor", x)             # sets the number of threads
-        dx, dape = torch.zeros_like(x), ape.new_zeros(len(x), *ape.shape)
+        B, T, _ = x.shape
+        parts = max(kernels.parts(B * T) // B, 1)
+        dx, dape = torch.zeros_like(x), ape.new_zeros(B, parts, *ape.shape)
         kernel.pool_gradient(*kernels.arrays(*inputs, dentries, dx, dape))
-        return dx, dape.sum(0), None, None, None
+        return dx, dape.sum((0, 1)), None, None, None

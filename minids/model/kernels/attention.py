@@ -1,41 +1,44 @@
 """Attention to a window, to compressed entries and to a sink, a block of queries at a time.
 
-    s[j, r] = q[r] . k[j] / sqrt(c)
+    s[j, r] = q[r] . k[j] scale
     p[j, r] = exp(s[j, r]) / (sum_j exp(s[j, r]) + exp(sink))
     o[r] = sum_j p[j, r] k[j]                                       (keys are values)
 
 and the gradient, from do:
 
     ds[j, r] = p[j, r] (do[r] . k[j] - D[r])         D[r] = sum_j p[j, r] do[r] . k[j]
-    dq[r] = sum_j ds[j, r] k[j] / sqrt(c)            dsink = -sum_r exp(sink - ...) D[r]
-    dk[j] = sum_r ds[j, r] q[r] / sqrt(c) + p[j, r] do[r]
+    dq[r] = sum_j ds[j, r] k[j] scale                dsink = -sum_r exp(sink - ...) D[r]
+    dk[j] = sum_r ds[j, r] q[r] scale + p[j, r] do[r]
 
 In torch this is a dozen passes over scores, which are larger than queries, keys and outputs
-together; most of them are masked. Here a block's scores stay in the processor's cache, and keys
-that none of its queries sees cost nothing. The gradient computes the scores again: nothing is kept
-for it but what the layer has anyway.
+together; most of them are masked. Here scores stay in the processor's cache, and keys that no query
+sees cost nothing. The gradient computes the scores again: nothing is kept for it but what the layer
+has anyway.
 
-A row r is a token's head. Matrices have one column for each row of the block, so that the
-innermost loops run over up to ROWS contiguous numbers. Keys come in groups of 4; the queries that
-see some of group g are rows first[g] to last[g].
+A row r is a token's head. A block of tokens has the same keys, and its rows are processed 16 at a
+time: one number of each of 16 rows, or 16 channels of one row, are the lanes of a value. Keys come
+in groups of 4. A product computes 4 x 16 numbers in registers, then stores them. The sink is a row
+of scores after those of the keys.
 """
 
 import numpy as np
 
 from minids.model.kernels.compiled import kernel, prange, serial
 from minids.model.kernels.exponential import exp
+from minids.model.kernels.lanes import LANES, lanes, load, madd, maximum, store
 
 ROWS = 128          # of a block, about
+HIDDEN = np.float32(-1e30)      # added to the score of a key that a query does not see
 Array = np.ndarray
 f32 = np.float32
 
 
 @kernel
 def attend(q: Array, kv: Array, window: Array, entries: Array, unseen: Array, sink: Array,
-           o: Array, weights: Array) -> None:
+           scale: float, o: Array, weights: Array) -> None:
     """q: B T H c; kv: B before+T c; window: 1 T' before+b, or B T' before+b; entries: B S c;
     unseen: 1 T S, or B T S; sink: H -> o: B T H c; weights: B T H S, p of the entries, or
-    B T H 0: not wanted.
+    B T H 0: not wanted. c is a multiple of 16.
 
     `window` and `unseen` hold 0, or -inf where a query does not see a key. Queries i b to i b + b
     have the keys i b to i b + b + before.
@@ -44,13 +47,14 @@ def attend(q: Array, kv: Array, window: Array, entries: Array, unseen: Array, si
     b = window.shape[2] - kv.shape[1] + T
     n, size = blocks(T, H, b)
     for i in prange(B * n):
-        attend_block(i // n, block(i % n, T, b, size), q, kv, window, entries, unseen, sink, o,
-                     weights)
+        attend_block(i // n, block(i % n, T, b, size), q, kv, window, entries, unseen, sink,
+                     f32(scale), o, weights)
 
 
 @kernel
 def attend_gradient(q: Array, kv: Array, window: Array, entries: Array, unseen: Array, sink: Array,
-                    do: Array, dq: Array, dkv: Array, dentries: Array, dsink: Array) -> None:
+                    scale: float, do: Array, dq: Array, dkv: Array, dentries: Array,
+                    dsink: Array) -> None:
     """As `attend`, and do: B T H c -> dq: B T H c; and, zero before, dkv: B parts before+T c,
     dentries: B parts S c and dsink: B parts H, whose sums over parts are the gradients."""
     B, T, H, c = q.shape
@@ -61,48 +65,65 @@ def attend_gradient(q: Array, kv: Array, window: Array, entries: Array, unseen: 
         batch, part = i // P, i % P
         for number in range(n * part // P, n * (part + 1) // P):
             gradient_of_block(batch, part, block(number, T, b, size), q, kv, window, entries,
-                              unseen, sink, do, dq, dkv, dentries, dsink)
+                              unseen, sink, f32(scale), do, dq, dkv, dentries, dsink)
 
 
 @serial
 def attend_block(batch: int, where: tuple[int, int, int], q: Array, kv: Array, window: Array,
-                 entries: Array, unseen: Array, sink: Array, o: Array, weights: Array) -> None:
+                 entries: Array, unseen: Array, sink: Array, scale: np.float32, o: Array,
+                 weights: Array) -> None:
     """What `attend` does, for the block that lies `where` in a sequence."""
     base, start, stop = where
     H, c, W = q.shape[2], q.shape[3], window.shape[2]
     mask = masks(window[batch % len(window), start:stop], unseen[batch % len(unseen), start:stop])
-    first, last, holes = spans(mask, H)
     keys = gathered(kv[batch, base:base + W], entries[batch], W)
-    Q = transposed(q[batch, start:stop], keys.shape[1], f32(c ** -0.5))
-    p = products(keys, Q, first, last)
-    hide(p, mask, first, last, holes, H)
-    softmax(p, sink, first, last)
-    restore(mix(keys, p, first, last), o[batch, start:stop], f32(1.0))
-    if weights.shape[3]:
-        copy_weights(p, weights[batch, start:stop], W, first, last)
+    groups, holes = np.empty(len(keys) // 4, np.int64), np.empty(len(keys) // 4, np.bool_)
+    s, X = np.empty((len(keys) + 1, LANES), f32), np.zeros((c, LANES), f32)
+    rows, outputs = q[batch, start:stop].reshape(-1, c), o[batch, start:stop].reshape(-1, c)
+    p = weights[batch, start:stop].reshape(-1, weights.shape[3])
+    for r in range(0, len(rows), LANES):
+        n = min(LANES, len(rows) - r)
+        own = mask[r // H:(r + n - 1) // H + 1]
+        count = seen(own, groups, holes)
+        transposed(rows[r:r + n], scale, X)
+        scores(keys, groups[:count], X, s)
+        hide(own, groups[:count], holes, r % H, H, s)
+        softmax(s[:4 * count + 1], sink, r % H)
+        mix(keys, groups[:count], s, outputs[r:r + n])
+        if p.shape[1]:
+            copy_weights(s, groups[:count], W, p[r:r + n])
 
 
 @serial
 def gradient_of_block(batch: int, part: int, where: tuple[int, int, int], q: Array, kv: Array,
-                      window: Array, entries: Array, unseen: Array, sink: Array, do: Array,
-                      dq: Array, dkv: Array, dentries: Array, dsink: Array) -> None:
+                      window: Array, entries: Array, unseen: Array, sink: Array,
+                      scale: np.float32, do: Array, dq: Array, dkv: Array, dentries: Array,
+                      dsink: Array) -> None:
     """What `attend_gradient` does, for one block."""
     base, start, stop = where
     H, c, W = q.shape[2], q.shape[3], window.shape[2]
     mask = masks(window[batch % len(window), start:stop], unseen[batch % len(unseen), start:stop])
-    first, last, holes = spans(mask, H)
     keys = gathered(kv[batch, base:base + W], entries[batch], W)
-    Q = transposed(q[batch, start:stop], keys.shape[1], f32(c ** -0.5))
-    dO = transposed(do[batch, start:stop], keys.shape[1], f32(1.0))
-    p = products(keys, Q, first, last)
-    hide(p, mask, first, last, holes, H)
-    rest = softmax(p, sink, first, last)
-    ds = products(keys, dO, first, last)
-    D = through_softmax(p, ds, first, last)
-    for r in range(len(D)):
-        dsink[batch, part, r % H] -= rest[r] * D[r]
-    restore(mix(keys, ds, first, last), dq[batch, start:stop], f32(c ** -0.5))
-    dk = outer(p, dO, ds, Q, first, last)
+    groups, holes = np.empty(len(keys) // 4, np.int64), np.empty(len(keys) // 4, np.bool_)
+    p, X = np.empty((len(keys) + 1, LANES), f32), np.zeros((c, LANES), f32)
+    ds, dk = np.empty_like(p), np.zeros_like(keys)
+    rows, drows = q[batch, start:stop].reshape(-1, c), dq[batch, start:stop].reshape(-1, c)
+    gradients = do[batch, start:stop].reshape(-1, c)
+    for r in range(0, len(rows), LANES):
+        n = min(LANES, len(rows) - r)
+        own = mask[r // H:(r + n - 1) // H + 1]
+        count = seen(own, groups, holes)
+        transposed(rows[r:r + n], scale, X)
+        scores(keys, groups[:count], X, p)
+        hide(own, groups[:count], holes, r % H, H, p)
+        softmax(p[:4 * count + 1], sink, r % H)
+        transposed(gradients[r:r + n], f32(1.0), X)
+        scores(keys, groups[:count], X, ds)
+        through_softmax(p[:4 * count + 1], scale, ds)
+        for i in range(n):
+            dsink[batch, part, (r + i) % H] += ds[4 * count, i]
+        mix(keys, groups[:count], ds, drows[r:r + n])
+        outer(p, gradients[r:r + n], ds, rows[r:r + n], groups[:count], dk)
     add(dk, dkv[batch, part, base:base + W])
     add(dk[W:], dentries[batch, part])
 
@@ -126,211 +147,194 @@ def block(i: int, T: int, b: int, size: int) -> tuple[int, int, int]:
 
 @serial
 def masks(near: Array, far: Array) -> Array:
-    """n K: both masks side by side, -inf where the last group has no key."""
+    """n K: both masks side by side, with HIDDEN for -inf, up to a multiple of 16 keys."""
     n, W, S = len(near), near.shape[1], far.shape[1]
-    mask = np.full((n, -(-(W + S) // 4) * 4), f32(-np.inf))
+    mask = np.full((n, -(-(W + S) // LANES) * LANES), HIDDEN)
     for t in range(n):
         for j in range(W):
-            mask[t, j] = near[t, j]
+            mask[t, j] = max(near[t, j], HIDDEN)
+        other = mask[t, W:]
         for j in range(S):
-            mask[t, W + j] = far[t, j]
+            other[j] = max(far[t, j], HIDDEN)
     return mask
 
 
 @serial
-def spans(mask: Array, H: int) -> tuple[Array, Array, Array]:
-    """For each group of 4 keys: the first row that sees one of them, the one after the last row,
-    and whether some in between does not see all 4. mask: n K."""
-    n, K = mask.shape
-    low, high, count = np.full(K, n, np.int32), np.zeros(K, np.int32), np.zeros(K, np.int32)
-    for t in range(n):
-        for j in range(K):
-            sees = mask[t, j] == f32(0.0)
-            low[j] = min(low[j], np.int32(t) if sees else np.int32(n))
-            high[j] = max(high[j], np.int32(t + 1) if sees else np.int32(0))
-            count[j] += np.int32(sees)
-    first, last = np.empty(K // 4, np.int64), np.empty(K // 4, np.int64)
-    holes = np.empty(K // 4, np.bool_)
-    for g in range(K // 4):
-        a, z, seen = n, 0, 0
-        for j in range(4 * g, 4 * g + 4):
-            a, z, seen = min(a, low[j]), max(z, high[j]), seen + count[j]
-        first[g], last[g] = min(a, z) * H, z * H
-        holes[g] = seen < 4 * (z - a)
-    return first, last, holes
-
-
-@serial
 def gathered(kv: Array, entries: Array, W: int) -> Array:
-    """K C: the keys of a block, at W those of entries; zeros fill the last group, and channels up
-    to a multiple of 4."""
-    c = kv.shape[1]
-    keys = np.zeros((-(-(W + len(entries)) // 4) * 4, -(-c // 4) * 4), np.float32)
-    for j in range(len(kv)):
-        for i in range(c):
-            keys[j, i] = kv[j, i]
-    for j in range(len(entries)):
-        for i in range(c):
-            keys[W + j, i] = entries[j, i]
+    """K c: the keys of a block, which are fewer than W at the end of a text, and from W on entries;
+    zeros elsewhere, up to a multiple of 16 keys."""
+    S, c = entries.shape
+    keys = np.zeros((-(-(W + S) // LANES) * LANES, c), f32)
+    for i in range(0, c, LANES):
+        for j in range(len(kv)):
+            store(keys, j, i, load(kv, j, i))
+        for j in range(S):
+            store(keys, W + j, i, load(entries, j, i))
     return keys
 
 
 @serial
-def transposed(x: Array, C: int, scale: np.float32) -> Array:
-    """C R: x times scale, one column for each row r; zeros fill the channels. x: n H c."""
-    n, H, c = x.shape
-    X = np.zeros((C, n * H), np.float32)
-    for t in range(n):
-        for h in range(H):
-            for i in range(c):
-                X[i, t * H + h] = x[t, h, i] * scale
-    return X
+def seen(mask: Array, groups: Array, holes: Array) -> int:
+    """Where the groups of 4 keys begin of which some token sees one, and whether some token does
+    not see all 4. Returns their number. mask: n K."""
+    n, K = mask.shape
+    spans, count = np.empty((2, LANES), f32), 0
+    for j in range(0, K, LANES):
+        best, total = lanes(HIDDEN), lanes(f32(0.0))
+        for t in range(n):
+            x = load(mask, t, j)
+            best, total = maximum(best, x), madd(f32(1.0), x, total)
+        store(spans, 0, 0, best)
+        store(spans, 1, 0, total)
+        for i in range(0, LANES, 4):
+            some = spans[0, i:i + 4]
+            if some[0] == 0 or some[1] == 0 or some[2] == 0 or some[3] == 0:
+                every = spans[1, i:i + 4]
+                groups[count] = j + i
+                holes[count] = every[0] + every[1] + every[2] + every[3] < 0
+                count += 1
+    return count
 
 
 @serial
-def restore(X: Array, x: Array, scale: np.float32) -> None:
-    """The inverse of `transposed`: X: C R -> x: n H c."""
-    n, H, c = x.shape
-    for t in range(n):
-        for h in range(H):
-            for i in range(c):
-                x[t, h, i] = X[i, t * H + h] * scale
+def transposed(x: Array, scale: np.float32, X: Array) -> None:
+    """X: c 16 = x times scale, one column for each row. x: n c."""
+    for r in range(len(x)):
+        for i in range(len(X)):
+            X[i, r] = x[r, i] * scale
 
 
 @serial
-def products(keys: Array, X: Array, first: Array, last: Array) -> Array:
-    """s[j, r] = sum_i keys[j, i] X[i, r]: K R, where row r sees some of j's group."""
-    s = np.empty((len(keys), X.shape[1]), np.float32)
-    for j in range(0, len(keys), 2):
-        a, z = first[j // 4], last[j // 4]
-        s0, s1 = s[j, a:z], s[j + 1, a:z]
-        for r in range(len(s0)):
-            s0[r] = s1[r] = f32(0.0)
-        for i in range(0, len(X), 4):
-            x0, x1, x2, x3 = X[i, a:z], X[i + 1, a:z], X[i + 2, a:z], X[i + 3, a:z]
-            k, l = keys[j, i:i + 4], keys[j + 1, i:i + 4]
-            k0, k1, k2, k3, l0, l1, l2, l3 = k[0], k[1], k[2], k[3], l[0], l[1], l[2], l[3]
-            for r in range(len(s0)):
-                s0[r] += k0 * x0[r] + k1 * x1[r] + k2 * x2[r] + k3 * x3[r]
-                s1[r] += l0 * x0[r] + l1 * x1[r] + l2 * x2[r] + l3 * x3[r]
-    return s
+def scores(keys: Array, groups: Array, X: Array, s: Array) -> None:
+    """s[j, r] = sum_i keys[j, i] X[i, r]: 4 rows of s for each group."""
+    for g in range(len(groups)):
+        j = groups[g]
+        k0, k1, k2, k3 = keys[j], keys[j + 1], keys[j + 2], keys[j + 3]
+        s0 = s1 = s2 = s3 = lanes(f32(0.0))
+        for i in range(len(X)):
+            x = load(X, i, 0)
+            s0, s1 = madd(k0[i], x, s0), madd(k1[i], x, s1)
+            s2, s3 = madd(k2[i], x, s2), madd(k3[i], x, s3)
+        store(s, 4 * g, 0, s0)
+        store(s, 4 * g + 1, 0, s1)
+        store(s, 4 * g + 2, 0, s2)
+        store(s, 4 * g + 3, 0, s3)
 
 
 @serial
-def mix(keys: Array, p: Array, first: Array, last: Array) -> Array:
-    """O[i, r] = sum_j p[j, r] keys[j, i]: C R."""
-    O = np.zeros((keys.shape[1], p.shape[1]), np.float32)
-    for j in range(0, len(keys), 4):
-        a, z = first[j // 4], last[j // 4]
-        p0, p1, p2, p3 = p[j, a:z], p[j + 1, a:z], p[j + 2, a:z], p[j + 3, a:z]
-        for i in range(0, len(O), 2):
-            o0, o1 = O[i, a:z], O[i + 1, a:z]
-            k0, k1, k2, k3 = keys[j, i], keys[j + 1, i], keys[j + 2, i], keys[j + 3, i]
-            l0, l1, l2, l3 = (keys[j, i + 1], keys[j + 1, i + 1], keys[j + 2, i + 1],
-                              keys[j + 3, i + 1])
-            for r in range(len(o0)):
-                o0[r] += k0 * p0[r] + k1 * p1[r] + k2 * p2[r] + k3 * p3[r]
-                o1[r] += l0 * p0[r] + l1 * p1[r] + l2 * p2[r] + l3 * p3[r]
-    return O
+def hide(mask: Array, groups: Array, holes: Array, head: int, H: int, s: Array) -> None:
+    """Add the mask to scores, in groups that have holes. The first row is that of `head`."""
+    own = np.zeros((len(mask), LANES), f32)
+    for r in range(min(LANES, len(mask) * H - head)):
+        own[(head + r) // H, r] = f32(1.0)
+    for g in range(len(groups)):
+        if holes[g]:
+            for u in range(4):
+                x = load(s, 4 * g + u, 0)
+                for t in range(len(mask)):
+                    x = madd(mask[t, groups[g] + u], load(own, t, 0), x)
+                store(s, 4 * g + u, 0, x)
 
 
 @serial
-def outer(p: Array, dO: Array, ds: Array, Q: Array, first: Array, last: Array) -> Array:
-    """dk[j, i] = sum_r p[j, r] dO[i, r] + ds[j, r] Q[i, r]: K C."""
-    dk = np.empty((len(p), len(Q)), np.float32)
-    for j in range(0, len(dk), 2):
-        a, z = first[j // 4], last[j // 4]
-        p0, p1, s0, s1 = p[j, a:z], p[j + 1, a:z], ds[j, a:z], ds[j + 1, a:z]
-        for i in range(0, len(Q), 2):
-            o0, o1, q0, q1 = dO[i, a:z], dO[i + 1, a:z], Q[i, a:z], Q[i + 1, a:z]
-            d00 = d01 = d10 = d11 = f32(0.0)
-            for r in range(len(p0)):
-                d00 += p0[r] * o0[r] + s0[r] * q0[r]
-                d01 += p0[r] * o1[r] + s0[r] * q1[r]
-                d10 += p1[r] * o0[r] + s1[r] * q0[r]
-                d11 += p1[r] * o1[r] + s1[r] * q1[r]
-            dk[j, i], dk[j, i + 1], dk[j + 1, i], dk[j + 1, i + 1] = d00, d01, d10, d11
-    return dk
+def softmax(s: Array, sink: Array, head: int) -> None:
+    """p in place of s; the last row is the sink's."""
+    K = len(s) - 1
+    for r in range(LANES):
+        s[K, r] = sink[(head + r) % len(sink)]
+    top, total = load(s, K, 0), lanes(f32(0.0))
+    for j in range(K):
+        top = maximum(top, load(s, j, 0))
+    for j in range(K + 1):
+        store(s, j, 0, madd(lanes(f32(-1.0)), top, load(s, j, 0)))
+    x = s.reshape(-1)
+    for i in range(len(x)):
+        x[i] = f32(0.0) if x[i] < f32(-87.0) else exp(x[i])
+    for j in range(K + 1):
+        total = madd(f32(1.0), load(s, j, 0), total)
+    share = np.empty((1, LANES), f32)
+    store(share, 0, 0, total)
+    for r in range(LANES):
+        share[0, r] = f32(1.0) / share[0, r]
+    total = load(share, 0, 0)
+    for j in range(K + 1):
+        store(s, j, 0, madd(load(s, j, 0), total, lanes(f32(0.0))))
+
+
+@serial
+def through_softmax(p: Array, scale: np.float32, ds: Array) -> None:
+    """ds times scale in place of dp; the last row is dsink."""
+    K, D = len(p) - 1, lanes(f32(0.0))
+    for j in range(K):
+        D = madd(load(p, j, 0), load(ds, j, 0), D)
+    minus = madd(f32(-1.0), D, lanes(f32(0.0)))
+    for j in range(K):
+        x = madd(scale, load(p, j, 0), lanes(f32(0.0)))
+        store(ds, j, 0, madd(x, madd(f32(1.0), load(ds, j, 0), minus), lanes(f32(0.0))))
+    store(ds, K, 0, madd(load(p, K, 0), minus, lanes(f32(0.0))))
+
+
+@serial
+def mix(keys: Array, groups: Array, p: Array, o: Array) -> None:
+    """o[r, i] = sum_j p[j, r] keys[j, i]. o: n c."""
+    n, c = o.shape
+    for r in range(0, n, 4):
+        for i in range(0, c, LANES):
+            o0 = o1 = o2 = o3 = lanes(f32(0.0))
+            for g in range(len(groups)):
+                for u in range(4):
+                    k, x = load(keys, groups[g] + u, i), p[4 * g + u]
+                    o0, o1 = madd(x[r], k, o0), madd(x[r + 1], k, o1)
+                    o2, o3 = madd(x[r + 2], k, o2), madd(x[r + 3], k, o3)
+            store(o, r, i, o0)
+            if r + 1 < n:
+                store(o, r + 1, i, o1)
+            if r + 2 < n:
+                store(o, r + 2, i, o2)
+            if r + 3 < n:
+                store(o, r + 3, i, o3)
+
+
+@serial
+def outer(p: Array, do: Array, ds: Array, q: Array, groups: Array, dk: Array) -> None:
+    """dk[j, i] += sum_r p[j, r] do[r, i] + ds[j, r] q[r, i]. do, q: n c."""
+    for g in range(len(groups)):
+        j = groups[g]
+        p0, p1, p2, p3 = p[4 * g], p[4 * g + 1], p[4 * g + 2], p[4 * g + 3]
+        s0, s1, s2, s3 = ds[4 * g], ds[4 * g + 1], ds[4 * g + 2], ds[4 * g + 3]
+        for i in range(0, dk.shape[1], LANES):
+            d0, d1 = load(dk, j, i), load(dk, j + 1, i)
+            d2, d3 = load(dk, j + 2, i), load(dk, j + 3, i)
+            for r in range(len(q)):
+                x, y = load(do, r, i), load(q, r, i)
+                d0, d1 = madd(p0[r], x, d0), madd(p1[r], x, d1)
+                d2, d3 = madd(p2[r], x, d2), madd(p3[r], x, d3)
+                d0, d1 = madd(s0[r], y, d0), madd(s1[r], y, d1)
+                d2, d3 = madd(s2[r], y, d2), madd(s3[r], y, d3)
+            store(dk, j, i, d0)
+            store(dk, j + 1, i, d1)
+            store(dk, j + 2, i, d2)
+            store(dk, j + 3, i, d3)
 
 
 @serial
 def add(x: Array, total: Array) -> None:
     """total += x, as far as it goes."""
-    for j in range(len(total)):
-        for i in range(total.shape[1]):
-            total[j, i] += x[j, i]
+    for i in range(0, total.shape[1], LANES):
+        for j in range(len(total)):
+            store(total, j, i, madd(f32(1.0), load(x, j, i), load(total, j, i)))
 
 
 @serial
-def hide(s: Array, mask: Array, first: Array, last: Array, holes: Array, H: int) -> None:
-    """s[j, r] = -inf where row r does not see key j, though others see its group."""
-    for j in range(len(s)):
-        if holes[j // 4]:
-            for t in range(first[j // 4] // H, last[j // 4] // H):
-                if mask[t, j] != f32(0.0):
-                    for h in range(H):
-                        s[j, t * H + h] = -np.inf
-
-
-@serial
-def softmax(s: Array, sink: Array, first: Array, last: Array) -> Array:
-    """p in place of s: K R. Returns the sink's weight: R."""
-    K, R = s.shape
-    rest, top, total = np.empty(R, f32), np.empty(R, f32), np.empty(R, f32)
-    for r in range(R):
-        rest[r] = top[r] = sink[r % len(sink)]
-    for j in range(K):
-        a, z = first[j // 4], last[j // 4]
-        x, y = s[j, a:z], top[a:z]
-        for r in range(len(x)):
-            y[r] = max(y[r], x[r])
-    for r in range(R):
-        rest[r] = total[r] = exp(rest[r] - top[r])
-    for j in range(K):
-        a, z = first[j // 4], last[j // 4]
-        x, y, sum_ = s[j, a:z], top[a:z], total[a:z]
-        for r in range(len(x)):
-            d = x[r] - y[r]
-            e = f32(0.0) if d < f32(-87.0) else exp(d)
-            x[r] = e
-            sum_[r] += e
-    for r in range(R):
-        total[r] = f32(1.0) / total[r]
-        rest[r] *= total[r]
-    for j in range(K):
-        a, z = first[j // 4], last[j // 4]
-        x, y = s[j, a:z], total[a:z]
-        for r in range(len(x)):
-            x[r] *= y[r]
-    return rest
-
-
-@serial
-def through_softmax(p: Array, ds: Array, first: Array, last: Array) -> Array:
-    """ds in place of dp: K R. Returns D: R."""
-    K, R = p.shape
-    D = np.zeros(R, np.float32)
-    for j in range(K):
-        a, z = first[j // 4], last[j // 4]
-        x, y, sums = p[j, a:z], ds[j, a:z], D[a:z]
-        for r in range(len(x)):
-            sums[r] += x[r] * y[r]
-    for j in range(K):
-        a, z = first[j // 4], last[j // 4]
-        x, y, sums = p[j, a:z], ds[j, a:z], D[a:z]
-        for r in range(len(x)):
-            y[r] = x[r] * (y[r] - sums[r])
-    return D
-
-
-@serial
-def copy_weights(p: Array, weights: Array, W: int, first: Array, last: Array) -> None:
-    """p of the entries, from W on, in another order: K R -> n H S."""
-    n, H, S = weights.shape
-    for t in range(n):
-        for h in range(H):
-            for j in range(S):
-                weights[t, h, j] = f32(0.0)
-    for j in range(S):
-        for r in range(first[(W + j) // 4], last[(W + j) // 4]):
-            weights[r // H, r % H, j] = p[W + j, r]
+def copy_weights(p: Array, groups: Array, W: int, weights: Array) -> None:
+    """p of the entries, which are the keys from W on: weights: n S."""
+    n, S = weights.shape
+    for r in range(n):
+        for j in range(S):
+            weights[r, j] = f32(0.0)
+    for g in range(len(groups)):
+        for u in range(4):
+            j = groups[g] + u - W
+            if 0 <= j < S:
+                for r in range(n):
+                    weights[r, j] = p[4 * g + u, r]

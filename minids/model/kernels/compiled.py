@@ -2,10 +2,10 @@
 
 The code is stored in the user's cache folder, which also serves an installation that cannot be
 written to. numba compiles anew when the file of a kernel changes. It does not notice a change of a
-file that kernels take functions from: so there is one such file, `exponential.py`, and the name of
-the folder holds a digest of it. NUMBA_CACHE_DIR names another folder. Stored code that cannot be
-read is compiled anew, and what cannot be stored is compiled in memory: the store never stops a run.
-MINIDS_KERNELS=0 switches all kernels off.
+file that kernels take functions from: there are two, `exponential.py` and `lanes.py`, and the name
+of the folder holds a digest of them. NUMBA_CACHE_DIR names another folder. Stored code that cannot
+be read is compiled anew, and what cannot be stored is compiled in memory: the store never stops a
+run. MINIDS_KERNELS=0 switches all kernels off.
 
 torch is imported before numba: so numba's OpenMP threads are torch's own, not a second set that
 would compete for the cores. Where numba has no OpenMP it uses threads of its own, which only one
@@ -142,8 +142,9 @@ def cache_folder() -> Path | None:
     if numba.config.CACHE_DIR:
         folder = Path(numba.config.CACHE_DIR)
     elif (user := paths.cache()) is not None:
-        sources = (Path(__file__).read_bytes()
-                   + Path(__file__).with_name("exponential.py").read_bytes())
+        here = Path(__file__)
+        shared = here, here.with_name("exponential.py"), here.with_name("lanes.py")
+        sources = b"".join(file.read_bytes() for file in shared)
         folder = user / f"kernels-{hashlib.sha256(sources).hexdigest()[:16]}"
     else:
         return None

@@ -37,14 +37,16 @@ def pool(x: Array, ape: Array, start: Array, number: Array, entries: Array) -> N
 @kernel
 def pool_gradient(x: Array, ape: Array, start: Array, number: Array, entries: Array,
                   dentries: Array, dx: Array, dape: Array) -> None:
-    """As `pool`, and dentries: B S c -> zero before, dx: B T 2fc; dape: B m fc, whose sum over B is
-    the gradient."""
+    """As `pool`, and dentries: B S c -> zero before, dx: B T 2fc; dape: B parts m fc, whose sum
+    over B and parts is the gradient. Each number of dx belongs to one window."""
     B, S, c = entries.shape
-    for b in prange(B):
+    parts = dape.shape[1]
+    for i in prange(B * parts):
+        b, part = i // parts, i % parts
         row = b % len(start)
-        for s in range(S):
+        for s in range(S * part // parts, S * (part + 1) // parts):
             gradient_of_window(x[b], ape, start[row, s], number[row, s] > 0, entries[b, s],
-                               dentries[b, s], dx[b], dape[b])
+                               dentries[b, s], dx[b], dape[b, part])
 
 
 @serial

@@ -110,6 +110,16 @@ def test_threads_change_no_bit(B):
     assert all(torch.equal(*pair) for pair in zip(*results))
 
 
+def test_addresses_change_no_bit():
+    def moved(t, by):
+        space = torch.empty(t.numel() + 16, dtype=t.dtype)[by:by + t.numel()].view(t.shape)
+        return space.copy_(t.detach()).requires_grad_(t.requires_grad)
+
+    args = inputs("even", holes=True)
+    results = [value_and_gradients([moved(t, by) for t in args]) for by in range(5)]
+    assert all(torch.equal(*pair) for other in results for pair in zip(results[0], other))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_types_take_the_torch_path(dtype, monkeypatch):
     monkeypatch.setattr(attention, "Attend", None)
