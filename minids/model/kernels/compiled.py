@@ -263,7 +263,9 @@ def switched_off(*names: str) -> Iterator[None]:
 
 def array(t: Tensor) -> np.ndarray:
     """A tensor as kernels take it: a contiguous array, in the same memory if the tensor is so."""
-    return t.detach().contiguous().numpy()
+    if t.requires_grad:     # not always: a step asks a thousand times
+        t = t.detach()
+    return t.contiguous().numpy()
 
 
 def arrays(*tensors: Tensor) -> list[np.ndarray]:
