@@ -12,8 +12,7 @@ torch, as every notebook does.
 
 *Memory.* A training step allocates and frees the same large tensors again and again. By default
 glibc returns them to the system each time, and the system clears each page anew. Here glibc keeps
-them. And torch asks for pages of 2 MB, where Linux gives them on request: the processor finds them
-faster than 512 small ones. Both change nothing but speed.
+them, which changes nothing but speed.
 
 Settings in the user's environment take precedence. How many threads a command that trains uses is
 decided in `minids.pretrain.threads`.
@@ -45,9 +44,7 @@ def check_threads(count: int) -> None:
 
 
 def kept_memory(environment=os.environ) -> None:
-    """Let torch ask for large pages, and glibc keep freed blocks of up to 32 MB, its limit. Other
-    allocators do so anyway."""
-    environment.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    """Let glibc keep freed blocks of up to 32 MB, its limit. Other allocators do so anyway."""
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in environment):
         return
     try:

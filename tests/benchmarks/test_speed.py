@@ -153,13 +153,18 @@ def serve(name: str):
             print(json.dumps(tasks[task](*map(int, numbers))), flush=True)
 
 
+# what `minids.system.process` sets: in this process it is imported already
+OURS = ("GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+
 class Contender:
-    """A process that runs `serve`."""
+    """A process that runs `serve`, with torch's own settings until it imports minids."""
 
     def __init__(self, name: str):
+        environment = {key: value for key, value in os.environ.items() if key not in OURS}
         self.process = subprocess.Popen(
             [sys.executable, __file__, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, text=True, env={**os.environ, "OMP_NUM_THREADS": "2"})
+            stderr=subprocess.DEVNULL, text=True, env={**environment, "OMP_NUM_THREADS": "2"})
         if name in ("transformers", "nano-deepseek-v4"):
             from minids import Config
             config = Config(**SIZES).to_json()
