@@ -255,6 +255,11 @@ def course_jobs(command) -> None:
     copy.add_argument("names", nargs="*", metavar="NAME", help="lessons (default: all)")
     copy.add_argument("--solved", action="store_true", help="the solved edition")
     add_command(jobs, "lint", course_lint, "check that the notebooks follow the rules")
+    time = add_command(jobs, "time", course_time, "compute how many minutes lessons take",
+                       "Compute how many minutes lessons take a learner, from their sources.")
+    time.add_argument("names", nargs="*", metavar="NAME", help="lessons (default: all)")
+    time.add_argument("--write", action="store_true",
+                      help="put the minutes into the lessons' sources, README and the map")
     update = add_command(jobs, "update", course_update, "bring newer lessons",
                          "Bring newer lessons into your copies, and keep your answers.")
     update.add_argument("names", nargs="*", metavar="LESSON",
@@ -290,6 +295,15 @@ def course_lint(args) -> int:
     findings = lint()
     print("\n".join(findings) if findings else "all notebooks follow the rules")
     return 1 if findings else 0
+
+
+def course_time(args) -> None:
+    need_packages("jupytext", "nbclient", "nbformat")
+    from minids.learn import minutes
+
+    if args.write:
+        minutes.write(args.names or None)
+    print(minutes.table(args.names or None))
 
 
 def progress_flags(command) -> None:

@@ -19,39 +19,41 @@ from minids.system import paths
 GREY = "#777777"
 PRO, FLASH = "DeepSeek-V4-Pro", "DeepSeek-V4-Flash"
 
-# file, what it teaches, what it shows and measures, planned minutes of study, lessons before it
+# file, what it teaches, what it shows and measures, minutes of study, lessons before it; for the
+# minutes see `minids course time`
 LESSONS = (("00_start_here", "the map, what V4 is, the doctor; the shipped model talks",
-            "price and benchmark explorer", 45, ()),
+            "price and benchmark explorer", 74, ()),
            ("01_tokens_and_data", "byte-level BPE, packing, chat encoding, TinyWorld",
-            "compression ratio; n-gram baselines", 45, ("00",)),
+            "compression ratio; n-gram baselines", 151, ("00",)),
            ("02_attention",
             "shared-KV attention, partial rotary and its inverse, sinks, window, grouped output",
-            "why the output is rotated back; sink ablation", 45, ("00",)),
-           ("03_hca", "heavy compression", "what an entry keeps; causality by perturbation", 45,
-            ("02",)), ("04_csa", "overlap, the lightning indexer, top-k, indexer training",
-                       "recall of the indexer against full attention", 45, ("03",)),
+            "why the output is rotated back; sink ablation", 175, ("00",)),
+           ("03_hca", "heavy compression",
+            "what an entry keeps; causality by perturbation", 153, ("02",)),
+           ("04_csa", "overlap, the lightning indexer, top-k, indexer training",
+            "recall of the indexer against full attention", 166, ("03",)),
            ("05_million_tokens", "decode state, the cost of context",
-            "the published 27/10 % and 10/7 % recomputed; flat decode time", 45, ("04",)),
+            "the published 27/10 % and 10/7 % recomputed; flat decode time", 131, ("04",)),
            ("06_moe", "sqrt-softplus gates, bias balancing, hash layers, shared expert, clamp",
-            "load with and without balancing", 45, ("00",)),
+            "load with and without balancing", 169, ("00",)),
            ("07_mhc", "residual, hyper-connections, Sinkhorn",
-            "gain through 64 layers; the Birkhoff polytope", 45, ("00",)),
+            "gain through 64 layers; the Birkhoff polytope", 144, ("00",)),
            ("08_whole_model", "block, head, MTP, initialisation; equality with transformers",
-            "parameters of Flash and Pro, exactly", 45, ("00",)),
+            "parameters of Flash and Pro, exactly", 152, ("00",)),
            ("09_muon", "orthogonalised updates",
-            "singular values before and after; Muon against AdamW", 45, ("08",)),
+            "singular values before and after; Muon against AdamW", 124, ("08",)),
            ("10_pretraining", "training a nano model end to end, in front of you",
-            "loss against n-gram baselines; samples; ablations", 45, ("08",)),
+            "loss against n-gram baselines; samples; ablations", 142, ("08",)),
            ("11_numbers", "FP8, FP4, quantisation-aware training",
-            "error per format; loss after rounding", 45, ("10",)),
+            "error per format; loss after rounding", 148, ("10",)),
            ("12_specialists", "SFT, then GRPO with verifiable rewards, thinking modes",
-            "reward curves; accuracy before and after", 45, ("10",)),
+            "reward curves; accuracy before and after", 167, ("10",)),
            ("13_distillation", "many teachers, one student, on-policy, full vocabulary",
-            "merged weights, off-policy and on-policy side by side", 45, ("12",)),
+            "merged weights, off-policy and on-policy side by side", 126, ("12",)),
            ("14_inference", "sampling, batching, MTP drafts, evaluation",
-            "acceptance rate and speed-up; the report card", 45, ("10",)),
+            "acceptance rate and speed-up; the report card", 166, ("10",)),
            ("15_real_weights", "V4's files, byte-range reads, one real layer on a GPU",
-            "mini against real: routers, mHC, sinks, errors", 45, ("08", "11")),)
+            "mini against real: routers, mHC, sinks, errors", 144, ("08", "11")),)
 
 
 # ---- tables ----
@@ -96,7 +98,7 @@ def course_table() -> None:
              minutes if is_built(name) else "in preparation"]
             for name, teaches, shows, minutes, before in LESSONS]
     table(["lesson", "teaches", "shows and measures", "before it", "minutes"], rows,
-          "Minutes of study, without exercises, are planned, not measured.")
+          "Minutes of study, exercises included, are computed from the text.")
 
 
 def prerequisites(number: str) -> list[str]:
@@ -114,7 +116,7 @@ def course_map() -> None:
 def _card(lesson: tuple) -> str:
     """One entry of the map, closed, as HTML. JupyterLab opens a link to a notebook beside ours."""
     name, teaches, shows, minutes, before = lesson
-    lines = [("teaches", teaches), ("shows and measures", shows), ("minutes (planned)", minutes),
+    lines = [("teaches", teaches), ("shows and measures", shows), ("minutes", minutes),
              ("right before it", ", ".join(before) or "nothing"),
              ("the whole way there", " > ".join(prerequisites(name[:2])) or "none")]
     rows = "".join(f'<tr><th scope="row" style="text-align: left">{key}</th>'

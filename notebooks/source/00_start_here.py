@@ -10,7 +10,7 @@
 # 4. work on exercises with `check` and `hint`,
 # 5. read a table of prices and benchmarks, and say what it does not tell.
 #
-# **Time**: 45 minutes are planned; all cells run in less than a minute. **Before it**: some Python; a first network trained
+# **Time: 74 minutes, exercises included.** All cells run in less than a minute. **Before it**: some Python; a first network trained
 # in PyTorch helps.
 #
 # New words are in the [glossary](GLOSSARY.md).

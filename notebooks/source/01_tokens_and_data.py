@@ -12,8 +12,7 @@
 # - encode a conversation as V4 does, and say which tokens are trained on,
 # - write a verifier that a cheating policy cannot please.
 #
-# *Time (estimated): 50 minutes to read, predict and run. The seven exercises take 5 to 12 minutes each on top; none is needed for the next cell
-# to run. The code itself runs in well under a minute.* *Before this: Python and a little PyTorch. No other lesson.*
+# *Time: 151 minutes, exercises included. The code itself runs in well under a minute.* *Before this: Python and a little PyTorch. No other lesson.*
 
 # %%
 import functools

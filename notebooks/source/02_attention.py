@@ -12,8 +12,7 @@
 # - count what the grouped output projection saves in Flash and Pro,
 # - tell from a symptom which of the usual faults an implementation has.
 #
-# *Time (estimated): 50 minutes to read, predict and run. The eight exercises take 5 to 15 minutes each on top; none is needed for the next cell
-# to run. The code itself runs in about half a minute.*
+# *Time: 175 minutes, exercises included. The code itself runs in about half a minute.*
 # *Before this: softmax attention in PyTorch. This lesson is about layers that see a window only; compressed entries come in lessons 03 and 04.*
 
 # %%

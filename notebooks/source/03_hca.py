@@ -13,7 +13,7 @@
 # - compress a sequence that arrives in pieces, token by token if need be,
 # - compute the cache of such a layer at any context.
 #
-# *Time (estimated): 45 minutes to read, predict and run. The six exercises take 5 to 15 minutes each on top; none is needed for the next cell to run.
+# *Time: 153 minutes, exercises included.
 # The code itself runs in less than a minute.*
 # *Before this: lesson 02 (one head of keys and values for all query heads, the sliding window, rotary embedding, sinks).*
 

@@ -12,7 +12,7 @@
 # - rebuild the report's percentages of V3.2 (operations 27 for Pro and 10 for Flash, cache 10 and 7), and say which term each lives on,
 # - tell what a long context costs from what it is good for.
 #
-# *Time (estimated): 45 minutes to read, predict and run. The six exercises take 5 to 15 minutes each on top; none is needed for the next cell to run.
+# *Time: 131 minutes, exercises included.
 # The code itself runs in about half a minute.*
 # *Before this: lessons 02 to 04 (window, HCA, CSA, indexer).*
 

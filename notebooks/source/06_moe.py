@@ -12,7 +12,7 @@
 # - balance a router without a loss, and say what the small loss beside it is for,
 # - measure what an expert has specialised in, with controls that keep you from seeing too much.
 #
-# *Time (estimated): 45 minutes to read, predict and run. The seven exercises take 5 to 15 minutes each on top; none is needed for the next cell to run. The code
+# *Time: 169 minutes, exercises included. The code
 # itself runs in about a minute.*
 # *Before this: PyTorch modules and the words "token" and "loss". Lesson 08 shows where the layer stands in the model.*
 

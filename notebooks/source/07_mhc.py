@@ -12,7 +12,7 @@
 # - read what a trained model has learnt in its maps, and what it loses when you touch them,
 # - say what mHC costs in V4-Flash, in parameters, operations and memory traffic.
 #
-# *Time (estimated): 50 minutes to read, predict and run. The six exercises take 5 to 15 minutes each on top; none is needed for the next cell to run.
+# *Time: 144 minutes, exercises included.
 # The code itself runs in about half a minute.*
 # *Before this: PyTorch, matrix products. Lesson 08 puts a site into the whole model; it may come before or after.*
 

@@ -11,8 +11,7 @@
 # - compute total and active parameters of V4-Flash and V4-Pro from their configuration, to the last digit,
 # - say where these parameters are, and how many bytes they take.
 #
-# *Time (estimated): 45 minutes to read, predict and run. The seven exercises take 5 to 15 minutes each on top. None has to be solved for the next
-# cell to run. The code itself runs in about half a minute.*
+# *Time: 152 minutes, exercises included. The code itself runs in about half a minute.*
 # *Before this: PyTorch modules. Lessons 02 to 07 open the parts that stay closed here; you can take this one first.*
 
 # %%

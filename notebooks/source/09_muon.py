@@ -12,8 +12,7 @@
 # - say which of V4's tensors Muon updates and which stay with AdamW, and why experts must not be stacked into one matrix,
 # - run a fair race between two optimisers, and tell what it shows from what it does not.
 #
-# *Time (estimated): 45 minutes to read, predict and run. The four exercises take 8 to 15 minutes each on top. None has to be solved for the next
-# cell to run. The code itself runs in less than a minute, most of it the race in section 8.*
+# *Time: 124 minutes, exercises included. The code itself runs in less than a minute, most of it the race in section 8.*
 # *Before this: `backward`, matrix products, and what AdamW does: it keeps running means m of the gradient and v of its square, and moves each number by m / sqrt(v) (lesson 10 builds it). What a singular value is, this lesson says. Terms are in the
 # [glossary](GLOSSARY.md).*
 

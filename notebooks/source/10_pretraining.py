@@ -12,7 +12,7 @@
 # - recognise three broken recipes by their curves,
 # - kill a run, resume it exactly, and estimate what a run costs: memory, operations, years.
 #
-# **Time:** about 45 minutes to read, predict and run; the five exercises take 5 to 10 minutes each on top. All cells together run in about a minute.
+# **Time: 142 minutes, exercises included.** All cells together run in about a minute.
 # **Before:** you have seen PyTorch's `backward` and `step`. Lesson 08 helps, but the model is only used here. Terms in bold are in the
 # [glossary](GLOSSARY.md).
 

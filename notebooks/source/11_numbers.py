@@ -13,7 +13,7 @@
 # - train through rounding, and say why float32 masters are needed,
 # - account for the bytes of V4-Flash and V4-Pro, format by format.
 #
-# *Time (estimated): 50 minutes to read, predict and run. The six exercises take 5 to 15 minutes each on top; none is needed for the next cell to run. The code itself
+# *Time: 148 minutes, exercises included. The code itself
 # runs in about a minute on two idle cores.*
 # *Before this: PyTorch. Experts (lesson 06) and the indexer (lesson 04) are used here, but you need not have taken them.*
 

@@ -12,7 +12,7 @@
 # - run SFT and GRPO, and read their curves with intervals,
 # - recognise four broken recipes: a judge that can be fooled, a group of one, no clip, no KL.
 #
-# *Time (estimated): 60 minutes to read, predict and run. The six exercises take 5 to 10 minutes each on top. All cells together run in about a minute and a half.*
+# *Time: 167 minutes, exercises included. All cells together run in about a minute and a half.*
 # *Before this: you know softmax, cross-entropy and `backward`. Lesson 01 has the chat encoding and verifiers, lesson 10 a training loop; both are recalled here.*
 
 # %%

@@ -12,7 +12,7 @@
 # - distil two specialists into one model, and compare it fairly with three other ways,
 # - tell a laboratory's own distillation from what the dispute about "distillation attacks" is about.
 #
-# *Time (estimated): 50 minutes to read, predict and run; the four exercises take 5 to 15 minutes each on top. None has to be solved for the next cell to run. All cells together
+# *Time: 126 minutes, exercises included. All cells together
 # run in less than two minutes on one core of a server.*
 # *Before this: lesson 12 (what a specialist is). Terms in bold are in the [glossary](GLOSSARY.md).*
 

@@ -13,7 +13,7 @@
 # - estimate pass@k without bias and put an interval beside it,
 # - read a report card, and a table of scores against the price of an answer.
 #
-# *Time (estimated): 50 minutes to read, predict and run; the five exercises take 5 to 10 minutes each on top. The code itself runs in about a minute.*
+# *Time: 166 minutes, exercises included. The code itself runs in about a minute.*
 # *Before this: lesson 10; lessons 12 and 13 for the ends of sections 6 and 7. Lessons 05 (decode state) and 08 (MTP block) help.*
 
 # %%

@@ -12,7 +12,7 @@
 # - lay a large model beside a small one: routers, hash tables, hyper-connections, sinks, biases, spectra, rounding, predictions,
 # - compute what a forward pass costs when the model is larger than your memory.
 #
-# *Time (estimated): 45 minutes to read, predict and run. The four exercises take 5 to 15 minutes each on top; none has to be solved for the next cell to run. The code itself runs
+# *Time: 144 minutes, exercises included. The code itself runs
 # in about half a minute.*
 # *Before this: PyTorch. Formats are the subject of lesson 11, the parts of the model that of lessons 02 to 08; each is recalled in a sentence where it is needed.*
 
