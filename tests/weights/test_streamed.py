@@ -38,7 +38,7 @@ def whole():
 def test_it_computes_what_the_loaded_model_computes(dtype):
     """With products from codes up to the order of sums; in torch bit for bit."""
     loaded, model = load(SAMPLE, dtype=dtype), streamed(SAMPLE, dtype=dtype)
-    room = 1e-5 if dtype == torch.float32 else 0.1
+    room = 1e-4 if dtype == torch.float32 else 0.1
     with torch.no_grad():
         for ids in (IDS, IDS[:, :1], IDS[:1, :9]):
             a, b = model(ids), loaded(ids)
