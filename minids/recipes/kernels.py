@@ -19,7 +19,7 @@ from minids.data.mixture import stream
 from minids.data.tokenizer import Tokenizer
 from minids.inference.generate import generate
 from minids.inference.speculate import speculate
-from minids.model import mhc
+from minids.model import mhc, vocabulary
 from minids.model.kernels import compiled
 from minids.posttrain.rollouts import rollouts
 from minids.pretrain.settings import Stage, TrainConfig
@@ -41,7 +41,7 @@ def training() -> None:
 
 
 def decoding() -> None:
-    """Tokens after prompts, one sequence and several, with drafts, recorded; a site by itself."""
+    """Tokens after prompts, one sequence and several, with drafts, recorded; a site, GRPO's loss."""
     model = load(data("checkpoints", "nano"))
     ids = torch.arange(300, 600)
     for prompts in (ids[None, :20], ids[None], ids[:40].view(2, 20)):
@@ -52,6 +52,8 @@ def decoding() -> None:
         rollouts(model, [ids[:20].tolist()] * 9, 8, top_p=top_p, record=True)
     X = torch.randn(1, 40, 4, 128, requires_grad=True)
     mhc.read(X, torch.rand(4, 40)).sum().backward()     # as lessons use it
+    logits = torch.randn(9, 2048, requires_grad=True)
+    vocabulary.log_probs(logits, ids[:9])[0].sum().backward()
 
 
 def packed_weights() -> None:
