@@ -41,7 +41,7 @@ def training() -> None:
 
 
 def decoding() -> None:
-    """Tokens after prompts, one sequence and several, with drafts, recorded; a site, GRPO's loss."""
+    """Tokens after prompts, one sequence and several, with drafts, recorded; a site; log-probs."""
     model = load(data("checkpoints", "nano"))
     ids = torch.arange(300, 600)
     for prompts in (ids[None, :20], ids[None], ids[:40].view(2, 20)):
