@@ -18,6 +18,7 @@ from minids.model.kernels import experts as kernel
 
 FEW = 64            # tokens up to which one kernel computes everything,
 SMALL = 2**18       # and numbers of a matrix up to which it does;
+LARGE = 2**20       # above, `Experts` would copy more than it saves;
 ALONE = 2**21       # products up to which it does so in one thread: waking another takes longer
 
 

@@ -186,7 +186,7 @@ class MoE(nn.Module):
             if of_expert is None:
                 return None
             matrices += of_expert
-        if not kernels.on("experts", *matrices):
+        if matrices[0].numel() > fused.LARGE or not kernels.on("experts", *matrices):
             return None
         limit = float(self.limit) or INFINITE
         if N <= fused.FEW and matrices[0].numel() <= fused.SMALL and not with_gradient \

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minids.config import Config
-from minids.model import kernels
+from minids.model import experts, kernels
 from minids.model.experts import choose
 from minids.model.kernels.compiled import numba
 from minids.model.moe import Gate, MoE, sqrt_softplus
@@ -61,6 +61,16 @@ def test_training_and_inference(config, N, is_hash):
     with torch.inference_mode():
         torch.testing.assert_close(moe(x, ids), want[0], rtol=1e-5, atol=1e-5)
     assert [g is None for g in step(moe, x, ids)[2:]].count(True) % 3 == 0      # whole experts
+
+
+def test_large_matrices_are_not_copied(monkeypatch):
+    """A copy of V4-Flash's experts would take gigabytes."""
+    moe, (x, ids) = layer(), inputs(300)
+    want = step(moe, x, ids)
+    monkeypatch.setattr(experts, "LARGE", moe.shared_experts.w1.weight.numel() - 1)
+    monkeypatch.setattr(experts.Experts, "apply", None)         # would fail
+    for a, b in zip(step(moe, x, ids), want):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * max(b.abs().max().item(), 1e-6))
 
 
 def test_inference_computes_what_training_does():
