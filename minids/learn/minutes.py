@@ -26,7 +26,7 @@ FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 WORD = re.compile(r"\S*\w\S*")
 TABLE_RULE = re.compile(r"^\|[ :|-]+\|$", re.MULTILINE)
 PICTURE = re.compile(r"!\[|<img\b")
-# "### Exercise 3: mend it (core, easy, 8 minutes)", or the words in brackets on the next line
+# "### Exercise 3: fix it (core, easy, 8 minutes)", or the words in brackets on the next line
 EXERCISE = re.compile(r"^#{2,4} Exercise\b(.*(?:\n+.*)?)", re.MULTILINE)
 STATED = re.compile(r"[(*]([^()*]*?)(\d+) minutes?\b")
 DISCUSSION = re.compile(r"^## Questions to discuss$(.*?)(?=^## |\Z)", re.DOTALL | re.MULTILINE)
