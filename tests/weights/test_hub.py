@@ -4,6 +4,7 @@ import errno
 import gzip
 import json
 import struct
+import time
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -234,7 +235,13 @@ def test_an_error_stops_the_other_files_and_keeps_what_was_fetched(server):
     remote = Checkpoint(REPO)
     names = remote.find("layers.*.attn.wq_a.weight", "layers.*.attn.wkv.weight")
     remote.inventory(names)
-    server.faults = [None, None, status(418)] + [None] * 50
+
+    def refused_later(*answer):         # only when something has been kept
+        while not remote.price(names).here:
+            time.sleep(0.01)
+        return status(418)(*answer)
+
+    server.faults = [None, None, refused_later] + [None] * 50
     with pytest.raises(MinidsError, match="status 200 or 206, found 418|stopped"):
         remote.fetch(names)
     here = remote.price(names).here
